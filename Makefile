@@ -1,0 +1,51 @@
+# Every target that needs Python builds .venv itself, once; a change of pyproject.toml or constraints.txt updates it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all check format bench clean
+
+help: ## show this page
+	@awk 'BEGIN {FS = ":.*## "; print "make TARGET, where TARGET is one of"} \
+		/^[a-z-]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# The stamp is written last, so an install that was cut short is taken up again. torch goes first: on its own it is
+# taken from wherever pip is told to look for it, and nothing after it can choose another build.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "lifecycle needs Python 3.11 or newer; '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)." >&2; \
+		echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		|| $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet '$(TORCH)'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## train a small model on this machine's own Python library, with a report (about 5 minutes)
+	$(BIN)/python -m lifecycle experiment=demo
+
+test: $(STAMP) ## the tests that finish in minutes
+	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+test-all: $(STAMP) ## every test; those that need a GPU skip themselves without one
+	$(BIN)/python -m pytest -q
+
+check: $(STAMP) ## formatting, lint and types, as the pre-commit hooks run them
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## rewrite the files as `check` wants them
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## measure speed and memory, one JSON a run (see benchmarks/)
+	$(BIN)/python -m benchmarks
+
+clean: ## delete .venv and caches; outputs/ stays
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist
+	find src tests -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,92 @@
+"""The typed records and batches that data and stages share, and all that they share.
+
+Shapes: B rows of a micro-batch, T positions of a row.
+
+A document is `[bos] + text + [eos]`. A piece of it is a slice `ids[a : b + 1]`: its inputs are `ids[a:b]` and its labels
+`ids[a + 1 : b + 1]`. So every position of a row carries its own label, a document that is cut loses no label at the cut,
+and nothing is shifted later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+"""Label of a position that is not trained (padding)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One row of a source in the project's own terms; a format fills the fields of its kind and leaves the rest None."""
+
+    id: str
+    source: str
+    domain: str
+    text: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    prompt: str | None = None
+    answer: str | None = None
+    chosen: Any = None
+    rejected: Any = None
+    completion: str | None = None
+    label: bool | None = None
+    level: float | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cursor:
+    """Where the data engine stands after a step: plain containers only, so that it checkpoints.
+
+    `step` is the number of steps consumed; `streams` maps a logical stream's index to its state after that step.
+    """
+
+    step: int
+    streams: Mapping[int, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenBatch:
+    """Packed rows: the documents of a row are numbered 1, 2, ... from the left, 0 is padding.
+
+    input_ids, labels, position_ids, document_ids, source_ids: (B, T) int64; labels are `IGNORED` at padding and
+    source_ids are -1 there. `single`: every row is one document without padding (attention may be plainly causal).
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    position_ids: Tensor
+    document_ids: Tensor
+    source_ids: Tensor
+    single: bool = False
+
+    @property
+    def trained(self) -> Tensor:
+        """(B, T) bool: positions whose label enters the loss."""
+        return self.labels != IGNORED
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> TokenBatch:
+        """The same batch on `device`."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        tensors = {k: v.to(device, non_blocking=non_blocking) for k, v in moved.items() if isinstance(v, Tensor)}
+        return replace(self, **tensors)
+
+    def rows(self, start: int, stop: int) -> TokenBatch:
+        """Rows [start, stop) as a batch of their own (views)."""
+        parts = {f.name: getattr(self, f.name)[start:stop] for f in fields(self) if f.name != "single"}
+        single = bool((parts["document_ids"] == 1).all())
+        return replace(self, **parts, single=single)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepBatch:
+    """One rank's whole share of one optimizer step: its micro-batches, and the cursor that follows the step."""
+
+    step: int
+    micro: list[TokenBatch]
+    cursor: Cursor

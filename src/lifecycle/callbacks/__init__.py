@@ -1,0 +1,22 @@
+"""What watches a run: the progress display, and a profiler of a few steps. `observers` is the `callbacks` group."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning.pytorch import Callback
+
+from lifecycle.callbacks.profile import Profile
+from lifecycle.callbacks.progress import ProgressDisplay
+
+__all__ = ["Profile", "ProgressDisplay", "observers"]
+
+
+def observers(
+    *, folder: Path | str, progress: bool, progress_seconds: float, profile_steps: int | None, profile_after_steps: int
+) -> list[Callback]:
+    """The callbacks that the config asks for; `folder` is the run's. None for `profile_steps` profiles nothing."""
+    chosen: list[Callback] = [ProgressDisplay(every_seconds=progress_seconds)] if progress else []
+    if profile_steps is not None:
+        chosen.append(Profile(folder=Path(folder), steps=profile_steps, after_steps=profile_after_steps))
+    return chosen

@@ -1,0 +1,222 @@
+"""What a person sees while a run goes on: a live panel on a terminal, a plain line every few seconds in a log.
+
+It only reads numbers that the stage has already brought to the host (`stage.latest`), so it never makes the device wait.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+PANEL_SECONDS = 0.25
+WINDOW_STEPS = 50
+
+
+class Shown(Protocol):
+    """What a stage offers to look at: the metrics last flushed, and the step at which the run ends (None: open)."""
+
+    latest: dict[str, float]
+    total_steps: int | None
+
+
+class Pace:
+    """Steps and their clock: seconds a step over the last steps, the first ones of a process (compilation) left out."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self._ends: deque[float] = deque(maxlen=WINDOW_STEPS + 1)
+
+    def step_ended(self) -> None:
+        """Call after every step."""
+        self._ends.append(time.monotonic())
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since training began in this process."""
+        return time.monotonic() - self.started
+
+    def seconds_left(self, steps: int) -> float | None:
+        """A guess from the last steps; None before the second."""
+        if len(self._ends) < 2:
+            return None
+        return (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1) * steps
+
+
+class ProgressDisplay(Callback):
+    """Shows stage, step, tokens, loss, speed, data wait, time left, last checkpoint and validation, on rank 0.
+
+    `every_seconds` is the pace of plain lines; on a terminal the panel is redrawn four times a second at most.
+    """
+
+    def __init__(self, *, every_seconds: float, console: Console | None = None) -> None:
+        super().__init__()
+        self._console = console or Console()
+        self._every = every_seconds
+        self._live: Live | None = None
+        self._pace = Pace()
+        self._shown_at = -math.inf
+        self._checkpoint: int | None = None
+        self._held_out: dict[str, float] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the panel."""
+        self._pace = Pace()
+        self._held_out = {k: v for k, v in cast(Shown, pl_module).latest.items() if k.startswith("valid/")}
+        if trainer.is_global_zero and self._console.is_terminal and not self._console.is_dumb_terminal:
+            self._live = Live(console=self._console, auto_refresh=False, transient=False)
+            self._live.start()
+            self._show(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """One step more."""
+        self._pace.step_ended()
+        if not trainer.is_global_zero:
+            return
+        held_out = {k: v for k, v in cast(Shown, pl_module).latest.items() if k.startswith("valid/")}
+        wanted = PANEL_SECONDS if self._live else self._every
+        # New perplexities are worth a line of their own.
+        if held_out != self._held_out or time.monotonic() - self._shown_at >= wanted:
+            self._held_out = held_out
+            self._show(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Remember the step of the last checkpoint."""
+        self._checkpoint = trainer.global_step
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The last state stays on the screen."""
+        if trainer.is_global_zero:
+            self._show(trainer, pl_module)
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the terminal back before the error is printed."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _show(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._shown_at = time.monotonic()
+        stage, step = cast(Shown, pl_module), trainer.global_step
+        facts = Facts(
+            stage=type(pl_module).__name__.lower(),
+            step=step,
+            total=stage.total_steps,
+            elapsed=self._pace.elapsed,
+            left=None if stage.total_steps is None else self._pace.seconds_left(max(0, stage.total_steps - step)),
+            checkpoint=self._checkpoint,
+            metrics=stage.latest,
+            on_cpu=pl_module.device.type == "cpu",
+        )
+        if self._live is not None:
+            self._live.update(facts.panel(), refresh=True)
+        else:
+            self._console.print(facts.line(), highlight=False, soft_wrap=True)
+
+
+class Facts:
+    """One moment of a run, as words. Every metric may be missing."""
+
+    def __init__(
+        self,
+        *,
+        stage: str,
+        step: int,
+        total: int | None,
+        elapsed: float,
+        left: float | None,
+        checkpoint: int | None,
+        metrics: Mapping[str, float],
+        on_cpu: bool,
+    ) -> None:
+        self.stage, self.step, self.total, self.elapsed, self.left = stage, step, total, elapsed, left
+        self.checkpoint, self.metrics, self.on_cpu = checkpoint, metrics, on_cpu
+
+    def training(self) -> list[tuple[str, str]]:
+        """(name, value) of what training reports."""
+        share = "of measured peak" if self.on_cpu else "MFU"
+        return self._present(
+            ("loss", "train/loss", "{:.3f}"),
+            ("lr", "train/lr", "{:.2e}"),
+            ("grad norm", "train/grad_norm", "{:.2f}"),
+            ("tokens", "train/tokens", "{:,.0f}"),
+            ("tokens/s", "perf/tokens_per_second", "{:,.0f}"),
+            (share, "perf/mfu", "{:.1%}"),
+            ("data wait", "perf/data_wait", "{:.1%}"),
+            ("memory GB", "perf/memory_gb", "{:.1f}"),
+        )
+
+    def validation(self) -> list[tuple[str, str]]:
+        """(domain, perplexity) of the last validation."""
+        names = [key for key in self.metrics if key.startswith("valid/") and key.endswith("/perplexity")]
+        return self._present(*((key.split("/", 1)[1].removesuffix("/perplexity"), key, "{:,.1f}") for key in names))
+
+    def _present(self, *wanted: tuple[str, str, str]) -> list[tuple[str, str]]:
+        values = {**self.metrics}
+        if "train/tokens" not in values and "tokens" in values:
+            values["train/tokens"] = values["tokens"]
+        return [(name, form.format(values[key])) for name, key, form in wanted if key in values]
+
+    def line(self) -> str:
+        """For a log: one line, no cursor movement."""
+        total = f"/{self.total:,}" if self.total is not None else ""
+        parts = [f"{self.stage} step {self.step:,}{total}", *(f"{name} {value}" for name, value in self.training())]
+        if self.validation():
+            parts.append("valid ppl " + ", ".join(f"{name} {value}" for name, value in self.validation()))
+        if self.checkpoint is not None:
+            parts.append(f"checkpoint {self.checkpoint:,}")
+        parts.append(f"{clock(self.elapsed)} gone")
+        if self.left is not None:
+            parts.append(f"{clock(self.left)} left")
+        return " | ".join(parts)
+
+    def panel(self) -> RenderableType:
+        """For a terminal."""
+        head = Table.grid(padding=(0, 2))
+        total = "" if self.total is None else f" / {self.total:,}"
+        left = "…" if self.left is None else clock(self.left)
+        bar = ProgressBar(total=self.total, completed=self.step, width=36, pulse=False)
+        head.add_row(
+            Text(self.stage, style="bold"),
+            bar if self.total is not None else "",
+            f"step {self.step:,}{total}",
+            Text(f"{clock(self.elapsed)} gone", style="dim"),
+            Text.assemble((left, "bold"), " left") if self.total is not None else "",
+        )
+        rows: list[RenderableType] = [head, _facts(self.training())]
+        last = [("last checkpoint", f"step {self.checkpoint:,}")] if self.checkpoint is not None else []
+        held_out = [(f"ppl {name}", value) for name, value in self.validation()]
+        if held_out or last:
+            rows.append(_facts([*held_out, *last]))
+        return Padding(Group(*rows), (1, 0))
+
+
+def _facts(facts: list[tuple[str, str]]) -> Text:
+    parts: list[Any] = []
+    for name, value in facts:
+        parts += [(f"{name} ", "dim"), (value, "cyan"), "   "]
+    return Text.assemble(*parts)
+
+
+def clock(seconds: float) -> str:
+    """h:mm:ss, or days and hours for a long time."""
+    whole = int(seconds)
+    if whole >= 2 * 86400:
+        return f"{whole // 86400} d {whole % 86400 // 3600} h"
+    return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"

@@ -1,0 +1,68 @@
+"""When a checkpoint is written beyond the periodic ones: a new best, a preemption, the end; and what it cost."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lifecycle.checkpoint import CommittedCheckpointIO, mark_best
+
+
+def step_name(step: int) -> str:
+    """The folder of the checkpoint after `step` steps."""
+    return f"step-{step:08d}"
+
+
+def periodic(folder: Path, every_steps: int) -> ModelCheckpoint:
+    """Lightning's own callback decides when; which checkpoints stay is decided at each commit (`checkpoint.retention`)."""
+    saver = ModelCheckpoint(
+        dirpath=folder,
+        filename="step-{step:08d}",
+        auto_insert_metric_name=False,
+        every_n_train_steps=every_steps,
+        save_top_k=-1,
+        save_on_train_epoch_end=False,
+        enable_version_counter=False,
+    )
+    saver.FILE_EXTENSION = ""  # a checkpoint is a folder
+    return saver
+
+
+class SaveOnEvents(Callback):
+    """Saves after the step that gave the best validation loss, that met a SIGTERM, or that was the last.
+
+    `grace`: SIGTERM sets the stage's `preempted`; the step in flight is finished and saved.
+    """
+
+    def __init__(self, *, folder: Path, every_steps: int) -> None:
+        self._folder, self._every = folder, every_steps
+        self._blocked_s = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on SIGTERM means: finish the step, save, stop. Replaces Lightning's handler (a broadcast a step)."""
+
+        def finish_step(signum: int, frame: FrameType | None) -> None:
+            pl_module.preempted = True  # type: ignore[assignment]
+
+        signal.signal(signal.SIGTERM, finish_step)
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Save if something happened at this step; the periodic callback comes after and finds it saved."""
+        stage: Any = pl_module
+        step = trainer.global_step
+        best = stage.improved_at == step
+        if best and trainer.is_global_zero:
+            mark_best(self._folder, step, stage.best[0])
+        if (best or stage.preempted or step == stage.total_steps) and step % self._every:
+            trainer.save_checkpoint(self._folder / step_name(step))
+        writer = trainer.strategy.checkpoint_io
+        if isinstance(writer, CommittedCheckpointIO):
+            writer.raise_pending()
+            stage.meter.checkpointed(writer.blocked_s - self._blocked_s)
+            self._blocked_s = writer.blocked_s

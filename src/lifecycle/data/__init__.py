@@ -1,0 +1,1 @@
+"""Sources -> records -> views -> mixture -> packing -> batches."""

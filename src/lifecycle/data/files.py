@@ -1,0 +1,237 @@
+"""Where the rows of a source lie: a spec resolved to a sorted tuple of files, local or remote.
+
+    files = resolve(spec, name="web", root="/data", cache=Path("cache"))   # (File(url, size, kind, stamp), ...)
+    identity = fingerprint(files)
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lifecycle.data.specs import SourceSpec
+from lifecycle.data.stdlib import KINDS, VERSION, materialise
+from lifecycle.errors import UserError
+
+Kind = Literal["jsonl", "parquet", "document", "line", "paragraph"]
+"""How rows are cut out of a file; the last three are plain text."""
+
+MOST_ROW_BYTES = 10_000_000
+"""A longer row is a bad row: it is passed over without being held in memory."""
+
+SUFFIXES: dict[str, Kind] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+COMPRESSED = (".gz", ".zst")
+REFUSED = frozenset(
+    ".csv .tsv .arrow .feather .zip .tar .tgz .bz2 .xz .7z .rar .lz4 .pdf .docx .doc .bin .pt .pth .npy .npz .pickle "
+    ".pkl .safetensors .xlsx .db .sqlite .png .jpg .jpeg .mp3 .wav .mp4".split()
+)
+"""Everything else is read as plain text: source code, Markdown and notes are as good as `.txt`."""
+
+STAMPS = ("ETag", "etag", "blob_id", "sha", "md5", "generation", "LastModified", "last_modified", "mtime", "created")
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One data file: absolute path or URL, size in bytes as stored, kind of its rows, a stamp that changes with it.
+
+    columns: the only ones to read, where columns can be read alone (Parquet); None: all.
+    """
+
+    url: str
+    size: int
+    kind: Kind
+    stamp: str = ""
+    columns: tuple[str, ...] | None = None
+
+    @property
+    def compression(self) -> str | None:
+        """`.gz`, `.zst` or None."""
+        return next((suffix for suffix in COMPRESSED if self.url.lower().endswith(suffix)), None)
+
+
+def resolve(
+    spec: SourceSpec, *, name: str, cache: Path, root: str | None = None, split: str | None = None
+) -> tuple[File, ...]:
+    """The files of a source's `split` (None: `spec.split`), sorted by URL and each named once.
+
+    `root` is put before relative paths; `python://` texts are materialised under `cache`. Raises UserError when
+    nothing matches, a kind is not known, or a remote place cannot be reached.
+    """
+    where, split = f"data.sources.{name}", split or spec.split
+    if spec.hub is not None:
+        urls = _hub_files(spec.hub, spec.config, split, where=where, root=root)
+    elif isinstance(spec.path, dict):
+        if split not in spec.path:
+            raise UserError(f"{where}.path has no split {split!r}; it has {', '.join(spec.path)}")
+        urls = _as_list(spec.path[split])
+    else:
+        urls = _as_list(spec.path or [])
+    return _files(urls, where=f"{where}.{'hub' if spec.hub else 'path'}", root=root, cache=cache, spec=spec)
+
+
+def fingerprint(files: Iterable[File]) -> str:
+    """sha256 over names, sizes and stamps: another set of files, or a changed one, has another fingerprint."""
+    rows = [[os.path.basename(file.url), file.size, file.stamp] for file in files]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def is_remote(url: str) -> bool:
+    """Whether fsspec, not the local file system, opens `url`."""
+    return "://" in url
+
+
+def _as_list(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _files(
+    urls: list[str], *, where: str, root: str | None, cache: Path, spec: SourceSpec
+) -> tuple[File, ...]:
+    found: dict[str, tuple[int, str]] = {}
+    for url in urls:
+        if url.startswith("python://"):
+            found |= _python_text(url, where=where, cache=cache)
+        elif is_remote(placed := _place(url, root)):
+            found |= _remote(placed, where=where)
+        else:
+            found |= _local(placed, where=where)
+    files = tuple(
+        File(url, size, _kind(url, spec, where=where), stamp, spec.columns) for url, (size, stamp) in sorted(found.items())
+    )
+    _refuse_giant_documents(files, where)
+    return files
+
+
+def _place(url: str, root: str | None) -> str:
+    if is_remote(url):
+        return url
+    url = os.path.expanduser(url)
+    if root and is_remote(root) and not os.path.isabs(url):
+        return f"{root.rstrip('/')}/{url}"
+    return os.path.abspath(os.path.join(os.path.expanduser(root or ""), url))
+
+
+def _python_text(url: str, *, where: str, cache: Path) -> dict[str, tuple[int, str]]:
+    kind = url.removeprefix("python://")
+    if kind not in KINDS:
+        raise UserError(f"{where} is {url!r}; this Python's own texts are python://prose and python://code")
+    path = materialise(kind, cache)
+    return {str(path): (path.stat().st_size, VERSION)}
+
+
+def _local(pattern: str, *, where: str) -> dict[str, tuple[int, str]]:
+    """Size and stamp of each matching file, by path."""
+    if os.path.isdir(pattern):
+        matches = [p for p in glob.glob(os.path.join(glob.escape(pattern), "**"), recursive=True) if os.path.isfile(p)]
+        matches = [path for path in matches if _suffix(path) not in REFUSED]
+    elif os.path.exists(pattern):
+        matches = [pattern]
+    else:
+        matches = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
+    if not matches:
+        raise UserError(f"{where}: nothing matches {pattern}{_nearest(pattern)}")
+    closed = [path for path in matches if not os.access(path, os.R_OK)]
+    if closed:
+        raise UserError(f"{where}: {closed[0]} cannot be read (permission denied): mend its permissions, or leave it out")
+    return {path: (stat.st_size, str(stat.st_mtime_ns)) for path in matches if (stat := os.stat(path))}
+
+
+def _remote(url: str, *, where: str) -> dict[str, tuple[int, str]]:
+    import fsspec  # a remote source is the exception: its packages load only when there is one
+
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+        infos: Mapping[str, Any] = fs.glob(path, detail=True) if glob.has_magic(path) else _listed(fs, path)
+    except FileNotFoundError:
+        infos = {}
+    except (OSError, ImportError, ValueError) as error:
+        raise UserError(f"{where}: {url} cannot be reached ({type(error).__name__}: {error}). {_ADVICE}") from error
+    found = {
+        fs.unstrip_protocol(path): (
+            int(info.get("size") or 0),
+            next((str(info[key]) for key in STAMPS if info.get(key)), ""),
+        )
+        for path, info in infos.items()
+        if info.get("type") != "directory"
+    }
+    if not found:
+        raise UserError(f"{where}: nothing matches {url}; check the address, and that this account may list it")
+    return found
+
+
+def _listed(fs: Any, path: str) -> Mapping[str, Any]:
+    info = fs.info(path)
+    return fs.find(path, detail=True) if info.get("type") == "directory" else {path: info}
+
+
+def _hub_files(hub: str, config: str | None, split: str, *, where: str, root: str | None) -> list[str]:
+    """The data files of one split of a hub data set, or of a local folder that is laid out like one."""
+    import datasets  # takes a second to import, and only hub names need it
+
+    local = _place(hub, root)
+    place = local if os.path.isdir(local) else hub
+    try:
+        builder = datasets.load_dataset_builder(place, config)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise UserError(f"{where}.hub is {hub!r}: {error} Check the name; a gated set needs `hf auth login`.") from error
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise UserError(f"{where}.hub: {hub!r} cannot be resolved ({type(error).__name__}: {error}). {_ADVICE}") from error
+    by_split = builder.config.data_files or {}
+    if split not in by_split:
+        raise UserError(f"{where}: {hub!r} has no split {split!r}; it has {', '.join(by_split) or 'no data files'}")
+    return [str(url) for url in by_split[split]]
+
+
+_ADVICE = (
+    "If this machine has no network, unset HF_HUB_OFFLINE only where there is one; prepare the data elsewhere "
+    "(stage=prepare, then data.prepared=RUN), or name local files by path"
+)
+
+
+def _suffix(path: str) -> str:
+    stem = path.lower()
+    for suffix in COMPRESSED:
+        stem = stem.removesuffix(suffix)
+    return os.path.splitext(stem)[1]
+
+
+def _kind(path: str, spec: SourceSpec, *, where: str) -> Kind:
+    suffix = _suffix(path)
+    if suffix in REFUSED:
+        raise UserError(
+            f"{where}: {path} is a {suffix} file; wanted JSON Lines (.jsonl, also .gz and .zst), Parquet or plain text: "
+            "convert it (`datasets` reads most formats: load_dataset(...).to_parquet(...)), or narrow the pattern"
+        )
+    return SUFFIXES.get(suffix, spec.sample_by)
+
+
+def _nearest(pattern: str) -> str:
+    """What lies near a pattern that matches nothing."""
+    folder, name = os.path.split(pattern)
+    while folder and not os.path.isdir(folder):
+        folder, name = os.path.split(folder)
+    names = sorted(entry for entry in os.listdir(folder or ".") if not entry.startswith("."))[:2000]
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:3]
+    return f"; {folder or '.'} has {', '.join(near)}" if near else f"; {folder or '.'} is empty"
+
+
+def _refuse_giant_documents(files: Iterable[File], where: str) -> None:
+    for file in files:
+        if file.kind == "document" and file.size > MOST_ROW_BYTES:
+            raise UserError(
+                f"{where}: {file.url} is one text file of {file.size:,} bytes, and sample_by is document (one file, one "
+                f"document, {MOST_ROW_BYTES:,} bytes at most): set sample_by to line or paragraph"
+            )

@@ -1,0 +1,156 @@
+"""From logical streams to the batches of one rank: workers share the streams out, the main process joins their rows.
+
+A worker yields, step after step, the packed rows of its streams; joined in the order of the streams they are the same
+rows whatever the number of workers, and over all ranks the same step whatever the number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from lifecycle.batch import Cursor, StepBatch, TokenBatch
+from lifecycle.data.plan import BatchPlan
+from lifecycle.data.stream import State, Stream, arrays
+from lifecycle.errors import UserError
+
+Part = tuple[dict[str, torch.Tensor], dict[int, State]]
+OpenStream = Callable[[int, State | None, Callable[[int, int, int], None]], Stream]
+PREFETCHED_STEPS = 4  # per worker: enough to hide a window being packed, few enough not to hold a long run's rows
+
+
+@dataclass
+class _Steps(IterableDataset[Part]):
+    """What one worker gives: rows and states of its streams, step by step from `start` to `stop`."""
+
+    open_stream: OpenStream
+    streams: Sequence[int]
+    plan: BatchPlan
+    start: int
+    stop: int
+    states: dict[int, State]
+    status: torch.Tensor  # (workers, 3) shared: source, row and line that each worker is reading
+
+    def __iter__(self) -> Iterator[Part]:
+        info = get_worker_info()
+        number, workers = (info.id, info.num_workers) if info else (0, 1)
+        cell = self.status[number]
+
+        def reading(source: int, row: int, line: int) -> None:
+            cell[0], cell[1], cell[2] = source, row, line
+
+        mine = {s: self.open_stream(s, self.states.get(s), reading) for s in self.streams[number::workers]}
+        for step in range(self.start, self.stop):
+            given = {s: stream.step(step) for s, stream in mine.items()}
+            length = self.plan.at(step).row_length
+            parts = arrays([row for rows, _ in given.values() for row in rows], length)
+            yield {k: torch.from_numpy(v) for k, v in parts.items()}, {s: state for s, (_, state) in given.items()}
+
+
+class StepLoader:
+    """One rank's batches, a `StepBatch` a step, from the step after `cursor` to `stop` (exclusive).
+
+    `streams` are this rank's logical streams; `micro_rows(row_length)` the rows of a micro-batch.
+    """
+
+    def __init__(
+        self,
+        *,
+        open_stream: OpenStream,
+        streams: Sequence[int],
+        source_names: Sequence[str],
+        plan: BatchPlan,
+        cursor: Cursor | None,
+        stop: int,
+        workers: int,
+        micro_rows: Callable[[int, int], int],
+        pin_memory: bool = False,
+    ) -> None:
+        self._workers = min(workers, len(streams))
+        self._streams, self._names, self._plan, self._micro_rows = list(streams), list(source_names), plan, micro_rows
+        self._start = cursor.step if cursor else 0
+        self._stop = stop
+        states = {s: dict(cursor.streams[s]) for s in streams} if cursor else {}
+        self._status = torch.full((max(1, self._workers), 3), -1, dtype=torch.int64).share_memory_()
+        self._dataset = _Steps(open_stream, self._streams, plan, self._start, stop, states, self._status)
+        self._pin = pin_memory
+
+    def __iter__(self) -> Iterator[StepBatch]:
+        parts = self._parts()
+        turns = max(1, self._workers)
+        owners = [list(self._streams[w::turns]) for w in range(turns)]
+        for step in range(self._start, self._stop):
+            yield self._join(step, [next(parts) for _ in range(turns)], owners)
+
+    def _parts(self) -> Iterator[Part]:
+        if self._workers == 0:
+            yield from self._dataset
+            return
+        loader: DataLoader[Any] = DataLoader(
+            self._dataset,
+            batch_size=None,
+            num_workers=self._workers,
+            prefetch_factor=PREFETCHED_STEPS,
+            worker_init_fn=_quiet_worker,
+            pin_memory=self._pin,
+        )
+        try:
+            yield from loader
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise RuntimeError(f"{error} {self._last_read()}") from error
+
+    def _last_read(self) -> str:
+        at = [
+            f"worker {w}: source '{self._names[source]}', row {row}, line {line}"
+            for w, (source, row, line) in enumerate(self._status.tolist())
+            if source >= 0
+        ]
+        return "It was last reading: " + ("; ".join(at) or "nothing yet")
+
+    def _join(self, step: int, parts: list[Part], owners: list[list[int]]) -> StepBatch:
+        """The rows of all workers in the order of the streams, cut into micro-batches."""
+        phase = self._plan.at(step)
+        states = {s: state for _, given in parts for s, state in given.items()}
+        tensors = {name: _in_order([part[name] for part, _ in parts], owners) for name in parts[0][0]}
+        whole = TokenBatch(**{k: v.long() for k, v in tensors.items()})
+        count = len(whole.input_ids)
+        size = self._micro_rows(phase.row_length, count)
+        micro = [whole.rows(at, min(at + size, count)) for at in range(0, count, size)]
+        cursor = Cursor(step=step + 1, streams={s: states[s] for s in self._streams})
+        return StepBatch(step=step, micro=micro, cursor=cursor)
+
+
+def _in_order(parts: list[torch.Tensor], owners: list[list[int]]) -> torch.Tensor:
+    """Rows of several workers as one tensor, ordered by stream; every stream gives the same number of rows."""
+    if len(parts) == 1:
+        return parts[0]
+    streams = [s for owned in owners for s in owned]
+    a_stream = sum(len(part) for part in parts) // len(streams)
+    rows = torch.cat(parts).unflatten(0, (len(streams), a_stream))
+    return rows[torch.from_numpy(np.argsort(streams, kind="stable"))].flatten(0, 1)
+
+
+def micro_batch_rows(micro_batch_tokens: int) -> Callable[[int, int], int]:
+    """Rows of a micro-batch for (row length, rows of the rank's step): the largest divisor that fits the limit."""
+
+    def rows(row_length: int, count: int) -> int:
+        limit = micro_batch_tokens // row_length
+        if limit < 1:
+            raise UserError(
+                f"hardware.micro_batch_tokens is {micro_batch_tokens}, less than one row of {row_length} tokens "
+                "(stage.sequence_length): raise it"
+            )
+        return max(d for d in range(1, min(limit, count) + 1) if count % d == 0)
+
+    return rows
+
+
+def _quiet_worker(worker: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,279 @@
+"""THE LightningDataModule: sources -> view -> mixture -> packed rows -> the batches of this rank, and their cursor.
+
+    python -m lifecycle data=files 'data.sources.mine.path=texts/*.jsonl.gz'
+
+Its state is what was *consumed*: a stage hands back the cursor of every step it has finished, and a checkpoint holds the
+cursors of all logical streams, so a run resumes at the same token on any number of ranks and workers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import EVAL_DATALOADERS
+
+from lifecycle.batch import Cursor, StepBatch, TokenBatch
+from lifecycle.data.formats import views
+from lifecycle.data.ledger import Ledger, merge
+from lifecycle.data.loader import StepLoader, micro_batch_rows
+from lifecycle.data.plan import BatchPlan, Phase
+from lifecycle.data.prepared import PreparedDocuments, open_prepared
+from lifecycle.data.raw import RawDocuments
+from lifecycle.data.source import BadRows, Source
+from lifecycle.data.sources import check_views, held_out_source, open_sources, sample_texts
+from lifecycle.data.specs import SourceSpec
+from lifecycle.data.stream import Documents, Pieces, State, Stream
+from lifecycle.data.tokenizer import Tokenizer, TokenizerRecipe, from_recipe, load
+from lifecycle.data.validation import HeldOutSet, collect, pack
+from lifecycle.errors import UserError
+
+WINDOW_ROWS = 256  # rows that all streams together pack at once: padding falls and a resume reads more as it grows
+
+
+class DataModule(pl.LightningDataModule):
+    """The data of one run. The first block of arguments is conf/data; the second is supplied by the run.
+
+    Raises `UserError` for sources that are missing, cannot give the view, or disagree with a prepared run.
+    """
+
+    def __init__(
+        self,
+        *,
+        sources: dict[str, SourceSpec],
+        tokenizer: str | TokenizerRecipe,
+        root: str | None,
+        prepared: str | None,
+        streams: int | None,
+        shuffle_buffer: int,
+        exhausted: Literal["error", "drop"],
+        epoch_source: str | None,
+        bad_rows: BadRows,
+        view: str,
+        seed: int,
+        sequence_length: int,
+        global_batch_tokens: int,
+        micro_batch_tokens: int,
+        validation_tokens: int,
+        workers: int,
+        folder: Path | None,
+    ) -> None:
+        super().__init__()
+        if not sources:
+            raise UserError("data.sources is empty: name at least one, for example data.sources.mine.path=texts/*.jsonl")
+        self.seed, self.workers, self.validation_tokens = seed, workers, validation_tokens
+        self._root, self._buffer, self._dropping = root, shuffle_buffer, exhausted == "drop"
+        self._wanted_streams, self._stop = streams, 0
+        self._micro_rows = micro_batch_rows(micro_batch_tokens)
+        total = sum(spec.weight for spec in sources.values())
+        self.weights = {name: spec.weight / total for name, spec in sources.items()}
+        self.epoch_source = epoch_source or max(self.weights, key=lambda n: self.weights[n])
+        if self.epoch_source not in sources:
+            raise UserError(f"data.epoch_source is '{self.epoch_source}'; the sources are {', '.join(sources)}")
+        rows = global_batch_tokens // sequence_length
+        self.plan = BatchPlan((Phase(step=0, row_length=sequence_length, rows=rows, weights=self.weights),))
+        self.cache = cache_folder()
+        self.sources = open_sources(
+            sources, root=root, bad_rows=bad_rows, cache=self.cache, quarantine=folder / "quarantine" if folder else None
+        )
+        check_views(self.sources, view, {s.name: views(s.spec) for s in self.sources})
+        self.prepared = open_prepared(prepared, self.sources) if prepared else None
+        self.tokenizer = self._open_tokenizer(tokenizer)
+        self.held_out = self._pack_held_out()
+        self._cursor: Cursor | None = None
+        self._loaded: Cursor | None = None
+
+    # -- what a run needs to know before it builds a stage
+
+    @property
+    def source_names(self) -> list[str]:
+        """Names of the sources in the order of `TokenBatch.source_ids`."""
+        return [source.name for source in self.sources]
+
+    @property
+    def domains(self) -> dict[str, tuple[float, int]]:
+        """Every validation domain's weight in the mixture and the bytes of its held-out text."""
+        weight = {d: sum(self.weights[s.name] for s in self.sources if s.domain == d) for d in self.held_out}
+        return {domain: (weight[domain], held.bytes) for domain, held in self.held_out.items()}
+
+    def set_stop(self, steps: int) -> None:
+        """The run ends after `steps` steps: nothing beyond them is read."""
+        self._stop = steps
+
+    # -- Lightning's side
+
+    def train_dataloader(self) -> StepLoader:
+        """Batches from the consumed cursor on."""
+        rank, world = self._rank()
+        streams = self.plan.streams(self._wanted_streams, world)
+        share = streams // world
+        self._check_loaded(streams)
+        return StepLoader(
+            open_stream=partial(self._open_stream, streams),
+            streams=range(rank * share, (rank + 1) * share),
+            source_names=self.source_names,
+            plan=self.plan,
+            cursor=self._loaded,
+            stop=self._stop,
+            workers=self.workers,
+            micro_rows=self._micro_rows,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> EVAL_DATALOADERS:
+        """This rank's held-out micro-batches of every domain, by domain."""
+        rank, world = self._rank()
+        length = self.plan.at(0).row_length
+        size = self._micro_rows(length, 2**16)
+        return {domain: held.batches(size, rank, world) for domain, held in self.held_out.items()}
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """A step's batch stays where it is (the stage moves one micro-batch at a time); others move whole."""
+        if isinstance(batch, TokenBatch):
+            return batch.to(device)
+        if isinstance(batch, StepBatch):
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def consumed(self, cursor: Cursor) -> None:
+        """The stage has finished the step that `cursor` follows."""
+        self._cursor = cursor
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cursors of all logical streams, gathered from all ranks: every rank must call."""
+        cursor = self._cursor or self._loaded
+        if cursor is None:
+            return {}
+        mine = {s: dict(state) for s, state in cursor.streams.items()}
+        return {"step": cursor.step, "streams": _gather(mine), "sources": self.source_names}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after the step at which `state` was taken, on however many ranks."""
+        if not state:
+            return
+        if state["sources"] != self.source_names:
+            raise UserError(f"the checkpoint's sources are {state['sources']}; this run's are {self.source_names}")
+        self._loaded = Cursor(step=state["step"], streams={int(s): v for s, v in state["streams"].items()})
+        self._cursor = None
+
+    def ledger(self, planned_tokens: int) -> Ledger:
+        """Planned and seen tokens, epochs and dropped rows by source, over all ranks: every rank must call."""
+        cursor = self._cursor or self._loaded
+        mine = {s: dict(state) for s, state in cursor.streams.items()} if cursor else {}
+        return merge(_gather(mine), self.sources, self.weights, planned_tokens)
+
+    # -- building blocks
+
+    def open_documents(
+        self, name: str, stream: int, streams: int, state: State | None, reading: Callable[[int, int], None] | None = None
+    ) -> Documents:
+        """The training documents of one source that one stream reads."""
+        source = next(s for s in self.sources if s.name == name)
+        if self.prepared is not None:
+            made = self.prepared[name]
+            return PreparedDocuments(
+                made.training, source.spec.max_epochs, stream, streams, self.seed, state, name=name, counts=made.counts
+            )
+        return RawDocuments(
+            source,
+            self.tokenizer.documents,
+            stream=stream,
+            streams=streams,
+            seed=self.seed,
+            buffer=self._buffer,
+            state=state,
+            reading=reading,
+        )
+
+    def _open_stream(
+        self, streams: int, index: int, state: State | None, reading: Callable[[int, int, int], None]
+    ) -> Stream:
+        at = state["anchor"]["sources"] if state else {}
+        pieces = {
+            s.name: Pieces(
+                self.open_documents(
+                    s.name, index, streams, at[s.name]["documents"] if at else None, partial(reading, s.index)
+                ),
+                s.index,
+                at[s.name]["skip"] if at else 0,
+            )
+            for s in self.sources
+        }
+        return Stream(
+            index=index,
+            streams=streams,
+            sources=pieces,
+            plan=self.plan,
+            seed=self.seed,
+            window_rows=WINDOW_ROWS // streams,
+            dropping=self._dropping,
+            state=state,
+        )
+
+    def _open_tokenizer(self, tokenizer: str | TokenizerRecipe) -> Tokenizer:
+        if self.prepared is not None:
+            return next(iter(self.prepared.values())).tokenizer
+        if isinstance(tokenizer, str):
+            return load(tokenizer)
+        key = "|".join(f"{s.name}:{s.fingerprint}:{self.weights[s.name]!r}" for s in self.sources)
+        texts = sample_texts(self.sources, self.weights, tokenizer.max_bytes, self.seed)
+        return from_recipe(tokenizer, texts, self.cache / "tokenizers", f"{key}|{self.seed}")
+
+    def _pack_held_out(self) -> dict[str, HeldOutSet]:
+        """One set a domain: its sources share the domain's tokens by weight."""
+        domains: dict[str, list[Source]] = {}
+        for source in self.sources:
+            domains.setdefault(source.domain, []).append(source)
+        packed = {}
+        for domain, members in domains.items():
+            share = sum(self.weights[s.name] for s in members)
+            pieces = []
+            for source in members:
+                tokens = int(self.validation_tokens * self.weights[source.name] / share)
+                documents = self._held_out_documents(source)
+                pieces += collect(documents, tokens=tokens, source=source.index) if documents else []
+            if pieces:
+                size = sum(self.tokenizer.bytes_of(piece.ids) for piece in pieces)
+                packed[domain] = pack(domain, pieces, self.plan.at(0).row_length, size)
+        return packed
+
+    def _held_out_documents(self, source: Source) -> Documents | None:
+        if self.prepared is not None:
+            shards = self.prepared[source.name].validation
+            return PreparedDocuments(shards, 1, 0, 1, self.seed, None) if shards.documents else None
+        held = held_out_source(source, root=self._root, cache=self.cache)
+        if held is None:
+            return None
+        return RawDocuments(
+            held, self.tokenizer.documents, stream=0, streams=1, seed=self.seed, buffer=1000, shuffle=False, held=True
+        )
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _check_loaded(self, streams: int) -> None:
+        if self._loaded is not None and sorted(self._loaded.streams) != list(range(streams)):
+            raise UserError(
+                f"the checkpoint was written with {len(self._loaded.streams)} logical streams, this run has {streams}: "
+                f"set data.streams={len(self._loaded.streams)}"
+            )
+
+
+def cache_folder() -> Path:
+    """Where derived data is kept between runs: $LIFECYCLE_CACHE, or the user's cache folder."""
+    base = os.environ.get("LIFECYCLE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "lifecycle")
+    return Path(base).expanduser()
+
+
+def _gather(mine: dict[int, State]) -> dict[int, State]:
+    """The streams' states of all ranks (Lightning would save those of rank 0 alone)."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return mine
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, mine)
+    return {s: state for part in parts for s, state in part.items()}

@@ -1,0 +1,55 @@
+"""Bad rows, kept where they can be looked at: `quarantine/<source>.jsonl`, one line a row with file, line and reason.
+
+Several processes append to one file, each row by one write; rows met again after a resume appear twice until `compact`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import orjson
+
+from lifecycle.data.raw_row import RawRow
+
+SHOWN_CHARACTERS = 200
+MOST_BYTES = 16 << 20
+"""A source's quarantine stops growing here (some 40,000 rows); the counts of bad rows go on."""
+
+
+def quarantine(path: Path, raw: RawRow, reason: str, *, most_bytes: int = MOST_BYTES) -> None:
+    """Append `raw` to the quarantine at `path`, with the first 200 characters of its content, escaped."""
+    if path.exists() and path.stat().st_size >= most_bytes:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entry = {"file": raw.file, "line": raw.line, "reason": reason, "content": _shown(raw.payload)}
+    line = json.dumps(entry) + "\n"  # pure ASCII: readable in any terminal
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(handle, line.encode())
+    finally:
+        os.close(handle)
+
+
+def compact(path: Path) -> int:
+    """Sort the quarantine at `path` by file and line, once each, and return the number of rows; call when none writes."""
+    if not path.exists():
+        return 0
+    entries: dict[tuple[str, int], bytes] = {}
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            entry = orjson.loads(line)
+        except orjson.JSONDecodeError:  # a process that was killed may have left half a line
+            continue
+        entries[entry["file"], entry["line"]] = line
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_bytes(b"".join(entries[key] + b"\n" for key in sorted(entries)))
+    aside.replace(path)
+    return len(entries)
+
+
+def _shown(payload: bytes | dict[str, object]) -> str:
+    if isinstance(payload, dict):
+        return repr(payload)[:SHOWN_CHARACTERS]
+    return payload[: 4 * SHOWN_CHARACTERS].decode("utf-8", "backslashreplace")[:SHOWN_CHARACTERS]

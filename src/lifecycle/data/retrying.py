@@ -1,0 +1,172 @@
+"""A file that survives a failing network: reopened at its offset with exponential backoff; nothing lost or repeated.
+
+    with open_retrying("hf://datasets/a/b@main/x.jsonl", offset) as file:
+        block = file.read(1 << 20)
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO, Any, TypeVar
+
+from lifecycle.data.seeds import derive
+
+T = TypeVar("T")
+
+PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+NETWORK_PACKAGES = frozenset({"aiohttp", "httpx", "httpcore", "requests", "urllib3", "botocore", "google", "azure", "huggingface_hub"})
+"""Packages whose errors mean the network though they are no OSError."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retry:
+    """How long a read is tried: `attempts` in a row without a byte, waits doubling from `first_s` to `most_s` seconds."""
+
+    attempts: int = 10
+    first_s: float = 0.5
+    most_s: float = 60.0
+
+    def wait_s(self, url: str, offset: int, attempt: int) -> float:
+        """Seconds before attempt `attempt` + 1: half to all of the doubled wait, drawn from the place (no shared beat)."""
+        jitter = derive(attempt, "retry", url, offset, os.getpid()) / (1 << 63)
+        return min(self.first_s * 2 ** (attempt - 1), self.most_s) * (0.5 + 0.5 * jitter)
+
+
+def open_retrying(url: str, offset: int = 0, *, size: int | None = None, retry: Retry | None = None) -> RetryingFile:
+    """The file at `url`, local or any that fsspec opens, standing at byte `offset`.
+
+    `size`, where known, is how a connection that ends early is told from the end of the file.
+    """
+    return RetryingFile(url, offset, size=size, retry=retry or Retry())
+
+
+class RetryingFile(io.RawIOBase):
+    """A seekable binary file for reading. `read(n)` gives n bytes unless the file ends."""
+
+    def __init__(self, url: str, offset: int = 0, *, size: int | None, retry: Retry) -> None:
+        super().__init__()
+        self._url, self._offset, self._size, self._retry = url, offset, size, retry
+        self._file: IO[bytes] | None = None
+        self._tried(lambda: None)  # an address that is wrong shows at once, not in the first read
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._offset
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a byte; the next read goes there."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._offset}.get(whence)
+        self._offset = offset + (self.size() if base is None else base)
+        if self._file is not None:
+            self._tried(self._align)
+        return self._offset
+
+    def size(self) -> int:
+        """Bytes of the file."""
+        if self._size is None:
+            self._size = self._tried(self._measure)
+        return self._size
+
+    def read(self, size: int | None = -1) -> bytes:
+        """The next `size` bytes (all of the rest for -1 and None), fewer only at the end of the file."""
+        wanted = self.size() - self._offset if size is None or size < 0 else size
+        parts: list[bytes] = []
+        while wanted > 0:
+            part = self._tried(lambda n=wanted: self._part(n))
+            if not part:
+                break
+            parts.append(part)
+            wanted -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer`; the number of bytes."""
+        view = memoryview(buffer).cast("B")
+        data = self.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        super().close()
+
+    def _part(self, wanted: int) -> bytes:
+        assert self._file is not None
+        part = self._file.read(wanted)
+        if not part and self._size is not None and self._offset < self._size:
+            raise ConnectionError(f"ended at byte {self._offset:,} of {self._size:,}")
+        self._offset += len(part)
+        return part
+
+    def _align(self) -> None:
+        assert self._file is not None
+        self._file.seek(self._offset)
+
+    def _measure(self) -> int:
+        assert self._file is not None
+        end = self._file.seek(0, io.SEEK_END)
+        self._align()
+        return end
+
+    def _tried(self, action: Callable[[], T]) -> T:
+        """`action` on the open file; a failure reopens the file at our offset and tries again."""
+        for attempt in range(1, self._retry.attempts + 1):
+            try:
+                if self._file is None:
+                    self._file = _open(self._url)
+                    self._align()
+                return action()
+            except Exception as error:
+                if not _is_transient(error):
+                    raise
+                self._drop()
+                if attempt == self._retry.attempts:
+                    raise ConnectionError(
+                        f"{self._url}: no byte after {attempt} attempts at byte {self._offset:,} (last: "
+                        f"{type(error).__name__}: {error}); when the network is back, start the run again: it resumes"
+                    ) from error
+                wait_s = self._retry.wait_s(self._url, self._offset, attempt)
+                sys.stderr.write(
+                    f"warning: {self._url} at byte {self._offset:,}: {type(error).__name__}: {error}; "
+                    f"attempt {attempt + 1} of {self._retry.attempts} in {wait_s:.1f} s\n"
+                )
+                time.sleep(wait_s)
+        raise AssertionError("a retry has at least one attempt")
+
+    def _drop(self) -> None:
+        """Let go of a file that failed; closing a broken connection may fail as well, and that changes nothing."""
+        broken, self._file = self._file, None
+        if broken is not None:
+            try:
+                broken.close()
+            except Exception as error:
+                if not _is_transient(error):
+                    raise
+
+
+def _open(url: str) -> IO[bytes]:
+    if "://" not in url:
+        return open(url, "rb", buffering=0)
+    import fsspec  # loads only for remote files
+
+    fs, path = fsspec.core.url_to_fs(url)
+    opened: IO[bytes] = fs.open(path, "rb")
+    return opened
+
+
+def _is_transient(error: Exception) -> bool:
+    if isinstance(error, PERMANENT):
+        return False
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in NETWORK_PACKAGES

@@ -1,0 +1,85 @@
+"""Opening the sources of a mixture: files found, duplicates known, the held-out side decided, text sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from lifecycle.data.duplicates import duplicate_rows
+from lifecycle.data.files import resolve
+from lifecycle.data.raw import RawDocuments
+from lifecycle.data.source import BadRows, HeldOut, Source
+from lifecycle.data.specs import SourceSpec, ValidationRatio
+from lifecycle.errors import UserError
+
+
+def open_sources(
+    specs: Mapping[str, SourceSpec], *, root: str | None, bad_rows: BadRows, cache: Path, quarantine: Path | None
+) -> list[Source]:
+    """The training side of every source, in the order of the config. Raises `UserError` naming the source at fault."""
+    opened = []
+    for index, (name, spec) in enumerate(specs.items()):
+        spec.check(name)
+        held = None
+        if isinstance(spec.validation, ValidationRatio):
+            held = HeldOut(ratio=spec.validation.ratio, seed=spec.validation.seed)
+        source = Source(
+            name=name,
+            index=index,
+            spec=spec,
+            files=resolve(spec, name=name, root=root, cache=cache),
+            bad_rows=bad_rows,
+            held_out=held,
+            quarantine=quarantine / f"{name}.jsonl" if quarantine else None,
+        )
+        if spec.filters.exact_duplicates:
+            source = replace(source, duplicates=duplicate_rows(source.files, spec, name, cache))
+        opened.append(source)
+    return opened
+
+
+def held_out_source(source: Source, *, root: str | None, cache: Path) -> Source | None:
+    """The validation side of a source: the same files for a hash share, others for a split or a file; None without."""
+    spec = source.spec
+    if spec.validation is None:
+        return None
+    once = replace(spec, max_epochs=1)
+    if source.held_out is not None:
+        return replace(source, spec=once, quarantine=None)
+    assert isinstance(spec.validation, str)
+    split = replace(once, max_rows=None, split=spec.validation, validation=None)
+    named = not spec.hub and not (isinstance(spec.path, dict) and spec.validation in spec.path)
+    if named:
+        split = replace(once, max_rows=None, hub=None, path=spec.validation, validation=None)
+    files = resolve(split, name=source.name, root=root, cache=cache)
+    return replace(source, spec=split, files=files, held_out=None, duplicates=source.duplicates[:0], quarantine=None)
+
+
+def sample_texts(sources: list[Source], weights: Mapping[str, float], max_bytes: int, seed: int) -> Iterator[str]:
+    """Training texts in the shares of the mixture, up to `max_bytes` or until every source was read once."""
+    readers = {s.name: _texts(s, seed) for s in sources}
+    given = dict.fromkeys(readers, 0)
+    while readers and sum(given.values()) < max_bytes:
+        name = min(readers, key=lambda n: given[n] / weights[n])
+        text = next(readers[name], None)
+        if text is None:
+            del readers[name]
+            continue
+        given[name] += len(text.encode("utf-8", "surrogatepass"))
+        yield text
+
+
+def _texts(source: Source, seed: int) -> Iterator[str]:
+    once = replace(source, spec=replace(source.spec, max_epochs=1), quarantine=None)
+    return RawDocuments(once, lambda texts: [], stream=0, streams=1, seed=seed, buffer=1000).texts()
+
+
+def check_views(sources: list[Source], view: str, given: Mapping[str, frozenset[str]]) -> None:
+    """Raise if a source cannot give the view that the stage eats."""
+    for source in sources:
+        if view not in given[source.name]:
+            raise UserError(
+                f"the stage eats the view '{view}', but data.sources.{source.name} (format '{source.spec.format}') "
+                f"gives only {', '.join(sorted(given[source.name]))}: choose another data config or stage"
+            )

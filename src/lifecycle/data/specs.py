@@ -1,0 +1,139 @@
+"""What a source is: the typed form of `data.sources.<name>` in a data config. Default values live here only.
+
+A source is a hub data set or a set of files; a *format* says how its rows become records (`formats.py`), filters say
+which are left out (`filters.py`), `validation` says what is held out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from lifecycle.data.filters import FilterSpec
+from lifecycle.errors import UserError
+
+Format = Literal["text", "multiple_choice", "word_problem", "question_answer"]
+SampleBy = Literal["document", "line", "paragraph"]
+
+FIELDS: dict[str, tuple[str, ...]] = {
+    "text": ("text", "title"),
+    "multiple_choice": ("question", "options", "answer", "explanation", "level"),
+    "word_problem": ("question", "answer", "reasoning", "level"),
+    "question_answer": ("question", "answer", "level"),
+}
+"""Names on the left of `fields`, by format: what a record is made from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationRatio:
+    """Hold out the documents whose text hashes (with `seed`) into the first `ratio` of the hash's range."""
+
+    ratio: float = 0.05
+    seed: int = 42
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSpec:
+    """One source of a mixture; exactly one of `hub` and `path` is given.
+
+    hub: a data set of the Hugging Face hub (or a local folder laid out like one); config: its configuration.
+    path: a file, folder, glob or URL, a list of them, or one of these per split; `python://prose` and `python://code`
+        are the texts of the running Python installation.
+    split: which split is trained on.
+    format, fields: the form of a row, and our field name -> the row's (a dotted path, or a list of columns for
+        `options`).
+    answer_base: the number of the first option, where a row gives its answer as a number.
+    sample_by: what a row of a plain text file is.
+    domain: what validation is reported by; None: the source's name.
+    weight: share of the trained tokens, relative to the other weights.
+    max_epochs: passes over the source at most; None: no limit.
+    max_rows: rows of the source that are read at most, from the start.
+    validation: a split's name, a file, `{ratio, seed}`, or None to hold nothing out.
+    rewards: rewards of its prompts, for the stages that grade samples.
+    """
+
+    hub: str | None = None
+    config: str | None = None
+    path: str | list[str] | dict[str, str | list[str]] | None = None
+    split: str = "train"
+    format: Format = "text"
+    fields: dict[str, str | list[str]] = field(default_factory=dict)
+    answer_base: int = 0
+    sample_by: SampleBy = "document"
+    domain: str | None = None
+    weight: float = 1.0
+    filters: FilterSpec = field(default_factory=FilterSpec)
+    max_epochs: float | None = None
+    max_rows: int | None = None
+    validation: str | ValidationRatio | dict[str, Any] | None = ValidationRatio()
+    rewards: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.validation, dict) and set(self.validation) <= {"ratio", "seed"}:  # else `check` says why not
+            object.__setattr__(self, "validation", ValidationRatio(**self.validation))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Top-level columns of a row that the format reads; a Parquet reader leaves the others on the disk."""
+        named = [self.fields.get(key, key) for key in FIELDS[self.format]]
+        flat = [name for value in named for name in (value if isinstance(value, list) else [value])]
+        return tuple(dict.fromkeys(part for name in flat for part in (name, name.split(".")[0])))
+
+    def check(self, name: str) -> None:
+        """Raise UserError for the first value that cannot be meant, naming its dotted key."""
+        where = f"data.sources.{name}"
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+            raise UserError(f"{where}: a source's name is made of letters, digits, '_', '-' and '.' (it names files)")
+        self._check_place(where)
+        self._check_form(where)
+        self._check_amounts(where)
+        self._check_validation(where)
+        self.filters.check(f"{where}.filters")
+
+    def _check_place(self, where: str) -> None:
+        if (self.hub is None) == (self.path is None):
+            came = "both" if self.hub is not None else "neither"
+            raise UserError(f"{where}: {came} of hub and path given; give exactly one (where the rows come from)")
+        if self.config is not None and self.hub is None:
+            raise UserError(f"{where}.config is {self.config!r}, but only a hub data set has configurations: remove it")
+        if isinstance(self.path, dict) and self.split not in self.path:
+            raise UserError(f"{where}.split is {self.split!r}; path has the splits {', '.join(self.path) or 'none'}")
+        if self.path is not None and not self.path:
+            raise UserError(f"{where}.path is empty; give a file, a glob, a list of them, or one per split")
+
+    def _check_form(self, where: str) -> None:
+        if self.format not in get_args(Format):
+            raise UserError(f"{where}.format is {self.format!r}; {_choices(str(self.format), get_args(Format))}")
+        if self.sample_by not in get_args(SampleBy):
+            raise UserError(f"{where}.sample_by is {self.sample_by!r}; {_choices(self.sample_by, get_args(SampleBy))}")
+        for key, value in self.fields.items():
+            if key not in FIELDS[self.format]:
+                raise UserError(f"{where}.fields.{key}: no such field; {_choices(key, FIELDS[self.format])}")
+            if isinstance(value, list) and key != "options":
+                raise UserError(f"{where}.fields.{key} is a list; only options can be a list of columns: name one column")
+
+    def _check_amounts(self, where: str) -> None:
+        if not (self.weight > 0 and math.isfinite(self.weight)):
+            raise UserError(f"{where}.weight is {self.weight}; weights are positive (remove the source to drop it)")
+        if self.max_epochs is not None and not self.max_epochs > 0:
+            raise UserError(f"{where}.max_epochs is {self.max_epochs}; give a positive number, or null for no limit")
+        if self.max_rows is not None and self.max_rows < 1:
+            raise UserError(f"{where}.max_rows is {self.max_rows}; give 1 or more, or null for all rows")
+
+    def _check_validation(self, where: str) -> None:
+        value = self.validation
+        if isinstance(value, dict) and (unknown := sorted(set(value) - {"ratio", "seed"})):
+            raise UserError(f"{where}.validation.{unknown[0]}: no such key; wanted ratio and seed, a split, or a file")
+        if isinstance(value, ValidationRatio) and not 0 < value.ratio < 1:
+            raise UserError(f"{where}.validation.ratio is {value.ratio}; wanted a share between 0 and 1, such as 0.05")
+        if isinstance(value, str) and value == self.split and not isinstance(self.path, str | list):
+            raise UserError(f"{where}.validation is {value!r}, the split that is trained on: name another, or a ratio")
+
+
+def _choices(came: str, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(came, known, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return f"wanted one of {', '.join(known)}{hint}"

@@ -1,0 +1,247 @@
+"""One logical stream: sources -> token-exact mixture -> packed rows, endless, and resumable after every step.
+
+    documents of each source -> pieces -> (the source furthest behind its share is next) -> a window of rows -> best fit
+
+A stream packs one *window* at a time: the rows that it owes to a few steps. Its state is the state in which the window
+began (positions in the sources, credits, left-over pieces) and the number of rows already given from it, so resuming
+reads again what one window holds and never more, at step 10 as at step 10 million.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lifecycle.data.packing import Piece, Row, best_fit, cut
+from lifecycle.data.plan import BatchPlan, Phase
+from lifecycle.data.seeds import derive
+
+State = dict[str, Any]
+
+
+class Exhausted(Exception):
+    """A source has been read as often as its `max_epochs` allows."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(source)
+        self.source = source
+
+
+class Documents(Protocol):
+    """An endless, resumable sequence of tokenised documents of one source."""
+
+    name: str
+
+    def next(self) -> NDArray[np.int32]:
+        """The ids of the next document, with its begin and end marks (at least two); raises `Exhausted`."""
+
+    def state(self) -> State:
+        """Plain state from which the sequence goes on after the documents already returned."""
+
+    def totals(self) -> State:
+        """What was read so far: rows, epochs, dropped and bad rows by reason."""
+
+
+class Pieces:
+    """Documents of one source as pieces of at most a row; remembers where in a document it stands."""
+
+    def __init__(self, documents: Documents, index: int, skip: int = 0) -> None:
+        self.documents = documents
+        self.index = index
+        self._before = documents.state()
+        self._ids: NDArray[np.int32] | None = None
+        self._taken = 0
+        if skip:
+            self._ids = documents.next()
+            self._taken = skip
+
+    def next(self, row_length: int) -> Piece:
+        """The next piece; a document longer than the row comes as several."""
+        if self._ids is None:
+            self._before = self.documents.state()
+            self._ids = self.documents.next()
+        start = self._taken
+        ids = self._ids[start : start + row_length + 1]
+        self._taken = start + len(ids) - 1
+        if self._taken >= len(self._ids) - 1:
+            self._ids, self._taken = None, 0
+        return Piece(ids, self.index)
+
+    def state(self) -> State:
+        """Plain state; a document that was begun is read again and its first `skip` positions passed over."""
+        if self._ids is None:
+            return {"documents": self.documents.state(), "skip": 0}
+        return {"documents": self._before, "skip": self._taken}
+
+
+class Stream:
+    """Rows of one logical stream, step by step.
+
+    `sources` are the documents of each source in a fixed order; `state` is what `step` returned, or None at the start.
+    `window_rows`: rows packed together; more pads less and reads more again on resume. `dropping`: go on without a
+    source that is exhausted, instead of raising `Exhausted`.
+    """
+
+    def __init__(
+        self,
+        *,
+        index: int,
+        streams: int,
+        sources: Mapping[str, Pieces],
+        plan: BatchPlan,
+        seed: int,
+        window_rows: int,
+        dropping: bool = False,
+        state: State | None = None,
+    ) -> None:
+        self.index, self.streams, self.plan, self.seed = index, streams, plan, seed
+        self.sources = dict(sources)
+        self.names = list(sources)
+        self.window_rows = window_rows
+        self.dropping = dropping
+        self.credit = dict.fromkeys(self.names, 0.0)
+        self.carry: list[Piece] = []
+        self.seen = dict.fromkeys(self.names, 0)
+        self.padding = 0
+        self.gone: list[str] = []
+        self._ended: str | None = None
+        self._window: list[Row] = []
+        self._anchor: State = {}
+        self._given = 0
+        if state is not None:
+            self._restore(state)
+
+    def step(self, step: int) -> tuple[list[Row], State]:
+        """The rows that this stream owes to step `step`, and the state after it. Steps must come in order."""
+        count = self.plan.at(step).rows // self.streams
+        if self._given == len(self._window):
+            self._fill(step, count)
+        rows = self._window[self._given : self._given + count]
+        self._given += count
+        for row in rows:
+            self.padding += row.free
+            for piece in row.pieces:
+                self.seen[self.names[piece.source]] += piece.positions
+        return rows, self.state()
+
+    def state(self) -> State:
+        """Plain containers and tensors: the window's beginning, and what was given since."""
+        return {
+            "anchor": self._anchor,
+            "given": self._given,
+            "seen": dict(self.seen),
+            "padding": self.padding,
+            "totals": {name: pieces.documents.totals() for name, pieces in self.sources.items()},
+        }
+
+    def _restore(self, state: State) -> None:
+        anchor = state["anchor"]
+        self.credit = dict(anchor["credit"])
+        self.gone = list(anchor["gone"])
+        ids = anchor["carry_ids"].numpy()
+        ends = np.cumsum(anchor["carry_lengths"])[:-1]
+        parts = np.split(ids, ends) if anchor["carry_lengths"] else []
+        self.carry = [Piece(part, s, True) for part, s in zip(parts, anchor["carry_sources"], strict=True)]
+        step = anchor["step"]
+        self._fill(step, self.plan.at(step).rows // self.streams)
+        self._given = state["given"]
+        self.seen = dict(state["seen"])
+        self.padding = state["padding"]
+
+    def _mark(self, step: int) -> State:
+        return {
+            "step": step,
+            "sources": {name: pieces.state() for name, pieces in self.sources.items()},
+            "credit": dict(self.credit),
+            "gone": list(self.gone),
+            "carry_ids": torch.from_numpy(np.concatenate([p.ids for p in self.carry] or [np.zeros(0, np.int32)])),
+            "carry_lengths": [len(p.ids) for p in self.carry],
+            "carry_sources": [p.source for p in self.carry],
+        }
+
+    def _fill(self, step: int, rows_a_step: int) -> None:
+        """Pack the next window: as many steps as give about `window_rows` rows, but none across a change of plan."""
+        self._anchor = self._mark(step)
+        phase = self.plan.at(step)
+        steps = max(1, self.window_rows // rows_a_step)
+        change = self.plan.next_change(step)
+        if change is not None:
+            steps = min(steps, change - step)
+        wanted = steps * rows_a_step
+        pieces = [part for piece in self.carry for part in cut(piece, phase.row_length)]
+        self._gather(pieces, wanted * phase.row_length, phase)
+        rows = best_fit(pieces, phase.row_length)
+        if len(rows) < wanted:  # exhausted: the whole steps that are left, then the error
+            wanted = len(rows) // rows_a_step * rows_a_step
+        if wanted == 0:
+            raise Exhausted(self._ended or "")
+        # What was left over goes first, so no piece waits longer than a window; then the fullest rows, to pad least.
+        order = sorted(range(len(rows)), key=lambda i: (not rows[i].carried, rows[i].free))
+        rng = np.random.Generator(np.random.Philox(derive(self.seed, "rows", self.index, step)))
+        self._window = [rows[order[i]] for i in rng.permutation(wanted)]
+        self.carry = [p._replace(carried=True) for i in order[wanted:] for p in rows[i].pieces]
+        self._given = 0
+
+    def _gather(self, pieces: list[Piece], positions: int, phase: Phase) -> None:
+        """Add pieces until they take `positions`, or until a source is exhausted."""
+        missing = positions - sum(piece.positions for piece in pieces)
+        while missing > 0 and self._ended is None:
+            try:
+                piece = self._next_piece(phase.weights, phase.row_length)
+            except Exhausted as end:
+                self._ended = end.source
+                return
+            pieces.append(piece)
+            missing -= piece.positions
+
+    def _next_piece(self, weights: Mapping[str, float], row_length: int) -> Piece:
+        """A piece of the source furthest behind its share of the tokens given out so far."""
+        while True:
+            alive = [name for name in self.names if name not in self.gone and weights.get(name, 0.0) > 0]
+            if not alive:
+                raise Exhausted(", ".join(self.names))
+            name = max(alive, key=lambda n: (self.credit[n], weights[n]))
+            try:
+                piece = self.sources[name].next(row_length)
+                break
+            except Exhausted:
+                if not self.dropping:
+                    raise
+                self.gone.append(name)
+        total = sum(weights[n] for n in alive)
+        for other in alive:
+            self.credit[other] += piece.positions * weights[other] / total
+        self.credit[name] -= piece.positions
+        return piece
+
+
+def arrays(rows: list[Row], row_length: int) -> dict[str, NDArray[np.int32]]:
+    """Rows as (B, T) int32 arrays: input_ids, labels, position_ids, document_ids, source_ids."""
+    shape = (len(rows), row_length)
+    out = {name: np.zeros(shape, np.int32) for name in ("input_ids", "position_ids", "document_ids")}
+    out["labels"] = np.full(shape, -100, np.int32)
+    out["source_ids"] = np.full(shape, -1, np.int32)
+    count = np.arange(row_length, dtype=np.int32)
+    for b, row in enumerate(rows):
+        at = 0
+        for number, piece in enumerate(row.pieces, 1):
+            end = at + len(piece.ids) - 1
+            out["input_ids"][b, at:end] = piece.ids[:-1]
+            out["labels"][b, at:end] = piece.ids[1:]
+            out["position_ids"][b, at:end] = count[: end - at]
+            out["document_ids"][b, at:end] = number
+            out["source_ids"][b, at:end] = piece.source
+            at = end
+    return out
+
+
+def steps(stream: Stream, start: int) -> Iterator[tuple[list[Row], State]]:
+    """Endless steps of one stream from step `start` on."""
+    step = start
+    while True:
+        yield stream.step(step)
+        step += 1

@@ -1,0 +1,76 @@
+"""Held-out rows of each domain: whole documents of the sources' own validation split, file, or hash share.
+
+The same rows at every measurement, packed once at the start, shared out evenly among the ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lifecycle.batch import TokenBatch
+from lifecycle.data.packing import Piece, Row, best_fit, cut
+from lifecycle.data.stream import Documents, Exhausted, arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutSet:
+    """The validation rows of one domain: (rows, T) batch arrays, their trained tokens and the bytes of their text."""
+
+    domain: str
+    rows: dict[str, NDArray[np.int32]]
+    tokens: int
+    bytes: int
+    documents: int
+
+    def batches(self, micro_rows: int, rank: int, world_size: int) -> list[TokenBatch]:
+        """This rank's micro-batches; every rank gets equally many (rows of padding make up the number)."""
+        count = len(self.rows["input_ids"])
+        group = micro_rows * world_size
+        missing = -count % group
+        out = []
+        for at in range(rank * micro_rows, count + missing, group):
+            index = np.arange(at, at + micro_rows)
+            part = {k: _rows_or_padding(k, v, index, count) for k, v in self.rows.items()}
+            whole = TokenBatch(**{k: torch.from_numpy(v).long() for k, v in part.items()})
+            out.append(whole.rows(0, micro_rows))
+        return out
+
+
+def _rows_or_padding(
+    name: str, values: NDArray[np.int32], index: NDArray[np.int64], count: int
+) -> NDArray[np.int32]:
+    rows = values[np.minimum(index, count - 1)].copy()
+    rows[index >= count] = {"labels": -100, "source_ids": -1}.get(name, 0)
+    return rows
+
+
+def collect(documents: Documents, *, tokens: int, source: int) -> list[Piece]:
+    """Whole documents of one source, until they hold `tokens` positions or the source ends."""
+    pieces: list[Piece] = []
+    total = 0
+    while total < tokens:
+        try:
+            ids = documents.next()
+        except Exhausted:
+            break
+        pieces.append(Piece(ids, source))
+        total += len(ids) - 1
+    return pieces
+
+
+def pack(domain: str, documents: Sequence[Piece], row_length: int, byte_count: int) -> HeldOutSet:
+    """Documents as validation rows; every document is packed whole or in row-long parts, none is dropped."""
+    parts = [part for piece in documents for part in cut(piece, row_length)]
+    rows: list[Row] = best_fit(parts, row_length)
+    return HeldOutSet(
+        domain=domain,
+        rows=arrays(rows, row_length),
+        tokens=sum(part.positions for part in parts),
+        bytes=byte_count,
+        documents=len(documents),
+    )

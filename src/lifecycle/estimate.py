@@ -1,0 +1,309 @@
+"""What a run will cost, before it costs anything: the numbers behind `dry_run=true` (`estimate_table.py` prints them).
+
+Memory is of one device and counted in GB of 10^9 bytes. N parameters, T row positions, V vocab, D width. Weights, gradients
+and optimizer state are exact; activations count the tensors that the backward pass of a pre-norm SwiGLU decoder keeps with a
+fused attention kernel (no T x T scores):
+
+    a layer, elements a token = 4 D + 2 (heads + kv_heads) head_dim + 3 ffn_width   (inputs, q k v, attention out, gate up)
+
+Peaks between steps, fragmentation and the workspaces of kernels are a stated guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from lifecycle.hardware import Hardware
+from lifecycle.peaks import find_device
+
+FP32, BF16 = 4, 2
+GB = 10**9
+WORKSPACE_GUESS = {"cuda": 1.5 * GB, "cpu": 0.3 * GB}
+"""Context, workspaces and fragmentation: what a process needs beyond its tensors."""
+
+CHECKPOINT_BYTES_PER_S = 1.0 * GB
+"""Guess of hashing and writing to a local disk, in the background; copying out of the device is faster."""
+
+MFU_ROWS = (0.4, 0.5, 0.6)
+
+
+class ModelLike(Protocol):
+    """The part of a model config that an estimate reads."""
+
+    @property
+    def layers(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def ffn_width(self) -> int: ...
+    @property
+    def vocab_size(self) -> int | None: ...
+    @property
+    def tied_head(self) -> bool: ...
+
+    def parameters(self) -> int:
+        """All parameters, exactly."""
+        ...
+
+    def active_parameters(self) -> int:
+        """Parameters that take part in one token's forward pass."""
+        ...
+
+    def flops_per_token(self, sequence_length: int) -> float:
+        """Forward and backward."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceEstimate:
+    """One source before the run: `tokens` it holds (None: unknown, streamed), how often it may be repeated."""
+
+    name: str
+    domain: str
+    weight: float
+    tokens: float | None
+    max_epochs: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourcePlan:
+    """What the run would take from a source. `epochs` is None where the size is unknown."""
+
+    name: str
+    domain: str
+    share: float
+    tokens: float
+    available: float | None
+    epochs: float | None
+    max_epochs: float | None
+
+    @property
+    def too_often(self) -> bool:
+        """Whether the plan repeats the source more often than it may."""
+        return self.epochs is not None and self.max_epochs is not None and self.epochs > self.max_epochs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes on one device, by part. `checkpointed` is what the activations would be with hardware.activation_checkpointing."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    compute_copies: float
+    activations: float
+    checkpointed: float
+    logits: float
+    workspace: float
+    checkpointing: bool
+
+    @property
+    def total(self) -> float:
+        """The sum of the parts, with activations as the config has them."""
+        kept = self.checkpointed if self.checkpointing else self.activations
+        return self.state + kept + self.logits
+
+    @property
+    def state(self) -> float:
+        """What does not grow with the micro-batch."""
+        return self.weights + self.gradients + self.optimizer + self.compute_copies + self.workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disk:
+    """Bytes of one checkpoint and of the export, how many are kept at most, and the guessed seconds to write one."""
+
+    checkpoint: float
+    export: float
+    kept: int
+    seconds: float
+    per_run: int
+
+    @property
+    def total(self) -> float:
+        """At most at one time: the kept checkpoints, the one being written, and the export."""
+        return self.checkpoint * (self.kept + 1) + self.export
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """All that `dry_run=true` prints. `hours` maps a share of the peak to hours of the whole run, None without a peak."""
+
+    parameters: int
+    active: int
+    embedding: int
+    flops_per_token: float
+    tokens_per_step: int
+    sequence_length: int
+    micro_rows: int
+    micro_batches: int
+    steps: int
+    tokens: int
+    precision: str
+    world_size: int
+    sharded: bool
+    device: str
+    device_peak: float | None
+    device_memory: float | None
+    memory: Memory
+    rows_that_fit: int | None
+    sources: tuple[SourcePlan, ...]
+    hours: dict[float, float] | None
+    disk: Disk
+    free_disk: float | None
+
+
+def estimate(
+    model: ModelLike,
+    *,
+    tokens_per_step: int,
+    sequence_length: int,
+    micro_rows: int,
+    steps: int,
+    sources: Sequence[SourceEstimate],
+    hardware: Hardware,
+    world_size: int,
+    sharded: bool,
+    precision: Literal["fp32", "bf16"] = "bf16",
+    optimizer_states_per_param: int = 2,
+    logits_chunk_tokens: int = 1024,
+    device_name: str = "",
+    peak_flops: float | None = None,
+    device_memory: float | None = None,
+    keep_last: int = 3,
+    milestones: int = 0,
+    checkpoint_every_steps: int | None = None,
+    free_disk: float | None = None,
+) -> Estimate:
+    """Count everything; start nothing. `tokens_per_step` is global; `micro_rows` is of one device.
+
+    `device_name` (torch's, or the name of the hardware config) is looked up for peak and memory where `peak_flops`
+    (FLOP/s of one device), `hardware.peak_tflops` and `device_memory` (bytes) do not say them.
+    """
+    entry = find_device(device_name)
+    peak = peak_flops if peak_flops is not None else hardware.peak(device_name, precision)
+    room = device_memory if device_memory is not None else (entry.memory_gb * GB if entry else None)
+    on_gpu = entry is not None or hardware.accelerator == "gpu"
+    memory, per_row = _memory(
+        model,
+        rows=micro_rows,
+        length=sequence_length,
+        precision=precision,
+        states=optimizer_states_per_param,
+        shards=world_size if sharded else 1,
+        chunk=logits_chunk_tokens,
+        checkpointing=hardware.activation_checkpointing,
+        workspace=WORKSPACE_GUESS["cuda" if on_gpu else "cpu"],
+    )
+    tokens = steps * tokens_per_step
+    work = tokens * model.flops_per_token(sequence_length)
+    return Estimate(
+        parameters=model.parameters(),
+        active=model.active_parameters(),
+        embedding=(model.vocab_size or 0) * model.width * (1 if model.tied_head else 2),
+        flops_per_token=model.flops_per_token(sequence_length),
+        tokens_per_step=tokens_per_step,
+        sequence_length=sequence_length,
+        micro_rows=micro_rows,
+        micro_batches=-(-tokens_per_step // (micro_rows * sequence_length * world_size)),
+        steps=steps,
+        tokens=tokens,
+        precision=precision,
+        world_size=world_size,
+        sharded=sharded,
+        device=entry.name if entry else device_name or hardware.accelerator,
+        device_peak=peak,
+        device_memory=room,
+        memory=memory,
+        rows_that_fit=None if room is None else max(0, int((room - memory.state - memory.logits) // per_row)),
+        sources=_sources(sources, tokens),
+        hours=None if peak is None else {m: work / (peak * world_size * m) / 3600 for m in MFU_ROWS},
+        disk=_disk(model, optimizer_states_per_param, keep_last, milestones, steps, checkpoint_every_steps),
+        free_disk=free_disk,
+    )
+
+
+def _memory(
+    model: ModelLike,
+    *,
+    rows: int,
+    length: int,
+    precision: str,
+    states: int,
+    shards: int,
+    chunk: int,
+    checkpointing: bool,
+    workspace: float,
+) -> tuple[Memory, float]:
+    """Memory of the chosen batch, and the activation bytes of one row more."""
+    count, vocab = model.parameters(), model.vocab_size or 0
+    size = BF16 if precision == "bf16" else FP32
+    # The residual stream stays fp32 under autocast; the rest is kept in the compute type.
+    residual, inner = 2 * model.width * FP32, _inner_elements(model) * size
+    block = (count - vocab * model.width * (1 if model.tied_head else 2)) / model.layers
+    edge = 2 * model.width * FP32  # the embedding's output and the final norm's
+    full = rows * length * (model.layers * (residual + inner) + edge)
+    saved = rows * length * (model.layers * model.width * FP32 + residual + inner + edge)
+    if shards == 1:
+        copies = BF16 * count if precision == "bf16" else 0
+    else:  # the root group and two blocks are gathered at a time
+        copies = size * (min(count, count - block * model.layers + 2 * block))
+    memory = Memory(
+        weights=FP32 * count / shards,
+        gradients=FP32 * count / shards,
+        optimizer=FP32 * states * count / shards,
+        compute_copies=copies,
+        activations=full,
+        checkpointed=saved,
+        logits=min(chunk, rows * length) * vocab * (FP32 + FP32 + size),
+        workspace=workspace,
+        checkpointing=checkpointing,
+    )
+    return memory, (saved if checkpointing else full) / rows
+
+
+def _inner_elements(model: ModelLike) -> int:
+    """Elements a token that a layer keeps in the compute type: two norm outputs, q k v, attention out, gate, up, product."""
+    attention = 2 * (model.heads + model.kv_heads) * model.head_dim
+    return 2 * model.width + attention + 3 * model.ffn_width
+
+
+def _sources(sources: Sequence[SourceEstimate], tokens: int) -> tuple[SourcePlan, ...]:
+    whole = sum(source.weight for source in sources)
+    plans = []
+    for source in sources:
+        planned = tokens * source.weight / whole
+        plans.append(
+            SourcePlan(
+                name=source.name,
+                domain=source.domain,
+                share=source.weight / whole,
+                tokens=planned,
+                available=source.tokens,
+                epochs=planned / source.tokens if source.tokens else None,
+                max_epochs=source.max_epochs,
+            )
+        )
+    return tuple(plans)
+
+
+def _disk(
+    model: ModelLike, states: int, keep_last: int, milestones: int, steps: int, every_steps: int | None
+) -> Disk:
+    size = float(FP32 * (1 + states) * model.parameters())
+    written = steps // every_steps if every_steps else 0
+    return Disk(
+        checkpoint=size,
+        export=float(FP32 * model.parameters()),
+        kept=keep_last + 1 + milestones,
+        seconds=size / CHECKPOINT_BYTES_PER_S,
+        per_run=written,
+    )

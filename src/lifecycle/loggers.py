@@ -1,0 +1,199 @@
+"""Where metrics go: `metrics.csv` of the run's folder always; TensorBoard or W&B beside it by `logger=...`.
+
+metrics.csv has one row a step: `step`, `tokens` (consumed so far), then metric names in order of appearance; floats by
+repr, so that what is read back is what was computed, bit for bit; an empty field where a step has no such metric.
+`train/tokens` is the column `tokens`.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+FIRST_COLUMNS = ("step", "tokens")
+UNWANTED = ("epoch",)
+"""Lightning adds it to every row; an epoch is not a unit of this project's runs."""
+
+
+class CsvLogger(Logger):
+    """Writes metrics.csv. Rows are held back until `save()`, a checkpoint, the end, `flush_rows` of them or `flush_seconds`.
+
+    An existing file is continued: call `cut(step)` before the first step of a resumed run. Only rank 0 writes.
+    """
+
+    def __init__(self, *, folder: Path | str, flush_rows: int = 100, flush_seconds: float = 5.0) -> None:
+        super().__init__()
+        self.path = Path(folder) / "metrics.csv"
+        self._flush_rows, self._flush_seconds = flush_rows, flush_seconds
+        self._flushed_at = time.monotonic()
+        self._columns: list[str] = []
+        self._pending: dict[int, dict[str, str]] = {}
+        self._last_written = -1
+        self._opened = False
+
+    @property
+    def name(self) -> str:
+        """Of the logger, for Lightning."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """A run has one metrics file."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run's folder."""
+        return str(self.path.parent)
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run's folder holds config.yaml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Merge `metrics` (plain numbers; a tensor on a device would synchronise it) into the row of `step`."""
+        if step is None:
+            raise ValueError("metrics.csv has one row a step: log_metrics needs step=, it came as None")
+        row = self._pending.setdefault(int(step), {})
+        for key, value in metrics.items():
+            if key not in UNWANTED:
+                row["tokens" if key == "train/tokens" else key] = _written(value)
+        late = time.monotonic() - self._flushed_at >= self._flush_seconds
+        if late or len(self._pending) >= self._flush_rows:
+            self._flush(keep_newest=True)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write what is held back, the newest row too; it may still grow (then the file is written anew)."""
+        self._flush(keep_newest=False)
+
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+        """A checkpoint's rows must be on disk with it: what comes later is computed again after a crash."""
+        self.save()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write the rest."""
+        self._flush(keep_newest=False)
+
+    @rank_zero_only
+    def cut(self, step: int) -> None:
+        """Drop every row after `step`: a resumed run computes those again."""
+        self._pending = {s: row for s, row in self._pending.items() if s <= step}
+        self._columns, rows = _read_rows(self.path)
+        self._opened = True
+        kept = [row for row in rows if int(row[0]) <= step]
+        self._last_written = int(kept[-1][0]) if kept else -1
+        if self.path.exists():
+            self._rewrite(kept)
+
+    def _flush(self, *, keep_newest: bool) -> None:
+        self._flushed_at = time.monotonic()
+        if not self._opened:
+            self.cut(_FOREVER)
+        held = max(self._pending, default=0)
+        ready = {s: row for s, row in sorted(self._pending.items()) if not (keep_newest and s == held)}
+        if not ready:
+            return
+        names = [*self._columns, *FIRST_COLUMNS, *(name for row in ready.values() for name in row)]
+        columns = list(dict.fromkeys(names))
+        if columns == self._columns and min(ready) > self._last_written:
+            self._append(ready)
+        else:
+            self._merge(columns, ready)
+        self._last_written = max(self._last_written, max(ready))
+        self._pending = {s: row for s, row in self._pending.items() if s not in ready}
+
+    def _append(self, ready: Mapping[int, Mapping[str, str]]) -> None:
+        text = _lines([str(step), *(row.get(name, "") for name in self._columns[1:])] for step, row in ready.items())
+        with self.path.open("a", newline="") as file:
+            file.write(text)
+
+    def _merge(self, columns: list[str], ready: Mapping[int, Mapping[str, str]]) -> None:
+        """A new column, or more metrics of a row already written: the whole file anew."""
+        _, rows = _read_rows(self.path)
+        merged: dict[int, dict[str, str]] = {int(r[0]): dict(zip(self._columns, r, strict=True)) for r in rows}
+        for step, row in ready.items():
+            merged.setdefault(step, {"step": str(step)}).update(row)
+        self._columns = columns
+        self._rewrite([[merged[step].get(name, "") for name in columns] for step in sorted(merged)])
+
+    def _rewrite(self, rows: Iterable[list[str]]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        aside = self.path.with_name(self.path.name + ".new")
+        with aside.open("w", newline="") as file:
+            file.write(_lines([self._columns or list(FIRST_COLUMNS), *rows]))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, self.path)
+
+
+_FOREVER = 2**62
+
+
+def _written(value: Any) -> str:
+    number = value.item() if hasattr(value, "item") else value
+    return repr(float(number)) if isinstance(number, float) else str(int(number))
+
+
+def _lines(rows: Iterable[list[str]]) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Columns and whole rows of a metrics file as text. A last line without its end (the writer was killed) is dropped."""
+    if not path.exists():
+        return [], []
+    text = path.read_text(errors="replace")
+    whole = text[: text.rfind("\n") + 1]
+    rows = list(csv.reader(io.StringIO(whole, newline="")))
+    if not rows:
+        return [], []
+    return rows[0], [row for row in rows[1:] if len(row) == len(rows[0]) and row[0].isdigit()]
+
+
+def read_metrics(path: Path) -> dict[str, list[float | None]]:
+    """Columns of a metrics file, all of one length; None where a step has no such metric. Empty if there is no file."""
+    columns, rows = _read_rows(path)
+    return {name: [_number(row[index]) for row in rows] for index, name in enumerate(columns)}
+
+
+def _number(text: str) -> float | None:
+    if not text:
+        return None
+    return int(text) if text.lstrip("-").isdigit() else float(text)
+
+
+def tensorboard(*, folder: Path | str) -> TensorBoardLogger:
+    """`logger=tensorboard`: event files in the run's own folder (`tensorboard --logdir outputs`)."""
+    return TensorBoardLogger(save_dir=str(folder), name="", version="tensorboard")
+
+
+def wandb(
+    *, folder: Path | str, project: str, entity: str | None, offline: bool, tags: list[str], notes: str | None
+) -> WandbLogger:
+    """`logger=wandb`: the run's folder gives its name and its id, so that a resumed run goes on with its own curves."""
+    place = Path(folder).resolve()
+    return WandbLogger(
+        name=place.name,
+        id=hashlib.sha256(str(place).encode()).hexdigest()[:16],
+        save_dir=str(folder),
+        project=project,
+        entity=entity,
+        offline=offline,
+        tags=tags,
+        notes=notes,
+        resume=None if offline else "allow",
+        log_model=False,
+    )

@@ -1,0 +1,176 @@
+"""Cross-entropy of the next token straight from hidden states, without ever holding a batch's logits.
+
+    logits = hidden @ weight';  loss = sum over trained tokens of [logsumexp(logits) - logits[label]]
+                                     + z_loss * logsumexp(logits)^2          (z-loss: PaLM, arXiv 2204.02311, sec. 5)
+
+The logits of one chunk of tokens exist at a time, and once: their gradients,
+    d logits = softmax * (1 + 2 z_loss logsumexp) - onehot(label),
+are taken in the same visit and folded into the gradients of hidden and weight, which are all that waits for backward.
+
+Shapes: N tokens, D width, V vocabulary, C tokens of one chunk.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IGNORED = -100
+"""Label of a token that is not trained."""
+
+CPU_CHUNK_BYTES = 16 << 20
+"""fp32 logits of one chunk on a CPU: they stay within its last cache."""
+
+DEVICE_CHUNK_BYTES = 1 << 30
+"""The same on an accelerator: large enough that products keep it busy and the weight's gradient is visited rarely."""
+
+LEAST_CHUNK_TOKENS = 256
+
+Terms = tuple[Tensor, Tensor, Tensor]
+
+
+def linear_cross_entropy(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    labels_N: Tensor,
+    *,
+    z_loss: float = 0.0,
+    chunk_tokens: int | None = None,
+    compiled: bool = False,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Summed loss (scalar, fp32) over the tokens whose label is not -100, and the detached sums of its parts.
+
+    metrics: `count` of trained tokens, `nll` the cross-entropy alone, `z_loss` the penalty alone; loss = nll + z_loss.
+    Products run in the autocast dtype where autocast is on, else in the dtype of hidden; logarithms, sums and the
+    weight's gradient are fp32 (fp64 for fp64 inputs). Differentiable once, in hidden and weight. `compiled` fuses what
+    happens to a chunk's logits between the products. Memory beyond the gradients: a few chunks of logits.
+    """
+    compute = _compute_dtype(hidden_ND)
+    count = (labels_N != IGNORED).sum()
+    # leaving untrained tokens out costs a look at their number: free on a CPU, a wait for the device elsewhere
+    if hidden_ND.device.type == "cpu" and int(count) < len(labels_N):
+        hidden_ND, labels_N = hidden_ND[labels_N != IGNORED], labels_N[labels_N != IGNORED]
+    chunk = chunk_tokens or _default_chunk(labels_N, vocab=weight_VD.shape[0])
+    differentiate = torch.is_grad_enabled()
+    with torch.autocast(hidden_ND.device.type, enabled=False):
+        loss, nll, penalty = _LinearCrossEntropy.apply(
+            hidden_ND, weight_VD, labels_N, z_loss, chunk, compute, differentiate, compiled
+        )
+    return loss, {"count": count, "nll": nll, "z_loss": penalty}
+
+
+@torch.no_grad()
+def token_losses(
+    hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, *, chunk_tokens: int | None = None
+) -> Tensor:
+    """-log p(label) of every token (N,), fp32; 0 where the label is -100. Without gradients, chunk by chunk."""
+    compute = _compute_dtype(hidden_ND)
+    chunk = chunk_tokens or _default_chunk(labels_N, vocab=weight_VD.shape[0])
+    out_N = torch.empty(len(labels_N), dtype=_sum_dtype(compute), device=hidden_ND.device)
+    with torch.autocast(hidden_ND.device.type, enabled=False):
+        weight = weight_VD.to(compute)
+        for part in _chunks(len(labels_N), chunk):
+            logits_CV = hidden_ND[part].to(compute) @ weight.T
+            out_N[part] = F.cross_entropy(logits_CV.to(out_N.dtype), labels_N[part], reduction="none")
+    return out_N
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """(loss, nll, penalty), with the gradients of the loss already made in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        labels_N: Tensor,
+        z_loss: float,
+        chunk: int,
+        compute: torch.dtype,
+        differentiate: bool,
+        compiled: bool,
+    ) -> Terms:
+        wanted = [needed and differentiate for needed in ctx.needs_input_grad[:2]]
+        sums = _sum_dtype(compute)
+        weight = weight_VD.to(compute)
+        grad_hidden = torch.empty_like(hidden_ND) if wanted[0] else None
+        grad_weight = torch.zeros(weight.shape, dtype=sums, device=weight.device) if wanted[1] else None
+        nll, penalty = torch.zeros((2,), dtype=sums, device=weight.device)
+        terms = _compiled_terms() if compiled else _terms
+        for part in _chunks(len(labels_N), chunk):
+            hidden = hidden_ND[part].to(compute)
+            chunk_nll, chunk_penalty, grad_logits = terms(hidden @ weight.T, labels_N[part], z_loss, any(wanted))
+            nll += chunk_nll
+            penalty += chunk_penalty
+            if grad_hidden is not None:
+                grad_hidden[part] = grad_logits @ weight
+            if grad_weight is not None:
+                _add_product(grad_weight, grad_logits.T, hidden)
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight_VD.dtype)
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.mark_non_differentiable(nll, penalty)
+        return nll + penalty, nll, penalty
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        grads = (None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors)
+        return (*grads, None, None, None, None, None, None)
+
+
+def _terms(logits_CV: Tensor, labels_C: Tensor, z_loss: float, differentiate: bool) -> Terms:
+    """Summed nll and penalty of one chunk, and the gradient of their sum with respect to its logits."""
+    trained_C = labels_C != IGNORED
+    labels_C1 = labels_C.clamp(min=0)[:, None]
+    # fp32: a bf16 log-sum over a vocabulary keeps two digits
+    logp_CV = F.log_softmax(logits_CV, dim=-1, dtype=_sum_dtype(logits_CV.dtype))
+    label_logp_C = logp_CV.gather(1, labels_C1)[:, 0]
+    logsumexp_C = logits_CV.gather(1, labels_C1)[:, 0].to(logp_CV.dtype) - label_logp_C
+    weights_C = trained_C.to(logp_CV.dtype)
+    nll = -(label_logp_C * weights_C).sum()
+    penalty = z_loss * (logsumexp_C.square() * weights_C).sum()
+    if not differentiate:
+        return nll, penalty, logits_CV
+    grad_CV = logp_CV.exp_().mul_((weights_C * (1.0 + 2.0 * z_loss * logsumexp_C))[:, None])
+    grad_CV.scatter_add_(1, labels_C1, -weights_C[:, None])
+    return nll, penalty, grad_CV.to(logits_CV.dtype)
+
+
+@functools.cache
+def _compiled_terms() -> Callable[..., Terms]:
+    return torch.compile(_terms)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, with the sum over chunks in the dtype of total."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+def _chunks(tokens: int, chunk: int) -> Iterator[slice]:
+    """Slices of at most `chunk` tokens, as even as they come: a short last one would waste a product."""
+    pieces = -(-tokens // chunk)
+    size = -(-tokens // max(pieces, 1))
+    return (slice(start, min(start + size, tokens)) for start in range(0, tokens, max(size, 1)))
+
+
+def _default_chunk(labels_N: Tensor, *, vocab: int) -> int:
+    limit = CPU_CHUNK_BYTES if labels_N.device.type == "cpu" else DEVICE_CHUNK_BYTES
+    return max(LEAST_CHUNK_TOKENS, limit // (4 * vocab))
+
+
+def _compute_dtype(hidden: Tensor) -> torch.dtype:
+    device_type = hidden.device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
+
+
+def _sum_dtype(compute: torch.dtype) -> torch.dtype:
+    return torch.float64 if compute == torch.float64 else torch.float32

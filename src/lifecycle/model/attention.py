@@ -1,0 +1,171 @@
+"""Causal attention inside documents: one function over three kernels that give the same answer.
+
+    kernel = best_kernel(device, torch.bfloat16)                           # once a run
+    documents = Documents.from_ids(batch.document_ids, kernel=kernel)      # once a micro-batch, not in compiled code
+    out_BTHK = attention(q_BTHK, k_BTGK, v_BTGK, documents)                # None: every row is one document
+
+`flash` (the flash-attn package) and `varlen` (torch's own) take the documents as a list of boundaries and run on CUDA;
+`sdpa` takes them as a mask and runs everywhere.
+
+Shapes: B rows, T positions, N = B * T, H query heads, G key-value heads, K width of a head, S slots for boundaries.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lifecycle.errors import UserError
+
+Kernel = Literal["sdpa", "varlen", "flash"]
+
+LEAST_SLOTS = 64
+"""Boundaries are padded to a power of two from here up, so that compiled code sees few shapes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Documents:
+    """Which positions may see each other, in the form that one kernel wants; the other form is None."""
+
+    kernel: Kernel
+    mask_B1TT: Tensor | None = None
+    starts_S: Tensor | None = None
+
+    @staticmethod
+    def from_ids(document_ids_BT: Tensor, *, kernel: Kernel, pieces: int | None = None) -> Documents:
+        """From a row's document numbers (equal numbers are one run of neighbours; padding is a run of its own).
+
+        `pieces` is `count_pieces(document_ids_BT)`, or more, from before the transfer; without it the boundary
+        kernels count here, which on CUDA waits for the device once.
+        """
+        if kernel == "sdpa":
+            T = document_ids_BT.shape[1]
+            same = document_ids_BT[:, :, None] == document_ids_BT[:, None, :]
+            return Documents(kernel=kernel, mask_B1TT=(same & lower_triangle(T, same.device))[:, None])
+        return Documents(kernel=kernel, starts_S=_starts(document_ids_BT, pieces))
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Documents:
+        """The same on `device`."""
+        mask, starts = self.mask_B1TT, self.starts_S
+        return replace(
+            self,
+            mask_B1TT=None if mask is None else mask.to(device, non_blocking=non_blocking),
+            starts_S=None if starts is None else starts.to(device, non_blocking=non_blocking),
+        )
+
+
+def best_kernel(device: torch.device, dtype: torch.dtype) -> Kernel:
+    """flash-attn if installed, else torch's variable-length kernel, both in half precision on CUDA; SDPA elsewhere."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return "sdpa"
+    if importlib.util.find_spec("flash_attn") is not None:
+        return "flash"
+    return "varlen" if importlib.util.find_spec("torch.nn.attention.varlen") is not None else "sdpa"
+
+
+def check_kernel(kernel: Kernel, device: torch.device) -> None:
+    """Refuse a kernel that cannot run here. Errors: `UserError`."""
+    if kernel == "sdpa":
+        return
+    package = "flash_attn" if kernel == "flash" else "torch.nn.attention.varlen"
+    if device.type != "cuda":
+        raise UserError(f"hardware.attention is {kernel}, which runs on CUDA only, not on {device.type}; choose sdpa")
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"hardware.attention is {kernel}, but {package} is not installed; install it or choose auto")
+
+
+def count_pieces(document_ids_BT: Tensor) -> int:
+    """How many runs of equal numbers the rows hold together (padding included)."""
+    B, T = document_ids_BT.shape
+    return int((document_ids_BT[:, 1:] != document_ids_BT[:, :-1]).sum()) + (B if T else 0)
+
+
+def lower_triangle(T: int, device: torch.device) -> Tensor:
+    """(T, T) bool, true where the key (column) is not after the query (row)."""
+    positions = torch.arange(T, device=device)
+    return positions[:, None] >= positions[None, :]
+
+
+def attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, documents: Documents | None) -> Tensor:
+    """softmax(q k' / sqrt(K)) v over the earlier positions of the same document -> (B, T, H, K).
+
+    H must be a multiple of G; query head h reads key-value head h // (H / G). None means that every row is one
+    document, in which case plain causal attention is enough.
+    """
+    if documents is None or documents.kernel == "sdpa":
+        return _sdpa(q_BTHK, k_BTGK, v_BTGK, None if documents is None else documents.mask_B1TT)
+    assert documents.starts_S is not None
+    kernel = _flash if documents.kernel == "flash" else _varlen
+    flat = (x.flatten(0, 1) for x in (q_BTHK, k_BTGK, v_BTGK))
+    return kernel(*flat, starts_S=documents.starts_S, longest=q_BTHK.shape[1]).view_as(q_BTHK)
+
+
+def _starts(document_ids_BT: Tensor, pieces: int | None) -> Tensor:
+    """First position of every piece in the flattened rows, int32, filled up with N (empty pieces).
+
+    The longest piece is not computed: a row's length bounds it, and a constant keeps compiled code from recompiling.
+    """
+    B, T = document_ids_BT.shape
+    pieces = count_pieces(document_ids_BT) if pieces is None else pieces
+    slots = max(LEAST_SLOTS, 1 << pieces.bit_length())
+    first = torch.ones_like(document_ids_BT, dtype=torch.bool)
+    first[:, 1:] = document_ids_BT[:, 1:] != document_ids_BT[:, :-1]
+    positions = torch.arange(B * T, device=document_ids_BT.device)
+    # a sort instead of nonzero(), whose result has a size that the host would have to wait for
+    ordered = torch.where(first.flatten(), positions, B * T).sort().values[:slots]
+    return F.pad(ordered, (0, slots + 1 - len(ordered)), value=B * T).to(torch.int32)
+
+
+def _sdpa(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask_B1TT: Tensor | None) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK))
+    grouped = q.shape[1] != k.shape[1]
+    if q.device.type == "cpu":
+        out = _sdpa_in_blocks(q, k, v, mask_B1TT, grouped=grouped)
+    elif mask_B1TT is None:
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B1TT, enable_gqa=grouped)
+    return out.transpose(1, 2)
+
+
+def _sdpa_in_blocks(q: Tensor, k: Tensor, v: Tensor, mask_B1TT: Tensor | None, *, grouped: bool) -> Tensor:
+    """The CPU's kernel computes masked products too, so cut the queries: those before `stop` need no later key."""
+    T = q.shape[2]
+    block = 256 if T <= 1024 else 512
+    if T <= block and mask_B1TT is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    mask = lower_triangle(T, q.device)[None, None] if mask_B1TT is None else mask_B1TT
+    parts = []
+    for start in range(0, T, block):
+        stop = min(start + block, T)
+        seen = mask[:, :, start:stop, :stop]
+        parts.append(
+            F.scaled_dot_product_attention(
+                q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop], attn_mask=seen, enable_gqa=grouped
+            )
+        )
+    return torch.cat(parts, dim=2)
+
+
+def _varlen(q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, *, starts_S: Tensor, longest: int) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    out: Tensor = varlen_attn(
+        *(q_NHK, k_NGK, v_NGK, starts_S, starts_S, longest, longest),
+        window_size=(-1, 0),  # the default looks both ways
+        enable_gqa=q_NHK.shape[1] != k_NGK.shape[1],
+    )
+    return out
+
+
+def _flash(q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, *, starts_S: Tensor, longest: int) -> Tensor:
+    from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
+
+    bounds = dict(cu_seqlens_q=starts_S, cu_seqlens_k=starts_S, max_seqlen_q=longest, max_seqlen_k=longest)
+    out: Tensor = flash_attn_varlen_func(q_NHK, k_NGK, v_NGK, causal=True, **bounds)
+    return out

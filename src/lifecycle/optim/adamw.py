@@ -1,0 +1,45 @@
+"""AdamW (arXiv 1711.05101): decoupled weight decay, fused where torch has the kernel, state in fp32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lifecycle.optim.groups import check_settings, fusable, parameter_groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """Settings under `stage.optimizer`; `build` makes the optimizer for a model.
+
+    lr, embedding_lr: peak rates (embedding_lr None: lr). weight_decay: per step, times the rate; not on norms and
+    biases. grad_clip: global L2 norm of the gradients, None for no clipping; the stage applies it before the step.
+    """
+
+    lr: float
+    embedding_lr: float | None
+    weight_decay: float
+    betas: tuple[float, float]
+    eps: float
+    grad_clip: float | None
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work, all of them in one `UserError`."""
+        check_settings(
+            lr=self.lr,
+            embedding_lr=self.embedding_lr,
+            weight_decay=self.weight_decay,
+            betas=self.betas,
+            eps=self.eps,
+            grad_clip=self.grad_clip,
+        )
+
+    def build(self, model: nn.Module) -> torch.optim.AdamW:
+        """The optimizer over the trainable parameters of a model (plain or sharded), in the groups of `groups`."""
+        groups = parameter_groups(
+            model.named_parameters(), lr=self.lr, embedding_lr=self.embedding_lr, weight_decay=self.weight_decay
+        )
+        fused = fusable(parameter for entry in groups for parameter in entry["params"])
+        return torch.optim.AdamW(groups, lr=self.lr, betas=tuple(self.betas), eps=self.eps, fused=fused)

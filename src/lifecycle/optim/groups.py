@@ -1,0 +1,118 @@
+"""Which parameter learns at which rate and with which decay.
+
+    matrix, head      weights of two or more dimensions            rate `lr`            weight decay
+    embedding         token embedding (a tied head is the same)    rate `embedding_lr`  weight decay
+    vector            norms, biases, scalars: under 2 dimensions   rate `lr`            no decay
+
+Kinds are told by the shape and by the parts of the dotted name, so they are the same for a plain, a compiled and a
+sharded model. Every group carries `name` and `lr_peak`; a stage sets `group["lr"] = group["lr_peak"] * factor(step)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lifecycle.errors import UserError
+
+Kind = Literal["matrix", "head", "embedding", "vector"]
+
+EMBEDDING_PARTS = frozenset({"embed", "embed_tokens", "embedding", "embeddings", "token_embedding", "wte"})
+HEAD_PARTS = frozenset({"head", "lm_head", "unembed"})
+
+
+def kind_of(name: str, parameter: Tensor) -> Kind:
+    """What a parameter is to an optimizer, from its dotted name and its (unsharded) shape."""
+    if parameter.ndim < 2:
+        return "vector"
+    parts = set(name.split("."))
+    if parts & EMBEDDING_PARTS:
+        return "embedding"
+    return "head" if parts & HEAD_PARTS else "matrix"
+
+
+def trainable(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, nn.Parameter]:
+    """The parameters that learn, by name, each once: of the names of a tied parameter the first stands.
+
+    Raises `UserError` when nothing learns, or when a weight is below fp32: optimizer state takes the dtype of its
+    parameter, and moments in bf16 lose updates smaller than 1/256 of a weight.
+    """
+    found: dict[int, tuple[str, nn.Parameter]] = {}
+    for name, parameter in named_parameters:
+        if parameter.requires_grad:
+            found.setdefault(id(parameter), (name, parameter))
+    if not found:
+        raise UserError(
+            "stage.optimizer has nothing to train: every parameter of the model is frozen. "
+            "Unfreeze some, or choose an adapter."
+        )
+    low = [f"{name} ({p.dtype})" for name, p in found.values() if p.dtype not in (torch.float32, torch.float64)]
+    if low:
+        raise UserError(
+            f"stage.optimizer needs float32 weights, but {len(low)} are not, {low[0]} first. "
+            "Load the weights as float32 and set hardware.precision=bf16: compute is then bf16 and the master copy fp32."
+        )
+    return dict(found.values())
+
+
+def group(name: str, parameters: list[nn.Parameter], *, lr: float, weight_decay: float, **extra: Any) -> dict[str, Any]:
+    """One entry of `torch.optim.Optimizer.param_groups`; `lr` is both the present rate and the peak of the schedule."""
+    return {"params": parameters, "name": name, "lr": lr, "lr_peak": lr, "weight_decay": weight_decay, **extra}
+
+
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], *, lr: float, embedding_lr: float | None, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Groups `decay`, `no_decay` and `embedding` for AdamW; every trainable parameter is in exactly one of them.
+
+    `embedding_lr=None` means `lr`. Embeddings decay like matrices. Groups without members are left out.
+    """
+    members: dict[Kind, list[nn.Parameter]] = {"matrix": [], "head": [], "embedding": [], "vector": []}
+    for name, parameter in trainable(named_parameters).items():
+        members[kind_of(name, parameter)].append(parameter)
+    groups = [
+        group("decay", members["matrix"] + members["head"], lr=lr, weight_decay=weight_decay),
+        group("no_decay", members["vector"], lr=lr, weight_decay=0.0),
+        group(
+            "embedding",
+            members["embedding"],
+            lr=lr if embedding_lr is None else embedding_lr,
+            weight_decay=weight_decay,
+        ),
+    ]
+    return [entry for entry in groups if entry["params"]]
+
+
+def fusable(parameters: Iterable[Tensor]) -> bool:
+    """Whether torch's fused AdamW kernel takes all of them (plain tensors and DTensors on CPU or CUDA)."""
+    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
+
+
+def check_settings(
+    *,
+    lr: float,
+    embedding_lr: float | None,
+    weight_decay: float,
+    betas: tuple[float, float],
+    eps: float,
+    grad_clip: float | None,
+) -> None:
+    """Raise one `UserError` that lists every setting of `stage.optimizer` that cannot work."""
+    faults = []
+    if not lr > 0:
+        faults.append(f"lr is {lr}; it must be above 0")
+    if embedding_lr is not None and not embedding_lr > 0:
+        faults.append(f"embedding_lr is {embedding_lr}; it must be above 0, or null to use lr")
+    if weight_decay < 0:
+        faults.append(f"weight_decay is {weight_decay}; it must be 0 (off) or above")
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        faults.append(f"betas are {list(betas)}; they must be two numbers, each at least 0 and below 1")
+    if not eps > 0:
+        faults.append(f"eps is {eps}; it must be above 0")
+    if grad_clip is not None and not grad_clip > 0:
+        faults.append(f"grad_clip is {grad_clip}; it must be above 0, or null to clip nothing")
+    if faults:
+        raise UserError("\n".join(f"stage.optimizer.{fault}." for fault in faults))

@@ -1,0 +1,119 @@
+"""A run's folder as numbers: everything the report knows comes from here, and every file may be missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lifecycle.loggers import read_metrics
+
+Series = tuple[list[float], list[float]]
+"""x and y of one curve."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """What a run's folder holds. `missing` says in words what it does not, or what could not be read."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    run: Mapping[str, Any]
+    metrics: Mapping[str, list[float | None]]
+    ledger: Mapping[str, Any]
+    samples: Sequence[Mapping[str, Any]]
+    baselines: Mapping[str, Mapping[str, float]]
+    quarantined: Mapping[str, int]
+    missing: tuple[str, ...]
+
+    def setting(self, key: str) -> Any:
+        """The config's value at a dotted key, or None."""
+        return dig(self.config, key)
+
+    def series(self, name: str, x: str) -> Series:
+        """The steps at which a metric was logged with a finite x: (x, y), both possibly empty."""
+        xs, ys = self.metrics.get(x, []), self.metrics.get(name, [])
+        pairs = [(a, b) for a, b in zip(xs, ys, strict=False) if a is not None and b is not None]
+        return [float(a) for a, _ in pairs], [float(b) for _, b in pairs]
+
+    def last(self, name: str) -> float | None:
+        """The last logged value of a metric."""
+        return next((v for v in reversed(self.metrics.get(name, [])) if v is not None), None)
+
+    @property
+    def domains(self) -> list[str]:
+        """The domains that were validated, in order of appearance."""
+        ends = "/loss", "/perplexity", "/bits_per_byte"
+        names = [key.split("/", 1)[1] for key in self.metrics if key.startswith("valid/") and key.endswith(ends)]
+        return list(dict.fromkeys(name.rsplit("/", 1)[0] for name in names if "/" in name))
+
+    @property
+    def domain_weights(self) -> dict[str, float]:
+        """The share of each validated domain, as the ledger planned it; equal shares where it says nothing."""
+        weights = dict.fromkeys(self.domains, 0.0)
+        for source in self.ledger.get("sources", {}).values():
+            if source.get("domain") in weights:
+                weights[source["domain"]] += source.get("weight") or 0.0
+        whole = sum(weights.values())
+        return {name: weight / whole if whole else 1 / len(weights) for name, weight in weights.items()}
+
+    @property
+    def status(self) -> str:
+        """running, finished, stopped, failed, or unknown."""
+        return str(self.run.get("status", "unknown"))
+
+
+def dig(mapping: Mapping[str, Any], key: str) -> Any:
+    """The value at a dotted key, or None where the path ends early."""
+    value: Any = mapping
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return None
+        value = value[part]
+    return value
+
+
+def read_run(folder: Path) -> RunData:
+    """Read what is there. A file that is absent, cut short or of another shape is named in `missing`, and no more."""
+    missing: list[str] = []
+    quarantine = sorted((folder / "quarantine").glob("*.jsonl"))
+    metrics = read_metrics(folder / "metrics.csv")
+    if not metrics.get("step"):
+        missing.append("metrics.csv (no step was logged)")
+    return RunData(
+        folder=folder,
+        config=_load(folder / "config.yaml", {}, missing),
+        run=_load(folder / "run.json", {}, missing),
+        metrics=metrics,
+        ledger=_load(folder / "ledger.json", {}, missing),
+        samples=_load(folder / "samples.json", [], missing),
+        baselines=_load(folder / "baselines.json", {}, missing),
+        quarantined={path.stem: _lines(path) for path in quarantine},
+        missing=tuple(missing),
+    )
+
+
+def _load(path: Path, empty: Any, missing: list[str]) -> Any:
+    if not path.exists():
+        missing.append(path.name)
+        return empty
+    text = path.read_text(errors="replace")
+    # A run that was killed leaves files half written: the report is then the place that says so, not one more victim.
+    try:
+        value = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+    except (json.JSONDecodeError, yaml.YAMLError):
+        missing.append(f"{path.name} (damaged)")
+        return empty
+    if not isinstance(value, type(empty)):
+        missing.append(f"{path.name} (not a {type(empty).__name__})")
+        return empty
+    return value
+
+
+def _lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))

@@ -1,0 +1,94 @@
+"""A run's folder `outputs/<run>`: the resolved config, `run.json` with the lineage, and whether to start, go on or stop.
+
+The folder's name is stable (a name or job id, never the clock), so a restarted job finds its own checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lifecycle.errors import UserError
+
+PACKAGES = ("torch", "lightning", "hydra-core", "datasets", "transformers", "tokenizers", "numpy")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run and its `run.json`."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Committed checkpoints, one folder each."""
+        return self.path / "checkpoints"
+
+    def lineage(self) -> dict[str, Any]:
+        """The content of `run.json`, or an empty mapping for a new run."""
+        path = self.path / "run.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def config(self) -> dict[str, Any] | None:
+        """The resolved config that the run was started with, or None for a new run."""
+        path = self.path / "config.yaml"
+        return yaml.safe_load(path.read_text()) if path.exists() else None
+
+    def write_config(self, resolved: Mapping[str, Any]) -> None:
+        """Store the resolved config as plain YAML."""
+        _write(self.path / "config.yaml", yaml.safe_dump(dict(resolved), sort_keys=False))
+
+    def update(self, **entries: Any) -> None:
+        """Merge entries into `run.json`, written whole or not at all."""
+        _write(self.path / "run.json", json.dumps(self.lineage() | entries, indent=1))
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text)
+    aside.replace(path)
+
+
+def refuse_changed(folder: RunFolder, changed: list[str]) -> None:
+    """Raise if a run would be resumed with another config than it was started with."""
+    if changed:
+        raise UserError(
+            f"run '{folder.path}' was started with other values of: {', '.join(changed)}. Going on would make it another "
+            f"run: take the values of {folder.path / 'config.yaml'}, choose another run=NAME, or delete the folder"
+        )
+
+
+def origin() -> dict[str, Any]:
+    """Versions, git commit and machine, for the lineage."""
+    return {"versions": _versions(), "git": _git(), "device": platform.processor() or platform.machine(), "started": time.time()}
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("lifecycle", *PACKAGES):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a source tree that is not installed
+            continue
+    return found
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit and cleanliness of the code's checkout, or None outside one."""
+    here = Path(__file__).parent
+    if not (here.parents[1] / ".git").exists():
+        return None
+    commit = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True)
+    dirty = subprocess.run(["git", "-C", str(here), "status", "--porcelain"], capture_output=True, text=True)
+    return {"commit": commit.stdout.strip() or None, "dirty": bool(dirty.stdout.strip())}

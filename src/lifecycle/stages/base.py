@@ -1,0 +1,302 @@
+"""The abstract stage: model, optimizer, and the arithmetic of one step.
+
+One call of `training_step` is one optimizer step (manual optimization). `Stage.take_step` does for every stage:
+
+    count trained tokens over micro-batches and ranks  ->  for each micro-batch: loss sum * world / count, backward
+    ->  gradients synchronised on the last one only  ->  norm, clip  ->  all finite? step : skip  ->  validate if due
+
+so splitting a step differently changes nothing, `global_step` means what users think, and a bad batch can be skipped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+
+from lifecycle.batch import StepBatch, TokenBatch
+from lifecycle.errors import UserError
+from lifecycle.model import Decoder, Documents, ModelConfig, build, compile_model
+from lifecycle.model.sharding import shard
+from lifecycle.optim import AdamW, Muon, Schedule, clip_gradients
+from lifecycle.stages.meter import Meter
+
+LossSum = Callable[[TokenBatch], tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What the run tells every stage beyond its config.
+
+    `total_steps` and `tokens_per_step` resolve the schedule's lengths; `domains` maps a validation domain to its weight
+    and the bytes of its text; `peak_flops` is one device's dense peak (None: unknown, no MFU); `initial_weights` are a
+    parent's.
+    """
+
+    total_steps: int
+    tokens_per_step: int
+    seed: int
+    source_names: Sequence[str]
+    domains: Mapping[str, tuple[float, int]]
+    validate_every: int | None
+    log_every: int
+    bf16: bool
+    compile: bool
+    activation_checkpointing: bool
+    peak_flops: float | None
+    initial_weights: Mapping[str, Tensor] | None = None
+
+
+class Stage(pl.LightningModule):
+    """What every stage shares. Subclasses are final: they define `training_step` and `validation_step`.
+
+    `max_skipped`: steps whose loss or gradient is not finite are skipped and counted; past this number the run ends.
+    """
+
+    def __init__(
+        self, *, model: ModelConfig, optimizer: AdamW | Muon, schedule: Schedule, max_skipped: int, setup: Setup
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.config, self.optimizer_spec, self.setup_facts = model, optimizer, setup
+        self.max_skipped = max_skipped
+        self._rate = schedule.resolve(total_steps=setup.total_steps, tokens_per_step=setup.tokens_per_step)
+        self._initial_weights = setup.initial_weights
+        self.model: Decoder | None = None
+        self.meter = Meter(log_every=setup.log_every, peak_flops=setup.peak_flops, sources=setup.source_names)
+        self.skipped = 0
+        self.preempted = False
+        self.validation_due = False
+        self.best: tuple[float, int] | None = None
+        self.improved_at: int | None = None
+
+    @property
+    def latest(self) -> dict[str, float]:
+        """The metrics that were last read from the device, for displays."""
+        return self.meter.latest
+
+    @property
+    def total_steps(self) -> int:
+        """The step at which the run ends."""
+        return self.setup_facts.total_steps
+
+    # -- building (Lightning's order)
+
+    def configure_model(self) -> None:
+        """Build the weights, sharded at birth where the strategy shards."""
+        if self.model is not None:
+            return
+        model = build(
+            self.config, seed=self.setup_facts.seed, activation_checkpointing=self.setup_facts.activation_checkpointing
+        )
+        if self._initial_weights is not None:
+            model.load_state_dict(self._initial_weights)
+        sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
+        if self.setup_facts.compile:
+            compile_model(model, unit="block" if sharded else "model")
+        if sharded:
+            assert self.device_mesh is not None
+            dtype = torch.bfloat16 if self.setup_facts.bf16 else torch.float32
+            shard(model, self.device_mesh["data_parallel"], param_dtype=dtype, reduce_dtype=torch.float32)
+        self.model = model
+        self._initial_weights = None
+
+    @abstractmethod
+    def training_step(self, batch: StepBatch, batch_idx: int) -> None:
+        """Take one optimizer step."""
+
+    @abstractmethod
+    def validation_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
+        """(2,) float64: the summed loss and the trained tokens of one held-out micro-batch."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimizer of the config; its rates are set before every step."""
+        assert self.model is not None
+        return self.optimizer_spec.build(self.model)
+
+    # -- one step
+
+    def take_step(self, batch: StepBatch, loss_sum: LossSum) -> None:
+        """One optimizer step on `batch`; `loss_sum` gives a micro-batch's summed loss and summed metrics."""
+        optimizer = self.optimizers(use_pl_optimizer=True)
+        counts = self._count(batch)
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr_peak"] * self._rate(batch.step)
+        total = torch.zeros((), device=self.device)
+        extra: dict[str, Tensor] = {}
+        for number, micro in enumerate(batch.micro):
+            with self._synchronised(number == len(batch.micro) - 1):
+                loss, metrics = loss_sum(micro.to(self.device, non_blocking=True))
+                self.manual_backward(loss * (self.trainer.world_size / counts[0]))
+            total += loss.detach()
+            for name, value in metrics.items():
+                extra[name] = extra.get(name, 0) + value
+        norm = clip_gradients(self.parameters(), self.optimizer_spec.grad_clip)
+        taken = self._all_finite(norm, total)
+        if not taken:
+            self._skip(batch, norm, total)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        torch.clear_autocast_cache()  # the cached bf16 copies are of the weights before the step
+        self.meter.add(
+            step=batch.step + 1,
+            loss=total,
+            counts=counts,
+            extra=extra,
+            grad_norm=norm,
+            lr=self._rate(batch.step) * self.optimizer_spec.lr,
+            skipped=self.skipped,
+        )
+        self._after(batch)
+
+    def _count(self, batch: StepBatch) -> Tensor:
+        """(1 + sources,) float64 over all ranks: trained tokens in all, and by source, before any backward pass."""
+        counts = torch.zeros(1 + len(self.setup_facts.source_names), dtype=torch.float64)
+        for micro in batch.micro:
+            sources = micro.source_ids[micro.trained]
+            counts[1:] += torch.bincount(sources, minlength=len(self.setup_facts.source_names))
+        counts[0] = counts[1:].sum()
+        counts = counts.to(self.device)
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(counts)
+        return counts
+
+    @contextlib.contextmanager
+    def _synchronised(self, last: bool) -> Iterator[None]:
+        """Gradients are exchanged between ranks in the last micro-batch's backward pass only."""
+        strategy_model = self.trainer.strategy.model
+        if self.trainer.world_size == 1 or last:
+            if isinstance(self.trainer.strategy, ModelParallelStrategy):
+                self.model.set_requires_gradient_sync(True)  # type: ignore[union-attr,operator]
+            yield
+        elif isinstance(self.trainer.strategy, ModelParallelStrategy):
+            self.model.set_requires_gradient_sync(False)  # type: ignore[union-attr,operator]
+            yield
+        else:
+            with strategy_model.no_sync():  # type: ignore[union-attr,operator]
+                yield
+
+    def _all_finite(self, norm: Tensor, loss: Tensor) -> bool:
+        """Whether gradients and loss are finite on every rank; carries the preemption flag in the same exchange."""
+        flags = torch.stack([~torch.isfinite(norm) | ~torch.isfinite(loss), torch.tensor(self.preempted, device=norm.device)])
+        flags = flags.float()
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+        bad, preempted = flags.tolist()
+        self.preempted = bool(preempted)
+        return not bad
+
+    def _skip(self, batch: StepBatch, norm: Tensor, loss: Tensor) -> None:
+        """Leave weights and optimizer as they are (no gradient, no update), say which data it was, and count it."""
+        self.optimizers(use_pl_optimizer=True).zero_grad(set_to_none=True)
+        self.skipped += 1
+        self.meter.say(
+            f"step {batch.step + 1} skipped: loss {float(loss)}, gradient norm {float(norm)}; data: rows of step "
+            f"{batch.step} of streams {min(batch.cursor.streams)}-{max(batch.cursor.streams)} "
+            f"({self.skipped} of at most {self.max_skipped} skipped)"
+        )
+        if self.skipped > self.max_skipped:
+            raise UserError(
+                f"{self.skipped} steps gave a loss or gradient that is not finite, more than stage.max_skipped="
+                f"{self.max_skipped}. The last checkpoint is intact. Lower stage.optimizer.lr, look at the data named "
+                "above, or raise stage.max_skipped"
+            )
+
+    def _after(self, batch: StepBatch) -> None:
+        """Hand the cursor back, validate if due, and stop when asked to."""
+        self.trainer.datamodule.consumed(batch.cursor)  # type: ignore[attr-defined]
+        done = batch.step + 1
+        every = self.setup_facts.validate_every
+        if every and (done % every == 0 or done == self.setup_facts.total_steps):
+            self.validation_due = True
+        self.validate_if_due(done)
+        if self.preempted:
+            self.trainer.should_stop = True
+
+    # -- validation
+
+    def on_train_start(self) -> None:
+        """A validation that was cut short by a preemption comes first."""
+        self.validate_if_due(self.global_step)
+        gc.collect()
+        gc.freeze()  # the collector's full passes stall a step by up to half a second
+        self.meter.start(self.trainer, self.config, self.global_step)
+
+    def validate_if_due(self, step: int) -> None:
+        """Measure every domain's held-out rows; a preemption in the middle leaves the validation due."""
+        if not self.validation_due:
+            return
+        assert self.model is not None
+        self.model.eval()
+        sums = {}
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            for domain, batches in self.trainer.datamodule.val_dataloader().items():  # type: ignore[attr-defined]
+                total = torch.zeros(2, dtype=torch.float64, device=self.device)
+                for number, batch in enumerate(batches):
+                    total += self.validation_step(batch.to(self.device, non_blocking=True), number)
+                    if self._any_preempted():
+                        self.model.train()
+                        return
+                sums[domain] = total
+        self.model.train()
+        self.validation_due = False
+        self._record_validation(step, sums)
+
+    def _any_preempted(self) -> bool:
+        if self.trainer.world_size > 1:
+            flag = torch.tensor(float(self.preempted), device=self.device)
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+            self.preempted = bool(flag.item())
+        return self.preempted
+
+    def _record_validation(self, step: int, sums: dict[str, Tensor]) -> None:
+        """Log loss, perplexity and bits per byte by domain, and remember the best weighted loss."""
+        metrics, weighted, weight_sum = {}, 0.0, 0.0
+        for domain, total in sums.items():
+            if self.trainer.world_size > 1:
+                torch.distributed.all_reduce(total)
+            nll, tokens = total.tolist()
+            loss = nll / max(tokens, 1)
+            weight, size = self.setup_facts.domains[domain]
+            metrics[f"valid/{domain}/loss"] = loss
+            metrics[f"valid/{domain}/perplexity"] = math.exp(min(loss, 700.0))
+            metrics[f"valid/{domain}/bits_per_byte"] = nll / math.log(2) / max(size, 1)
+            weighted, weight_sum = weighted + weight * loss, weight_sum + weight
+        if not metrics:
+            return
+        metrics["valid/loss"] = weighted / weight_sum
+        if self.best is None or metrics["valid/loss"] < self.best[0]:
+            self.best, self.improved_at = (metrics["valid/loss"], step), step
+        self.meter.add_validation(step, metrics)
+
+    # -- what a checkpoint holds beyond weights and optimizer
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what moves and cannot be derived."""
+        self.meter.flush()
+        checkpoint["stage"] = {
+            "skipped": self.skipped,
+            "validation_due": self.validation_due,
+            "best": list(self.best) if self.best else None,
+            "meter": self.meter.state(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back."""
+        state = checkpoint["stage"]
+        self.skipped, self.validation_due = state["skipped"], state["validation_due"]
+        self.best = (state["best"][0], state["best"][1]) if state["best"] else None
+        self.meter.restore(state["meter"])
+
+    def documents(self, batch: TokenBatch) -> Documents | None:
+        """The attention's view of which positions belong together; None when every row is one document."""
+        return None if batch.single else Documents.from_ids(batch.document_ids)

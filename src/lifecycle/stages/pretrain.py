@@ -1,0 +1,51 @@
+"""Pre-training: next-token cross-entropy on packed documents, plus an optional z-loss (arXiv 2204.02311, section 5).
+
+    loss = sum over trained tokens of [ -log p(label) + z_loss * logsumexp(logits)^2 ] / trained tokens of the step
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lifecycle.batch import StepBatch, TokenBatch
+from lifecycle.losses import linear_cross_entropy, token_losses
+from lifecycle.model import ModelConfig
+from lifecycle.optim import AdamW, Muon, Schedule
+from lifecycle.stages.base import Setup, Stage
+
+
+class Pretrain(Stage):
+    """Next-token prediction on rows of packed documents."""
+
+    def __init__(
+        self,
+        *,
+        model: ModelConfig,
+        optimizer: AdamW | Muon,
+        schedule: Schedule,
+        max_skipped: int,
+        z_loss: float,
+        setup: Setup,
+    ) -> None:
+        super().__init__(model=model, optimizer=optimizer, schedule=schedule, max_skipped=max_skipped, setup=setup)
+        self.z_loss = z_loss
+
+    def training_step(self, batch: StepBatch, batch_idx: int) -> None:
+        """One optimizer step on this rank's share of the global batch."""
+        self.take_step(batch, self._loss_sum)
+
+    def _loss_sum(self, batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        assert self.model is not None
+        hidden_BTD = self.model(batch.input_ids, batch.position_ids, self.documents(batch))
+        loss, metrics = linear_cross_entropy(
+            hidden_BTD.flatten(0, 1), self.model.head_weight, batch.labels.flatten(), z_loss=self.z_loss
+        )
+        return loss, {"z_loss": metrics["z_loss"]} if self.z_loss else {}
+
+    def validation_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
+        """(2,) float64: summed negative log-likelihood and number of trained tokens."""
+        assert self.model is not None
+        hidden_BTD = self.model(batch.input_ids, batch.position_ids, self.documents(batch))
+        losses = token_losses(hidden_BTD.flatten(0, 1), self.model.head_weight, batch.labels.flatten())
+        return torch.stack([losses.double().sum(), batch.trained.sum().double()])

@@ -1,0 +1,144 @@
+"""Laws of a logical stream: exact mixing, nothing lost, and resume at any step gives the same rows."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lifecycle.data.plan import BatchPlan, Phase
+from lifecycle.data.stream import Exhausted, Pieces, State, Stream
+from lifecycle.errors import UserError
+
+
+class Counting:
+    """Documents of deterministic random lengths whose ids count upwards, so that every token is recognised."""
+
+    def __init__(self, name: str, longest: int, state: State | None = None, limit: int | None = None) -> None:
+        self.name, self.longest, self.limit = name, longest, limit
+        self.number = state["number"] if state else 0
+
+    def next(self) -> NDArray[np.int32]:
+        if self.limit is not None and self.number >= self.limit:
+            raise Exhausted(self.name)
+        size = int(np.random.default_rng((len(self.name), self.number)).integers(2, self.longest))
+        self.number += 1
+        return (np.arange(size) + 1000 * self.number).astype(np.int32)
+
+    def state(self) -> State:
+        return {"number": self.number}
+
+    def totals(self) -> State:
+        return {"epochs": 0.0, "counts": {}}
+
+
+LENGTHS = {"a": 60, "bb": 15, "ccc": 200}
+WEIGHTS = {"a": 0.5, "bb": 0.3, "ccc": 0.2}
+
+
+def stream(plan: BatchPlan, state: State | None = None, limit: int | None = None, dropping: bool = False) -> Stream:
+    at = state["anchor"]["sources"] if state else {}
+    pieces = {
+        name: Pieces(
+            Counting(name, longest, at[name]["documents"] if at else None, limit if name == "ccc" else None),
+            i,
+            at[name]["skip"] if at else 0,
+        )
+        for i, (name, longest) in enumerate(LENGTHS.items())
+    }
+    return Stream(
+        index=0, streams=2, sources=pieces, plan=plan, seed=1, window_rows=8, dropping=dropping, state=state
+    )
+
+
+def flat(rows: Any) -> list[tuple[int, ...]]:
+    return [tuple([p.source, *p.ids.tolist()]) for row in rows for p in row.pieces]
+
+
+CONSTANT = BatchPlan((Phase(step=0, row_length=32, rows=4, weights=WEIGHTS),))
+CHANGING = BatchPlan(
+    (
+        Phase(step=0, row_length=16, rows=8, weights=WEIGHTS),
+        Phase(step=5, row_length=64, rows=4, weights={"a": 0.1, "bb": 0.1, "ccc": 0.8}),
+        Phase(step=9, row_length=32, rows=2, weights=WEIGHTS),
+    )
+)
+
+
+@pytest.mark.parametrize("plan", [CONSTANT, CHANGING])
+def test_resume_after_any_step_gives_the_rows_that_would_have_been(plan: BatchPlan) -> None:
+    whole = stream(plan)
+    expected, states = [], []
+    for step in range(14):
+        rows, state = whole.step(step)
+        expected.append(flat(rows))
+        states.append(state)
+    for stop in range(13):
+        resumed = stream(plan, states[stop])
+        assert [flat(resumed.step(step)[0]) for step in range(stop + 1, 14)] == expected[stop + 1 :]
+
+
+@pytest.mark.parametrize("plan", [CONSTANT, CHANGING])
+def test_every_token_is_given_once_and_in_rows_of_the_steps_length(plan: BatchPlan) -> None:
+    one = stream(plan)
+    seen: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    for step in range(40):
+        rows, _ = one.step(step)
+        phase = plan.at(step)
+        assert len(rows) == phase.rows // 2
+        for row in rows:
+            assert sum(p.positions for p in row.pieces) + row.free == phase.row_length
+            for p in row.pieces:
+                seen[p.source] += p.ids[1:].tolist()
+    for labels in seen.values():
+        assert len(labels) == len(set(labels))
+
+
+def test_mixture_error_is_under_one_piece() -> None:
+    one = stream(CONSTANT)
+    for step in range(400):
+        one.step(step)
+    fed = {name: one.seen[name] + sum(p.positions for p in one.carry if p.source == i) for i, name in enumerate(LENGTHS)}
+    fed = {n: fed[n] + sum(p.positions for r in one._window[one._given :] for p in r.pieces if p.source == i) for i, n in enumerate(LENGTHS)}
+    total = sum(fed.values())
+    for name, weight in WEIGHTS.items():
+        assert abs(fed[name] - weight * total) <= 32
+
+
+def test_padding_is_small() -> None:
+    one = stream(CONSTANT)
+    for step in range(200):
+        one.step(step)
+    assert one.padding / (200 * 2 * 32) < 0.02
+
+
+def test_an_exhausted_source_ends_the_stream_only_after_its_whole_steps() -> None:
+    one = stream(CONSTANT, limit=3)
+    given = 0
+    with pytest.raises(Exhausted, match="ccc"):
+        for step in range(1000):
+            one.step(step)
+            given += 1
+    assert given > 5
+
+
+def test_dropping_goes_on_without_the_exhausted_source_and_resumes() -> None:
+    one = stream(CONSTANT, limit=3, dropping=True)
+    rows, states = [], []
+    for step in range(40):
+        r, s = one.step(step)
+        rows.append(flat(r))
+        states.append(s)
+    assert one.gone == ["ccc"]
+    again = stream(CONSTANT, states[30], limit=3, dropping=True)
+    assert [flat(again.step(step)[0]) for step in range(31, 40)] == rows[31:]
+
+
+def test_streams_must_divide_rows_and_ranks_must_divide_streams() -> None:
+    plan = BatchPlan((Phase(step=0, row_length=8, rows=24, weights=WEIGHTS),))
+    assert plan.streams(None, 1) == 12
+    assert plan.streams(6, 2) == 6
+    with pytest.raises(UserError, match="must divide the rows"):
+        plan.streams(5, 1)
+    with pytest.raises(UserError, match="cannot be shared out"):
+        plan.streams(None, 5)
