@@ -1,0 +1,13 @@
+"""What a run shows when it ends: report.md and report.html of its folder, and the short table on the terminal.
+
+    python -m lifecycle.report outputs/NAME
+
+writes the report of any run anew, also of one that is still running.
+"""
+
+from __future__ import annotations
+
+from lifecycle.report.terminal import terminal_summary
+from lifecycle.report.write import write_report
+
+__all__ = ["terminal_summary", "write_report"]

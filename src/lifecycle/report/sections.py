@@ -1,0 +1,282 @@
+"""A run's report, section by section, as blocks (`render` writes them).
+
+Beyond the run folder's own names, these entries of run.json are shown where they are present: `parameters`, `choice`
+(what `hardware.choose` settled: precision, compile, reasons, peak_flops, peak_source), `overrides` (the command line),
+`resumed` (times), `damaged` (checkpoints passed over), `incidents` (lines).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from lifecycle.report.commands import going_on
+from lifecycle.report.facts import DomainResult, Headline, headline
+from lifecycle.report.read import RunData
+from lifecycle.report.render import Block, Code, Heading, Paragraph, Picture, Sample, Sheet
+from lifecycle.report.words import count, number, rate, share, span
+
+PICTURE_WORDS = {
+    "loss": "Loss over tokens: training, held-out, and what counting words reaches",
+    "perplexity": "Held-out perplexity of every domain, beside its unigram and bigram baselines",
+    "ledger": "Planned and seen tokens of every source",
+    "learning_rate": "Learning rate and gradient norm",
+    "throughput": "Tokens a second, and the share of time that training waited for data",
+}
+
+
+def title(run: RunData) -> str:
+    """The run's name and stage."""
+    return f"{run.folder.resolve().name}: {run.run.get('stage', 'run')}"
+
+
+def sections(run: RunData, drawn: list[str]) -> list[Block]:
+    """All of the report, in the order a reader asks: what came out, how, on what data, with what, and what next."""
+    facts = headline(run)
+    return [
+        *_result(run, facts),
+        *_pictures(drawn),
+        *_samples(run),
+        *_ledger(run, "ledger" in drawn),
+        *_used(run, facts),
+        *_incidents(run),
+        *_next(run),
+    ]
+
+
+def _result(run: RunData, facts: Headline) -> list[Block]:
+    blocks: list[Block] = [Paragraph(verdict(facts), "lead")]
+    if run.missing:
+        blocks.append(Paragraph("This folder does not (yet) hold: " + ", ".join(run.missing) + ".", "warning"))
+    blocks.append(Sheet(("", ""), [list(row) for row in overview(run, facts)], numbers=False))
+    if facts.domains:
+        columns, rows = domain_table(facts)
+        blocks.append(Sheet(columns, rows))
+        words = "Perplexity and bits per byte of held-out text; lower is better."
+        if any(domain.bigram for domain in facts.domains):
+            words += (
+                " The unigram and bigram columns are the perplexities (bits per byte) that counting tokens and pairs of tokens "
+                "of the same training text reaches: a model near them has learned no more than frequencies."
+            )
+        blocks.append(Paragraph(words, "note"))
+    if facts.mfu is not None:
+        blocks.append(Paragraph(f"{mfu_name(run)}: {_convention(run)}", "note"))
+    return blocks
+
+
+def verdict(facts: Headline) -> str:
+    """One sentence: how far it got, and what it reached."""
+    steps, tokens = count(facts.steps), count(facts.tokens)
+    begin = {
+        "finished": f"Finished after {steps} steps and {tokens} tokens",
+        "running": f"Still running: {steps} steps and {tokens} tokens so far",
+        "stopped": f"Stopped after {steps} steps and {tokens} tokens",
+        "failed": f"Failed after {steps} steps and {tokens} tokens",
+    }.get(facts.status, f"{steps} steps and {tokens} tokens")
+    if facts.steps is None:
+        return f"No step has been logged yet (status: {facts.status})."
+    if facts.seconds is not None:
+        begin += f" in {span(facts.seconds)}"
+    reached = [_reached(domain) for domain in facts.domains]
+    return begin + ("; held-out perplexity " + ", ".join(reached) if reached else "") + "."
+
+
+def _reached(domain: DomainResult) -> str:
+    beside = f" (bigram model: {number(domain.bigram, 0)})" if domain.bigram else ""
+    return f"{number(domain.perplexity, 1)} on {domain.name}{beside}"
+
+
+def overview(run: RunData, facts: Headline) -> list[tuple[str, str]]:
+    """(what, how much), only what is known."""
+    of = f" of {count(facts.planned_steps)}" if facts.planned_steps and facts.planned_steps != facts.steps else ""
+    losses = [
+        f"{number(value, 3)} {name}"
+        for name, value in (("training", facts.train_loss), ("held out", facts.held_out_loss))
+        if value is not None
+    ]
+    best = f", best at step {count(facts.best_step)}" if facts.best_step not in (None, facts.steps) else ""
+    rows = [
+        ("status", facts.status),
+        ("steps", count(facts.steps) + of if facts.steps is not None else None),
+        ("tokens", count(facts.tokens) if facts.tokens is not None else None),
+        ("training time", span(facts.seconds) if facts.seconds is not None else None),
+        ("tokens per second", count(facts.tokens_per_second) if facts.tokens_per_second is not None else None),
+        (mfu_name(run), share(facts.mfu) if facts.mfu is not None else None),
+        ("loss, nats a token", ", ".join(losses) + best if losses else None),
+    ]
+    return [(name, value) for name, value in rows if value is not None]
+
+
+def domain_table(facts: Headline) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the held-out results; baselines only where they were counted."""
+    counted = any(domain.unigram or domain.bigram for domain in facts.domains)
+    columns = ["held-out text", "perplexity", "bits/byte", *(["bigram model", "unigram model"] if counted else [])]
+    rows = []
+    for domain in facts.domains:
+        row = [domain.name, number(domain.perplexity), number(domain.bits_per_byte, 3)]
+        if counted:
+            row += [_with_bits(domain.bigram, domain.bigram_bits), _with_bits(domain.unigram, domain.unigram_bits)]
+        rows.append(row)
+    return columns, rows
+
+
+def _with_bits(perplexity: float | None, bits: float | None) -> str:
+    return number(perplexity) + (f" ({number(bits, 3)})" if bits is not None else "")
+
+
+def mfu_name(run: RunData) -> str:
+    """MFU on an accelerator; on a CPU, whose maker states no usable peak, the share of what was measured."""
+    return "share of measured peak" if "measured" in _choice(run).get("peak_source", "") else "MFU"
+
+
+def _convention(run: RunData) -> str:
+    peak, source = _choice(run).get("peak_flops"), _choice(run).get("peak_source", "source not stated")
+    of = f"{rate(peak)}; {source}" if peak else source
+    return (
+        f"tokens per second x FLOPs per token, over the peak ({of}). FLOPs per token = 6 N + 12 layers x heads x head_dim x "
+        "context, forward and backward; N leaves out an untied input embedding; attention is counted whole, recomputation "
+        "is not."
+    )
+
+
+def _choice(run: RunData) -> Mapping[str, Any]:
+    return run.run.get("choice") or {}
+
+
+def _pictures(drawn: list[str]) -> list[Block]:
+    shown = [name for name in drawn if name != "ledger"]
+    if not shown:
+        return []
+    return [Heading("How it went"), *(Picture(name, PICTURE_WORDS.get(name, name)) for name in shown)]
+
+
+def _samples(run: RunData) -> list[Block]:
+    if not run.samples:
+        return []
+    newest = max(sample.get("step") or 0 for sample in run.samples)
+    shown = [sample for sample in run.samples if (sample.get("step") or 0) == newest]
+    words = f"What the model writes after {count(newest)} steps. The prompt comes first, marked; the rest is the model's."
+    texts = [Sample(str(s.get("prompt", "")), str(s.get("completion", "")), str(s.get("note", ""))) for s in shown]
+    return [Heading("Samples"), Paragraph(words), *texts]
+
+
+def _ledger(run: RunData, drawn: bool) -> list[Block]:
+    sources: Mapping[str, Mapping[str, Any]] = run.ledger.get("sources", {})
+    if not sources:
+        return []
+    whole = sum(source.get("weight") or 0 for source in sources.values()) or 1
+    rows = [_source_row(name, source, whole) for name, source in sources.items()]
+    columns = ("source", "domain", "weight", "planned", "seen", "epochs", "rows read", "held out", "dropped", "bad")
+    blocks: list[Block] = [Heading("Data ledger")]
+    if drawn:
+        blocks.append(Picture("ledger", PICTURE_WORDS["ledger"]))
+    blocks.append(Sheet(columns, rows))
+    reasons = [row for name, source in sources.items() for row in _reasons(name, source)]
+    if reasons:
+        blocks.append(Sheet(("source", "why rows were left out", "rows"), reasons))
+    padding = run.ledger.get("padding_share")
+    if padding is not None:
+        blocks.append(Paragraph(f"Padding: {share(padding, 2)} of all positions.", "note"))
+    return blocks
+
+
+def _source_row(name: str, source: Mapping[str, Any], whole: float) -> list[str]:
+    lost = [count(sum((source.get(kind) or {}).values())) for kind in ("dropped", "bad")]
+    tokens = [count(source.get("planned_tokens")), count(source.get("seen_tokens"))]
+    rows = [count(source.get("rows")), count(source.get("held_out"))]
+    weight = share((source.get("weight") or 0) / whole)
+    return [name, str(source.get("domain", "–")), weight, *tokens, number(source.get("epochs")), *rows, *lost]
+
+
+def _reasons(name: str, source: Mapping[str, Any]) -> list[list[str]]:
+    found = [(kind, *item) for kind in ("dropped", "bad") for item in (source.get(kind) or {}).items()]
+    return [[name, reason if kind == "dropped" else f"bad row: {reason}", count(n)] for kind, reason, n in found]
+
+
+def _used(run: RunData, facts: Headline) -> list[Block]:
+    rows = [(name, value) for name, value in (*_recipe(run), *_machine(run)) if value]
+    if not rows:
+        return []
+    blocks: list[Block] = [Heading("What was used"), Sheet(("", ""), [list(row) for row in rows], numbers=False)]
+    reasons = _choice(run).get("reasons", ())
+    if reasons:
+        blocks.append(Paragraph("Chosen by the program: " + "; ".join(reasons) + ".", "note"))
+    return blocks
+
+
+def _recipe(run: RunData) -> list[tuple[str, str | None]]:
+    model = run.setting("model") or {}
+    shape = f"{model.get('layers')} layers x {model.get('width')}, {model.get('heads')} heads" if model.get("layers") else ""
+    parameters = run.run.get("parameters")
+    size = f", {parameters / 1e6:,.2f} M parameters" if parameters else ""
+    optimizer = run.setting("stage.optimizer") or {}
+    name = str(optimizer.get("_target_", "")).rsplit(".", 1)[-1]
+    peak = f", peak rate {optimizer['lr']:g}" if isinstance(optimizer.get("lr"), int | float) else ""
+    batch, length = run.setting("stage.global_batch_tokens"), run.setting("stage.sequence_length")
+    schedule = run.setting("stage.schedule.name")
+    return [
+        ("stage", run.run.get("stage")),
+        ("started from", _parent(run.run.get("parent"))),
+        ("model", shape + size if shape else None),
+        ("tokens a step", f"{batch:,} in rows of {length:,}" if batch and length else None),
+        ("optimizer", name + peak + (f", {schedule} schedule" if schedule else "") if name else None),
+        ("tokenizer", f"sha256 {digest[:12]}" if (digest := _digest(run)) else None),
+        ("seed", str(run.setting("seed")) if run.setting("seed") is not None else None),
+    ]
+
+
+def _digest(run: RunData) -> str:
+    value = run.run.get("tokenizer") or run.run.get("tokenizer_sha256") or ""
+    return str(value.get("sha256", "") if isinstance(value, Mapping) else value)
+
+
+def _parent(parent: Any) -> str | None:
+    if not parent:
+        return None
+    return str(parent.get("path", "")) if isinstance(parent, Mapping) else str(parent)
+
+
+def _machine(run: RunData) -> list[tuple[str, str | None]]:
+    choice, git = _choice(run), run.run.get("git") or {}
+    precision = choice.get("precision") or run.setting("hardware.precision")
+    compiled = choice.get("compile", run.setting("hardware.compile"))
+    memory, blocked = run.last("perf/memory_gb"), sum(v or 0.0 for v in run.metrics.get("perf/checkpoint_s", []))
+    started = run.run.get("started")
+    versions = run.run.get("versions") or {}
+    return [
+        ("device", run.run.get("device")),
+        ("precision", f"{precision}, {'compiled' if compiled is True else 'not compiled'}" if precision else None),
+        ("peak memory", f"{memory:,.2f} GiB" if memory else None),
+        ("blocked by checkpoints", span(blocked) if blocked else None),
+        ("started", f"{datetime.fromtimestamp(started, UTC):%Y-%m-%d %H:%M} UTC" if started else None),
+        ("code", f"`{git['commit'][:12]}`{', with changes' if git.get('dirty') else ''}" if git.get("commit") else None),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or None),
+    ]
+
+
+def _incidents(run: RunData) -> list[Block]:
+    lines = incidents(run)
+    if not lines:
+        return [Heading("Incidents"), Paragraph("None: no step was skipped, no row set aside, no checkpoint damaged.")]
+    return [Heading("Incidents"), Sheet(("what", "how often or which"), [list(line) for line in lines], numbers=False)]
+
+
+def incidents(run: RunData) -> list[tuple[str, str]]:
+    """(what, how often or which) of everything that did not go by the book."""
+    skipped, resumed = run.last("train/skipped"), run.run.get("resumed")
+    found = []
+    if skipped:
+        found.append(("steps skipped (loss or gradient not finite)", count(skipped)))
+    if resumed:
+        found.append(("resumed from a checkpoint", f"{count(resumed)} x"))
+    found += [("damaged checkpoint passed over", str(path)) for path in run.run.get("damaged") or ()]
+    found += [(f"rows set aside from {name}", f"{count(n)} (`quarantine/{name}.jsonl`)") for name, n in run.quarantined.items() if n]
+    return found + [("noted", str(line)) for line in run.run.get("incidents") or ()]
+
+
+def _next(run: RunData) -> list[Block]:
+    blocks: list[Block] = [Heading("How to go on")]
+    for words, command, language in going_on(run):
+        blocks += [Paragraph(words), Code(command, language)]
+    return blocks

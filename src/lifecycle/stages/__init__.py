@@ -1,0 +1,1 @@
+"""Stages: one LightningModule a file, final classes over one abstract `Stage`."""
