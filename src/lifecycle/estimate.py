@@ -295,9 +295,7 @@ def _sources(sources: Sequence[SourceEstimate], tokens: int) -> tuple[SourcePlan
     return tuple(plans)
 
 
-def _disk(
-    model: ModelLike, states: int, keep_last: int, milestones: int, steps: int, every_steps: int | None
-) -> Disk:
+def _disk(model: ModelLike, states: int, keep_last: int, milestones: int, steps: int, every_steps: int | None) -> Disk:
     size = float(FP32 * (1 + states) * model.parameters())
     written = steps // every_steps if every_steps else 0
     return Disk(

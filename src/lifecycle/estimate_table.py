@@ -19,7 +19,13 @@ CONVENTION = (
 
 def tables(estimate: Estimate) -> Group:
     """All parts as one rich renderable; warnings last, where they are seen."""
-    parts: list[RenderableType] = [_model(estimate), _time(estimate), _sources(estimate), _memory(estimate), _disk(estimate)]
+    parts: list[RenderableType] = [
+        _model(estimate),
+        _time(estimate),
+        _sources(estimate),
+        _memory(estimate),
+        _disk(estimate),
+    ]
     lines = warnings(estimate)
     parts.append(Text(CONVENTION, style="dim"))
     parts += [Text(f"! {line}", style="bold yellow") for line in lines]
@@ -121,7 +127,9 @@ def _memory(e: Estimate) -> Table:
     sheet.add_row("optimizer state (fp32)", _number(memory.optimizer))
     sheet.add_row("copies of weights to compute with", _number(memory.compute_copies))
     used = {True: memory.checkpointed, False: memory.activations}
-    sheet.add_row(f"activations, {e.micro_rows:,} rows{_switch(memory.checkpointing)}", _number(used[memory.checkpointing]))
+    sheet.add_row(
+        f"activations, {e.micro_rows:,} rows{_switch(memory.checkpointing)}", _number(used[memory.checkpointing])
+    )
     sheet.add_row("logits of one chunk", _number(memory.logits))
     sheet.add_row("workspace (guess)", _number(memory.workspace), end_section=True)
     room = f" of {e.device_memory / GB:,.0f}" if e.device_memory is not None else ""

@@ -74,7 +74,9 @@ class Hardware:
             if getattr(self, key) < least:
                 raise UserError(f"hardware.{key} is {getattr(self, key)}; wanted {least} or more")
         if self.peak_tflops is not None and self.peak_tflops <= 0:
-            raise UserError(f"hardware.peak_tflops is {self.peak_tflops}; wanted a positive rate, or null to look it up")
+            raise UserError(
+                f"hardware.peak_tflops is {self.peak_tflops}; wanted a positive rate, or null to look it up"
+            )
 
     def device_type(self) -> Literal["cpu", "cuda"]:
         """`auto` is a GPU where torch sees one. Raises UserError where a GPU is asked for and there is none."""
@@ -84,7 +86,9 @@ class Hardware:
             return "cuda"
         if self.accelerator == "auto":
             return "cpu"
-        raise UserError("hardware.accelerator is gpu, but torch sees no GPU here: use hardware=cpu, or install a CUDA build")
+        raise UserError(
+            "hardware.accelerator is gpu, but torch sees no GPU here: use hardware=cpu, or install a CUDA build"
+        )
 
     def devices_per_node(self) -> int:
         """`auto` is every GPU that torch sees, and one process on a CPU."""
@@ -137,7 +141,9 @@ def device_name(device_type: str) -> str:
     """The name of this machine's device, as its maker gives it."""
     if device_type == "cuda":
         return str(torch.cuda.get_device_name())
-    model = re.findall(r"^model name\s*:\s*(.*)$", CPUINFO.read_text(errors="replace") if CPUINFO.exists() else "", re.M)
+    model = re.findall(
+        r"^model name\s*:\s*(.*)$", CPUINFO.read_text(errors="replace") if CPUINFO.exists() else "", re.M
+    )
     return f"{model[0] if model else platform.machine()}, {torch.get_num_threads()} threads"
 
 
@@ -147,9 +153,7 @@ def probe(device_type: Literal["cpu", "cuda"], seconds: float = 0.5) -> Probe:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         triton = "triton" if importlib.util.find_spec("triton") else None
         name = device_name(device_type)
-        return Probe(
-            device_type="cuda", name=name, fp32_flops=None, bf16_flops=None, has_bf16=native, compiler=triton
-        )
+        return Probe(device_type="cuda", name=name, fp32_flops=None, bf16_flops=None, has_bf16=native, compiler=triton)
     native = native_bf16()
     return Probe(
         device_type="cpu",

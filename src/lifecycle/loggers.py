@@ -25,7 +25,7 @@ UNWANTED = ("epoch",)
 
 
 class CsvLogger(Logger):
-    """Writes metrics.csv. Rows are held back until `save()`, a checkpoint, the end, `flush_rows` of them or `flush_seconds`.
+    """Writes metrics.csv. Rows wait for `save()`, a checkpoint, the end, `flush_rows` of them or `flush_seconds`.
 
     An existing file is continued: call `cut(step)` before the first step of a resumed run. Only rank 0 writes.
     """
@@ -152,7 +152,7 @@ def _lines(rows: Iterable[list[str]]) -> str:
 
 
 def _read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Columns and whole rows of a metrics file as text. A last line without its end (the writer was killed) is dropped."""
+    """Columns and whole rows of a metrics file as text; a last line without its end (a killed writer) is dropped."""
     if not path.exists():
         return [], []
     text = path.read_text(errors="replace")
@@ -175,25 +175,32 @@ def _number(text: str) -> float | None:
     return int(text) if text.lstrip("-").isdigit() else float(text)
 
 
-def tensorboard(*, folder: Path | str) -> TensorBoardLogger:
+def csv_only(*, folder: Path | str) -> list[Logger]:
+    """`logger=csv`: nothing beside metrics.csv, which every run writes."""
+    return []
+
+
+def tensorboard(*, folder: Path | str) -> list[Logger]:
     """`logger=tensorboard`: event files in the run's own folder (`tensorboard --logdir outputs`)."""
-    return TensorBoardLogger(save_dir=str(folder), name="", version="tensorboard")
+    return [TensorBoardLogger(save_dir=str(folder), name="", version="tensorboard")]
 
 
 def wandb(
     *, folder: Path | str, project: str, entity: str | None, offline: bool, tags: list[str], notes: str | None
-) -> WandbLogger:
+) -> list[Logger]:
     """`logger=wandb`: the run's folder gives its name and its id, so that a resumed run goes on with its own curves."""
     place = Path(folder).resolve()
-    return WandbLogger(
-        name=place.name,
-        id=hashlib.sha256(str(place).encode()).hexdigest()[:16],
-        save_dir=str(folder),
-        project=project,
-        entity=entity,
-        offline=offline,
-        tags=tags,
-        notes=notes,
-        resume=None if offline else "allow",
-        log_model=False,
-    )
+    return [
+        WandbLogger(
+            name=place.name,
+            id=hashlib.sha256(str(place).encode()).hexdigest()[:16],
+            save_dir=str(folder),
+            project=project,
+            entity=entity,
+            offline=offline,
+            tags=tags,
+            notes=notes,
+            resume=None if offline else "allow",
+            log_model=False,
+        )
+    ]

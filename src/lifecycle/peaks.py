@@ -33,9 +33,17 @@ class Device:
 
 
 def _row(
-    pattern: str, name: str, bf16: float | None, tf32: float | None, fp32: float, memory_gb: float, fp16: float | None = None
+    pattern: str,
+    name: str,
+    bf16: float | None,
+    tf32: float | None,
+    fp32: float,
+    memory_gb: float,
+    fp16: float | None = None,
 ) -> tuple[re.Pattern[str], Device]:
-    device = Device(name=name, bf16=bf16, tf32=tf32, fp32=fp32, memory_gb=memory_gb, fp16=bf16 if fp16 is None else fp16)
+    device = Device(
+        name=name, bf16=bf16, tf32=tf32, fp32=fp32, memory_gb=memory_gb, fp16=bf16 if fp16 is None else fp16
+    )
     return re.compile(pattern, re.IGNORECASE), device
 
 

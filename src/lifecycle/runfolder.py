@@ -6,7 +6,6 @@ The folder's name is stable (a name or job id, never the clock), so a restarted 
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import time
@@ -18,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from lifecycle.errors import UserError
+from lifecycle import atomic
 
 PACKAGES = ("torch", "lightning", "hydra-core", "datasets", "transformers", "tokenizers", "numpy")
 
@@ -46,27 +45,11 @@ class RunFolder:
 
     def write_config(self, resolved: Mapping[str, Any]) -> None:
         """Store the resolved config as plain YAML."""
-        _write(self.path / "config.yaml", yaml.safe_dump(dict(resolved), sort_keys=False))
+        atomic.write(self.path / "config.yaml", yaml.safe_dump(dict(resolved), sort_keys=False))
 
     def update(self, **entries: Any) -> None:
         """Merge entries into `run.json`, written whole or not at all."""
-        _write(self.path / "run.json", json.dumps(self.lineage() | entries, indent=1))
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text)
-    aside.replace(path)
-
-
-def refuse_changed(folder: RunFolder, changed: list[str]) -> None:
-    """Raise if a run would be resumed with another config than it was started with."""
-    if changed:
-        raise UserError(
-            f"run '{folder.path}' was started with other values of: {', '.join(changed)}. Going on would make it another "
-            f"run: take the values of {folder.path / 'config.yaml'}, choose another run=NAME, or delete the folder"
-        )
+        atomic.write(self.path / "run.json", json.dumps(self.lineage() | entries, indent=1))
 
 
 def origin() -> dict[str, Any]:

@@ -35,10 +35,17 @@ def duplicate_rows(files: Sequence[File], spec: SourceSpec, name: str, cache: Pa
     """
     if remote := [file.url for file in files if is_remote(file.url)]:
         raise UserError(
-            f"data.sources.{name}.filters.exact_duplicates reads the whole source first, and {remote[0]} is remote: run "
-            "stage=prepare on local copies and train with data.prepared=RUN, or switch the filter off"
+            f"data.sources.{name}.filters.exact_duplicates reads the whole source first, and {remote[0]} is remote: "
+            "run stage=prepare on local copies and train with data.prepared=RUN, or switch the filter off"
         )
-    form = (SCAN_VERSION, fingerprint(files), spec.format, sorted(spec.fields.items()), spec.answer_base, spec.sample_by)
+    form = (
+        SCAN_VERSION,
+        fingerprint(files),
+        spec.format,
+        sorted(spec.fields.items()),
+        spec.answer_base,
+        spec.sample_by,
+    )
     path = cache / "duplicates" / f"{hashlib.sha256(repr(form).encode()).hexdigest()[:32]}.npy"
     if path.exists():
         found: NDArray[np.int64] = np.load(path)

@@ -1,7 +1,7 @@
 """Where the rows of a source lie: a spec resolved to a sorted tuple of files, local or remote.
 
-    files = resolve(spec, name="web", root="/data", cache=Path("cache"))   # (File(url, size, kind, stamp), ...)
-    identity = fingerprint(files)
+files = resolve(spec, name="web", root="/data", cache=Path("cache"))   # (File(url, size, kind, stamp), ...)
+identity = fingerprint(files)
 """
 
 from __future__ import annotations
@@ -97,9 +97,7 @@ def _as_list(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
-def _files(
-    urls: list[str], *, where: str, root: str | None, cache: Path, spec: SourceSpec
-) -> tuple[File, ...]:
+def _files(urls: list[str], *, where: str, root: str | None, cache: Path, spec: SourceSpec) -> tuple[File, ...]:
     found: dict[str, tuple[int, str]] = {}
     for url in urls:
         if url.startswith("python://"):
@@ -109,7 +107,8 @@ def _files(
         else:
             found |= _local(placed, where=where)
     files = tuple(
-        File(url, size, _kind(url, spec, where=where), stamp, spec.columns) for url, (size, stamp) in sorted(found.items())
+        File(url, size, _kind(url, spec, where=where), stamp, spec.columns)
+        for url, (size, stamp) in sorted(found.items())
     )
     _refuse_giant_documents(files, where)
     return files
@@ -145,7 +144,7 @@ def _local(pattern: str, *, where: str) -> dict[str, tuple[int, str]]:
         raise UserError(f"{where}: nothing matches {pattern}{_nearest(pattern)}")
     closed = [path for path in matches if not os.access(path, os.R_OK)]
     if closed:
-        raise UserError(f"{where}: {closed[0]} cannot be read (permission denied): mend its permissions, or leave it out")
+        raise UserError(f"{where}: {closed[0]} cannot be read (permission denied): mend its rights, or leave it out")
     return {path: (stat.st_size, str(stat.st_mtime_ns)) for path in matches if (stat := os.stat(path))}
 
 
@@ -186,9 +185,13 @@ def _hub_files(hub: str, config: str | None, split: str, *, where: str, root: st
     try:
         builder = datasets.load_dataset_builder(place, config)
     except datasets.exceptions.DatasetNotFoundError as error:
-        raise UserError(f"{where}.hub is {hub!r}: {error} Check the name; a gated set needs `hf auth login`.") from error
+        raise UserError(
+            f"{where}.hub is {hub!r}: {error} Check the name; a gated set needs `hf auth login`."
+        ) from error
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"{where}.hub: {hub!r} cannot be resolved ({type(error).__name__}: {error}). {_ADVICE}") from error
+        raise UserError(
+            f"{where}.hub: {hub!r} cannot be resolved ({type(error).__name__}: {error}). {_ADVICE}"
+        ) from error
     by_split = builder.config.data_files or {}
     if split not in by_split:
         raise UserError(f"{where}: {hub!r} has no split {split!r}; it has {', '.join(by_split) or 'no data files'}")
@@ -212,8 +215,8 @@ def _kind(path: str, spec: SourceSpec, *, where: str) -> Kind:
     suffix = _suffix(path)
     if suffix in REFUSED:
         raise UserError(
-            f"{where}: {path} is a {suffix} file; wanted JSON Lines (.jsonl, also .gz and .zst), Parquet or plain text: "
-            "convert it (`datasets` reads most formats: load_dataset(...).to_parquet(...)), or narrow the pattern"
+            f"{where}: {path} is a {suffix} file; wanted JSON Lines (.jsonl, also .gz and .zst), Parquet or plain "
+            "text: convert it (`datasets` reads most formats: load_dataset(...).to_parquet(...)), or narrow the pattern"
         )
     return SUFFIXES.get(suffix, spec.sample_by)
 
@@ -232,6 +235,6 @@ def _refuse_giant_documents(files: Iterable[File], where: str) -> None:
     for file in files:
         if file.kind == "document" and file.size > MOST_ROW_BYTES:
             raise UserError(
-                f"{where}: {file.url} is one text file of {file.size:,} bytes, and sample_by is document (one file, one "
-                f"document, {MOST_ROW_BYTES:,} bytes at most): set sample_by to line or paragraph"
+                f"{where}: {file.url} is one text file of {file.size:,} bytes, and sample_by is document (one file, "
+                f"one document, {MOST_ROW_BYTES:,} bytes at most): set sample_by to line or paragraph"
             )

@@ -137,7 +137,7 @@ def _repeats(text: str, lines: list[str], rules: GopherRules) -> str | None:
 
 def _repeated_ngrams(words: list[str], lengths: list[int], rules: GopherRules) -> str | None:
     """Shares are of the characters of words, blanks not counted."""
-    ids = {word: xxhash.xxh3_64_intdigest(word) for word in set(words)}
+    ids = {word: xxhash.xxh3_64_intdigest(word.encode()) for word in set(words)}
     hashes = np.fromiter((ids[word] for word in words), np.uint64, len(words))
     chars = np.array(lengths)
     for n, most in sorted(rules.max_top_ngram.items()):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from lifecycle.data.source import Source
@@ -50,10 +47,3 @@ def _rows(totals: list[Mapping[str, Any]]) -> dict[str, Any]:
         "bad": by_kind["bad"],
         "held_out": sum(by_kind["held"].values()),
     }
-
-
-def write(ledger: Ledger, path: Path) -> None:
-    """Write `ledger.json` whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(ledger, indent=1))
-    aside.replace(path)

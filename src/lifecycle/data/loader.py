@@ -6,6 +6,7 @@ rows whatever the number of workers, and over all ranks the same step whatever t
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lifecycle.batch import Cursor, StepBatch, TokenBatch
 from lifecycle.data.plan import BatchPlan
-from lifecycle.data.stream import State, Stream, arrays
+from lifecycle.data.stream import Exhausted, State, Stream, arrays
 from lifecycle.errors import UserError
 
 Part = tuple[dict[str, torch.Tensor], dict[int, State]]
@@ -25,7 +26,7 @@ PREFETCHED_STEPS = 4  # per worker: enough to hide a window being packed, few en
 
 
 @dataclass
-class _Steps(IterableDataset[Part]):
+class _Steps(IterableDataset[Part | UserError]):
     """What one worker gives: rows and states of its streams, step by step from `start` to `stop`."""
 
     open_stream: OpenStream
@@ -36,7 +37,16 @@ class _Steps(IterableDataset[Part]):
     states: dict[int, State]
     status: torch.Tensor  # (workers, 3) shared: source, row and line that each worker is reading
 
-    def __iter__(self) -> Iterator[Part]:
+    def __iter__(self) -> Iterator[Part | UserError]:
+        """Parts, or as the last one the user's error: raised in a worker it would come out as a traceback."""
+        try:
+            yield from self._parts()
+        except UserError as error:
+            yield error
+        except Exhausted as end:
+            yield UserError(_used_up(end.source))
+
+    def _parts(self) -> Iterator[Part]:
         info = get_worker_info()
         number, workers = (info.id, info.num_workers) if info else (0, 1)
         cell = self.status[number]
@@ -85,9 +95,9 @@ class StepLoader:
         turns = max(1, self._workers)
         owners = [list(self._streams[w::turns]) for w in range(turns)]
         for step in range(self._start, self._stop):
-            yield self._join(step, [next(parts) for _ in range(turns)], owners)
+            yield self._join(step, [_raised(next(parts)) for _ in range(turns)], owners)
 
-    def _parts(self) -> Iterator[Part]:
+    def _parts(self) -> Iterator[Part | UserError]:
         if self._workers == 0:
             yield from self._dataset
             return
@@ -152,5 +162,22 @@ def micro_batch_rows(micro_batch_tokens: int) -> Callable[[int, int], int]:
     return rows
 
 
+def _raised(part: Part | UserError) -> Part:
+    if isinstance(part, UserError):
+        raise part
+    return part
+
+
+def _used_up(source: str) -> str:
+    return (
+        f"data.sources.{source} has been read as often as its max_epochs allows, and the run goes on: raise "
+        f"data.sources.{source}.max_epochs, lower its weight, shorten the run (stage.max_tokens), or go on without it "
+        "(data.exhausted=drop). The last checkpoint is intact"
+    )
+
+
 def _quiet_worker(worker: int) -> None:
+    """One thread a worker; a signal to the process group is for the main process, which ends its workers itself."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -16,9 +16,12 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+import xxhash
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS
+from torch import Tensor
 
 from lifecycle.batch import Cursor, StepBatch, TokenBatch
+from lifecycle.data.count import count_positions
 from lifecycle.data.formats import views
 from lifecycle.data.ledger import Ledger, merge
 from lifecycle.data.loader import StepLoader, micro_batch_rows
@@ -101,6 +104,19 @@ class DataModule(pl.LightningDataModule):
         weight = {d: sum(self.weights[s.name] for s in self.sources if s.domain == d) for d in self.held_out}
         return {domain: (weight[domain], held.bytes) for domain, held in self.held_out.items()}
 
+    def epoch_positions(self) -> int:
+        """Trained positions of one pass over `epoch_source`: what turns passes into steps. Counted once, then cached."""
+        source = next(s for s in self.sources if s.name == self.epoch_source)
+        if self.prepared is not None:
+            training = self.prepared[source.name].training
+            return training.tokens - training.documents
+        return count_positions(source, self.tokenizer, cache=self.cache, seed=self.seed)
+
+    def lineage(self) -> dict[str, Any]:
+        """For run.json: where every source's rows come from, and one hash over all of them and their treatment."""
+        whole = xxhash.xxh3_128_hexdigest("|".join(s.fingerprint for s in self.sources).encode())
+        return {"fingerprint": whole, "paths": {s.name: [file.url for file in s.files[:100]] for s in self.sources}}
+
     def set_stop(self, steps: int) -> None:
         """The run ends after `steps` steps: nothing beyond them is read."""
         self._stop = steps
@@ -160,6 +176,18 @@ class DataModule(pl.LightningDataModule):
             raise UserError(f"the checkpoint's sources are {state['sources']}; this run's are {self.source_names}")
         self._loaded = Cursor(step=state["step"], streams={int(s): v for s, v in state["streams"].items()})
         self._cursor = None
+
+    def usage(self) -> Tensor:
+        """(sources, 2) float64: this rank's part of the epochs begun and of the rows left out; ranks add up to the whole."""
+        cursor = self._cursor or self._loaded
+        out = torch.zeros(len(self.sources), 2, dtype=torch.float64)
+        streams = self.plan.streams(self._wanted_streams, self._rank()[1])
+        for state in cursor.streams.values() if cursor else ():
+            for i, name in enumerate(self.source_names):
+                totals = state["totals"][name]
+                left_out = sum(n for verdict, n in totals["counts"].items() if not verdict.startswith(("kept:", "held:")))
+                out[i] += torch.tensor([totals["epochs"] / streams, left_out], dtype=torch.float64)
+        return out
 
     def ledger(self, planned_tokens: int) -> Ledger:
         """Planned and seen tokens, epochs and dropped rows by source, over all ranks: every rank must call."""

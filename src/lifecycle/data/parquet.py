@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 
 from lifecycle.data.blocks import KEPT_BYTES
 from lifecycle.data.files import File
-from lifecycle.data.raw_row import Position, RawRow, Wanted
+from lifecycle.data.raw_row import Position, RawRow, Rows, Wanted
 from lifecycle.data.retrying import RetryingFile
 
 BATCH_ROWS = 256
 
 
-def parquet_rows(file: File, raw: RetryingFile, at: Position, wanted: Wanted) -> Iterator[RawRow]:
+def parquet_rows(file: File, raw: RetryingFile, at: Position, wanted: Wanted) -> Rows:
     """Rows of one file from `at`; returns the position that follows its last row."""
     try:
         reader = pq.ParquetFile(raw)
@@ -36,7 +36,9 @@ def parquet_rows(file: File, raw: RetryingFile, at: Position, wanted: Wanted) ->
         picked = [n for n in range(max(start, at.offset), stop) if wanted(first + n)]
         if picked:
             for n, payload, fault in _group_rows(reader, group, start, picked, columns):
-                yield RawRow(first + n, file.url, n + 1, payload, Position(at.file, n + 1, first + n + 1, n + 1), fault=fault)
+                yield RawRow(
+                    first + n, file.url, n + 1, payload, Position(at.file, n + 1, first + n + 1, n + 1), fault=fault
+                )
         start = stop
     return Position(at.file + 1, 0, first + start)
 

@@ -10,7 +10,6 @@ the job is started again.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
+from lifecycle import atomic
 from lifecycle.data.module import DataModule
 from lifecycle.data.raw import ENCODE_AT_ONCE, HELD_OUT, judge
 from lifecycle.data.readers import Position, rows
@@ -69,7 +69,7 @@ def _write_part(task: _Task) -> tuple[str, dict[str, Any]]:
         writers[side].add(text)
     made = {side: writer.close() for side, writer in writers.items()}
     result = {"key": key, "counts": dict(counts), **made}
-    note.write_text(json.dumps(result))
+    atomic.write(note, json.dumps(result))
     return task.source.name, result
 
 
@@ -136,8 +136,5 @@ def _finish(source: Source, folder: Path, tokenizer: Tokenizer, parts: list[dict
             "fingerprint": source.fingerprint,
             "tokenizer": tokenizer.sha256,
         }
-        path = folder / "prepared" / source.name / side / "meta.json"
-        aside = path.with_name(f".meta.{os.getpid()}")
-        aside.write_text(json.dumps(metas[side], indent=1))
-        aside.replace(path)
+        atomic.write(folder / "prepared" / source.name / side / "meta.json", json.dumps(metas[side], indent=1))
     return metas

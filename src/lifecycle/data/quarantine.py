@@ -33,7 +33,7 @@ def quarantine(path: Path, raw: RawRow, reason: str, *, most_bytes: int = MOST_B
 
 
 def compact(path: Path) -> int:
-    """Sort the quarantine at `path` by file and line, once each, and return the number of rows; call when none writes."""
+    """Sort the quarantine at `path` by file and line, once each; the number of rows. Call it when nobody writes."""
     if not path.exists():
         return 0
     entries: dict[tuple[str, int], bytes] = {}

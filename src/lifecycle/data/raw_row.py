@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 
@@ -41,6 +41,10 @@ class RawRow(NamedTuple):
     next: Position
     is_text: bool = False
     fault: str | None = None
+
+
+Rows: TypeAlias = Generator[RawRow, None, Position]
+"""Raw rows, and at the end (the generator's value) the position that follows the last of them."""
 
 
 def parse(raw: RawRow) -> dict[str, Any]:

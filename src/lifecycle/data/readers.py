@@ -5,20 +5,21 @@
         position = raw.next         # going on from here gives the rows that follow
 
 Every physical row has an ordinal, broken and empty ones too, so that processes which read different rows of the same
-files agree on the numbers. Rows nobody wants are split off but never parsed; Parquet row groups without a wanted row are
-never read. A plain file and a Parquet file are entered at a position at once, a compressed one is decompressed up to it.
+files agree on the numbers. Rows nobody wants are split off but never parsed; Parquet row groups without a wanted row
+are never read. A plain file and a Parquet file are entered at a position at once; a compressed one is decompressed up
+to it.
 """
 
 from __future__ import annotations
 
 import codecs
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from lifecycle.data.blocks import KEPT_BYTES, Damaged, blocks, lines
 from lifecycle.data.files import MOST_ROW_BYTES, File, is_remote
 from lifecycle.data.parquet import parquet_rows
-from lifecycle.data.raw_row import BadRow, Position, RawRow, Wanted, parse
+from lifecycle.data.raw_row import BadRow, Position, RawRow, Rows, Wanted, parse
 from lifecycle.data.retrying import Retry, RetryingFile, open_retrying
 from lifecycle.errors import UserError
 
@@ -32,7 +33,7 @@ def rows(
     wanted: Wanted,
     most_bytes: int = MOST_ROW_BYTES,
     retry: Retry | None = None,
-) -> Iterator[RawRow]:
+) -> Rows:
     """The rows from `position` to the end of the last file whose ordinal is `wanted`, in order.
 
     A row longer than `most_bytes` comes with the fault "too long" and its first bytes; a file that breaks off or does
@@ -42,11 +43,10 @@ def rows(
     for index in range(position.file, len(files)):
         at = position if index == position.file else Position(index, 0, position.row)
         position = yield from _file_rows(files[index], at, wanted, most_bytes, retry)
+    return position
 
 
-def _file_rows(
-    file: File, at: Position, wanted: Wanted, most_bytes: int, retry: Retry | None
-) -> Iterator[RawRow]:
+def _file_rows(file: File, at: Position, wanted: Wanted, most_bytes: int, retry: Retry | None) -> Rows:
     """Rows of one file; returns the position that follows its last row."""
     if file.kind == "document" and not wanted(at.row):
         return Position(at.file + 1, 0, at.row + 1)
@@ -67,9 +67,7 @@ def _file_rows(
     return Position(at.file + 1, 0, at.row)
 
 
-def _line_rows(
-    file: File, raw: RetryingFile, at: Position, wanted: Wanted, most_bytes: int
-) -> Iterator[RawRow]:
+def _line_rows(file: File, raw: RetryingFile, at: Position, wanted: Wanted, most_bytes: int) -> Rows:
     """One row a line; a blank line is a row (and an empty one), so that lines and ordinals keep step."""
     index, offset, row, line = at
     url, is_text = file.url, file.kind == "line"
@@ -95,9 +93,7 @@ def _line_rows(
     return Position(index, offset, row, line)
 
 
-def _paragraph_rows(
-    file: File, raw: RetryingFile, at: Position, wanted: Wanted, most_bytes: int
-) -> Iterator[RawRow]:
+def _paragraph_rows(file: File, raw: RetryingFile, at: Position, wanted: Wanted, most_bytes: int) -> Rows:
     """One row for each run of lines between blank lines; a row begins at its first line that is not blank."""
     index, offset, row, line = at
     begin, parts, size = line, list[bytes](), 0
@@ -112,7 +108,9 @@ def _paragraph_rows(
                     size += len(payload) + cut_bytes + 1
                 elif parts:
                     if wanted(row):
-                        yield _paragraph(file, row, begin, parts, size, most_bytes, Position(index, offset, row + 1, line))
+                        yield _paragraph(
+                            file, row, begin, parts, size, most_bytes, Position(index, offset, row + 1, line)
+                        )
                     row, parts, size = row + 1, [], 0
                 offset += len(payload) + 1 + cut_bytes
                 line += 1
@@ -134,7 +132,7 @@ def _paragraph(
     return RawRow(row, file.url, begin + 1, b"\n".join(part.rstrip(b"\r") for part in parts), after, True)
 
 
-def _document_row(file: File, raw: RetryingFile, at: Position, most_bytes: int) -> Iterator[RawRow]:
+def _document_row(file: File, raw: RetryingFile, at: Position, most_bytes: int) -> Rows:
     """The whole file as one row."""
     after = Position(at.file + 1, 0, at.row + 1)
     parts, size, fault = list[bytes](), 0, None

@@ -1,7 +1,7 @@
 """A file that survives a failing network: reopened at its offset with exponential backoff; nothing lost or repeated.
 
-    with open_retrying("hf://datasets/a/b@main/x.jsonl", offset) as file:
-        block = file.read(1 << 20)
+with open_retrying("hf://datasets/a/b@main/x.jsonl", offset) as file:
+    block = file.read(1 << 20)
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, Any, TypeVar
 
 from lifecycle.data.seeds import derive
@@ -19,20 +20,22 @@ from lifecycle.data.seeds import derive
 T = TypeVar("T")
 
 PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-NETWORK_PACKAGES = frozenset({"aiohttp", "httpx", "httpcore", "requests", "urllib3", "botocore", "google", "azure", "huggingface_hub"})
+NETWORK_PACKAGES = frozenset(
+    {"aiohttp", "httpx", "httpcore", "requests", "urllib3", "botocore", "google", "azure", "huggingface_hub"}
+)
 """Packages whose errors mean the network though they are no OSError."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retry:
-    """How long a read is tried: `attempts` in a row without a byte, waits doubling from `first_s` to `most_s` seconds."""
+    """How long a read is tried: `attempts` without a byte between, waits doubling from `first_s` to `most_s` seconds."""
 
     attempts: int = 10
     first_s: float = 0.5
     most_s: float = 60.0
 
     def wait_s(self, url: str, offset: int, attempt: int) -> float:
-        """Seconds before attempt `attempt` + 1: half to all of the doubled wait, drawn from the place (no shared beat)."""
+        """Seconds before attempt `attempt` + 1: half to all of the doubled wait, so that no two beat alike."""
         jitter = derive(attempt, "retry", url, offset, os.getpid()) / (1 << 63)
         return min(self.first_s * 2 ** (attempt - 1), self.most_s) * (0.5 + 0.5 * jitter)
 
@@ -82,7 +85,7 @@ class RetryingFile(io.RawIOBase):
         wanted = self.size() - self._offset if size is None or size < 0 else size
         parts: list[bytes] = []
         while wanted > 0:
-            part = self._tried(lambda n=wanted: self._part(n))
+            part = self._tried(partial(self._part, wanted))
             if not part:
                 break
             parts.append(part)

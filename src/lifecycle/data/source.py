@@ -51,7 +51,7 @@ class Source:
     @property
     def fingerprint(self) -> str:
         """A hash of the files and of how their rows are treated; weight and repetition do not enter."""
-        treated = dataclasses.replace(self.spec, weight=1.0, max_epochs=None, domain=None)
+        treated = dataclasses.replace(self.spec, weight=1.0, max_epochs=None, domain=None, tokens=None)
         text = f"{fingerprint(self.files)} {treated!r} {self.held_out!r}"
         return xxhash.xxh3_128_hexdigest(text.encode())
 

@@ -52,6 +52,7 @@ class SourceSpec:
     max_epochs: passes over the source at most; None: no limit.
     max_rows: rows of the source that are read at most, from the start.
     validation: a split's name, a file, `{ratio, seed}`, or None to hold nothing out.
+    tokens: published size of the source, for the dry run of rows that are not on this machine.
     rewards: rewards of its prompts, for the stages that grade samples.
     """
 
@@ -69,6 +70,7 @@ class SourceSpec:
     max_epochs: float | None = None
     max_rows: int | None = None
     validation: str | ValidationRatio | dict[str, Any] | None = ValidationRatio()
+    tokens: float | None = None
     rewards: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -113,7 +115,7 @@ class SourceSpec:
             if key not in FIELDS[self.format]:
                 raise UserError(f"{where}.fields.{key}: no such field; {_choices(key, FIELDS[self.format])}")
             if isinstance(value, list) and key != "options":
-                raise UserError(f"{where}.fields.{key} is a list; only options can be a list of columns: name one column")
+                raise UserError(f"{where}.fields.{key} is a list; only options can be several columns: name one")
 
     def _check_amounts(self, where: str) -> None:
         if not (self.weight > 0 and math.isfinite(self.weight)):

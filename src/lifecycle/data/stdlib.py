@@ -1,8 +1,9 @@
 """Real text that every Python installation carries: its language reference and docstrings, and its source code.
 
 `prose`: each topic of the language reference (`pydoc_data.topics`), and the docstrings of each module of the standard
-library and of the interpreter's built-in modules, a module a document. `code`: the source files of the standard library,
-without their docstrings: those are in `prose`, and what is held out of one domain must not be trained on in the other.
+library and of the interpreter's built-in modules, a module a document. `code`: the source files of the standard
+library, without their docstrings: those are in `prose`, and what is held out of one domain must not be trained on in
+the other.
 Sources are parsed, not imported.
 """
 
@@ -28,8 +29,10 @@ LEAST_CHARACTERS = 200
 """A shorter text is no document."""
 
 SKIPPED = frozenset(
-    "test tests idlelib lib2to3 site-packages dist-packages turtledemo ensurepip pydoc_data __pycache__ __phello__ encodings"
-    .split()
+    (
+        "test tests idlelib lib2to3 site-packages dist-packages turtledemo ensurepip pydoc_data "
+        "__pycache__ __phello__ encodings"
+    ).split()
 )
 """Folders without text of their own: tests, bundled packages, generated tables (`encodings` is 120 character maps)."""
 
@@ -153,5 +156,9 @@ def _docstring_nodes(tree: ast.Module) -> Iterator[tuple[ast.Expr, bool]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
                 yield first, len(node.body) == 1 and not isinstance(node, ast.Module)

@@ -23,9 +23,9 @@ def going_on(run: RunData) -> list[tuple[str, str, str]]:
         return [*steps, ("See what can be run:", "python -m lifecycle", "bash")]
     own = _with_name(run, [str(word) for word in overrides])
     if run.status == "finished":
-        longer = [f"{key}={value * 2:g}" if isinstance(value, float) else f"{key}={value * 2}" for key, value in _limits(run)]
+        longer = [f"{key}={value * 2}" for key, value in _limits(run)]
         if longer:
-            words = "Train twice as long; the run goes on from its last checkpoint, and the schedule stretches to the new end:"
+            words = "Train twice as long; it goes on from the last checkpoint, the schedule stretched to the new end:"
             steps.append((words, _command([*_without(own, LIMITS), *longer]), "bash"))
     else:
         steps.append(("Go on from the last checkpoint:", _command(own), "bash"))
@@ -50,7 +50,8 @@ def _sampling(run: RunData) -> str:
 
 def _watching(run: RunData, own: list[str]) -> str:
     name = f"run={run.folder.resolve().name}-profile"
-    return _command([*_without(own, ("run", "callbacks", "logger", *LIMITS)), name, "callbacks=profile", "logger=tensorboard"])
+    kept = _without(own, ("run", "callbacks", "logger", *LIMITS))
+    return _command([*kept, name, "callbacks=profile", "logger=tensorboard"])
 
 
 def _command(overrides: list[str]) -> str:

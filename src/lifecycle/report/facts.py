@@ -51,7 +51,7 @@ def headline(run: RunData) -> Headline:
     return Headline(
         status=run.status,
         steps=_whole(steps if steps is not None else run.run.get("steps")),
-        planned_steps=_whole(run.setting("stage.max_steps")),
+        planned_steps=_whole(run.run.get("total_steps") or run.setting("stage.max_steps")),
         tokens=tokens if tokens is not None else run.run.get("tokens"),
         seconds=run.run.get("seconds"),
         tokens_per_second=_median(run, "perf/tokens_per_second"),

@@ -1,85 +1,32 @@
-"""The pictures of a report, each a function of the run's data and a theme; None where the run has nothing to draw.
-
-Drawn on bare `Figure` objects: no pyplot, so no global state, no window system, and nothing left behind in the process.
-"""
+"""The pictures of a report, each a function of the run's data and a theme; None where the run has nothing to draw."""
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from statistics import median
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from lifecycle.report.canvas import Theme, canvas, legend, level, png, smooth, style, ticks, tokens_axis
 from lifecycle.report.read import RunData
 from lifecycle.report.words import short
 
-WIDTH = 8.0  # inches; at DPI it is twice the width of the page's column, sharp on a dense screen
-DPI = 160
-
-
-@dataclass(frozen=True, kw_only=True)
-class Theme:
-    """Colours of one mode. `series` are told apart also by readers who do not see red and green apart."""
-
-    name: str
-    surface: str
-    ink: str
-    muted: str
-    grid: str
-    series: tuple[str, ...]
-
-
-LIGHT = Theme(
-    name="light",
-    surface="#ffffff",
-    ink="#1c1b1a",
-    muted="#6f6d68",
-    grid="#e6e4de",
-    series=("#2a78d6", "#e0661f", "#159a6c", "#7a4fc9", "#c9458a", "#a07800", "#4c5866", "#d03b3b"),
-)
-DARK = Theme(
-    name="dark",
-    surface="#17181a",
-    ink="#eceae6",
-    muted="#a3a19b",
-    grid="#2e3033",
-    series=("#5b9df0", "#f08a4b", "#3cc795", "#a98bec", "#e77ab2", "#d0a52c", "#9aa6b4", "#f07171"),
-)
+BASELINE_STYLES = {"unigram": ":", "bigram": "--"}
 
 
 def draw(run: RunData, theme: Theme) -> dict[str, bytes]:
     """Every picture that the run has data for, by name, as PNG."""
-    style = {
-        "font.size": 10.5,
-        "axes.edgecolor": theme.grid,
-        "axes.labelcolor": theme.muted,
-        "text.color": theme.ink,
-        "xtick.color": theme.muted,
-        "ytick.color": theme.muted,
-        "axes.facecolor": theme.surface,
-        "figure.facecolor": theme.surface,
-    }
     drawn = {}
     for name, picture in PICTURES.items():
-        with rc_context(style):
+        with rc_context(style(theme)):
             figure = picture(run, theme)
             if figure is not None:
-                drawn[name] = _png(figure)
+                drawn[name] = png(figure)
     return drawn
-
-
-def _png(figure: Figure) -> bytes:
-    FigureCanvasAgg(figure)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=DPI, metadata={"Software": None})
-    return out.getvalue()
 
 
 def loss(run: RunData, theme: Theme) -> Figure | None:
@@ -88,20 +35,24 @@ def loss(run: RunData, theme: Theme) -> Figure | None:
     steps, values = run.series("train/loss", x)
     if not steps:
         return None
-    figure, (axes,) = _canvas(theme, "Loss (nats a token)", height=3.9)
+    figure, (axes,) = canvas(theme, "Loss (nats a token)", height=3.9)
     first, second = theme.series[:2]
     axes.plot(steps, values, color=first, alpha=0.28, linewidth=0.8)
     axes.plot(steps, smooth(values), color=first, linewidth=2, label="training, smoothed")
     held_x, held = run.series("valid/loss", x)
     if held:
         axes.plot(held_x, held, color=second, linewidth=1.4, marker="o", markersize=5, label="held out")
-        axes.annotate(f"{held[-1]:.2f}", (held_x[-1], held[-1]), (6, 5), textcoords="offset points", color=second)
-    for name, style in (("unigram", ":"), ("bigram", "--")):
-        level = _baseline_loss(run, name)
-        if level is not None:
-            axes.axhline(level, color=theme.muted, linestyle=style, linewidth=1.3, label=f"{name} model, held out")
-    _tokens_axis(axes, x)
-    _legend(axes)
+        last = (held_x[-1], held[-1])
+        axes.annotate(
+            f"{held[-1]:.2f}", last, (0, 9), textcoords="offset points", color=second, ha="center", weight="bold"
+        )
+    for name, line in BASELINE_STYLES.items():
+        height = _baseline_loss(run, name)
+        if height is not None:
+            level(axes, theme, height, f"{name} model, held out: {height:.2f}", line)
+    axes.yaxis.set_major_locator(ticks(6))
+    tokens_axis(axes, x)
+    legend(axes)
     return figure
 
 
@@ -121,35 +72,40 @@ def perplexity(run: RunData, theme: Theme) -> Figure | None:
         return None
     columns = min(3, len(domains))
     rows = -(-len(domains) // columns)
-    figure, panels = _canvas(theme, "Held-out perplexity by domain", height=0.7 + 2.7 * rows, rows=rows, columns=columns)
+    figure, panels = canvas(theme, "Held-out perplexity by domain", height=0.7 + 2.7 * rows, rows=rows, columns=columns)
     for index, axes in enumerate(panels):
         if index >= len(domains):
             axes.set_visible(False)
             continue
-        _domain_panel(run, theme, axes, domains[index], theme.series[index % len(theme.series)], x)
+        _domain_panel(run, theme, axes, domains[index], x)
     return figure
 
 
-def _domain_panel(run: RunData, theme: Theme, axes: Axes, domain: str, color: str, x: str) -> None:
+def _domain_panel(run: RunData, theme: Theme, axes: Axes, domain: str, x: str) -> None:
+    color = _domain_color(run, theme, domain)
     steps, values = run.series(f"valid/{domain}/perplexity", x)
     axes.plot(steps, values, color=color, linewidth=2, marker="o", markersize=4)
     axes.annotate(
-        f"{values[-1]:,.1f}", (steps[-1], values[-1]), (0, 8), textcoords="offset points", color=color, ha="right", weight="bold"
+        f"{values[-1]:,.1f}",
+        (steps[-1], values[-1]),
+        (0, 8),
+        textcoords="offset points",
+        color=color,
+        ha="right",
+        weight="bold",
     )
-    for name, style in (("unigram", ":"), ("bigram", "--")):
-        level = run.baselines.get(domain, {}).get(name)
-        if level is not None:
-            axes.axhline(level, color=theme.muted, linestyle=style, linewidth=1.2)
-            place = axes.get_yaxis_transform()
-            label = f"{name} {level:,.0f}"
-            axes.text(0.98, level, label, transform=place, color=theme.muted, fontsize=9, ha="right", va="bottom")
+    for name, line in BASELINE_STYLES.items():
+        height = run.baselines.get(domain, {}).get(name)
+        if height is not None:
+            level(axes, theme, height, f"{name} {height:,.0f}", line)
     axes.set_title(domain, fontsize=10.5, color=theme.ink, loc="left")
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: short(v)))
     axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(which="minor", length=0)
     axes.margins(y=0.12)
-    _tokens_axis(axes, x, ticks=4)
+    tokens_axis(axes, x, count=4)
 
 
 def rate(run: RunData, theme: Theme) -> Figure | None:
@@ -159,7 +115,7 @@ def rate(run: RunData, theme: Theme) -> Figure | None:
     curves = [curve for curve in curves if curve[1]]
     if not curves:
         return None
-    figure, panels = _canvas(theme, "Learning rate and gradient norm", height=1.1 + 1.6 * len(curves), rows=len(curves))
+    figure, panels = canvas(theme, "Learning rate and gradient norm", height=1.1 + 1.6 * len(curves), rows=len(curves))
     for axes, (name, steps, values), color in zip(panels, curves, theme.series, strict=False):
         faint = name == "gradient norm"
         axes.plot(steps, values, color=color, linewidth=0.8 if faint else 2, alpha=0.35 if faint else 1)
@@ -167,8 +123,10 @@ def rate(run: RunData, theme: Theme) -> Figure | None:
             axes.plot(steps, smooth(values), color=color, linewidth=1.8)
         axes.set_ylabel(name)
         axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_locator(MaxNLocator(4))
-        _tokens_axis(axes, x, label=axes is panels[-1])
+        axes.yaxis.set_major_locator(ticks(4))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        tokens_axis(axes, x, label=axes is panels[-1])
+    figure.align_ylabels(panels)
     return figure
 
 
@@ -180,14 +138,13 @@ def throughput(run: RunData, theme: Theme) -> Figure | None:
         return None
     waits_x, waits = run.series("perf/data_wait", x)
     rows = 2 if waits else 1
-    figure, panels = _canvas(theme, "Throughput", height=1.4 + 1.5 * rows, rows=rows)
+    figure, panels = canvas(theme, "Throughput", height=1.4 + 1.5 * rows, rows=rows)
     panels[0].plot(steps, speed, color=theme.series[0], linewidth=1.6)
     middle = median(speed)
-    panels[0].axhline(middle, color=theme.muted, linestyle="--", linewidth=1.2, label=f"median {middle:,.0f}")
+    level(panels[0], theme, middle, f"median {middle:,.0f}", "--", above=False)
     panels[0].set_ylabel("tokens/s")
     panels[0].set_ylim(0, max(speed) * 1.2)
     panels[0].yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
-    _legend(panels[0], where="lower right")
     if waits:
         percent = [100 * wait for wait in waits]
         panels[1].fill_between(waits_x, percent, color=theme.series[1], alpha=0.25, linewidth=0)
@@ -195,34 +152,35 @@ def throughput(run: RunData, theme: Theme) -> Figure | None:
         panels[1].set_ylabel("data wait, %")
         panels[1].set_ylim(0, max(1.0, max(percent) * 1.3))
     for axes in panels:
-        axes.yaxis.set_major_locator(MaxNLocator(4))
-        _tokens_axis(axes, x, label=axes is panels[-1])
+        axes.yaxis.set_major_locator(ticks(4))
+        tokens_axis(axes, x, label=axes is panels[-1])
+    figure.align_ylabels(panels)
     return figure
 
 
 def ledger(run: RunData, theme: Theme) -> Figure | None:
-    """Planned (outline) and seen (filled) tokens of every source, and how often it was read."""
+    """Planned (pale) and seen (solid) tokens of every source, and how often it was read."""
     sources = run.ledger.get("sources", {})
     if not sources:
         return None
-    figure, (axes,) = _canvas(theme, "Tokens by source: planned and seen", height=1.5 + 0.55 * len(sources))
+    figure, (axes,) = canvas(theme, "Tokens by source (pale: planned, solid: seen)", height=0.75 + 0.52 * len(sources))
     most = max(max(s.get("planned_tokens") or 0, s.get("seen_tokens") or 0) for s in sources.values()) or 1
-    domains = list(dict.fromkeys(s.get("domain", "") for s in sources.values()))
     for place, source in enumerate(sources.values()):
-        color = theme.series[domains.index(source.get("domain", "")) % len(theme.series)]
+        color = _domain_color(run, theme, source.get("domain", ""))
         planned, seen = source.get("planned_tokens") or 0, source.get("seen_tokens") or 0
-        axes.barh(place, seen, height=0.5, color=color, alpha=0.85)
-        axes.barh(place, planned, height=0.66, fill=False, edgecolor=theme.ink, linewidth=1.1)
+        axes.barh(place, planned, height=0.62, color=color, alpha=0.25, linewidth=0)
+        axes.barh(place, seen, height=0.62 if seen < planned else 0.4, color=color, linewidth=0)
         epochs = source.get("epochs")
-        note = f"{short(seen)} of {short(planned)}" + ("" if epochs is None else f", {epochs:,.2f} epochs")
-        axes.text(max(planned, seen) + most * 0.012, place, note, va="center", color=theme.muted, fontsize=9.5)
-    axes.set_yticks(range(len(sources)), [f"{n}  ({s.get('domain', '?')})" for n, s in sources.items()], color=theme.ink)
+        note = f"{short(seen, 3)} of {short(planned, 3)}" + ("" if epochs is None else f",  {epochs:,.2f} epochs")
+        axes.text(max(planned, seen) + most * 0.015, place, note, va="center", color=theme.muted, fontsize=9.5)
+    axes.set_yticks(
+        range(len(sources)), [f"{n}  ({s.get('domain', '?')})" for n, s in sources.items()], color=theme.ink
+    )
     axes.invert_yaxis()
-    axes.set_xlim(0, most * 1.42)
-    axes.grid(axis="y", visible=False)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: short(v)))
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.set_xlabel("tokens (outline: planned for the whole run, filled: seen)")
+    axes.set_xlim(0, most * 1.45)
+    axes.grid(visible=False)
+    axes.spines["bottom"].set_visible(False)
+    axes.tick_params(labelbottom=False)
     return figure
 
 
@@ -235,45 +193,13 @@ PICTURES: dict[str, Callable[[RunData, Theme], Figure | None]] = {
 }
 
 
-def smooth(values: Sequence[float]) -> list[float]:
-    """Exponential mean over about a fortieth of the run, corrected at the start; values that are not finite are passed by."""
-    keep = 1 - 1 / max(1.0, len(values) / 40)
-    mean, weight, out = 0.0, 0.0, []
-    for value in values:
-        if math.isfinite(value):
-            mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
-        out.append(mean / weight if weight else math.nan)
-    return out
+def _domain_color(run: RunData, theme: Theme, domain: str) -> str:
+    """A domain has one colour in all pictures."""
+    sources = run.ledger.get("sources", {}).values()
+    names = list(dict.fromkeys([*run.domains, *(source.get("domain", "") for source in sources)]))
+    return theme.series[names.index(domain) % len(theme.series)]
 
 
 def _x(run: RunData) -> str:
     """Tokens where they were logged, else steps."""
     return "tokens" if len(set(run.series("tokens", "step")[1])) > 1 else "step"
-
-
-def _canvas(
-    theme: Theme, title: str, *, height: float, rows: int = 1, columns: int = 1
-) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
-    for axes in panels:
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.grid(color=theme.grid, linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.tick_params(length=0, pad=5)
-    figure.suptitle(title, x=0.012, ha="left", fontsize=12.5, fontweight="bold", color=theme.ink)
-    return figure, panels
-
-
-def _tokens_axis(axes: Axes, x: str, *, label: bool = True, ticks: int = 7) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(ticks))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: short(v) if x == "tokens" else f"{v:,.0f}"))
-    axes.set_xlim(left=0)
-    if label:
-        axes.set_xlabel("tokens" if x == "tokens" else "step")
-    else:
-        axes.tick_params(labelbottom=False)
-
-
-def _legend(axes: Axes, where: str = "upper right") -> None:
-    axes.legend(loc=where, frameon=False, fontsize=9.5)

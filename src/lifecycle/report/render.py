@@ -19,7 +19,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Words. `tone` is plain, lead (the result) or warning."""
+    """Words. `tone` is plain, lead (the result), note (small print) or warning."""
 
     text: str
     tone: str = "plain"
@@ -44,11 +44,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Sample:
-    """What the model was given and what it went on with."""
+    """What the model was given and what it went on with, which stands in double brackets."""
 
     prompt: str
     completion: str
-    note: str
+    caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def to_markdown(title: str, blocks: Sequence[Block], picture_folder: str) -> str
             case Picture():
                 parts.append(f"![{block.words}]({picture_folder}/{block.name}.png)")
             case Sample():
-                parts.append(f"{block.note}\n\n{_fenced(block.prompt + '⟦' + block.completion + '⟧', 'text')}")
+                parts += [f"*{_flat(block.caption)}*"] if block.caption else []
+                parts.append(_fenced(f"{block.prompt}⟦{block.completion}⟧", "text"))
             case Code():
                 parts.append(_fenced(block.text, block.language))
     return "\n\n".join(parts) + "\n"
@@ -127,8 +128,10 @@ def _html(block: Block, light: Mapping[str, bytes], dark: Mapping[str, bytes]) -
         case Picture():
             return _html_picture(block, light, dark)
         case Sample():
-            words = f'<span class="prompt">{escape(block.prompt)}</span>{escape(block.completion)}'
-            return f'<figure class="sample"><pre>{words}</pre><figcaption>{escape(block.note)}</figcaption></figure>'
+            prompt = f'<span class="prompt">{escape(block.prompt)}</span>'
+            left, right = (f'<span class="mark">{mark}</span>' for mark in "⟦⟧")
+            caption = f"<figcaption>{escape(block.caption)}</figcaption>" if block.caption else ""
+            return f"<figure>{caption}<pre>{prompt}{left}{escape(block.completion)}{right}</pre></figure>"
         case Code():
             return f'<pre class="code">{escape(block.text)}</pre>'
 
@@ -146,9 +149,9 @@ def _html_table(sheet: Sheet) -> str:
 
 
 def _html_picture(block: Picture, light: Mapping[str, bytes], dark: Mapping[str, bytes]) -> str:
-    sources = {mode: base64.b64encode(images[block.name]).decode() for mode, images in (("light", light), ("dark", dark))}
+    light_image, dark_image = (base64.b64encode(images[block.name]).decode() for images in (light, dark))
     return (
         '<picture><source media="(prefers-color-scheme: dark)" '
-        f'srcset="data:image/png;base64,{sources["dark"]}">'
-        f'<img alt="{escape(block.words)}" src="data:image/png;base64,{sources["light"]}"></picture>'
+        f'srcset="data:image/png;base64,{dark_image}">'
+        f'<img alt="{escape(block.words)}" src="data:image/png;base64,{light_image}"></picture>'
     )

@@ -2,7 +2,7 @@
 
 Beyond the run folder's own names, these entries of run.json are shown where they are present: `parameters`, `choice`
 (what `hardware.choose` settled: precision, compile, reasons, peak_flops, peak_source), `overrides` (the command line),
-`resumed` (times), `damaged` (checkpoints passed over), `incidents` (lines).
+`total_steps`, `resumed` (times), `damaged` (checkpoints passed over), `error`.
 """
 
 from __future__ import annotations
@@ -56,12 +56,13 @@ def _result(run: RunData, facts: Headline) -> list[Block]:
         words = "Perplexity and bits per byte of held-out text; lower is better."
         if any(domain.bigram for domain in facts.domains):
             words += (
-                " The unigram and bigram columns are the perplexities (bits per byte) that counting tokens and pairs of tokens "
-                "of the same training text reaches: a model near them has learned no more than frequencies."
+                " The unigram and bigram columns are the perplexities (bits per byte) that counting tokens and pairs "
+                "of tokens of the same training text reaches: a model near them has learned no more than frequencies."
             )
         blocks.append(Paragraph(words, "note"))
     if facts.mfu is not None:
-        blocks.append(Paragraph(f"{mfu_name(run)}: {_convention(run)}", "note"))
+        name = mfu_name(run)
+        blocks.append(Paragraph(f"{name[0].upper()}{name[1:]}: {_convention(run)}", "note"))
     return blocks
 
 
@@ -89,7 +90,7 @@ def _reached(domain: DomainResult) -> str:
 
 def overview(run: RunData, facts: Headline) -> list[tuple[str, str]]:
     """(what, how much), only what is known."""
-    of = f" of {count(facts.planned_steps)}" if facts.planned_steps and facts.planned_steps != facts.steps else ""
+    of = f" of {count(facts.planned_steps)}" if facts.planned_steps and facts.status != "finished" else ""
     losses = [
         f"{number(value, 3)} {name}"
         for name, value in (("training", facts.train_loss), ("held out", facts.held_out_loss))
@@ -134,9 +135,9 @@ def _convention(run: RunData) -> str:
     peak, source = _choice(run).get("peak_flops"), _choice(run).get("peak_source", "source not stated")
     of = f"{rate(peak)}; {source}" if peak else source
     return (
-        f"tokens per second x FLOPs per token, over the peak ({of}). FLOPs per token = 6 N + 12 layers x heads x head_dim x "
-        "context, forward and backward; N leaves out an untied input embedding; attention is counted whole, recomputation "
-        "is not."
+        f"tokens per second x FLOPs per token, over the peak ({of}). FLOPs per token = 6 N + 12 layers x heads x "
+        "head_dim x context, forward and backward; N leaves out an untied input embedding; attention is counted whole, "
+        "recomputation is not."
     )
 
 
@@ -156,8 +157,8 @@ def _samples(run: RunData) -> list[Block]:
         return []
     newest = max(sample.get("step") or 0 for sample in run.samples)
     shown = [sample for sample in run.samples if (sample.get("step") or 0) == newest]
-    words = f"What the model writes after {count(newest)} steps. The prompt comes first, marked; the rest is the model's."
-    texts = [Sample(str(s.get("prompt", "")), str(s.get("completion", "")), str(s.get("note", ""))) for s in shown]
+    words = f"After {count(newest)} steps. The prompt comes first; ⟦ and ⟧ hold what the model went on with."
+    texts = [Sample(*(str(s.get(key, "")).rstrip("\n") for key in ("prompt", "completion", "domain"))) for s in shown]
     return [Heading("Samples"), Paragraph(words), *texts]
 
 
@@ -172,9 +173,9 @@ def _ledger(run: RunData, drawn: bool) -> list[Block]:
     if drawn:
         blocks.append(Picture("ledger", PICTURE_WORDS["ledger"]))
     blocks.append(Sheet(columns, rows))
-    reasons = [row for name, source in sources.items() for row in _reasons(name, source)]
+    reasons = [[name, why] for name, source in sources.items() if (why := _reasons(source))]
     if reasons:
-        blocks.append(Sheet(("source", "why rows were left out", "rows"), reasons))
+        blocks.append(Sheet(("source", "rows left out"), reasons, numbers=False))
     padding = run.ledger.get("padding_share")
     if padding is not None:
         blocks.append(Paragraph(f"Padding: {share(padding, 2)} of all positions.", "note"))
@@ -189,9 +190,11 @@ def _source_row(name: str, source: Mapping[str, Any], whole: float) -> list[str]
     return [name, str(source.get("domain", "–")), weight, *tokens, number(source.get("epochs")), *rows, *lost]
 
 
-def _reasons(name: str, source: Mapping[str, Any]) -> list[list[str]]:
-    found = [(kind, *item) for kind in ("dropped", "bad") for item in (source.get(kind) or {}).items()]
-    return [[name, reason if kind == "dropped" else f"bad row: {reason}", count(n)] for kind, reason, n in found]
+def _reasons(source: Mapping[str, Any]) -> str:
+    """`duplicate 112, too short 31, bad: not UTF-8 2`: the most frequent first."""
+    found = [(n, reason) for reason, n in (source.get("dropped") or {}).items()]
+    found += [(n, f"bad: {reason}") for reason, n in (source.get("bad") or {}).items()]
+    return ", ".join(f"{reason} {count(n)}" for n, reason in sorted(found, reverse=True))
 
 
 def _used(run: RunData, facts: Headline) -> list[Block]:
@@ -207,7 +210,8 @@ def _used(run: RunData, facts: Headline) -> list[Block]:
 
 def _recipe(run: RunData) -> list[tuple[str, str | None]]:
     model = run.setting("model") or {}
-    shape = f"{model.get('layers')} layers x {model.get('width')}, {model.get('heads')} heads" if model.get("layers") else ""
+    layers = model.get("layers")
+    shape = f"{layers} layers x {model.get('width')}, {model.get('heads')} heads" if layers else ""
     parameters = run.run.get("parameters")
     size = f", {parameters / 1e6:,.2f} M parameters" if parameters else ""
     optimizer = run.setting("stage.optimizer") or {}
@@ -242,7 +246,7 @@ def _machine(run: RunData) -> list[tuple[str, str | None]]:
     precision = choice.get("precision") or run.setting("hardware.precision")
     compiled = choice.get("compile", run.setting("hardware.compile"))
     memory, blocked = run.last("perf/memory_gb"), sum(v or 0.0 for v in run.metrics.get("perf/checkpoint_s", []))
-    started = run.run.get("started")
+    started, changed = run.run.get("started"), ", with changes" if git.get("dirty") else ""
     versions = run.run.get("versions") or {}
     return [
         ("device", run.run.get("device")),
@@ -250,7 +254,7 @@ def _machine(run: RunData) -> list[tuple[str, str | None]]:
         ("peak memory", f"{memory:,.2f} GiB" if memory else None),
         ("blocked by checkpoints", span(blocked) if blocked else None),
         ("started", f"{datetime.fromtimestamp(started, UTC):%Y-%m-%d %H:%M} UTC" if started else None),
-        ("code", f"`{git['commit'][:12]}`{', with changes' if git.get('dirty') else ''}" if git.get("commit") else None),
+        ("code", f"`{git['commit'][:12]}`{changed}" if git.get("commit") else None),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or None),
     ]
 
@@ -271,8 +275,11 @@ def incidents(run: RunData) -> list[tuple[str, str]]:
     if resumed:
         found.append(("resumed from a checkpoint", f"{count(resumed)} x"))
     found += [("damaged checkpoint passed over", str(path)) for path in run.run.get("damaged") or ()]
-    found += [(f"rows set aside from {name}", f"{count(n)} (`quarantine/{name}.jsonl`)") for name, n in run.quarantined.items() if n]
-    return found + [("noted", str(line)) for line in run.run.get("incidents") or ()]
+    for name, rows in run.quarantined.items():
+        found += [(f"rows set aside from {name}", f"{count(rows)} (`quarantine/{name}.jsonl`)")] if rows else []
+    if run.run.get("error"):
+        found.append(("ended by", str(run.run["error"])))
+    return found
 
 
 def _next(run: RunData) -> list[Block]:

@@ -18,7 +18,7 @@ COLOURS = {"finished": "bold green", "running": "bold cyan", "stopped": "bold ye
 
 
 def terminal_summary(run_folder: Path | str) -> RenderableType:
-    """What came out, as a rich renderable: overview, held-out results beside the baselines, incidents, the report's path."""
+    """What came out, as a rich renderable: overview, incidents, held-out results, the report's path."""
     folder = Path(run_folder)
     run = read_run(folder)
     facts = headline(run)
@@ -33,7 +33,8 @@ def terminal_summary(run_folder: Path | str) -> RenderableType:
         columns, rows = domain_table(facts)
         sheet = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for index, column in enumerate(columns):
-            sheet.add_column(column, justify="right" if index else "left", style="bold" if index == 1 else "", no_wrap=True)
+            style = "bold" if index == 1 else ""
+            sheet.add_column(column, justify="right" if index else "left", style=style, no_wrap=True)
         for row in rows:
             sheet.add_row(*row)
         parts.append(sheet)

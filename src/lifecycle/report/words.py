@@ -8,12 +8,12 @@ def count(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
 
 
-def short(value: float) -> str:
-    """1.2 M, 850 k: for axes and bars."""
+def short(value: float, digits: int = 4) -> str:
+    """1.2 M, 850 k: for axes and bars, with so many significant digits at most."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= size:
-            return f"{value / size:,.4g} {unit}"
-    return f"{value:,.4g}"
+            return f"{value / size:,.{digits}g} {unit}"
+    return f"{value:,.{digits}g}"
 
 
 def number(value: float | None, digits: int = 2) -> str:

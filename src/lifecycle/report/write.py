@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from lifecycle.errors import UserError
-from lifecycle.report.pictures import DARK, LIGHT, draw
+from lifecycle.report.canvas import DARK, LIGHT
+from lifecycle.report.pictures import draw
 from lifecycle.report.read import read_run
 from lifecycle.report.render import to_html, to_markdown
 from lifecycle.report.sections import sections, title

@@ -11,8 +11,8 @@ so splitting a step differently changes nothing, `global_step` means what users 
 from __future__ import annotations
 
 import contextlib
-import gc
 import math
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,6 +78,7 @@ class Stage(pl.LightningModule):
         self.validation_due = False
         self.best: tuple[float, int] | None = None
         self.improved_at: int | None = None
+        self._ready_at = time.perf_counter()
 
     @property
     def latest(self) -> dict[str, float]:
@@ -222,14 +223,21 @@ class Stage(pl.LightningModule):
         if self.preempted:
             self.trainer.should_stop = True
 
+    def on_train_batch_start(self, batch: StepBatch, batch_idx: int) -> None:
+        """What passed since the last step's hooks ended was waiting for data."""
+        self.meter.waited(time.perf_counter() - self._ready_at)
+
+    def on_train_batch_end(self, outputs: Any, batch: StepBatch, batch_idx: int) -> None:
+        """All hooks of the step are done, checkpoints too: from here on the run waits for its data."""
+        self._ready_at = time.perf_counter()
+
     # -- validation
 
     def on_train_start(self) -> None:
         """A validation that was cut short by a preemption comes first."""
-        self.validate_if_due(self.global_step)
-        gc.collect()
-        gc.freeze()  # the collector's full passes stall a step by up to half a second
         self.meter.start(self.trainer, self.config, self.global_step)
+        self.validate_if_due(self.global_step)
+        self._ready_at = time.perf_counter()
 
     def validate_if_due(self, step: int) -> None:
         """Measure every domain's held-out rows; a preemption in the middle leaves the validation due."""

@@ -37,6 +37,7 @@ class Meter:
         self._waited = 0.0
         self._steps = 0
         self._checkpoint_s = 0.0
+        self._device = torch.device("cpu")
 
     def start(self, trainer: pl.Trainer, config: ModelConfig, step: int) -> None:
         """The first step is about to be taken."""
@@ -80,9 +81,11 @@ class Meter:
             return
         assert self._trainer is not None
         values = torch.stack([row[1] for row in self._rows])
+        self._device = values.device
         values = self._summed(values).tolist()
         elapsed, before = time.perf_counter() - self._since, self.tokens
         logged = [self._row(row, v) for row, v in zip(self._rows, values, strict=True)]
+        logged[-1][1].update(self._usage())
         self.seconds += elapsed
         logged[-1][1].update(self._speed(elapsed, self.tokens - before, len(logged)))
         for step, metrics in logged:
@@ -102,6 +105,17 @@ class Meter:
             torch.distributed.all_reduce(values)
             values = values * scale
         return values
+
+    def _usage(self) -> dict[str, float]:
+        """Passes begun and rows left out, by source, over all ranks."""
+        assert self._trainer is not None
+        usage = self._trainer.datamodule.usage().to(self._device)  # type: ignore[attr-defined]
+        if self._trainer.world_size > 1:
+            torch.distributed.all_reduce(usage)
+        metrics = {}
+        for name, (epochs, dropped) in zip(self._sources, usage.tolist(), strict=True):
+            metrics |= {f"data/{name}/epochs": epochs, f"data/{name}/dropped": dropped}
+        return metrics
 
     def _row(self, row: tuple[int, Tensor, dict[str, Any]], values: list[float]) -> tuple[int, dict[str, float]]:
         step, _, known = row

@@ -1,0 +1,96 @@
+"""How large the sources of a mixture are, as far as that can be known without training a tokenizer or downloading."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lifecycle.data.files import resolve
+from lifecycle.data.raw import RawDocuments
+from lifecycle.data.source import BadRows, HeldOut, Source
+from lifecycle.data.specs import SourceSpec, ValidationRatio
+from lifecycle.data.tokenizer import Tokenizer, TokenizerRecipe, load
+from lifecycle.errors import UserError
+
+READ_AT_MOST = 32 * 2**20  # bytes of text: a source beyond this is extrapolated from its beginning
+MEASURED_ON = 200_000  # bytes of text that the tokenizer is tried on
+BYTES_PER_TOKEN = 4.0  # where there is no tokenizer to measure with yet
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSize:
+    """`tokens` of one pass over the training side, None where the rows are far away; `how` says how it was found."""
+
+    name: str
+    domain: str
+    weight: float
+    tokens: float | None
+    max_epochs: float | None
+    how: str
+
+
+def survey(
+    specs: Mapping[str, SourceSpec], *, tokenizer: Tokenizer | None, root: str | None, cache: Path
+) -> list[SourceSize]:
+    """The size of every source, from its rows where they are on this machine, else from `tokens` in its config."""
+    return [_size(name, spec, tokenizer, root, cache) for name, spec in specs.items()]
+
+
+def known_tokenizer(wanted: str | TokenizerRecipe) -> Tokenizer | None:
+    """The tokenizer if it can be had now; a recipe that is still to be trained, and a hub that is not reached, give None."""
+    if isinstance(wanted, TokenizerRecipe):
+        return None
+    try:
+        return load(wanted)
+    except UserError:
+        if Path(wanted).exists():
+            raise
+        return None
+
+
+def _size(name: str, spec: SourceSpec, tokenizer: Tokenizer | None, root: str | None, cache: Path) -> SourceSize:
+    spec.check(name)
+    tokens, how = spec.tokens, "stated in the config" if spec.tokens else "unknown: on the hub"
+    if spec.hub is None or Path(spec.hub).exists():
+        tokens, how = _measured(name, spec, tokenizer, root, cache)
+    return SourceSize(
+        name=name, domain=spec.domain or name, weight=spec.weight, tokens=tokens, max_epochs=spec.max_epochs, how=how
+    )
+
+
+def _measured(
+    name: str, spec: SourceSpec, tokenizer: Tokenizer | None, root: str | None, cache: Path
+) -> tuple[float | None, str]:
+    files = resolve(spec, name=name, root=root, cache=cache)
+    if any("://" in file.url and not file.url.startswith("file://") for file in files):
+        return spec.tokens, "stated in the config" if spec.tokens else "unknown: read over the network"
+    held = spec.validation if isinstance(spec.validation, ValidationRatio) else None
+    source = Source(
+        name=name,
+        index=0,
+        spec=replace(spec, max_epochs=1),
+        files=files,
+        bad_rows=BadRows(max_share=1.0, min_rows=1),
+        held_out=HeldOut(ratio=held.ratio, seed=held.seed) if held else None,
+    )
+    documents = RawDocuments(source, lambda texts: [], stream=0, streams=1, seed=0, buffer=1000, shuffle=False)
+    size, sample = 0, list[str]()
+    for text in documents.texts():
+        if size < MEASURED_ON:
+            sample.append(text)
+        size += len(text.encode("utf-8", "surrogatepass"))
+        if size > READ_AT_MOST:
+            break
+    whole = size <= READ_AT_MOST
+    share = 1.0 if whole else max(documents.totals()["epochs"], 1e-9)
+    ratio = _bytes_per_token(sample, tokenizer)
+    how = f"{'its' if whole else 'its first'} {size / 1e6:,.1f} MB of text at {ratio:.2f} bytes a token"
+    return size / share / ratio, how + ("" if tokenizer else " (a guess: the tokenizer is not there yet)")
+
+
+def _bytes_per_token(sample: list[str], tokenizer: Tokenizer | None) -> float:
+    if tokenizer is None or not sample:
+        return BYTES_PER_TOKEN
+    tokens = sum(len(ids) for ids in tokenizer.documents(sample))
+    return sum(len(text.encode("utf-8", "surrogatepass")) for text in sample) / max(tokens, 1)

@@ -1,0 +1,79 @@
+"""`stage=tokenizer`: train a tokenizer on the mixture (or take a given one) and report how well it fits each source.
+
+    python -m lifecycle stage=tokenizer data.tokenizer.vocab_size=16384 run=tokenizer-16k
+    python -m lifecycle data.tokenizer=outputs/tokenizer-16k/tokenizer
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lifecycle.data.bpe import well_formed
+from lifecycle.data.module import DataModule
+from lifecycle.data.raw import RawDocuments
+from lifecycle.data.source import Source
+from lifecycle.data.sources import held_out_source
+from lifecycle.data.tokenizer import Tokenizer
+
+LONGEST = 20  # tokens listed by length: junk in the training text shows there first
+BUFFER = 1000  # documents that a sample is shuffled through
+
+
+def train(data: DataModule, folder: Path, sample_bytes: int) -> dict[str, Any]:
+    """Save the tokenizer of `data` in `folder/tokenizer`, and its report (also returned) beside it as tokenizer.json.
+
+    The rates are measured on `sample_bytes` of each source: of its held-out text where it has some.
+    """
+    data.tokenizer.save(folder / "tokenizer")
+    samples = {source.name: sample(_measured(data, source), sample_bytes, data.seed) for source in data.sources}
+    result = report(data.tokenizer, samples)
+    (folder / "tokenizer.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return result
+
+
+def report(tokenizer: Tokenizer, samples: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """How `tokenizer` fits texts, by source: bytes, tokens, tokens per byte and bytes per token; and its longest tokens.
+
+    `used` is the share of the vocabulary, special tokens apart, that occurs in any sample.
+    """
+    sources = {}
+    seen = np.zeros(tokenizer.vocab_size, bool)
+    for name, texts in samples.items():
+        ids = tokenizer.encode_batch(texts)
+        for one in ids:
+            seen[one] = True
+        size = sum(len(well_formed(text).encode()) for text in texts)
+        tokens = sum(map(len, ids))
+        sources[name] = {
+            "documents": len(texts),
+            "bytes": size,
+            "tokens": tokens,
+            "tokens_per_byte": tokens / max(size, 1),
+            "bytes_per_token": size / max(tokens, 1),
+        }
+    ordinary = tokenizer.byte_lengths > 0
+    order = np.argsort(-tokenizer.byte_lengths, kind="stable")[:LONGEST]
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "sha256": tokenizer.sha256,
+        "used": float(seen[ordinary].mean()),
+        "sources": sources,
+        "longest": [tokenizer.decode([int(index)]) for index in order],
+    }
+
+
+def sample(source: Source, size: int, seed: int) -> list[str]:
+    """Texts of one source until they hold `size` bytes or the source ends."""
+    texts = []
+    for text in _texts(source, seed):
+        texts.append(text)
+        size -= len(well_formed(text).encode())
+        if size <= 0:
+            break
+    return texts

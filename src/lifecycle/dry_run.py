@@ -1,0 +1,108 @@
+"""`dry_run=true`: what the run would cost, printed as tables. Starts nothing, writes nothing."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich.console import Console
+
+from lifecycle import config, estimate, estimate_table
+from lifecycle.data.loader import micro_batch_rows
+from lifecycle.data.module import cache_folder
+from lifecycle.data.survey import SourceSize, known_tokenizer, survey
+from lifecycle.errors import UserError
+from lifecycle.hardware import Hardware, device_name, probe
+from lifecycle.length import Limits
+from lifecycle.model import ModelConfig
+
+
+def dry_run(cfg: DictConfig) -> None:
+    """Print parameters, FLOPs, memory, tokens and epochs by source, steps, hours and disk of the run that `cfg` is."""
+    if config.is_job(cfg):
+        raise UserError("dry_run=true is for stages that train; this stage is a job, which is cheap: run it without")
+    limits: Limits = config.build_limits(cfg.stage)
+    hardware: Hardware = config.build(cfg.hardware)
+    arguments = config.arguments(cfg.data)
+    tokenizer = known_tokenizer(arguments["tokenizer"])
+    sizes = survey(arguments["sources"], tokenizer=tokenizer, root=arguments["root"], cache=cache_folder())
+    model = _model(cfg, tokenizer.vocab_size if tokenizer else getattr(arguments["tokenizer"], "vocab_size", None))
+    share = {s.name: s.weight / sum(o.weight for o in sizes) for s in sizes}
+    epoch_source = arguments["epoch_source"] or max(share, key=lambda n: share[n])
+    steps = limits.total_steps(lambda: _known(epoch_source, sizes), share[epoch_source])
+    devices = _devices(hardware)
+    rows = limits.global_batch_tokens // limits.sequence_length // devices
+    found = estimate.estimate(
+        model,
+        tokens_per_step=limits.global_batch_tokens,
+        sequence_length=limits.sequence_length,
+        micro_rows=micro_batch_rows(hardware.micro_batch_tokens)(limits.sequence_length, max(1, rows)),
+        steps=steps,
+        sources=[
+            estimate.SourceEstimate(name=s.name, domain=s.domain, weight=s.weight, tokens=s.tokens, max_epochs=s.max_epochs)
+            for s in sizes
+        ],
+        hardware=hardware,
+        world_size=devices,
+        sharded=hardware.strategy == "fsdp",
+        keep_last=cfg.checkpoint.keep_last,
+        milestones=len(cfg.checkpoint.milestones),
+        checkpoint_every_steps=cfg.checkpoint.every_steps,
+        free_disk=shutil.disk_usage(_existing(Path.cwd())).free,
+        **_device(hardware),
+    )
+    console = Console(soft_wrap=False)
+    console.print(estimate_table.tables(found))
+    for size in sizes:
+        console.print(f"[dim]{size.name}: {size.how}[/dim]", highlight=False)
+    for line in estimate_table.warnings(found):
+        console.print(f"[yellow]{line}[/yellow]", highlight=False)
+
+
+def _model(cfg: DictConfig, vocabulary: int | None) -> ModelConfig:
+    model: ModelConfig = config.build(cfg.model)
+    if model.vocab_size is None and vocabulary is None:
+        raise UserError(
+            f"the vocabulary is not known without the tokenizer '{cfg.data.tokenizer}', which cannot be reached now: set "
+            "model.vocab_size for the dry run"
+        )
+    return model if vocabulary is None else model.with_vocab(vocabulary)
+
+
+def _known(name: str, sizes: list[SourceSize]) -> int:
+    size = next(s for s in sizes if s.name == name)
+    if size.tokens is None:
+        raise UserError(
+            f"stage.max_epochs counts passes over '{name}', whose size is not known here: state data.sources.{name}.tokens, or "
+            "give stage.max_tokens"
+        )
+    return int(size.tokens)
+
+
+def _devices(hardware: Hardware) -> int:
+    """Devices of the run; `auto` counts as one where they are not here."""
+    each = 1 if hardware.devices == "auto" else int(hardware.devices)
+    return each * hardware.num_nodes
+
+
+def _device(hardware: Hardware) -> dict[str, Any]:
+    """Name, precision and peak of the device: of this machine for a CPU, of the config's own name for a GPU elsewhere."""
+    name = str(HydraConfig.get().runtime.choices["hardware"])
+    here = hardware.accelerator == "cpu" or name == "gpu"
+    if not here:
+        precision = "fp32" if hardware.precision == "fp32" else "bf16"
+        return {"device_name": name.split("x")[0], "precision": precision}
+    kind = hardware.device_type()
+    machine = probe(kind)
+    precision = hardware.precision if hardware.precision != "auto" else ("bf16" if machine.has_bf16 else "fp32")
+    peak = machine.bf16_flops if precision == "bf16" else machine.fp32_flops
+    return {"device_name": device_name(kind), "precision": precision, "peak_flops": peak}
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path

@@ -1,0 +1,100 @@
+"""What a run leaves behind: the ledger, the lineage, the exported model, samples, baselines, the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from lifecycle import atomic
+from lifecycle.data.baselines import baselines
+from lifecycle.data.module import DataModule
+from lifecycle.model import Decoder, build
+from lifecycle.model.huggingface import export
+from lifecycle.report import terminal_summary, write_report
+from lifecycle.rollout.sample import sample
+from lifecycle.runfolder import RunFolder
+from lifecycle.stages.base import Stage
+
+PROMPTS_A_DOMAIN = 2
+PROMPT_TOKENS = 16
+SAMPLE_TOKENS = 64
+
+
+def finish(folder: RunFolder, stage: Stage, data: DataModule, *, finished: bool, export_dtype: str) -> None:
+    """Write a run's results; every rank must call, rank 0 writes. A run that was stopped leaves ledger and lineage only."""
+    planned = stage.total_steps * stage.setup_facts.tokens_per_step
+    ledger = data.ledger(planned)
+    weights = full_weights(stage) if finished else {}
+    if not stage.trainer.is_global_zero:
+        return
+    _write_json(folder.path / "ledger.json", ledger)
+    folder.update(
+        status="finished" if finished else "stopped",
+        steps=stage.global_step,
+        tokens=int(stage.meter.tokens),
+        seconds=round(stage.meter.seconds, 3),
+        result={"valid/loss": stage.best[0], "step": stage.best[1]} if stage.best else None,
+        data=folder.lineage().get("data", {}) | _used(ledger, data),
+    )
+    if not finished:
+        return
+    model = build(stage.config, seed=0, device="cpu")
+    model.load_state_dict(weights)
+    export(model, folder.path / "model", tokenizer=data.tokenizer, dtype=export_dtype)
+    _write_json(folder.path / "samples.json", samples(model.to(stage.device).eval(), data, stage))
+    _write_json(folder.path / "baselines.json", baselines(data))
+    write_report(folder.path)
+    Console(soft_wrap=False).print(terminal_summary(folder.path))
+
+
+def full_weights(stage: Stage) -> dict[str, Tensor]:
+    """The whole weights on the CPU (rank 0; empty on the others), gathered from the shards where there are any."""
+    assert stage.model is not None
+    return get_model_state_dict(stage.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def samples(model: Decoder, data: DataModule, stage: Stage) -> list[dict[str, Any]]:
+    """Continuations of the beginnings of held-out documents: the schema of `samples.json`."""
+    prompts, domains = [], []
+    for domain, held in data.held_out.items():
+        for row in held.rows["input_ids"][:PROMPTS_A_DOMAIN]:
+            prompts.append(row[:PROMPT_TOKENS].tolist())
+            domains.append(domain)
+    tokenizer = data.tokenizer
+    special = set(range(tokenizer.vocab_size, stage.config.vocab)) | {tokenizer.bos_id, tokenizer.pad_id} - {None}
+    completions = sample(
+        model,
+        prompts,
+        max_new_tokens=SAMPLE_TOKENS,
+        temperature=0.8,
+        top_k=50,
+        seed=stage.setup_facts.seed,
+        stop_id=tokenizer.eos_id,
+        banned=sorted(special - {tokenizer.eos_id}),
+    )
+    return [
+        {
+            "prompt": tokenizer.decode(prompt[1:]),
+            "completion": tokenizer.decode(completion),
+            "step": stage.global_step,
+            "domain": domain,
+        }
+        for prompt, completion, domain in zip(prompts, completions, domains, strict=True)
+    ]
+
+
+def _used(ledger: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
+    return {
+        "sources": {name: {"tokens": row["seen_tokens"], "epochs": row["epochs"]} for name, row in ledger["sources"].items()},
+        "validation": {name: {"tokens": h.tokens, "documents": h.documents} for name, h in data.held_out.items()},
+    }
+
+
+def _write_json(path: Path, content: Any) -> None:
+    atomic.write(path, json.dumps(content, indent=1, ensure_ascii=False))

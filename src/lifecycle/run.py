@@ -1,0 +1,219 @@
+"""Entry: compose -> check -> data -> stage -> trainer -> fit.
+
+    python -m lifecycle stage=pretrain model=tiny data=python_stdlib
+
+Exit codes: 0 done; 2 the user's config or data is at fault; 143 after SIGTERM; others are crashes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+from rich.console import Console
+
+from lifecycle import config
+from lifecycle.callbacks.saving import SaveOnEvents, periodic
+from lifecycle.checkpoint import CommittedCheckpointIO
+from lifecycle.data.module import DataModule
+from lifecycle.dry_run import dry_run
+from lifecycle.errors import UserError
+from lifecycle.finish import finish
+from lifecycle.hardware import Hardware
+from lifecycle.length import Limits
+from lifecycle.loggers import CsvLogger
+from lifecycle.model import ModelConfig
+from lifecycle.runfolder import RunFolder, origin
+from lifecycle.stages.base import Setup, Stage
+from lifecycle.start import Start, agree
+from lifecycle.trainer import build_trainer, world_size
+
+
+def main() -> None:
+    """The console script `lifecycle` and `python -m lifecycle`."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader workers are forked, and each tokenises alone
+    sys.exit(config.hydra_main(run))
+
+
+def run(cfg: DictConfig) -> None:
+    """One run of one stage or job, from a composed config. Raises UserError, or SystemExit(143) after SIGTERM."""
+    config.check(cfg)
+    if cfg.dry_run:
+        dry_run(cfg)
+        return
+    folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
+    if _finished(folder, cfg):
+        return
+    signal.signal(signal.SIGTERM, _leave)
+    kept_going = _job if config.is_job(cfg) else _train
+    try:
+        kept_going(cfg, folder)
+    except BaseException as error:
+        _record_end(folder, error)
+        raise
+
+
+def _train(cfg: DictConfig, folder: RunFolder) -> None:
+    limits: Limits = config.build_limits(cfg.stage)
+    hardware: Hardware = config.build(cfg.hardware)
+    model: ModelConfig = config.build(cfg.model)
+    if limits.sequence_length > model.max_positions:
+        raise UserError(
+            f"stage.sequence_length is {limits.sequence_length}, more than model.max_positions={model.max_positions}: "
+            "shorten the rows, or choose a model with more positions"
+        )
+    processes = world_size(hardware)
+    data = _data(cfg, folder, limits, hardware)
+    steps = limits.total_steps(data.epoch_positions, data.weights[data.epoch_source])
+    data.set_stop(steps)
+    model = model.with_vocab(data.tokenizer.vocab_size)
+    start = agree(cfg, folder, hardware, work=(steps, limits.global_batch_tokens // processes, model.flops_per_token(limits.sequence_length)))
+    stage: Stage = config.build(
+        cfg.stage, without=Limits, model=model, setup=_setup(cfg, limits, hardware, start, data, steps)
+    )
+    metrics = CsvLogger(folder=folder.path)
+    writer = CommittedCheckpointIO(keep_last=cfg.checkpoint.keep_last, milestones=tuple(cfg.checkpoint.milestones))
+    trainer = build_trainer(
+        hardware,
+        start.choice,
+        total_steps=steps,
+        callbacks=[
+            *config.build(cfg.callbacks, folder=folder.path),
+            SaveOnEvents(folder=folder.checkpoints, every_steps=cfg.checkpoint.every_steps),
+            periodic(folder.checkpoints, cfg.checkpoint.every_steps),
+        ],
+        loggers=[metrics, *config.build_loggers(cfg.logger, folder=folder.path)],
+        writer=writer,
+        deterministic=cfg.deterministic,
+    )
+    if rank_zero_only.rank == 0:
+        _begin(cfg, folder, start, stage, data)
+        metrics.cut(start.step)
+    trainer.fit(stage, data, ckpt_path=start.checkpoint)
+    finish(folder, stage, data, finished=stage.global_step >= steps, export_dtype=cfg.export.dtype)
+    if stage.global_step < steps:
+        raise SystemExit(143)
+
+
+def _job(cfg: DictConfig, folder: RunFolder) -> None:
+    """A job: a function of the data and the run's folder, run without a Trainer."""
+    folder.write_config(config.resolved(cfg))
+    folder.update(status="running", stage=_stage_name(), **origin())
+    started = time.perf_counter()
+    limits = Limits(
+        view=cfg.stage.view, max_steps=1, max_tokens=None, max_epochs=None, global_batch_tokens=1024, sequence_length=1024
+    )
+    data = _data(cfg, folder, limits, config.build(cfg.hardware), validation_tokens=0)
+    result = config.build(cfg.stage, without=("view", "optimizer"), data=data, folder=folder.path)
+    folder.update(status="finished", result=result, seconds=round(time.perf_counter() - started, 3))
+
+
+def _data(
+    cfg: DictConfig, folder: RunFolder, limits: Limits, hardware: Hardware, *, validation_tokens: int | None = None
+) -> DataModule:
+    data: DataModule = config.build(
+        cfg.data,
+        view=limits.view,
+        seed=cfg.seed,
+        sequence_length=limits.sequence_length,
+        global_batch_tokens=limits.global_batch_tokens,
+        micro_batch_tokens=hardware.micro_batch_tokens,
+        validation_tokens=cfg.validation.tokens if validation_tokens is None else validation_tokens,
+        workers=hardware.workers,
+        folder=folder.path,
+    )
+    return data
+
+
+def _setup(
+    cfg: DictConfig, limits: Limits, hardware: Hardware, start: Start, data: DataModule, steps: int
+) -> Setup:
+    return Setup(
+        total_steps=steps,
+        tokens_per_step=limits.global_batch_tokens,
+        seed=cfg.seed,
+        source_names=data.source_names,
+        domains=data.domains,
+        validate_every=cfg.validation.every_steps,
+        log_every=cfg.logging.every_steps,
+        bf16=start.choice.precision == "bf16",
+        compile=start.choice.compile,
+        activation_checkpointing=hardware.activation_checkpointing,
+        peak_flops=start.choice.peak_flops,
+    )
+
+
+def _begin(cfg: DictConfig, folder: RunFolder, start: Start, stage: Stage, data: DataModule) -> None:
+    """Say what begins, and write it down: config, tokenizer, lineage."""
+    before = folder.lineage()
+    data.tokenizer.save(folder.path / "tokenizer")
+    folder.update(
+        **(origin() if not before else {"restarted": time.time()}),
+        status="running",
+        stage=_stage_name(),
+        parent=None,
+        ancestors=[],
+        domain=",".join(data.held_out),
+        data={"config": config.resolved(cfg)["data"], **data.lineage()},
+        tokenizer=data.tokenizer.sha256,
+        parameters=stage.config.parameters(),
+        peak_lr=cfg.stage.optimizer.lr,
+        total_steps=stage.total_steps,
+        choice=start.facts(),
+        overrides=list(HydraConfig.get().overrides.task),
+        resumed=before.get("resumed", 0) + (start.checkpoint is not None),
+        damaged=[*before.get("damaged", []), *start.damaged],
+    )
+    say = Console(stderr=True, highlight=False, soft_wrap=True).print
+    for line in start.lines():
+        say(f"[dim]{line}[/dim]")
+
+
+def _finished(folder: RunFolder, cfg: DictConfig) -> bool:
+    """Whether the run is done already (and says so). Raises UserError where its config was changed since."""
+    then = folder.config()
+    if then is None:
+        return False
+    now = config.resolved(cfg)
+    changed = config.changed_keys(then, now)
+    if changed:
+        raise UserError(
+            f"run '{folder.path}' was started with other values of: {', '.join(changed)}. Going on would make it another "
+            f"run: take the values of {folder.path / 'config.yaml'}, choose another run=NAME, or delete the folder"
+        )
+    longer = any(then["stage"].get(key) != now["stage"].get(key) for key in ("max_steps", "max_tokens", "max_epochs"))
+    if folder.lineage().get("status") != "finished" or longer:
+        return False
+    if rank_zero_only.rank == 0:
+        print(
+            f"run '{folder.path}' is finished; nothing to do. Its report: {folder.path / 'report.md'}. To go on, raise a limit "
+            "(stage.max_tokens=...); to start anew, choose another run=NAME"
+        )
+    return True
+
+
+def _record_end(folder: RunFolder, error: BaseException) -> None:
+    """Write the end into run.json, if the run had begun at all."""
+    if rank_zero_only.rank != 0 or not folder.lineage():
+        return
+    stopped = isinstance(error, SystemExit | KeyboardInterrupt)
+    folder.update(status="stopped" if stopped else "failed", error=None if stopped else f"{type(error).__name__}: {error}")
+
+
+def _stage_name() -> str:
+    return str(HydraConfig.get().runtime.choices["stage"])
+
+
+def _leave(signum: int, frame: FrameType | None) -> None:
+    """SIGTERM before the first step: nothing to save yet."""
+    raise SystemExit(143)
+
+

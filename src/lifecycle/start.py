@@ -1,0 +1,117 @@
+"""Where and how a run starts: from which checkpoint, in which precision, compiled or not. Rank 0 decides for all.
+
+What the machine chose is written into config.yaml in the place of `auto`, and kept on resume.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+
+from lifecycle import atomic, config
+from lifecycle.checkpoint import last_good, list_committed, verify
+from lifecycle.errors import UserError
+from lifecycle.hardware import Choice, Hardware, choose, probe
+from lifecycle.runfolder import RunFolder
+
+WAIT_S = 600
+LAUNCH = "LIFECYCLE_LAUNCH"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """`checkpoint`: the folder to go on from, None for a new run; `damaged`: those that were passed over."""
+
+    choice: Choice
+    checkpoint: str | None
+    damaged: list[str]
+
+    @property
+    def step(self) -> int:
+        """Steps already taken."""
+        return int(Path(self.checkpoint).name.rpartition("-")[2]) if self.checkpoint else 0
+
+    def facts(self) -> dict[str, Any]:
+        """For run.json."""
+        return asdict(self.choice)
+
+    def lines(self) -> list[str]:
+        """What the user should know of it."""
+        begun = [f"going on from {self.checkpoint}"] if self.checkpoint else []
+        return [*begun, *self.choice.reasons]
+
+
+def agree(cfg: DictConfig, folder: RunFolder, hardware: Hardware, work: tuple[int, int, float]) -> Start:
+    """Rank 0 decides and leaves a note in the run's folder; the other ranks of the same launch read it.
+
+    `work`: steps, tokens of a step on one device, FLOPs of a token (a short run is not worth a compilation).
+    """
+    note = folder.path / ".start.json"
+    if rank_zero_only.rank != 0:
+        return _read(note)
+    os.environ.setdefault(LAUNCH, f"{os.getpid()}-{time.time_ns()}")  # ranks started from here on inherit it
+    settled = _settled(folder, hardware)
+    steps, tokens, flops = work
+    choice = choose(
+        settled, probe(settled.device_type()), steps=steps, tokens_per_step=tokens, flops_per_token=flops
+    )
+    checkpoint, damaged = _checkpoint(cfg.resume, folder)
+    start = Start(choice=choice, checkpoint=str(checkpoint) if checkpoint else None, damaged=damaged)
+    plain = config.resolved(cfg)
+    plain["hardware"] |= {"precision": choice.precision, "compile": choice.compile}
+    folder.write_config(plain)
+    atomic.write(note, json.dumps({"launch": _launch(), **asdict(start)}))
+    return start
+
+
+def _settled(folder: RunFolder, hardware: Hardware) -> Hardware:
+    """The hardware config with the choices that were made when the run began."""
+    before = (folder.config() or {}).get("hardware", {})
+    changes = {
+        key: before[key] for key in ("precision", "compile") if getattr(hardware, key) == "auto" and key in before
+    }
+    return Hardware(**{**asdict(hardware), **changes})
+
+
+def _checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list[str]]:
+    damaged: list[str] = []
+    if resume == "auto":
+        return last_good(folder.checkpoints, warn=damaged.append), damaged
+    if resume == "never":
+        if list_committed(folder.checkpoints):
+            raise UserError(
+                f"resume=never, but {folder.checkpoints} holds checkpoints of an earlier run: choose another run=NAME, delete "
+                "the folder, or go on with resume=auto"
+            )
+        return None, damaged
+    path = Path(resume)
+    if not path.is_dir():
+        raise UserError(f"resume={resume} is no checkpoint folder; wanted auto, never, or a path such as outputs/RUN/checkpoints/step-00000100")
+    verify(path)
+    return path, damaged
+
+
+def _launch() -> str:
+    """What all ranks of one launch share: ours, or the cluster launcher's."""
+    keys = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_RESTART_COUNT")
+    outside = "-".join(os.environ.get(key, "") for key in keys)
+    return outside if outside.strip("-") else os.environ.get(LAUNCH, "")
+
+
+def _read(note: Path) -> Start:
+    """Rank 0's decision, once it is there."""
+    until = time.monotonic() + WAIT_S
+    while time.monotonic() < until:
+        found = json.loads(note.read_text()) if note.exists() else {}
+        if found.get("launch") == _launch():
+            choice = Choice(**{**found["choice"], "reasons": tuple(found["choice"]["reasons"])})
+            return Start(choice=choice, checkpoint=found["checkpoint"], damaged=found["damaged"])
+        time.sleep(0.2)
+    raise RuntimeError(f"rank {rank_zero_only.rank} waited {WAIT_S} s for rank 0's note {note}; is the run's folder shared?")

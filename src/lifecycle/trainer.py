@@ -1,0 +1,67 @@
+"""The Lightning Trainer of a run: device, strategy, precision, and none of what the stages do themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+
+from lifecycle.checkpoint import CommittedCheckpointIO, ShardedStrategy
+from lifecycle.errors import UserError
+from lifecycle.hardware import Choice, Hardware
+
+
+def world_size(hardware: Hardware) -> int:
+    """Processes of the run: one a device."""
+    return hardware.devices_per_node() * hardware.num_nodes
+
+
+def build_trainer(
+    hardware: Hardware,
+    choice: Choice,
+    *,
+    total_steps: int,
+    callbacks: Sequence[Callback],
+    loggers: Sequence[Logger],
+    writer: CommittedCheckpointIO,
+    deterministic: bool,
+) -> pl.Trainer:
+    """A Trainer that only loops: stages validate, clip and log by themselves, the data module deals the data out."""
+    sharded = hardware.strategy == "fsdp"
+    strategy = _strategy(hardware, writer)
+    plugins: list[Any] = [] if isinstance(strategy, ShardedStrategy) else [writer]
+    return pl.Trainer(
+        accelerator="gpu" if hardware.device_type() == "cuda" else "cpu",
+        devices=hardware.devices_per_node(),
+        num_nodes=hardware.num_nodes,
+        strategy=strategy,
+        precision="bf16-mixed" if choice.precision == "bf16" and not sharded else "32-true",
+        max_steps=total_steps,
+        max_epochs=-1,
+        limit_val_batches=0,  # a stage validates inside its step, so that a checkpoint follows its own validation
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        callbacks=list(callbacks),
+        logger=list(loggers),
+        plugins=plugins,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        deterministic=deterministic,
+    )
+
+
+def _strategy(hardware: Hardware, writer: CommittedCheckpointIO) -> Strategy | Literal["auto"]:
+    processes = world_size(hardware)
+    backend: Literal["nccl", "gloo"] = "nccl" if hardware.device_type() == "cuda" else "gloo"
+    if hardware.strategy == "fsdp":
+        return ShardedStrategy(data_parallel_size=processes, tensor_parallel_size=1, process_group_backend=backend)
+    if hardware.strategy == "ddp" or processes > 1:
+        return DDPStrategy(process_group_backend=backend, gradient_as_bucket_view=True)
+    if processes < 1:
+        raise UserError("hardware.devices is auto, but no device was found: set hardware.devices=1 or hardware=cpu")
+    return "auto"
