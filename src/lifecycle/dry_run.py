@@ -42,7 +42,9 @@ def dry_run(cfg: DictConfig) -> None:
         micro_rows=micro_batch_rows(hardware.micro_batch_tokens)(limits.sequence_length, max(1, rows)),
         steps=steps,
         sources=[
-            estimate.SourceEstimate(name=s.name, domain=s.domain, weight=s.weight, tokens=s.tokens, max_epochs=s.max_epochs)
+            estimate.SourceEstimate(
+                name=s.name, domain=s.domain, weight=s.weight, tokens=s.tokens, max_epochs=s.max_epochs
+            )
             for s in sizes
         ],
         hardware=hardware,

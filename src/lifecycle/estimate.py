@@ -1,65 +1,22 @@
 """What a run will cost, before it costs anything: the numbers behind `dry_run=true` (`estimate_table.py` prints them).
 
-Memory is of one device and counted in GB of 10^9 bytes. N parameters, T row positions, V vocab, D width. Weights, gradients
-and optimizer state are exact; activations count the tensors that the backward pass of a pre-norm SwiGLU decoder keeps with a
-fused attention kernel (no T x T scores):
-
-    a layer, elements a token = 4 D + 2 (heads + kv_heads) head_dim + 3 ffn_width   (inputs, q k v, attention out, gate up)
-
-Peaks between steps, fragmentation and the workspaces of kernels are a stated guess.
+Memory is of one device and counted in GB of 10^9 bytes (`estimate_memory.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
+from lifecycle.estimate_memory import FP32, GB, WORKSPACE_GUESS, Memory, ModelLike, memory_of
 from lifecycle.hardware import Hardware
 from lifecycle.peaks import find_device
-
-FP32, BF16 = 4, 2
-GB = 10**9
-WORKSPACE_GUESS = {"cuda": 1.5 * GB, "cpu": 0.3 * GB}
-"""Context, workspaces and fragmentation: what a process needs beyond its tensors."""
 
 CHECKPOINT_BYTES_PER_S = 1.0 * GB
 """Guess of hashing and writing to a local disk, in the background; copying out of the device is faster."""
 
 MFU_ROWS = (0.4, 0.5, 0.6)
-
-
-class ModelLike(Protocol):
-    """The part of a model config that an estimate reads."""
-
-    @property
-    def layers(self) -> int: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def heads(self) -> int: ...
-    @property
-    def kv_heads(self) -> int: ...
-    @property
-    def head_dim(self) -> int: ...
-    @property
-    def ffn_width(self) -> int: ...
-    @property
-    def vocab_size(self) -> int | None: ...
-    @property
-    def tied_head(self) -> bool: ...
-
-    def parameters(self) -> int:
-        """All parameters, exactly."""
-        ...
-
-    def active_parameters(self) -> int:
-        """Parameters that take part in one token's forward pass."""
-        ...
-
-    def flops_per_token(self, sequence_length: int) -> float:
-        """Forward and backward."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,32 +49,6 @@ class SourcePlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
-    """Bytes on one device, by part. `checkpointed` is what the activations would be with hardware.activation_checkpointing."""
-
-    weights: float
-    gradients: float
-    optimizer: float
-    compute_copies: float
-    activations: float
-    checkpointed: float
-    logits: float
-    workspace: float
-    checkpointing: bool
-
-    @property
-    def total(self) -> float:
-        """The sum of the parts, with activations as the config has them."""
-        kept = self.checkpointed if self.checkpointing else self.activations
-        return self.state + kept + self.logits
-
-    @property
-    def state(self) -> float:
-        """What does not grow with the micro-batch."""
-        return self.weights + self.gradients + self.optimizer + self.compute_copies + self.workspace
-
-
-@dataclass(frozen=True, kw_only=True)
 class Disk:
     """Bytes of one checkpoint and of the export, how many are kept at most, and the guessed seconds to write one."""
 
@@ -135,7 +66,7 @@ class Disk:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """All that `dry_run=true` prints. `hours` maps a share of the peak to hours of the whole run, None without a peak."""
+    """All that `dry_run=true` prints. `hours`: share of the peak -> hours of the whole run."""
 
     parameters: int
     active: int
@@ -192,7 +123,7 @@ def estimate(
     peak = peak_flops if peak_flops is not None else hardware.peak(device_name, precision)
     room = device_memory if device_memory is not None else (entry.memory_gb * GB if entry else None)
     on_gpu = entry is not None or hardware.accelerator == "gpu"
-    memory, per_row = _memory(
+    memory, per_row = memory_of(
         model,
         rows=micro_rows,
         length=sequence_length,
@@ -201,6 +132,7 @@ def estimate(
         shards=world_size if sharded else 1,
         chunk=logits_chunk_tokens,
         checkpointing=hardware.activation_checkpointing,
+        compiled=on_gpu if hardware.compile == "auto" else hardware.compile,
         workspace=WORKSPACE_GUESS["cuda" if on_gpu else "cpu"],
     )
     tokens = steps * tokens_per_step
@@ -229,51 +161,6 @@ def estimate(
         disk=_disk(model, optimizer_states_per_param, keep_last, milestones, steps, checkpoint_every_steps),
         free_disk=free_disk,
     )
-
-
-def _memory(
-    model: ModelLike,
-    *,
-    rows: int,
-    length: int,
-    precision: str,
-    states: int,
-    shards: int,
-    chunk: int,
-    checkpointing: bool,
-    workspace: float,
-) -> tuple[Memory, float]:
-    """Memory of the chosen batch, and the activation bytes of one row more."""
-    count, vocab = model.parameters(), model.vocab_size or 0
-    size = BF16 if precision == "bf16" else FP32
-    # The residual stream stays fp32 under autocast; the rest is kept in the compute type.
-    residual, inner = 2 * model.width * FP32, _inner_elements(model) * size
-    block = (count - vocab * model.width * (1 if model.tied_head else 2)) / model.layers
-    edge = 2 * model.width * FP32  # the embedding's output and the final norm's
-    full = rows * length * (model.layers * (residual + inner) + edge)
-    saved = rows * length * (model.layers * model.width * FP32 + residual + inner + edge)
-    if shards == 1:
-        copies = BF16 * count if precision == "bf16" else 0
-    else:  # the root group and two blocks are gathered at a time
-        copies = size * (min(count, count - block * model.layers + 2 * block))
-    memory = Memory(
-        weights=FP32 * count / shards,
-        gradients=FP32 * count / shards,
-        optimizer=FP32 * states * count / shards,
-        compute_copies=copies,
-        activations=full,
-        checkpointed=saved,
-        logits=min(chunk, rows * length) * vocab * (FP32 + FP32 + size),
-        workspace=workspace,
-        checkpointing=checkpointing,
-    )
-    return memory, (saved if checkpointing else full) / rows
-
-
-def _inner_elements(model: ModelLike) -> int:
-    """Elements a token that a layer keeps in the compute type: two norm outputs, q k v, attention out, gate, up, product."""
-    attention = 2 * (model.heads + model.kv_heads) * model.head_dim
-    return 2 * model.width + attention + 3 * model.ffn_width
 
 
 def _sources(sources: Sequence[SourceEstimate], tokens: int) -> tuple[SourcePlan, ...]:

@@ -5,37 +5,30 @@ from __future__ import annotations
 import io
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 from lifecycle.estimate import CHECKPOINT_BYTES_PER_S, GB, Estimate
+from lifecycle.peaks import FLOPS_CONVENTION
 
 CONVENTION = (
-    "FLOPs = 6 N + 12 layers x heads x head_dim x context a token (forward and backward; attention whole, recomputation "
-    "not counted); the peak is dense, without sparsity. Hours leave out compilation, validation and checkpoints."
+    f"{FLOPS_CONVENTION}; the peak is dense, without sparsity. Hours leave out compilation, validation and checkpoints."
 )
 
 
 def tables(estimate: Estimate) -> Group:
-    """All parts as one rich renderable; warnings last, where they are seen."""
-    parts: list[RenderableType] = [
-        _model(estimate),
-        _time(estimate),
-        _sources(estimate),
-        _memory(estimate),
-        _disk(estimate),
-    ]
-    lines = warnings(estimate)
-    parts.append(Text(CONVENTION, style="dim"))
-    parts += [Text(f"! {line}", style="bold yellow") for line in lines]
-    return Group(*parts)
+    """All parts as one rich renderable. `warnings` are apart: they belong at the very end, where they are seen."""
+    parts = [_model(estimate), _time(estimate), _sources(estimate), _memory(estimate), _disk(estimate)]
+    return Group(*parts, Text(CONVENTION, style="dim"))
 
 
 def plain(estimate: Estimate, width: int = 110) -> str:
-    """The same as text without colour."""
+    """Tables and warnings as text without colour."""
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
     console.print(tables(estimate))
+    for line in warnings(estimate):
+        console.print(line, highlight=False)
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
 
@@ -78,16 +71,25 @@ def _sheet(title: str, *columns: str) -> Table:
     return sheet
 
 
-def _model(e: Estimate) -> Table:
-    sheet = _sheet("Model and batch", "", "")
+def _facts(title: str) -> Table:
+    """Names and values, no heads."""
+    sheet = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     sheet.show_header = False
+    return sheet
+
+
+def _model(e: Estimate) -> Table:
+    sheet = _facts("Model and batch")
     share = f" ({e.active / 1e6:,.2f} M active)" if e.active != e.parameters else ""
     sheet.add_row("parameters", f"{e.parameters / 1e6:,.2f} M{share}")
     sheet.add_row("  of these embedding and head", f"{e.embedding / 1e6:,.2f} M")
     sheet.add_row(f"FLOPs a token at {e.sequence_length:,}", f"{e.flops_per_token / 1e9:,.3f} GFLOP")
     rows = e.tokens_per_step // e.sequence_length
     sheet.add_row("tokens a step", f"{e.tokens_per_step:,} = {rows:,} rows x {e.sequence_length:,}")
-    sheet.add_row("micro-batches a device", f"{e.micro_batches:,} x {e.micro_rows:,} rows, {e.world_size:,} device(s)")
+    sheet.add_row(
+        "micro-batches a step",
+        f"{e.micro_batches:,} x {e.micro_rows:,} rows, on {e.world_size:,} device{'s' * (e.world_size > 1)}",
+    )
     sheet.add_row("steps", f"{e.steps:,}")
     sheet.add_row("tokens", f"{e.tokens:,}")
     return sheet
@@ -147,8 +149,7 @@ def _switch(checkpointing: bool) -> str:
 
 def _disk(e: Estimate) -> Table:
     disk = e.disk
-    sheet = _sheet("Disk", "", "")
-    sheet.show_header = False
+    sheet = _facts("Disk")
     rate = f"at {CHECKPOINT_BYTES_PER_S / GB:g} GB/s, a guess"
     sheet.add_row("one checkpoint", f"{_gb(disk.checkpoint)}, about {disk.seconds:,.1f} s in the background ({rate})")
     sheet.add_row("checkpoints written in all", f"{disk.per_run:,}" if disk.per_run else "only at the end")

@@ -91,7 +91,9 @@ def samples(model: Decoder, data: DataModule, stage: Stage) -> list[dict[str, An
 
 def _used(ledger: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
     return {
-        "sources": {name: {"tokens": row["seen_tokens"], "epochs": row["epochs"]} for name, row in ledger["sources"].items()},
+        "sources": {
+            name: {"tokens": row["seen_tokens"], "epochs": row["epochs"]} for name, row in ledger["sources"].items()
+        },
         "validation": {name: {"tokens": h.tokens, "documents": h.documents} for name, h in data.held_out.items()},
     }
 

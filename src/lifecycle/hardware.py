@@ -19,7 +19,7 @@ from typing import Literal, get_args
 import torch
 
 from lifecycle.errors import UserError
-from lifecycle.peaks import find_device, measure_peak, peak_flops
+from lifecycle.peaks import measure_peak, peak_flops
 
 __all__ = ["Choice", "Hardware", "Probe", "choose", "device_name", "native_bf16", "peak_flops", "measure_peak", "probe"]
 
@@ -97,7 +97,7 @@ class Hardware:
         return torch.cuda.device_count() if self.device_type() == "cuda" else 1
 
     def peak(self, name: str, dtype: torch.dtype | str) -> float | None:
-        """Dense peak of one device in FLOP/s: the config's own figure, else the table's; None where neither knows it."""
+        """Dense peak of one device in FLOP/s: the config's own figure, else the table's, else None."""
         return self.peak_tflops * 1e12 if self.peak_tflops is not None else peak_flops(name, dtype)
 
 
@@ -120,7 +120,7 @@ class Probe:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What was chosen, and one line a choice that says why. `peak_flops`: FLOP/s of one device, for MFU or its share."""
+    """What was chosen, and a line each that says why. `peak_flops`: FLOP/s of one device, for MFU or its share."""
 
     precision: Literal["fp32", "bf16"]
     compile: bool
@@ -230,18 +230,3 @@ def _span(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"
     return f"{seconds:,.0f} s"
-
-
-def mfu_convention(choice_source: str, device_type: str) -> str:
-    """The sentence that stands beside every MFU figure."""
-    of = "the measured peak of this machine" if device_type == "cpu" else "the dense peak of the device"
-    return (
-        f"FLOPs per token = 6 N + 12 layers x heads x head_dim x context, forward and backward; N counts the head once and "
-        f"not an untied input embedding; attention is counted whole, not its causal half; recomputation is not counted. "
-        f"The share is of {of} ({choice_source})."
-    )
-
-
-def known(name: str) -> bool:
-    """Whether the peak table holds a device of this name."""
-    return find_device(name) is not None

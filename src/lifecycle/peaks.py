@@ -19,6 +19,12 @@ import torch
 GB = 10**9
 TERA = 10**12
 
+FLOPS_CONVENTION = (
+    "FLOPs a token = 6 N + 12 layers x heads x head_dim x context, forward and backward: N leaves out an untied input "
+    "embedding, attention is counted whole (not its causal half), recomputation is not counted"
+)
+"""Stands beside every MFU figure; `ModelConfig.flops_per_token` is where it is computed."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
@@ -92,7 +98,7 @@ _TABLE = [
 def find_device(name: str) -> Device | None:
     """The table's entry for a name as `torch.cuda.get_device_name()` gives it, or for a config's name (`a100x8_fsdp`).
 
-    None for what the table does not hold; also for a slice of a device (MIG) and for laptop variants, whose peaks differ.
+    None for what the table does not hold; also for a slice of a device (MIG) and laptop variants: their peaks differ.
     """
     if re.search(r"\bMIG\b|Laptop", name):
         return None

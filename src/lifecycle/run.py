@@ -75,7 +75,12 @@ def _train(cfg: DictConfig, folder: RunFolder) -> None:
     steps = limits.total_steps(data.epoch_positions, data.weights[data.epoch_source])
     data.set_stop(steps)
     model = model.with_vocab(data.tokenizer.vocab_size)
-    start = agree(cfg, folder, hardware, work=(steps, limits.global_batch_tokens // processes, model.flops_per_token(limits.sequence_length)))
+    start = agree(
+        cfg,
+        folder,
+        hardware,
+        work=(steps, limits.global_batch_tokens // processes, model.flops_per_token(limits.sequence_length)),
+    )
     stage: Stage = config.build(
         cfg.stage, without=Limits, model=model, setup=_setup(cfg, limits, hardware, start, data, steps)
     )
@@ -109,7 +114,12 @@ def _job(cfg: DictConfig, folder: RunFolder) -> None:
     folder.update(status="running", stage=_stage_name(), **origin())
     started = time.perf_counter()
     limits = Limits(
-        view=cfg.stage.view, max_steps=1, max_tokens=None, max_epochs=None, global_batch_tokens=1024, sequence_length=1024
+        view=cfg.stage.view,
+        max_steps=1,
+        max_tokens=None,
+        max_epochs=None,
+        global_batch_tokens=1024,
+        sequence_length=1024,
     )
     data = _data(cfg, folder, limits, config.build(cfg.hardware), validation_tokens=0)
     result = config.build(cfg.stage, without=("view", "optimizer"), data=data, folder=folder.path)
@@ -133,9 +143,7 @@ def _data(
     return data
 
 
-def _setup(
-    cfg: DictConfig, limits: Limits, hardware: Hardware, start: Start, data: DataModule, steps: int
-) -> Setup:
+def _setup(cfg: DictConfig, limits: Limits, hardware: Hardware, start: Start, data: DataModule, steps: int) -> Setup:
     return Setup(
         total_steps=steps,
         tokens_per_step=limits.global_batch_tokens,
@@ -205,7 +213,9 @@ def _record_end(folder: RunFolder, error: BaseException) -> None:
     if rank_zero_only.rank != 0 or not folder.lineage():
         return
     stopped = isinstance(error, SystemExit | KeyboardInterrupt)
-    folder.update(status="stopped" if stopped else "failed", error=None if stopped else f"{type(error).__name__}: {error}")
+    folder.update(
+        status="stopped" if stopped else "failed", error=None if stopped else f"{type(error).__name__}: {error}"
+    )
 
 
 def _stage_name() -> str:
@@ -215,5 +225,3 @@ def _stage_name() -> str:
 def _leave(signum: int, frame: FrameType | None) -> None:
     """SIGTERM before the first step: nothing to save yet."""
     raise SystemExit(143)
-
-

@@ -59,9 +59,7 @@ def agree(cfg: DictConfig, folder: RunFolder, hardware: Hardware, work: tuple[in
     os.environ.setdefault(LAUNCH, f"{os.getpid()}-{time.time_ns()}")  # ranks started from here on inherit it
     settled = _settled(folder, hardware)
     steps, tokens, flops = work
-    choice = choose(
-        settled, probe(settled.device_type()), steps=steps, tokens_per_step=tokens, flops_per_token=flops
-    )
+    choice = choose(settled, probe(settled.device_type()), steps=steps, tokens_per_step=tokens, flops_per_token=flops)
     checkpoint, damaged = _checkpoint(cfg.resume, folder)
     start = Start(choice=choice, checkpoint=str(checkpoint) if checkpoint else None, damaged=damaged)
     plain = config.resolved(cfg)
@@ -93,7 +91,9 @@ def _checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list[str]]
         return None, damaged
     path = Path(resume)
     if not path.is_dir():
-        raise UserError(f"resume={resume} is no checkpoint folder; wanted auto, never, or a path such as outputs/RUN/checkpoints/step-00000100")
+        raise UserError(
+            f"resume={resume} is no checkpoint folder; wanted auto, never, or a path such as outputs/RUN/checkpoints/step-00000100"
+        )
     verify(path)
     return path, damaged
 
@@ -114,4 +114,6 @@ def _read(note: Path) -> Start:
             choice = Choice(**{**found["choice"], "reasons": tuple(found["choice"]["reasons"])})
             return Start(choice=choice, checkpoint=found["checkpoint"], damaged=found["damaged"])
         time.sleep(0.2)
-    raise RuntimeError(f"rank {rank_zero_only.rank} waited {WAIT_S} s for rank 0's note {note}; is the run's folder shared?")
+    raise RuntimeError(
+        f"rank {rank_zero_only.rank} waited {WAIT_S} s for rank 0's note {note}; is the run's folder shared?"
+    )

@@ -100,8 +100,13 @@ def test_mixture_error_is_under_one_piece() -> None:
     one = stream(CONSTANT)
     for step in range(400):
         one.step(step)
-    fed = {name: one.seen[name] + sum(p.positions for p in one.carry if p.source == i) for i, name in enumerate(LENGTHS)}
-    fed = {n: fed[n] + sum(p.positions for r in one._window[one._given :] for p in r.pieces if p.source == i) for i, n in enumerate(LENGTHS)}
+    fed = {
+        name: one.seen[name] + sum(p.positions for p in one.carry if p.source == i) for i, name in enumerate(LENGTHS)
+    }
+    fed = {
+        n: fed[n] + sum(p.positions for r in one._window[one._given :] for p in r.pieces if p.source == i)
+        for i, n in enumerate(LENGTHS)
+    }
     total = sum(fed.values())
     for name, weight in WEIGHTS.items():
         assert abs(fed[name] - weight * total) <= 32

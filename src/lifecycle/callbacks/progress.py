@@ -1,6 +1,6 @@
 """What a person sees while a run goes on: a live panel on a terminal, a plain line every few seconds in a log.
 
-It only reads numbers that the stage has already brought to the host (`stage.latest`), so it never makes the device wait.
+It only reads numbers that the stage has already brought to the host (`stage.latest`): the device never waits for it.
 """
 
 from __future__ import annotations

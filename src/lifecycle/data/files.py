@@ -151,11 +151,12 @@ def _local(pattern: str, *, where: str) -> dict[str, tuple[int, str]]:
 def _remote(url: str, *, where: str) -> dict[str, tuple[int, str]]:
     import fsspec  # a remote source is the exception: its packages load only when there is one
 
+    cause: BaseException | None = None
     try:
         fs, path = fsspec.core.url_to_fs(url)
         infos: Mapping[str, Any] = fs.glob(path, detail=True) if glob.has_magic(path) else _listed(fs, path)
-    except FileNotFoundError:
-        infos = {}
+    except FileNotFoundError as error:  # HTTP says so of an unreachable server as well, and keeps the cause
+        infos, cause = {}, error.__cause__
     except (OSError, ImportError, ValueError) as error:
         raise UserError(f"{where}: {url} cannot be reached ({type(error).__name__}: {error}). {_ADVICE}") from error
     found = {
@@ -167,7 +168,8 @@ def _remote(url: str, *, where: str) -> dict[str, tuple[int, str]]:
         if info.get("type") != "directory"
     }
     if not found:
-        raise UserError(f"{where}: nothing matches {url}; check the address, and that this account may list it")
+        because = f" ({type(cause).__name__}: {cause})" if cause else ""
+        raise UserError(f"{where}: nothing matches {url}{because}; check the address, the network and your access")
     return found
 
 
@@ -199,8 +201,8 @@ def _hub_files(hub: str, config: str | None, split: str, *, where: str, root: st
 
 
 _ADVICE = (
-    "If this machine has no network, unset HF_HUB_OFFLINE only where there is one; prepare the data elsewhere "
-    "(stage=prepare, then data.prepared=RUN), or name local files by path"
+    "Check the network, and that HF_HUB_OFFLINE is not set; where there is no network, name local files by path, or "
+    "prepare the data elsewhere (stage=prepare, then data.prepared=RUN)"
 )
 
 

@@ -1,11 +1,12 @@
 """Rows as records, by named format, and records as text.
 
-    text              text [title]                                    the document itself
+    text              text [title]                                    the document itself, after its title
     multiple_choice   question, options, answer [explanation]         MedQA, MedMCQA, MMLU, AQuA, ARC
     word_problem      question, answer [reasoning]                    GSM8K: marks and `#### n` are understood
     question_answer   question, answer                                MedQuAD
 
-`spec.fields` maps these names to the row's own; a dotted name goes into a nested mapping.
+`spec.fields` maps these names to the row's own; a dotted name goes into a nested mapping. Those in brackets are read
+only where `spec.fields` names them.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ def _answer_index(answer: Any, labels: list[str], options: list[str], base: int)
 
 
 def _level(row: Mapping[str, Any], spec: SourceSpec) -> float | None:
-    value = _look(row, _name(spec, "level"))
+    value = _look(row, _name(spec, "level")) if "level" in spec.fields else None
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -186,8 +187,8 @@ def _string(row: Mapping[str, Any], spec: SourceSpec, key: str) -> str:
 
 
 def _optional(row: Mapping[str, Any], spec: SourceSpec, key: str) -> str:
-    """The text of an optional field, or "" where the row has none."""
-    value = _look(row, _name(spec, key))
+    """The text of an optional field, or "" where `fields` does not name it or the row has none."""
+    value = _look(row, _name(spec, key)) if key in spec.fields else None
     if value is None:
         return ""
     if not isinstance(value, str):

@@ -33,7 +33,7 @@ from lifecycle.data.sources import check_views, held_out_source, open_sources, s
 from lifecycle.data.specs import SourceSpec
 from lifecycle.data.stream import Documents, Pieces, State, Stream
 from lifecycle.data.tokenizer import Tokenizer, TokenizerRecipe, from_recipe, load
-from lifecycle.data.validation import HeldOutSet, collect, pack
+from lifecycle.data.validation import held_out_sets
 from lifecycle.errors import UserError
 
 WINDOW_ROWS = 256  # rows that all streams together pack at once: padding falls and a resume reads more as it grows
@@ -68,8 +68,10 @@ class DataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         if not sources:
-            raise UserError("data.sources is empty: name at least one, for example data.sources.mine.path=texts/*.jsonl")
-        self.seed, self.workers, self.validation_tokens = seed, workers, validation_tokens
+            raise UserError(
+                "data.sources is empty: name at least one, for example data.sources.mine.path=texts/*.jsonl"
+            )
+        self.seed, self.workers = seed, workers
         self._root, self._buffer, self._dropping = root, shuffle_buffer, exhausted == "drop"
         self._wanted_streams, self._stop = streams, 0
         self._micro_rows = micro_batch_rows(micro_batch_tokens)
@@ -82,12 +84,23 @@ class DataModule(pl.LightningDataModule):
         self.plan = BatchPlan((Phase(step=0, row_length=sequence_length, rows=rows, weights=self.weights),))
         self.cache = cache_folder()
         self.sources = open_sources(
-            sources, root=root, bad_rows=bad_rows, cache=self.cache, quarantine=folder / "quarantine" if folder else None
+            sources,
+            root=root,
+            bad_rows=bad_rows,
+            cache=self.cache,
+            quarantine=folder / "quarantine" if folder else None,
         )
         check_views(self.sources, view, {s.name: views(s.spec) for s in self.sources})
         self.prepared = open_prepared(prepared, self.sources) if prepared else None
         self.tokenizer = self._open_tokenizer(tokenizer)
-        self.held_out = self._pack_held_out()
+        self.held_out = held_out_sets(
+            self.sources,
+            self.weights,
+            self._held_out_documents,
+            tokens=validation_tokens,
+            row_length=sequence_length,
+            byte_count=self.tokenizer.bytes_of,
+        )
         self._cursor: Cursor | None = None
         self._loaded: Cursor | None = None
 
@@ -185,7 +198,9 @@ class DataModule(pl.LightningDataModule):
         for state in cursor.streams.values() if cursor else ():
             for i, name in enumerate(self.source_names):
                 totals = state["totals"][name]
-                left_out = sum(n for verdict, n in totals["counts"].items() if not verdict.startswith(("kept:", "held:")))
+                left_out = sum(
+                    n for verdict, n in totals["counts"].items() if not verdict.startswith(("kept:", "held:"))
+                )
                 out[i] += torch.tensor([totals["epochs"] / streams, left_out], dtype=torch.float64)
         return out
 
@@ -198,7 +213,12 @@ class DataModule(pl.LightningDataModule):
     # -- building blocks
 
     def open_documents(
-        self, name: str, stream: int, streams: int, state: State | None, reading: Callable[[int, int], None] | None = None
+        self,
+        name: str,
+        stream: int,
+        streams: int,
+        state: State | None,
+        reading: Callable[[int, int], None] | None = None,
     ) -> Documents:
         """The training documents of one source that one stream reads."""
         source = next(s for s in self.sources if s.name == name)
@@ -251,24 +271,6 @@ class DataModule(pl.LightningDataModule):
         key = "|".join(f"{s.name}:{s.fingerprint}:{self.weights[s.name]!r}" for s in self.sources)
         texts = sample_texts(self.sources, self.weights, tokenizer.max_bytes, self.seed)
         return from_recipe(tokenizer, texts, self.cache / "tokenizers", f"{key}|{self.seed}")
-
-    def _pack_held_out(self) -> dict[str, HeldOutSet]:
-        """One set a domain: its sources share the domain's tokens by weight."""
-        domains: dict[str, list[Source]] = {}
-        for source in self.sources:
-            domains.setdefault(source.domain, []).append(source)
-        packed = {}
-        for domain, members in domains.items():
-            share = sum(self.weights[s.name] for s in members)
-            pieces = []
-            for source in members:
-                tokens = int(self.validation_tokens * self.weights[source.name] / share)
-                documents = self._held_out_documents(source)
-                pieces += collect(documents, tokens=tokens, source=source.index) if documents else []
-            if pieces:
-                size = sum(self.tokenizer.bytes_of(piece.ids) for piece in pieces)
-                packed[domain] = pack(domain, pieces, self.plan.at(0).row_length, size)
-        return packed
 
     def _held_out_documents(self, source: Source) -> Documents | None:
         if self.prepared is not None:

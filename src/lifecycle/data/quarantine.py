@@ -20,14 +20,13 @@ MOST_BYTES = 16 << 20
 
 def quarantine(path: Path, raw: RawRow, reason: str, *, most_bytes: int = MOST_BYTES) -> None:
     """Append `raw` to the quarantine at `path`, with the first 200 characters of its content, escaped."""
-    if path.exists() and path.stat().st_size >= most_bytes:
-        return
     path.parent.mkdir(parents=True, exist_ok=True)
     entry = {"file": raw.file, "line": raw.line, "reason": reason, "content": _shown(raw.payload)}
     line = json.dumps(entry) + "\n"  # pure ASCII: readable in any terminal
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(handle, line.encode())
+        if os.fstat(handle).st_size < most_bytes:
+            os.write(handle, line.encode())
     finally:
         os.close(handle)
 

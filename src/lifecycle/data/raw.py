@@ -86,6 +86,8 @@ class RawDocuments:
         self._position = Position(*state["position"])
         self._counts = Counter(state["counts"])
         self._anchor = {k: v for k, v in state.items() if k != "index"}
+        self._begun_at = self.passes_read()  # where the current block began
+        self._reader: Iterator[RawRow] | None = None  # stays open from block to block: a compressed file has no way in
         self._texts: list[str] = []
         self._ready: deque[NDArray[np.int32]] = deque()
         self._index = 0
@@ -119,9 +121,13 @@ class RawDocuments:
         return self._anchor | {"index": self._index}
 
     def totals(self) -> dict[str, Any]:
-        """Rows read in the first pass, dropped and bad ones among them by reason, and passes begun."""
-        done = self._epoch + _share_read(self._position, self._files(self._epoch))
-        return {"epochs": done, "counts": dict(self._counts)}
+        """Rows read in the first pass, dropped and bad ones among them by reason, and passes given out."""
+        given = self._index / len(self._texts) if self._texts else 1.0
+        return {"epochs": self._begun_at + given * (self.passes_read() - self._begun_at), "counts": dict(self._counts)}
+
+    def passes_read(self) -> float:
+        """Passes that lie before the reader."""
+        return self._epoch + _share_read(self._position, self._files(self._epoch))
 
     def _mark(self) -> dict[str, Any]:
         return {
@@ -149,7 +155,7 @@ class RawDocuments:
             limit = self.source.spec.max_epochs
             if limit is not None and self._epoch >= limit:
                 raise Exhausted(self.name)
-            self._anchor = self._mark()
+            self._anchor, self._begun_at = self._mark(), self.passes_read()
             block = self._epoch, self._position
             texts, ended = self._read_texts()
             if ended:
@@ -183,10 +189,11 @@ class RawDocuments:
         """Up to a block of usable texts from where the reader stands, and whether the pass ended there."""
         texts: list[str] = []
         limit = self.source.spec.max_rows
-        for raw in self._walk():
+        self._reader = self._reader or self._walk()
+        for raw in self._reader:
             if limit is not None and raw.ordinal >= limit:
-                self._position = self._position._replace(row=limit)
-                return texts, True
+                self._position = raw.next
+                break
             if self._reading is not None:
                 self._reading(raw.ordinal, raw.line)
             self._position = raw.next
@@ -195,6 +202,9 @@ class RawDocuments:
                 texts.append(text)
                 if len(texts) == self._block_rows:
                     return texts, False
+        self._reader = None
+        if limit is not None:  # every stream must find the same number of rows, also one that came to the end first
+            self._position = self._position._replace(row=min(limit, self._position.row))
         self._check_bad(at_end=True)
         return texts, True
 

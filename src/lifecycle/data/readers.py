@@ -38,7 +38,7 @@ def rows(
 
     A row longer than `most_bytes` comes with the fault "too long" and its first bytes; a file that breaks off or does
     not decompress gives one row with the fault "damaged file" where it broke. Raises ConnectionError when a file cannot
-    be read after all retries.
+    be read after all retries. The generator's value is the position at the end: its `row` is the number of rows.
     """
     for index in range(position.file, len(files)):
         at = position if index == position.file else Position(index, 0, position.row)
@@ -50,7 +50,7 @@ def _file_rows(file: File, at: Position, wanted: Wanted, most_bytes: int, retry:
     """Rows of one file; returns the position that follows its last row."""
     if file.kind == "document" and not wanted(at.row):
         return Position(at.file + 1, 0, at.row + 1)
-    with open_retrying(file.url, size=file.size if is_remote(file.url) else None, retry=retry) as raw:
+    with open_retrying(file.url, size=file.size or None if is_remote(file.url) else None, retry=retry) as raw:
         if file.kind == "parquet":
             return (yield from parquet_rows(file, raw, at, wanted))
         if file.kind == "document":

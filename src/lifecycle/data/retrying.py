@@ -28,7 +28,7 @@ NETWORK_PACKAGES = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Retry:
-    """How long a read is tried: `attempts` without a byte between, waits doubling from `first_s` to `most_s` seconds."""
+    """How long a read is tried: `attempts` without a byte, waits doubling from `first_s` to `most_s`, in seconds."""
 
     attempts: int = 10
     first_s: float = 0.5
@@ -100,9 +100,7 @@ class RetryingFile(io.RawIOBase):
         return len(data)
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._drop()
         super().close()
 
     def _part(self, wanted: int) -> bytes:
@@ -149,7 +147,7 @@ class RetryingFile(io.RawIOBase):
         raise AssertionError("a retry has at least one attempt")
 
     def _drop(self) -> None:
-        """Let go of a file that failed; closing a broken connection may fail as well, and that changes nothing."""
+        """Let go of the file; closing a broken connection may fail as well, and that changes nothing."""
         broken, self._file = self._file, None
         if broken is not None:
             try:

@@ -26,6 +26,9 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }
 """Names on the left of `fields`, by format: what a record is made from."""
 
+OPTIONAL = frozenset({"title", "explanation", "reasoning", "level"})
+"""Those that are read only where `fields` names them: rows carry columns of these names that mean something else."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationRatio:
@@ -44,7 +47,7 @@ class SourceSpec:
         are the texts of the running Python installation.
     split: which split is trained on.
     format, fields: the form of a row, and our field name -> the row's (a dotted path, or a list of columns for
-        `options`).
+        `options`); the fields in `OPTIONAL` are read only where they are named here.
     answer_base: the number of the first option, where a row gives its answer as a number.
     sample_by: what a row of a plain text file is.
     domain: what validation is reported by; None: the source's name.
@@ -80,7 +83,8 @@ class SourceSpec:
     @property
     def columns(self) -> tuple[str, ...]:
         """Top-level columns of a row that the format reads; a Parquet reader leaves the others on the disk."""
-        named = [self.fields.get(key, key) for key in FIELDS[self.format]]
+        read = [key for key in FIELDS[self.format] if key in self.fields or key not in OPTIONAL]
+        named = [self.fields.get(key, key) for key in read]
         flat = [name for value in named for name in (value if isinstance(value, list) else [value])]
         return tuple(dict.fromkeys(part for name in flat for part in (name, name.split(".")[0])))
 

@@ -5,7 +5,7 @@ The same rows at every measurement, packed once at the start, shared out evenly 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lifecycle.batch import TokenBatch
 from lifecycle.data.packing import Piece, Row, best_fit, cut
+from lifecycle.data.source import Source
 from lifecycle.data.stream import Documents, Exhausted, arrays
 
 
@@ -41,12 +42,39 @@ class HeldOutSet:
         return out
 
 
-def _rows_or_padding(
-    name: str, values: NDArray[np.int32], index: NDArray[np.int64], count: int
-) -> NDArray[np.int32]:
+def _rows_or_padding(name: str, values: NDArray[np.int32], index: NDArray[np.int64], count: int) -> NDArray[np.int32]:
     rows = values[np.minimum(index, count - 1)].copy()
     rows[index >= count] = {"labels": -100, "source_ids": -1}.get(name, 0)
     return rows
+
+
+def held_out_sets(
+    sources: Sequence[Source],
+    weights: Mapping[str, float],
+    open_documents: Callable[[Source], Documents | None],
+    *,
+    tokens: int,
+    row_length: int,
+    byte_count: Callable[[NDArray[np.int32]], int],
+) -> dict[str, HeldOutSet]:
+    """One set of about `tokens` positions a domain; the sources of a domain share it by weight.
+
+    `open_documents` gives a source's held-out documents, or None; `byte_count` the bytes of the text that ids stand for.
+    """
+    domains: dict[str, list[Source]] = {}
+    for source in sources:
+        domains.setdefault(source.domain, []).append(source)
+    packed = {}
+    for domain, members in domains.items():
+        share = sum(weights[s.name] for s in members)
+        pieces = []
+        for source in members:
+            documents = open_documents(source)
+            wanted = int(tokens * weights[source.name] / share)
+            pieces += collect(documents, tokens=wanted, source=source.index) if documents else []
+        if pieces:
+            packed[domain] = pack(domain, pieces, row_length, sum(byte_count(piece.ids) for piece in pieces))
+    return packed
 
 
 def collect(documents: Documents, *, tokens: int, source: int) -> list[Piece]:

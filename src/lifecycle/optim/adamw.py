@@ -42,4 +42,5 @@ class AdamW:
             model.named_parameters(), lr=self.lr, embedding_lr=self.embedding_lr, weight_decay=self.weight_decay
         )
         fused = fusable(parameter for entry in groups for parameter in entry["params"])
-        return torch.optim.AdamW(groups, lr=self.lr, betas=tuple(self.betas), eps=self.eps, fused=fused)
+        beta1, beta2 = self.betas
+        return torch.optim.AdamW(groups, lr=self.lr, betas=(beta1, beta2), eps=self.eps, fused=fused)

@@ -52,8 +52,8 @@ def trainable(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str,
     low = [f"{name} ({p.dtype})" for name, p in found.values() if p.dtype not in (torch.float32, torch.float64)]
     if low:
         raise UserError(
-            f"stage.optimizer needs float32 weights, but {len(low)} are not, {low[0]} first. "
-            "Load the weights as float32 and set hardware.precision=bf16: compute is then bf16 and the master copy fp32."
+            f"stage.optimizer needs float32 weights, but {len(low)} are not, {low[0]} first. Load the weights as "
+            "float32 and set hardware.precision=bf16: compute is then in bf16 and the master copy in float32."
         )
     return dict(found.values())
 

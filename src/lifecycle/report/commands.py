@@ -32,10 +32,10 @@ def going_on(run: RunData) -> list[tuple[str, str, str]]:
     bigger = _bigger(run)
     if bigger:
         words = f"See what a larger model ({bigger}) would cost on the same data, without starting it:"
-        name = f"{run.folder.resolve().name}-{bigger}"
+        name = f"{_name(run)}-{bigger}"
         sized = [*_without(own, ("run", "model")), f"run={name}", f"model={bigger}", "dry_run=true"]
         steps.append((words, _command(sized), "bash"))
-    steps.append(("Watch it with a profiler, or log to TensorBoard too:", _watching(run, own), "bash"))
+    steps.append(("Profile a few steps of it, with TensorBoard beside metrics.csv:", _watching(run, own), "bash"))
     return steps
 
 
@@ -49,9 +49,9 @@ def _sampling(run: RunData) -> str:
 
 
 def _watching(run: RunData, own: list[str]) -> str:
-    name = f"run={run.folder.resolve().name}-profile"
+    more = [f"run={_name(run)}-profile", "callbacks=profile", "logger=tensorboard", "stage.max_steps=20"]
     kept = _without(own, ("run", "callbacks", "logger", *LIMITS))
-    return _command([*kept, name, "callbacks=profile", "logger=tensorboard"])
+    return _command([*kept, *more])
 
 
 def _command(overrides: list[str]) -> str:
@@ -61,7 +61,13 @@ def _command(overrides: list[str]) -> str:
 def _with_name(run: RunData, overrides: list[str]) -> list[str]:
     """The run's folder must be found again: its name is said, unless the command or its experiment said it."""
     said = any(word.split("=")[0] in ("run", "experiment") for word in overrides)
-    return overrides if said or not overrides else [*overrides, f"run={run.folder.resolve().name}"]
+    return overrides if said else [*overrides, f"run={_name(run)}"]
+
+
+def _name(run: RunData) -> str:
+    """What `run=` would be: the folder's name, below the run's for a job of a sweep."""
+    name, configured = run.folder.resolve().name, str(run.setting("run") or "")
+    return name if configured in ("", name) else f"{configured}/{name}"
 
 
 def _without(overrides: list[str], keys: tuple[str, ...]) -> list[str]:

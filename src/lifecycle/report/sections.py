@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from lifecycle.peaks import FLOPS_CONVENTION
 from lifecycle.report.commands import going_on
 from lifecycle.report.facts import DomainResult, Headline, headline
 from lifecycle.report.read import RunData
@@ -134,11 +135,7 @@ def mfu_name(run: RunData) -> str:
 def _convention(run: RunData) -> str:
     peak, source = _choice(run).get("peak_flops"), _choice(run).get("peak_source", "source not stated")
     of = f"{rate(peak)}; {source}" if peak else source
-    return (
-        f"tokens per second x FLOPs per token, over the peak ({of}). FLOPs per token = 6 N + 12 layers x heads x "
-        "head_dim x context, forward and backward; N leaves out an untied input embedding; attention is counted whole, "
-        "recomputation is not."
-    )
+    return f"tokens per second x FLOPs a token, over the peak ({of}). {FLOPS_CONVENTION}."
 
 
 def _choice(run: RunData) -> Mapping[str, Any]:

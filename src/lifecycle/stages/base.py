@@ -188,7 +188,9 @@ class Stage(pl.LightningModule):
 
     def _all_finite(self, norm: Tensor, loss: Tensor) -> bool:
         """Whether gradients and loss are finite on every rank; carries the preemption flag in the same exchange."""
-        flags = torch.stack([~torch.isfinite(norm) | ~torch.isfinite(loss), torch.tensor(self.preempted, device=norm.device)])
+        flags = torch.stack(
+            [~torch.isfinite(norm) | ~torch.isfinite(loss), torch.tensor(self.preempted, device=norm.device)]
+        )
         flags = flags.float()
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)

@@ -66,7 +66,9 @@ class Meter:
     ) -> None:
         """One step's numbers; `loss` and `extra` are this rank's sums, `counts` the global tokens (all, by source)."""
         sums = torch.stack([loss.double(), grad_norm.double(), *[v.double() for v in extra.values()]])
-        self._rows.append((step, torch.cat([sums, counts.double()]), {"train/lr": lr, "train/skipped": skipped, "extra": list(extra)}))
+        self._rows.append(
+            (step, torch.cat([sums, counts.double()]), {"train/lr": lr, "train/skipped": skipped, "extra": list(extra)})
+        )
         self._steps += 1
         if self._steps == WARM_UP_STEPS:
             gc.collect()

@@ -1,6 +1,6 @@
 """Pre-training: next-token cross-entropy on packed documents, plus an optional z-loss (arXiv 2204.02311, section 5).
 
-    loss = sum over trained tokens of [ -log p(label) + z_loss * logsumexp(logits)^2 ] / trained tokens of the step
+loss = sum over trained tokens of [ -log p(label) + z_loss * logsumexp(logits)^2 ] / trained tokens of the step
 """
 
 from __future__ import annotations

@@ -1,0 +1,326 @@
+"""How a checkpoint proves itself: written aside, hashed while written, manifest last, one rename.
+
+    .staging-step-00000030-<pid>/   data files, each hashed as its bytes go out and fsynced
+                                    manifest.json: bytes and sha256 of every file, and its own sha256
+      -> rename ->  step-00000030/  a folder is there whole, or not at all
+
+A folder without a manifest, with a missing, extra, short or long file, or with another hash is damaged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Buffer, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lifecycle.errors import UserError
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+CHUNK = 2**22  # bytes hashed and written at a time: they stay in the processor's cache in between
+_STEP = re.compile(r"step-(\d{8,})")
+_STAGING = re.compile(r"\.staging-.+-(\d+)")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be written or does not verify; names the checkpoint, the file, what came, what was wanted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One file of a checkpoint."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a committed checkpoint says of itself. `tokens`: trained tokens so far, None where the writer did not say."""
+
+    step: int
+    tokens: int | None
+    files: dict[str, Entry]
+    created: str
+    versions: dict[str, str]
+    schema: int = SCHEMA
+
+
+class HashingFile:
+    """A new file that hashes what it is given; `entry()` after it was closed."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("xb")
+        self._hash = hashlib.sha256()
+        self._bytes = 0
+
+    def write(self, data: Buffer) -> int:
+        """Append `data`; returns its number of bytes."""
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), CHUNK):
+            chunk = view[start : start + CHUNK]
+            self._hash.update(chunk)
+            self._file.write(chunk)
+        self._bytes += len(view)
+        return len(view)
+
+    def tell(self) -> int:
+        """Bytes written so far."""
+        return self._bytes
+
+    def flush(self) -> None:
+        """Hand everything to the operating system."""
+        self._file.flush()
+
+    def fileno(self) -> int:
+        """The operating system's number of the file."""
+        return self._file.fileno()
+
+    def entry(self) -> Entry:
+        """Bytes and hash of what was written."""
+        return Entry(bytes=self._bytes, sha256=self._hash.hexdigest())
+
+    def __enter__(self) -> HashingFile:
+        return self
+
+    def __exit__(self, kind: object, *rest: object) -> None:
+        with self._file:
+            if kind is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+
+
+@dataclass(frozen=True)
+class Staging:
+    """A checkpoint that is being written; `files` holds what was finished."""
+
+    folder: Path
+    files: dict[str, Entry] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def create(self, name: str) -> Iterator[HashingFile]:
+        """A file of the checkpoint, on disk and recorded when the block ends."""
+        with HashingFile(self.folder / name) as file:
+            yield file
+        self.files[name] = file.entry()
+
+
+def staging_folder(path: Path) -> Path:
+    """Make the empty folder beside `path` that this process writes it in."""
+    folder = path.parent / f".staging-{path.name}-{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+@contextlib.contextmanager
+def staged(path: Path, *, step: int, tokens: int | None, needed_bytes: int) -> Iterator[Staging]:
+    """Write the checkpoint `path`: it is there when the block has ended, and nothing of it when the block raised.
+
+    Raises `CheckpointError` where the file system refuses (disk full: says how many bytes were needed and free).
+    """
+    folder = path.parent / f".staging-{path.name}-{os.getpid()}"
+    try:
+        staging_folder(path)
+        staging = Staging(folder)
+        yield staging
+        commit(folder, path, staging.files, step=step, tokens=tokens)
+    except OSError as error:
+        free = free_bytes(path.parent)
+        shutil.rmtree(folder, ignore_errors=True)
+        raise refused(path, error, needed_bytes, free) from error
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def free_bytes(folder: Path) -> int | None:
+    """Bytes that this user may still write where `folder` lies; None if it is not there."""
+    return shutil.disk_usage(folder).free if folder.is_dir() else None
+
+
+def refused(path: Path, error: OSError, needed_bytes: int, free: int | None) -> CheckpointError:
+    """The file system's refusal in words a user can act on."""
+    words = f"checkpoint {path} could not be written ({error.strerror or error}); the checkpoints before it are intact. "
+    if error.errno in _FULL:
+        here = f"{free:,} bytes were free" if free is not None else "its folder is gone"
+        return CheckpointError(
+            f"{words}It needs {needed_bytes:,} bytes, {here} when it failed: make room there, or lower checkpoint.keep_last, "
+            "and start the same command again"
+        )
+    return CheckpointError(f"{words}Mend {error.filename or path.parent} (permissions? mounted?) and start the same command again")
+
+
+def commit(folder: Path, path: Path, files: dict[str, Entry], *, step: int, tokens: int | None) -> None:
+    """Give the staging `folder`, whose `files` are on disk, its manifest and its name `path`."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    manifest = Manifest(step=step, tokens=tokens, files=files, created=created, versions=versions)
+    with HashingFile(folder / MANIFEST) as file:
+        file.write(_encode(manifest))
+    _sync_folder(folder)
+    if path.exists() and not (path / MANIFEST).exists():
+        _set_aside(path)
+    folder.rename(path)
+    _sync_folder(path.parent)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of `path`, the sizes of all its files checked; raises `CheckpointError`."""
+    file = path / MANIFEST
+    if not file.is_file():
+        raise CheckpointError(f"checkpoint {path} has no {MANIFEST}: it was never committed")
+    content = file.read_bytes()
+    manifest = _decode(content)
+    if manifest is None or _encode(manifest) != content:
+        raise CheckpointError(f"checkpoint {path}: {MANIFEST} is not what was written (its own sha256 differs)")
+    if manifest.schema != SCHEMA:
+        raise CheckpointError(f"checkpoint {path} has schema {manifest.schema}, wanted {SCHEMA}: read it with its own version")
+    there = {f.name: f.stat().st_size for f in path.iterdir() if f.name != MANIFEST}
+    for name in sorted(manifest.files.keys() | there.keys()):
+        wanted = manifest.files.get(name)
+        if wanted is None or there.get(name) != wanted.bytes:
+            came = f"{there[name]:,} bytes" if name in there else "no such file"
+            raise damage(path, name, came, f"{wanted.bytes:,} bytes" if wanted else "no such file")
+    return manifest
+
+
+def damage(path: Path, name: str, came: str, wanted: str) -> CheckpointError:
+    """The error for a file that is not what the manifest says."""
+    return CheckpointError(f"checkpoint {path} is damaged: {name}: got {came}, wanted {wanted}")
+
+
+def verify(path: Path) -> Manifest:
+    """Read every file of the checkpoint and compare; raises `CheckpointError` naming the first that differs."""
+    manifest = read_manifest(path)
+    with ThreadPoolExecutor(thread_name_prefix="verify") as threads:
+        hashes = dict(zip(manifest.files, threads.map(lambda name: _sha256(path / name), manifest.files), strict=True))
+    for name, entry in manifest.files.items():
+        if hashes[name] != entry.sha256:
+            raise damage(path, name, f"sha256 {hashes[name]}", entry.sha256)
+    return manifest
+
+
+def step_of(path: Path) -> int | None:
+    """30 for `step-00000030`, None for any other name."""
+    found = _STEP.fullmatch(path.name)
+    return int(found.group(1)) if found else None
+
+
+def list_committed(folder: Path) -> list[Path]:
+    """Checkpoints in `folder` that have a manifest, oldest step first; their files are not looked at."""
+    return [path for path in _steps(folder) if (path / MANIFEST).is_file()]
+
+
+def last_good(folder: Path, *, warn: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint in `folder` that verifies, None if there is none. For the start of a run, on rank 0.
+
+    A damaged one on the way is passed over: `warn` gets a line that names checkpoint, file and reason, and its folder is
+    renamed to `damaged-...`, so that nothing takes it for a checkpoint. What dead runs left half-written is removed.
+    """
+    clear_staging(folder)
+    for path in reversed(_steps(folder)):
+        try:
+            verify(path)
+        except CheckpointError as error:
+            warn(f"{error}; passed over, kept as {_set_aside(path).name}")
+        else:
+            return path
+    return None
+
+
+def clear_staging(folder: Path) -> None:
+    """Remove what processes that are gone left behind; their numbers are told apart on one machine only."""
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        found = _STAGING.fullmatch(path.name)
+        if found and (int(found.group(1)) == os.getpid() or not _alive(int(found.group(1)))):
+            shutil.rmtree(path)
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint so that a crash in the middle leaves no half of it under its name."""
+    aside = path.parent / f".staging-removed-{path.name}-{os.getpid()}"
+    path.rename(aside)
+    shutil.rmtree(aside)
+
+
+def write_durable(path: Path, content: bytes) -> None:
+    """Replace a small file: after a crash it holds the old content or the new."""
+    aside = path.parent / f".staging-{path.name}-{os.getpid()}"
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    _sync_folder(path.parent)
+
+
+def _encode(manifest: Manifest) -> bytes:
+    """JSON with the hash of the rest in front; equal manifests give equal bytes."""
+    rest = asdict(manifest)
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"sha256": digest, **rest}, indent=1).encode() + b"\n"
+
+
+def _decode(content: bytes) -> Manifest | None:
+    """The manifest that `content` holds, None if it holds none."""
+    try:
+        raw: dict[str, Any] = json.loads(content)
+        del raw["sha256"]
+        raw["files"] = {name: Entry(**entry) for name, entry in raw["files"].items()}
+        return Manifest(**raw)
+    except (ValueError, KeyError, TypeError, AttributeError):  # any bytes may stand in a damaged file
+        return None
+
+
+def _steps(folder: Path) -> list[Path]:
+    found = [path for path in folder.iterdir() if step_of(path) is not None] if folder.is_dir() else []
+    return sorted(found, key=lambda path: step_of(path) or 0)
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint to the first free `damaged-...` name."""
+    names = (path.parent / f"damaged-{path.name}{suffix}" for suffix in ("", *(f".{n}" for n in range(1, 10_000))))
+    aside = next(name for name in names if not name.exists())
+    path.rename(aside)
+    return aside
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Names in a folder survive a power cut only after the folder itself is synced."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's
+        return True
+    return True

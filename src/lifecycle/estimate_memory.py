@@ -1,0 +1,127 @@
+"""The memory of one device in training, by part, before anything is built.
+
+N parameters, D width, F ffn width, V vocab. Weights, gradients and optimizer state are exact; activations count what the
+backward pass of the decoder keeps with a fused attention kernel (no T x T scores), a layer and token:
+
+                 fp32 (residual stream, norms)    in the compute type
+    eager        4 D                              2 D + 2 (heads + kv_heads) head_dim + 4 F
+    compiled     2 D                              2 D + 2 (heads + kv_heads) head_dim + 3 F
+
+(norm outputs, q k v, attention out; gate, silu(gate), up, product). The eager row agrees with the tensors that autograd
+saves; what a compiler recomputes, peaks between steps, fragmentation and workspaces are stated guesses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+FP32, BF16 = 4, 2
+GB = 10**9
+WORKSPACE_GUESS = {"cuda": 1.5 * GB, "cpu": 0.3 * GB}
+"""Context, workspaces and fragmentation: what a process needs beyond its tensors."""
+
+
+class ModelLike(Protocol):
+    """The part of a model config that an estimate reads."""
+
+    @property
+    def layers(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def ffn_width(self) -> int: ...
+    @property
+    def vocab_size(self) -> int | None: ...
+    @property
+    def tied_head(self) -> bool: ...
+
+    def parameters(self) -> int:
+        """All parameters, exactly."""
+        ...
+
+    def active_parameters(self) -> int:
+        """Parameters that take part in one token's forward pass."""
+        ...
+
+    def flops_per_token(self, sequence_length: int) -> float:
+        """Forward and backward."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes on one device, by part. `checkpointed`: what the activations are with hardware.activation_checkpointing."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    compute_copies: float
+    activations: float
+    checkpointed: float
+    logits: float
+    workspace: float
+    checkpointing: bool
+
+    @property
+    def total(self) -> float:
+        """The sum of the parts, with activations as the config has them."""
+        kept = self.checkpointed if self.checkpointing else self.activations
+        return self.state + kept + self.logits
+
+    @property
+    def state(self) -> float:
+        """What does not grow with the micro-batch."""
+        return self.weights + self.gradients + self.optimizer + self.compute_copies + self.workspace
+
+
+def memory_of(
+    model: ModelLike,
+    *,
+    rows: int,
+    length: int,
+    precision: str,
+    states: int,
+    shards: int,
+    chunk: int,
+    checkpointing: bool,
+    compiled: bool,
+    workspace: float,
+) -> tuple[Memory, float]:
+    """Memory of the chosen batch, and the activation bytes of one row more."""
+    count, vocab = model.parameters(), model.vocab_size or 0
+    size = BF16 if precision == "bf16" else FP32
+    residual, inner = (2 if compiled else 4) * model.width * FP32, _inner_elements(model, compiled) * size
+    block = (count - vocab * model.width * (1 if model.tied_head else 2)) / model.layers
+    edge = 2 * model.width * FP32  # the embedding's output and the final norm's
+    full = rows * length * (model.layers * (residual + inner) + edge)
+    saved = rows * length * (model.layers * model.width * FP32 + residual + inner + edge)
+    copies: float
+    if shards == 1:
+        copies = BF16 * count if precision == "bf16" else 0
+    else:  # the root group and two blocks are gathered at a time
+        copies = size * (min(count, count - block * model.layers + 2 * block))
+    memory = Memory(
+        weights=FP32 * count / shards,
+        gradients=FP32 * count / shards,
+        optimizer=FP32 * states * count / shards,
+        compute_copies=copies,
+        activations=full,
+        checkpointed=saved,
+        logits=min(chunk, rows * length) * vocab * (FP32 + FP32 + size),
+        workspace=workspace,
+        checkpointing=checkpointing,
+    )
+    return memory, (saved if checkpointing else full) / rows
+
+
+def _inner_elements(model: ModelLike, compiled: bool) -> int:
+    """Elements a token that a layer keeps in the compute type."""
+    attention = 2 * (model.heads + model.kv_heads) * model.head_dim
+    return 2 * model.width + attention + (3 if compiled else 4) * model.ffn_width

@@ -1,0 +1,204 @@
+"""Laws of the whole data engine: the token sequence depends on neither ranks nor workers nor where a run was stopped."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+
+from lifecycle.batch import Cursor, StepBatch
+from lifecycle.data.module import DataModule
+from lifecycle.data.prepare import prepare
+from lifecycle.data.source import BadRows
+from lifecycle.data.specs import SourceSpec, ValidationRatio
+from lifecycle.data.tokenizer import TokenizerRecipe
+from lifecycle.errors import UserError
+
+STEPS = 12
+WORDS = "the cat sat on a mat and then it ran far away from that old grey house near some river bank".split()
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIFECYCLE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """Three sources of different document lengths; the smallest is passed over several times in a test."""
+    for name, documents, longest in (("long", 60, 400), ("short", 300, 30), ("tiny", 20, 60)):
+        rng = np.random.default_rng(len(name))
+        with (tmp_path / f"{name}.jsonl").open("w") as file:
+            for number in range(documents):
+                words = rng.choice(WORDS, int(rng.integers(5, longest)))
+                file.write(json.dumps({"text": f"{name} {number} " + " ".join(words)}) + "\n")
+    return tmp_path
+
+
+def module(folder: Path, *, workers: int = 0, **changes: Any) -> DataModule:
+    weights = {"long": 0.5, "short": 0.3, "tiny": 0.2}
+    sources = {
+        name: SourceSpec(path=f"{name}.jsonl", weight=weight, validation=ValidationRatio(ratio=0.1))
+        for name, weight in weights.items()
+    }
+    arguments: dict[str, Any] = {
+        "sources": sources,
+        "tokenizer": TokenizerRecipe(vocab_size=400, max_bytes=50_000, digits=1),
+        "root": str(folder),
+        "prepared": None,
+        "streams": None,
+        "shuffle_buffer": 100,
+        "exhausted": "error",
+        "epoch_source": None,
+        "bad_rows": BadRows(max_share=0.01, min_rows=100),
+        "view": "text",
+        "seed": 5,
+        "sequence_length": 64,
+        "global_batch_tokens": 64 * 8,
+        "micro_batch_tokens": 128,
+        "validation_tokens": 400,
+        "workers": workers,
+        "folder": folder,
+    }
+    with patch("lifecycle.data.module.WINDOW_ROWS", 64):
+        made = DataModule(**(arguments | changes))
+    made.set_stop(STEPS)
+    return made
+
+
+def on_rank(data: DataModule, rank: int, world: int) -> Iterable[StepBatch]:
+    with patch.object(data, "_rank", lambda: (rank, world)):
+        return data.train_dataloader()
+
+
+def consume(data: DataModule, world: int, until: int = STEPS) -> dict[int, Any]:
+    """The streams' states after `until` steps on `world` ranks."""
+    for parts in zip(*(iter(on_rank(data, rank, world)) for rank in range(world)), strict=True):
+        if parts[0].cursor.step == until:
+            return {s: state for batch in parts for s, state in batch.cursor.streams.items()}
+    raise AssertionError("the loader ended early")
+
+
+def digest_by_tensor(data: DataModule, world: int) -> list[str]:
+    """A hash of every step's rows, ranks in order: whatever the micro-batches are."""
+    out = []
+    for parts in zip(*(iter(on_rank(data, rank, world)) for rank in range(world)), strict=True):
+        rows = [
+            torch.cat([getattr(micro, name) for batch in parts for micro in batch.micro])
+            for name in ("input_ids", "labels", "document_ids", "position_ids", "source_ids")
+        ]
+        out.append(hashlib.sha256(b"".join(r.numpy().tobytes() for r in rows)).hexdigest())
+    return out
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_token_sequence_is_the_same_for_any_number_of_ranks(texts: Path, world: int) -> None:
+    assert digest_by_tensor(module(texts), 1) == digest_by_tensor(module(texts), world)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_token_sequence_is_the_same_for_any_number_of_workers(texts: Path, workers: int) -> None:
+    assert digest_by_tensor(module(texts, workers=workers), 1) == digest_by_tensor(module(texts), 1)
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 1), (2, 4)])
+def test_stopped_on_some_ranks_and_resumed_on_others(texts: Path, before: int, after: int, prepared: bool) -> None:
+    changes: dict[str, Any] = {}
+    if prepared:
+        prepare(data=module(texts), folder=texts / "made", processes=1)
+        changes = {"prepared": str(texts / "made")}
+    whole = digest_by_tensor(module(texts, **changes), 1)
+    for stop in (1, 5, 8):
+        states = consume(module(texts, **changes), before, until=stop)
+        stopped = module(texts, **changes)
+        stopped.consumed(Cursor(step=stop, streams=states))
+        resumed = module(texts, **changes)
+        resumed.load_state_dict(stopped.state_dict())
+        assert digest_by_tensor(resumed, after) == whole[stop:]
+
+
+def test_the_mixture_is_exact_in_tokens_and_the_ledger_says_so(texts: Path) -> None:
+    data = module(texts)
+    states = consume(data, 1)
+    data.consumed(Cursor(step=STEPS, streams=states))
+    ledger = data.ledger(planned_tokens=STEPS * 512)
+    total = ledger["tokens"]
+    assert 0.9 * STEPS * 512 < total <= STEPS * 512
+    for name, weight in data.weights.items():
+        row = ledger["sources"][name]
+        # Of each of 8 streams: one piece given, and what waits in its window.
+        assert abs(row["seen_tokens"] - weight * total) <= 8 * 64 * 2
+        assert row["planned_tokens"] == round(weight * STEPS * 512)
+    assert ledger["sources"]["tiny"]["epochs"] > 1 > ledger["sources"]["long"]["epochs"]
+    assert ledger["padding_share"] < 0.1
+
+
+def test_documents_are_the_texts_with_marks_and_nothing_is_lost(texts: Path) -> None:
+    data = module(texts)
+    tokenizer = data.tokenizer
+    seen: dict[tuple[int, ...], int] = {}
+    for batch in on_rank(data, 0, 1):
+        for micro in batch.micro:
+            for row in range(len(micro.input_ids)):
+                ids, labels, numbers = micro.input_ids[row], micro.labels[row], micro.document_ids[row]
+                for number in range(1, int(numbers.max()) + 1):
+                    piece = [*ids[numbers == number].tolist(), int(labels[numbers == number][-1])]
+                    assert piece[1:] == labels[numbers == number].tolist()
+                    if piece[0] == tokenizer.bos_id and piece[-1] == tokenizer.eos_id:
+                        seen[tuple(piece)] = seen.get(tuple(piece), 0) + 1
+    known = {json.loads(line)["text"] for path in texts.glob("*.jsonl") for line in path.read_text().splitlines()}
+    assert len(seen) > 50
+    assert all(tokenizer.decode(list(piece[1:-1])) in known for piece in seen)
+
+
+def test_held_out_rows_are_whole_documents_of_their_domain(texts: Path) -> None:
+    data = module(texts)
+    assert set(data.held_out) == {"long", "short", "tiny"}
+    for held in data.held_out.values():
+        counted = sum(int(b.trained.sum()) for rank in range(2) for b in held.batches(2, rank, 2))
+        assert counted == held.tokens > 0
+        assert held.bytes > held.tokens
+    assert abs(sum(weight for weight, _ in data.domains.values()) - 1) < 1e-9
+
+
+def test_an_exhausted_source_is_an_error_that_says_what_to_do(texts: Path) -> None:
+    limited = {"tiny": SourceSpec(path="tiny.jsonl", weight=0.5, max_epochs=1), "long": SourceSpec(path="long.jsonl")}
+    for workers in (0, 2):
+        data = module(texts, sources=limited, workers=workers)
+        data.set_stop(500)
+        with pytest.raises(UserError, match="data.sources.tiny has been read as often as its max_epochs allows"):
+            list(on_rank(data, 0, 1))
+
+
+def test_a_checkpoint_of_other_sources_or_streams_is_refused(texts: Path) -> None:
+    data = module(texts)
+    states = consume(data, 1, until=2)
+    data.consumed(Cursor(step=2, streams=states))
+    state = data.state_dict()
+    with pytest.raises(UserError, match="sources"):
+        module(texts, sources={"long": SourceSpec(path="long.jsonl")}).load_state_dict(state)
+    other = module(texts, streams=4)
+    other.load_state_dict(state)
+    with pytest.raises(UserError, match="data.streams=8"):
+        on_rank(other, 0, 1)
+
+
+def test_a_prepared_run_of_changed_files_is_refused(texts: Path) -> None:
+    prepare(data=module(texts), folder=texts / "made", processes=1)
+    with (texts / "tiny.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "one more"}) + "\n")
+    with pytest.raises(UserError, match="tiny.*changed.*stage=prepare"):
+        module(texts, prepared=str(texts / "made"))
+
+
+def test_epoch_positions_count_one_pass_of_the_largest_source(texts: Path) -> None:
+    data = module(texts)
+    positions = data.epoch_positions()
+    prepare(data=data, folder=texts / "made", processes=1)
+    assert module(texts, prepared=str(texts / "made")).epoch_positions() == positions > 1000
