@@ -20,7 +20,8 @@ from typing import Any, Literal
 import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -87,6 +88,9 @@ class RunConfig:
     callbacks: dict[str, Any]
 
 
+GROUPS = ("model", "data", "stage", "hardware", "logger", "callbacks")
+"""Root keys that a `_target_` stands under."""
+
 SUPPLIED: dict[str, tuple[str, ...]] = {
     "data": (
         "view",
@@ -145,10 +149,10 @@ def hydra_main(task: Task) -> int:
         return 0
     _register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing its own trace; we say it in plain words
-    sys.argv[1:] = _forced(words, conf_dir(), *_user_folders(words))
     inside: list[bool] = []
     main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_watched(task, inside))
     try:
+        sys.argv[1:] = _forced(_named(words), conf_dir(), *_user_folders(words))
         main()
     except UserError as error:
         print(f"lifecycle: {error}", file=sys.stderr)
@@ -161,13 +165,11 @@ def hydra_main(task: Task) -> int:
     return 0
 
 
-def compose(overrides: Sequence[str] = (), *, config_dir: Path | None = None) -> DictConfig:
+def compose(overrides: Sequence[str] = (), *, config_dirs: Sequence[Path] = ()) -> DictConfig:
     """The config of a command line, for use from Python. Raises UserError where it cannot be composed."""
     _register_resolvers()
-    folders = [conf_dir(), *([config_dir] if config_dir else [])]
-    forced = _forced(overrides, *folders)
-    if config_dir is not None:
-        forced.append(f"hydra.searchpath=['{config_dir.resolve()}']")
+    forced = _forced(overrides, conf_dir(), *config_dirs)
+    forced.append(f"hydra.searchpath={[str(folder.resolve()) for folder in config_dirs]}")
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         try:
             cfg = hydra.compose("config", forced, return_hydra_config=True)
@@ -187,8 +189,21 @@ def overrides() -> list[str]:
 
 
 def _register_resolvers() -> None:
-    # Cached: the jobs of a sweep are composed one by one, and must agree on the name of the sweep's folder.
-    OmegaConf.register_new_resolver("flat", lambda *parts: "-".join(parts).replace("/", "_"), use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("flat", lambda *parts: "-".join(parts).replace("/", "_"), replace=True)
+
+
+def _named(words: list[str]) -> list[str]:
+    """A sweep gets its name here: its jobs are composed one by one, and by their own choices would not agree on it."""
+    if not {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(words) or any(
+        re.match(r"\+*run=", word) for word in words
+    ):
+        return words
+    typed = [word for word in words if "=" in word and not word.startswith(("-", "hydra."))]
+    try:
+        single = [o.input_line for o in OverridesParser.create().parse_overrides(typed) if not o.is_sweep_override()]
+    except OverrideParseException as error:
+        raise UserError(usage.complaint(error)) from error
+    return [*words, f"run={compose([line for line in single if line], config_dirs=_user_folders(words)).run}"]
 
 
 def _user_folders(words: Sequence[str]) -> list[Path]:
@@ -248,10 +263,10 @@ def check(cfg: DictConfig) -> None:
     walk = Walk()
     plain = _resolve(cfg, (), walk)
     walk.known = list(_flat(plain))
-    walk.arguments(RunConfig, plain, ())
+    walk.arguments(RunConfig, {key: {} if key in GROUPS and isinstance(v, dict) else v for key, v in plain.items()}, ())
     if plain.get("adapter") is not None:
         walk.faults.append("adapter is set, but no stage here takes one: type adapter=null")
-    for group in ("model", "data", "stage", "hardware", "logger", "callbacks"):
+    for group in GROUPS:
         if isinstance(plain.get(group), Mapping):
             _check_group(group, plain[group], walk)
     if walk.faults:
@@ -267,9 +282,6 @@ def check(cfg: DictConfig) -> None:
 
 
 def _check_group(group: str, node: Mapping[str, Any], walk: Walk) -> None:
-    if group == "logger" and "_target_" not in node:
-        walk.faults += [f"logger.{key} is set, but this logger takes nothing" for key, v in node.items() if v is not None]
-        return
     if "_target_" not in node:
         walk.faults.append(f"{group}._target_ is missing; choose one of the group's files: type {group}=CHOICE")
         return
@@ -296,7 +308,9 @@ def _resolve(cfg: DictConfig, at: Place, walk: Walk) -> dict[str, Any]:
         place = (*at, str(key))
         if OmegaConf.is_missing(cfg, key):
             comment = usage.comment_beside(_files_of(place), place if len(place) == 1 else place[1:])
-            walk.faults.append(f"{dotted(place)} has no value yet{f' ({comment})' if comment else ''}: type {dotted(place)}=...")
+            walk.faults.append(
+                f"{dotted(place)} has no value yet{f' ({comment})' if comment else ''}: type {dotted(place)}=..."
+            )
             continue
         try:
             value = cfg[key]
@@ -361,6 +375,13 @@ def build(node: DictConfig, *, without: type | Collection[str] = (), **supplied:
     return target(**arguments, **supplied)
 
 
+def arguments(node: DictConfig) -> dict[str, Any]:
+    """The values of a data node as its constructor would get them, for what must know them without building it."""
+    plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    return Walk().arguments(_locate(plain["_target_"]), plain, (), supplied=SUPPLIED["data"])
+
+
 def build_limits(stage: DictConfig) -> Limits:
     """The part of `stage` that says how long the run is."""
     limits: Limits = build(OmegaConf.create({"_target_": "lifecycle.length.Limits", **{k: stage[k] for k in LIMITS}}))
@@ -368,8 +389,8 @@ def build_limits(stage: DictConfig) -> Limits:
 
 
 def build_loggers(node: DictConfig, *, folder: Path) -> list[Any]:
-    """The logger beside metrics.csv, if one was chosen."""
-    return [build(node, folder=folder)] if "_target_" in node else []
+    """The loggers beside metrics.csv, if any were chosen."""
+    return list(build(node, folder=folder))
 
 
 def _locate(target: str) -> Callable[..., Any]:

@@ -1,7 +1,7 @@
 """The memory of one device in training, by part, before anything is built.
 
-N parameters, D width, F ffn width, V vocab. Weights, gradients and optimizer state are exact; activations count what the
-backward pass of the decoder keeps with a fused attention kernel (no T x T scores), a layer and token:
+N parameters, D width, F ffn width, V vocab. Weights, gradients and optimizer state are exact; activations count what
+the backward pass of the decoder keeps with a fused attention kernel (no T x T scores), a layer and token:
 
                  fp32 (residual stream, norms)    in the compute type
     eager        4 D                              2 D + 2 (heads + kv_heads) head_dim + 4 F

@@ -175,32 +175,25 @@ def _number(text: str) -> float | None:
     return int(text) if text.lstrip("-").isdigit() else float(text)
 
 
-def csv_only(*, folder: Path | str) -> list[Logger]:
-    """`logger=csv`: nothing beside metrics.csv, which every run writes."""
-    return []
-
-
-def tensorboard(*, folder: Path | str) -> list[Logger]:
+def tensorboard(*, folder: Path | str) -> TensorBoardLogger:
     """`logger=tensorboard`: event files in the run's own folder (`tensorboard --logdir outputs`)."""
-    return [TensorBoardLogger(save_dir=str(folder), name="", version="tensorboard")]
+    return TensorBoardLogger(save_dir=str(folder), name="", version="tensorboard")
 
 
 def wandb(
     *, folder: Path | str, project: str, entity: str | None, offline: bool, tags: list[str], notes: str | None
-) -> list[Logger]:
+) -> WandbLogger:
     """`logger=wandb`: the run's folder gives its name and its id, so that a resumed run goes on with its own curves."""
     place = Path(folder).resolve()
-    return [
-        WandbLogger(
-            name=place.name,
-            id=hashlib.sha256(str(place).encode()).hexdigest()[:16],
-            save_dir=str(folder),
-            project=project,
-            entity=entity,
-            offline=offline,
-            tags=tags,
-            notes=notes,
-            resume=None if offline else "allow",
-            log_model=False,
-        )
-    ]
+    return WandbLogger(
+        name=place.name,
+        id=hashlib.sha256(str(place).encode()).hexdigest()[:16],
+        save_dir=str(folder),
+        project=project,
+        entity=entity,
+        offline=offline,
+        tags=tags,
+        notes=notes,
+        resume=None if offline else "allow",
+        log_model=False,
+    )

@@ -201,8 +201,8 @@ class Walk:
     def _unknown(self, place: Place, value: Any, siblings: Iterable[str]) -> None:
         """No such key: look among its neighbours first, then for the same name elsewhere."""
         near = nearest(place[-1], siblings)
-        elsewhere = [key for key in self.known if key != dotted(place) and key.rpartition(".")[2] == place[-1]]
-        better = dotted((*place[:-1], near)) if near else elsewhere[0] if elsewhere else None
+        elsewhere = {key.rpartition(".")[2]: key for key in reversed(self.known) if key != dotted(place)}
+        better = dotted((*place[:-1], near)) if near else elsewhere.get(nearest(place[-1], elsewhere) or "")
         shown = dotted(place) + ("" if isinstance(value, Mapping) else f"={_typed(value)}")
         if better is None:
             options = ", ".join(sorted(siblings))

@@ -63,7 +63,8 @@ def group_names(*folders: Path) -> list[str]:
 def choices(conf: Path, group: str) -> list[str]:
     """The choices of a group, those in folders of it too (midtrain/default)."""
     folder = conf / group
-    return sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
+    files = (file for file in folder.rglob("*.yaml") if not file.name.startswith("_"))  # _x.yaml: shared by choices
+    return sorted(str(file.relative_to(folder).with_suffix("")) for file in files)
 
 
 def comment_beside(files: Iterable[Path], keys: Sequence[str]) -> str | None:
@@ -95,9 +96,9 @@ def complaint(error: Exception) -> str:
         return f"a config file is not valid YAML: {error}"
     cause = f": {error.__cause__}" if error.__cause__ else ""
     lines = [line for line in f"{error}{cause}".replace("++", "").splitlines() if "Set the environment" not in line]
-    multiple = re.search(r"Multiple values for (\S+?)\.", lines[0]) if lines else None
-    if multiple:
-        return f"{multiple[1]} is chosen twice; a choice takes no '+': type {multiple[1]}=CHOICE"
+    twice = re.match(r"(\S+) appears more than once in the final defaults list", lines[0]) if lines else None
+    if twice:
+        return f"{twice[1]} is chosen twice; a choice takes no '+': type {twice[1]}=CHOICE"
     return "\n".join(lines)
 
 
@@ -109,4 +110,4 @@ def _no_such_choice(file: str, options: list[str]) -> str:
         return f"{group}={choice}: there is no such choice"
     near = nearest(choice, options)
     hint = f"; did you mean {group}={near}?" if near else ""
-    return f"{group}={choice}: there is no such choice{hint} Choices of {group}: {', '.join(sorted(options))}"
+    return f"{group}={choice}: there is no such choice{hint} Choices of {group}: {', '.join(sorted(o for o in options if not o.startswith('_')))}"

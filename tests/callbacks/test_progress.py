@@ -50,7 +50,8 @@ def run(shown: ProgressDisplay, steps: int, latest: dict[str, float], *, rank: i
 def test_a_line_says_all_that_was_measured() -> None:
     assert facts(METRICS).line() == (
         "pretrain step 100/400 | loss 3.210 | lr 3.00e-04 | tokens 1,638,400 | tokens/s 23,457 | "
-        "of measured peak 41.2% | data wait 0.3% | valid ppl prose 33.8, code 16.0 | checkpoint 90 | 0:01:05 gone | 0:03:05 left"
+        "of measured peak 41.2% | data wait 0.3% | valid ppl prose 33.8, code 16.0 | checkpoint 90 | "
+        "0:01:05 gone | 0:03:05 left"
     )
     assert "MFU 41.2%" in facts(METRICS, on_cpu=False).line()
 

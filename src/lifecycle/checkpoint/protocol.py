@@ -1,10 +1,8 @@
 """How a checkpoint proves itself: written aside, hashed while written, manifest last, one rename.
 
-    .staging-step-00000030-<pid>/   data files, each hashed as its bytes go out and fsynced
-                                    manifest.json: bytes and sha256 of every file, and its own sha256
-      -> rename ->  step-00000030/  a folder is there whole, or not at all
-
-A folder without a manifest, with a missing, extra, short or long file, or with another hash is damaged.
+.staging-step-00000030-<pid>/   data files, each hashed as its bytes go out and fsynced
+                                manifest.json: bytes and sha256 of every file, and its own sha256
+  -> rename ->  step-00000030/  a folder is there whole, or not at all
 """
 
 from __future__ import annotations
@@ -12,52 +10,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import platform
 import re
 import shutil
 import time
-from collections.abc import Buffer, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from lifecycle.errors import UserError
+from lifecycle.checkpoint.manifest import CHUNK, MANIFEST, CheckpointError, Entry, Manifest, encode, verify
 
-MANIFEST = "manifest.json"
-SCHEMA = 1
-CHUNK = 2**22  # bytes hashed and written at a time: they stay in the processor's cache in between
 _STEP = re.compile(r"step-(\d{8,})")
 _STAGING = re.compile(r"\.staging-.+-(\d+)")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class CheckpointError(UserError):
-    """A checkpoint that cannot be written or does not verify; names the checkpoint, the file, what came, what was wanted."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One file of a checkpoint."""
-
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What a committed checkpoint says of itself. `tokens`: trained tokens so far, None where the writer did not say."""
-
-    step: int
-    tokens: int | None
-    files: dict[str, Entry]
-    created: str
-    versions: dict[str, str]
-    schema: int = SCHEMA
 
 
 class HashingFile:
@@ -68,7 +36,7 @@ class HashingFile:
         self._hash = hashlib.sha256()
         self._bytes = 0
 
-    def write(self, data: Buffer) -> int:
+    def write(self, data: bytes | bytearray | memoryview) -> int:
         """Append `data`; returns its number of bytes."""
         view = memoryview(data).cast("B")
         for start in range(0, len(view), CHUNK):
@@ -155,14 +123,18 @@ def free_bytes(folder: Path) -> int | None:
 
 def refused(path: Path, error: OSError, needed_bytes: int, free: int | None) -> CheckpointError:
     """The file system's refusal in words a user can act on."""
-    words = f"checkpoint {path} could not be written ({error.strerror or error}); the checkpoints before it are intact. "
+    words = (
+        f"checkpoint {path} could not be written ({error.strerror or error}); the checkpoints before it are intact. "
+    )
     if error.errno in _FULL:
         here = f"{free:,} bytes were free" if free is not None else "its folder is gone"
         return CheckpointError(
             f"{words}It needs {needed_bytes:,} bytes, {here} when it failed: make room there, or lower checkpoint.keep_last, "
             "and start the same command again"
         )
-    return CheckpointError(f"{words}Mend {error.filename or path.parent} (permissions? mounted?) and start the same command again")
+    return CheckpointError(
+        f"{words}Mend {error.filename or path.parent} (permissions? mounted?) and start the same command again"
+    )
 
 
 def commit(folder: Path, path: Path, files: dict[str, Entry], *, step: int, tokens: int | None) -> None:
@@ -171,48 +143,12 @@ def commit(folder: Path, path: Path, files: dict[str, Entry], *, step: int, toke
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     manifest = Manifest(step=step, tokens=tokens, files=files, created=created, versions=versions)
     with HashingFile(folder / MANIFEST) as file:
-        file.write(_encode(manifest))
+        file.write(encode(manifest))
     _sync_folder(folder)
     if path.exists() and not (path / MANIFEST).exists():
         _set_aside(path)
     folder.rename(path)
     _sync_folder(path.parent)
-
-
-def read_manifest(path: Path) -> Manifest:
-    """The manifest of `path`, the sizes of all its files checked; raises `CheckpointError`."""
-    file = path / MANIFEST
-    if not file.is_file():
-        raise CheckpointError(f"checkpoint {path} has no {MANIFEST}: it was never committed")
-    content = file.read_bytes()
-    manifest = _decode(content)
-    if manifest is None or _encode(manifest) != content:
-        raise CheckpointError(f"checkpoint {path}: {MANIFEST} is not what was written (its own sha256 differs)")
-    if manifest.schema != SCHEMA:
-        raise CheckpointError(f"checkpoint {path} has schema {manifest.schema}, wanted {SCHEMA}: read it with its own version")
-    there = {f.name: f.stat().st_size for f in path.iterdir() if f.name != MANIFEST}
-    for name in sorted(manifest.files.keys() | there.keys()):
-        wanted = manifest.files.get(name)
-        if wanted is None or there.get(name) != wanted.bytes:
-            came = f"{there[name]:,} bytes" if name in there else "no such file"
-            raise damage(path, name, came, f"{wanted.bytes:,} bytes" if wanted else "no such file")
-    return manifest
-
-
-def damage(path: Path, name: str, came: str, wanted: str) -> CheckpointError:
-    """The error for a file that is not what the manifest says."""
-    return CheckpointError(f"checkpoint {path} is damaged: {name}: got {came}, wanted {wanted}")
-
-
-def verify(path: Path) -> Manifest:
-    """Read every file of the checkpoint and compare; raises `CheckpointError` naming the first that differs."""
-    manifest = read_manifest(path)
-    with ThreadPoolExecutor(thread_name_prefix="verify") as threads:
-        hashes = dict(zip(manifest.files, threads.map(lambda name: _sha256(path / name), manifest.files), strict=True))
-    for name, entry in manifest.files.items():
-        if hashes[name] != entry.sha256:
-            raise damage(path, name, f"sha256 {hashes[name]}", entry.sha256)
-    return manifest
 
 
 def step_of(path: Path) -> int | None:
@@ -250,7 +186,7 @@ def clear_staging(folder: Path) -> None:
     for path in folder.iterdir():
         found = _STAGING.fullmatch(path.name)
         if found and (int(found.group(1)) == os.getpid() or not _alive(int(found.group(1)))):
-            shutil.rmtree(path)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def remove(path: Path) -> None:
@@ -271,24 +207,6 @@ def write_durable(path: Path, content: bytes) -> None:
     _sync_folder(path.parent)
 
 
-def _encode(manifest: Manifest) -> bytes:
-    """JSON with the hash of the rest in front; equal manifests give equal bytes."""
-    rest = asdict(manifest)
-    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-    return json.dumps({"sha256": digest, **rest}, indent=1).encode() + b"\n"
-
-
-def _decode(content: bytes) -> Manifest | None:
-    """The manifest that `content` holds, None if it holds none."""
-    try:
-        raw: dict[str, Any] = json.loads(content)
-        del raw["sha256"]
-        raw["files"] = {name: Entry(**entry) for name, entry in raw["files"].items()}
-        return Manifest(**raw)
-    except (ValueError, KeyError, TypeError, AttributeError):  # any bytes may stand in a damaged file
-        return None
-
-
 def _steps(folder: Path) -> list[Path]:
     found = [path for path in folder.iterdir() if step_of(path) is not None] if folder.is_dir() else []
     return sorted(found, key=lambda path: step_of(path) or 0)
@@ -300,11 +218,6 @@ def _set_aside(path: Path) -> Path:
     aside = next(name for name in names if not name.exists())
     path.rename(aside)
     return aside
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -111,6 +111,7 @@ def level(axes: Axes, theme: Theme, level: float, label: str, style: str, *, abo
         fontsize=9.5,
         ha="right",
         va="bottom" if above else "top",
+        bbox={"facecolor": theme.surface, "linewidth": 0, "pad": 0.8},
     )
 
 

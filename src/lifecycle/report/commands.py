@@ -21,7 +21,7 @@ def going_on(run: RunData) -> list[tuple[str, str, str]]:
     overrides = run.run.get("overrides")
     if overrides is None:
         return [*steps, ("See what can be run:", "python -m lifecycle", "bash")]
-    own = _with_name(run, [str(word) for word in overrides])
+    own = _with_name(run, [str(word).removeprefix("++") for word in overrides])
     if run.status == "finished":
         longer = [f"{key}={value * 2}" for key, value in _limits(run)]
         if longer:

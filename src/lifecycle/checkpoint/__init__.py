@@ -1,0 +1,22 @@
+"""Checkpoints that prove themselves: committed by one rename, hashed, verified, pruned; see `protocol`."""
+
+from lifecycle.checkpoint.io import CommittedCheckpointIO, load
+from lifecycle.checkpoint.manifest import CheckpointError, Entry, Manifest, verify
+from lifecycle.checkpoint.protocol import last_good, list_committed, step_of
+from lifecycle.checkpoint.retention import keep, mark_best, prune, read_best
+
+__all__ = [
+    "CheckpointError",
+    "CommittedCheckpointIO",
+    "Entry",
+    "Manifest",
+    "keep",
+    "last_good",
+    "list_committed",
+    "load",
+    "mark_best",
+    "prune",
+    "read_best",
+    "step_of",
+    "verify",
+]

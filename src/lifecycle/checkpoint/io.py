@@ -1,0 +1,171 @@
+"""Lightning's way to a committed checkpoint: copy, let training go on, write in the background.
+
+    save_checkpoint:  wait for the save before  ->  copy into the pool  ->  return        (`blocked_s`)
+    one thread:       write + hash  ->  fsync  ->  manifest  ->  rename  ->  prune
+
+Trainer(plugins=[CommittedCheckpointIO(...)]); the path given to `trainer.save_checkpoint` becomes a folder.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO
+from torch import Tensor
+
+from lifecycle.checkpoint.manifest import MANIFEST, CheckpointError, Entry, damage, read_manifest
+from lifecycle.checkpoint.protocol import clear_staging, staged, step_of
+from lifecycle.checkpoint.retention import prune
+from lifecycle.checkpoint.snapshot import TREE, Frozen, HashingReader, Pool, join, plain, read_tensors
+from lifecycle.errors import UserError
+
+
+class CommittedCheckpointIO(CheckpointIO):
+    """Saves by the commit protocol, loads only what verifies, keeps the last k, the best and the milestones.
+
+    `async_save`: write in the background. An error there (disk full) raises `CheckpointError` at the next
+    `raise_pending`, `save_checkpoint` or `teardown`. Saving a step that is committed or being written does nothing: the
+    same step has the same state.
+    """
+
+    def __init__(self, *, keep_last: int = 3, milestones: Sequence[int] = (), async_save: bool = True) -> None:
+        self.keep_last, self.milestones, self.async_save = keep_last, tuple(milestones), async_save
+        self._pool = Pool()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        self._pending_path: Path | None = None
+        self._cleared: set[Path] = set()
+        self._blocked_s = 0.0
+
+    @property
+    def blocked_s(self) -> float:
+        """Seconds that training has waited for saves so far."""
+        return self._blocked_s
+
+    def count_blocked(self, seconds: float) -> None:
+        """Training waited so long for a save that took another way (a sharded one)."""
+        self._blocked_s += seconds
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Save Lightning's `checkpoint` as the folder `path`; its tensors may change as soon as this returns.
+
+        Raises TypeError for things that are not plain, `CheckpointError` for a save before that failed.
+        """
+        started = time.perf_counter()
+        self._save(checkpoint, Path(path))
+        self._blocked_s += time.perf_counter() - started
+
+    def _save(self, checkpoint: dict[str, Any], path: Path) -> None:
+        self.raise_pending()
+        if self._pending is not None and self._pending_path == path:
+            return
+        self.wait()
+        if (path / MANIFEST).is_file():
+            return
+        plain(checkpoint)
+        if path.parent not in self._cleared:
+            clear_staging(path.parent)
+            self._cleared.add(path.parent)
+        frozen = self._pool.take(checkpoint)
+        facts = {"step": int(checkpoint["global_step"]), "tokens": tokens_of(checkpoint)}
+        if self.async_save:
+            self._pending, self._pending_path = self._thread.submit(self._write, frozen, path, **facts), path
+        else:
+            self._write(frozen, path, **facts)
+
+    def _write(self, frozen: Frozen, path: Path, *, step: int, tokens: int | None) -> None:
+        tree = io.BytesIO()
+        torch.save(frozen.tree, tree)
+        needed = frozen.bytes + tree.getbuffer().nbytes
+        with staged(path, step=step, tokens=tokens, needed_bytes=needed) as staging:
+            for block in frozen.blocks:
+                with staging.create(block.name) as file:
+                    file.write(block.header)
+                    file.write(frozen.memory[block.start : block.end])
+            with staging.create(TREE) as file:
+                file.write(tree.getbuffer())
+        self.prune_after(path)
+
+    def prune_after(self, path: Path) -> None:
+        """The checkpoint `path` was committed: others may go. Folders with other names are never touched."""
+        if step_of(path) is not None:
+            prune(path.parent, keep_last=self.keep_last, milestones=self.milestones, written=step_of(path))
+
+    def raise_pending(self) -> None:
+        """Raise the error of the save in the background, if it has ended with one; does not wait."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when nothing is being written; raises the error of the save that was."""
+        pending, self._pending, self._pending_path = self._pending, None, None
+        if pending is not None:
+            pending.result()
+
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Lightning's dict back, bit for bit, on the CPU or on the device `map_location`.
+
+        Each file is hashed as it is read, and nothing of it is used before the hash is right. `weights_only` makes no
+        difference: there is nothing else in it. Raises `CheckpointError` for damage.
+        """
+        self.wait()
+        return load(Path(path), device=map_location)
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Does nothing: which checkpoints stay is decided after each commit, by `retention`."""
+
+    def teardown(self) -> None:
+        """Finish the save that is being written, raise its error, and give the memory back."""
+        try:
+            self.wait()
+        finally:
+            self._pool.release()
+
+
+def tokens_of(checkpoint: dict[str, Any]) -> int | None:
+    """Trained tokens so far, where the stage left them."""
+    tokens = checkpoint.get("stage", {}).get("meter", {}).get("tokens")
+    return None if tokens is None else int(tokens)
+
+
+def load(path: Path, device: torch.device | str | None = None) -> dict[str, Any]:
+    """Read and verify the checkpoint `path` in one pass."""
+    if not path.is_dir():
+        raise UserError(f"{path} is no checkpoint folder; wanted one such as outputs/RUN/checkpoints/step-00000100")
+    manifest = read_manifest(path)
+    if any(name.endswith(".distcp") for name in manifest.files):
+        raise CheckpointError(f"checkpoint {path} was saved by hardware.strategy=fsdp: go on with that strategy")
+    with ThreadPoolExecutor(thread_name_prefix="load") as threads:
+        contents = list(threads.map(lambda name: _read(path, name, manifest.files[name]), manifest.files))
+    found = dict(zip(manifest.files, contents, strict=True))
+    tree = torch.load(io.BytesIO(found.pop(TREE)), weights_only=True, map_location=device or "cpu")
+    tensors: dict[tuple[str, str], Tensor] = {}
+    for content in found.values():
+        tensors |= content
+    if device is not None:
+        tensors = {key: tensor.to(device) for key, tensor in tensors.items()}
+    checkpoint: dict[str, Any] = join(tree, tensors)
+    return checkpoint
+
+
+def _read(path: Path, name: str, entry: Entry) -> Any:
+    """The bytes of state.pt, or the tensors of another file; raises `CheckpointError` unless the hash is right."""
+    with (path / name).open("rb") as file:
+        reader = HashingReader(file)
+        content = reader.read(entry.bytes) if name == TREE else read_tensors(name, entry.bytes, reader)
+    if content is None:
+        raise damage(path, name, "a header that is none", "the one that was written")
+    if reader.hash.hexdigest() != entry.sha256:
+        raise damage(path, name, f"sha256 {reader.hash.hexdigest()}", entry.sha256)
+    return content
