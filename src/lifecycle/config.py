@@ -1,4 +1,4 @@
-"""The configuration: where it stands, how it is composed and checked, and the only calls that build objects from it.
+"""The configuration: its root, its check, and the only calls that build objects from it.
 
     compose (Hydra) -> check (all faults at once) -> build (constructors, by `_target_`)
 
@@ -10,82 +10,37 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import os
-import re
-import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import hydra
-import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lifecycle import usage
+from lifecycle.command import compose, conf_dir, hydra_main, overrides
 from lifecycle.errors import UserError
 from lifecycle.length import Limits
+from lifecycle.root import RunConfig
 from lifecycle.signature import Place, Walk, dotted
 
-Task = Callable[[DictConfig], None]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """When a run is saved and what is kept."""
-
-    every_steps: int
-    keep_last: int
-    milestones: list[int]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Validation:
-    """When a run is measured on held-out text, and on how many tokens a domain."""
-
-    every_steps: int | None
-    tokens: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Logging:
-    """How often metrics are read from the device."""
-
-    every_steps: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Export:
-    """The form of the model that a run hands over."""
-
-    dtype: Literal["fp32", "bf16", "fp16"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """The root of every config; each key is explained in conf/config.yaml."""
-
-    run: str
-    seed: int
-    init_from: str | None
-    resume: str
-    dry_run: bool
-    deterministic: bool
-    adapter: str | None
-    checkpoint: Checkpoint
-    validation: Validation
-    logging: Logging
-    export: Export
-    model: dict[str, Any]
-    data: dict[str, Any]
-    stage: dict[str, Any]
-    hardware: dict[str, Any]
-    logger: dict[str, Any]
-    callbacks: dict[str, Any]
+__all__ = [
+    "RunConfig",
+    "arguments",
+    "build",
+    "build_limits",
+    "build_loggers",
+    "changed_keys",
+    "check",
+    "compose",
+    "conf_dir",
+    "hydra_main",
+    "is_job",
+    "overrides",
+    "resolved",
+]
 
 
 GROUPS = ("model", "data", "stage", "hardware", "logger", "callbacks")
@@ -128,130 +83,6 @@ MAY_DIFFER = (
 """Keys that a resumed run may change: its end, where it runs, and what is written about it."""
 
 
-# -- composing
-
-
-def conf_dir() -> Path:
-    """The config folder: in the installed package, else at the top of the checkout."""
-    packaged = Path(__file__).parent / "conf"
-    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
-
-
-def hydra_main(task: Task) -> int:
-    """Compose the config from the command line and run `task` on it, or on each config of a sweep (`-m`).
-
-    Returns the exit code: 0, or 2 where the user's config or data is at fault (the message is on stderr). SystemExit
-    and crashes go through. Without arguments it prints the help page.
-    """
-    words = sys.argv[1:]
-    if not words or {"-h", "--help"} & set(words):
-        print(usage.page(conf_dir()), end="")
-        return 0
-    _register_resolvers()
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing its own trace; we say it in plain words
-    inside: list[bool] = []
-    main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_watched(task, inside))
-    try:
-        sys.argv[1:] = _forced(_named(words), conf_dir(), *_user_folders(words))
-        main()
-    except UserError as error:
-        print(f"lifecycle: {error}", file=sys.stderr)
-        return 2
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        if inside:  # our own fault, not the command line's
-            raise
-        print(f"lifecycle: {usage.complaint(error)}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def compose(overrides: Sequence[str] = (), *, config_dirs: Sequence[Path] = ()) -> DictConfig:
-    """The config of a command line, for use from Python. Raises UserError where it cannot be composed."""
-    _register_resolvers()
-    forced = _forced(overrides, conf_dir(), *config_dirs)
-    forced.append(f"hydra.searchpath={[str(folder.resolve()) for folder in config_dirs]}")
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        try:
-            cfg = hydra.compose("config", forced, return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-            raise UserError(usage.complaint(error)) from error
-    HydraConfig.instance().set_config(cfg)
-    cfg.run = cfg.run  # its default refers to Hydra's node, which goes
-    OmegaConf.set_struct(cfg, False)
-    del cfg["hydra"]
-    OmegaConf.set_struct(cfg, True)
-    return cfg
-
-
-def overrides() -> list[str]:
-    """What the user typed for this run, without the flags of Hydra."""
-    return [word.removeprefix("++") for word in HydraConfig.get().overrides.task]
-
-
-def _register_resolvers() -> None:
-    OmegaConf.register_new_resolver("flat", lambda *parts: "-".join(parts).replace("/", "_"), replace=True)
-
-
-def _named(words: list[str]) -> list[str]:
-    """A sweep gets its name here: its jobs are composed one by one, and by their own choices would not agree on it."""
-    if not {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(words) or any(
-        re.match(r"\+*run=", word) for word in words
-    ):
-        return words
-    typed = [word for word in words if "=" in word and not word.startswith(("-", "hydra."))]
-    try:
-        single = [o.input_line for o in OverridesParser.create().parse_overrides(typed) if not o.is_sweep_override()]
-    except OverrideParseException as error:
-        raise UserError(usage.complaint(error)) from error
-    return [*words, f"run={compose([line for line in single if line], config_dirs=_user_folders(words)).run}"]
-
-
-def _user_folders(words: Sequence[str]) -> list[Path]:
-    """Folders of the user's own groups (`--config-dir F`, `--config-dir=F`, `-cd F`)."""
-    flags = [i for i, word in enumerate(words[:-1]) if word in ("--config-dir", "-cd")]
-    return [Path(words[i + 1]) for i in flags] + [
-        Path(word.partition("=")[2]) for word in words if word.startswith("--config-dir=")
-    ]
-
-
-def _forced(words: Sequence[str], *folders: Path) -> list[str]:
-    """Let every `key=value` reach `check`, which knows all keys, also optional ones, and the nearest spelling.
-
-    Hydra by itself stops at the first key that no YAML file names. `++` sets a key whether or not it is there.
-    """
-    groups = usage.group_names(*folders)
-    plain = re.compile(r"[A-Za-z_][\w.-]*=")
-    return [
-        f"++{word}" if plain.match(word) and not word.startswith((*(f"{g}=" for g in groups), "hydra.")) else word
-        for word in words
-    ]
-
-
-def _watched(task: Task, inside: list[bool]) -> Task:
-    """`task`, leaving no empty run folder behind; `inside` is not empty while the task runs, and after it has failed."""
-
-    def run(cfg: DictConfig) -> None:
-        settings = HydraConfig.get()
-        folder = Path(settings.runtime.output_dir)
-        if settings.mode == RunMode.MULTIRUN:
-            print(f"job {settings.job.num}: {' '.join(overrides())} -> {os.path.relpath(folder)}", file=sys.stderr)
-        inside.append(True)
-        try:
-            task(cfg)
-            inside.clear()
-        except UserError as error:
-            if settings.mode == RunMode.MULTIRUN:
-                raise  # also from another process; the launcher hands it on
-            print(f"lifecycle: {error}", file=sys.stderr)
-            raise SystemExit(2) from error
-        finally:
-            while folder.is_dir() and folder != Path.cwd() and not any(folder.iterdir()):
-                folder.rmdir()
-                folder = folder.parent
-
-    return run
-
-
 # -- checking
 
 
@@ -263,15 +94,17 @@ def check(cfg: DictConfig) -> None:
     walk = Walk()
     plain = _resolve(cfg, (), walk)
     walk.known = list(_flat(plain))
+    unread = [f"{fault.split()[0]} is missing;" for fault in walk.faults]  # of no value yet: said once
     walk.arguments(RunConfig, {key: {} if key in GROUPS and isinstance(v, dict) else v for key, v in plain.items()}, ())
     if plain.get("adapter") is not None:
         walk.faults.append("adapter is set, but no stage here takes one: type adapter=null")
     for group in GROUPS:
         if isinstance(plain.get(group), Mapping):
             _check_group(group, plain[group], walk)
-    if walk.faults:
-        lines = "\n".join(f"  - {fault}" for fault in dict.fromkeys(walk.faults))
-        count = f"{len(set(walk.faults))} faults" if len(set(walk.faults)) > 1 else "1 fault"
+    faults = [fault for fault in dict.fromkeys(walk.faults) if not fault.startswith(tuple(unread))]
+    if faults:
+        lines = "\n".join(f"  - {fault}" for fault in faults)
+        count = f"{len(faults)} faults" if len(faults) > 1 else "1 fault"
         raise UserError(f"{count} in the configuration; nothing was started:\n{lines}")
     for place, value in walk.changed.items():
         node = cfg
@@ -282,6 +115,8 @@ def check(cfg: DictConfig) -> None:
 
 
 def _check_group(group: str, node: Mapping[str, Any], walk: Walk) -> None:
+    if not node and group == "logger":
+        return  # logger=csv: every run writes that one anyway
     if "_target_" not in node:
         walk.faults.append(f"{group}._target_ is missing; choose one of the group's files: type {group}=CHOICE")
         return
@@ -293,6 +128,8 @@ def _check_group(group: str, node: Mapping[str, Any], walk: Walk) -> None:
         aside = LIMITS if inspect.isclass(target) else JOB_ASIDE
         if inspect.isclass(target):
             walk.construct(Limits, {key: node[key] for key in LIMITS if key in node}, (group,))
+        elif "view" not in node:
+            walk.faults.append("stage.view is missing; a job says what it reads: type stage.view=text")
     if isinstance(target, type) and dataclasses.is_dataclass(target):
         walk.construct(target, node, (group,))
     else:
@@ -314,14 +151,11 @@ def _resolve(cfg: DictConfig, at: Place, walk: Walk) -> dict[str, Any]:
             continue
         try:
             value = cfg[key]
-            container = isinstance(value, ListConfig)
-            plain[str(key)] = (
-                _resolve(value, place, walk)
-                if isinstance(value, DictConfig)
-                else OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
-                if container
-                else value
-            )
+            if isinstance(value, DictConfig):
+                value = _resolve(value, place, walk)
+            elif isinstance(value, ListConfig):
+                value = OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+            plain[str(key)] = value
         except OmegaConfBaseException as error:
             walk.faults.append(f"{dotted(place)} cannot be resolved: {str(error).splitlines()[0]}")
     return plain
@@ -346,8 +180,8 @@ def _refuse_processes_in_sweep(cfg: DictConfig) -> None:
     if count > 1 and not str(HydraConfig.get().launcher._target_).endswith("SlurmLauncher"):
         raise UserError(
             f"a sweep (-m) runs its jobs in one process, but hardware.devices and num_nodes ask for {count}. Type "
-            "hardware.devices=1, or one command a job (for seed in 1 2; do lifecycle ... seed=$seed run=name-$seed; done), "
-            "or on a cluster hydra/launcher=submitit_slurm (pip install hydra-submitit-launcher)"
+            "hardware.devices=1, or one command a job (for s in 1 2; do lifecycle ... seed=$s run=name-$s; done), or "
+            "on a cluster hydra/launcher=submitit_slurm (pip install hydra-submitit-launcher)"
         )
 
 
@@ -364,8 +198,7 @@ def build(node: DictConfig, *, without: type | Collection[str] = (), **supplied:
 
     `without`: keys that others read, by name or as the fields of a dataclass. Raises UserError for what does not fit.
     """
-    plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-    assert isinstance(plain, dict)
+    plain = _plain(node)
     aside = [field.name for field in dataclasses.fields(without)] if isinstance(without, type) else without
     target = _locate(plain["_target_"])
     walk = Walk()
@@ -377,20 +210,20 @@ def build(node: DictConfig, *, without: type | Collection[str] = (), **supplied:
 
 def arguments(node: DictConfig) -> dict[str, Any]:
     """The values of a data node as its constructor would get them, for what must know them without building it."""
-    plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-    assert isinstance(plain, dict)
+    plain = _plain(node)
     return Walk().arguments(_locate(plain["_target_"]), plain, (), supplied=SUPPLIED["data"])
 
 
 def build_limits(stage: DictConfig) -> Limits:
     """The part of `stage` that says how long the run is."""
-    limits: Limits = build(OmegaConf.create({"_target_": "lifecycle.length.Limits", **{k: stage[k] for k in LIMITS}}))
+    node = {key: stage[key] for key in LIMITS}
+    limits: Limits = build(OmegaConf.create({"_target_": "lifecycle.length.Limits", **node}))
     return limits
 
 
 def build_loggers(node: DictConfig, *, folder: Path) -> list[Any]:
-    """The loggers beside metrics.csv, if any were chosen."""
-    return list(build(node, folder=folder))
+    """The logger beside metrics.csv, if one was chosen."""
+    return [build(node, folder=folder)] if "_target_" in node else []
 
 
 def _locate(target: str) -> Callable[..., Any]:
@@ -406,9 +239,7 @@ def _locate(target: str) -> Callable[..., Any]:
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
     """The whole config as plain values that YAML can write."""
-    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items() if key != "hydra"}
+    return {key: value for key, value in _plain(cfg).items() if key != "hydra"}
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -417,6 +248,12 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     nothing = object()
     differ = [key for key in {**before, **after} if before.get(key, nothing) != after.get(key, nothing)]
     return [key for key in differ if not f"{key}.".startswith(tuple(f"{allowed}." for allowed in MAY_DIFFER))]
+
+
+def _plain(node: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def _flat(node: Mapping[str, Any], at: Place = ()) -> dict[str, Any]:

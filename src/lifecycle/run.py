@@ -53,9 +53,9 @@ def run(cfg: DictConfig) -> None:
     if _finished(folder, cfg):
         return
     signal.signal(signal.SIGTERM, _leave)
-    kept_going = _job if config.is_job(cfg) else _train
+    work = _job if config.is_job(cfg) else _train
     try:
-        kept_going(cfg, folder)
+        work(cfg, folder)
     except BaseException as error:
         _record_end(folder, error)
         raise
@@ -155,6 +155,7 @@ def _setup(cfg: DictConfig, limits: Limits, hardware: Hardware, start: Start, da
         bf16=start.choice.precision == "bf16",
         compile=start.choice.compile,
         activation_checkpointing=hardware.activation_checkpointing,
+        attention=hardware.attention,
         peak_flops=start.choice.peak_flops,
     )
 
@@ -176,7 +177,7 @@ def _begin(cfg: DictConfig, folder: RunFolder, start: Start, stage: Stage, data:
         peak_lr=cfg.stage.optimizer.lr,
         total_steps=stage.total_steps,
         choice=start.facts(),
-        overrides=list(HydraConfig.get().overrides.task),
+        overrides=config.overrides(),
         resumed=before.get("resumed", 0) + (start.checkpoint is not None),
         damaged=[*before.get("damaged", []), *start.damaged],
     )

@@ -25,7 +25,7 @@ from lifecycle.errors import UserError
 Place = tuple[str, ...]
 
 PREFIXES = ("lifecycle.", "lightning.pytorch.", "torch.optim.")
-"""A config can name what lives here, and nothing else: a YAML file from elsewhere must not run any function it likes."""
+"""A config can name what lives here and nothing else: a YAML file from elsewhere must not run any function it likes."""
 
 RESERVED = ("_target_", "_partial_")
 WORDS: dict[Any, str] = {
@@ -36,7 +36,7 @@ WORDS: dict[Any, str] = {
     Path: "a path",
     type(None): "null",
 }
-EXAMPLES: dict[Any, str] = {bool: "true", int: "100", float: "0.1", str: "NAME", Path: "PATH", type(None): "null"}
+EXAMPLES: dict[Any, str] = {bool: "true", int: "N", float: "0.1", str: "NAME", Path: "PATH", type(None): "null"}
 
 
 @dataclasses.dataclass
@@ -77,7 +77,7 @@ class Walk:
         `supplied` parameters come from elsewhere and must not stand in the node; `aside` keys are read by others.
         """
         parameters = inspect.signature(target).parameters
-        hints = get_type_hints(target.__init__ if _plain_class(target) else target)
+        hints = _hints(target)
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         out = {}
         for key, value in node.items():
@@ -94,8 +94,8 @@ class Walk:
             needed = (p.name for p in parameters.values() if p.default is p.empty and p.kind is not p.VAR_KEYWORD)
             for name in needed:
                 if name not in node and name not in supplied:
-                    hint = hints.get(name, Any)
-                    self.faults.append(f"{dotted((*at, name))} is missing; {_wanted(hint, (*at, name))}")
+                    place = (*at, name)
+                    self.faults.append(f"{dotted(place)} is missing; {_wanted(hints.get(name, Any), place)}")
         return out
 
     def construct(self, target: Callable[..., Any], node: Mapping[str, Any], at: Place) -> Any:
@@ -161,16 +161,16 @@ class Walk:
             walk = Walk(self.known)
             tried.append((member, walk, walk.read(value, member, at)))
         fits = [(walk, result) for _, walk, result in tried if not walk.faults]
-        if fits:
+        meant = [walk for member, walk, _ in tried if _has_fields(member, value)]
+        if fits and not any(
+            walk.faults for walk in meant
+        ):  # {ratio: x} is a wrong Ratio, though a mapping may be anything
             walk, result = min(fits, key=lambda pair: len(pair[0].changed))
             self.changed |= walk.changed
             return result
-        container = isinstance(value, Mapping | list)
-        inside = [walk for member, walk, _ in tried if container and _takes(member, value)]
-        if not inside:
-            return self._wrong(value, hint, at)
-        self.faults += inside[0].faults
-        return value
+        inside = meant or [walk for member, walk, _ in tried if _takes(member, value)]
+        self.faults += inside[0].faults if inside else []
+        return None if inside else self._wrong(value, hint, at)
 
     def _node(self, node: Mapping[str, Any], hint: Any, at: Place) -> Any:
         """A nested `_target_`: one of the dataclasses of the annotation, or any callable with `_partial_: true`."""
@@ -270,15 +270,22 @@ def _is_dataclass(hint: Any) -> TypeGuard[type]:
     return isinstance(hint, type) and dataclasses.is_dataclass(hint)
 
 
-def _plain_class(target: Any) -> TypeGuard[type]:
-    return isinstance(target, type) and not dataclasses.is_dataclass(target)
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    plain_class = inspect.isclass(target) and not dataclasses.is_dataclass(target)
+    return get_type_hints(vars(target).get("__init__", target.__init__) if plain_class else target)
 
 
 def _takes(member: Any, value: Any) -> bool:
     """Whether this alternative is a container of the value's kind, so that its faults are the ones to show."""
     if isinstance(value, Mapping):
         return _is_dataclass(member) or get_origin(member) in (dict, collections.abc.Mapping)
-    return get_origin(member) in (list, tuple, collections.abc.Sequence)
+    return isinstance(value, list) and get_origin(member) in (list, tuple, collections.abc.Sequence)
+
+
+def _has_fields(member: Any, value: Any) -> bool:
+    """Whether the value names fields of this dataclass and nothing else."""
+    names = {field.name for field in dataclasses.fields(member)} if _is_dataclass(member) else set()
+    return isinstance(value, Mapping) and bool(value) and set(value) <= names
 
 
 def _module(name: str) -> types.ModuleType | None:

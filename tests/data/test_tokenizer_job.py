@@ -37,7 +37,9 @@ def module(folder: Path, sources: dict[str, SourceSpec]) -> DataModule:
     return DataModule(**arguments)
 
 
-def test_the_job_saves_a_tokenizer_and_its_rates_by_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_job_saves_a_tokenizer_and_its_rates_by_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("LIFECYCLE_CACHE", str(tmp_path / "cache"))
     rng = random.Random(0)
     for name, letters in (("prose", "aeiou "), ("code", "(){};=")):
@@ -59,6 +61,7 @@ def test_the_job_saves_a_tokenizer_and_its_rates_by_source(tmp_path: Path, monke
         assert one["tokens_per_byte"] == one["tokens"] / one["bytes"] == pytest.approx(1 / one["bytes_per_token"])
         assert 0 < one["tokens_per_byte"] <= 1
 
+    assert f"  prose                {prose['tokens_per_byte']:.4f}" in capsys.readouterr().out
     held_out = data.sources[0].held_out
     assert held_out is not None
     assert all(held_out.holds(text) for text in sample(data.sources[0], 10**9, seed=1))

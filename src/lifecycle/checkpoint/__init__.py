@@ -4,12 +4,14 @@ from lifecycle.checkpoint.io import CommittedCheckpointIO, load
 from lifecycle.checkpoint.manifest import CheckpointError, Entry, Manifest, verify
 from lifecycle.checkpoint.protocol import last_good, list_committed, step_of
 from lifecycle.checkpoint.retention import keep, mark_best, prune, read_best
+from lifecycle.checkpoint.sharded import ShardedStrategy
 
 __all__ = [
     "CheckpointError",
     "CommittedCheckpointIO",
     "Entry",
     "Manifest",
+    "ShardedStrategy",
     "keep",
     "last_good",
     "list_committed",

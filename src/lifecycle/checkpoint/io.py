@@ -76,13 +76,13 @@ class CommittedCheckpointIO(CheckpointIO):
             clear_staging(path.parent)
             self._cleared.add(path.parent)
         frozen = self._pool.take(checkpoint)
-        facts = {"step": int(checkpoint["global_step"]), "tokens": tokens_of(checkpoint)}
+        step, tokens = int(checkpoint["global_step"]), tokens_of(checkpoint)
         if self.async_save:
-            self._pending, self._pending_path = self._thread.submit(self._write, frozen, path, **facts), path
+            self._pending, self._pending_path = self._thread.submit(self._write, frozen, path, step, tokens), path
         else:
-            self._write(frozen, path, **facts)
+            self._write(frozen, path, step, tokens)
 
-    def _write(self, frozen: Frozen, path: Path, *, step: int, tokens: int | None) -> None:
+    def _write(self, frozen: Frozen, path: Path, step: int, tokens: int | None) -> None:
         tree = io.BytesIO()
         torch.save(frozen.tree, tree)
         needed = frozen.bytes + tree.getbuffer().nbytes

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ CHUNK = 2**22  # bytes hashed and written or read at a time: they stay in the pr
 
 
 class CheckpointError(UserError):
-    """A checkpoint that cannot be written or does not verify; names the checkpoint, the file, what came, what was wanted."""
+    """A checkpoint cannot be written or does not verify; names it, the file, what came and what was wanted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a committed checkpoint says of itself. `tokens`: trained tokens so far, None where the writer did not say."""
+    """What a committed checkpoint says of itself. `tokens`: trained ones so far, None where the writer did not say."""
 
     step: int
     tokens: int | None
@@ -76,12 +77,17 @@ def damage(path: Path, name: str, came: str, wanted: str) -> CheckpointError:
 def verify(path: Path) -> Manifest:
     """Read every file of the checkpoint and compare; raises `CheckpointError` naming the first that differs."""
     manifest = read_manifest(path)
-    with ThreadPoolExecutor(thread_name_prefix="verify") as threads:
-        hashes = dict(zip(manifest.files, threads.map(lambda name: _sha256(path / name), manifest.files), strict=True))
-    for name, entry in manifest.files.items():
-        if hashes[name] != entry.sha256:
-            raise damage(path, name, f"sha256 {hashes[name]}", entry.sha256)
+    check_hashes(path, manifest, list(manifest.files))
     return manifest
+
+
+def check_hashes(path: Path, manifest: Manifest, names: Sequence[str]) -> None:
+    """Read the files `names` of the checkpoint; raises `CheckpointError` naming the first that differs."""
+    with ThreadPoolExecutor(thread_name_prefix="verify") as threads:
+        hashes = list(threads.map(lambda name: _sha256(path / name), names))
+    for name, came in zip(names, hashes, strict=True):
+        if came != manifest.files[name].sha256:
+            raise damage(path, name, f"sha256 {came}", manifest.files[name].sha256)
 
 
 def encode(manifest: Manifest) -> bytes:

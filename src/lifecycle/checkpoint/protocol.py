@@ -66,8 +66,15 @@ class HashingFile:
         return self
 
     def __exit__(self, kind: object, *rest: object) -> None:
-        with self._file:
-            if kind is None:
+        if kind is None:
+            self.close()
+        else:
+            self._file.close()
+
+    def close(self) -> None:
+        """Bring everything to the disk; more calls do nothing."""
+        if not self._file.closed:
+            with self._file:
                 self._file.flush()
                 os.fsync(self._file.fileno())
 
@@ -87,11 +94,13 @@ class Staging:
         self.files[name] = file.entry()
 
 
-def staging_folder(path: Path) -> Path:
-    """Make the empty folder beside `path` that this process writes it in."""
-    folder = path.parent / f".staging-{path.name}-{os.getpid()}"
+def open_staging(path: Path, needed_bytes: int) -> Path:
+    """Make the empty folder beside `path` that this process writes it in; OSError if `needed_bytes` are not free."""
+    folder = _staging(path)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    if shutil.disk_usage(folder).free < needed_bytes:  # found before the disk is full for all who use it
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
     return folder
 
 
@@ -101,36 +110,28 @@ def staged(path: Path, *, step: int, tokens: int | None, needed_bytes: int) -> I
 
     Raises `CheckpointError` where the file system refuses (disk full: says how many bytes were needed and free).
     """
-    folder = path.parent / f".staging-{path.name}-{os.getpid()}"
     try:
-        staging_folder(path)
-        staging = Staging(folder)
+        staging = Staging(open_staging(path, needed_bytes))
         yield staging
-        commit(folder, path, staging.files, step=step, tokens=tokens)
+        commit(staging.folder, path, staging.files, step=step, tokens=tokens)
     except OSError as error:
-        free = free_bytes(path.parent)
-        shutil.rmtree(folder, ignore_errors=True)
-        raise refused(path, error, needed_bytes, free) from error
+        shutil.rmtree(_staging(path), ignore_errors=True)
+        raise refused(path, error, needed_bytes) from error
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(_staging(path), ignore_errors=True)
         raise
 
 
-def free_bytes(folder: Path) -> int | None:
-    """Bytes that this user may still write where `folder` lies; None if it is not there."""
-    return shutil.disk_usage(folder).free if folder.is_dir() else None
-
-
-def refused(path: Path, error: OSError, needed_bytes: int, free: int | None) -> CheckpointError:
+def refused(path: Path, error: OSError, needed_bytes: int) -> CheckpointError:
     """The file system's refusal in words a user can act on."""
     words = (
         f"checkpoint {path} could not be written ({error.strerror or error}); the checkpoints before it are intact. "
     )
     if error.errno in _FULL:
-        here = f"{free:,} bytes were free" if free is not None else "its folder is gone"
+        free = shutil.disk_usage(path.parent).free
         return CheckpointError(
-            f"{words}It needs {needed_bytes:,} bytes, {here} when it failed: make room there, or lower checkpoint.keep_last, "
-            "and start the same command again"
+            f"{words}It needs {needed_bytes:,} bytes, {free:,} bytes are free: make room there, or lower "
+            "checkpoint.keep_last, and start the same command again"
         )
     return CheckpointError(
         f"{words}Mend {error.filename or path.parent} (permissions? mounted?) and start the same command again"
@@ -165,8 +166,8 @@ def list_committed(folder: Path) -> list[Path]:
 def last_good(folder: Path, *, warn: Callable[[str], None]) -> Path | None:
     """The newest checkpoint in `folder` that verifies, None if there is none. For the start of a run, on rank 0.
 
-    A damaged one on the way is passed over: `warn` gets a line that names checkpoint, file and reason, and its folder is
-    renamed to `damaged-...`, so that nothing takes it for a checkpoint. What dead runs left half-written is removed.
+    A damaged one on the way is passed over: `warn` gets a line that names checkpoint, file and reason, and its folder
+    is renamed to `damaged-...`, so that nothing takes it for a checkpoint. What dead runs left half-written is removed.
     """
     clear_staging(folder)
     for path in reversed(_steps(folder)):
@@ -198,13 +199,17 @@ def remove(path: Path) -> None:
 
 def write_durable(path: Path, content: bytes) -> None:
     """Replace a small file: after a crash it holds the old content or the new."""
-    aside = path.parent / f".staging-{path.name}-{os.getpid()}"
+    aside = _staging(path)
     with aside.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
     _sync_folder(path.parent)
+
+
+def _staging(path: Path) -> Path:
+    return path.parent / f".staging-{path.name}-{os.getpid()}"
 
 
 def _steps(folder: Path) -> list[Path]:

@@ -14,11 +14,12 @@ import hashlib
 import json
 import math
 import mmap
-import sys
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,7 +53,7 @@ _ALIGN = 64
 def plain(value: Any, path: str = "checkpoint") -> None:
     """Raise TypeError with the dotted path of the first thing that `torch.load(weights_only=True)` could not read back.
 
-    Allowed: tensors, and exact dict, OrderedDict, list, tuple, set, str, bytes, numbers, None, torch dtypes and devices.
+    Allowed: tensors, and exact dict, OrderedDict, list, tuple, set, str, bytes, numbers, None, torch dtypes, devices.
     """
     kind = type(value)
     if kind in _ATOMS or (kind in _TENSORS and value.layout == torch.strided):
@@ -111,14 +112,33 @@ class Pool:
         blocks, places, size = _layout(split.tensors)
         devices = {tensor.device for tensor in split.tensors.values()}
         self._reserve(size, pinned=any(device.type == "cuda" for device in devices))
-        for key, tensor in split.tensors.items():
-            start, end = places[key]
-            target = self._bytes[start:end].view(tensor.dtype).view(tensor.shape)
-            target.copy_(tensor.detach(), non_blocking=True)
+        self._copy([(tensor.detach(), *places[key]) for key, tensor in split.tensors.items()])
         for device in devices:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
         return Frozen(tree, blocks, memoryview(self._memory) if self._memory else memoryview(b""))
+
+    def _copy(self, tensors: list[tuple[Tensor, int, int]]) -> None:
+        """Fill the pool, in as many threads as torch may use, each with an equal share of the bytes.
+
+        Not one parallel torch copy a tensor: hundreds of those wait for one another where the cores are shared.
+        """
+        shares: list[list[tuple[Tensor, int, int]]] = [[] for _ in range(min(torch.get_num_threads(), 8))]
+        loads = [0] * len(shares)
+        for item in sorted(tensors, key=lambda item: item[1] - item[2]):
+            least = loads.index(min(loads))
+            shares[least].append(item)
+            loads[least] += item[2] - item[1]
+        with ThreadPoolExecutor(max_workers=len(shares), thread_name_prefix="snapshot") as threads:
+            list(threads.map(self._copy_share, shares))
+
+    def _copy_share(self, share: list[tuple[Tensor, int, int]]) -> None:
+        for tensor, start, end in share:
+            target = self._bytes[start:end]
+            if tensor.is_cpu and tensor.is_contiguous() and not tensor.is_neg() and tensor.numel():
+                np.copyto(target.numpy(), tensor.reshape(-1).view(torch.uint8).numpy())
+            else:
+                target.view(tensor.dtype).view(tensor.shape).copy_(tensor, non_blocking=True)
 
     def release(self) -> None:
         """Give the memory back."""
@@ -130,7 +150,7 @@ class Pool:
         if size <= self._bytes.numel():
             return
         self.release()
-        self._memory = _anonymous(size)
+        self._memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._bytes = torch.frombuffer(self._memory, dtype=torch.uint8)
         if pinned:  # twice the speed over PCIe; where the limit on locked memory forbids it, the copy is only slower
             torch.cuda.cudart().cudaHostRegister(self._bytes.data_ptr(), size, 0)
@@ -245,7 +265,7 @@ def read_tensors(file: str, size: int, reader: HashingReader) -> dict[tuple[str,
     for name, dtype, shape in entries:
         tensor = torch.empty(shape, dtype=dtype)
         if tensor.numel():
-            reader.fill(memoryview(tensor.view(-1).view(torch.uint8).numpy()))
+            reader.fill(tensor.view(-1).view(torch.uint8).numpy().data)
         tensors[file, name] = tensor
     return tensors
 
@@ -265,12 +285,3 @@ def _parse(header: bytes, size: int) -> list[tuple[str, torch.dtype, list[int]]]
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):  # any bytes may stand in a damaged file
         return None
     return found if position == size else None
-
-
-def _anonymous(size: int) -> mmap.mmap:
-    """Private memory; on Linux in large pages where there are, which makes the first copy as fast as the next ones."""
-    if sys.platform != "linux":
-        return mmap.mmap(-1, size)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    return memory

@@ -6,6 +6,7 @@ rows whatever the number of workers, and over all ranks the same step whatever t
 
 from __future__ import annotations
 
+import atexit
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -109,12 +110,18 @@ class StepLoader:
             worker_init_fn=_quiet_worker,
             pin_memory=self._pin,
         )
+        iterator: Any = iter(loader)
+        # Workers do not listen to SIGTERM, by which multiprocessing would end them when Python exits: tell them first.
+        atexit.register(iterator._shutdown_workers)
         try:
-            yield from loader
+            yield from iterator
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
             raise RuntimeError(f"{error} {self._last_read()}") from error
+        finally:
+            iterator._shutdown_workers()
+            atexit.unregister(iterator._shutdown_workers)
 
     def _last_read(self) -> str:
         at = [

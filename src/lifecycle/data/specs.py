@@ -102,7 +102,9 @@ class SourceSpec:
     def _check_place(self, where: str) -> None:
         if (self.hub is None) == (self.path is None):
             came = "both" if self.hub is not None else "neither"
-            raise UserError(f"{where}: {came} of hub and path given; give exactly one (where the rows come from)")
+            raise UserError(
+                f"{where}: {came} of hub and path given; give exactly one, such as {where}.path=texts/*.jsonl"
+            )
         if self.config is not None and self.hub is None:
             raise UserError(f"{where}.config is {self.config!r}, but only a hub data set has configurations: remove it")
         if isinstance(self.path, dict) and self.split not in self.path:

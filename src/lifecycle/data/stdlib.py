@@ -18,7 +18,7 @@ import os
 import sys
 import sysconfig
 import tokenize
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -36,7 +36,7 @@ SKIPPED = frozenset(
 )
 """Folders without text of their own: tests, bundled packages, generated tables (`encodings` is 120 character maps)."""
 
-RECIPE = "1"
+RECIPE = "2"
 VERSION = f"{sys.implementation.name}-{sys.version.split()[0]}-{RECIPE}"
 """What the texts depend on: the interpreter's version, and the recipe of this module."""
 
@@ -74,8 +74,24 @@ def _topics() -> Iterator[tuple[str, str]]:
     except ImportError:
         sys.stderr.write("warning: this Python carries no language reference (pydoc_data.topics): docstrings only\n")
         return
-    for name in sorted(topics):
+    for name in _without_extracts(topics):
         yield f"topic/{name}", topics[name].strip() + "\n"
+
+
+def _without_extracts(topics: Mapping[str, str]) -> list[str]:
+    """Names of the topics, without those of which half or more stands in longer ones.
+
+    The reference repeats sections as topics of their own; one held out must not be trained on inside another.
+    """
+    seen: set[str] = set()
+    kept = []
+    for name in sorted(topics, key=lambda name: (-len(topics[name]), name)):
+        paragraphs = [" ".join(part.split()) for part in topics[name].split("\n\n")]
+        repeated = sum(len(part) for part in paragraphs if part in seen)
+        if repeated < 0.5 * sum(map(len, paragraphs)):
+            seen.update(paragraphs)
+            kept.append(name)
+    return sorted(kept)
 
 
 def _code() -> Iterator[tuple[str, str]]:
@@ -122,6 +138,7 @@ def _builtin_docs(module: ModuleType) -> Iterator[tuple[str, str]]:
     if docs := inspect.getdoc(module):
         yield "", docs.strip()
     for name, value in sorted(vars(module).items()):
+        value = vars(module).get(f"__{name}__", value)  # `sys` keeps its hooks as they were before anyone set them
         own = getattr(value, "__module__", None) in (module.__name__, None)
         if not own or name.startswith("__") or not (inspect.isbuiltin(value) or inspect.isclass(value)):
             continue

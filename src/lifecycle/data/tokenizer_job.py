@@ -35,7 +35,18 @@ def train(data: DataModule, folder: Path, sample_bytes: int) -> dict[str, Any]:
     for source in data.sources:
         result["sources"][source.name]["held_out"] = source.held_out is not None
     (folder / "tokenizer.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(table(result))
     return result
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The rates of a report as lines for a terminal."""
+    lines = [f"{result['vocab_size']} tokens, {result['used']:.0%} of them used in the samples", "tokens per byte:"]
+    for name, one in result["sources"].items():
+        text = "held-out" if one["held_out"] else "training"
+        rates = f"{one['tokens_per_byte']:.4f}  ({one['bytes_per_token']:.2f} bytes per token)"
+        lines.append(f"  {name:20} {rates}  on {one['bytes']:,} bytes of {text} text")
+    return "\n".join(lines)
 
 
 def report(tokenizer: Tokenizer, samples: Mapping[str, Sequence[str]]) -> dict[str, Any]:

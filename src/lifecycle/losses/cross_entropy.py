@@ -65,9 +65,7 @@ def linear_cross_entropy(
 
 
 @torch.no_grad()
-def token_losses(
-    hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, *, chunk_tokens: int | None = None
-) -> Tensor:
+def token_losses(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, *, chunk_tokens: int | None = None) -> Tensor:
     """-log p(label) of every token (N,), fp32; 0 where the label is -100. Without gradients, chunk by chunk."""
     compute = _compute_dtype(hidden_ND)
     chunk = chunk_tokens or _default_chunk(labels_N, vocab=weight_VD.shape[0])
@@ -118,7 +116,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return nll + penalty, nll, penalty
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         grads = (None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors)
         return (*grads, None, None, None, None, None, None)

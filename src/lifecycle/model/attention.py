@@ -155,16 +155,17 @@ def _sdpa_in_blocks(q: Tensor, k: Tensor, v: Tensor, mask_B1TT: Tensor | None, *
 def _varlen(q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, *, starts_S: Tensor, longest: int) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    out: Tensor = varlen_attn(
+    out = varlen_attn(
         *(q_NHK, k_NGK, v_NGK, starts_S, starts_S, longest, longest),
         window_size=(-1, 0),  # the default looks both ways
         enable_gqa=q_NHK.shape[1] != k_NGK.shape[1],
     )
+    assert isinstance(out, Tensor)  # a pair only if the log-sums are asked for
     return out
 
 
 def _flash(q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, *, starts_S: Tensor, longest: int) -> Tensor:
-    from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
+    from flash_attn import flash_attn_varlen_func
 
     bounds = dict(cu_seqlens_q=starts_S, cu_seqlens_k=starts_S, max_seqlen_q=longest, max_seqlen_k=longest)
     out: Tensor = flash_attn_varlen_func(q_NHK, k_NGK, v_NGK, causal=True, **bounds)

@@ -27,7 +27,7 @@ from lifecycle.model.layers import FeedForward, RMSNorm, rotary_angles, rotate
 
 
 class SelfAttention(nn.Module):
-    """Grouped-query attention (arXiv 2305.13245) with rotary positions and, if asked, RMS-normalised queries and keys."""
+    """Grouped-query attention (arXiv 2305.13245), rotary positions, and RMS-normalised queries and keys if asked."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -41,7 +41,7 @@ def loss(run: RunData, theme: Theme) -> Figure | None:
     axes.plot(steps, smooth(values), color=first, linewidth=2, label="training, smoothed")
     held_x, held = run.series("valid/loss", x)
     if held:
-        axes.plot(held_x, held, color=second, linewidth=1.4, marker="o", markersize=5, label="held out")
+        axes.plot(held_x, held, color=second, linewidth=1.4, marker=_marker(held), markersize=5, label="held out")
         last = (held_x[-1], held[-1])
         axes.annotate(
             f"{held[-1]:.2f}", last, (0, 9), textcoords="offset points", color=second, ha="center", weight="bold"
@@ -84,7 +84,7 @@ def perplexity(run: RunData, theme: Theme) -> Figure | None:
 def _domain_panel(run: RunData, theme: Theme, axes: Axes, domain: str, x: str) -> None:
     color = _domain_color(run, theme, domain)
     steps, values = run.series(f"valid/{domain}/perplexity", x)
-    axes.plot(steps, values, color=color, linewidth=2, marker="o", markersize=4)
+    axes.plot(steps, values, color=color, linewidth=2, marker=_marker(values), markersize=4)
     axes.annotate(
         f"{values[-1]:,.1f}",
         (steps[-1], values[-1]),
@@ -191,6 +191,11 @@ PICTURES: dict[str, Callable[[RunData, Theme], Figure | None]] = {
     "learning_rate": rate,
     "throughput": throughput,
 }
+
+
+def _marker(values: list[float]) -> str:
+    """Points where they can be told apart."""
+    return "o" if len(values) <= 40 else ""
 
 
 def _domain_color(run: RunData, theme: Theme, domain: str) -> str:

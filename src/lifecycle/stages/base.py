@@ -16,7 +16,8 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -25,12 +26,22 @@ from torch import Tensor
 
 from lifecycle.batch import StepBatch, TokenBatch
 from lifecycle.errors import UserError
-from lifecycle.model import Decoder, Documents, ModelConfig, build, compile_model
+from lifecycle.model import (
+    Decoder,
+    Documents,
+    ModelConfig,
+    best_kernel,
+    build,
+    check_kernel,
+    compile_model,
+    count_pieces,
+)
+from lifecycle.model.attention import Kernel
 from lifecycle.model.sharding import shard
 from lifecycle.optim import AdamW, Muon, Schedule, clip_gradients
 from lifecycle.stages.meter import Meter
 
-LossSum = Callable[[TokenBatch], tuple[Tensor, dict[str, Tensor]]]
+LossSum = Callable[[TokenBatch, Documents | None], tuple[Tensor, dict[str, Tensor]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +63,7 @@ class Setup:
     bf16: bool
     compile: bool
     activation_checkpointing: bool
+    attention: Kernel | Literal["auto"]
     peak_flops: float | None
     initial_weights: Mapping[str, Tensor] | None = None
 
@@ -116,7 +128,7 @@ class Stage(pl.LightningModule):
         """Take one optimizer step."""
 
     @abstractmethod
-    def validation_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
+    def validation_step(self, batch: tuple[TokenBatch, Documents | None], batch_idx: int) -> Tensor:
         """(2,) float64: the summed loss and the trained tokens of one held-out micro-batch."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -136,7 +148,7 @@ class Stage(pl.LightningModule):
         extra: dict[str, Tensor] = {}
         for number, micro in enumerate(batch.micro):
             with self._synchronised(number == len(batch.micro) - 1):
-                loss, metrics = loss_sum(micro.to(self.device, non_blocking=True))
+                loss, metrics = loss_sum(*self.on_device(micro))
                 self.manual_backward(loss * (self.trainer.world_size / counts[0]))
             total += loss.detach()
             for name, value in metrics.items():
@@ -252,7 +264,7 @@ class Stage(pl.LightningModule):
             for domain, batches in self.trainer.datamodule.val_dataloader().items():  # type: ignore[attr-defined]
                 total = torch.zeros(2, dtype=torch.float64, device=self.device)
                 for number, batch in enumerate(batches):
-                    total += self.validation_step(batch.to(self.device, non_blocking=True), number)
+                    total += self.validation_step(self.on_device(batch), number)
                     if self._any_preempted():
                         self.model.train()
                         return
@@ -292,7 +304,7 @@ class Stage(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what moves and cannot be derived."""
-        self.meter.flush()
+        self.meter.save()
         checkpoint["stage"] = {
             "skipped": self.skipped,
             "validation_due": self.validation_due,
@@ -307,6 +319,22 @@ class Stage(pl.LightningModule):
         self.best = (state["best"][0], state["best"][1]) if state["best"] else None
         self.meter.restore(state["meter"])
 
-    def documents(self, batch: TokenBatch) -> Documents | None:
-        """The attention's view of which positions belong together; None when every row is one document."""
-        return None if batch.single else Documents.from_ids(batch.document_ids)
+    def on_device(self, batch: TokenBatch) -> tuple[TokenBatch, Documents | None]:
+        """A micro-batch on the stage's device, and which of its positions see each other.
+
+        None stands for rows of one document each; compiled code always gets the mask, or it would be compiled twice.
+        """
+        if batch.single and not self.setup_facts.compile:
+            return batch.to(self.device, non_blocking=True), None
+        pieces = count_pieces(batch.document_ids)  # here on the CPU, where counting waits for nothing
+        moved = batch.to(self.device, non_blocking=True)
+        return moved, Documents.from_ids(moved.document_ids, kernel=self.kernel, pieces=pieces)
+
+    @cached_property
+    def kernel(self) -> Kernel:
+        """The attention kernel of the run: the config's, or the fastest that is installed."""
+        wanted = self.setup_facts.attention
+        if wanted == "auto":
+            return best_kernel(self.device, torch.bfloat16 if self.setup_facts.bf16 else torch.float32)
+        check_kernel(wanted, self.device)
+        return wanted

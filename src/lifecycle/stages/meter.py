@@ -96,6 +96,13 @@ class Meter:
         self._since, self._waited, self._checkpoint_s = time.perf_counter(), 0.0, 0.0
         gc.collect(1)
 
+    def save(self) -> None:
+        """Put everything so far on disk: the rows before a checkpoint are not computed again."""
+        self.flush()
+        assert self._trainer is not None
+        for logger in self._trainer.loggers:
+            logger.save()
+
     def _summed(self, values: Tensor) -> Tensor:
         """Loss and extra metrics are sums over ranks; norms and counts are global already."""
         assert self._trainer is not None

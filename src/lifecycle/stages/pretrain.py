@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lifecycle.batch import StepBatch, TokenBatch
 from lifecycle.losses import linear_cross_entropy, token_losses
-from lifecycle.model import ModelConfig
+from lifecycle.model import Documents, ModelConfig
 from lifecycle.optim import AdamW, Muon, Schedule
 from lifecycle.stages.base import Setup, Stage
 
@@ -35,17 +35,18 @@ class Pretrain(Stage):
         """One optimizer step on this rank's share of the global batch."""
         self.take_step(batch, self._loss_sum)
 
-    def _loss_sum(self, batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss_sum(self, batch: TokenBatch, documents: Documents | None) -> tuple[Tensor, dict[str, Tensor]]:
         assert self.model is not None
-        hidden_BTD = self.model(batch.input_ids, batch.position_ids, self.documents(batch))
+        hidden_BTD = self.model(batch.input_ids, batch.position_ids, documents)
         loss, metrics = linear_cross_entropy(
             hidden_BTD.flatten(0, 1), self.model.head_weight, batch.labels.flatten(), z_loss=self.z_loss
         )
         return loss, {"z_loss": metrics["z_loss"]} if self.z_loss else {}
 
-    def validation_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
+    def validation_step(self, batch: tuple[TokenBatch, Documents | None], batch_idx: int) -> Tensor:
         """(2,) float64: summed negative log-likelihood and number of trained tokens."""
         assert self.model is not None
-        hidden_BTD = self.model(batch.input_ids, batch.position_ids, self.documents(batch))
-        losses = token_losses(hidden_BTD.flatten(0, 1), self.model.head_weight, batch.labels.flatten())
-        return torch.stack([losses.double().sum(), batch.trained.sum().double()])
+        rows, documents = batch
+        hidden_BTD = self.model(rows.input_ids, rows.position_ids, documents)
+        losses = token_losses(hidden_BTD.flatten(0, 1), self.model.head_weight, rows.labels.flatten())
+        return torch.stack([losses.double().sum(), rows.trained.sum().double()])

@@ -1,0 +1,206 @@
+"""FSDP2 with committed checkpoints: every rank writes its shards into one staging folder, rank 0 commits it.
+
+    step-00000030/  __0_0.distcp  __1_0.distcp ...   one file a rank: weights and optimizer, hashed by that rank
+                    .metadata                        torch's map of the shards: a pickle, opened only once verified
+                    state.pt                         everything else, by rank 0; read with weights_only
+                    manifest.json
+
+The folder must be on a file system that all ranks share. A checkpoint can be loaded on any number of ranks.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystem
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_leaves
+
+from lifecycle.checkpoint.io import CommittedCheckpointIO, tokens_of
+from lifecycle.checkpoint.manifest import MANIFEST, CheckpointError, Entry, check_hashes, read_manifest
+from lifecycle.checkpoint.protocol import Staging, clear_staging, commit, open_staging, refused
+from lifecycle.checkpoint.snapshot import TREE, plain
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Lightning's strategy for sharded weights, its checkpoints under the commit protocol.
+
+    Both sizes are asked for: Lightning's default is tensor parallelism over all devices. Retention is that of the
+    `CommittedCheckpointIO` among the Trainer's plugins; without one every checkpoint stays. Saves are not in the
+    background.
+    """
+
+    def __init__(
+        self, *, data_parallel_size: int, tensor_parallel_size: int, process_group_backend: str | None = None
+    ) -> None:
+        super().__init__(
+            data_parallel_size=data_parallel_size,
+            tensor_parallel_size=tensor_parallel_size,
+            save_distributed_checkpoint=True,
+            process_group_backend=process_group_backend,
+        )
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Every rank must call. Raises the same `CheckpointError` on all ranks if one of them fails.
+
+        A step that is committed already is not written again.
+        """
+        started = time.perf_counter()
+        path = Path(self.broadcast(str(filepath)))
+        shards = {"state_dict": checkpoint.pop("state_dict")}
+        shards |= {f"optimizer_{n}": state for n, state in enumerate(checkpoint.pop("optimizer_states", []))}
+        plain(checkpoint)
+        needed = self._total_bytes(shards)
+        folder, error = self.broadcast(self._open(path, needed) if self.is_global_zero else (None, None))
+        self._raise_first([error])
+        if folder is not None:
+            shares = self._gather(_write_share(Path(folder), path, shards, checkpoint, needed, self.is_global_zero))
+            errors = [error for _, error in shares]
+            files = {name: entry for entries, _ in shares for name, entry in entries.items()}
+            if self.is_global_zero and any(errors):
+                shutil.rmtree(folder, ignore_errors=True)
+            self._raise_first(errors)
+            facts = (int(checkpoint["global_step"]), tokens_of(checkpoint))
+            ended = self._commit(Path(folder), path, files, *facts, needed) if self.is_global_zero else None
+            self._raise_first([self.broadcast(ended)])
+        if isinstance(self.checkpoint_io, CommittedCheckpointIO):
+            self.checkpoint_io.count_blocked(time.perf_counter() - started)
+
+    def load_checkpoint(
+        self, checkpoint_path: str | os.PathLike[str], weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Every rank must call: verify, load weights and optimizer in place, return the rest of the checkpoint.
+
+        The ranks share the hashing; nothing is read before all files are right. Raises `CheckpointError` on all ranks.
+        """
+        assert self.model is not None and self.lightning_module is not None
+        path = Path(self.broadcast(str(checkpoint_path)))
+        self._raise_first(self._gather(self._check_share(path)))
+        optimizers = self.optimizers
+        # The optimizer goes first: its empty state is made by a step, which may touch the weights.
+        state: dict[str, Any] = {
+            f"optimizer_{n}": get_optimizer_state_dict(self.model, optimizer) for n, optimizer in enumerate(optimizers)
+        }
+        state["state_dict"] = get_model_state_dict(self.model)
+        dcp.load(state, storage_reader=dcp.FileSystemReader(path))
+        options = StateDictOptions(strict=self.lightning_module.strict_loading)
+        set_model_state_dict(self.model, state["state_dict"], options=options)
+        for n, optimizer in enumerate(optimizers):
+            set_optimizer_state_dict(self.model, optimizer, state[f"optimizer_{n}"])
+        rest: dict[str, Any] = torch.load(path / TREE, weights_only=True, map_location="cpu")
+        return rest
+
+    def remove_checkpoint(self, filepath: str | os.PathLike[str]) -> None:
+        """Does nothing: which checkpoints stay is decided after each commit, by `retention`."""
+
+    def _open(self, path: Path, needed: int) -> tuple[str | None, str | None]:
+        """The staging folder (None: committed already), and what went wrong."""
+        if (path / MANIFEST).is_file():
+            return None, None
+        clear_staging(path.parent)
+        try:
+            return str(open_staging(path, needed)), None
+        except OSError as error:
+            return None, str(refused(path, error, needed))
+
+    def _commit(
+        self, folder: Path, path: Path, files: dict[str, Entry], step: int, tokens: int | None, needed: int
+    ) -> str | None:
+        """Commit and prune; returns what went wrong."""
+        try:
+            commit(folder, path, files, step=step, tokens=tokens)
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            return str(refused(path, error, needed))
+        if isinstance(self.checkpoint_io, CommittedCheckpointIO):
+            self.checkpoint_io.prune_after(path)
+        return None
+
+    def _check_share(self, path: Path) -> str | None:
+        """Check every `world_size`-th file; returns what is wrong."""
+        try:
+            manifest = read_manifest(path)
+            if ".metadata" not in manifest.files:
+                return f"checkpoint {path} was not saved by hardware.strategy=fsdp: go on with the strategy it had"
+            check_hashes(path, manifest, sorted(manifest.files)[self.global_rank :: self.world_size])
+        except CheckpointError as error:
+            return str(error)
+        return None
+
+    def _total_bytes(self, shards: dict[str, Any]) -> int:
+        tensors = [leaf for leaf in tree_leaves(shards) if isinstance(leaf, torch.Tensor)]
+        local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
+        return sum(self._gather(sum(tensor.nbytes for tensor in local)))
+
+    def _gather(self, mine: Any) -> list[Any]:
+        """What every rank has, on every rank."""
+        everyone: list[Any] = [None] * self.world_size
+        dist.all_gather_object(everyone, mine)
+        return everyone
+
+    def _raise_first(self, errors: list[str | None]) -> None:
+        """All ranks know the same errors and raise together, so that none waits for another."""
+        for words in errors:
+            if words is not None:
+                raise CheckpointError(words)
+
+
+def _write_share(
+    folder: Path, path: Path, shards: dict[str, Any], rest: dict[str, Any], needed: int, first: bool
+) -> tuple[dict[str, Entry], str | None]:
+    """This rank's files, and what went wrong."""
+    staging = Staging(folder)
+    writer = dcp.FileSystemWriter(folder, single_file_per_rank=True, sync_files=True)
+    writer.fs = _HashingFileSystem(staging)
+    try:
+        dcp.save(shards, storage_writer=writer)
+        if first:
+            with staging.create(TREE) as file:
+                torch.save(rest, cast(IO[bytes], file))
+    except OSError as error:
+        return {}, str(refused(path, error, needed))
+    except CheckpointException as error:  # some rank's; torch tells all of them
+        causes = [cause for cause, _ in error.failures.values()]
+        refusals = [str(refused(path, cause, needed)) for cause in causes if isinstance(cause, OSError)]
+        if not refusals:
+            raise
+        return {}, refusals[0]
+    return staging.files, None
+
+
+class _HashingFileSystem(FileSystem):
+    """torch's writer puts its files through the staging folder's hashes."""
+
+    def __init__(self, staging: Staging) -> None:
+        self._staging = staging
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Generator[Any, None, None]:
+        """A hashed file of the checkpoint."""
+        with self._staging.create(Path(path).name) as file:
+            yield file
+
+    def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
+        """torch writes .metadata under another name first."""
+        super().rename(path, new_path)
+        self._staging.files[Path(new_path).name] = self._staging.files.pop(Path(path).name)

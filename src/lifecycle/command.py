@@ -1,0 +1,149 @@
+"""The command line: composes the config with Hydra and runs a task on it, or on each config of a sweep.
+
+    python -m lifecycle KEY=VALUE ...        python -m lifecycle -m seed=1,2
+
+Whatever the user got wrong ends in a message on stderr and exit code 2, without a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import hydra
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lifecycle import usage
+from lifecycle.errors import UserError
+
+Task = Callable[[DictConfig], None]
+
+
+def conf_dir() -> Path:
+    """The config folder: in the installed package, else at the top of the checkout."""
+    packaged = Path(__file__).parent / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def hydra_main(task: Task) -> int:
+    """Compose the config from the command line and run `task` on it, or on each config of a sweep (`-m`).
+
+    Returns the exit code: 0, or 2 where the user's config or data is at fault (the message is on stderr). SystemExit
+    and crashes go through. Without arguments it prints the help page.
+    """
+    words = sys.argv[1:]
+    if not words or {"-h", "--help"} & set(words):
+        print(usage.page(conf_dir()), end="")
+        return 0
+    _register_resolvers()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing its own trace; we say it in plain words
+    inside: list[bool] = []
+    main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_watched(task, inside))
+    try:
+        sys.argv[1:] = _forced(_named(words), conf_dir(), *_user_folders(words))
+        main()
+    except UserError as error:
+        print(f"lifecycle: {error}", file=sys.stderr)
+        return 2
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        if inside:  # our own fault, not the command line's
+            raise
+        print(f"lifecycle: {usage.complaint(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def compose(overrides: Sequence[str] = (), *, config_dirs: Sequence[Path] = ()) -> DictConfig:
+    """The config of a command line, for use from Python. Raises UserError where it cannot be composed."""
+    _register_resolvers()
+    forced = _forced(overrides, conf_dir(), *config_dirs)
+    forced.append(f"hydra.searchpath={[str(folder.resolve()) for folder in config_dirs]}")
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        try:
+            cfg = hydra.compose("config", forced, return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+            raise UserError(usage.complaint(error)) from error
+    HydraConfig.instance().set_config(cfg)
+    cfg.run = cfg.run  # its default refers to Hydra's node, which goes
+    OmegaConf.set_struct(cfg, False)
+    del cfg["hydra"]
+    OmegaConf.set_struct(cfg, True)
+    return cfg
+
+
+def overrides() -> list[str]:
+    """What the user typed for this run, without the flags of Hydra."""
+    return [word.removeprefix("++") for word in HydraConfig.get().overrides.task]
+
+
+def _register_resolvers() -> None:
+    OmegaConf.register_new_resolver("flat", lambda *parts: "-".join(parts).replace("/", "_"), replace=True)
+
+
+def _named(words: list[str]) -> list[str]:
+    """A sweep gets its name here: its jobs are composed one by one, and by their own choices would not agree on it."""
+    if not {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(words) or any(
+        re.match(r"\+*run=", word) for word in words
+    ):
+        return words
+    typed = [word for word in words if "=" in word and not word.startswith(("-", "hydra."))]
+    try:
+        single = [o.input_line for o in OverridesParser.create().parse_overrides(typed) if not o.is_sweep_override()]
+    except OverrideParseException as error:
+        raise UserError(usage.complaint(error)) from error
+    return [*words, f"run={compose([line for line in single if line], config_dirs=_user_folders(words)).run}"]
+
+
+def _user_folders(words: Sequence[str]) -> list[Path]:
+    """Folders of the user's own groups (`--config-dir F`, `--config-dir=F`, `-cd F`)."""
+    flags = [i for i, word in enumerate(words[:-1]) if word in ("--config-dir", "-cd")]
+    return [Path(words[i + 1]) for i in flags] + [
+        Path(word.partition("=")[2]) for word in words if word.startswith("--config-dir=")
+    ]
+
+
+def _forced(words: Sequence[str], *folders: Path) -> list[str]:
+    """Let every `key=value` reach `check`, which knows all keys, also optional ones, and the nearest spelling.
+
+    Hydra by itself stops at the first key that no YAML file names. `++` sets a key whether or not it is there.
+    """
+    groups = usage.group_names(*folders)
+    plain = re.compile(r"[A-Za-z_][\w.-]*=")
+    return [
+        f"++{word}" if plain.match(word) and not word.startswith((*(f"{g}=" for g in groups), "hydra.")) else word
+        for word in words
+    ]
+
+
+def _watched(task: Task, inside: list[bool]) -> Task:
+    """`task`, leaving no empty run folder behind; `inside` fills while the task runs and stays so if it fails."""
+
+    def run(cfg: DictConfig) -> None:
+        settings = HydraConfig.get()
+        folder = Path(settings.runtime.output_dir)
+        if settings.mode == RunMode.MULTIRUN:
+            print(f"job {settings.job.num}: {' '.join(overrides())} -> {os.path.relpath(folder)}", file=sys.stderr)
+        inside.append(True)
+        try:
+            task(cfg)
+            inside.clear()
+        except UserError as error:
+            if settings.mode == RunMode.MULTIRUN:
+                raise  # also from another process; the launcher hands it on
+            print(f"lifecycle: {error}", file=sys.stderr)
+            raise SystemExit(2) from error
+        finally:
+            while folder.is_dir() and folder != Path.cwd() and not any(folder.iterdir()):
+                folder.rmdir()
+                folder = folder.parent
+
+    return run

@@ -1,0 +1,60 @@
+"""The root of a config: the types of the keys that every run has. Their meaning stands in conf/config.yaml."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """When a run is saved and what is kept."""
+
+    every_steps: int
+    keep_last: int
+    milestones: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """When a run is measured on held-out text, and on how many tokens a domain."""
+
+    every_steps: int | None
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logging:
+    """How often metrics are read from the device."""
+
+    every_steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """The form of the model that a run hands over."""
+
+    dtype: Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The root of every config; each key is explained in conf/config.yaml."""
+
+    run: str
+    seed: int
+    init_from: str | None
+    resume: str
+    dry_run: bool
+    deterministic: bool
+    adapter: str | None
+    checkpoint: Checkpoint
+    validation: Validation
+    logging: Logging
+    export: Export
+    model: dict[str, Any]
+    data: dict[str, Any]
+    stage: dict[str, Any]
+    hardware: dict[str, Any]
+    logger: dict[str, Any]
+    callbacks: dict[str, Any]

@@ -1,0 +1,66 @@
+"""Which checkpoints stay."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lifecycle.checkpoint import CommittedCheckpointIO, keep, list_committed, mark_best, read_best
+from lifecycle.errors import UserError
+
+
+def steps(folder: Path) -> list[int]:
+    return [int(path.name[5:]) for path in list_committed(folder)]
+
+
+def save(writer: CommittedCheckpointIO, folder: Path, step: int) -> None:
+    writer.save_checkpoint({"global_step": step, "state_dict": {"w": torch.ones(2)}}, folder / f"step-{step:08d}")
+
+
+def test_the_last_k_the_best_and_the_milestones_stay() -> None:
+    assert keep([50, 10, 20, 30, 40], keep_last=2, best=20, milestones=[10, 15]) == {10, 20, 40, 50}
+    assert keep([10], keep_last=3, best=None, milestones=[]) == {10}
+    assert keep([], keep_last=1, best=5, milestones=[6]) == set()
+
+
+def test_keeping_none_is_refused() -> None:
+    with pytest.raises(UserError, match="checkpoint.keep_last is 0"):
+        keep([1], keep_last=0, best=None, milestones=[])
+
+
+def test_each_commit_prunes(tmp_path: Path) -> None:
+    writer = CommittedCheckpointIO(keep_last=2, milestones=(2,))
+    for step in range(1, 8):
+        if step == 3:
+            mark_best(tmp_path, 3, 1.5)
+        save(writer, tmp_path, step)
+    writer.teardown()
+    assert steps(tmp_path) == [2, 3, 6, 7]
+    assert read_best(tmp_path) == {"step": 3, "value": 1.5, "metric": "valid/loss", "previous": None}
+
+
+def test_the_old_best_stays_until_the_new_best_is_committed(tmp_path: Path) -> None:
+    writer = CommittedCheckpointIO(keep_last=1, async_save=False)
+    mark_best(tmp_path, 1, 2.0)
+    save(writer, tmp_path, 1)
+    save(writer, tmp_path, 2)
+    mark_best(tmp_path, 4, 1.0)
+    save(writer, tmp_path, 3)
+    assert steps(tmp_path) == [1, 3]
+    mark_best(tmp_path, 4, 1.0)  # again after a crash
+    save(writer, tmp_path, 4)
+    assert steps(tmp_path) == [4]
+
+
+def test_the_checkpoint_just_written_stays_beside_later_ones(tmp_path: Path) -> None:
+    writer = CommittedCheckpointIO(keep_last=1, async_save=False)
+    save(writer, tmp_path, 9)
+    save(writer, tmp_path, 4)
+    assert steps(tmp_path) == [4, 9]
+
+
+def test_lightning_cannot_remove_a_checkpoint(tmp_path: Path) -> None:
+    writer = CommittedCheckpointIO(async_save=False)
+    save(writer, tmp_path, 1)
+    writer.remove_checkpoint(tmp_path / "step-00000001")
+    assert steps(tmp_path) == [1]

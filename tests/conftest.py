@@ -1,0 +1,30 @@
+"""What holds for every test: no network, no files in the user's home, one thread, nothing left of Hydra."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+# Before anything imports these libraries: they read the environment once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores: threads of several tests' processes would fight for them
+CACHE = tempfile.TemporaryDirectory(prefix="lifecycle-cache-")
+os.environ["LIFECYCLE_CACHE"] = CACHE.name
+
+
+@pytest.fixture(autouse=True)
+def forget_hydra() -> Iterator[None]:
+    """Hydra keeps the last config and the way it was composed in globals."""
+    full_error = os.environ.get("HYDRA_FULL_ERROR")
+    yield
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None
+    if full_error is None:
+        os.environ.pop("HYDRA_FULL_ERROR", None)

@@ -1,0 +1,146 @@
+"""The loss equals the textbook's, however it is cut."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lifecycle.losses import linear_cross_entropy, token_losses
+
+
+def inputs(
+    n: int = 13, d: int = 5, v: int = 7, *, dtype: torch.dtype = torch.float64, ignored: int = 3
+) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(n, d, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    weight = torch.randn(v, d, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    labels = torch.randint(v, (n,), generator=generator)
+    labels[torch.randperm(n, generator=generator)[:ignored]] = -100
+    return hidden, weight, labels
+
+
+def textbook(hidden: Tensor, weight: Tensor, labels: Tensor, z_loss: float) -> Tensor:
+    logits = hidden @ weight.T
+    penalty = (logits.logsumexp(-1).square() * (labels != -100)).sum()
+    return F.cross_entropy(logits, labels, reduction="sum", ignore_index=-100) + z_loss * penalty
+
+
+def grads(loss: Tensor, *of: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(loss, of)
+
+
+def test_two_equal_logits_cost_log_two_and_pull_half_each() -> None:
+    hidden = torch.ones(1, 1, requires_grad=True)
+    weight = torch.full((2, 1), 3.0, requires_grad=True)
+    loss, metrics = linear_cross_entropy(hidden, weight, torch.tensor([1]), z_loss=0.5)
+    z = 3 + math.log(2)
+    assert loss.item() == pytest.approx(math.log(2) + 0.5 * z * z)
+    assert metrics["nll"].item() == pytest.approx(math.log(2))
+    assert metrics["z_loss"].item() == pytest.approx(0.5 * z * z)
+    assert metrics["count"].item() == 1
+    # d logits = softmax (1 + 2 * 0.5 * z) - onehot
+    expected = torch.tensor([[0.5 * (1 + z)], [0.5 * (1 + z) - 1]])
+    torch.testing.assert_close(grads(loss, weight)[0], expected)
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 0.3])
+@pytest.mark.parametrize("chunk_tokens", [1, 4, 5, 100, None])
+def test_loss_and_gradients_are_the_textbooks_for_any_chunk(chunk_tokens: int | None, z_loss: float) -> None:
+    hidden, weight, labels = inputs()
+    loss, _ = linear_cross_entropy(hidden, weight, labels, z_loss=z_loss, chunk_tokens=chunk_tokens)
+    expected = textbook(hidden, weight, labels, z_loss)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(grads(loss, hidden, weight), grads(expected, hidden, weight))
+
+
+def test_gradcheck() -> None:
+    hidden, weight, labels = inputs()
+
+    def loss(hidden: Tensor, weight: Tensor) -> Tensor:
+        return linear_cross_entropy(hidden, weight, labels, z_loss=0.1, chunk_tokens=4)[0]
+
+    assert torch.autograd.gradcheck(loss, (hidden, weight))
+
+
+def test_the_gradient_follows_a_factor_put_on_the_loss_later() -> None:
+    hidden, weight, labels = inputs()
+    loss, _ = linear_cross_entropy(hidden, weight, labels, chunk_tokens=4)
+    expected = textbook(hidden, weight, labels, 0.0)
+    torch.testing.assert_close(grads(loss * 0.125, hidden, weight), grads(expected * 0.125, hidden, weight))
+
+
+def test_micro_batches_add_up_to_the_batch() -> None:
+    hidden, weight, labels = inputs()
+    whole, metrics = linear_cross_entropy(hidden, weight, labels, z_loss=0.1)
+    parts = [linear_cross_entropy(hidden[s], weight, labels[s], z_loss=0.1) for s in (slice(0, 4), slice(4, 13))]
+    torch.testing.assert_close(parts[0][0] + parts[1][0], whole)
+    assert sum(int(part[1]["count"]) for part in parts) == int(metrics["count"]) == 10
+    torch.testing.assert_close(grads(parts[0][0] + parts[1][0], hidden, weight), grads(whole, hidden, weight))
+
+
+def test_untrained_tokens_never_matter() -> None:
+    hidden, weight, labels = inputs()
+    changed = hidden.detach().clone()
+    changed[labels == -100] = 1e3
+    one, two = (linear_cross_entropy(h, weight, labels, z_loss=0.1)[0] for h in (hidden, changed))
+    assert torch.equal(one, two)
+    assert not grads(one, hidden)[0][labels == -100].any()
+
+
+def test_nothing_to_train_is_zero_with_zero_gradients() -> None:
+    hidden, weight, labels = inputs(ignored=13)
+    loss, metrics = linear_cross_entropy(hidden, weight, labels, z_loss=0.1)
+    assert loss.item() == 0 and metrics["count"].item() == 0
+    assert all(not grad.any() for grad in grads(loss, hidden, weight))
+
+
+def test_without_gradients_it_is_the_same_number() -> None:
+    hidden, weight, labels = inputs()
+    with torch.no_grad():
+        silent, _ = linear_cross_entropy(hidden, weight, labels)
+    assert torch.equal(silent, linear_cross_entropy(hidden, weight, labels)[0])
+    frozen, _ = linear_cross_entropy(hidden, weight.detach(), labels)
+    torch.testing.assert_close(grads(frozen, hidden), grads(textbook(hidden, weight, labels, 0.0), hidden))
+
+
+def test_token_losses_are_the_parts_of_the_sum() -> None:
+    hidden, weight, labels = inputs()
+    losses = token_losses(hidden, weight, labels, chunk_tokens=4)
+    expected = F.cross_entropy(hidden @ weight.T, labels, reduction="none", ignore_index=-100)
+    torch.testing.assert_close(losses, expected)
+    torch.testing.assert_close(losses.sum(), linear_cross_entropy(hidden, weight, labels)[0])
+
+
+def test_under_autocast_products_are_bf16_and_sums_stay_fp32() -> None:
+    hidden, weight, labels = inputs(n=600, d=64, v=300, dtype=torch.float32, ignored=50)
+    with torch.no_grad():
+        weight *= 0.1
+    expected = textbook(hidden.double(), weight.double(), labels, 0.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, _ = linear_cross_entropy(hidden, weight, labels, chunk_tokens=100)
+    assert loss.dtype == torch.float32
+    assert abs(loss.item() / expected.item() - 1) < 1e-3
+    for found, wanted in zip(grads(loss, hidden, weight), grads(expected, hidden, weight), strict=True):
+        assert found.dtype == torch.float32
+        assert (found - wanted).norm() / wanted.norm() < 1e-2
+
+
+def test_bf16_hidden_with_fp32_weights_gives_gradients_of_the_inputs_dtypes() -> None:
+    hidden, weight, labels = inputs(dtype=torch.float32)
+    half = hidden.detach().bfloat16().requires_grad_()
+    loss, _ = linear_cross_entropy(half, weight, labels)
+    assert [grad.dtype for grad in grads(loss, half, weight)] == [torch.bfloat16, torch.float32]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch imports it
+def test_the_compiled_terms_agree() -> None:
+    hidden, weight, labels = inputs(dtype=torch.float32)
+    answers: list[Any] = []
+    for compiled in (False, True):
+        loss, _ = linear_cross_entropy(hidden, weight, labels, z_loss=0.1, compiled=compiled)
+        answers.append((loss, *grads(loss, hidden, weight)))
+    torch.testing.assert_close(answers[0], answers[1])

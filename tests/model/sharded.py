@@ -1,0 +1,123 @@
+"""One of two processes that train the same decoder sharded and whole, and compare; run by test_sharding.py.
+
+python sharded.py RANK STORE_FILE FOLDER
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
+
+from lifecycle.losses import linear_cross_entropy
+from lifecycle.model import Decoder, Documents, ModelConfig, build
+from lifecycle.model.sharding import shard
+
+WORLD, ROWS, T = 2, 4, 12
+TIED = ModelConfig(
+    family="qwen3",
+    layers=2,
+    width=24,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    ffn_width=40,
+    vocab_size=65,  # which two ranks cannot halve
+    max_positions=64,
+    rope_theta=1e4,
+    norm_eps=1e-5,
+    qk_norm=True,
+    tied_head=True,
+    init_std=0.2,
+)
+
+
+def loss_of(model: Decoder, rows: slice, seed: int) -> Tensor:
+    """Summed loss of some rows of a batch."""
+    generator = torch.Generator().manual_seed(seed)
+    ids, labels = torch.randint(65, (2, ROWS, T), generator=generator)
+    documents = torch.randint(1, 3, (ROWS, T), generator=generator).sort(dim=1).values
+    positions = torch.arange(T).expand(ROWS, T)
+    hidden = model(ids[rows], positions[rows], Documents.from_ids(documents[rows], kernel="sdpa"))
+    return linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, labels[rows].flatten())[0]
+
+
+def check_birth(config: ModelConfig, mesh: DeviceMesh) -> None:
+    """Made on the meta device, sharded, then filled: the weights of one process."""
+    with torch.device("meta"):
+        model = Decoder(config)
+    shard(model, mesh, param_dtype=torch.float32, reduce_dtype=torch.float32)
+    model.to_empty(device="cpu")
+    model.init_weights(seed=1)
+    wanted = build(config, seed=1).state_dict()
+    for name, parameter in model.named_parameters():
+        assert isinstance(parameter, DTensor)
+        assert torch.equal(parameter.full_tensor(), wanted[name]), name
+
+
+def check_training(config: ModelConfig, mesh: DeviceMesh, rank: int, *, checkpointing: bool) -> None:
+    """Three steps of two micro-batches, gradients exchanged in the last only, and a look without gradients between."""
+    whole = build(config, seed=1)
+    parts = build(config, seed=1, activation_checkpointing=checkpointing)
+    shard(parts, mesh, param_dtype=torch.float32, reduce_dtype=torch.float32)
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.05) for model in (whole, parts)]
+    for step in range(3):
+        for micro in range(2):
+            seed = 2 * step + micro
+            everything = loss_of(whole, slice(0, ROWS), seed)
+            (everything / 100).backward()
+            parts.set_requires_gradient_sync(micro == 1)  # type: ignore[operator]
+            mine = loss_of(parts, slice(2 * rank, 2 * rank + 2), seed)
+            (mine * WORLD / 100).backward()  # ranks are averaged
+            total = mine.detach().clone()
+            dist.all_reduce(total)
+            torch.testing.assert_close(total, everything.detach())
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            looks = [loss_of(model, slice(0, ROWS), 99) for model in (whole, parts)]
+        torch.testing.assert_close(looks[0], looks[1])
+    gathered = get_model_state_dict(parts, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    for name, weight in whole.state_dict().items():
+        if rank == 0:
+            torch.testing.assert_close(gathered[name], weight, rtol=1e-4, atol=1e-5)
+
+
+def check_half(config: ModelConfig, mesh: DeviceMesh, rank: int) -> None:
+    """bf16 products: near the exact loss, with gradients and weights in fp32."""
+    model = build(config, seed=1)
+    exact = loss_of(model, slice(0, ROWS), 0).detach()
+    shard(model, mesh, param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    loss = loss_of(model, slice(2 * rank, 2 * rank + 2), 0)
+    loss.backward()
+    total = loss.detach().clone()
+    dist.all_reduce(total)
+    torch.testing.assert_close(total, exact, rtol=1e-2, atol=0.0)
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == torch.float32, name
+        assert parameter.grad is not None and parameter.grad.dtype == torch.float32, name
+
+
+def main() -> None:
+    """Join the other process, then compare."""
+    rank, store, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
+    mesh = init_device_mesh("cpu", (WORLD,))
+    for config in (TIED, replace(TIED, tied_head=False)):
+        check_birth(config, mesh)
+        for checkpointing in (False, True):
+            check_training(config, mesh, rank, checkpointing=checkpointing)
+        check_half(config, mesh, rank)
+    (folder / f"done-{rank}").touch()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

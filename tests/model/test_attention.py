@@ -1,0 +1,118 @@
+"""Every kernel gives the answer of the formula."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lifecycle.errors import UserError
+from lifecycle.model import Documents, best_kernel, check_kernel, count_pieces
+from lifecycle.model.attention import Kernel, attention
+
+IDS = torch.tensor([[1, 1, 1, 2, 2, 3, 0, 0], [1, 2, 2, 2, 2, 2, 2, 2], [1, 1, 1, 1, 1, 1, 1, 1]])
+
+
+def rows(T: int) -> Tensor:
+    """Three rows: several documents and padding, two documents, one document."""
+    return IDS.repeat_interleave(T // 8, dim=1)
+
+
+def qkv(
+    T: int, *, heads: int = 4, kv_heads: int = 2, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((3, T, heads, 16), (3, T, kv_heads, 16), (3, T, kv_heads, 16))
+    q, k, v = (torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes)
+    return q, k, v
+
+
+def formula(q: Tensor, k: Tensor, v: Tensor, ids: Tensor) -> Tensor:
+    """Position by position, head by head."""
+    B, T, H, K = q.shape
+    group = H // k.shape[2]
+    out = torch.empty_like(q)
+    for b in range(B):
+        for t in range(T):
+            seen = [s for s in range(t + 1) if ids[b, s] == ids[b, t]]
+            for h in range(H):
+                weights = torch.softmax(k[b, seen, h // group] @ q[b, t, h] / K**0.5, 0)
+                out[b, t, h] = weights @ v[b, seen, h // group]
+    return out
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_sdpa_is_the_formula(kv_heads: int) -> None:
+    q, k, v = qkv(8, kv_heads=kv_heads)
+    with torch.no_grad():
+        found = attention(q, k, v, Documents.from_ids(IDS, kernel="sdpa"))
+        torch.testing.assert_close(found, formula(q, k, v, IDS))
+        alone = attention(q, k, v, None)
+        torch.testing.assert_close(alone, formula(q, k, v, torch.ones_like(IDS)))
+
+
+@pytest.mark.parametrize("T", [256, 520, 1096])  # one block of queries, several, several of the larger size
+def test_long_rows_are_cut_into_blocks_without_a_trace(T: int) -> None:
+    q, k, v = qkv(T)
+    ids = rows(T)
+    whole = Documents.from_ids(ids, kernel="sdpa").mask_B1TT
+    q_BHTK, k_BHTK, v_BHTK = (x.repeat_interleave(4 // x.shape[2], dim=2).transpose(1, 2) for x in (q, k, v))
+    expected = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attn_mask=whole).transpose(1, 2)
+    found = attention(q, k, v, Documents.from_ids(ids, kernel="sdpa"))
+    torch.testing.assert_close(found, expected)
+    up = torch.randn(found.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    torch.testing.assert_close(torch.autograd.grad(found, (q, k, v), up), torch.autograd.grad(expected, (q, k, v), up))
+
+
+@pytest.mark.parametrize("T", [256, 520])
+def test_a_row_of_one_document_needs_no_mask(T: int) -> None:
+    q, k, v = qkv(T)
+    ones = torch.ones(3, T, dtype=torch.long)
+    torch.testing.assert_close(attention(q, k, v, None), attention(q, k, v, Documents.from_ids(ones, kernel="sdpa")))
+
+
+def test_boundaries_are_the_first_positions_of_pieces_filled_up_with_the_end() -> None:
+    starts = Documents.from_ids(IDS, kernel="varlen").starts_S
+    assert starts is not None and starts.dtype == torch.int32
+    assert starts.tolist()[:7] == [0, 3, 5, 6, 8, 9, 16]
+    assert starts.tolist()[7:] == [24] * 58  # 64 slots and the end
+    assert count_pieces(IDS) == 7
+
+
+def test_the_number_of_slots_changes_rarely_and_never_cuts_a_piece() -> None:
+    for T in (63, 64, 65, 200):
+        every = torch.arange(T)[None]
+        starts = Documents.from_ids(every, kernel="varlen").starts_S
+        assert starts is not None
+        assert starts.tolist() == [*range(T)] + [T] * (len(starts) - T)
+        assert len(starts) in (65, 129, 257)
+        assert torch.equal(starts, Documents.from_ids(every, kernel="varlen", pieces=T).starts_S)  # type: ignore[arg-type]
+
+
+def test_without_cuda_only_sdpa_is_offered() -> None:
+    cpu = torch.device("cpu")
+    assert best_kernel(cpu, torch.bfloat16) == "sdpa"
+    check_kernel("sdpa", cpu)
+    with pytest.raises(UserError, match="hardware.attention is flash, which runs on CUDA only, not on cpu"):
+        check_kernel("flash", cpu)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kernel", ["sdpa", "varlen", "flash"])
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_every_kernel_on_cuda_gives_the_answer_of_the_cpu(kernel: Kernel, kv_heads: int) -> None:
+    device = torch.device("cuda")
+    if kernel == "flash":
+        pytest.importorskip("flash_attn")
+    q, k, v = qkv(520, kv_heads=kv_heads)
+    halves = [x.detach().to(device, torch.bfloat16).requires_grad_() for x in (q, k, v)]
+    ids = rows(520)
+    up = torch.randn(q.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for documents in (ids, None):
+        wanted = attention(q, k, v, None if documents is None else Documents.from_ids(documents, kernel="sdpa"))
+        wanted_grads = torch.autograd.grad(wanted, (q, k, v), up)
+        on_device = None if documents is None else Documents.from_ids(documents.to(device), kernel=kernel)
+        found = attention(halves[0], halves[1], halves[2], on_device)
+        found_grads = torch.autograd.grad(found, halves, up.to(device, torch.bfloat16))
+        for a, b in zip((found, *found_grads), (wanted, *wanted_grads), strict=True):
+            assert (a.cpu().double() - b).norm() / b.norm() < 2e-2

@@ -1,0 +1,391 @@
+"""What the user can get wrong is found before anything is built, with the key, the nearest spelling and the cure."""
+
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError
+
+from lifecycle import config, usage
+from lifecycle.data.specs import SourceSpec, ValidationRatio
+from lifecycle.errors import UserError
+from lifecycle.hardware import Hardware
+from lifecycle.length import Limits
+
+CONF = config.conf_dir()
+TINY = CONF / "model" / "tiny.yaml"
+ROOT = Path(__file__).parents[1]
+GROUPS = [group for group in usage.group_names(CONF) if group != "experiment"]
+CHOICES = [f"{group}={choice}" for group in usage.group_names(CONF) for choice in usage.choices(CONF, group)]
+
+Command = Callable[..., tuple[int, str]]
+
+
+def fault(*overrides: str) -> str:
+    with pytest.raises(UserError) as raised:
+        config.check(config.compose(overrides))
+    return str(raised.value)
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs the command line in an empty folder with a task that checks, and writes its config into the run's folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def checked(cfg: DictConfig) -> None:
+        config.check(cfg)
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        if not cfg.dry_run:
+            write(folder / "config.yaml", yaml.safe_dump(config.resolved(cfg)))
+
+    def call(*words: str, task: Callable[[DictConfig], None] = checked) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["lifecycle", *words])
+        try:
+            code = config.hydra_main(task)
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out + printed.err
+
+    return call
+
+
+def runs() -> list[str]:
+    return sorted(str(file.parent) for file in Path("outputs").rglob("config.yaml"))
+
+
+# -- the configs that are shipped
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_of_every_group_composes_and_checks(choice: str) -> None:
+    config.check(config.compose([choice]))
+
+
+@pytest.mark.parametrize("stage", usage.choices(CONF, "stage"))
+def test_debug_makes_any_stage_small(stage: str) -> None:
+    cfg = config.compose(["experiment=debug", f"stage={stage}"])
+    config.check(cfg)
+    assert cfg.run == f"debug-{stage}"
+    assert cfg.model.width <= 64
+
+
+def test_defaults_are_those_that_the_interfaces_name() -> None:
+    cfg = config.compose()
+    choices = {"stage", "model", "data"}
+    assert cfg.run == "pretrain-tiny-python_stdlib"
+    assert choices <= set(cfg)
+    assert cfg.hardware.accelerator == "cpu"
+    assert cfg.resume == "auto"
+    assert cfg.init_from is None
+
+
+def test_two_days_on_an_a100_are_what_the_recipe_says() -> None:
+    cfg = config.compose(["experiment=a100_2day"])
+    config.check(cfg)
+    stage = cfg.stage
+    assert (stage.max_tokens, stage.global_batch_tokens, stage.sequence_length) == (2_000_000_000, 524_288, 2048)
+    assert cfg.hardware.micro_batch_tokens == 16 * 2048
+    assert (stage.optimizer.lr, stage.schedule.name, stage.schedule.warmup_tokens) == (3e-4, "cosine", 100_000_000)
+    assert stage.optimizer.lr * stage.schedule.min_ratio == pytest.approx(3e-5)
+    assert (list(stage.optimizer.betas), stage.optimizer.weight_decay, stage.optimizer.grad_clip) == (
+        [0.9, 0.95],
+        0.1,
+        1.0,
+    )
+    assert (cfg.logging.every_steps, cfg.validation.tokens) == (10, 1_000_000)
+    assert (cfg.checkpoint.every_steps, cfg.checkpoint.keep_last) == (30, 3)
+
+
+@pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda file: str(file.relative_to(CONF)))
+def test_every_key_has_a_comment_beside_it(file: Path) -> None:
+    text = file.read_text()
+    lines = text.splitlines()
+
+    def uncommented(node: yaml.Node | None) -> list[str]:
+        missing = []
+        for key, value in node.value if isinstance(node, yaml.MappingNode) and not node.flow_style else []:
+            if key.value in ("defaults", "_target_", "hydra"):
+                continue
+            nested = isinstance(value, yaml.MappingNode) and not value.flow_style
+            if "#" not in lines[key.start_mark.line] and not nested:
+                missing.append(key.value)
+            missing += uncommented(value)
+        return missing
+
+    assert uncommented(yaml.compose(text)) == []
+
+
+def test_a_choice_of_muon_keeps_the_rate_of_the_stage() -> None:
+    cfg = config.compose(["optimizer=muon"])
+    config.check(cfg)
+    assert cfg.stage.optimizer._target_.endswith("Muon")
+    assert cfg.stage.optimizer.lr == config.compose().stage.optimizer.lr
+
+
+# -- faults
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("+sede=3", "sede=3: there is no such key; did you mean seed? Type seed=3"),
+        ("sede=3", "did you mean seed? Type seed=3"),
+        ("+stag=grpo", "did you mean stage? Type stage=grpo"),
+        ("modle=small", "did you mean model? Type model=small"),
+        ("max_steps=3", "did you mean stage.max_steps? Type stage.max_steps=3"),
+        ("stage.max_stepz=3", "did you mean stage.max_steps? Type stage.max_steps=3"),
+        ("stage.max_steps=abc", "stage.max_steps is 'abc'; wanted a whole number or null"),
+        ("stage.max_steps=1.5", "stage.max_steps is 1.5; wanted a whole number or null"),
+        ("stage.group_size=abc", "stage.group_size=abc: there is no such key"),
+        ("stage.optimizer.lr=fast", "stage.optimizer.lr is 'fast'; wanted a number"),
+        ("stage.optimizer.betas=[0.9]", "stage.optimizer.betas is [0.9]; wanted a list of 2"),
+        ("stage.schedule.name=cosin", "cosine"),
+        ("seed=true", "seed is true; wanted a whole number"),
+        ("dry_run=1", "dry_run is 1; wanted true or false: type dry_run=true"),
+        ("export.dtype=fp8", "wanted fp32 or bf16 or fp16"),
+        ("checkpoint.evry_steps=3", "did you mean checkpoint.every_steps?"),
+        ("hardware.precision=bf32", "hardware.precision is 'bf32'; wanted auto or fp32 or bf16"),
+        ("hardware.devices=0", "hardware.devices is 0; wanted"),
+        ("model.layers=-1", "model.layers is -1; it must be above 0"),
+        ("data.sources.prose.wieght=3", "did you mean data.sources.prose.weight? Type data.sources.prose.weight=3"),
+        ("data.sources.prose.validation.ratio=x", "data.sources.prose.validation.ratio is 'x'; wanted a number"),
+        ("data.tokenizer.vocab_size=big", "data.tokenizer.vocab_size is 'big'"),
+        ("data.seed=3", "data.seed is set by the run itself"),
+        ("stage._target_=os.system", "stage._target_ is 'os.system'; wanted a class or function of lifecycle."),
+        ("stage.optimizer._target_=torch.optim.SGD", "wanted lifecycle.optim"),
+        ("~seed", "seed is missing; wanted a whole number"),
+        ("model.width='${nowhere}'", "model.width cannot be resolved"),
+        ("adapter=lora", "no stage here takes one"),
+        ("logger.projct=x", "there is no such key"),
+    ],
+)
+def test_a_fault_names_the_key_and_what_to_type(override: str, said: str) -> None:
+    assert said in fault(override)
+
+
+def test_all_faults_come_at_once() -> None:
+    text = fault("sede=3", "stage.max_steps=abc", "hardware.precision=bf32", "model.width=-3", "stage.optimizer.lr=x")
+    assert text.startswith("5 faults in the configuration; nothing was started:")
+    for key in ("sede", "stage.max_steps", "hardware.precision", "model.width", "stage.optimizer.lr"):
+        assert key in text
+
+
+def test_typos_in_the_users_own_files_are_found(tmp_path: Path) -> None:
+    tiny = yaml.safe_load(TINY.read_text())
+    tiny["witdh"] = tiny.pop("width")
+    write(tmp_path / "model" / "mine.yaml", yaml.safe_dump(tiny))
+    with pytest.raises(UserError, match=r"model\.witdh=\d+: there is no such key; did you mean model\.width\?"):
+        config.check(config.compose(["model=mine"], config_dirs=[tmp_path]))
+
+
+def test_a_value_that_is_still_missing_is_named_with_its_comment(tmp_path: Path) -> None:
+    tiny = re.sub("^layers: .*$", "layers: ??? # blocks, one after the other", TINY.read_text(), flags=re.MULTILINE)
+    write(tmp_path / "model" / "mine.yaml", tiny)
+    with pytest.raises(UserError) as raised:
+        config.check(config.compose(["model=mine"], config_dirs=[tmp_path]))
+    assert "model.layers has no value yet (blocks, one after the other): type model.layers=..." in str(raised.value)
+    assert str(raised.value).startswith("1 fault ")
+
+
+def test_keys_that_no_file_names_need_no_plus() -> None:
+    cfg = config.compose(["data.sources.prose.max_rows=10", "data.sources.more={path: notes, weight: 0.5}"])
+    config.check(cfg)
+    assert cfg.data.sources.prose.max_rows == 10
+
+
+def test_whole_numbers_may_be_written_as_floats_and_names_as_numbers() -> None:
+    cfg = config.compose(["stage.max_tokens=20e6", "seed=1e3", "run=7", "checkpoint.milestones=[1e3]"])
+    config.check(cfg)
+    assert (cfg.stage.max_tokens, cfg.seed, cfg.run, cfg.checkpoint.milestones) == (20_000_000, 1000, "7", [1000])
+    assert isinstance(cfg.stage.max_tokens, int)
+    assert isinstance(cfg.seed, int)
+
+
+# -- the command line
+
+
+def test_without_arguments_there_is_help_with_six_examples(command: Command) -> None:
+    code, text = command()
+    assert code == 0
+    examples = text.partition("Examples:")[2].partition("Groups")[0]
+    assert examples.count("  lifecycle ") == 6
+    assert all(group in text for group in GROUPS)
+    assert "seed" in text
+    assert command("--help") == (0, text)
+
+
+@pytest.mark.parametrize("line", [line for line in usage.EXAMPLES.splitlines() if line.startswith("  lifecycle ")])
+def test_every_worked_example_passes_the_check(line: str) -> None:
+    words = [word.strip("'") for word in line.split()[1:] if word != "-m"]
+    config.check(config.compose([word.split(",")[0] for word in words]))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["model=tinny"], "model=tinny: there is no such choice; did you mean model=tiny? Choices of model: "),
+        (["+model=tiny"], "model is chosen twice; a choice takes no '+': type model=CHOICE"),
+        (["foo"], "'foo' cannot be read; wanted KEY=VALUE"),
+        (["seed=1,2"], "add --multirun"),
+        (["--config-dir", "nowhere"], "nowhere' not found"),
+        (["stage.max_steps=abc"], "stage.max_steps is 'abc'"),
+        (["-m", "seed=1,2", "hardware.devices=2"], "hardware.devices=1, or one command a job"),
+        (["-m", "model=tiny,tinny"], "did you mean model=tiny?"),
+    ],
+)
+def test_the_users_faults_end_with_2_and_no_traceback(command: Command, words: list[str], said: str) -> None:
+    code, text = command(*words)
+    assert code == 2
+    assert said in text
+    assert "Traceback" not in text
+    assert runs() == [] or "-m" in words
+
+
+def test_broken_yaml_is_the_users_fault_and_names_the_file(command: Command, tmp_path: Path) -> None:
+    write(tmp_path / "mine" / "model" / "bad.yaml", "layers: [1\nwidth: 3\n")
+    code, text = command("--config-dir", "mine", "model=bad")
+    assert code == 2
+    assert "bad.yaml" in text
+
+
+def test_a_choice_in_the_users_own_folder_is_found(command: Command, tmp_path: Path) -> None:
+    write(tmp_path / "mine" / "model" / "mine.yaml", "defaults: [tiny, _self_]\nlayers: 3 # blocks\n")
+    assert command("--config-dir", "mine", "model=mine")[0] == 0
+    saved = yaml.safe_load(Path("outputs/pretrain-mine-python_stdlib/config.yaml").read_text())
+    assert saved["model"]["layers"] == 3
+
+
+def test_a_choice_in_a_folder_gives_a_flat_run_name(command: Command, tmp_path: Path) -> None:
+    write(tmp_path / "mine" / "data" / "own" / "set.yaml", "defaults: [/data/python_stdlib@_here_]\n")
+    assert command("--config-dir", "mine", "data=own/set")[0] == 0
+    assert runs() == ["outputs/pretrain-tiny-own_set"]
+
+
+def test_a_sweep_leaves_one_folder_a_job_under_one_name(command: Command) -> None:
+    code, _ = command("-m", "seed=1,2", "optimizer=adamw,muon", "model=tiny")
+    assert code == 0
+    assert runs() == [f"outputs/pretrain-tiny-python_stdlib/{n}" for n in range(4)]
+    seeds = [yaml.safe_load(Path(run, "config.yaml").read_text())["seed"] for run in runs()]
+    assert sorted(seeds) == [1, 1, 2, 2]
+
+
+def test_a_sweep_over_choices_still_has_one_name(command: Command) -> None:
+    assert command("-m", "stage=prepare,tokenizer")[0] == 0
+    assert [Path(run).parent.name for run in runs()] == ["pretrain-tiny-python_stdlib"] * 2
+
+
+@pytest.mark.parametrize("words", [["sede=3"], ["dry_run=true"]])
+def test_what_starts_nothing_leaves_no_folder(command: Command, words: list[str]) -> None:
+    command(*words)
+    assert not Path("outputs").exists()
+
+
+def test_a_fault_inside_the_run_ends_with_2_and_its_message(command: Command) -> None:
+    def failing(cfg: DictConfig) -> None:
+        raise UserError("data.sources.mine.path: no file there")
+
+    assert command("seed=3", task=failing) == (2, "lifecycle: data.sources.mine.path: no file there\n")
+
+
+def test_our_own_faults_keep_their_traceback(command: Command) -> None:
+    def crashing(cfg: DictConfig) -> None:
+        cfg.no_such_key  # noqa: B018
+
+    with pytest.raises(ConfigAttributeError):
+        command("seed=3", task=crashing)
+
+
+def test_overrides_are_told_as_they_were_typed(command: Command) -> None:
+    seen: list[str] = []
+    command("seed=3", "optimizer=muon", task=lambda cfg: seen.extend(config.overrides()))
+    assert sorted(seen) == ["optimizer=muon", "seed=3"]
+
+
+@pytest.mark.slow
+def test_the_command_works_from_any_folder(tmp_path: Path) -> None:
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "lifecycle", *words]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+
+    assert call().returncode == 0
+    failed = call("sede=3")
+    assert failed.returncode == 2
+    assert "did you mean seed?" in failed.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_wheel_carries_the_configs(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
+    subprocess.run([*build, str(ROOT)], check=True, capture_output=True, timeout=300)
+    packed = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
+    for file in CONF.rglob("*.yaml"):
+        assert f"lifecycle/conf/{file.relative_to(CONF)}" in packed
+
+
+# -- building
+
+
+def test_build_gives_dataclasses_and_plain_containers() -> None:
+    cfg = config.compose(["hardware=a100x8_fsdp"])
+    hardware = config.build(cfg.hardware)
+    assert isinstance(hardware, Hardware)
+    assert (hardware.devices, hardware.strategy) == (8, "fsdp")
+    sources: dict[str, Any] = config.arguments(cfg.data)["sources"]
+    assert isinstance(sources["prose"], SourceSpec)
+    assert sources["prose"].validation == ValidationRatio(ratio=0.05, seed=42)
+
+
+def test_build_passes_what_the_run_supplies(tmp_path: Path) -> None:
+    cfg = config.compose(["callbacks=profile"])
+    observers = config.build(cfg.callbacks, folder=tmp_path)
+    assert {type(observer).__name__ for observer in observers} == {"ProgressDisplay", "Profile"}
+
+
+def test_limits_are_read_from_the_stage() -> None:
+    limits = config.build_limits(config.compose(["stage.max_steps=3", "stage.max_tokens=1e6"]).stage)
+    assert isinstance(limits, Limits)
+    assert (limits.max_steps, limits.max_tokens) == (3, 1_000_000)
+
+
+@pytest.mark.parametrize(("stage", "job"), [("pretrain", False), ("prepare", True), ("tokenizer", True)])
+def test_a_job_is_a_function(stage: str, job: bool) -> None:
+    assert config.is_job(config.compose([f"stage={stage}"])) is job
+
+
+# -- comparing
+
+
+def test_resolved_is_plain_yaml_without_interpolations() -> None:
+    plain = config.resolved(config.compose())
+    assert yaml.safe_load(yaml.safe_dump(plain)) == plain
+    assert "${" not in yaml.safe_dump(plain)
+
+
+def test_limits_logging_and_hardware_may_change_on_resume_and_nothing_else() -> None:
+    old = config.resolved(config.compose())
+    free = ["stage.max_steps=9", "logging.every_steps=2", "hardware=gpu", "logger=csv", "resume=never", "run=other"]
+    assert config.changed_keys(old, config.resolved(config.compose([*free, "checkpoint.every_steps=7"]))) == []
+    bound = ["seed=7", "stage.sequence_length=256", "data.sources.prose.weight=1", "validation.tokens=5"]
+    changed = config.changed_keys(old, config.resolved(config.compose(bound)))
+    assert sorted(changed) == sorted(word.partition("=")[0] for word in bound)
+
+
+def test_keys_that_come_or_go_are_changes() -> None:
+    assert config.changed_keys({"a": {"b": 1}, "c": []}, {"a": {"d": 1}, "c": []}) == ["a.b", "a.d"]
+    assert config.changed_keys({"a": 1.0}, {"a": 1}) == []
+    assert OmegaConf.to_container(OmegaConf.create({"a": [1]})) == {"a": [1]}
