@@ -1,6 +1,26 @@
-"""`python -m lifecycle`."""
+"""The console script `lifecycle`, and `python -m lifecycle`."""
 
-from lifecycle.run import main
+from __future__ import annotations
+
+import os
+import sys
+
+from omegaconf import DictConfig
+
+from lifecycle import command
+
+
+def main() -> None:
+    """Compose the config from the command line and run it; see `lifecycle.run` for the exit codes."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader workers are forked, and each tokenises alone
+    sys.exit(command.hydra_main(_run))
+
+
+def _run(cfg: DictConfig) -> None:
+    from lifecycle.run import run  # torch and all that stands on it: seconds that the help page does not need
+
+    run(cfg)
+
 
 if __name__ == "__main__":
     main()

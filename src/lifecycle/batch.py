@@ -2,15 +2,15 @@
 
 Shapes: B rows of a micro-batch, T positions of a row.
 
-A document is `[bos] + text + [eos]`. A piece of it is a slice `ids[a : b + 1]`: its inputs are `ids[a:b]` and its labels
-`ids[a + 1 : b + 1]`. So every position of a row carries its own label, a document that is cut loses no label at the cut,
-and nothing is shifted later.
+A document is `[bos] + text + [eos]`. A piece of it is a slice `ids[a : b + 1]`: its inputs are `ids[a:b]` and its
+labels `ids[a + 1 : b + 1]`. So every position of a row carries its own label, a document that is cut loses no label at
+the cut, and nothing is shifted later.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -22,7 +22,9 @@ IGNORED = -100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One row of a source in the project's own terms; a format fills the fields of its kind and leaves the rest None."""
+    """One row of a source in the project's own terms; a format fills the fields of its kind and leaves the rest
+    None.
+    """
 
     id: str
     source: str
@@ -65,6 +67,24 @@ class TokenBatch:
     source_ids: Tensor
     single: bool = False
 
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], *, single: bool = False) -> TokenBatch:
+        """From the five tensors by name."""
+        ids, labels, positions = tensors["input_ids"], tensors["labels"], tensors["position_ids"]
+        documents, sources = tensors["document_ids"], tensors["source_ids"]
+        return cls(
+            input_ids=ids,
+            labels=labels,
+            position_ids=positions,
+            document_ids=documents,
+            source_ids=sources,
+            single=single,
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The five tensors by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "single"}
+
     @property
     def trained(self) -> Tensor:
         """(B, T) bool: positions whose label enters the loss."""
@@ -72,15 +92,13 @@ class TokenBatch:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> TokenBatch:
         """The same batch on `device`."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        tensors = {k: v.to(device, non_blocking=non_blocking) for k, v in moved.items() if isinstance(v, Tensor)}
-        return replace(self, **tensors)
+        moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self.tensors().items()}
+        return TokenBatch.of(moved, single=self.single)
 
     def rows(self, start: int, stop: int) -> TokenBatch:
         """Rows [start, stop) as a batch of their own (views)."""
-        parts = {f.name: getattr(self, f.name)[start:stop] for f in fields(self) if f.name != "single"}
-        single = bool((parts["document_ids"] == 1).all())
-        return replace(self, **parts, single=single)
+        parts = {name: tensor[start:stop] for name, tensor in self.tensors().items()}
+        return TokenBatch.of(parts, single=bool((parts["document_ids"] == 1).all()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,6 @@
-"""The one exception that means: the user's configuration or data is at fault (exit code 2, message without traceback)."""
+"""The one exception that means: the user's configuration or data is at fault (exit code 2, message without
+traceback).
+"""
 
 
 class UserError(Exception):

@@ -27,7 +27,9 @@ SAMPLE_TOKENS = 64
 
 
 def finish(folder: RunFolder, stage: Stage, data: DataModule, *, finished: bool, export_dtype: str) -> None:
-    """Write a run's results; every rank must call, rank 0 writes. A run that was stopped leaves ledger and lineage only."""
+    """Write a run's results; every rank must call, rank 0 writes. A run that was stopped leaves ledger and
+    lineage only.
+    """
     planned = stage.total_steps * stage.setup_facts.tokens_per_step
     ledger = data.ledger(planned)
     weights = full_weights(stage) if finished else {}
@@ -44,7 +46,7 @@ def finish(folder: RunFolder, stage: Stage, data: DataModule, *, finished: bool,
     )
     if not finished:
         return
-    model = build(stage.config, seed=0, device="cpu")
+    model = build(stage.config, seed=0)
     model.load_state_dict(weights)
     export(model, folder.path / "model", tokenizer=data.tokenizer, dtype=export_dtype)
     _write_json(folder.path / "samples.json", samples(model.to(stage.device).eval(), data, stage))
@@ -56,7 +58,10 @@ def finish(folder: RunFolder, stage: Stage, data: DataModule, *, finished: bool,
 def full_weights(stage: Stage) -> dict[str, Tensor]:
     """The whole weights on the CPU (rank 0; empty on the others), gathered from the shards where there are any."""
     assert stage.model is not None
-    return get_model_state_dict(stage.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    stage.model.to(stage.trainer.strategy.root_device)  # where the ranks can talk: Lightning leaves it on the CPU
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(stage.model, options=options)
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def samples(model: Decoder, data: DataModule, stage: Stage) -> list[dict[str, Any]]:

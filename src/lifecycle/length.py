@@ -30,7 +30,8 @@ class Limits:
         if self.global_batch_tokens < self.sequence_length or self.global_batch_tokens % self.sequence_length:
             near = max(1, round(self.global_batch_tokens / self.sequence_length)) * self.sequence_length
             raise UserError(
-                f"stage.global_batch_tokens is {self.global_batch_tokens}; it must be a multiple of stage.sequence_length "
+                f"stage.global_batch_tokens is {self.global_batch_tokens}; it must be a multiple of "
+                f"stage.sequence_length "
                 f"({self.sequence_length}): try {near}"
             )
         given = {key: getattr(self, key) for key in ("max_steps", "max_tokens", "max_epochs")}
@@ -59,7 +60,8 @@ class Limits:
         steps = tokens // self.global_batch_tokens
         if steps < 1:
             raise UserError(
-                f"stage.max_tokens is {tokens}, less than one step (stage.global_batch_tokens={self.global_batch_tokens}): "
+                f"stage.max_tokens is {tokens}, less than one step "
+                f"(stage.global_batch_tokens={self.global_batch_tokens}): "
                 "raise it, or lower the other"
             )
         return steps

@@ -7,16 +7,12 @@ Exit codes: 0 done; 2 the user's config or data is at fault; 143 after SIGTERM; 
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -33,14 +29,8 @@ from lifecycle.loggers import CsvLogger
 from lifecycle.model import ModelConfig
 from lifecycle.runfolder import RunFolder, origin
 from lifecycle.stages.base import Setup, Stage
-from lifecycle.start import Start, agree
+from lifecycle.start import Start, agree, rank
 from lifecycle.trainer import build_trainer, world_size
-
-
-def main() -> None:
-    """The console script `lifecycle` and `python -m lifecycle`."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader workers are forked, and each tokenises alone
-    sys.exit(config.hydra_main(run))
 
 
 def run(cfg: DictConfig) -> None:
@@ -99,7 +89,7 @@ def _train(cfg: DictConfig, folder: RunFolder) -> None:
         writer=writer,
         deterministic=cfg.deterministic,
     )
-    if rank_zero_only.rank == 0:
+    if rank() == 0:
         _begin(cfg, folder, start, stage, data)
         metrics.cut(start.step)
     trainer.fit(stage, data, ckpt_path=start.checkpoint)
@@ -195,15 +185,17 @@ def _finished(folder: RunFolder, cfg: DictConfig) -> bool:
     changed = config.changed_keys(then, now)
     if changed:
         raise UserError(
-            f"run '{folder.path}' was started with other values of: {', '.join(changed)}. Going on would make it another "
+            f"run '{folder.path}' was started with other values of: {', '.join(changed)}. Going on would make "
+            f"it another "
             f"run: take the values of {folder.path / 'config.yaml'}, choose another run=NAME, or delete the folder"
         )
     longer = any(then["stage"].get(key) != now["stage"].get(key) for key in ("max_steps", "max_tokens", "max_epochs"))
     if folder.lineage().get("status") != "finished" or longer:
         return False
-    if rank_zero_only.rank == 0:
+    if rank() == 0:
         print(
-            f"run '{folder.path}' is finished; nothing to do. Its report: {folder.path / 'report.md'}. To go on, raise a limit "
+            f"run '{folder.path}' is finished; nothing to do. Its report: {folder.path / 'report.md'}. To go "
+            f"on, raise a limit "
             "(stage.max_tokens=...); to start anew, choose another run=NAME"
         )
     return True
@@ -211,7 +203,7 @@ def _finished(folder: RunFolder, cfg: DictConfig) -> bool:
 
 def _record_end(folder: RunFolder, error: BaseException) -> None:
     """Write the end into run.json, if the run had begun at all."""
-    if rank_zero_only.rank != 0 or not folder.lineage():
+    if rank() != 0 or not folder.lineage():
         return
     stopped = isinstance(error, SystemExit | KeyboardInterrupt)
     folder.update(

@@ -1,4 +1,5 @@
-"""A run's folder `outputs/<run>`: the resolved config, `run.json` with the lineage, and whether to start, go on or stop.
+"""A run's folder `outputs/<run>`: the resolved config, `run.json` with the lineage, and whether to start, go on or
+stop.
 
 The folder's name is stable (a name or job id, never the clock), so a restarted job finds its own checkpoints.
 """
@@ -54,7 +55,12 @@ class RunFolder:
 
 def origin() -> dict[str, Any]:
     """Versions, git commit and machine, for the lineage."""
-    return {"versions": _versions(), "git": _git(), "device": platform.processor() or platform.machine(), "started": time.time()}
+    return {
+        "versions": _versions(),
+        "git": _git(),
+        "device": platform.processor() or platform.machine(),
+        "started": time.time(),
+    }
 
 
 def _versions() -> dict[str, str]:

@@ -25,6 +25,11 @@ WAIT_S = 600
 LAUNCH = "LIFECYCLE_LAUNCH"
 
 
+def rank() -> int:
+    """This process's number in the run, as its launcher numbered it."""
+    return int(getattr(rank_zero_only, "rank", 0) or 0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Start:
     """`checkpoint`: the folder to go on from, None for a new run; `damaged`: those that were passed over."""
@@ -54,7 +59,7 @@ def agree(cfg: DictConfig, folder: RunFolder, hardware: Hardware, work: tuple[in
     `work`: steps, tokens of a step on one device, FLOPs of a token (a short run is not worth a compilation).
     """
     note = folder.path / ".start.json"
-    if rank_zero_only.rank != 0:
+    if rank() != 0:
         return _read(note)
     os.environ.setdefault(LAUNCH, f"{os.getpid()}-{time.time_ns()}")  # ranks started from here on inherit it
     settled = _settled(folder, hardware)
@@ -85,14 +90,16 @@ def _checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list[str]]
     if resume == "never":
         if list_committed(folder.checkpoints):
             raise UserError(
-                f"resume=never, but {folder.checkpoints} holds checkpoints of an earlier run: choose another run=NAME, delete "
+                f"resume=never, but {folder.checkpoints} holds checkpoints of an earlier run: choose another "
+                f"run=NAME, delete "
                 "the folder, or go on with resume=auto"
             )
         return None, damaged
     path = Path(resume)
     if not path.is_dir():
         raise UserError(
-            f"resume={resume} is no checkpoint folder; wanted auto, never, or a path such as outputs/RUN/checkpoints/step-00000100"
+            f"resume={resume} is no checkpoint folder; wanted auto, never, or a path such as "
+            f"outputs/RUN/checkpoints/step-00000100"
         )
     verify(path)
     return path, damaged
@@ -114,6 +121,4 @@ def _read(note: Path) -> Start:
             choice = Choice(**{**found["choice"], "reasons": tuple(found["choice"]["reasons"])})
             return Start(choice=choice, checkpoint=found["checkpoint"], damaged=found["damaged"])
         time.sleep(0.2)
-    raise RuntimeError(
-        f"rank {rank_zero_only.rank} waited {WAIT_S} s for rank 0's note {note}; is the run's folder shared?"
-    )
+    raise RuntimeError(f"rank {rank()} waited {WAIT_S} s for rank 0's note {note}; is the run's folder shared?")

@@ -1,4 +1,6 @@
-"""Laws of the whole data engine: the token sequence depends on neither ranks nor workers nor where a run was stopped."""
+"""Laws of the whole data engine: the token sequence depends on neither ranks nor workers nor where a run was
+stopped.
+"""
 
 import hashlib
 import json

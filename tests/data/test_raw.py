@@ -1,4 +1,6 @@
-"""Laws of reading a source by streams: each row once a pass, the same after a resume, and nothing dropped in silence."""
+"""Laws of reading a source by streams: each row once a pass, the same after a resume, and nothing dropped in
+silence.
+"""
 
 import json
 from dataclasses import replace

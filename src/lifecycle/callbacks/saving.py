@@ -19,7 +19,9 @@ def step_name(step: int) -> str:
 
 
 def periodic(folder: Path, every_steps: int) -> ModelCheckpoint:
-    """Lightning's own callback decides when; which checkpoints stay is decided at each commit (`checkpoint.retention`)."""
+    """Lightning's own callback decides when; which checkpoints stay is decided at each commit
+    (`checkpoint.retention`).
+    """
     saver = ModelCheckpoint(
         dirpath=folder,
         filename="step-{step:08d}",
@@ -44,7 +46,9 @@ class SaveOnEvents(Callback):
         self._blocked_s = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on SIGTERM means: finish the step, save, stop. Replaces Lightning's handler (a broadcast a step)."""
+        """From here on SIGTERM means: finish the step, save, stop. Replaces Lightning's handler (a broadcast a
+        step).
+        """
 
         def finish_step(signum: int, frame: FrameType | None) -> None:
             pl_module.preempted = True  # type: ignore[assignment]

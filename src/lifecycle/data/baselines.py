@@ -37,7 +37,9 @@ class Counts:
         """Counts of the pairs (before[i], after[i])."""
         pairs, pair_counts = np.unique(before * size + after, return_counts=True)
         kinds = np.bincount(pairs // size, minlength=size)
-        return cls(size, np.bincount(after, minlength=size), pairs, pair_counts, np.bincount(before, minlength=size), kinds)
+        return cls(
+            size, np.bincount(after, minlength=size), pairs, pair_counts, np.bincount(before, minlength=size), kinds
+        )
 
     def unigram(self, word: NDArray[np.int64]) -> NDArray[np.float64]:
         """p(word)."""

@@ -136,7 +136,7 @@ class StepLoader:
         phase = self._plan.at(step)
         states = {s: state for _, given in parts for s, state in given.items()}
         tensors = {name: _in_order([part[name] for part, _ in parts], owners) for name in parts[0][0]}
-        whole = TokenBatch(**{k: v.long() for k, v in tensors.items()})
+        whole = TokenBatch.of({k: v.long() for k, v in tensors.items()})
         count = len(whole.input_ids)
         size = self._micro_rows(phase.row_length, count)
         micro = [whole.rows(at, min(at + size, count)) for at in range(0, count, size)]

@@ -2,8 +2,8 @@
 
     python -m lifecycle data=files 'data.sources.mine.path=texts/*.jsonl.gz'
 
-Its state is what was *consumed*: a stage hands back the cursor of every step it has finished, and a checkpoint holds the
-cursors of all logical streams, so a run resumes at the same token on any number of ranks and workers.
+Its state is what was *consumed*: a stage hands back the cursor of every step it has finished, and a checkpoint holds
+the cursors of all logical streams, so a run resumes at the same token on any number of ranks and workers.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ class DataModule(pl.LightningDataModule):
         return {domain: (weight[domain], held.bytes) for domain, held in self.held_out.items()}
 
     def epoch_positions(self) -> int:
-        """Trained positions of one pass over `epoch_source`: what turns passes into steps. Counted once, then cached."""
+        """Trained positions of one pass over `epoch_source`: what turns passes into steps. Counted once, then
+        cached.
+        """
         source = next(s for s in self.sources if s.name == self.epoch_source)
         if self.prepared is not None:
             training = self.prepared[source.name].training
@@ -191,7 +193,9 @@ class DataModule(pl.LightningDataModule):
         self._cursor = None
 
     def usage(self) -> Tensor:
-        """(sources, 2) float64: this rank's part of the epochs begun and of the rows left out; ranks add up to the whole."""
+        """(sources, 2) float64: this rank's part of the epochs begun and of the rows left out; ranks add up to
+        the whole.
+        """
         cursor = self._cursor or self._loaded
         out = torch.zeros(len(self.sources), 2, dtype=torch.float64)
         streams = self.plan.streams(self._wanted_streams, self._rank()[1])

@@ -1,6 +1,6 @@
 """Chunk, then best-fit: documents longer than a row are cut, and nothing is dropped (arXiv 2404.10830).
 
-    row_length 8, pieces of 8 5 4 3 3 1  ->  [8] [5 3] [4 3 1]
+row_length 8, pieces of 8 5 4 3 3 1  ->  [8] [5 3] [4 3 1]
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 
 class Piece(NamedTuple):
-    """A slice of a document: n + 1 token ids (int32) for n positions, its source's index, and whether it was left over."""
+    """A slice of a document: n + 1 token ids (int32) for n positions, its source's index, and whether it was left
+    over.
+    """
 
     ids: NDArray[np.int32]
     source: int

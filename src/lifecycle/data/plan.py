@@ -28,7 +28,8 @@ class Phase:
     def __post_init__(self) -> None:
         if self.row_length < 2 or self.rows < 1:
             raise UserError(
-                f"a step of {self.rows} rows of {self.row_length} tokens is empty: stage.global_batch_tokens must be at "
+                f"a step of {self.rows} rows of {self.row_length} tokens is empty: stage.global_batch_tokens "
+                f"must be at "
                 "least stage.sequence_length, and stage.sequence_length at least 2"
             )
 
@@ -62,7 +63,9 @@ class BatchPlan:
         rows = math.gcd(*(phase.rows for phase in self.phases))
         count = wanted or max(d for d in range(1, MAX_DEFAULT_STREAMS + 1) if rows % d == 0)
         if rows % count:
-            raise UserError(f"data.streams is {count}; it must divide the rows of a step ({rows}): try {_near(rows, count)}")
+            raise UserError(
+                f"data.streams is {count}; it must divide the rows of a step ({rows}): try {_near(rows, count)}"
+            )
         if count % world_size:
             raise UserError(
                 f"{count} logical streams (data.streams; rows of a step: {rows}) cannot be shared out evenly among "

@@ -77,7 +77,9 @@ def _texts(task: _Task, counts: Counter[str]) -> Iterator[tuple[str, str]]:
     source = task.source
     repeated = frozenset(source.duplicates.tolist())
     limit = source.spec.max_rows
-    for raw in rows(source.files, Position(0, 0, 0), wanted=lambda row: row % PARTS == task.part and row not in repeated):
+    for raw in rows(
+        source.files, Position(0, 0, 0), wanted=lambda row: row % PARTS == task.part and row not in repeated
+    ):
         if limit is not None and raw.ordinal >= limit:
             return
         text, verdict = judge(raw, source)
@@ -122,7 +124,9 @@ class _Writer:
 
 def _finish(source: Source, folder: Path, tokenizer: Tokenizer, parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Write each side's meta.json, which says that it is whole."""
-    counts: Counter[str] = Counter({"dropped:exact duplicate": len(source.duplicates)} if len(source.duplicates) else {})
+    counts: Counter[str] = Counter(
+        {"dropped:exact duplicate": len(source.duplicates)} if len(source.duplicates) else {}
+    )
     for part in parts:
         counts.update(part["counts"])
     metas = {}

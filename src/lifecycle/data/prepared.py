@@ -4,8 +4,8 @@
                                                           <part>.ends.npy   where each document ends in the part
                                                           meta.json         counts; written last
 
-Document k of pass e is the permutation's k-th element under a key derived from the pass, so the state of a stream is one
-number, and a resume costs the same anywhere.
+Document k of pass e is the permutation's k-th element under a key derived from the pass, so the state of a stream is
+one number, and a resume costs the same anywhere.
 """
 
 from __future__ import annotations
@@ -113,7 +113,9 @@ class PreparedDocuments:
         """Document numbers of the next elements of this stream, within the pass that they begin in."""
         size = self._shards.documents
         epoch = self._next // size
-        positions = np.arange(self._next, min((epoch + 1) * size, self._next + LOOKED_UP_AT_ONCE * self._streams), self._streams)
+        positions = np.arange(
+            self._next, min((epoch + 1) * size, self._next + LOOKED_UP_AT_ONCE * self._streams), self._streams
+        )
         return permute(positions - epoch * size, size, derive(self._seed, "permutation", self.name, epoch))
 
     def state(self) -> dict[str, Any]:
@@ -149,7 +151,9 @@ def open_prepared(run: str, sources: list[Source]) -> dict[str, Prepared]:
     if not folder.exists() and not folder.is_absolute():
         folder = Path("outputs") / run
     if not (folder / "prepared").is_dir():
-        raise UserError(f"data.prepared={run}: {folder / 'prepared'} does not exist; make it with stage=prepare run={run}")
+        raise UserError(
+            f"data.prepared={run}: {folder / 'prepared'} does not exist; make it with stage=prepare run={run}"
+        )
     have = sorted(p.name for p in (folder / "prepared").iterdir() if p.is_dir())
     faults = [f"{s.name}: not in {run} (it has {', '.join(have)})" for s in sources if s.name not in have]
     stale = [
@@ -158,13 +162,17 @@ def open_prepared(run: str, sources: list[Source]) -> dict[str, Prepared]:
         if s.name in have and _meta(folder / "prepared" / s.name / "training")["fingerprint"] != s.fingerprint
     ]
     if faults or stale:
-        raise UserError(f"data.prepared={run} does not fit data.sources: {'; '.join(faults + stale)}. Run stage=prepare again")
+        raise UserError(
+            f"data.prepared={run} does not fit data.sources: {'; '.join(faults + stale)}. Run stage=prepare again"
+        )
     tokenizer = load(str(folder / "tokenizer"))
     out = {}
     for source in sources:
         side = folder / "prepared" / source.name
         meta = _meta(side / "training")
-        out[source.name] = Prepared(open_shards(side / "training"), open_shards(side / "validation"), tokenizer, meta["counts"])
+        out[source.name] = Prepared(
+            open_shards(side / "training"), open_shards(side / "validation"), tokenizer, meta["counts"]
+        )
         if not out[source.name].training.documents:
             raise UserError(f"data.sources.{source.name} has no training document in prepared run {run}")
     return out

@@ -1,9 +1,9 @@
 """Documents of one source read from its files as they are: dealt to streams, shuffled through a buffer, tokenised.
 
 Over its passes a source is one endless sequence of rows; logical stream s of S takes every S-th of it. Where there are
-many files, whole files are dealt instead, so that no stream reads what it does not need. A stream shuffles block by block:
-it reads its share of the buffer, permutes it by a derived seed, gives it out, and reads on. Its state is where the
-block began and how far it got, so a resume reads at most one block again.
+many files, whole files are dealt instead, so that no stream reads what it does not need. A stream shuffles block by
+block: it reads its share of the buffer, permutes it by a derived seed, gives it out, and reads on. Its state is where
+the block began and how far it got, so a resume reads at most one block again.
 """
 
 from __future__ import annotations
@@ -149,7 +149,9 @@ class RawDocuments:
         return tuple(files[i] for i in order)
 
     def _read_block(self) -> None:
-        """Read the next block of documents, over the end of a pass only if the pass has nothing left for this stream."""
+        """Read the next block of documents, over the end of a pass only if the pass has nothing left for this
+        stream.
+        """
         empty_passes = 0
         while True:
             limit = self.source.spec.max_epochs
@@ -231,7 +233,8 @@ class RawDocuments:
             return
         reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(bad.items(), key=lambda item: -item[1]))
         raise UserError(
-            f"data.sources.{self.name}: {sum(bad.values())} of {total} rows are broken ({reasons}), more than the share "
+            f"data.sources.{self.name}: {sum(bad.values())} of {total} rows are broken ({reasons}), more than "
+            f"the share "
             f"data.bad_rows.max_share={limits.max_share}. They are listed in {self.source.quarantine}; mend the file, "
             "map the fields (data.sources.NAME.fields), or raise the share"
         )

@@ -38,7 +38,9 @@ def survey(
 
 
 def known_tokenizer(wanted: str | TokenizerRecipe) -> Tokenizer | None:
-    """The tokenizer if it can be had now; a recipe that is still to be trained, and a hub that is not reached, give None."""
+    """The tokenizer if it can be had now; a recipe that is still to be trained, and a hub that is not reached,
+    give None.
+    """
     if isinstance(wanted, TokenizerRecipe):
         return None
     try:

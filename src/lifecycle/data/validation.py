@@ -37,7 +37,7 @@ class HeldOutSet:
         for at in range(rank * micro_rows, count + missing, group):
             index = np.arange(at, at + micro_rows)
             part = {k: _rows_or_padding(k, v, index, count) for k, v in self.rows.items()}
-            whole = TokenBatch(**{k: torch.from_numpy(v).long() for k, v in part.items()})
+            whole = TokenBatch.of({k: torch.from_numpy(v).long() for k, v in part.items()})
             out.append(whole.rows(0, micro_rows))
         return out
 
@@ -59,7 +59,8 @@ def held_out_sets(
 ) -> dict[str, HeldOutSet]:
     """One set of about `tokens` positions a domain; the sources of a domain share it by weight.
 
-    `open_documents` gives a source's held-out documents, or None; `byte_count` the bytes of the text that ids stand for.
+    `open_documents` gives a source's held-out documents, or None; `byte_count` the bytes of the text that ids stand
+    for.
     """
     domains: dict[str, list[Source]] = {}
     for source in sources:

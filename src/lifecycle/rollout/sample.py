@@ -26,7 +26,10 @@ def sample(
     banned: Sequence[int] = (),
 ) -> list[list[int]]:
     """New token ids for each prompt, up to and without `stop_id`; `banned` ids are never drawn."""
-    return [_continue(model, list(p), max_new_tokens, temperature, top_k, seed + 7919 * i, stop_id, banned) for i, p in enumerate(prompts)]
+    return [
+        _continue(model, list(p), max_new_tokens, temperature, top_k, seed + 7919 * i, stop_id, banned)
+        for i, p in enumerate(prompts)
+    ]
 
 
 def _continue(

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
@@ -136,11 +137,17 @@ class Stage(pl.LightningModule):
         assert self.model is not None
         return self.optimizer_spec.build(self.model)
 
+    def optimizer(self) -> LightningOptimizer:
+        """The one optimizer, wrapped so that Lightning counts its steps."""
+        optimizer = self.optimizers(use_pl_optimizer=True)
+        assert isinstance(optimizer, LightningOptimizer)
+        return optimizer
+
     # -- one step
 
     def take_step(self, batch: StepBatch, loss_sum: LossSum) -> None:
         """One optimizer step on `batch`; `loss_sum` gives a micro-batch's summed loss and summed metrics."""
-        optimizer = self.optimizers(use_pl_optimizer=True)
+        optimizer = self.optimizer()
         counts = self._count(batch)
         for group in optimizer.param_groups:
             group["lr"] = group["lr_peak"] * self._rate(batch.step)
@@ -212,7 +219,7 @@ class Stage(pl.LightningModule):
 
     def _skip(self, batch: StepBatch, norm: Tensor, loss: Tensor) -> None:
         """Leave weights and optimizer as they are (no gradient, no update), say which data it was, and count it."""
-        self.optimizers(use_pl_optimizer=True).zero_grad(set_to_none=True)
+        self.optimizer().zero_grad(set_to_none=True)
         self.skipped += 1
         self.meter.say(
             f"step {batch.step + 1} skipped: loss {float(loss)}, gradient norm {float(norm)}; data: rows of step "

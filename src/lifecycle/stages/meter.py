@@ -84,9 +84,9 @@ class Meter:
         assert self._trainer is not None
         values = torch.stack([row[1] for row in self._rows])
         self._device = values.device
-        values = self._summed(values).tolist()
+        sums = self._summed(values).tolist()
         elapsed, before = time.perf_counter() - self._since, self.tokens
-        logged = [self._row(row, v) for row, v in zip(self._rows, values, strict=True)]
+        logged = [self._row(row, v) for row, v in zip(self._rows, sums, strict=True)]
         logged[-1][1].update(self._usage())
         self.seconds += elapsed
         logged[-1][1].update(self._speed(elapsed, self.tokens - before, len(logged)))
@@ -121,7 +121,7 @@ class Meter:
         usage = self._trainer.datamodule.usage().to(self._device)  # type: ignore[attr-defined]
         if self._trainer.world_size > 1:
             torch.distributed.all_reduce(usage)
-        metrics = {}
+        metrics: dict[str, float] = {}
         for name, (epochs, dropped) in zip(self._sources, usage.tolist(), strict=True):
             metrics |= {f"data/{name}/epochs": epochs, f"data/{name}/dropped": dropped}
         return metrics
