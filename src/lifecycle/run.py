@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -27,15 +28,17 @@ from lifecycle.hardware import Hardware
 from lifecycle.length import Limits
 from lifecycle.loggers import CsvLogger
 from lifecycle.model import ModelConfig
+from lifecycle.parent import Parent, adopt_parent
 from lifecycle.runfolder import RunFolder, origin
 from lifecycle.stages.base import Setup, Stage
-from lifecycle.start import Start, agree, rank
+from lifecycle.start import Start, Work, agree, rank
 from lifecycle.trainer import build_trainer, world_size
 
 
 def run(cfg: DictConfig) -> None:
     """One run of one stage or job, from a composed config. Raises UserError, or SystemExit(143) after SIGTERM."""
     config.check(cfg)
+    parent = adopt_parent(cfg)
     if cfg.dry_run:
         dry_run(cfg)
         return
@@ -43,40 +46,54 @@ def run(cfg: DictConfig) -> None:
     if _finished(folder, cfg):
         return
     signal.signal(signal.SIGTERM, _leave)
-    work = _job if config.is_job(cfg) else _train
     try:
-        work(cfg, folder)
+        _job(cfg, folder) if config.is_job(cfg) else _train(cfg, folder, parent)
     except BaseException as error:
         _record_end(folder, error)
         raise
 
 
-def _train(cfg: DictConfig, folder: RunFolder) -> None:
+def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
     limits: Limits = config.build_limits(cfg.stage)
     hardware: Hardware = config.build(cfg.hardware)
+    model = _model(cfg, limits)
+    data = _data(cfg, folder, limits, hardware)
+    model = model.with_vocab(data.tokenizer.vocab_size)
+    steps = limits.total_steps(data.epoch_positions, data.weights[data.epoch_source])
+    data.set_stop(steps)
+    work = Work(
+        steps=steps,
+        tokens_per_step=limits.global_batch_tokens // world_size(hardware),
+        flops_per_token=model.flops_per_token(limits.sequence_length),
+    )
+    start = agree(cfg, folder, hardware, work)
+    setup = _setup(cfg, limits, hardware, start, data, steps, parent)
+    stage: Stage = config.build(cfg.stage, without=Limits, model=model, setup=setup)
+    metrics = CsvLogger(folder=folder.path)
+    trainer = _trainer(cfg, folder, hardware, start, steps, metrics)
+    if rank() == 0:
+        _begin(cfg, folder, start, stage, data, parent)
+        metrics.cut(start.step)
+    trainer.fit(stage, data, ckpt_path=start.checkpoint)
+    finish(folder, stage, data, finished=stage.global_step >= steps, export_dtype=cfg.export.dtype)
+    if stage.global_step < steps:
+        raise SystemExit(143)
+
+
+def _model(cfg: DictConfig, limits: Limits) -> ModelConfig:
     model: ModelConfig = config.build(cfg.model)
     if limits.sequence_length > model.max_positions:
         raise UserError(
             f"stage.sequence_length is {limits.sequence_length}, more than model.max_positions={model.max_positions}: "
             "shorten the rows, or choose a model with more positions"
         )
-    processes = world_size(hardware)
-    data = _data(cfg, folder, limits, hardware)
-    steps = limits.total_steps(data.epoch_positions, data.weights[data.epoch_source])
-    data.set_stop(steps)
-    model = model.with_vocab(data.tokenizer.vocab_size)
-    start = agree(
-        cfg,
-        folder,
-        hardware,
-        work=(steps, limits.global_batch_tokens // processes, model.flops_per_token(limits.sequence_length)),
-    )
-    stage: Stage = config.build(
-        cfg.stage, without=Limits, model=model, setup=_setup(cfg, limits, hardware, start, data, steps)
-    )
-    metrics = CsvLogger(folder=folder.path)
-    writer = CommittedCheckpointIO(keep_last=cfg.checkpoint.keep_last, milestones=tuple(cfg.checkpoint.milestones))
-    trainer = build_trainer(
+    return model
+
+
+def _trainer(
+    cfg: DictConfig, folder: RunFolder, hardware: Hardware, start: Start, steps: int, metrics: CsvLogger
+) -> Trainer:
+    return build_trainer(
         hardware,
         start.choice,
         total_steps=steps,
@@ -86,16 +103,9 @@ def _train(cfg: DictConfig, folder: RunFolder) -> None:
             periodic(folder.checkpoints, cfg.checkpoint.every_steps),
         ],
         loggers=[metrics, *config.build_loggers(cfg.logger, folder=folder.path)],
-        writer=writer,
+        writer=CommittedCheckpointIO(keep_last=cfg.checkpoint.keep_last, milestones=tuple(cfg.checkpoint.milestones)),
         deterministic=cfg.deterministic,
     )
-    if rank() == 0:
-        _begin(cfg, folder, start, stage, data)
-        metrics.cut(start.step)
-    trainer.fit(stage, data, ckpt_path=start.checkpoint)
-    finish(folder, stage, data, finished=stage.global_step >= steps, export_dtype=cfg.export.dtype)
-    if stage.global_step < steps:
-        raise SystemExit(143)
 
 
 def _job(cfg: DictConfig, folder: RunFolder) -> None:
@@ -133,7 +143,15 @@ def _data(
     return data
 
 
-def _setup(cfg: DictConfig, limits: Limits, hardware: Hardware, start: Start, data: DataModule, steps: int) -> Setup:
+def _setup(
+    cfg: DictConfig,
+    limits: Limits,
+    hardware: Hardware,
+    start: Start,
+    data: DataModule,
+    steps: int,
+    parent: Parent | None,
+) -> Setup:
     return Setup(
         total_steps=steps,
         tokens_per_step=limits.global_batch_tokens,
@@ -147,10 +165,13 @@ def _setup(cfg: DictConfig, limits: Limits, hardware: Hardware, start: Start, da
         activation_checkpointing=hardware.activation_checkpointing,
         attention=hardware.attention,
         peak_flops=start.choice.peak_flops,
+        initial_weights=parent.weights if parent else None,
     )
 
 
-def _begin(cfg: DictConfig, folder: RunFolder, start: Start, stage: Stage, data: DataModule) -> None:
+def _begin(
+    cfg: DictConfig, folder: RunFolder, start: Start, stage: Stage, data: DataModule, parent: Parent | None
+) -> None:
     """Say what begins, and write it down: config, tokenizer, lineage."""
     before = folder.lineage()
     data.tokenizer.save(folder.path / "tokenizer")
@@ -158,8 +179,7 @@ def _begin(cfg: DictConfig, folder: RunFolder, start: Start, stage: Stage, data:
         **(origin() if not before else {"restarted": time.time()}),
         status="running",
         stage=_stage_name(),
-        parent=None,
-        ancestors=[],
+        **(parent.lineage() if parent else {"parent": None, "ancestors": []}),
         domain=",".join(data.held_out),
         data={"config": config.resolved(cfg)["data"], **data.lineage()},
         tokenizer=data.tokenizer.sha256,

@@ -50,21 +50,27 @@ class Start:
     def lines(self) -> list[str]:
         """What the user should know of it."""
         begun = [f"going on from {self.checkpoint}"] if self.checkpoint else []
-        return [*begun, *self.choice.reasons]
+        passed_over = [f"passed over: {line}" for line in self.damaged]
+        return [*passed_over, *begun, *self.choice.reasons]
 
 
-def agree(cfg: DictConfig, folder: RunFolder, hardware: Hardware, work: tuple[int, int, float]) -> Start:
-    """Rank 0 decides and leaves a note in the run's folder; the other ranks of the same launch read it.
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """How much one device has to do: a short run is not worth a compilation. `tokens_per_step` is a device's share."""
 
-    `work`: steps, tokens of a step on one device, FLOPs of a token (a short run is not worth a compilation).
-    """
+    steps: int
+    tokens_per_step: int
+    flops_per_token: float
+
+
+def agree(cfg: DictConfig, folder: RunFolder, hardware: Hardware, work: Work) -> Start:
+    """Rank 0 decides and leaves a note in the run's folder; the other ranks of the same launch read it."""
     note = folder.path / ".start.json"
     if rank() != 0:
         return _read(note)
     os.environ.setdefault(LAUNCH, f"{os.getpid()}-{time.time_ns()}")  # ranks started from here on inherit it
     settled = _settled(folder, hardware)
-    steps, tokens, flops = work
-    choice = choose(settled, probe(settled.device_type()), steps=steps, tokens_per_step=tokens, flops_per_token=flops)
+    choice = choose(settled, probe(settled.device_type()), **asdict(work))
     checkpoint, damaged = _checkpoint(cfg.resume, folder)
     start = Start(choice=choice, checkpoint=str(checkpoint) if checkpoint else None, damaged=damaged)
     plain = config.resolved(cfg)

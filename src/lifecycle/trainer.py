@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch import Callback
@@ -35,13 +35,11 @@ def build_trainer(
     """A Trainer that only loops: stages validate, clip and log by themselves, the data module deals the data out."""
     _quieten()
     sharded = hardware.strategy == "fsdp"
-    strategy = _strategy(hardware, writer)
-    plugins: list[Any] = [] if isinstance(strategy, ShardedStrategy) else [writer]
     return pl.Trainer(
         accelerator="gpu" if hardware.device_type() == "cuda" else "cpu",
         devices=hardware.devices_per_node(),
         num_nodes=hardware.num_nodes,
-        strategy=strategy,
+        strategy=_strategy(hardware),
         precision="bf16-mixed" if choice.precision == "bf16" and not sharded else "32-true",
         max_steps=total_steps,
         max_epochs=-1,
@@ -50,7 +48,7 @@ def build_trainer(
         log_every_n_steps=1,
         callbacks=list(callbacks),
         logger=list(loggers),
-        plugins=plugins,
+        plugins=[writer],
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -65,7 +63,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="`isinstance.treespec, LeafSpec.` is deprecated")
 
 
-def _strategy(hardware: Hardware, writer: CommittedCheckpointIO) -> Strategy | Literal["auto"]:
+def _strategy(hardware: Hardware) -> Strategy | Literal["auto"]:
     processes = world_size(hardware)
     backend: Literal["nccl", "gloo"] = "nccl" if hardware.device_type() == "cuda" else "gloo"
     if hardware.strategy == "fsdp":

@@ -63,7 +63,7 @@ def test_long_rows_are_cut_into_blocks_without_a_trace(T: int) -> None:
     torch.testing.assert_close(torch.autograd.grad(found, (q, k, v), up), torch.autograd.grad(expected, (q, k, v), up))
 
 
-@pytest.mark.parametrize("T", [256, 520])
+@pytest.mark.parametrize("T", [256, 520, 1096])
 def test_a_row_of_one_document_needs_no_mask(T: int) -> None:
     q, k, v = qkv(T)
     ones = torch.ones(3, T, dtype=torch.long)

@@ -142,7 +142,8 @@ def _terms(logits_CV: Tensor, labels_C: Tensor, z_loss: float, differentiate: bo
 
 @functools.cache
 def _compiled_terms() -> Callable[..., Terms]:
-    return torch.compile(_terms)
+    # dynamic from the start: the kernel, and with it the last bit, must not depend on the chunks seen before
+    return torch.compile(_terms, dynamic=True)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
