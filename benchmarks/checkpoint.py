@@ -1,6 +1,6 @@
 """Save and load about 100M fp32 parameters with AdamW (1.2 GB): ours, torch's dcp.async_save (thread), torch.save.
 
-    python benchmarks/checkpoint.py --json checkpoint.json
+    python -m benchmarks.checkpoint
 
 Every variant runs in its own process. `blocked_s`: until training may go on (the first save apart: it takes the
 memory); `total_s`: until the checkpoint is done, which for ours includes sha256 of every file, fsync and the rename,
@@ -10,15 +10,9 @@ for the others neither; `load_s`: into the same model and optimizer, files in th
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
-import resource
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,7 +22,9 @@ from typing import Any
 import torch
 from torch import nn
 
-VARIANTS = ("ours", "dcp_async_thread", "torch_save")
+from benchmarks.common import main, peak_mb
+
+VARIANTS = {"ours": "ours", "dcp_async_thread": "ours", "torch_save": "ours"}
 clock = time.perf_counter
 
 
@@ -53,10 +49,6 @@ def make() -> tuple[nn.Module, torch.optim.Optimizer]:
     optimizer.zero_grad(set_to_none=True)
     optimizer.state_dict()  # its first call imports a part of torch
     return model, optimizer
-
-
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def ours(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Callable[[Path], Any], Callable[[Path], Any]]:
@@ -115,7 +107,12 @@ def torch_save(
     return save, load
 
 
-def measure(variant: str, folder: Path, runs: int) -> dict[str, Any]:
+def measure(variant: str, runs: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        return measure_in(Path(folder), variant, runs)
+
+
+def measure_in(folder: Path, variant: str, runs: int) -> dict[str, Any]:
     import lightning.pytorch  # noqa: F401  every variant carries what a run has loaded anyway
 
     model, optimizer = make()
@@ -151,35 +148,5 @@ def measure(variant: str, folder: Path, runs: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--variant", choices=VARIANTS, help="measure one here, in this process")
-    given = parser.parse_args()
-    if given.variant:
-        torch.set_num_threads(given.threads)
-        with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(measure(given.variant, Path(folder), given.runs)))
-        return
-    results: dict[str, Any] = {
-        "machine": {
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": given.threads,
-        },
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "runs": given.runs,
-    }
-    for variant in VARIANTS:
-        command = [sys.executable, __file__, "--variant", variant, "--runs", str(given.runs)]
-        done = subprocess.run([*command, "--threads", str(given.threads)], capture_output=True, text=True, check=True)
-        results[variant] = json.loads(done.stdout.splitlines()[-1])
-        print(variant, json.dumps(results[variant]), flush=True)
-    if given.json:
-        given.json.write_text(json.dumps(results, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    main("benchmarks.checkpoint", VARIANTS, measure, __doc__ or "", runs=5)

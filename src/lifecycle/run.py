@@ -29,14 +29,16 @@ from lifecycle.length import Limits
 from lifecycle.loggers import CsvLogger
 from lifecycle.model import ModelConfig
 from lifecycle.parent import Parent, adopt_parent
+from lifecycle.ranks import end_with_rank_0, rank
 from lifecycle.runfolder import RunFolder, origin
 from lifecycle.stages.base import Setup, Stage
-from lifecycle.start import Start, Work, agree, rank
+from lifecycle.start import Start, Work, agree
 from lifecycle.trainer import build_trainer, world_size
 
 
 def run(cfg: DictConfig) -> None:
     """One run of one stage or job, from a composed config. Raises UserError, or SystemExit(143) after SIGTERM."""
+    end_with_rank_0()
     config.check(cfg)
     parent = adopt_parent(cfg)
     if cfg.dry_run:
@@ -76,7 +78,7 @@ def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
         metrics.cut(start.step)
     trainer.fit(stage, data, ckpt_path=start.checkpoint)
     finish(folder, stage, data, finished=stage.global_step >= steps, export_dtype=cfg.export.dtype)
-    if stage.global_step < steps:
+    if stage.global_step < steps and rank() == 0:  # a launched rank's failure would have Lightning kill rank 0
         raise SystemExit(143)
 
 

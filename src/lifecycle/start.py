@@ -5,29 +5,18 @@ What the machine chose is written into config.yaml in the place of `auto`, and k
 
 from __future__ import annotations
 
-import json
-import os
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from lifecycle import atomic, config
+from lifecycle import config
 from lifecycle.checkpoint import last_good, list_committed, verify
 from lifecycle.errors import UserError
 from lifecycle.hardware import Choice, Hardware, choose, probe
+from lifecycle.ranks import hear, rank, tell
 from lifecycle.runfolder import RunFolder
-
-WAIT_S = 600
-LAUNCH = "LIFECYCLE_LAUNCH"
-
-
-def rank() -> int:
-    """This process's number in the run, as its launcher numbered it."""
-    return int(getattr(rank_zero_only, "rank", 0) or 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +53,12 @@ class Work:
 
 
 def agree(cfg: DictConfig, folder: RunFolder, hardware: Hardware, work: Work) -> Start:
-    """Rank 0 decides and leaves a note in the run's folder; the other ranks of the same launch read it."""
+    """Rank 0 decides and tells the other ranks of the same launch."""
     note = folder.path / ".start.json"
     if rank() != 0:
-        return _read(note)
-    os.environ.setdefault(LAUNCH, f"{os.getpid()}-{time.time_ns()}")  # ranks started from here on inherit it
+        found = hear(note)
+        choice = Choice(**{**found["choice"], "reasons": tuple(found["choice"]["reasons"])})
+        return Start(choice=choice, checkpoint=found["checkpoint"], damaged=found["damaged"])
     settled = _settled(folder, hardware)
     choice = choose(settled, probe(settled.device_type()), **asdict(work))
     checkpoint, damaged = _checkpoint(cfg.resume, folder)
@@ -76,7 +66,7 @@ def agree(cfg: DictConfig, folder: RunFolder, hardware: Hardware, work: Work) ->
     plain = config.resolved(cfg)
     plain["hardware"] |= {"precision": choice.precision, "compile": choice.compile}
     folder.write_config(plain)
-    atomic.write(note, json.dumps({"launch": _launch(), **asdict(start)}))
+    tell(asdict(start), note)
     return start
 
 
@@ -109,22 +99,3 @@ def _checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list[str]]
         )
     verify(path)
     return path, damaged
-
-
-def _launch() -> str:
-    """What all ranks of one launch share: ours, or the cluster launcher's."""
-    keys = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_RESTART_COUNT")
-    outside = "-".join(os.environ.get(key, "") for key in keys)
-    return outside if outside.strip("-") else os.environ.get(LAUNCH, "")
-
-
-def _read(note: Path) -> Start:
-    """Rank 0's decision, once it is there."""
-    until = time.monotonic() + WAIT_S
-    while time.monotonic() < until:
-        found = json.loads(note.read_text()) if note.exists() else {}
-        if found.get("launch") == _launch():
-            choice = Choice(**{**found["choice"], "reasons": tuple(found["choice"]["reasons"])})
-            return Start(choice=choice, checkpoint=found["checkpoint"], damaged=found["damaged"])
-        time.sleep(0.2)
-    raise RuntimeError(f"rank {rank()} waited {WAIT_S} s for rank 0's note {note}; is the run's folder shared?")

@@ -35,7 +35,7 @@ def build_trainer(
     """A Trainer that only loops: stages validate, clip and log by themselves, the data module deals the data out."""
     _quieten()
     sharded = hardware.strategy == "fsdp"
-    return pl.Trainer(
+    trainer = pl.Trainer(
         accelerator="gpu" if hardware.device_type() == "cuda" else "cpu",
         devices=hardware.devices_per_node(),
         num_nodes=hardware.num_nodes,
@@ -54,6 +54,9 @@ def build_trainer(
         use_distributed_sampler=False,
         deterministic=deterministic,
     )
+    # Lightning's SIGTERM handler starts a collective wherever it interrupts; ours are set by `run` and `SaveOnEvents`.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def _quieten() -> None:

@@ -38,7 +38,7 @@ def periodic(folder: Path, every_steps: int) -> ModelCheckpoint:
 class SaveOnEvents(Callback):
     """Saves after the step that gave the best validation loss, that met a SIGTERM, or that was the last.
 
-    `grace`: SIGTERM sets the stage's `preempted`; the step in flight is finished and saved.
+    SIGTERM sets the stage's `stop_asked`; the step in flight is finished and saved on all ranks.
     """
 
     def __init__(self, *, folder: Path, every_steps: int) -> None:
@@ -51,7 +51,7 @@ class SaveOnEvents(Callback):
         """
 
         def finish_step(signum: int, frame: FrameType | None) -> None:
-            pl_module.preempted = True  # type: ignore[assignment]
+            pl_module.stop_asked = True  # type: ignore[assignment]
 
         signal.signal(signal.SIGTERM, finish_step)
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]

@@ -87,7 +87,8 @@ class Stage(pl.LightningModule):
         self.model: Decoder | None = None
         self.meter = Meter(log_every=setup.log_every, peak_flops=setup.peak_flops, sources=setup.source_names)
         self.skipped = 0
-        self.preempted = False
+        self.stop_asked = False  # set by a signal, at any moment, on this rank
+        self.preempted = False  # what the ranks agreed on from it, at one place of a step
         self.validation_due = False
         self.best: tuple[float, int] | None = None
         self.improved_at: int | None = None
@@ -208,7 +209,7 @@ class Stage(pl.LightningModule):
     def _all_finite(self, norm: Tensor, loss: Tensor) -> bool:
         """Whether gradients and loss are finite on every rank; carries the preemption flag in the same exchange."""
         flags = torch.stack(
-            [~torch.isfinite(norm) | ~torch.isfinite(loss), torch.tensor(self.preempted, device=norm.device)]
+            [~torch.isfinite(norm) | ~torch.isfinite(loss), torch.tensor(self.stop_asked, device=norm.device)]
         )
         flags = flags.float()
         if self.trainer.world_size > 1:
@@ -281,10 +282,10 @@ class Stage(pl.LightningModule):
         self._record_validation(step, sums)
 
     def _any_preempted(self) -> bool:
+        asked = torch.tensor(float(self.stop_asked), device=self.device)
         if self.trainer.world_size > 1:
-            flag = torch.tensor(float(self.preempted), device=self.device)
-            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-            self.preempted = bool(flag.item())
+            torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
+        self.preempted = bool(asked.item())
         return self.preempted
 
     def _record_validation(self, step: int, sums: dict[str, Tensor]) -> None:

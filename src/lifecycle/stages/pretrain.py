@@ -39,7 +39,11 @@ class Pretrain(Stage):
         assert self.model is not None
         hidden_BTD = self.model(batch.input_ids, batch.position_ids, documents)
         loss, metrics = linear_cross_entropy(
-            hidden_BTD.flatten(0, 1), self.model.head_weight, batch.labels.flatten(), z_loss=self.z_loss
+            hidden_BTD.flatten(0, 1),
+            self.model.head_weight,
+            batch.labels.flatten(),
+            z_loss=self.z_loss,
+            compiled=self.setup_facts.compile,
         )
         return loss, {"z_loss": metrics["z_loss"]} if self.z_loss else {}
 

@@ -1,0 +1,92 @@
+"""What all benchmarks share: variants in processes of their own, medians with their spread, one JSON a run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "lightning", "transformers", "datasets", "tokenizers", "accelerate", "litgpt", "litdata")
+RESULTS = Path(__file__).parent / "results"
+
+Measure = Callable[[str, int], Mapping[str, Any]]
+
+
+def peak_mb() -> float:
+    """Peak resident memory of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def spread(values: Sequence[float], digits: int = 1) -> dict[str, float]:
+    """Median, least and greatest."""
+    return {
+        "median": round(statistics.median(values), digits),
+        "min": round(min(values), digits),
+        "max": round(max(values), digits),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """CPU (and GPU), cores, threads, versions."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    flags = next((line for line in lines if line.startswith("flags")), "").split()
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "cpu": names[0] if names else platform.machine(),
+        "cores": os.cpu_count(),
+        "native_bf16": bool({"avx512_bf16", "amx_bf16"} & set(flags)),
+        "versions": found,
+    }
+
+
+def main(module: str, variants: Mapping[str, str], measure: Measure, description: str, runs: int = 3) -> None:
+    """Command line of one benchmark. `variants` maps a name to the interpreter that it needs: `ours` or `peers`.
+
+    Without `--peers-python` the variants of peers that this environment lacks are left out.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, default=RESULTS / f"{module.rpartition('.')[2]}.json")
+    parser.add_argument("--runs", type=int, default=runs, help="timed blocks of each variant")
+    parser.add_argument("--only", default="", help="comma-separated variants")
+    parser.add_argument("--peers-python", default=sys.executable, help="Python of an environment with the peers")
+    parser.add_argument("--variant", help="measure this one here, in this process")
+    given = parser.parse_args()
+    if given.variant:
+        print("RESULT " + json.dumps(measure(given.variant, given.runs)), flush=True)
+        return
+    wanted = given.only.split(",") if given.only else list(variants)
+    results: dict[str, Any] = {"machine": machine(), "runs": given.runs, "variants": {}}
+    for name in wanted:
+        python = sys.executable if variants[name] == "ours" else given.peers_python
+        results["variants"][name] = _isolated(python, module, name, given.runs)
+        print(name, json.dumps(results["variants"][name]), flush=True)
+    given.json.parent.mkdir(parents=True, exist_ok=True)
+    given.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _isolated(python: str, module: str, variant: str, runs: int) -> dict[str, Any]:
+    command = [python, "-m", module, "--variant", variant, "--runs", str(runs)]
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if not lines:
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        return {"error": said[-1][:300] if said else f"exit {done.returncode}"}
+    result: dict[str, Any] = json.loads(lines[-1].removeprefix("RESULT "))
+    return result

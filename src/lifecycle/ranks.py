@@ -1,0 +1,98 @@
+"""The processes of one launch before they have a process group: who each is, what rank 0 tells the others, who ends
+when.
+
+Rank 0 launches the others (Lightning starts them on this machine), or torchrun or a cluster starts them all.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
+from torch.distributed import PrefixStore, Store, TCPStore
+
+from lifecycle import atomic
+
+WAIT_S = 600
+LAUNCH = "LIFECYCLE_LAUNCH"  # "<pid of rank 0>-<time>": in the environment of the ranks that rank 0 launched
+LOOK_S = 0.5
+
+
+def rank() -> int:
+    """This process's number in the run, as its launcher numbered it."""
+    return int(getattr(rank_zero_only, "rank", 0) or 0)
+
+
+def launched_by_rank_0() -> bool:
+    """Whether this process is one that rank 0 started by itself."""
+    return rank() != 0 and LAUNCH in os.environ
+
+
+def end_with_rank_0() -> None:
+    """End this process when rank 0, which launched it, is gone: killed, it could not say so, and this one would wait.
+
+    Its loader workers look after their parent in the same way.
+    """
+    if not launched_by_rank_0():
+        return
+    first = int(os.environ[LAUNCH].partition("-")[0])
+
+    def look() -> None:
+        while os.getppid() == first:
+            time.sleep(LOOK_S)
+        os.kill(os.getpid(), signal.SIGKILL)  # the main thread may hang in a collective, which nothing gentler ends
+
+    threading.Thread(target=look, name="end-with-rank-0", daemon=True).start()
+
+
+def tell(facts: dict[str, Any], note: Path) -> None:
+    """Rank 0: hand `facts` to the other ranks of this launch."""
+    store = _torchrun_store()
+    if store is not None:
+        store.set("start", json.dumps(facts))
+        return
+    os.environ[LAUNCH] = f"{os.getpid()}-{time.time_ns()}"  # ranks started from here on inherit it
+    atomic.write(note, json.dumps({"launch": _launch(), **facts}))
+
+
+def hear(note: Path) -> dict[str, Any]:
+    """Another rank: what rank 0 told. Raises RuntimeError where nothing comes."""
+    store = _torchrun_store()
+    if store is not None:
+        return dict(json.loads(store.get("start")))
+    until = time.monotonic() + WAIT_S
+    while time.monotonic() < until:
+        found = json.loads(note.read_text()) if note.exists() else {}
+        if found.get("launch") == _launch():
+            return dict(found)
+        time.sleep(0.2)
+    raise RuntimeError(f"rank {rank()} waited {WAIT_S} s for rank 0's note {note}; is the run's folder shared?")
+
+
+def _torchrun_store() -> Store | None:
+    """The store that torchrun keeps for its ranks; a note could be that of the launch before, whose run id is the
+    same.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    store = TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=False,
+        timeout=datetime.timedelta(seconds=WAIT_S),
+    )
+    return PrefixStore(f"lifecycle/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+def _launch() -> str:
+    """What all ranks of one launch share: the cluster launcher's numbers, or ours."""
+    keys = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+    outside = "-".join(os.environ.get(key, "") for key in keys)
+    return outside if "SLURM_PROCID" in os.environ else os.environ.get(LAUNCH, "")
