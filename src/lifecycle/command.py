@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from lifecycle import usage
@@ -73,6 +73,8 @@ def compose(overrides: Sequence[str] = (), *, config_dirs: Sequence[Path] = ()) 
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             raise UserError(usage.complaint(error)) from error
     HydraConfig.instance().set_config(cfg)
+    with read_write(HydraConfig.get().runtime):
+        HydraConfig.get().runtime.output_dir = str(Path(cfg.hydra.run.dir).resolve())
     cfg.run = cfg.run  # its default refers to Hydra's node, which goes
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]

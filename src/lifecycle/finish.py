@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -66,12 +68,13 @@ def full_weights(stage: Stage) -> dict[str, Tensor]:
 
 def samples(model: Decoder, data: DataModule, stage: Stage) -> list[dict[str, Any]]:
     """Continuations of the beginnings of held-out documents: the schema of `samples.json`."""
-    prompts, domains = [], []
-    for domain, held in data.held_out.items():
-        for row in held.rows["input_ids"][:PROMPTS_A_DOMAIN]:
-            prompts.append(row[:PROMPT_TOKENS].tolist())
-            domains.append(domain)
     tokenizer = data.tokenizer
+    chosen = [
+        (domain, prompt)
+        for domain, held in data.held_out.items()
+        for prompt in _beginnings(held.rows["input_ids"], tokenizer.bos_id)[:PROMPTS_A_DOMAIN]
+    ]
+    domains, prompts = [domain for domain, _ in chosen], [prompt for _, prompt in chosen]
     special = set(range(tokenizer.vocab_size, stage.config.vocab)) | {tokenizer.bos_id, tokenizer.pad_id} - {None}
     completions = sample(
         model,
@@ -91,6 +94,15 @@ def samples(model: Decoder, data: DataModule, stage: Stage) -> list[dict[str, An
             "domain": domain,
         }
         for prompt, completion, domain in zip(prompts, completions, domains, strict=True)
+    ]
+
+
+def _beginnings(ids: NDArray[np.int32], begin: int) -> list[list[int]]:
+    """The first PROMPT_TOKENS ids of every document that begins at least that long before its row's end."""
+    rows, columns = np.nonzero(ids == begin)
+    length = ids.shape[1]
+    return [
+        ids[r, c : c + PROMPT_TOKENS].tolist() for r, c in zip(rows, columns, strict=True) if c + PROMPT_TOKENS < length
     ]
 
 

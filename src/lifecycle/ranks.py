@@ -1,5 +1,4 @@
-"""The processes of one launch before they have a process group: who each is, what rank 0 tells the others, who ends
-when.
+"""The processes of one launch before they have a process group: which is which, what rank 0 tells, when they end.
 
 Rank 0 launches the others (Lightning starts them on this machine), or torchrun or a cluster starts them all.
 """
@@ -22,7 +21,7 @@ from lifecycle import atomic
 
 WAIT_S = 600
 LAUNCH = "LIFECYCLE_LAUNCH"  # "<pid of rank 0>-<time>": in the environment of the ranks that rank 0 launched
-LOOK_S = 0.5
+LOOK_S = 0.5  # seconds between looks whether rank 0 is there
 
 
 def rank() -> int:
@@ -77,9 +76,7 @@ def hear(note: Path) -> dict[str, Any]:
 
 
 def _torchrun_store() -> Store | None:
-    """The store that torchrun keeps for its ranks; a note could be that of the launch before, whose run id is the
-    same.
-    """
+    """What torchrun keeps for its ranks; a note could be that of the launch before, whose run id is the same."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     store = TCPStore(

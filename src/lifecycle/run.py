@@ -24,7 +24,7 @@ from lifecycle.data.module import DataModule
 from lifecycle.dry_run import dry_run
 from lifecycle.errors import UserError
 from lifecycle.finish import finish
-from lifecycle.hardware import Hardware
+from lifecycle.hardware import Hardware, device_name
 from lifecycle.length import Limits
 from lifecycle.loggers import CsvLogger
 from lifecycle.model import ModelConfig
@@ -189,6 +189,7 @@ def _begin(
         peak_lr=cfg.stage.optimizer.lr,
         total_steps=stage.total_steps,
         choice=start.facts(),
+        device=device_name(config.build(cfg.hardware).device_type()),
         overrides=config.overrides(),
         resumed=before.get("resumed", 0) + (start.checkpoint is not None),
         damaged=[*before.get("damaged", []), *start.damaged],

@@ -55,12 +55,7 @@ class RunFolder:
 
 def origin() -> dict[str, Any]:
     """Versions, git commit and machine, for the lineage."""
-    return {
-        "versions": _versions(),
-        "git": _git(),
-        "device": platform.processor() or platform.machine(),
-        "started": time.time(),
-    }
+    return {"versions": _versions(), "git": _git(), "started": time.time()}
 
 
 def _versions() -> dict[str, str]:

@@ -60,9 +60,10 @@ def build_trainer(
 
 
 def _quieten() -> None:
-    """Leave the terminal to the run: Lightning's greetings, and two warnings about what is meant here, are left out."""
+    """Leave the terminal to the run: Lightning's greetings, and warnings about what is meant here, are left out."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message="`isinstance.treespec, LeafSpec.` is deprecated")
 
 

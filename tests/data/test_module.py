@@ -28,6 +28,7 @@ WORDS = "the cat sat on a mat and then it ran far away from that old grey house 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIFECYCLE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("lifecycle.data.module.WINDOW_ROWS", 64)
 
 
 @pytest.fixture
@@ -67,8 +68,7 @@ def module(folder: Path, *, workers: int = 0, **changes: Any) -> DataModule:
         "workers": workers,
         "folder": folder,
     }
-    with patch("lifecycle.data.module.WINDOW_ROWS", 64):
-        made = DataModule(**(arguments | changes))
+    made = DataModule(**(arguments | changes))
     made.set_stop(STEPS)
     return made
 

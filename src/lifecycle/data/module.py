@@ -36,7 +36,7 @@ from lifecycle.data.tokenizer import Tokenizer, TokenizerRecipe, from_recipe, lo
 from lifecycle.data.validation import held_out_sets
 from lifecycle.errors import UserError
 
-WINDOW_ROWS = 256  # rows that all streams together pack at once: padding falls and a resume reads more as it grows
+WINDOW_ROWS = 512  # rows that all streams together pack at once: padding falls and a resume reads more as it grows
 
 
 class DataModule(pl.LightningDataModule):
@@ -198,8 +198,11 @@ class DataModule(pl.LightningDataModule):
         """
         cursor = self._cursor or self._loaded
         out = torch.zeros(len(self.sources), 2, dtype=torch.float64)
-        streams = self.plan.streams(self._wanted_streams, self._rank()[1])
-        for state in cursor.streams.values() if cursor else ():
+        rank, world = self._rank()
+        streams = self.plan.streams(self._wanted_streams, world)
+        share = streams // world
+        mine = range(rank * share, (rank + 1) * share)  # a loaded cursor holds those of all ranks
+        for state in (cursor.streams[s] for s in mine) if cursor else ():
             for i, name in enumerate(self.source_names):
                 totals = state["totals"][name]
                 left_out = sum(

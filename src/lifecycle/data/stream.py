@@ -105,6 +105,7 @@ class Stream:
         self.dropping = dropping
         self.credit = dict.fromkeys(self.names, 0.0)
         self.carry: list[Piece] = []
+        self.taken = dict.fromkeys(self.names, 0)  # positions drawn from a source: given out, or waiting in the window
         self.seen = dict.fromkeys(self.names, 0)
         self.padding = 0
         self.gone: list[str] = []
@@ -135,13 +136,19 @@ class Stream:
             "given": self._given,
             "seen": dict(self.seen),
             "padding": self.padding,
-            "totals": {name: pieces.documents.totals() for name, pieces in self.sources.items()},
+            "totals": {name: self._totals(name) for name in self.names},
         }
+
+    def _totals(self, name: str) -> State:
+        """The source's own totals; of its passes, the share that was given out and does not wait in the window."""
+        totals = self.sources[name].documents.totals()
+        return {**totals, "epochs": totals["epochs"] * self.seen[name] / max(self.taken[name], 1)}
 
     def _restore(self, state: State) -> None:
         anchor = state["anchor"]
         self.credit = dict(anchor["credit"])
         self.gone = list(anchor["gone"])
+        self.taken = dict(anchor["taken"])
         ids = anchor["carry_ids"].numpy()
         ends = np.cumsum(anchor["carry_lengths"])[:-1]
         parts = np.split(ids, ends) if anchor["carry_lengths"] else []
@@ -158,6 +165,7 @@ class Stream:
             "sources": {name: pieces.state() for name, pieces in self.sources.items()},
             "credit": dict(self.credit),
             "gone": list(self.gone),
+            "taken": dict(self.taken),
             "carry_ids": torch.from_numpy(np.concatenate([p.ids for p in self.carry] or [np.zeros(0, np.int32)])),
             "carry_lengths": [len(p.ids) for p in self.carry],
             "carry_sources": [p.source for p in self.carry],
@@ -216,6 +224,7 @@ class Stream:
         for other in alive:
             self.credit[other] += piece.positions * weights[other] / total
         self.credit[name] -= piece.positions
+        self.taken[name] += piece.positions
         return piece
 
 

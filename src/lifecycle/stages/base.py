@@ -261,6 +261,10 @@ class Stage(pl.LightningModule):
         self.validate_if_due(self.global_step)
         self._ready_at = time.perf_counter()
 
+    def on_train_end(self) -> None:
+        """No step comes after this."""
+        self.meter.stop()
+
     def validate_if_due(self, step: int) -> None:
         """Measure every domain's held-out rows; a preemption in the middle leaves the validation due."""
         if not self.validation_due:

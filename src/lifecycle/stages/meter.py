@@ -45,6 +45,11 @@ class Meter:
         self._flops_per_token = config.flops_per_token(trainer.datamodule.plan.at(step).row_length)  # type: ignore[attr-defined]
         self._since = time.perf_counter()
 
+    def stop(self) -> None:
+        """The last step was taken: the collector goes back to what it was."""
+        gc.enable()
+        gc.unfreeze()
+
     def waited(self, seconds: float) -> None:
         """The step waited so long for its data."""
         self._waited += seconds

@@ -1,0 +1,286 @@
+"""What may happen to a run, end to end by the command line: signals, damaged checkpoints, a full disk, bad batches,
+broken rows, dead workers, wrong words. Whatever stops a run, the same command goes on and ends as if nothing had been.
+"""
+
+import json
+import os
+import resource
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from lifecycle.checkpoint import list_committed, load, verify
+from lifecycle.data.source import HeldOut
+from lifecycle.data.tokenizer import load as load_tokenizer
+from lifecycle.model import ModelConfig, build
+from lifecycle.model.huggingface import export
+from run.cli import (
+    Run,
+    assert_same_run,
+    assert_same_weights,
+    facts,
+    lifecycle,
+    make_place,
+    make_texts,
+    metrics,
+    started,
+    step_folder,
+    times,
+    wait_for,
+    write_rows,
+)
+
+KEEP = "checkpoint.keep_last=99"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_place(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path) -> Path:
+    """The run that nothing happened to."""
+    lifecycle(place, "run=whole", KEEP, cold=True)
+    return place / "outputs/whole"
+
+
+def copy_of(whole: Path, name: str) -> Path:
+    """The whole run as it was before it was finished: killed after its last checkpoint."""
+    run = whole.with_name(name)
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "model")
+    (run / "run.json").write_text(json.dumps(facts(run) | {"status": "running"}))
+    return run
+
+
+def terminate(run: Run) -> None:
+    os.kill(run.pid, signal.SIGTERM)
+    done = run.end()
+    assert done.code == 143, done
+    assert "Traceback" not in done.err
+
+
+# -- signals
+
+
+def test_a_run_stopped_by_sigterm_at_any_stage_of_its_life_ends_as_if_it_had_not_been(place: Path, whole: Path) -> None:
+    run = place / "outputs/stopped"
+    with started(place, "run=stopped") as process:  # before the first step
+        wait_for(lambda: (run / "config.yaml").exists(), process)
+        terminate(process)
+    with started(place, "run=stopped", "checkpoint.every_steps=1") as process:  # in the warm-up
+        wait_for(lambda: step_folder(run, 1).exists(), process)
+        terminate(process)
+    assert list_committed(run / "checkpoints")
+    with started(place, "run=stopped") as process:  # in training
+        wait_for(lambda: step_folder(run, 8).exists(), process)
+        terminate(process)
+    for last in (20, 40):  # in a validation, and in the one that follows the last step
+        with started(place, "run=stopped", f"checkpoint.every_steps={last - 1}") as process:
+            wait_for(lambda last=last: step_folder(run, last - 1).exists(), process)  # type: ignore[misc]
+            terminate(process)
+        assert load(step_folder(run, last))["stage"]["validation_due"]
+    assert facts(run)["status"] == "stopped" and not (run / "model").exists()
+    lifecycle(place, "run=stopped")
+    assert_same_run(run, whole)
+    for key in ("step", "value"):
+        assert facts(run / "checkpoints", "best.json")[key] == facts(whole / "checkpoints", "best.json")[key]
+
+
+# -- checkpoints
+
+
+def test_damaged_checkpoints_are_named_passed_over_and_made_up_for(place: Path, whole: Path) -> None:
+    run = copy_of(whole, "damaged")
+    (step_folder(run, 40) / "manifest.json").unlink()  # half written
+    weights = step_folder(run, 32) / "weights.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+    flipped = step_folder(run, 24) / "state.safetensors"
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 2] ^= 1
+    flipped.write_bytes(content)
+    done = lifecycle(place, "run=damaged", KEEP)
+    said = " ".join(done.err.split())
+    assert f"going on from {Path('outputs/damaged/checkpoints/step-00000020')}" in said.replace(f"{place}/", "")
+    reasons = {40: "no manifest.json", 32: "weights.safetensors: got", 24: "state.safetensors: got sha256"}
+    for step, words in reasons.items():
+        assert f"step-{step:08d}" in said and words in said
+        assert (run / "checkpoints" / f"damaged-step-{step:08d}").is_dir()
+        verify(step_folder(run, step))
+    assert len(facts(run)["damaged"]) == 3
+    assert_same_run(run, whole)
+
+
+def test_a_full_disk_ends_the_run_in_plain_words_and_costs_no_checkpoint(place: Path, whole: Path) -> None:
+    run = place / "outputs/full"
+    with started(place, "run=full") as process:
+        wait_for(lambda: step_folder(run, 8).exists(), process)
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (60_000, 60_000))  # from now on no larger file
+        done = process.end()
+    assert done.code == 2 and "Traceback" not in done.err, done
+    assert "could not be written" in done.err and "bytes are free: make room there" in done.err
+    assert facts(run)["status"] == "failed" and "could not be written" in facts(run)["error"]
+    assert {path.name for path in (run / "checkpoints").iterdir()} <= {"step-00000008", "step-00000016", "best.json"}
+    for checkpoint in list_committed(run / "checkpoints"):
+        verify(checkpoint)
+    lifecycle(place, "run=full")
+    assert_same_run(run, whole)
+    assert facts(run)["error"] is None
+
+
+# -- batches that give no number
+
+
+@pytest.fixture(scope="module")
+def poisoned(place: Path, whole: Path) -> Path:
+    """A parent whose embedding of one byte is not a number, and `marked.jsonl`, where one document has that byte."""
+    tokenizer = load_tokenizer(str(whole))
+    config = ModelConfig(
+        family="llama", layers=1, width=32, heads=2, kv_heads=1, head_dim=16, ffn_width=64, tied_head=False
+    ).with_vocab(tokenizer.vocab_size)
+    model = build(config, seed=0)
+    byte = int(tokenizer.encode_batch(["é"])[0][0])
+    with torch.no_grad():
+        model.embed.weight[byte] = float("nan")
+    export(model, place / "poisoned", tokenizer=tokenizer)
+    texts = make_texts("long", 120, 300)
+    side = HeldOut(ratio=0.1, seed=1)
+    at = next(n for n in range(40, 120) if not side.holds(texts[n] + " é"))
+    texts[at] += " é"
+    write_rows(place / "marked.jsonl", texts)
+    return place / "poisoned"
+
+
+def test_a_batch_that_gives_nan_is_skipped_named_and_counted_and_too_many_end_the_run(
+    place: Path, poisoned: Path
+) -> None:
+    run = place / "outputs/nan"
+    words = ("run=nan", f"init_from={poisoned}", "data.sources.long.path=marked.jsonl", "checkpoint.every_steps=1")
+    words = (*words, KEEP)
+    done = lifecycle(place, *words, "stage.max_skipped=0", code=2)
+    assert "more than stage.max_skipped=0" in done.err and "Traceback" not in done.err
+    done = lifecycle(place, *words, "stage.max_skipped=10")
+    skipped = [int(n or 0) for n in metrics(run)["train/skipped"]]
+    assert len(skipped) == 40 and 0 < skipped[-1] <= 10
+    steps = [n + 1 for n in range(40) if skipped[n] > (skipped[n - 1] if n else 0)]
+    for step in range(1, 41):
+        loss, norm = (metrics(run)[name][step - 1] for name in ("train/loss", "train/grad_norm"))
+        assert (str(loss) == "nan" or str(norm) == "nan") == (step in steps)
+    for step in steps:
+        assert f"step {step} skipped: loss nan" in done.err
+        assert f"rows of step {step - 1} of streams 0-7" in done.err
+        before, after = (load(step_folder(run, n)) for n in (step - 1, step))
+        hidden = {name: v for name, v in before["state_dict"].items() if "embed" not in name}
+        assert all(torch.equal(v, after["state_dict"][name]) for name, v in hidden.items())
+        torch.testing.assert_close(before["state_dict"], after["state_dict"], rtol=0, atol=0, equal_nan=True)
+        for index, state in before["optimizer_states"][0]["state"].items():
+            for key, value in state.items():
+                torch.testing.assert_close(value, after["optimizer_states"][0]["state"][index][key], rtol=0, atol=0)
+    step = steps[0] + 1  # the others move the weights
+    before, after = (load(step_folder(run, n))["state_dict"] for n in (step - 1, step))
+    assert not torch.equal(before["model.head.weight"], after["model.head.weight"])
+
+
+# -- broken rows
+
+
+def test_broken_rows_are_counted_and_listed_and_too_many_end_the_run_without_loss(place: Path) -> None:
+    good = [json.dumps({"text": text}).encode() for text in make_texts("broken", 300, 60)]
+    bad = [b'{"text": "half', b'{"text": "\xff\xfe"}', b'{"text": 7}', b'{"other": "x"}', b"", b"[]"]
+    bad.append(b'{"text": "a\x00b"')
+    lines = good[:150] + bad + good[150:]
+    (place / "broken.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    run = place / "outputs/broken"
+    words = ("run=broken", "data.sources.short.path=broken.jsonl", "validation.every_steps=null")
+    words = (*words, "data.bad_rows.min_rows=10")
+    done = lifecycle(place, *words, code=2)
+    assert "data.sources.short" in done.err and "max_share=0.01" in done.err and "Traceback" not in done.err
+    lifecycle(place, *words, "data.bad_rows.max_share=0.2")
+    row = facts(run, "ledger.json")["sources"]["short"]
+    listed = [json.loads(line) for line in (run / "quarantine/short.jsonl").read_text().splitlines()]
+    assert sum(row["bad"].values()) + sum(row["dropped"].values()) == len(bad)
+    assert row["rows"] == len(lines)
+    at = sorted({entry["line"] for entry in listed})
+    assert at == list(range(151, 151 + len(bad)))
+    assert len(listed) == len(at)
+
+
+# -- workers
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the worker in /proc")
+def test_a_dead_worker_ends_the_run_naming_source_and_row_and_the_run_goes_on(place: Path, whole: Path) -> None:
+    run = place / "outputs/worker"
+    words = ("run=worker", "hardware.workers=2")
+    with started(place, *words) as process:
+        wait_for(lambda: step_folder(run, 8).exists(), process)
+        os.kill(children(process.pid)[-1], signal.SIGKILL)
+        done = process.end()
+    assert done.code == 1, done
+    assert "Traceback" in done.err and "It was last reading: worker 0: source '" in done.err and ", row " in done.err
+    assert facts(run)["status"] == "failed"
+    lifecycle(place, *words)
+    assert_same_run(run, whole)
+
+
+# -- starting again
+
+
+def test_a_finished_run_says_so_and_touches_nothing(place: Path, whole: Path) -> None:
+    before = times(whole)
+    done = lifecycle(place, "run=whole", KEEP)
+    assert "is finished; nothing to do" in done.out
+    assert times(whole) == before
+
+
+def test_a_run_with_other_values_is_refused_with_the_keys(place: Path, whole: Path) -> None:
+    before = times(whole)
+    done = lifecycle(place, "run=whole", KEEP, "seed=7", "model.width=48", code=2)
+    assert "was started with other values of: seed, model.width." in done.err and "Traceback" not in done.err
+    assert times(whole) == before
+
+
+def test_resume_never_refuses_a_folder_that_has_checkpoints(place: Path, whole: Path) -> None:
+    run = copy_of(whole, "never")
+    before = {name: time for name, time in times(run).items() if "run.json" not in name}
+    done = lifecycle(place, "run=never", KEEP, "resume=never", code=2)
+    assert "resume=never, but" in done.err and "Traceback" not in done.err
+    assert before.items() <= times(run).items()
+
+
+def test_resume_from_a_path_goes_on_from_there(place: Path, whole: Path) -> None:
+    done = lifecycle(place, "run=from", f"resume={step_folder(whole, 24)}")
+    run = place / "outputs/from"
+    assert f"going on from {step_folder(whole, 24)}" in " ".join(done.err.split())
+    assert metrics(run)["step"] == list(range(25, 41))
+    assert metrics(run)["train/loss"] == metrics(whole)["train/loss"][24:]
+    assert_same_weights(run, whole)
+    done = lifecycle(place, "run=from-nowhere", "resume=outputs/whole/checkpoints/step-00000007", code=2)
+    assert "is no checkpoint folder" in done.err and "Traceback" not in done.err
+
+
+# -- wrong words
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("data.sources.long.path=nowhere/*.jsonl", ("data.sources.long", "nowhere/*.jsonl")),
+        ("data.tokenizer=long.jsonl", ("data.tokenizer", "long.jsonl", "tokenizer.json")),
+        ("data.tokenizer=conf", ("data.tokenizer", "conf", "tokenizer.json")),
+        ("model.max_positions=64", ("stage.sequence_length is 128", "model.max_positions=64", "shorten the rows")),
+    ],
+)
+def test_wrong_input_ends_in_words_that_say_what_to_do(place: Path, word: str, said: tuple[str, ...]) -> None:
+    done = lifecycle(place, "run=wrong", word, code=2)
+    assert "Traceback" not in done.err
+    for words in said:
+        assert words in done.err, done.err

@@ -1,0 +1,143 @@
+"""Every YAML under conf/ composes and passes the check; what trains takes two steps and resumes bit for bit."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lifecycle import config
+from lifecycle.run import run
+
+CONF = config.conf_dir()
+WORDS = ["a patient with a fever asks what the cause of it may be and the answer depends on more than one thing"]
+ROW = {
+    "text": " ".join(WORDS * 3),
+    "title": "Fever",
+    "question": "What is the cause?",
+    "options": {"A": "cold", "B": "heat", "C": "rain", "D": "snow"},
+    "answer_idx": "A",
+    "opa": "cold",
+    "opb": "heat",
+    "opc": "rain",
+    "opd": "snow",
+    "cop": 0,
+    "exp": "Because.",
+}
+SMALL = [
+    "model.layers=2",
+    "model.width=32",
+    "model.heads=2",
+    "model.kv_heads=1",
+    "model.head_dim=16",
+    "model.ffn_width=64",
+    "model.vocab_size=null",
+    "data.tokenizer={vocab_size: 320, digits: 1, max_bytes: 50000}",
+    "stage.global_batch_tokens=256",
+    "stage.sequence_length=64",
+    "stage.schedule={name: constant, min_ratio: 1.0, warmup_steps: 0, warmup_fraction: null}",
+    "checkpoint.every_steps=1",
+    "validation.every_steps=1",
+    "validation.tokens=200",
+    "logger=csv",
+]
+ON_CPU = ["hardware.accelerator=cpu", "hardware.devices=1", "hardware.strategy=auto", "hardware.precision=fp32"]
+QUICK = ["hardware.compile=false", "hardware.workers=0"]
+
+
+def choices(group: str) -> list[str]:
+    return sorted(p.stem for p in (CONF / group).glob("*.yaml") if not p.stem.startswith("_"))
+
+
+def two_steps(overrides: list[str], folder: Path) -> None:
+    """Two steps in one go equal one step, a stop, and another one."""
+    base = [*SMALL, *ON_CPU, *QUICK, *overrides]
+    for name, limits in (("whole", [2]), ("parts", [1, 2])):
+        for limit in limits:
+            run(config.compose([*base, f"run={name}", f"stage.max_steps={limit}"]))
+    one, other = (load_file(folder / "outputs" / name / "model" / "model.safetensors") for name in ("whole", "parts"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert json.loads((folder / "outputs/parts/run.json").read_text())["resumed"] == 1
+
+
+@pytest.fixture(autouse=True)
+def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than two steps do; tests/report holds the report's own tests."""
+    monkeypatch.setattr("lifecycle.finish.write_report", lambda folder: None)
+
+
+@pytest.fixture
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to run in, with a file whose rows serve every format."""
+    monkeypatch.chdir(tmp_path)
+    lines = [json.dumps({**ROW, "text": f"{number} {ROW['text']}", "question": f"{number}?"}) for number in range(200)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    return tmp_path
+
+
+def local(data: str) -> list[str]:
+    """Overrides that read the sources of a data config from rows.jsonl."""
+    cfg = config.compose([f"data={data}"])
+    out = [f"data={data}", "data.shuffle_buffer=100"]
+    for name, source in cfg.data.sources.items():
+        at = f"data.sources.{name}"
+        if str(source.get("path") or "").startswith("python://"):
+            out += [f"{at}.max_rows=60"]
+            continue
+        out += [f"{at}.hub=null", f"{at}.config=null", f"{at}.path=rows.jsonl"]
+        out += [f"{at}.max_epochs=null", f"{at}.validation={{ratio: 0.1, seed: 42}}"]
+    return out
+
+
+@pytest.mark.parametrize("model", choices("model"))
+def test_every_model(rows: Path, model: str) -> None:
+    two_steps([f"model={model}", *local("files")], rows)
+
+
+@pytest.mark.parametrize("data", choices("data"))
+def test_every_data_set(rows: Path, data: str) -> None:
+    two_steps(local(data), rows)
+
+
+@pytest.mark.parametrize("optimizer", choices("optimizer"))
+def test_every_optimizer(rows: Path, optimizer: str) -> None:
+    two_steps([f"optimizer={optimizer}", *local("files")], rows)
+
+
+@pytest.mark.parametrize("hardware", choices("hardware"))
+def test_every_hardware_on_a_cpu(rows: Path, hardware: str) -> None:
+    two_steps([f"hardware={hardware}", *local("files")], rows)
+
+
+@pytest.mark.parametrize("callbacks", choices("callbacks"))
+def test_every_set_of_callbacks(rows: Path, callbacks: str) -> None:
+    two_steps([f"callbacks={callbacks}", *local("files")], rows)
+
+
+@pytest.mark.parametrize("logger", [name for name in choices("logger") if name != "wandb"])
+def test_every_logger(rows: Path, logger: str) -> None:
+    two_steps([*local("files"), f"logger={logger}"], rows)
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_every_experiment(rows: Path, experiment: str) -> None:
+    given = config.compose([f"experiment={experiment}"])
+    data = "python_stdlib" if "prose" in given.data.sources else "fineweb_medqa"
+    sources = [word for word in local(data) if not word.startswith("data=")]
+    lengths = [f"stage.schedule.{part}_{unit}=null" for part in ("warmup", "decay") for unit in ("tokens", "fraction")]
+    two_steps([f"experiment={experiment}", *sources, *lengths], rows)
+
+
+@pytest.mark.parametrize("stage", choices("stage"))
+def test_every_stage_runs_at_toy_size(rows: Path, stage: str) -> None:
+    run(config.compose(["experiment=debug", f"stage={stage}", "run=toy", "logger=csv"]))
+    assert json.loads((rows / "outputs/toy/run.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize("model", choices("model"))
+@pytest.mark.parametrize("data", choices("data"))
+def test_every_pair_of_model_and_data_passes_the_check(model: str, data: str) -> None:
+    path = ["data.sources.mine.path=texts.jsonl"] if data == "files" else []
+    config.check(config.compose([f"model={model}", f"data={data}", *path]))
