@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 import yaml
@@ -73,8 +74,9 @@ def compose(overrides: Sequence[str] = (), *, config_dirs: Sequence[Path] = ()) 
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             raise UserError(usage.complaint(error)) from error
     HydraConfig.instance().set_config(cfg)
-    with read_write(HydraConfig.get().runtime):
-        HydraConfig.get().runtime.output_dir = str(Path(cfg.hydra.run.dir).resolve())
+    runtime: Any = HydraConfig.get().runtime
+    with read_write(runtime):
+        runtime.output_dir = str(Path(cfg.hydra.run.dir).resolve())
     cfg.run = cfg.run  # its default refers to Hydra's node, which goes
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
