@@ -31,7 +31,8 @@ from lifecycle.model import ModelConfig
 from lifecycle.parent import Parent, adopt_parent
 from lifecycle.ranks import end_with_rank_0, rank
 from lifecycle.runfolder import RunFolder, origin
-from lifecycle.stages.base import Setup, Stage
+from lifecycle.stages.base import Stage
+from lifecycle.stages.setup import Setup
 from lifecycle.start import Start, Work, agree
 from lifecycle.trainer import build_trainer, world_size
 

@@ -26,12 +26,10 @@ def being_written(run: Path) -> bool:
     return any(name.startswith(".staging-step-") for name in os.listdir(run / "checkpoints"))
 
 
-def wait_for_moment(kind: str, run: Path, draw: random.Random, process: Run) -> None:
-    """The moment of the next kill: anywhere from the start on, so many steps later, or while a checkpoint is
-    written.
-    """
+def wait_for_moment(kind: str, run: Path, draw: random.Random, process: Run, *, start: float) -> None:
+    """The moment of the next kill: within the seconds of a start, so many steps later, or while it saves."""
     if kind == "start":
-        time.sleep(draw.uniform(0.2, 6.0))
+        time.sleep(draw.uniform(0.2, start))
         return
     done, more = newest(run), draw.randint(1, 12)
     wait_for(lambda: newest(run) >= done + more, process)

@@ -113,10 +113,10 @@ def test_two_ranks_stopped_by_sigterm_go_on_exactly_on_two_and_with_the_same_tok
 @pytest.mark.slow
 def test_sharded_ranks_take_the_tokens_of_one_and_prune_their_checkpoints(place: Path, sharded: Path) -> None:
     assert_same_tokens(sharded, place / "outputs" / "one")
-    kept = [path.name for path in list_committed(sharded / "checkpoints")]
-    assert kept == ["step-00000090", "step-00000096", "step-00000100"]
+    kept = list_committed(sharded / "checkpoints")
+    assert kept[-1] == step_folder(sharded, STEPS) and len(kept) in (3, 4)  # the last three, and the best
     with pytest.raises(CheckpointError, match="hardware.strategy=fsdp"):
-        load(sharded / "checkpoints" / kept[-1])
+        load(kept[-1])
 
 
 @pytest.mark.slow
@@ -152,7 +152,12 @@ def test_torchrun_launches_a_run_and_goes_on_with_it(place: Path, outputs: Path)
     """Twice under the same run id (torchrun's default): the second launch must not take the first one's start."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m"]
     for steps in (24, STEPS):
-        given = words("run=torchrun", *ranks(2, steps=steps), "stage.schedule.warmup_steps=2")
+        given = words(
+            "run=torchrun",
+            *ranks(2, steps=steps),
+            "stage.schedule.warmup_steps=2",
+            "stage.schedule.warmup_fraction=null",
+        )
         done = subprocess.run(
             [*torchrun, "lifecycle", *given], cwd=place, env=environment(), capture_output=True, text=True, timeout=120
         )

@@ -18,8 +18,8 @@ from lifecycle.errors import UserError
 from lifecycle.losses import token_losses
 from lifecycle.model import Documents, ModelConfig, build
 from lifecycle.optim import AdamW, Schedule
-from lifecycle.stages.base import Setup
 from lifecycle.stages.pretrain import Pretrain
+from lifecycle.stages.setup import Setup
 
 MODEL = ModelConfig(
     family="llama",

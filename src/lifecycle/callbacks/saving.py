@@ -44,6 +44,7 @@ class SaveOnEvents(Callback):
     def __init__(self, *, folder: Path, every_steps: int) -> None:
         self._folder, self._every = folder, every_steps
         self._blocked_s = 0.0
+        self._marked: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on SIGTERM means: finish the step, save, stop. Replaces Lightning's handler (a broadcast a
@@ -56,13 +57,25 @@ class SaveOnEvents(Callback):
         signal.signal(signal.SIGTERM, finish_step)
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """A validation that a preemption had cut short was done before the first step: its checkpoint is there."""
+        self._mark(trainer, pl_module)
+
+    def _mark(self, trainer: Trainer, stage: Any) -> bool:
+        """Whether the step just taken is the best so far; the first look points `best.json` at it."""
+        step = trainer.global_step
+        if stage.improved_at != step:
+            return False
+        if step != self._marked and trainer.is_global_zero:
+            mark_best(self._folder, step, stage.best[0])
+        self._marked = step
+        return True
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Save if something happened at this step; the periodic callback comes after and finds it saved."""
         stage: Any = pl_module
         step = trainer.global_step
-        best = stage.improved_at == step
-        if best and trainer.is_global_zero:
-            mark_best(self._folder, step, stage.best[0])
+        best = self._mark(trainer, stage)
         if (best or stage.preempted or step == stage.total_steps) and step % self._every:
             trainer.save_checkpoint(self._folder / step_name(step))
         writer = trainer.strategy.checkpoint_io

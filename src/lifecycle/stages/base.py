@@ -11,13 +11,11 @@ so splitting a step differently changes nothing, `global_step` means what users 
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -40,33 +38,12 @@ from lifecycle.model import (
 from lifecycle.model.attention import Kernel
 from lifecycle.model.sharding import shard
 from lifecycle.optim import AdamW, Muon, Schedule, clip_gradients
+from lifecycle.stages.exchange import any_rank, count_tokens
 from lifecycle.stages.meter import Meter
+from lifecycle.stages.setup import Setup
+from lifecycle.stages.validation import validation_metrics
 
 LossSum = Callable[[TokenBatch, Documents | None], tuple[Tensor, dict[str, Tensor]]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """What the run tells every stage beyond its config.
-
-    `total_steps` and `tokens_per_step` resolve the schedule's lengths; `domains` maps a validation domain to its weight
-    and the bytes of its text; `peak_flops` is one device's dense peak (None: unknown, no MFU); `initial_weights` are a
-    parent's.
-    """
-
-    total_steps: int
-    tokens_per_step: int
-    seed: int
-    source_names: Sequence[str]
-    domains: Mapping[str, tuple[float, int]]
-    validate_every: int | None
-    log_every: int
-    bf16: bool
-    compile: bool
-    activation_checkpointing: bool
-    attention: Kernel | Literal["auto"]
-    peak_flops: float | None
-    initial_weights: Mapping[str, Tensor] | None = None
 
 
 class Stage(pl.LightningModule):
@@ -149,7 +126,7 @@ class Stage(pl.LightningModule):
     def take_step(self, batch: StepBatch, loss_sum: LossSum) -> None:
         """One optimizer step on `batch`; `loss_sum` gives a micro-batch's summed loss and summed metrics."""
         optimizer = self.optimizer()
-        counts = self._count(batch)
+        counts = count_tokens(batch.micro, len(self.setup_facts.source_names), self.device)
         for group in optimizer.param_groups:
             group["lr"] = group["lr_peak"] * self._rate(batch.step)
         total = torch.zeros((), device=self.device)
@@ -162,8 +139,8 @@ class Stage(pl.LightningModule):
             for name, value in metrics.items():
                 extra[name] = extra.get(name, 0) + value
         norm = clip_gradients(self.parameters(), self.optimizer_spec.grad_clip)
-        taken = self._all_finite(norm, total)
-        if not taken:
+        bad, self.preempted = any_rank(~torch.isfinite(norm) | ~torch.isfinite(total), self.stop_asked)
+        if bad:
             self._skip(batch, norm, total)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -179,18 +156,6 @@ class Stage(pl.LightningModule):
         )
         self._after(batch)
 
-    def _count(self, batch: StepBatch) -> Tensor:
-        """(1 + sources,) float64 over all ranks: trained tokens in all, and by source, before any backward pass."""
-        counts = torch.zeros(1 + len(self.setup_facts.source_names), dtype=torch.float64)
-        for micro in batch.micro:
-            sources = micro.source_ids[micro.trained]
-            counts[1:] += torch.bincount(sources, minlength=len(self.setup_facts.source_names))
-        counts[0] = counts[1:].sum()
-        counts = counts.to(self.device)
-        if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(counts)
-        return counts
-
     @contextlib.contextmanager
     def _synchronised(self, last: bool) -> Iterator[None]:
         """Gradients are exchanged between ranks in the last micro-batch's backward pass only."""
@@ -205,18 +170,6 @@ class Stage(pl.LightningModule):
         else:
             with strategy_model.no_sync():  # type: ignore[union-attr,operator]
                 yield
-
-    def _all_finite(self, norm: Tensor, loss: Tensor) -> bool:
-        """Whether gradients and loss are finite on every rank; carries the preemption flag in the same exchange."""
-        flags = torch.stack(
-            [~torch.isfinite(norm) | ~torch.isfinite(loss), torch.tensor(self.stop_asked, device=norm.device)]
-        )
-        flags = flags.float()
-        if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
-        bad, preempted = flags.tolist()
-        self.preempted = bool(preempted)
-        return not bad
 
     def _skip(self, batch: StepBatch, norm: Tensor, loss: Tensor) -> None:
         """Leave weights and optimizer as they are (no gradient, no update), say which data it was, and count it."""
@@ -277,37 +230,20 @@ class Stage(pl.LightningModule):
                 total = torch.zeros(2, dtype=torch.float64, device=self.device)
                 for number, batch in enumerate(batches):
                     total += self.validation_step(self.on_device(batch), number)
-                    if self._any_preempted():
+                    _, self.preempted = any_rank(torch.zeros((), dtype=torch.bool, device=self.device), self.stop_asked)
+                    if self.preempted:
                         self.model.train()
                         return
                 sums[domain] = total
         self.model.train()
         self.validation_due = False
-        self._record_validation(step, sums)
+        self._record(step, sums)
 
-    def _any_preempted(self) -> bool:
-        asked = torch.tensor(float(self.stop_asked), device=self.device)
-        if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
-        self.preempted = bool(asked.item())
-        return self.preempted
-
-    def _record_validation(self, step: int, sums: dict[str, Tensor]) -> None:
-        """Log loss, perplexity and bits per byte by domain, and remember the best weighted loss."""
-        metrics, weighted, weight_sum = {}, 0.0, 0.0
-        for domain, total in sums.items():
-            if self.trainer.world_size > 1:
-                torch.distributed.all_reduce(total)
-            nll, tokens = total.tolist()
-            loss = nll / max(tokens, 1)
-            weight, size = self.setup_facts.domains[domain]
-            metrics[f"valid/{domain}/loss"] = loss
-            metrics[f"valid/{domain}/perplexity"] = math.exp(min(loss, 700.0))
-            metrics[f"valid/{domain}/bits_per_byte"] = nll / math.log(2) / max(size, 1)
-            weighted, weight_sum = weighted + weight * loss, weight_sum + weight
+    def _record(self, step: int, sums: dict[str, Tensor]) -> None:
+        """Log a validation, and remember the best."""
+        metrics = validation_metrics(sums, self.setup_facts.domains)
         if not metrics:
             return
-        metrics["valid/loss"] = weighted / weight_sum
         if self.best is None or metrics["valid/loss"] < self.best[0]:
             self.best, self.improved_at = (metrics["valid/loss"], step), step
         self.meter.add_validation(step, metrics)

@@ -12,7 +12,8 @@ from lifecycle.batch import StepBatch, TokenBatch
 from lifecycle.losses import linear_cross_entropy, token_losses
 from lifecycle.model import Documents, ModelConfig
 from lifecycle.optim import AdamW, Muon, Schedule
-from lifecycle.stages.base import Setup, Stage
+from lifecycle.stages.base import Stage
+from lifecycle.stages.setup import Setup
 
 
 class Pretrain(Stage):

@@ -1,0 +1,35 @@
+"""Held-out loss, perplexity and bits per byte by domain.
+
+    loss = nll / tokens    perplexity = exp(loss)    bits per byte = nll / (ln 2 * bytes of the text)
+
+nll sums -log p over the trained tokens, end marks included; `valid/loss` weights the domains as the mixture does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lifecycle.stages.exchange import many_ranks
+
+
+def validation_metrics(sums: Mapping[str, Tensor], domains: Mapping[str, tuple[float, int]]) -> dict[str, float]:
+    """Metrics from each domain's (2,) sums of nll and tokens on this rank; `domains`: weight and bytes of the text.
+
+    Every rank must call: the sums are added up over ranks, in place.
+    """
+    metrics, weighted, weights = {}, 0.0, 0.0
+    for domain, total in sums.items():
+        if many_ranks():
+            torch.distributed.all_reduce(total)
+        nll, tokens = total.tolist()
+        loss = nll / max(tokens, 1)
+        weight, size = domains[domain]
+        metrics[f"valid/{domain}/loss"] = loss
+        metrics[f"valid/{domain}/perplexity"] = math.exp(min(loss, 700.0))
+        metrics[f"valid/{domain}/bits_per_byte"] = nll / math.log(2) / max(size, 1)
+        weighted, weights = weighted + weight * loss, weights + weight
+    return {**metrics, "valid/loss": weighted / weights} if weights else {}
