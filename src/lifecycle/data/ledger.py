@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from lifecycle.data.source import Source
 from lifecycle.data.stream import State
@@ -30,6 +33,26 @@ def merge(
     seen = sum(row["seen_tokens"] for row in table.values())
     padding = sum(state["padding"] for state in streams)
     return {"tokens": seen, "sources": table, "padding_share": padding / max(1, padding + seen)}
+
+
+def usage(states: Sequence[Mapping[str, Any]], sources: Sequence[str], streams: int) -> Tensor:
+    """(sources, 2) float64: the part of the passes and of the rows left out that some of `streams` streams make up."""
+    out = torch.zeros(len(sources), 2, dtype=torch.float64)
+    for state in states:
+        for i, name in enumerate(sources):
+            totals = state["totals"][name]
+            left_out = sum(n for verdict, n in totals["counts"].items() if not verdict.startswith(("kept:", "held:")))
+            out[i] += torch.tensor([totals["epochs"] / streams, left_out], dtype=torch.float64)
+    return out
+
+
+def gather(mine: dict[int, State]) -> dict[int, State]:
+    """The streams' states of all ranks (Lightning would save those of rank 0 alone): every rank must call."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return mine
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, mine)
+    return {s: state for part in parts for s, state in part.items()}
 
 
 def _rows(totals: list[Mapping[str, Any]]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from lifecycle.batch import Cursor, StepBatch, TokenBatch
 from lifecycle.data.count import count_positions
 from lifecycle.data.formats import views
-from lifecycle.data.ledger import Ledger, merge
+from lifecycle.data.ledger import Ledger, gather, merge, usage
 from lifecycle.data.loader import StepLoader, micro_batch_rows
 from lifecycle.data.plan import BatchPlan, Phase
 from lifecycle.data.prepared import PreparedDocuments, open_prepared
@@ -181,7 +181,7 @@ class DataModule(pl.LightningDataModule):
         if cursor is None:
             return {}
         mine = {s: dict(state) for s, state in cursor.streams.items()}
-        return {"step": cursor.step, "streams": _gather(mine), "sources": self.source_names}
+        return {"step": cursor.step, "streams": gather(mine), "sources": self.source_names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the step at which `state` was taken, on however many ranks."""
@@ -197,25 +197,14 @@ class DataModule(pl.LightningDataModule):
         the whole.
         """
         cursor = self._cursor or self._loaded
-        out = torch.zeros(len(self.sources), 2, dtype=torch.float64)
-        rank, world = self._rank()
-        streams = self.plan.streams(self._wanted_streams, world)
-        share = streams // world
-        mine = range(rank * share, (rank + 1) * share)  # a loaded cursor holds those of all ranks
-        for state in (cursor.streams[s] for s in mine) if cursor else ():
-            for i, name in enumerate(self.source_names):
-                totals = state["totals"][name]
-                left_out = sum(
-                    n for verdict, n in totals["counts"].items() if not verdict.startswith(("kept:", "held:"))
-                )
-                out[i] += torch.tensor([totals["epochs"] / streams, left_out], dtype=torch.float64)
-        return out
+        streams = self.plan.streams(self._wanted_streams, self._rank()[1])
+        return usage(list(cursor.streams.values()) if cursor else [], self.source_names, streams)
 
     def ledger(self, planned_tokens: int) -> Ledger:
         """Planned and seen tokens, epochs and dropped rows by source, over all ranks: every rank must call."""
         cursor = self._cursor or self._loaded
         mine = {s: dict(state) for s, state in cursor.streams.items()} if cursor else {}
-        return merge(_gather(mine), self.sources, self.weights, planned_tokens)
+        return merge(gather(mine), self.sources, self.weights, planned_tokens)
 
     # -- building blocks
 
@@ -305,12 +294,3 @@ def cache_folder() -> Path:
     """Where derived data is kept between runs: $LIFECYCLE_CACHE, or the user's cache folder."""
     base = os.environ.get("LIFECYCLE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "lifecycle")
     return Path(base).expanduser()
-
-
-def _gather(mine: dict[int, State]) -> dict[int, State]:
-    """The streams' states of all ranks (Lightning would save those of rank 0 alone)."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return mine
-    parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, mine)
-    return {s: state for part in parts for s, state in part.items()}
