@@ -10,5 +10,9 @@ def write(path: Path, content: str | bytes) -> None:
     """Write `content` (text as UTF-8) to `path`, making its folder; a reader never sees a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_bytes(content.encode() if isinstance(content, str) else content)
+    try:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+    except OSError:  # a full disk: leave no part of it
+        aside.unlink(missing_ok=True)
+        raise
     aside.replace(path)

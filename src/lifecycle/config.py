@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Collection, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,12 @@ MAY_DIFFER = (
     "stage.max_steps",
     "stage.max_tokens",
     "stage.max_epochs",
+    "stage.max_skipped",
+    "data.bad_rows",
+    "data.exhausted",
+    "data.sources.*.max_epochs",
 )
-"""Keys that a resumed run may change: its end, where it runs, and what is written about it."""
+"""Keys that a resumed run may change: its end, where it runs, what it bears, and what is written about it."""
 
 
 # -- checking
@@ -247,7 +252,7 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     before, after = _flat(old), _flat(new)
     nothing = object()
     differ = [key for key in {**before, **after} if before.get(key, nothing) != after.get(key, nothing)]
-    return [key for key in differ if not f"{key}.".startswith(tuple(f"{allowed}." for allowed in MAY_DIFFER))]
+    return [key for key in differ if not any(fnmatchcase(f"{key}.", f"{allowed}.*") for allowed in MAY_DIFFER)]
 
 
 def _plain(node: DictConfig) -> dict[str, Any]:

@@ -2,6 +2,11 @@
 traceback).
 """
 
+import errno
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of an OSError that means: there is no room for the file."""
+
 
 class UserError(Exception):
     """Something the user can mend. The message names the place, what came, what was wanted and what to do."""

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from lifecycle import atomic
 from lifecycle.data.baselines import baselines
 from lifecycle.data.module import DataModule
+from lifecycle.data.quarantine import compact_all
 from lifecycle.model import Decoder, build
 from lifecycle.model.huggingface import export
 from lifecycle.report import terminal_summary, write_report
@@ -39,7 +40,7 @@ def finish(folder: RunFolder, stage: Stage, data: DataModule, *, finished: bool,
         return
     _write_json(folder.path / "ledger.json", ledger)
     folder.update(
-        status="finished" if finished else "stopped",
+        status="running" if finished else "stopped",
         steps=stage.global_step,
         tokens=int(stage.meter.tokens),
         seconds=round(stage.meter.seconds, 3),
@@ -53,6 +54,8 @@ def finish(folder: RunFolder, stage: Stage, data: DataModule, *, finished: bool,
     export(model, folder.path / "model", tokenizer=data.tokenizer, dtype=export_dtype)
     _write_json(folder.path / "samples.json", samples(model.to(stage.device).eval(), data, stage))
     _write_json(folder.path / "baselines.json", baselines(data))
+    compact_all(folder.path / "quarantine")  # the baselines, too, read the rows
+    folder.update(status="finished")  # not before: what a kill leaves out of the above is made at the next start
     write_report(folder.path)
     Console(soft_wrap=False).print(terminal_summary(folder.path))
 

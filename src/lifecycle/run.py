@@ -7,6 +7,7 @@ Exit codes: 0 done; 2 the user's config or data is at fault; 143 after SIGTERM; 
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from pathlib import Path
@@ -21,8 +22,9 @@ from lifecycle import config
 from lifecycle.callbacks.saving import SaveOnEvents, periodic
 from lifecycle.checkpoint import CommittedCheckpointIO
 from lifecycle.data.module import DataModule
+from lifecycle.data.quarantine import compact_all
 from lifecycle.dry_run import dry_run
-from lifecycle.errors import UserError
+from lifecycle.errors import DISK_FULL, UserError
 from lifecycle.finish import finish
 from lifecycle.hardware import Hardware, device_name
 from lifecycle.length import Limits
@@ -30,6 +32,7 @@ from lifecycle.loggers import CsvLogger
 from lifecycle.model import ModelConfig
 from lifecycle.parent import Parent, adopt_parent
 from lifecycle.ranks import end_with_rank_0, rank
+from lifecycle.report import write_report
 from lifecycle.runfolder import RunFolder, origin
 from lifecycle.stages.base import Stage
 from lifecycle.stages.setup import Setup
@@ -52,7 +55,13 @@ def run(cfg: DictConfig) -> None:
     try:
         _job(cfg, folder) if config.is_job(cfg) else _train(cfg, folder, parent)
     except BaseException as error:
-        _record_end(folder, error)
+        with contextlib.suppress(OSError):  # a full disk may be what ended it
+            _record_end(folder, error)
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise UserError(
+                f"no room for {error.filename or folder.path} ({error.strerror}); what was saved before is intact: "
+                "make room there and start the same command again"
+            ) from error
         raise
 
 
@@ -126,6 +135,7 @@ def _job(cfg: DictConfig, folder: RunFolder) -> None:
     )
     data = _data(cfg, folder, limits, config.build(cfg.hardware), validation_tokens=0)
     result = config.build(cfg.stage, without=("view", "optimizer"), data=data, folder=folder.path)
+    compact_all(folder.path / "quarantine")
     folder.update(status="finished", result=result, seconds=round(time.perf_counter() - started, 3))
 
 
@@ -191,6 +201,7 @@ def _begin(
         total_steps=stage.total_steps,
         choice=start.facts(),
         device=device_name(config.build(cfg.hardware).device_type()),
+        error=None,
         overrides=config.overrides(),
         resumed=before.get("resumed", 0) + (start.checkpoint is not None),
         damaged=[*before.get("damaged", []), *start.damaged],
@@ -217,6 +228,8 @@ def _finished(folder: RunFolder, cfg: DictConfig) -> bool:
     if folder.lineage().get("status") != "finished" or longer:
         return False
     if rank() == 0:
+        if not config.is_job(cfg) and not (folder.path / "report.md").exists():  # killed while it was drawn
+            write_report(folder.path)
         print(
             f"run '{folder.path}' is finished; nothing to do. Its report: {folder.path / 'report.md'}. To go "
             f"on, raise a limit "
@@ -226,8 +239,11 @@ def _finished(folder: RunFolder, cfg: DictConfig) -> bool:
 
 
 def _record_end(folder: RunFolder, error: BaseException) -> None:
-    """Write the end into run.json, if the run had begun at all."""
-    if rank() != 0 or not folder.lineage():
+    """Write the end into run.json, if the run had begun at all, and put its quarantine in order."""
+    if rank() != 0:
+        return
+    compact_all(folder.path / "quarantine")
+    if not folder.lineage():
         return
     stopped = isinstance(error, SystemExit | KeyboardInterrupt)
     folder.update(

@@ -6,18 +6,19 @@ import time
 
 def processes(group: int) -> dict[int, str]:
     """The command lines of a group's processes, by id, without those that have ended and that nobody waits for."""
-    table = subprocess.run(
-        ["ps", "-ww", "-eo", "pgid=,pid=,stat=,args="], capture_output=True, text=True, check=True
-    ).stdout
-    rows = [line.split(maxsplit=3) for line in table.splitlines()]
+    rows = [line.split(maxsplit=3) for line in _table("pgid=,pid=,stat=,args=")]
     return {int(row[1]): row[-1] for row in rows if int(row[0]) == group and not row[2].startswith("Z")}
 
 
 def children(pid: int) -> list[int]:
     """The ids of a process's children, oldest first."""
-    table = subprocess.run(["ps", "-ww", "-eo", "ppid=,pid=,stat="], capture_output=True, text=True, check=True).stdout
-    rows = [line.split() for line in table.splitlines()]
+    rows = [line.split() for line in _table("ppid=,pid=,stat=")]
     return sorted(int(row[1]) for row in rows if int(row[0]) == pid and not row[2].startswith("Z"))
+
+
+def _table(columns: str) -> list[str]:
+    done = subprocess.run(["ps", "-ww", "-eo", columns], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
 
 
 def assert_all_end(*groups: int, seconds: float = 15) -> None:

@@ -2,22 +2,20 @@
 broken rows, dead workers, wrong words. Whatever stops a run, the same command goes on and ends as if nothing had been.
 """
 
+import contextlib
 import json
 import os
 import resource
 import shutil
 import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-
-from lifecycle.checkpoint import list_committed, load, verify
-from lifecycle.data.source import HeldOut
-from lifecycle.data.tokenizer import load as load_tokenizer
-from lifecycle.model import ModelConfig, build
-from lifecycle.model.huggingface import export
-from run.cli import (
+from tests.run.cli import (
+    TOY,
     Run,
     assert_same_run,
     assert_same_weights,
@@ -32,6 +30,15 @@ from run.cli import (
     wait_for,
     write_rows,
 )
+from tests.run.processes import children
+
+from lifecycle.checkpoint import list_committed, load, verify
+from lifecycle.config import build as build_config
+from lifecycle.config import compose
+from lifecycle.data.source import HeldOut
+from lifecycle.data.tokenizer import load as load_tokenizer
+from lifecycle.model import ModelConfig, build
+from lifecycle.model.huggingface import export
 
 KEEP = "checkpoint.keep_last=99"
 
@@ -79,13 +86,15 @@ def test_a_run_stopped_by_sigterm_at_any_stage_of_its_life_ends_as_if_it_had_not
     with started(place, "run=stopped") as process:  # in training
         wait_for(lambda: step_folder(run, 8).exists(), process)
         terminate(process)
-    for last in (20, 40):  # in a validation, and in the one that follows the last step
-        with started(place, "run=stopped", f"checkpoint.every_steps={last - 1}") as process:
-            wait_for(lambda last=last: step_folder(run, last - 1).exists(), process)  # type: ignore[misc]
-            terminate(process)
-        assert load(step_folder(run, last))["stage"]["validation_due"]
+    with started(place, "run=stopped", "checkpoint.every_steps=19") as process:  # in a validation
+        wait_for(lambda: step_folder(run, 19).exists(), process)
+        terminate(process)
+    assert load(step_folder(run, 20))["stage"]["validation_due"]
     assert facts(run)["status"] == "stopped" and not (run / "model").exists()
-    lifecycle(place, "run=stopped")
+    with started(place, "run=stopped", "checkpoint.every_steps=39") as process:  # in the last validation: it goes on
+        wait_for(lambda: step_folder(run, 39).exists(), process)
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.end().code == 0
     assert_same_run(run, whole)
     for key in ("step", "value"):
         assert facts(run / "checkpoints", "best.json")[key] == facts(whole / "checkpoints", "best.json")[key]
@@ -115,6 +124,13 @@ def test_damaged_checkpoints_are_named_passed_over_and_made_up_for(place: Path, 
     assert_same_run(run, whole)
 
 
+def test_a_run_killed_while_it_finished_finishes(place: Path, whole: Path) -> None:
+    run = copy_of(whole, "finishing")
+    lifecycle(place, "run=finishing", KEEP)
+    assert_same_run(run, whole)
+    assert facts(run)["status"] == "finished"
+
+
 def test_a_full_disk_ends_the_run_in_plain_words_and_costs_no_checkpoint(place: Path, whole: Path) -> None:
     run = place / "outputs/full"
     with started(place, "run=full") as process:
@@ -132,6 +148,37 @@ def test_a_full_disk_ends_the_run_in_plain_words_and_costs_no_checkpoint(place: 
     assert facts(run)["error"] is None
 
 
+@pytest.fixture
+def small_disk(place: Path) -> Iterator[Path]:
+    """The folder of the run `small` on a disk of its own of 6 MB."""
+    folder = place / "outputs/small"
+    folder.mkdir(parents=True, exist_ok=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "toy", folder], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("may not mount a file system")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["run.json", "checkpoints/step-00000008", "ledger.json"])
+def test_a_disk_that_another_fills_at_any_moment_ends_the_run_in_plain_words(
+    place: Path, whole: Path, small_disk: Path, moment: str
+) -> None:
+    with started(place, "run=small") as process:
+        wait_for(lambda: (small_disk / moment).exists(), process)
+        with (small_disk / "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
+            while True:
+                ballast.write(bytes(4096))
+        done = process.end()
+    assert done.code == 2 and "Traceback" not in done.err and "No space left" in done.err, done
+    for checkpoint in list_committed(small_disk / "checkpoints"):
+        verify(checkpoint)
+    (small_disk / "ballast").unlink()
+    lifecycle(place, "run=small")
+    assert_same_run(small_disk, whole)
+
+
 # -- batches that give no number
 
 
@@ -139,13 +186,12 @@ def test_a_full_disk_ends_the_run_in_plain_words_and_costs_no_checkpoint(place: 
 def poisoned(place: Path, whole: Path) -> Path:
     """A parent whose embedding of one byte is not a number, and `marked.jsonl`, where one document has that byte."""
     tokenizer = load_tokenizer(str(whole))
-    config = ModelConfig(
-        family="llama", layers=1, width=32, heads=2, kv_heads=1, head_dim=16, ffn_width=64, tied_head=False
-    ).with_vocab(tokenizer.vocab_size)
-    model = build(config, seed=0)
+    toy = [word for word in TOY if word.startswith("model.")]
+    config: ModelConfig = build_config(compose(["stage=pretrain", *toy, "model.tied_head=false"]).model)
+    model = build(config.with_vocab(tokenizer.vocab_size), seed=0)
     byte = int(tokenizer.encode_batch(["é"])[0][0])
     with torch.no_grad():
-        model.embed.weight[byte] = float("nan")
+        model.embedding.weight[byte] = float("nan")
     export(model, place / "poisoned", tokenizer=tokenizer)
     texts = make_texts("long", 120, 300)
     side = HeldOut(ratio=0.1, seed=1)
@@ -158,12 +204,11 @@ def poisoned(place: Path, whole: Path) -> Path:
 def test_a_batch_that_gives_nan_is_skipped_named_and_counted_and_too_many_end_the_run(
     place: Path, poisoned: Path
 ) -> None:
-    run = place / "outputs/nan"
-    words = ("run=nan", f"init_from={poisoned}", "data.sources.long.path=marked.jsonl", "checkpoint.every_steps=1")
-    words = (*words, KEEP)
-    done = lifecycle(place, *words, "stage.max_skipped=0", code=2)
+    run = place / "outputs/poisoned"
+    words = ("run=poisoned", f"init_from={poisoned}", "data.sources.long.path=marked.jsonl", "checkpoint.every_steps=1")
+    done = lifecycle(place, *words, KEEP, "stage.max_skipped=0", code=2)
     assert "more than stage.max_skipped=0" in done.err and "Traceback" not in done.err
-    done = lifecycle(place, *words, "stage.max_skipped=10")
+    done = lifecycle(place, *words, KEEP, "stage.max_skipped=10")
     skipped = [int(n or 0) for n in metrics(run)["train/skipped"]]
     assert len(skipped) == 40 and 0 < skipped[-1] <= 10
     steps = [n + 1 for n in range(40) if skipped[n] > (skipped[n - 1] if n else 0)]
@@ -196,9 +241,12 @@ def test_broken_rows_are_counted_and_listed_and_too_many_end_the_run_without_los
     (place / "broken.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     run = place / "outputs/broken"
     words = ("run=broken", "data.sources.short.path=broken.jsonl", "validation.every_steps=null")
-    words = (*words, "data.bad_rows.min_rows=10")
-    done = lifecycle(place, *words, code=2)
+    done = lifecycle(place, *words, "data.bad_rows.min_rows=10", code=2)
     assert "data.sources.short" in done.err and "max_share=0.01" in done.err and "Traceback" not in done.err
+    assert f"listed in {run / 'quarantine/short.jsonl'}" in done.err.replace(
+        "listed in outputs", f"listed in {place}/outputs"
+    )
+    assert (run / "quarantine/short.jsonl").read_text().count("\n") == 2  # those that it had met
     lifecycle(place, *words, "data.bad_rows.max_share=0.2")
     row = facts(run, "ledger.json")["sources"]["short"]
     listed = [json.loads(line) for line in (run / "quarantine/short.jsonl").read_text().splitlines()]
@@ -212,11 +260,6 @@ def test_broken_rows_are_counted_and_listed_and_too_many_end_the_run_without_los
 # -- workers
 
 
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the worker in /proc")
 def test_a_dead_worker_ends_the_run_naming_source_and_row_and_the_run_goes_on(place: Path, whole: Path) -> None:
     run = place / "outputs/worker"
     words = ("run=worker", "hardware.workers=2")

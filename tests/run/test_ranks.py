@@ -27,7 +27,7 @@ from tests.run.processes import assert_all_end, children, processes
 
 from lifecycle.checkpoint import CheckpointError, list_committed, load
 
-STEPS = 100
+STEPS = 60
 LONG = 4000  # steps of a run that is stopped before
 
 
@@ -38,6 +38,7 @@ def ranks(number: int, strategy: str = "ddp", steps: int = STEPS) -> list[str]:
         f"hardware.devices={number}",
         f"hardware.strategy={wanted}",
         "hardware.workers=1",
+        "validation.tokens=4000",
         f"stage.max_steps={steps}",
     ]
 
@@ -149,20 +150,17 @@ def test_what_sharded_ranks_export_loads_in_transformers(sharded: Path) -> None:
 
 @pytest.mark.slow
 def test_torchrun_launches_a_run_and_goes_on_with_it(place: Path, outputs: Path) -> None:
-    """Twice under the same run id (torchrun's default): the second launch must not take the first one's start."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m"]
-    for steps in (24, STEPS):
-        given = words(
-            "run=torchrun",
-            *ranks(2, steps=steps),
-            "stage.schedule.warmup_steps=2",
-            "stage.schedule.warmup_fraction=null",
-        )
-        done = subprocess.run(
-            [*torchrun, "lifecycle", *given], cwd=place, env=environment(), capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
-    assert facts(outputs / "torchrun")["resumed"] == 1
+    for run in (outputs / "torchrun", copied(outputs / "one", "longer")):
+        given = words(f"run={run.name}", *ranks(2, steps=STEPS + 20 * (run.name == "longer")))
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+        process = subprocess.Popen([*torchrun, "lifecycle", *given], cwd=place, env=environment())
+        try:
+            assert process.wait(timeout=120) == 0
+        finally:
+            process.terminate()  # torchrun ends its ranks
+            process.wait()
+    assert_same_run(outputs / "torchrun", outputs / "two")
+    assert facts(outputs / "longer")["resumed"] == 1 and metrics(outputs / "longer")["step"][-1] == STEPS + 20
 
 
 def rank_1(process: Run) -> int:

@@ -23,7 +23,7 @@ import torch._dynamo  # noqa: F401
 import transformers.models.llama.modeling_llama  # noqa: F401
 
 import lifecycle.finish
-import lifecycle.run  # noqa: F401
+import lifecycle.run
 
 running: dict[int, str] = {}
 
@@ -53,8 +53,13 @@ def become(job: dict[str, Any]) -> None:
     runpy.run_module("lifecycle", run_name="__main__", alter_sys=True)
 
 
+def no_report(folder: Path | str) -> Path:
+    """In place of `write_report`."""
+    return Path(folder)
+
+
 def serve() -> None:
-    lifecycle.finish.write_report = lambda folder: None  # type: ignore[assignment, misc]
+    lifecycle.finish.write_report = lifecycle.run.write_report = no_report
     signal.signal(signal.SIGCHLD, reap)
     gc.collect()
     gc.freeze()  # the runs share these pages

@@ -22,10 +22,10 @@ from pathlib import Path
 import torch
 
 from lifecycle.checkpoint.manifest import CHUNK, MANIFEST, CheckpointError, Entry, Manifest, encode, verify
+from lifecycle.errors import DISK_FULL
 
 _STEP = re.compile(r"step-(\d{8,})")
 _STAGING = re.compile(r"\.staging-.+-(\d+)")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class HashingFile:
@@ -127,7 +127,7 @@ def refused(path: Path, error: OSError, needed_bytes: int) -> CheckpointError:
     words = (
         f"checkpoint {path} could not be written ({error.strerror or error}); the checkpoints before it are intact. "
     )
-    if error.errno in _FULL:
+    if error.errno in DISK_FULL:
         free = shutil.disk_usage(path.parent).free
         return CheckpointError(
             f"{words}It needs {needed_bytes:,} bytes, {free:,} bytes are free: make room there, or lower "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -110,7 +111,11 @@ class StepLoader:
             worker_init_fn=_quiet_worker,
             pin_memory=self._pin,
         )
+        handler = signal.getsignal(signal.SIGCHLD)
         iterator: Any = iter(loader)
+        if threading.current_thread() is threading.main_thread():
+            # torch's handler raises for a dead worker wherever the main thread is; the next batch finds it out in order
+            signal.signal(signal.SIGCHLD, handler)
         # Workers do not listen to SIGTERM, by which multiprocessing would end them when Python exits: tell them first.
         atexit.register(iterator._shutdown_workers)
         try:

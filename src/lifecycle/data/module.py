@@ -197,8 +197,11 @@ class DataModule(pl.LightningDataModule):
         the whole.
         """
         cursor = self._cursor or self._loaded
-        streams = self.plan.streams(self._wanted_streams, self._rank()[1])
-        return usage(list(cursor.streams.values()) if cursor else [], self.source_names, streams)
+        rank, world = self._rank()
+        streams = self.plan.streams(self._wanted_streams, world)
+        share = streams // world
+        mine = range(rank * share, (rank + 1) * share)  # a cursor that was loaded holds the streams of all ranks
+        return usage([cursor.streams[s] for s in mine] if cursor else [], self.source_names, streams)
 
     def ledger(self, planned_tokens: int) -> Ledger:
         """Planned and seen tokens, epochs and dropped rows by source, over all ranks: every rank must call."""

@@ -1,6 +1,7 @@
 """Bad rows, kept where they can be looked at: `quarantine/<source>.jsonl`, one line a row with file, line and reason.
 
-Several processes append to one file, each row by one write; rows met again after a resume appear twice until `compact`.
+Several processes append to one file, each row by one write; rows read more than once (for the tokenizer, after a
+resume) are listed more than once until `compact`.
 """
 
 from __future__ import annotations
@@ -46,6 +47,12 @@ def compact(path: Path) -> int:
     aside.write_bytes(b"".join(entries[key] + b"\n" for key in sorted(entries)))
     aside.replace(path)
     return len(entries)
+
+
+def compact_all(folder: Path) -> None:
+    """Compact the quarantine of every source in `folder`, if there is one."""
+    for path in sorted(folder.glob("*.jsonl")):
+        compact(path)
 
 
 def _shown(payload: bytes | dict[str, object]) -> str:

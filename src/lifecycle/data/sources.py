@@ -46,14 +46,14 @@ def held_out_source(source: Source, *, root: str | None, cache: Path) -> Source 
         return None
     once = replace(spec, max_epochs=1)
     if source.held_out is not None:
-        return replace(source, spec=once, quarantine=None)
+        return replace(source, spec=once)
     assert isinstance(spec.validation, str)
     split = replace(once, max_rows=None, split=spec.validation, validation=None)
     named = not spec.hub and not (isinstance(spec.path, dict) and spec.validation in spec.path)
     if named:
         split = replace(once, max_rows=None, hub=None, path=spec.validation, validation=None)
     files = resolve(split, name=source.name, root=root, cache=cache)
-    return replace(source, spec=split, files=files, held_out=None, duplicates=source.duplicates[:0], quarantine=None)
+    return replace(source, spec=split, files=files, held_out=None, duplicates=source.duplicates[:0])
 
 
 def sample_texts(sources: list[Source], weights: Mapping[str, float], max_bytes: int, seed: int) -> Iterator[str]:
@@ -71,7 +71,7 @@ def sample_texts(sources: list[Source], weights: Mapping[str, float], max_bytes:
 
 
 def _texts(source: Source, seed: int) -> Iterator[str]:
-    once = replace(source, spec=replace(source.spec, max_epochs=1), quarantine=None)
+    once = replace(source, spec=replace(source.spec, max_epochs=1))
     return RawDocuments(once, lambda texts: [], stream=0, streams=1, seed=seed, buffer=1000).texts()
 
 

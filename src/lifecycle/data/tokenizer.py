@@ -172,7 +172,13 @@ def load(source: str) -> Tokenizer:
 
 def _single_file(path: Path) -> PreTrainedTokenizerFast:
     """A bare tokenizer.json; its eos is the special token that is commonly so called."""
-    backend = Backend.from_file(str(path))
+    try:
+        backend = Backend.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise UserError(
+            f"data.tokenizer is {str(path)!r}, a file that is no tokenizer.json ({error}): give a tokenizer.json, a "
+            "folder with one, a run, a hub id, or a recipe (vocab_size, digits, max_bytes)"
+        ) from error
     special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     ends = [name for name in ("<|eos|>", GPT2_END, "</s>", "<eos>", "<|end_of_text|>", "<|im_end|>") if name in special]
     starts = [name for name in ("<|bos|>", "<s>", "<bos>", "<|begin_of_text|>") if name in special]

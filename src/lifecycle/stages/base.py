@@ -145,6 +145,7 @@ class Stage(pl.LightningModule):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         torch.clear_autocast_cache()  # the cached bf16 copies are of the weights before the step
+        self.trainer.datamodule.consumed(batch.cursor)  # type: ignore[attr-defined]
         self.meter.add(
             step=batch.step + 1,
             loss=total,
@@ -183,13 +184,12 @@ class Stage(pl.LightningModule):
         if self.skipped > self.max_skipped:
             raise UserError(
                 f"{self.skipped} steps gave a loss or gradient that is not finite, more than stage.max_skipped="
-                f"{self.max_skipped}. The last checkpoint is intact. Lower stage.optimizer.lr, look at the data named "
-                "above, or raise stage.max_skipped"
+                f"{self.max_skipped}. The last checkpoint is intact. Look at the data named above and raise "
+                "stage.max_skipped, or start anew with a lower stage.optimizer.lr"
             )
 
     def _after(self, batch: StepBatch) -> None:
-        """Hand the cursor back, validate if due, and stop when asked to."""
-        self.trainer.datamodule.consumed(batch.cursor)  # type: ignore[attr-defined]
+        """Validate if due, and stop when asked to."""
         done = batch.step + 1
         every = self.setup_facts.validate_every
         if every and (done % every == 0 or done == self.setup_facts.total_steps):
@@ -219,7 +219,10 @@ class Stage(pl.LightningModule):
         self.meter.stop()
 
     def validate_if_due(self, step: int) -> None:
-        """Measure every domain's held-out rows; a preemption in the middle leaves the validation due."""
+        """Measure every domain's held-out rows; a preemption in the middle leaves the validation due.
+
+        The one after the last step goes on to its end: a run that has taken all its steps is not taken up again.
+        """
         if not self.validation_due:
             return
         assert self.model is not None
@@ -231,7 +234,7 @@ class Stage(pl.LightningModule):
                 for number, batch in enumerate(batches):
                     total += self.validation_step(self.on_device(batch), number)
                     _, self.preempted = any_rank(torch.zeros((), dtype=torch.bool, device=self.device), self.stop_asked)
-                    if self.preempted:
+                    if self.preempted and step < self.total_steps:
                         self.model.train()
                         return
                 sums[domain] = total
