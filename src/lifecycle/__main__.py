@@ -13,8 +13,8 @@ from lifecycle import command
 def main() -> None:
     """Compose the config from the command line and run it; see `lifecycle.run` for the exit codes."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader workers are forked, and each tokenises alone
-    # Threads that spin while they wait keep the cores from the one they wait for: with another process at work (a
-    loader # worker, a browser) steps on two cores took three times as long. Read when torch is loaded, which comes later.
+    # Threads that spin while they wait keep the cores from the thread they wait for: with another process at work (a
+    # loader worker, a browser) steps on two cores took three times as long. Read when torch is loaded, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(command.hydra_main(_run))
 

@@ -250,8 +250,8 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Dotted keys that differ, without those that a resumed run may change (`MAY_DIFFER`)."""
     before, after = _flat(old), _flat(new)
-    nothing = object()
-    differ = [key for key in {**before, **after} if before.get(key, nothing) != after.get(key, nothing)]
+    # An absent key and null are the same: a key that a later version adds must not keep older runs from going on.
+    differ = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     return [key for key in differ if not any(fnmatchcase(f"{key}.", f"{allowed}.*") for allowed in MAY_DIFFER)]
 
 
