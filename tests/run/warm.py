@@ -53,9 +53,9 @@ def become(job: dict[str, Any]) -> None:
     runpy.run_module("lifecycle", run_name="__main__", alter_sys=True)
 
 
-def no_report(folder: Path | str) -> Path:
+def no_report(run_folder: Path | str) -> Path:
     """In place of `write_report`."""
-    return Path(folder)
+    return Path(run_folder)
 
 
 def serve() -> None:

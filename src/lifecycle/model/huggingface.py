@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -135,11 +137,22 @@ def export(model: Decoder, folder: Path, *, tokenizer: TokenizerFiles | None = N
     for name, content in (("config.json", config), ("generation_config.json", generation)):
         _replace(folder / name, partial(_write_json, content=content))
     weights = {name: weight.detach().to("cpu", DTYPES[dtype]).contiguous() for name, weight in weights.items()}
-    _replace(folder / SINGLE, lambda aside: save_file(weights, aside, metadata={"format": "pt"}))
+    _replace(folder / SINGLE, partial(_write_weights, weights=weights))
 
 
 def _write_json(path: Path, *, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_weights(path: Path, *, weights: dict[str, Tensor]) -> None:
+    try:
+        save_file(weights, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk, say: it hands the system's error on in words only
+        path.unlink(missing_ok=True)
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
