@@ -207,6 +207,9 @@ def _begin(
         damaged=[*before.get("damaged", []), *start.damaged],
     )
     say = Console(stderr=True, highlight=False, soft_wrap=True).print
+    files = data.lineage()["fingerprint"]
+    if before.get("data", {}).get("fingerprint", files) != files:
+        say("[yellow]the sources' files have changed since the run began: some rows may come twice or never[/yellow]")
     for line in start.lines():
         say(f"[dim]{line}[/dim]")
 

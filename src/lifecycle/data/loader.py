@@ -7,14 +7,17 @@ rows whatever the number of workers, and over all ranks the same step whatever t
 from __future__ import annotations
 
 import atexit
+import math
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lifecycle.batch import Cursor, StepBatch, TokenBatch
@@ -22,14 +25,17 @@ from lifecycle.data.plan import BatchPlan
 from lifecycle.data.stream import Exhausted, State, Stream, arrays
 from lifecycle.errors import UserError
 
-Part = tuple[dict[str, torch.Tensor], dict[int, State]]
+COLUMNS = ("input_ids", "labels", "position_ids", "document_ids", "source_ids")
+Part = tuple[torch.Tensor, dict[int, State]]  # one worker's rows of one step, (columns, B, T) int32, and its states
+Message = tuple[torch.Tensor, list[tuple[int, ...]], list[dict[int, State]]]  # parts of some steps, end to end
 OpenStream = Callable[[int, State | None, Callable[[int, int, int], None]], Stream]
-PREFETCHED_STEPS = 4  # per worker: enough to hide a window being packed, few enough not to hold a long run's rows
+MESSAGE_STEPS, MESSAGE_TOKENS = 4, 2**17  # a worker sends so much at once: the cost of a message is shared by its steps
+PREFETCHED = 4  # messages of a worker: enough to hide a window being packed, few enough not to hold a long run's rows
 
 
 @dataclass
-class _Steps(IterableDataset[Part | UserError]):
-    """What one worker gives: rows and states of its streams, step by step from `start` to `stop`."""
+class _Steps(IterableDataset[Message | UserError]):
+    """What one worker gives: rows and states of its streams, from step `start` to `stop`, a few steps a message."""
 
     open_stream: OpenStream
     streams: Sequence[int]
@@ -39,19 +45,30 @@ class _Steps(IterableDataset[Part | UserError]):
     states: dict[int, State]
     status: torch.Tensor  # (workers, 3) shared: source, row and line that each worker is reading
 
-    def __iter__(self) -> Iterator[Part | UserError]:
-        """Parts, or as the last one the user's error: raised in a worker it would come out as a traceback."""
+    def __iter__(self) -> Iterator[Message | UserError]:
+        """Messages, or as the last one the user's error: raised in a worker it would come out as a traceback."""
+        waiting: list[Part] = []
         try:
-            yield from self._parts()
-        except UserError as error:
-            yield error
+            for step, part in enumerate(self._parts(), self.start):
+                waiting.append(part)
+                phase = self.plan.at(step)
+                if len(waiting) >= min(MESSAGE_STEPS, MESSAGE_TOKENS / (phase.rows * phase.row_length)):
+                    yield _message(waiting)
+                    waiting = []
+            error = None
+        except UserError as fault:
+            error = fault
         except Exhausted as end:
-            yield UserError(_used_up(end.source))
+            error = UserError(_used_up(end.source))
+        if waiting:
+            yield _message(waiting)
+        if error is not None:
+            yield error
 
     def _parts(self) -> Iterator[Part]:
         info = get_worker_info()
         number, workers = (info.id, info.num_workers) if info else (0, 1)
-        cell = self.status[number]
+        cell = self.status[number].numpy()
 
         def reading(source: int, row: int, line: int) -> None:
             cell[0], cell[1], cell[2] = source, row, line
@@ -60,8 +77,22 @@ class _Steps(IterableDataset[Part | UserError]):
         for step in range(self.start, self.stop):
             given = {s: stream.step(step) for s, stream in mine.items()}
             length = self.plan.at(step).row_length
-            parts = arrays([row for rows, _ in given.values() for row in rows], length)
-            yield {k: torch.from_numpy(v) for k, v in parts.items()}, {s: state for s, (_, state) in given.items()}
+            rows = arrays([row for rows, _ in given.values() for row in rows], length)
+            yield torch.from_numpy(np.stack([rows[c] for c in COLUMNS])), {s: state for s, (_, state) in given.items()}
+
+
+def _message(parts: list[Part]) -> Message:
+    """One tensor for all: each tensor that leaves a worker costs a file descriptor and a mapping."""
+    rows = [rows for rows, _ in parts]
+    return torch.cat([r.flatten() for r in rows]), [tuple(r.shape) for r in rows], [states for _, states in parts]
+
+
+def _parts_of(message: Message | UserError) -> list[Part]:
+    if isinstance(message, UserError):
+        raise message
+    flat, shapes, states = message
+    pieces = flat.split([math.prod(shape) for shape in shapes])
+    return [(piece.view(shape), state) for piece, shape, state in zip(pieces, shapes, states, strict=True)]
 
 
 class StepLoader:
@@ -93,13 +124,18 @@ class StepLoader:
         self._pin = pin_memory
 
     def __iter__(self) -> Iterator[StepBatch]:
-        parts = self._parts()
+        messages = self._messages()
         turns = max(1, self._workers)
         owners = [list(self._streams[w::turns]) for w in range(turns)]
+        # Workers cut their messages at the same steps, so all run out at once, and messages come in turn.
+        waiting: list[deque[Part]] = [deque() for _ in range(turns)]
         for step in range(self._start, self._stop):
-            yield self._join(step, [_raised(next(parts)) for _ in range(turns)], owners)
+            for parts in waiting:
+                if not parts:
+                    parts.extend(_parts_of(next(messages)))
+            yield self._join(step, [parts.popleft() for parts in waiting], owners)
 
-    def _parts(self) -> Iterator[Part | UserError]:
+    def _messages(self) -> Iterator[Message | UserError]:
         if self._workers == 0:
             yield from self._dataset
             return
@@ -107,9 +143,8 @@ class StepLoader:
             self._dataset,
             batch_size=None,
             num_workers=self._workers,
-            prefetch_factor=PREFETCHED_STEPS,
+            prefetch_factor=PREFETCHED,
             worker_init_fn=_quiet_worker,
-            pin_memory=self._pin,
         )
         handler = signal.getsignal(signal.SIGCHLD)
         iterator: Any = iter(loader)
@@ -140,8 +175,10 @@ class StepLoader:
         """The rows of all workers in the order of the streams, cut into micro-batches."""
         phase = self._plan.at(step)
         states = {s: state for _, given in parts for s, state in given.items()}
-        tensors = {name: _in_order([part[name] for part, _ in parts], owners) for name in parts[0][0]}
-        whole = TokenBatch.of({k: v.long() for k, v in tensors.items()})
+        rows = torch.from_numpy(_in_order([rows.numpy() for rows, _ in parts], owners))
+        if self._pin:
+            rows = rows.pin_memory()
+        whole = TokenBatch.of(dict(zip(COLUMNS, rows, strict=True)))
         count = len(whole.input_ids)
         size = self._micro_rows(phase.row_length, count)
         micro = [whole.rows(at, min(at + size, count)) for at in range(0, count, size)]
@@ -149,14 +186,21 @@ class StepLoader:
         return StepBatch(step=step, micro=micro, cursor=cursor)
 
 
-def _in_order(parts: list[torch.Tensor], owners: list[list[int]]) -> torch.Tensor:
-    """Rows of several workers as one tensor, ordered by stream; every stream gives the same number of rows."""
+def _in_order(parts: list[NDArray[np.int32]], owners: list[list[int]]) -> NDArray[np.int64]:
+    """(columns, B, T) of several workers as one, ordered by stream; every stream gives the same number of rows.
+
+    In numpy: torch would share such small work out among threads that compete with the workers for the cores.
+    """
     if len(parts) == 1:
-        return parts[0]
+        return parts[0].astype(np.int64)
     streams = [s for owned in owners for s in owned]
-    a_stream = sum(len(part) for part in parts) // len(streams)
-    rows = torch.cat(parts).unflatten(0, (len(streams), a_stream))
-    return rows[torch.from_numpy(np.argsort(streams, kind="stable"))].flatten(0, 1)
+    columns, rows, length = parts[0].shape
+    each = rows // len(owners[0])
+    out = np.empty((columns, len(streams), each, length), np.int64)
+    place = {s: i for i, s in enumerate(sorted(streams))}
+    for part, owned in zip(parts, owners, strict=True):
+        out[:, [place[s] for s in owned]] = part.reshape(columns, len(owned), each, length)
+    return out.reshape(columns, -1, length)
 
 
 def micro_batch_rows(micro_batch_tokens: int) -> Callable[[int, int], int]:
@@ -172,12 +216,6 @@ def micro_batch_rows(micro_batch_tokens: int) -> Callable[[int, int], int]:
         return max(d for d in range(1, min(limit, count) + 1) if count % d == 0)
 
     return rows
-
-
-def _raised(part: Part | UserError) -> Part:
-    if isinstance(part, UserError):
-        raise part
-    return part
 
 
 def _used_up(source: str) -> str:

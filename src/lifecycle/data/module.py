@@ -9,7 +9,7 @@ the cursors of all logical streams, so a run resumes at the same token on any nu
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -180,7 +180,7 @@ class DataModule(pl.LightningDataModule):
         cursor = self._cursor or self._loaded
         if cursor is None:
             return {}
-        mine = {s: dict(state) for s, state in cursor.streams.items()}
+        mine = {s: _with_tensors(state) for s, state in cursor.streams.items()}
         return {"step": cursor.step, "streams": gather(mine), "sources": self.source_names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -291,6 +291,12 @@ class DataModule(pl.LightningDataModule):
                 f"the checkpoint was written with {len(self._loaded.streams)} logical streams, this run has {streams}: "
                 f"set data.streams={len(self._loaded.streams)}"
             )
+
+
+def _with_tensors(state: Mapping[str, Any]) -> State:
+    """A stream's state with its array as a tensor: a checkpoint holds plain containers and tensors only."""
+    anchor = state["anchor"]
+    return {**state, "anchor": {**anchor, "carry_ids": torch.as_tensor(anchor["carry_ids"])}}
 
 
 def cache_folder() -> Path:

@@ -46,7 +46,7 @@ class Shards:
 
     @cached_property
     def _ends(self) -> list[NDArray[np.int64]]:
-        return [np.load(self.folder / f"{part}.ends.npy", mmap_mode="r") for part in self.parts]
+        return [np.asarray(np.load(self.folder / f"{part}.ends.npy", mmap_mode="r")) for part in self.parts]
 
     @cached_property
     def _first(self) -> NDArray[np.int64]:
@@ -128,7 +128,8 @@ class PreparedDocuments:
 
 
 def _map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
-    return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
+    # asarray: the class memmap makes each slice of it several times as dear
+    return np.asarray(np.memmap(path, dtype, "r")) if path.stat().st_size else np.zeros(0, dtype)
 
 
 def open_shards(folder: Path) -> Shards:

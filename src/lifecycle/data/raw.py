@@ -83,6 +83,8 @@ class RawDocuments:
         known = {"dropped:exact duplicate": len(self._duplicates)} if self._duplicates and stream == 0 else {}
         state = state or {"epoch": 0, "shift": 0, "position": [0, 0, 0], "counts": known, "index": 0}
         self._epoch, self._shift = state["epoch"], state["shift"]
+        self._order_of: tuple[int, int] | None = None
+        self._ordered: tuple[File, ...] = ()
         self._position = Position(*state["position"])
         self._counts = Counter(state["counts"])
         self._anchor = {k: v for k, v in state.items() if k != "index"}
@@ -139,6 +141,11 @@ class RawDocuments:
 
     def _files(self, epoch: int) -> tuple[File, ...]:
         """The files of a pass in the order they are read: reshuffled each pass, dealt whole where there are many."""
+        if self._order_of != (epoch, self._shift):  # asked for at every step
+            self._order_of, self._ordered = (epoch, self._shift), self._shuffled(epoch)
+        return self._ordered
+
+    def _shuffled(self, epoch: int) -> tuple[File, ...]:
         files = self.source.files
         if self._in_order:
             return files

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lifecycle.data.packing import Piece, Row, best_fit, cut
@@ -130,7 +129,7 @@ class Stream:
         return rows, self.state()
 
     def state(self) -> State:
-        """Plain containers and tensors: the window's beginning, and what was given since."""
+        """Plain containers and one array (`carry_ids`): the window's beginning, and what was given since."""
         return {
             "anchor": self._anchor,
             "given": self._given,
@@ -149,7 +148,7 @@ class Stream:
         self.credit = dict(anchor["credit"])
         self.gone = list(anchor["gone"])
         self.taken = dict(anchor["taken"])
-        ids = anchor["carry_ids"].numpy()
+        ids = np.asarray(anchor["carry_ids"])
         ends = np.cumsum(anchor["carry_lengths"])[:-1]
         parts = np.split(ids, ends) if anchor["carry_lengths"] else []
         self.carry = [Piece(part, s, True) for part, s in zip(parts, anchor["carry_sources"], strict=True)]
@@ -166,7 +165,7 @@ class Stream:
             "credit": dict(self.credit),
             "gone": list(self.gone),
             "taken": dict(self.taken),
-            "carry_ids": torch.from_numpy(np.concatenate([p.ids for p in self.carry] or [np.zeros(0, np.int32)])),
+            "carry_ids": np.concatenate([p.ids for p in self.carry] or [np.zeros(0, np.int32)]),
             "carry_lengths": [len(p.ids) for p in self.carry],
             "carry_sources": [p.source for p in self.carry],
         }
