@@ -80,7 +80,7 @@ def test_the_shipped_sizes_are_what_their_headers_say(path: Path) -> None:
     assert values.pop("_target_") == "lifecycle.model.ModelConfig"
     values |= {key: float(values[key]) for key in ("rope_theta", "norm_eps", "init_std")}
     config = ModelConfig(**values)
-    vocab = config.vocab_size or {"tiny": 4096, "minimind_26m": 6400, "minimind_104m": 6400}.get(path.stem, 50_304)
+    vocab = config.vocab_size or {"tiny": 2048, "minimind_26m": 6400, "minimind_104m": 6400}.get(path.stem, 50_304)
     full = replace(config, vocab_size=vocab)
     assert f"{full.parameters():,} parameters" in text.splitlines()[0]
     assert counted(full) == full.parameters()
