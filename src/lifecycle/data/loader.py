@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import atexit
 import math
+import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -226,8 +228,16 @@ def _used_up(source: str) -> str:
     )
 
 
+def _end_with(parent: int) -> None:
+    """End a worker whose run was killed: one that is sending would wait for ever, its siblings hold the pipe open."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
 def _quiet_worker(worker: int) -> None:
     """One thread a worker; a signal to the process group is for the main process, which ends its workers itself."""
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
