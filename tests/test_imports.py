@@ -13,6 +13,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The ground floor knows nothing of ours.
     "errors": set(),
     "atomic": set(),
+    "orphan": set(),
     "batch": {"errors"},
     "losses": {"errors", "batch"},
     "model": {"errors"},
@@ -20,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rewards": {"errors"},
     "rollout": {"errors", "batch", "model"},
     # Data and stages meet in batch.py alone.
-    "data": {"errors", "atomic", "batch"},
+    "data": {"errors", "atomic", "batch", "orphan"},
     "stages": {"errors", "batch", "losses", "model", "optim", "rewards", "rollout"},
     "checkpoint": {"errors", "atomic"},
     "callbacks": {"errors", "atomic", "batch", "checkpoint", "hardware"},

@@ -8,8 +8,6 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import signal
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.distributed import PrefixStore, Store, TCPStore
 
 from lifecycle import atomic
+from lifecycle.orphan import end_with_parent
 
 WAIT_S = 600
 LAUNCH = "LIFECYCLE_LAUNCH"  # "<pid of rank 0>-<time>": in the environment of the ranks that rank 0 launched
-LOOK_S = 0.5  # seconds between looks whether rank 0 is there
 
 
 def rank() -> int:
@@ -35,20 +33,9 @@ def launched_by_rank_0() -> bool:
 
 
 def end_with_rank_0() -> None:
-    """End this process when rank 0, which launched it, is gone: killed, it could not say so, and this one would wait.
-
-    Its loader workers look after their parent in the same way.
-    """
-    if not launched_by_rank_0():
-        return
-    first = int(os.environ[LAUNCH].partition("-")[0])
-
-    def look() -> None:
-        while os.getppid() == first:
-            time.sleep(LOOK_S)
-        os.kill(os.getpid(), signal.SIGKILL)  # the main thread may hang in a collective, which nothing gentler ends
-
-    threading.Thread(target=look, name="end-with-rank-0", daemon=True).start()
+    """End this process when rank 0, which launched it, is gone."""
+    if launched_by_rank_0():
+        end_with_parent(int(os.environ[LAUNCH].partition("-")[0]))
 
 
 def tell(facts: dict[str, Any], note: Path) -> None:

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from lifecycle.data.packing import Piece, best_fit, cut
-from lifecycle.data.stream import arrays
+from lifecycle.data.packing import COLUMNS, Piece, arrays, best_fit, cut
 
 
 def piece(size: int, start: int = 0, source: int = 0) -> Piece:
@@ -38,7 +37,7 @@ def test_cutting_keeps_every_label() -> None:
 
 
 def test_arrays_mark_documents_positions_sources_and_padding() -> None:
-    out = arrays(best_fit([piece(3, 10, 0), piece(2, 50, 1)], 8), 8)
+    out = dict(zip(COLUMNS, arrays(best_fit([piece(3, 10, 0), piece(2, 50, 1)], 8), 8), strict=True))
     assert out["input_ids"].tolist() == [[10, 11, 12, 50, 51, 0, 0, 0]]
     assert out["labels"].tolist() == [[11, 12, 13, 51, 52, -100, -100, -100]]
     assert out["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 0, 0]]

@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lifecycle.batch import Cursor, StepBatch, TokenBatch
-from lifecycle.data.packing import Piece, Row
+from lifecycle.data.packing import COLUMNS, Piece, Row, arrays
 from lifecycle.data.plan import BatchPlan, Phase
-from lifecycle.data.stream import arrays
 from lifecycle.errors import UserError
 from lifecycle.losses import token_losses
 from lifecycle.model import Documents, ModelConfig, build
@@ -81,7 +80,7 @@ def documents(step: int) -> list[Piece]:
 
 def batch(rows: Sequence[Sequence[Piece]]) -> TokenBatch:
     made = [Row(list(pieces), LENGTH - sum(p.positions for p in pieces)) for pieces in rows]
-    return TokenBatch.of({name: torch.from_numpy(v).long() for name, v in arrays(made, LENGTH).items()})
+    return TokenBatch.of(dict(zip(COLUMNS, torch.from_numpy(arrays(made, LENGTH)).long(), strict=True)))
 
 
 def whole(step: int) -> list[TokenBatch]:

@@ -6,95 +6,24 @@ rows whatever the number of workers, and over all ranks the same step whatever t
 
 from __future__ import annotations
 
-import atexit
 import math
-import os
-import signal
-import threading
-import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lifecycle.batch import Cursor, StepBatch, TokenBatch
+from lifecycle.data.packing import COLUMNS, arrays
 from lifecycle.data.plan import BatchPlan
-from lifecycle.data.stream import Exhausted, State, Stream, arrays
+from lifecycle.data.stream import Exhausted, State, Stream
+from lifecycle.data.workers import Part, WorkerDied, Workers
 from lifecycle.errors import UserError
 
-COLUMNS = ("input_ids", "labels", "position_ids", "document_ids", "source_ids")
-Part = tuple[torch.Tensor, dict[int, State]]  # one worker's rows of one step, (columns, B, T) int32, and its states
-Message = tuple[torch.Tensor, list[tuple[int, ...]], list[dict[int, State]]]  # parts of some steps, end to end
-OpenStream = Callable[[int, State | None, Callable[[int, int, int], None]], Stream]
-MESSAGE_STEPS, MESSAGE_TOKENS = 4, 2**17  # a worker sends so much at once: the cost of a message is shared by its steps
-PREFETCHED = 4  # messages of a worker: enough to hide a window being packed, few enough not to hold a long run's rows
-
-
-@dataclass
-class _Steps(IterableDataset[Message | UserError]):
-    """What one worker gives: rows and states of its streams, from step `start` to `stop`, a few steps a message."""
-
-    open_stream: OpenStream
-    streams: Sequence[int]
-    plan: BatchPlan
-    start: int
-    stop: int
-    states: dict[int, State]
-    status: torch.Tensor  # (workers, 3) shared: source, row and line that each worker is reading
-
-    def __iter__(self) -> Iterator[Message | UserError]:
-        """Messages, or as the last one the user's error: raised in a worker it would come out as a traceback."""
-        waiting: list[Part] = []
-        try:
-            for step, part in enumerate(self._parts(), self.start):
-                waiting.append(part)
-                phase = self.plan.at(step)
-                if len(waiting) >= min(MESSAGE_STEPS, MESSAGE_TOKENS / (phase.rows * phase.row_length)):
-                    yield _message(waiting)
-                    waiting = []
-            error = None
-        except UserError as fault:
-            error = fault
-        except Exhausted as end:
-            error = UserError(_used_up(end.source))
-        if waiting:
-            yield _message(waiting)
-        if error is not None:
-            yield error
-
-    def _parts(self) -> Iterator[Part]:
-        info = get_worker_info()
-        number, workers = (info.id, info.num_workers) if info else (0, 1)
-        cell = self.status[number].numpy()
-
-        def reading(source: int, row: int, line: int) -> None:
-            cell[0], cell[1], cell[2] = source, row, line
-
-        mine = {s: self.open_stream(s, self.states.get(s), reading) for s in self.streams[number::workers]}
-        for step in range(self.start, self.stop):
-            given = {s: stream.step(step) for s, stream in mine.items()}
-            length = self.plan.at(step).row_length
-            rows = arrays([row for rows, _ in given.values() for row in rows], length)
-            yield torch.from_numpy(np.stack([rows[c] for c in COLUMNS])), {s: state for s, (_, state) in given.items()}
-
-
-def _message(parts: list[Part]) -> Message:
-    """One tensor for all: each tensor that leaves a worker costs a file descriptor and a mapping."""
-    rows = [rows for rows, _ in parts]
-    return torch.cat([r.flatten() for r in rows]), [tuple(r.shape) for r in rows], [states for _, states in parts]
-
-
-def _parts_of(message: Message | UserError) -> list[Part]:
-    if isinstance(message, UserError):
-        raise message
-    flat, shapes, states = message
-    pieces = flat.split([math.prod(shape) for shape in shapes])
-    return [(piece.view(shape), state) for piece, shape, state in zip(pieces, shapes, states, strict=True)]
+Reading = Callable[[int, int, int], None]  # told the source, row and line that are read next
+OpenStream = Callable[[int, State | None, Reading], Stream]
+AHEAD_TOKENS, AHEAD_STEPS = 2**19, (2, 16)  # a worker's slots: enough to hide a window being packed, within bounds
 
 
 class StepLoader:
@@ -116,59 +45,45 @@ class StepLoader:
         micro_rows: Callable[[int, int], int],
         pin_memory: bool = False,
     ) -> None:
-        self._workers = min(workers, len(streams))
-        self._streams, self._names, self._plan, self._micro_rows = list(streams), list(source_names), plan, micro_rows
-        self._start = cursor.step if cursor else 0
-        self._stop = stop
-        states = {s: dict(cursor.streams[s]) for s in streams} if cursor else {}
-        self._status = torch.full((max(1, self._workers), 3), -1, dtype=torch.int64).share_memory_()
-        self._dataset = _Steps(open_stream, self._streams, plan, self._start, stop, states, self._status)
+        self._open_stream, self._names, self._plan, self._micro_rows = open_stream, list(source_names), plan, micro_rows
+        self._streams, self._workers = list(streams), min(workers, len(streams))
+        self._start, self._stop = cursor.step if cursor else 0, stop
+        self._states = {s: dict(cursor.streams[s]) for s in streams} if cursor else {}
         self._pin = pin_memory
 
     def __iter__(self) -> Iterator[StepBatch]:
-        messages = self._messages()
         turns = max(1, self._workers)
-        owners = [list(self._streams[w::turns]) for w in range(turns)]
-        # Workers cut their messages at the same steps, so all run out at once, and messages come in turn.
-        waiting: list[deque[Part]] = [deque() for _ in range(turns)]
+        owners = [self._streams[w::turns] for w in range(turns)]
+        together = self._read_ahead(owners) if self._workers else ([part] for part in self._parts(owners[0], _silent))
+        for step, parts in enumerate(together, self._start):
+            yield self._join(step, parts, owners)
+
+    def _parts(self, owned: Sequence[int], reading: Reading) -> Iterator[Part]:
+        """What the streams `owned` owe to every step: rows (columns, B, T), and each stream's state after it."""
+        streams = {s: self._open_stream(s, self._states.get(s), reading) for s in owned}
         for step in range(self._start, self._stop):
-            for parts in waiting:
-                if not parts:
-                    parts.extend(_parts_of(next(messages)))
-            yield self._join(step, [parts.popleft() for parts in waiting], owners)
+            try:
+                given = {s: stream.step(step) for s, stream in streams.items()}
+            except Exhausted as end:
+                raise UserError(_used_up(end.source)) from None
+            rows = [row for rows, _ in given.values() for row in rows]
+            yield arrays(rows, self._plan.at(step).row_length), {s: state for s, (_, state) in given.items()}
 
-    def _messages(self) -> Iterator[Message | UserError]:
-        if self._workers == 0:
-            yield from self._dataset
-            return
-        loader: DataLoader[Any] = DataLoader(
-            self._dataset,
-            batch_size=None,
-            num_workers=self._workers,
-            prefetch_factor=PREFETCHED,
-            worker_init_fn=_quiet_worker,
-        )
-        handler = signal.getsignal(signal.SIGCHLD)
-        iterator: Any = iter(loader)
-        if threading.current_thread() is threading.main_thread():
-            # torch's handler raises for a dead worker wherever the main thread is; the next batch finds it out in order
-            signal.signal(signal.SIGCHLD, handler)
-        # Workers do not listen to SIGTERM, by which multiprocessing would end them when Python exits: tell them first.
-        atexit.register(iterator._shutdown_workers)
+    def _read_ahead(self, owners: list[list[int]]) -> Iterator[list[Part]]:
+        positions = max(phase.rows * phase.row_length for phase in self._plan.phases)
+        each = math.ceil(positions * len(owners[0]) / len(self._streams))
+        slots = min(max(AHEAD_TOKENS // each, AHEAD_STEPS[0]), AHEAD_STEPS[1])
+        produce = [partial(self._parts, owned) for owned in owners]
+        workers = Workers(produce, slots=slots, slot_values=each * len(COLUMNS))
         try:
-            yield from iterator
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise RuntimeError(f"{error} {self._last_read()}") from error
-        finally:
-            iterator._shutdown_workers()
-            atexit.unregister(iterator._shutdown_workers)
+            yield from workers.parts()
+        except WorkerDied as error:
+            raise RuntimeError(f"{error} {self._last_read(workers)}") from error
 
-    def _last_read(self) -> str:
+    def _last_read(self, workers: Workers) -> str:
         at = [
             f"worker {w}: source '{self._names[source]}', row {row}, line {line}"
-            for w, (source, row, line) in enumerate(self._status.tolist())
+            for w, (source, row, line) in enumerate(worker.last_read for worker in workers.all)
             if source >= 0
         ]
         return "It was last reading: " + ("; ".join(at) or "nothing yet")
@@ -177,7 +92,7 @@ class StepLoader:
         """The rows of all workers in the order of the streams, cut into micro-batches."""
         phase = self._plan.at(step)
         states = {s: state for _, given in parts for s, state in given.items()}
-        rows = torch.from_numpy(_in_order([rows.numpy() for rows, _ in parts], owners))
+        rows = torch.from_numpy(_in_order([rows for rows, _ in parts], owners))
         if self._pin:
             rows = rows.pin_memory()
         whole = TokenBatch.of(dict(zip(COLUMNS, rows, strict=True)))
@@ -228,16 +143,5 @@ def _used_up(source: str) -> str:
     )
 
 
-def _end_with(parent: int) -> None:
-    """End a worker whose run was killed: one that is sending would wait for ever, its siblings hold the pipe open."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-def _quiet_worker(worker: int) -> None:
-    """One thread a worker; a signal to the process group is for the main process, which ends its workers itself."""
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _silent(source: int, row: int, line: int) -> None:
+    """In the main process a traceback tells what was read."""

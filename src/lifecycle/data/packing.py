@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+COLUMNS = ("input_ids", "labels", "position_ids", "document_ids", "source_ids")
+
 
 class Piece(NamedTuple):
     """A slice of a document: n + 1 token ids (int32) for n positions, its source's index, and whether it was left
@@ -70,3 +72,23 @@ def cut(piece: Piece, row_length: int) -> list[Piece]:
     """The piece as parts of at most `row_length` positions; neighbours share one id, so no label is lost at a cut."""
     ends = range(0, max(piece.positions, 1), row_length)
     return [Piece(piece.ids[a : a + row_length + 1], piece.source, piece.carried) for a in ends]
+
+
+def arrays(rows: list[Row], row_length: int) -> NDArray[np.int32]:
+    """Rows as one (columns, B, T) array in the order of `COLUMNS`; padding has label -100 and source -1."""
+    out = np.zeros((len(COLUMNS), len(rows), row_length), np.int32)
+    input_ids, labels, position_ids, document_ids, source_ids = out
+    labels[...] = -100
+    source_ids[...] = -1
+    count = np.arange(row_length, dtype=np.int32)
+    for b, row in enumerate(rows):
+        at = 0
+        for number, piece in enumerate(row.pieces, 1):
+            end = at + len(piece.ids) - 1
+            input_ids[b, at:end] = piece.ids[:-1]
+            labels[b, at:end] = piece.ids[1:]
+            position_ids[b, at:end] = count[: end - at]
+            document_ids[b, at:end] = number
+            source_ids[b, at:end] = piece.source
+            at = end
+    return out

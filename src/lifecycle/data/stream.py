@@ -9,7 +9,7 @@ reads again what one window holds and never more, at step 10 as at step 10 milli
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -225,31 +225,3 @@ class Stream:
         self.credit[name] -= piece.positions
         self.taken[name] += piece.positions
         return piece
-
-
-def arrays(rows: list[Row], row_length: int) -> dict[str, NDArray[np.int32]]:
-    """Rows as (B, T) int32 arrays: input_ids, labels, position_ids, document_ids, source_ids."""
-    shape = (len(rows), row_length)
-    out = {name: np.zeros(shape, np.int32) for name in ("input_ids", "position_ids", "document_ids")}
-    out["labels"] = np.full(shape, -100, np.int32)
-    out["source_ids"] = np.full(shape, -1, np.int32)
-    count = np.arange(row_length, dtype=np.int32)
-    for b, row in enumerate(rows):
-        at = 0
-        for number, piece in enumerate(row.pieces, 1):
-            end = at + len(piece.ids) - 1
-            out["input_ids"][b, at:end] = piece.ids[:-1]
-            out["labels"][b, at:end] = piece.ids[1:]
-            out["position_ids"][b, at:end] = count[: end - at]
-            out["document_ids"][b, at:end] = number
-            out["source_ids"][b, at:end] = piece.source
-            at = end
-    return out
-
-
-def steps(stream: Stream, start: int) -> Iterator[tuple[list[Row], State]]:
-    """Endless steps of one stream from step `start` on."""
-    step = start
-    while True:
-        yield stream.step(step)
-        step += 1

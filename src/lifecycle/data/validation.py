@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from lifecycle.batch import TokenBatch
-from lifecycle.data.packing import Piece, Row, best_fit, cut
+from lifecycle.data.packing import COLUMNS, Piece, Row, arrays, best_fit, cut
 from lifecycle.data.source import Source
-from lifecycle.data.stream import Documents, Exhausted, arrays
+from lifecycle.data.stream import Documents, Exhausted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ def pack(domain: str, documents: Sequence[Piece], row_length: int, byte_count: i
     rows: list[Row] = best_fit(parts, row_length)
     return HeldOutSet(
         domain=domain,
-        rows=arrays(rows, row_length),
+        rows=dict(zip(COLUMNS, arrays(rows, row_length), strict=True)),
         tokens=sum(part.positions for part in parts),
         bytes=byte_count,
         documents=len(documents),
