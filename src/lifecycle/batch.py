@@ -22,9 +22,7 @@ IGNORED = -100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One row of a source in the project's own terms; a format fills the fields of its kind and leaves the rest
-    None.
-    """
+    """One row of a source in the project's own terms; a format fills the fields of its kind, the rest stay None."""
 
     id: str
     source: str

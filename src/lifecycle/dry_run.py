@@ -68,9 +68,8 @@ def _model(cfg: DictConfig, vocabulary: int | None) -> ModelConfig:
     model: ModelConfig = config.build(cfg.model)
     if model.vocab_size is None and vocabulary is None:
         raise UserError(
-            f"the vocabulary is not known without the tokenizer '{cfg.data.tokenizer}', which cannot be "
-            f"reached now: set "
-            "model.vocab_size for the dry run"
+            f"the vocabulary is not known without the tokenizer '{cfg.data.tokenizer}', which cannot be reached now: "
+            "set model.vocab_size for the dry run"
         )
     return model if vocabulary is None else model.with_vocab(vocabulary)
 
@@ -80,8 +79,7 @@ def _known(name: str, sizes: list[SourceSize]) -> int:
     if size.tokens is None:
         raise UserError(
             f"stage.max_epochs counts passes over '{name}', whose size is not known here: state "
-            f"data.sources.{name}.tokens, or "
-            "give stage.max_tokens"
+            f"data.sources.{name}.tokens, or give stage.max_tokens"
         )
     return int(size.tokens)
 
@@ -93,9 +91,7 @@ def _devices(hardware: Hardware) -> int:
 
 
 def _device(hardware: Hardware) -> dict[str, Any]:
-    """Name, precision and peak of the device: of this machine for a CPU, of the config's own name for a GPU
-    elsewhere.
-    """
+    """Name, precision and peak of the device: this machine's for a CPU, by the config's name for a GPU elsewhere."""
     name = str(HydraConfig.get().runtime.choices["hardware"])
     here = hardware.accelerator == "cpu" or name == "gpu"
     if not here:

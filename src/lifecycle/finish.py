@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
@@ -17,7 +18,7 @@ from lifecycle import atomic
 from lifecycle.data.baselines import baselines
 from lifecycle.data.module import DataModule
 from lifecycle.data.quarantine import compact_all
-from lifecycle.model import Decoder, build
+from lifecycle.model import Decoder
 from lifecycle.model.huggingface import export
 from lifecycle.report import terminal_summary, write_report
 from lifecycle.rollout.sample import sample
@@ -30,9 +31,7 @@ SAMPLE_TOKENS = 64
 
 
 def finish(folder: RunFolder, stage: Stage, data: DataModule, *, finished: bool, export_dtype: str) -> None:
-    """Write a run's results; every rank must call, rank 0 writes. A run that was stopped leaves ledger and
-    lineage only.
-    """
+    """Write a run's results; every rank must call, rank 0 writes. A stopped run leaves ledger and lineage only."""
     planned = stage.total_steps * stage.setup_facts.tokens_per_step
     ledger = data.ledger(planned)
     weights = full_weights(stage) if finished else {}
@@ -49,8 +48,9 @@ def finish(folder: RunFolder, stage: Stage, data: DataModule, *, finished: bool,
     )
     if not finished:
         return
-    model = build(stage.config, seed=0)
-    model.load_state_dict(weights)
+    with torch.device("meta"):
+        model = Decoder(stage.config)
+    model.load_state_dict(weights, assign=True)
     export(model, folder.path / "model", tokenizer=data.tokenizer, dtype=export_dtype)
     _write_json(folder.path / "samples.json", samples(model.to(stage.device).eval(), data, stage))
     _write_json(folder.path / "baselines.json", baselines(data))
@@ -78,7 +78,7 @@ def samples(model: Decoder, data: DataModule, stage: Stage) -> list[dict[str, An
         for prompt in _beginnings(held.rows["input_ids"], tokenizer.bos_id)[:PROMPTS_A_DOMAIN]
     ]
     domains, prompts = [domain for domain, _ in chosen], [prompt for _, prompt in chosen]
-    special = set(range(tokenizer.vocab_size, stage.config.vocab)) | {tokenizer.bos_id, tokenizer.pad_id} - {None}
+    special = set(range(tokenizer.vocab_size, stage.config.vocab)) | {tokenizer.bos_id, tokenizer.pad_id}
     completions = sample(
         model,
         prompts,

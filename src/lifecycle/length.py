@@ -31,8 +31,7 @@ class Limits:
             near = max(1, round(self.global_batch_tokens / self.sequence_length)) * self.sequence_length
             raise UserError(
                 f"stage.global_batch_tokens is {self.global_batch_tokens}; it must be a multiple of "
-                f"stage.sequence_length "
-                f"({self.sequence_length}): try {near}"
+                f"stage.sequence_length ({self.sequence_length}): try {near}"
             )
         given = {key: getattr(self, key) for key in ("max_steps", "max_tokens", "max_epochs")}
         if all(value is None for value in given.values()):
@@ -61,7 +60,6 @@ class Limits:
         if steps < 1:
             raise UserError(
                 f"stage.max_tokens is {tokens}, less than one step "
-                f"(stage.global_batch_tokens={self.global_batch_tokens}): "
-                "raise it, or lower the other"
+                f"(stage.global_batch_tokens={self.global_batch_tokens}): raise it, or lower the other"
             )
         return steps

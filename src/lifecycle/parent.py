@@ -55,9 +55,8 @@ def adopt_parent(cfg: DictConfig) -> Parent | None:
     typed = [word for word in config.overrides() if word.startswith(("model=", "model.", "data.tokenizer"))]
     if typed:
         raise UserError(
-            f"init_from={cfg.init_from} brings its own architecture and tokenizer, but {', '.join(typed)} "
-            f"asks for another: "
-            "leave it out"
+            f"init_from={cfg.init_from} brings its own architecture and tokenizer, but {', '.join(typed)} asks for "
+            "another: leave it out"
         )
     with open_dict(cfg):
         cfg.model = {"_target_": "lifecycle.model.ModelConfig", **asdict(model)}

@@ -186,7 +186,7 @@ def _begin(
     cfg: DictConfig, folder: RunFolder, start: Start, stage: Stage, data: DataModule, parent: Parent | None
 ) -> None:
     """Say what begins, and write it down: config, tokenizer, lineage."""
-    before = folder.lineage()
+    before, sources = folder.lineage(), data.lineage()
     data.tokenizer.save(folder.path / "tokenizer")
     folder.update(
         **(origin() if not before else {"restarted": time.time()}),
@@ -194,7 +194,7 @@ def _begin(
         stage=_stage_name(),
         **(parent.lineage() if parent else {"parent": None, "ancestors": []}),
         domain=",".join(data.held_out),
-        data={"config": config.resolved(cfg)["data"], **data.lineage()},
+        data={"config": config.resolved(cfg)["data"], **sources},
         tokenizer=data.tokenizer.sha256,
         parameters=stage.config.parameters(),
         peak_lr=cfg.stage.optimizer.lr,
@@ -207,8 +207,7 @@ def _begin(
         damaged=[*before.get("damaged", []), *start.damaged],
     )
     say = Console(stderr=True, highlight=False, soft_wrap=True).print
-    files = data.lineage()["fingerprint"]
-    if before.get("data", {}).get("fingerprint", files) != files:
+    if before.get("data", {}).get("fingerprint", sources["fingerprint"]) != sources["fingerprint"]:
         say("[yellow]the sources' files have changed since the run began: some rows may come twice or never[/yellow]")
     for line in start.lines():
         say(f"[dim]{line}[/dim]")
@@ -223,9 +222,9 @@ def _finished(folder: RunFolder, cfg: DictConfig) -> bool:
     changed = config.changed_keys(then, now)
     if changed:
         raise UserError(
-            f"run '{folder.path}' was started with other values of: {', '.join(changed)}. Going on would make "
-            f"it another "
-            f"run: take the values of {folder.path / 'config.yaml'}, choose another run=NAME, or delete the folder"
+            f"run '{folder.path}' was started with other values of: {', '.join(changed)}. Going on would make it "
+            f"another run: take the values of {folder.path / 'config.yaml'}, choose another run=NAME, or delete the "
+            "folder"
         )
     longer = any(then["stage"].get(key) != now["stage"].get(key) for key in ("max_steps", "max_tokens", "max_epochs"))
     if folder.lineage().get("status") != "finished" or longer:
@@ -234,9 +233,8 @@ def _finished(folder: RunFolder, cfg: DictConfig) -> bool:
         if not config.is_job(cfg) and not (folder.path / "report.md").exists():  # killed while it was drawn
             write_report(folder.path)
         print(
-            f"run '{folder.path}' is finished; nothing to do. Its report: {folder.path / 'report.md'}. To go "
-            f"on, raise a limit "
-            "(stage.max_tokens=...); to start anew, choose another run=NAME"
+            f"run '{folder.path}' is finished; nothing to do. Its report: {folder.path / 'report.md'}. To go on, raise "
+            "a limit (stage.max_tokens=...); to start anew, choose another run=NAME"
         )
     return True
 

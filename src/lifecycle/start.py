@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from lifecycle import config
-from lifecycle.checkpoint import last_good, list_committed, verify
+from lifecycle.checkpoint import last_good, list_committed, step_of, verify
 from lifecycle.errors import UserError
 from lifecycle.hardware import Choice, Hardware, choose, probe
 from lifecycle.ranks import hear, rank, tell
@@ -30,7 +30,7 @@ class Start:
     @property
     def step(self) -> int:
         """Steps already taken."""
-        return int(Path(self.checkpoint).name.rpartition("-")[2]) if self.checkpoint else 0
+        return step_of(Path(self.checkpoint)) or 0 if self.checkpoint else 0
 
     def facts(self) -> dict[str, Any]:
         """For run.json."""
@@ -86,9 +86,8 @@ def _checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list[str]]
     if resume == "never":
         if list_committed(folder.checkpoints):
             raise UserError(
-                f"resume=never, but {folder.checkpoints} holds checkpoints of an earlier run: choose another "
-                f"run=NAME, delete "
-                "the folder, or go on with resume=auto"
+                f"resume=never, but {folder.checkpoints} holds checkpoints of an earlier run: choose another run=NAME, "
+                "delete the folder, or go on with resume=auto"
             )
         return None, damaged
     path = Path(resume)

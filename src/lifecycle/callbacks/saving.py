@@ -19,9 +19,7 @@ def step_name(step: int) -> str:
 
 
 def periodic(folder: Path, every_steps: int) -> ModelCheckpoint:
-    """Lightning's own callback decides when; which checkpoints stay is decided at each commit
-    (`checkpoint.retention`).
-    """
+    """Lightning's own callback decides when; `checkpoint.retention`, at each commit, which checkpoints stay."""
     saver = ModelCheckpoint(
         dirpath=folder,
         filename="step-{step:08d}",
@@ -47,9 +45,7 @@ class SaveOnEvents(Callback):
         self._marked: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on SIGTERM means: finish the step, save, stop. Replaces Lightning's handler (a broadcast a
-        step).
-        """
+        """From here on SIGTERM means: finish the step, save, stop. Lightning's handler would broadcast every step."""
 
         def finish_step(signum: int, frame: FrameType | None) -> None:
             pl_module.stop_asked = True  # type: ignore[assignment]

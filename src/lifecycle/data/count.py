@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from lifecycle import atomic
+from lifecycle.data.files import is_remote
 from lifecycle.data.raw import RawDocuments
 from lifecycle.data.source import Source
 from lifecycle.data.stream import Exhausted
@@ -24,7 +25,7 @@ def count_positions(source: Source, tokenizer: Tokenizer, *, cache: Path, seed: 
 
     Raises `UserError` for a source that is not on this machine: a pass over it would be the run itself.
     """
-    if any("://" in file.url and not file.url.startswith("file://") for file in source.files):
+    if any(is_remote(file.url) for file in source.files):
         raise UserError(
             f"stage.max_epochs counts passes over data.sources.{source.name}, which is read over the network: give "
             "stage.max_tokens instead, or tokenise it once with stage=prepare and set data.prepared=RUN"

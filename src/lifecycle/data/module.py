@@ -118,9 +118,7 @@ class DataModule(pl.LightningDataModule):
         return {domain: (weight[domain], held.bytes) for domain, held in self.held_out.items()}
 
     def epoch_positions(self) -> int:
-        """Trained positions of one pass over `epoch_source`: what turns passes into steps. Counted once, then
-        cached.
-        """
+        """Trained positions of one pass over `epoch_source`, which turns passes into steps; counted once, cached."""
         source = next(s for s in self.sources if s.name == self.epoch_source)
         if self.prepared is not None:
             training = self.prepared[source.name].training
@@ -140,13 +138,11 @@ class DataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> StepLoader:
         """Batches from the consumed cursor on."""
-        rank, world = self._rank()
-        streams = self.plan.streams(self._wanted_streams, world)
-        share = streams // world
+        streams, mine = self._share()
         self._check_loaded(streams)
         return StepLoader(
             open_stream=partial(self._open_stream, streams),
-            streams=range(rank * share, (rank + 1) * share),
+            streams=mine,
             source_names=self.source_names,
             plan=self.plan,
             cursor=self._loaded,
@@ -193,14 +189,9 @@ class DataModule(pl.LightningDataModule):
         self._cursor = None
 
     def usage(self) -> Tensor:
-        """(sources, 2) float64: this rank's part of the epochs begun and of the rows left out; ranks add up to
-        the whole.
-        """
+        """(sources, 2) float64: epochs begun and rows left out, this rank's part of them: ranks add up to the whole."""
         cursor = self._cursor or self._loaded
-        rank, world = self._rank()
-        streams = self.plan.streams(self._wanted_streams, world)
-        share = streams // world
-        mine = range(rank * share, (rank + 1) * share)  # a cursor that was loaded holds the streams of all ranks
+        streams, mine = self._share()  # a cursor that was loaded holds the streams of all ranks
         return usage([cursor.streams[s] for s in mine] if cursor else [], self.source_names, streams)
 
     def ledger(self, planned_tokens: int) -> Ledger:
@@ -284,6 +275,13 @@ class DataModule(pl.LightningDataModule):
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _share(self) -> tuple[int, range]:
+        """The number of logical streams, and those of this rank."""
+        rank, world = self._rank()
+        streams = self.plan.streams(self._wanted_streams, world)
+        each = streams // world
+        return streams, range(rank * each, (rank + 1) * each)
 
     def _check_loaded(self, streams: int) -> None:
         if self._loaded is not None and sorted(self._loaded.streams) != list(range(streams)):

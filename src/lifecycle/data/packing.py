@@ -16,9 +16,7 @@ COLUMNS = ("input_ids", "labels", "position_ids", "document_ids", "source_ids")
 
 
 class Piece(NamedTuple):
-    """A slice of a document: n + 1 token ids (int32) for n positions, its source's index, and whether it was left
-    over.
-    """
+    """A slice of a document: n + 1 ids (int32) for n positions, its source's index, whether it was left over."""
 
     ids: NDArray[np.int32]
     source: int

@@ -28,9 +28,8 @@ class Phase:
     def __post_init__(self) -> None:
         if self.row_length < 2 or self.rows < 1:
             raise UserError(
-                f"a step of {self.rows} rows of {self.row_length} tokens is empty: stage.global_batch_tokens "
-                f"must be at "
-                "least stage.sequence_length, and stage.sequence_length at least 2"
+                f"a step of {self.rows} rows of {self.row_length} tokens is empty: stage.global_batch_tokens must be "
+                "at least stage.sequence_length, and stage.sequence_length at least 2"
             )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import orjson
 
+from lifecycle import atomic
 from lifecycle.data.raw_row import RawRow
 
 SHOWN_CHARACTERS = 200
@@ -43,9 +44,7 @@ def compact(path: Path) -> int:
         except orjson.JSONDecodeError:  # a process that was killed may have left half a line
             continue
         entries[entry["file"], entry["line"]] = line
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_bytes(b"".join(entries[key] + b"\n" for key in sorted(entries)))
-    aside.replace(path)
+    atomic.write(path, b"".join(entries[key] + b"\n" for key in sorted(entries)))
     return len(entries)
 
 

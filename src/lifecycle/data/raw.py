@@ -156,9 +156,7 @@ class RawDocuments:
         return tuple(files[i] for i in order)
 
     def _read_block(self) -> None:
-        """Read the next block of documents, over the end of a pass only if the pass has nothing left for this
-        stream.
-        """
+        """Read the next block of documents; over a pass's end only if the pass has nothing left for this stream."""
         empty_passes = 0
         while True:
             limit = self.source.spec.max_epochs
@@ -240,10 +238,9 @@ class RawDocuments:
             return
         reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(bad.items(), key=lambda item: -item[1]))
         raise UserError(
-            f"data.sources.{self.name}: {sum(bad.values())} of {total} rows are broken ({reasons}), more than "
-            f"the share "
-            f"data.bad_rows.max_share={limits.max_share}. They are listed in {self.source.quarantine}; mend the file, "
-            "map the fields (data.sources.NAME.fields), or raise the share"
+            f"data.sources.{self.name}: {sum(bad.values())} of {total} rows are broken ({reasons}), more than the "
+            f"share data.bad_rows.max_share={limits.max_share}. They are listed in {self.source.quarantine}; mend the "
+            "file, map the fields (data.sources.NAME.fields), or raise the share"
         )
 
     def _nothing_usable(self) -> str:

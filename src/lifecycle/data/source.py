@@ -11,7 +11,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from lifecycle.data.files import File, fingerprint
-from lifecycle.data.specs import SourceSpec
+from lifecycle.data.specs import SourceSpec, ValidationRatio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,12 @@ class HeldOut:
 
     ratio: float
     seed: int
+
+    @classmethod
+    def of(cls, spec: SourceSpec) -> HeldOut | None:
+        """What `spec` holds out of its own documents; None where its validation data lies elsewhere."""
+        share = spec.validation
+        return cls(ratio=share.ratio, seed=share.seed) if isinstance(share, ValidationRatio) else None
 
     def holds(self, text: str) -> bool:
         """Whether the document is held out: a function of its text alone, so copies fall on the same side."""

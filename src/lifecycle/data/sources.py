@@ -10,7 +10,7 @@ from lifecycle.data.duplicates import duplicate_rows
 from lifecycle.data.files import resolve
 from lifecycle.data.raw import RawDocuments
 from lifecycle.data.source import BadRows, HeldOut, Source
-from lifecycle.data.specs import SourceSpec, ValidationRatio
+from lifecycle.data.specs import SourceSpec
 from lifecycle.errors import UserError
 
 
@@ -21,16 +21,13 @@ def open_sources(
     opened = []
     for index, (name, spec) in enumerate(specs.items()):
         spec.check(name)
-        held = None
-        if isinstance(spec.validation, ValidationRatio):
-            held = HeldOut(ratio=spec.validation.ratio, seed=spec.validation.seed)
         source = Source(
             name=name,
             index=index,
             spec=spec,
             files=resolve(spec, name=name, root=root, cache=cache),
             bad_rows=bad_rows,
-            held_out=held,
+            held_out=HeldOut.of(spec),
             quarantine=quarantine / f"{name}.jsonl" if quarantine else None,
         )
         if spec.filters.exact_duplicates:

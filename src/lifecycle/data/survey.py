@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lifecycle.data.files import resolve
+from lifecycle.data.files import is_remote, resolve
 from lifecycle.data.raw import RawDocuments
 from lifecycle.data.source import BadRows, HeldOut, Source
-from lifecycle.data.specs import SourceSpec, ValidationRatio
+from lifecycle.data.specs import SourceSpec
 from lifecycle.data.tokenizer import Tokenizer, TokenizerRecipe, load
 from lifecycle.errors import UserError
 
@@ -38,9 +38,7 @@ def survey(
 
 
 def known_tokenizer(wanted: str | TokenizerRecipe) -> Tokenizer | None:
-    """The tokenizer if it can be had now; a recipe that is still to be trained, and a hub that is not reached,
-    give None.
-    """
+    """The tokenizer if it can be had now; None for a recipe still to be trained and for a hub that is not reached."""
     if isinstance(wanted, TokenizerRecipe):
         return None
     try:
@@ -65,16 +63,15 @@ def _measured(
     name: str, spec: SourceSpec, tokenizer: Tokenizer | None, root: str | None, cache: Path
 ) -> tuple[float | None, str]:
     files = resolve(spec, name=name, root=root, cache=cache)
-    if any("://" in file.url and not file.url.startswith("file://") for file in files):
+    if any(is_remote(file.url) for file in files):
         return spec.tokens, "stated in the config" if spec.tokens else "unknown: read over the network"
-    held = spec.validation if isinstance(spec.validation, ValidationRatio) else None
     source = Source(
         name=name,
         index=0,
         spec=replace(spec, max_epochs=1),
         files=files,
         bad_rows=BadRows(max_share=1.0, min_rows=1),
-        held_out=HeldOut(ratio=held.ratio, seed=held.seed) if held else None,
+        held_out=HeldOut.of(spec),
     )
     documents = RawDocuments(source, lambda texts: [], stream=0, streams=1, seed=0, buffer=1000, shuffle=False)
     size, sample = 0, list[str]()

@@ -59,8 +59,7 @@ def held_out_sets(
 ) -> dict[str, HeldOutSet]:
     """One set of about `tokens` positions a domain; the sources of a domain share it by weight.
 
-    `open_documents` gives a source's held-out documents, or None; `byte_count` the bytes of the text that ids stand
-    for.
+    `open_documents` gives a source's held-out documents, or None; `byte_count` the bytes of the text of ids.
     """
     domains: dict[str, list[Source]] = {}
     for source in sources:

@@ -42,9 +42,7 @@ class Worker:
     """
 
     def __init__(self, produce: Produce, *, slots: int, slot_values: int) -> None:
-        fork = mp.get_context(
-            "fork"
-        )  # the slots are inherited: their memory has no name and no limit but the machine's
+        fork = mp.get_context("fork")  # the slots are inherited: memory without a name or /dev/shm's limit
         self._slots = _shared(slots * slot_values, np.int32).reshape(slots, slot_values)
         self._at = _shared(4, np.int64)  # source, row and line that the worker is reading; whether it is to stop
         self._at[:] = (-1, -1, -1, 0)

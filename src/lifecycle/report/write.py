@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from lifecycle import atomic
 from lifecycle.errors import UserError
 from lifecycle.report.canvas import DARK, LIGHT
 from lifecycle.report.pictures import draw
@@ -27,15 +27,8 @@ def write_report(run_folder: Path | str) -> Path:
     light, dark = draw(run, LIGHT), draw(run, DARK)
     blocks, name = sections(run, list(light)), title(run)
     for picture, image in light.items():
-        _write(folder / PICTURES / f"{picture}.png", image)
-    _write(folder / "report.html", to_html(name, blocks, light, dark).encode())
+        atomic.write(folder / PICTURES / f"{picture}.png", image)
+    atomic.write(folder / "report.html", to_html(name, blocks, light, dark))
     path = folder / "report.md"
-    _write(path, to_markdown(name, blocks, PICTURES).encode())
+    atomic.write(path, to_markdown(name, blocks, PICTURES))
     return path
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_bytes(content)
-    aside.replace(path)

@@ -16,22 +16,24 @@ def many_ranks() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """`values` added up over all ranks, in place: every rank must call."""
+    if many_ranks():
+        torch.distributed.all_reduce(values)
+    return values
+
+
 def count_tokens(micro: Sequence[TokenBatch], sources: int, device: torch.device) -> Tensor:
     """(1 + sources,) float64 over all ranks: trained tokens of a step in all, and by source."""
     counts = torch.zeros(1 + sources, dtype=torch.float64)
     for batch in micro:
         counts[1:] += torch.bincount(batch.source_ids[batch.trained], minlength=sources)
     counts[0] = counts[1:].sum()
-    counts = counts.to(device)
-    if many_ranks():
-        torch.distributed.all_reduce(counts)
-    return counts
+    return sum_over_ranks(counts.to(device))
 
 
 def any_rank(bad: Tensor, stop: bool) -> tuple[bool, bool]:
-    """Whether a scalar flag is true, and whether a stop is asked for, on any rank: one exchange, one look at the
-    device.
-    """
+    """Whether a scalar flag is true, and a stop is asked for, on any rank: one exchange, one look at the device."""
     flags = torch.stack([bad, torch.tensor(stop, device=bad.device)]).float()
     if many_ranks():
         torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)

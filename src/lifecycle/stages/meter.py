@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lifecycle.model import ModelConfig
+from lifecycle.stages.exchange import sum_over_ranks
 
 WARM_UP_STEPS = 3  # compilation and first allocations happen here; the collector is frozen after them
 
@@ -116,16 +117,13 @@ class Meter:
             first_count = values.shape[1] - 1 - len(self._sources)
             scale = torch.ones(values.shape[1], dtype=values.dtype, device=values.device)
             scale[1] = scale[first_count:] = 1.0 / world
-            torch.distributed.all_reduce(values)
-            values = values * scale
+            values = sum_over_ranks(values) * scale
         return values
 
     def _usage(self) -> dict[str, float]:
         """Passes begun and rows left out, by source, over all ranks."""
         assert self._trainer is not None
-        usage = self._trainer.datamodule.usage().to(self._device)  # type: ignore[attr-defined]
-        if self._trainer.world_size > 1:
-            torch.distributed.all_reduce(usage)
+        usage = sum_over_ranks(self._trainer.datamodule.usage().to(self._device))  # type: ignore[attr-defined]
         metrics: dict[str, float] = {}
         for name, (epochs, dropped) in zip(self._sources, usage.tolist(), strict=True):
             metrics |= {f"data/{name}/epochs": epochs, f"data/{name}/dropped": dropped}

@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from lifecycle.stages.exchange import many_ranks
+from lifecycle.stages.exchange import sum_over_ranks
 
 
 def validation_metrics(sums: Mapping[str, Tensor], domains: Mapping[str, tuple[float, int]]) -> dict[str, float]:
@@ -23,9 +22,7 @@ def validation_metrics(sums: Mapping[str, Tensor], domains: Mapping[str, tuple[f
     """
     metrics, weighted, weights = {}, 0.0, 0.0
     for domain, total in sums.items():
-        if many_ranks():
-            torch.distributed.all_reduce(total)
-        nll, tokens = total.tolist()
+        nll, tokens = sum_over_ranks(total).tolist()
         loss = nll / max(tokens, 1)
         weight, size = domains[domain]
         metrics[f"valid/{domain}/loss"] = loss

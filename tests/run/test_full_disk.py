@@ -1,0 +1,60 @@
+"""A disk that fills: the run ends in plain words, what was saved is whole, and the same command goes on."""
+
+import contextlib
+import resource
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.run.cli import assert_same_run, facts, lifecycle, started, step_folder, wait_for
+
+from lifecycle.checkpoint import list_committed, verify
+
+
+def test_a_full_disk_ends_the_run_in_plain_words_and_costs_no_checkpoint(place: Path, whole: Path) -> None:
+    run = place / "outputs/full"
+    with started(place, "run=full") as process:
+        wait_for(lambda: step_folder(run, 8).exists(), process)
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (60_000, 60_000))  # from now on no larger file
+        done = process.end()
+    assert done.code == 2 and "Traceback" not in done.err, done
+    assert "could not be written" in done.err and "bytes are free: make room there" in done.err
+    assert facts(run)["status"] == "failed" and "could not be written" in facts(run)["error"]
+    assert {path.name for path in (run / "checkpoints").iterdir()} <= {"step-00000008", "step-00000016", "best.json"}
+    for checkpoint in list_committed(run / "checkpoints"):
+        verify(checkpoint)
+    lifecycle(place, "run=full")
+    assert_same_run(run, whole)
+    assert facts(run)["error"] is None
+
+
+@pytest.fixture
+def small_disk(place: Path) -> Iterator[Path]:
+    """The folder of the run `small` on a disk of its own of 6 MB."""
+    folder = place / "outputs/small"
+    folder.mkdir(parents=True, exist_ok=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "toy", folder], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("may not mount a file system")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["run.json", "checkpoints/step-00000008", "ledger.json"])
+def test_a_disk_that_another_fills_at_any_moment_ends_the_run_in_plain_words(
+    place: Path, whole: Path, small_disk: Path, moment: str
+) -> None:
+    with started(place, "run=small") as process:
+        wait_for(lambda: (small_disk / moment).exists(), process)
+        with (small_disk / "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
+            while True:
+                ballast.write(bytes(4096))
+        done = process.end()
+    assert done.code == 2 and "Traceback" not in done.err and "No space left" in done.err, done
+    for checkpoint in list_committed(small_disk / "checkpoints"):
+        verify(checkpoint)
+    (small_disk / "ballast").unlink()
+    lifecycle(place, "run=small")
+    assert_same_run(small_disk, whole)
