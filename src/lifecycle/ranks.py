@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,18 @@ def end_with_rank_0() -> None:
     """End this process when rank 0, which launched it, is gone."""
     if launched_by_rank_0():
         end_with_parent(int(os.environ[LAUNCH].partition("-")[0]))
+
+
+def leave() -> None:
+    """End a rank other than 0 that has done its part; rank 0 goes on alone.
+
+    Without Python's own end: a thread of gloo that is still there would abort it, and the launcher take that for a
+    failure of the run and kill rank 0.
+    """
+    if rank() != 0:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def tell(facts: dict[str, Any], note: Path) -> None:

@@ -31,7 +31,7 @@ from lifecycle.length import Limits
 from lifecycle.loggers import CsvLogger
 from lifecycle.model import ModelConfig
 from lifecycle.parent import Parent, adopt_parent
-from lifecycle.ranks import end_with_rank_0, rank
+from lifecycle.ranks import end_with_rank_0, leave, rank
 from lifecycle.report import write_report
 from lifecycle.runfolder import RunFolder, origin
 from lifecycle.stages.base import Stage
@@ -88,7 +88,8 @@ def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
         metrics.cut(start.step)
     trainer.fit(stage, data, ckpt_path=start.checkpoint)
     finish(folder, stage, data, finished=stage.global_step >= steps, export_dtype=cfg.export.dtype)
-    if stage.global_step < steps and rank() == 0:  # a launched rank's failure would have Lightning kill rank 0
+    leave()
+    if stage.global_step < steps:
         raise SystemExit(143)
 
 

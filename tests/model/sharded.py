@@ -3,6 +3,7 @@
 python sharded.py RANK STORE_FILE FOLDER
 """
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +118,7 @@ def main() -> None:
         check_half(config, mesh, rank)
     (folder / f"done-{rank}").touch()
     dist.destroy_process_group()
+    os._exit(0)  # a thread of gloo that is still there would abort Python's own end
 
 
 if __name__ == "__main__":

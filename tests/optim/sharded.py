@@ -4,6 +4,7 @@ python sharded.py RANK STORE_FILE FOLDER
 """
 
 import copy
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -131,6 +132,7 @@ def main() -> None:
         compare(name, rank, folder)
     mixed(rank)
     dist.destroy_process_group()
+    os._exit(0)  # a thread of gloo that is still there would abort Python's own end
 
 
 if __name__ == "__main__":
