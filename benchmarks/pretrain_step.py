@@ -277,7 +277,7 @@ def litgpt_bare(name: str, runs: int) -> dict[str, Any]:
     return timed(step, runs, warm=3)
 
 
-def timed(step: Callable[[int], Tensor], runs: int, *, warm: int) -> dict[str, Any]:
+def timed(step: Callable[[int], Tensor], runs: int, *, warm: int, rows: int = ROWS) -> dict[str, Any]:
     """Positions a second over `runs` blocks, after `warm` untimed steps."""
     started = time.perf_counter()
     float(step(0))
@@ -290,7 +290,7 @@ def timed(step: Callable[[int], Tensor], runs: int, *, warm: int) -> dict[str, A
         for index in range(warm + block * STEPS, warm + (block + 1) * STEPS):
             last = step(index)
         float(last)
-        rates.append(ROWS * LENGTH * STEPS / (time.perf_counter() - started))
+        rates.append(rows * LENGTH * STEPS / (time.perf_counter() - started))
     return {"tokens_per_s": spread(rates), "peak_rss_mb": round(peak_mb()), "first_step_s": round(first, 2)}
 
 

@@ -7,8 +7,10 @@ the backward pass of the decoder keeps with a fused attention kernel (no T x T s
     eager        4 D                              2 D + 2 (heads + kv_heads) head_dim + 4 F
     compiled     2 D                              2 D + 2 (heads + kv_heads) head_dim + 3 F
 
-(norm outputs, q k v, attention out; gate, silu(gate), up, product). The eager row agrees with the tensors that autograd
-saves; what a compiler recomputes, peaks between steps, fragmentation and workspaces are stated guesses.
+where 4 F and 3 F become, in a block with A active experts of width F_e: 4 or 3 (A F_e + shared) + 2 A D, for each token
+stands once for every expert it visits. (Norm outputs, q k v, attention out; gate, silu(gate), up, product.) The eager
+row agrees with the tensors that autograd saves; what a compiler recomputes, peaks between steps, fragmentation and
+workspaces are stated guesses.
 """
 
 from __future__ import annotations
@@ -36,11 +38,13 @@ class ModelLike(Protocol):
     @property
     def head_dim(self) -> int: ...
     @property
-    def ffn_width(self) -> int: ...
-    @property
     def vocab_size(self) -> int | None: ...
     @property
     def tied_head(self) -> bool: ...
+
+    def feed_forward_widths(self) -> tuple[float, float]:
+        """Mean over blocks: inner width of what a token visits, and copies of the token, one for each expert."""
+        ...
 
     def parameters(self) -> int:
         """All parameters, exactly."""
@@ -121,7 +125,8 @@ def memory_of(
     return memory, (saved if checkpointing else full) / rows
 
 
-def _inner_elements(model: ModelLike, compiled: bool) -> int:
+def _inner_elements(model: ModelLike, compiled: bool) -> float:
     """Elements a token that a layer keeps in the compute type."""
     attention = 2 * (model.heads + model.kv_heads) * model.head_dim
-    return 2 * model.width + attention + (3 if compiled else 4) * model.ffn_width
+    inner, copies = model.feed_forward_widths()
+    return 2 * model.width * (1 + copies) + attention + (3 if compiled else 4) * inner

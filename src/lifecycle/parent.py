@@ -1,12 +1,22 @@
-"""Where a run's first weights come from: `init_from`, a finished run or a Hugging Face folder.
+"""Where a run's first weights come from: `init_from`, which names
 
-Architecture and tokenizer are the parent's; a `model=` that says otherwise is refused.
+    demo, outputs/demo            the exported model of a finished run
+    demo@best, demo@400           a checkpoint of a run, finished or not: the best one, or that of a step
+    FOLDER, FILE.gguf             a Hugging Face folder, or a GGUF file (or a folder with one)
+    HuggingFaceTB/SmolLM2-135M    an id on the Hugging Face hub
+
+Architecture and tokenizer are the parent's; a `model=` that says otherwise is refused. The architecture is read at
+once, the weights are read (and fetched) when they are asked for: a dry run or a resumed one never does.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,44 +24,61 @@ from omegaconf import DictConfig, open_dict
 from torch import Tensor
 
 from lifecycle import config
+from lifecycle.checkpoint import list_committed, read_best, step_of
+from lifecycle.checkpoint.weights import load_weights
+from lifecycle.data.module import cache_folder
+from lifecycle.data.tokenizer import load as load_tokenizer
 from lifecycle.errors import UserError
 from lifecycle.model import ModelConfig
-from lifecycle.model.huggingface import load_pretrained
+from lifecycle.model.huggingface import load_pretrained, read_config
+from lifecycle.model.huggingface.gguf import gguf_file, tokenizer_gguf
 from lifecycle.runfolder import RunFolder
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+HUB_ID = re.compile(r"(?!outputs/)\w[\w.-]*/[\w.-]+")
+SMALL_FILES = ["config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "*.jinja", "vocab*"]
+WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parent:
-    """Weights (fp32, by our names) and sizes; `run` is the run's folder, None for a Hugging Face folder."""
+    """Sizes now, weights when asked for.
+
+    folder: where the model lies (a checkpoint's for RUN@...); run: the run it is of, None for a model from elsewhere;
+    tokenizer: a place that `data.tokenizer` understands, None where the parent has none; name: what lineage calls it.
+    """
 
     folder: Path
     run: RunFolder | None
     model: ModelConfig
-    weights: dict[str, Tensor]
+    tokenizer: str | None
+    name: str
+    read: Callable[[], dict[str, Tensor]] = field(repr=False)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """fp32, by our names; read from the files by every call. Errors: `UserError` where they do not fit."""
+        return self.read()
 
     def lineage(self) -> dict[str, Any]:
         """For run.json: the parent and its own ancestors."""
         before = self.run.lineage() if self.run else {}
-        place = str((self.run.path if self.run else self.folder).resolve())
-        parent = {
-            "path": place,
-            "sha256": _sha256(self.folder / "config.json", *sorted(self.folder.glob("*.safetensors"))),
-        }
+        files = [path for kind in ("*.json", "*.safetensors", "*.gguf") for path in sorted(self.folder.glob(kind))]
+        parent: dict[str, Any] = {"path": self.name, "sha256": _sha256(*files)}
+        if step_of(self.folder) is not None:
+            parent["step"] = step_of(self.folder)
         ancestors = [*before.get("ancestors", []), *([before["parent"]] if before.get("parent") else [])]
         return {"parent": parent, "ancestors": ancestors}
 
 
 def adopt_parent(cfg: DictConfig) -> Parent | None:
-    """Load what `init_from` names and write its architecture and tokenizer into `cfg`; None for fresh weights.
+    """Find what `init_from` names and write its architecture and tokenizer into `cfg`; None for fresh weights.
 
     Raises UserError where there is no such parent, or `cfg` asks for another model or tokenizer than the parent's.
     """
     if cfg.init_from is None:
         return None
-    folder, run = _find(str(cfg.init_from))
-    model, weights = load_pretrained(folder)
+    parent = find_parent(str(cfg.init_from))
     typed = [word for word in config.overrides() if word.startswith(("model=", "model.", "data.tokenizer"))]
     if typed:
         raise UserError(
@@ -59,25 +86,159 @@ def adopt_parent(cfg: DictConfig) -> Parent | None:
             "another: leave it out"
         )
     with open_dict(cfg):
-        cfg.model = {"_target_": "lifecycle.model.ModelConfig", **asdict(model)}
-        if any((folder / name).exists() for name in TOKENIZER_FILES):
-            cfg.data.tokenizer = str(folder.resolve())
-    return Parent(folder=folder, run=run, model=model, weights=weights)
+        cfg.model = {"_target_": "lifecycle.model.ModelConfig", **_stated(parent.model)}
+        if parent.tokenizer is not None:
+            cfg.data.tokenizer = parent.tokenizer
+    return parent
 
 
-def _find(name: str) -> tuple[Path, RunFolder | None]:
-    """The model folder, and the run that it belongs to."""
+def _stated(model: ModelConfig) -> dict[str, Any]:
+    """The keys that a file of this model would hold: those that are not what they are by default."""
+    values = asdict(model)
+    return {key.name: values[key.name] for key in fields(model) if getattr(model, key.name) != key.default}
+
+
+def find_parent(name: str) -> Parent:
+    """The parent that `init_from=name` means. Raises UserError where there is none."""
     for place in (Path(name), Path("outputs") / name):
-        if (place / "config.json").is_file():
-            return place, None
+        if (place / "config.json").is_file() or gguf_file(place):
+            return _from_files(place)
         if (place / "model" / "config.json").is_file():
-            return place / "model", RunFolder(place)
+            return _from_files(place / "model", run=RunFolder(place))
         if (place / "run.json").is_file():
             status = RunFolder(place).lineage().get("status")
-            raise UserError(f"init_from={name}: run {place} has no model/ yet (it is {status}); let it finish first")
+            raise UserError(
+                f"init_from={name}: run {place} has no model/ yet (it is {status}); let it finish first, or take one "
+                f"of its checkpoints: {_checkpoints(place)}"
+            )
+    stem, mark, which = name.rpartition("@")
+    for place in (Path(stem), Path("outputs") / stem) if mark else ():
+        if (place / "run.json").is_file():
+            return _from_checkpoint(RunFolder(place), which, name)
+    if HUB_ID.fullmatch(name) and not Path(name).parent.exists():  # else a misspelt folder of this machine
+        return _from_hub(name)
+    raise UserError(
+        f"init_from={name} is neither a run, nor a checkpoint (RUN@best, RUN@STEP), nor a folder with config.json "
+        f"and safetensors, nor a GGUF file, nor a hub id (OWNER/NAME); {finished_runs()}"
+    )
+
+
+def finished_runs() -> str:
+    """Those under outputs/ that can be a parent, in words."""
     runs = sorted(p.parent.parent.name for p in Path("outputs").glob("*/model/config.json"))
-    known = f"finished runs here: {', '.join(runs)}" if runs else "there is no finished run under outputs/ here"
-    raise UserError(f"init_from={name} is neither a run nor a folder with config.json and safetensors; {known}")
+    return f"finished runs here: {', '.join(runs)}" if runs else "there is no finished run under outputs/ here"
+
+
+def history(folder: RunFolder) -> list[Mapping[str, Any]]:
+    """The `run.json` of every stage that made a run's weights, first to last and itself; a `path` where one is gone."""
+    lineage = folder.lineage()
+    before = [*lineage.get("ancestors", []), *([lineage["parent"]] if lineage.get("parent") else [])]
+    return [*(RunFolder(Path(entry["path"])).lineage() or entry for entry in before), lineage]
+
+
+def _from_files(place: Path, run: RunFolder | None = None) -> Parent:
+    """A Hugging Face folder, or GGUF."""
+    file = gguf_file(place)
+    folder = place if file is None else file.parent
+    tokenizer = str(folder.resolve()) if any((folder / name).exists() for name in TOKENIZER_FILES) else None
+    if tokenizer is None and file is not None:
+        tokenizer = _unpacked_tokenizer(file.resolve())
+    return Parent(
+        folder=folder,
+        run=run,
+        model=read_config(place),
+        tokenizer=tokenizer,
+        name=str((run.path if run else place).resolve()),
+        read=lambda: load_pretrained(place)[1],
+    )
+
+
+def _unpacked_tokenizer(file: Path) -> str | None:
+    """The tokenizer of a GGUF file as a folder in the cache; None where the file has none."""
+    about = file.stat()
+    key = hashlib.sha256(f"{file}:{about.st_size}:{about.st_mtime_ns}".encode()).hexdigest()[:16]
+    folder = cache_folder() / "gguf" / key
+    if not folder.is_dir():
+        tokenizer = tokenizer_gguf(file)
+        if tokenizer is None:
+            return None
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
+        tokenizer.save_pretrained(aside)
+        try:
+            aside.rename(folder)
+        except OSError:  # another rank was first
+            shutil.rmtree(aside)
+    return str(folder)
+
+
+def _from_checkpoint(run: RunFolder, which: str, name: str) -> Parent:
+    """The weights inside a checkpoint; sizes and tokenizer are in the run's folder."""
+    steps = {step_of(path): path for path in list_committed(run.checkpoints)}
+    best = read_best(run.checkpoints)
+    wanted = best["step"] if best and which == "best" else int(which) if which.isdecimal() else None
+    written = run.config()
+    if wanted not in steps or written is None:
+        raise UserError(f"init_from={name}: there is no such checkpoint; run {run.path} has {_checkpoints(run.path)}")
+    tokenizer = run.path / "tokenizer"
+    sizes = DictConfig({"model": written["model"]})
+    model: ModelConfig = config.build(sizes.model)
+    path = steps[wanted]
+    return Parent(
+        folder=path,
+        run=run,
+        model=model.with_vocab(load_tokenizer(str(tokenizer)).vocab_size),
+        tokenizer=str(tokenizer.resolve()),
+        name=str(run.path.resolve()),
+        read=lambda: _stripped(load_weights(path)),
+    )
+
+
+def _stripped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The network's own names: a checkpoint holds those of the stage, whose network is called model."""
+    return {name.removeprefix("model."): value.float() for name, value in state.items()}
+
+
+def _checkpoints(place: Path) -> str:
+    """What can stand after the @."""
+    run = RunFolder(place)
+    steps = [f"{place.name}@{step_of(path)}" for path in list_committed(run.checkpoints)]
+    best = read_best(run.checkpoints)
+    if best and any(step_of(path) == best["step"] for path in list_committed(run.checkpoints)):
+        steps.append(f"{place.name}@best")
+    return ", ".join(steps) or "none"
+
+
+def _from_hub(name: str) -> Parent:
+    """The small files now, the weights (of the same commit) when they are asked for."""
+    folder = _fetched(name, SMALL_FILES, None)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"init_from={name}: there is no config.json in this repository, so it is no model for here")
+    commit = folder.name
+    found = any((folder / file).exists() for file in TOKENIZER_FILES)
+    return Parent(
+        folder=folder,
+        run=None,
+        model=read_config(folder),
+        tokenizer=str(folder) if found else None,
+        name=name,
+        read=lambda: load_pretrained(_fetched(name, SMALL_FILES + WEIGHT_FILES, commit))[1],
+    )
+
+
+def _fetched(name: str, patterns: list[str], commit: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, revision=commit))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"init_from={name} is no place here, and was not found on the Hugging Face hub either ({reason}). Without "
+            "a network, fetch it elsewhere (hf download) and give its folder; a gated one wants `hf auth login`; a run "
+            "is named by its folder under outputs/"
+        ) from error
 
 
 def _sha256(*files: Path) -> str:

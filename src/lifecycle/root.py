@@ -35,6 +35,7 @@ class Export:
     """The form of the model that a run hands over."""
 
     dtype: Literal["fp32", "bf16", "fp16"]
+    shard_gb: float
 
 
 @dataclass(frozen=True, kw_only=True)

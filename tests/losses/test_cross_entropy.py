@@ -144,3 +144,16 @@ def test_the_compiled_terms_agree() -> None:
         loss, _ = linear_cross_entropy(hidden, weight, labels, z_loss=0.1, compiled=compiled)
         answers.append((loss, *grads(loss, hidden, weight)))
     torch.testing.assert_close(answers[0], answers[1])
+
+
+@pytest.mark.parametrize("chunk_tokens", [4, None])
+def test_a_softcap_bends_logits_and_gradients(chunk_tokens: int | None) -> None:
+    hidden, weight, labels = inputs()
+    loss, _ = linear_cross_entropy(hidden, weight, labels, z_loss=0.1, softcap=1.5, chunk_tokens=chunk_tokens)
+    capped = 1.5 * torch.tanh(hidden @ weight.T / 1.5)
+    penalty = (capped.logsumexp(-1).square() * (labels != -100)).sum()
+    wanted = F.cross_entropy(capped, labels, reduction="sum", ignore_index=-100) + 0.1 * penalty
+    torch.testing.assert_close(loss, wanted)
+    torch.testing.assert_close(grads(loss, hidden, weight), grads(wanted, hidden, weight))
+    each = token_losses(hidden, weight, labels, softcap=1.5)
+    torch.testing.assert_close(each, F.cross_entropy(capped, labels, reduction="none", ignore_index=-100).detach())

@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from lifecycle.losses import linear_cross_entropy
-from lifecycle.model import Decoder, Documents, ModelConfig, build
+from lifecycle.model import Decoder, Documents, ModelConfig, MoE, build
 from lifecycle.model.sharding import shard
 
 WORLD, ROWS, T = 2, 4, 12
@@ -35,6 +35,12 @@ TIED = ModelConfig(
     qk_norm=True,
     tied_head=True,
     init_std=0.2,
+)
+
+SPARSE = replace(
+    TIED,
+    family="glm4_moe",
+    moe=MoE(experts=3, active=2, ffn_width=16, shared=1, score="sigmoid", bias_rate=0.1),  # three among two ranks
 )
 
 
@@ -111,7 +117,7 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
     mesh = init_device_mesh("cpu", (WORLD,))
-    for config in (TIED, replace(TIED, tied_head=False)):
+    for config in (TIED, replace(TIED, tied_head=False), SPARSE):
         check_birth(config, mesh)
         for checkpointing in (False, True):
             check_training(config, mesh, rank, checkpointing=checkpointing)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from lifecycle.errors import UserError
 from lifecycle.model import Documents, best_kernel, check_kernel, count_pieces
-from lifecycle.model.attention import Kernel, attention
+from lifecycle.model.attention import Kernel, attention, slide
 
 IDS = torch.tensor([[1, 1, 1, 2, 2, 3, 0, 0], [1, 2, 2, 2, 2, 2, 2, 2], [1, 1, 1, 1, 1, 1, 1, 1]])
 
@@ -26,14 +26,14 @@ def qkv(
     return q, k, v
 
 
-def formula(q: Tensor, k: Tensor, v: Tensor, ids: Tensor) -> Tensor:
+def formula(q: Tensor, k: Tensor, v: Tensor, ids: Tensor, window: int = 10**9) -> Tensor:
     """Position by position, head by head."""
     B, T, H, K = q.shape
     group = H // k.shape[2]
     out = torch.empty_like(q)
     for b in range(B):
         for t in range(T):
-            seen = [s for s in range(t + 1) if ids[b, s] == ids[b, t]]
+            seen = [s for s in range(t + 1) if ids[b, s] == ids[b, t] and s > t - window]
             for h in range(H):
                 weights = torch.softmax(k[b, seen, h // group] @ q[b, t, h] / K**0.5, 0)
                 out[b, t, h] = weights @ v[b, seen, h // group]
@@ -70,6 +70,31 @@ def test_a_row_of_one_document_needs_no_mask(T: int) -> None:
     torch.testing.assert_close(attention(q, k, v, None), attention(q, k, v, Documents.from_ids(ones, kernel="sdpa")))
 
 
+@pytest.mark.parametrize("window", [1, 3, 8])
+def test_a_window_shows_the_nearest_positions_only(window: int) -> None:
+    q, k, v = qkv(8)
+    cpu = torch.device("cpu")
+    with torch.no_grad():
+        near = slide(Documents.from_ids(IDS, kernel="sdpa"), window, 8, cpu)
+        torch.testing.assert_close(attention(q, k, v, near), formula(q, k, v, IDS, window))
+        alone = attention(q, k, v, slide(None, window, 8, cpu))
+        torch.testing.assert_close(alone, formula(q, k, v, torch.ones_like(IDS), window))
+    bounded = slide(Documents.from_ids(IDS, kernel="varlen"), window, 8, cpu)
+    assert bounded is not None and bounded.window == (None if window == 8 else window)
+
+
+def test_blocks_of_a_long_row_leave_out_what_no_window_reaches() -> None:
+    q, k, v = qkv(520)
+    positions = torch.arange(520)
+    for documents in (None, Documents.from_ids(rows(520), kernel="sdpa")):
+        near = slide(documents, 30, 520, torch.device("cpu"))
+        mask = (positions[:, None] >= positions) & (positions[:, None] - positions < 30)
+        whole = mask if documents is None else documents.mask_B1TT & mask  # type: ignore[operator]
+        q_BHTK, k_BHTK, v_BHTK = (x.transpose(1, 2) for x in (q, k, v))
+        wanted = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attn_mask=whole, enable_gqa=True)
+        torch.testing.assert_close(attention(q, k, v, near), wanted.transpose(1, 2))
+
+
 def test_boundaries_are_the_first_positions_of_pieces_filled_up_with_the_end() -> None:
     starts = Documents.from_ids(IDS, kernel="varlen").starts_S
     assert starts is not None and starts.dtype == torch.int32
@@ -99,8 +124,8 @@ def test_without_cuda_only_sdpa_is_offered() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("kernel", ["sdpa", "varlen", "flash"])
-@pytest.mark.parametrize("kv_heads", [2, 4])
-def test_every_kernel_on_cuda_gives_the_answer_of_the_cpu(kernel: Kernel, kv_heads: int) -> None:
+@pytest.mark.parametrize(("kv_heads", "window"), [(2, 520), (4, 520), (2, 100)])
+def test_every_kernel_on_cuda_gives_the_answer_of_the_cpu(kernel: Kernel, kv_heads: int, window: int) -> None:
     device = torch.device("cuda")
     if kernel == "flash":
         pytest.importorskip("flash_attn")
@@ -109,10 +134,11 @@ def test_every_kernel_on_cuda_gives_the_answer_of_the_cpu(kernel: Kernel, kv_hea
     ids = rows(520)
     up = torch.randn(q.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for documents in (ids, None):
-        wanted = attention(q, k, v, None if documents is None else Documents.from_ids(documents, kernel="sdpa"))
+        plain = None if documents is None else Documents.from_ids(documents, kernel="sdpa")
+        wanted = attention(q, k, v, slide(plain, window, 520, torch.device("cpu")))
         wanted_grads = torch.autograd.grad(wanted, (q, k, v), up)
         on_device = None if documents is None else Documents.from_ids(documents.to(device), kernel=kernel)
-        found = attention(halves[0], halves[1], halves[2], on_device)
+        found = attention(halves[0], halves[1], halves[2], slide(on_device, window, 520, device))
         found_grads = torch.autograd.grad(found, halves, up.to(device, torch.bfloat16))
         for a, b in zip((found, *found_grads), (wanted, *wanted_grads), strict=True):
             assert (a.cpu().double() - b).norm() / b.norm() < 2e-2

@@ -1,16 +1,16 @@
 """Sizes are checked together, and counted exactly."""
 
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 import torch
-import yaml
+from tests.model.variants import LATENT, SIGMOID, SOFTMAX, VARIANTS
 
 from lifecycle.errors import UserError
-from lifecycle.model import Decoder, ModelConfig
-
-SIZES = sorted((Path(__file__).parents[2] / "conf" / "model").glob("*.yaml"))
+from lifecycle.model import Decoder, ModelConfig, RopeScaling
+from lifecycle.signature import Walk
 
 TINY = ModelConfig(
     family="llama",
@@ -69,19 +69,76 @@ def test_all_faults_come_in_one_error() -> None:
 
 
 def test_an_unknown_family_is_named_with_those_known() -> None:
-    with pytest.raises(UserError, match="'gpt2'; choose one of llama, qwen3"):
+    with pytest.raises(UserError, match="'gpt2'; choose one of llama, mistral"):
         replace(TINY, family="gpt2")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("path", SIZES, ids=lambda path: path.stem)
-def test_the_shipped_sizes_are_what_their_headers_say(path: Path) -> None:
-    text = path.read_text()
-    values = yaml.safe_load(text)
-    assert values.pop("_target_") == "lifecycle.model.ModelConfig"
-    values |= {key: float(values[key]) for key in ("rope_theta", "norm_eps", "init_std")}
-    config = ModelConfig(**values)
-    vocab = config.vocab_size or {"tiny": 2048, "minimind_26m": 6400, "minimind_104m": 6400}.get(path.stem, 50_304)
-    full = replace(config, vocab_size=vocab)
-    assert f"{full.parameters():,} parameters" in text.splitlines()[0]
-    assert counted(full) == full.parameters()
-    assert path.stem != "tiny" or full.parameters() <= 5_000_000
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_combination_is_counted_exactly(name: str) -> None:
+    config = VARIANTS[name]
+    assert config.parameters() == counted(config)
+    if config.moe is None:
+        assert config.active_parameters() == config.parameters()
+        return
+    idle = sum(
+        (moe.experts - moe.active) * 3 * moe.ffn_width * config.width
+        for moe in map(config.experts_of, range(config.layers))
+        if moe is not None
+    )
+    assert config.active_parameters() == config.parameters() - idle
+    assert config.flops_per_token(10) < 6 * config.parameters() + 12 * 3 * config.attention_width * 10
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("llama", {"sliding_window": 4}, "model.sliding_window is 4, but family llama"),
+        ("llama", {"moe": SOFTMAX}, "family llama does not have model.moe; set model.moe=null"),
+        ("llama", {"latent": LATENT}, "with model.latent it is nope_dim + rope_dim = 10"),
+        ("mistral", {"sliding_from": 1}, "set model.sliding_from=0"),
+        ("qwen2", {"qkv_bias": False}, "set model.qkv_bias=true"),
+        ("mixtral", {"moe": None}, "family mixtral always has model.moe"),
+        ("mixtral", {"moe": replace(SOFTMAX, bias_rate=0.1)}, "set model.moe.bias_rate=0.0"),
+        ("qwen2_moe", {"moe": SOFTMAX}, "set model.moe.shared_gate=true"),
+        ("qwen3_moe", {"moe": replace(SOFTMAX, first_dense=3)}, "leave a block for the experts"),
+        ("glm4_moe", {"rotary_share": 0.1}, "turns 0 of a head's 8 dimensions"),
+        ("deepseek_v3", {"sliding_window": 4}, "model.latent is built without it"),
+        ("deepseek_v3", {"kv_heads": 2}, "with model.latent every head has its own: 4"),
+        ("deepseek_v2", {"moe": SIGMOID}, "set model.moe.score=softmax"),
+    ],
+)
+def test_a_switch_that_the_family_has_not_is_refused(name: str, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        replace(VARIANTS[name], **changes)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: replace(SOFTMAX, active=7), "active is 7 of 6 experts"),
+        (lambda: replace(SOFTMAX, groups=4), "groups must divide them evenly"),
+        (lambda: replace(SIGMOID, active=5), "2 groups hold 4"),
+        (lambda: replace(SOFTMAX, shared_gate=True), "shared is 0"),
+        (lambda: replace(LATENT, rope_dim=3), "rope_dim is 3; it must be even"),
+        (lambda: RopeScaling(kind="yarn", factor=0.5), "factor is 0.5; it must be at least 1"),
+        (lambda: RopeScaling(kind="llama3", factor=2.0), "llama3 wants the row length it was"),
+    ],
+)
+def test_parts_of_a_config_list_their_own_faults(make: Callable[[], object], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        make()
+    assert said in str(caught.value)
+
+
+def test_nested_parts_are_read_from_plain_mappings() -> None:
+    plain = {f.name: getattr(TINY, f.name) for f in fields(TINY)}
+    experts = {"experts": 6, "active": 2, "ffn_width": 16}
+    scaling = {"kind": "linear", "factor": 2}
+    node = plain | {"family": "mixtral", "moe": experts, "rope_scaling": scaling}
+    walk = Walk()
+    made = walk.construct(ModelConfig, node, ("model",))
+    assert not walk.faults
+    assert made == replace(TINY, family="mixtral", moe=SOFTMAX, rope_scaling=RopeScaling(kind="linear", factor=2.0))
+    walk.construct(ModelConfig, node | {"moe": experts | {"actve": 3}}, ("model",))
+    assert len(walk.faults) == 1 and walk.faults[0].endswith("did you mean model.moe.active? Type model.moe.active=3")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.model.variants import VARIANTS
 from torch import nn
 
 from lifecycle.errors import UserError
@@ -108,3 +109,13 @@ def test_all_settings_that_cannot_work_are_named_at_once() -> None:
         AdamW(lr=0.0, embedding_lr=-1.0, weight_decay=-0.1, betas=(0.9, 1.0), eps=0.0, grad_clip=0.0)
     for key in ("lr", "embedding_lr", "weight_decay", "betas", "eps", "grad_clip"):
         assert f"stage.optimizer.{key} " in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["qwen2_moe", "deepseek_v3"])
+def test_biases_and_routers_do_not_decay_and_stacked_experts_are_matrices(name: str) -> None:
+    model = build(VARIANTS[name], seed=0)
+    by_group = names_by_group(model, MUON.build(model).param_groups)
+    still = {n for n, p in model.named_parameters() if p.ndim == 1 or "router" in n or "shared_gate" in n}
+    assert by_group["no_decay"] == still
+    assert {n for n in by_group["muon"] if "experts" in n} == {n for n, p in model.named_parameters() if p.ndim == 3}
+    assert by_group["embedding"] == {"embedding.weight"} and by_group.get("decay", set()) <= {"head.weight"}

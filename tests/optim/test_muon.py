@@ -131,3 +131,13 @@ def test_a_closure_is_run_with_gradients() -> None:
 def test_muon_settings_that_cannot_work_are_named(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         muon(**changed)
+
+
+def test_stacked_experts_are_made_orthogonal_one_by_one() -> None:
+    stack = torch.randn(3, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    stack[1] = 0.0  # an expert that no token visited
+    found = orthogonalise(stack, steps=5)
+    for expert in range(3):
+        torch.testing.assert_close(found[expert], orthogonalise(stack[expert], steps=5))
+    assert bool((found[1] == 0).all())
+    assert update_scale(stack.shape, "match_rms_adamw") == update_scale(stack[0].shape, "match_rms_adamw")

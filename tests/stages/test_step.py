@@ -103,12 +103,13 @@ def padded(step: int) -> list[TokenBatch]:
     return [batch([[a], [b], [c], [d], [], [e], [f], [h], [g]])]
 
 
-def stage(*, max_skipped: int = 0, lr: float = 1e-2, log_every: int = 1) -> Pretrain:
+def stage(*, max_skipped: int = 0, lr: float = 1e-2, log_every: int = 1, model: ModelConfig = MODEL) -> Pretrain:
     return Pretrain(
-        model=MODEL,
+        model=model,
         optimizer=AdamW(lr=lr, embedding_lr=None, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8, grad_clip=1.0),
         schedule=Schedule(name="constant", min_ratio=1.0, warmup_steps=0),
         max_skipped=max_skipped,
+        max_norm_ratio=None,
         z_loss=1e-4,
         setup=Setup(
             total_steps=STEPS,

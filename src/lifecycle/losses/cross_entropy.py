@@ -3,8 +3,9 @@
     logits = hidden @ weight';  loss = sum over trained tokens of [logsumexp(logits) - logits[label]]
                                      + z_loss * logsumexp(logits)^2          (z-loss: PaLM, arXiv 2204.02311, sec. 5)
 
-The logits of one chunk of tokens exist at a time, and once: their gradients,
-    d logits = softmax * (1 + 2 z_loss logsumexp) - onehot(label),
+With a softcap c, c tanh(logits / c) stands in their place (arXiv 2408.00118, section 2). The logits of one chunk of
+tokens exist at a time, and once: their gradients,
+    d logits = [softmax * (1 + 2 z_loss logsumexp) - onehot(label)] * (1 - tanh(logits / c)^2, if capped),
 are taken in the same visit and folded into the gradients of hidden and weight, which are all that waits for backward.
 
 Shapes: N tokens, D width, V vocabulary, C tokens of one chunk.
@@ -40,6 +41,7 @@ def linear_cross_entropy(
     labels_N: Tensor,
     *,
     z_loss: float = 0.0,
+    softcap: float | None = None,
     chunk_tokens: int | None = None,
     compiled: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -50,31 +52,39 @@ def linear_cross_entropy(
     weight's gradient are fp32 (fp64 for fp64 inputs). Differentiable once, in hidden and weight. `compiled` fuses what
     happens to a chunk's logits between the products. Memory beyond the gradients: a few chunks of logits.
     """
-    compute = _compute_dtype(hidden_ND)
+    compute = compute_dtype(hidden_ND)
     count = (labels_N != IGNORED).sum()
     # leaving untrained tokens out costs a look at their number: free on a CPU, a wait for the device elsewhere
     if hidden_ND.device.type == "cpu" and int(count) < len(labels_N):
         hidden_ND, labels_N = hidden_ND[labels_N != IGNORED], labels_N[labels_N != IGNORED]
-    chunk = chunk_tokens or _default_chunk(labels_N, vocab=weight_VD.shape[0])
+    chunk = chunk_tokens or default_chunk(labels_N, vocab=weight_VD.shape[0])
     differentiate = torch.is_grad_enabled()
     with torch.autocast(hidden_ND.device.type, enabled=False):
         loss, nll, penalty = _LinearCrossEntropy.apply(
-            hidden_ND, weight_VD, labels_N, z_loss, chunk, compute, differentiate, compiled
+            hidden_ND, weight_VD, labels_N, z_loss, softcap, chunk, compute, differentiate, compiled
         )
     return loss, {"count": count, "nll": nll, "z_loss": penalty}
 
 
 @torch.no_grad()
-def token_losses(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, *, chunk_tokens: int | None = None) -> Tensor:
+def token_losses(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    labels_N: Tensor,
+    *,
+    softcap: float | None = None,
+    chunk_tokens: int | None = None,
+) -> Tensor:
     """-log p(label) of every token (N,), fp32; 0 where the label is -100. Without gradients, chunk by chunk."""
-    compute = _compute_dtype(hidden_ND)
-    chunk = chunk_tokens or _default_chunk(labels_N, vocab=weight_VD.shape[0])
-    out_N = torch.empty(len(labels_N), dtype=_sum_dtype(compute), device=hidden_ND.device)
+    compute = compute_dtype(hidden_ND)
+    chunk = chunk_tokens or default_chunk(labels_N, vocab=weight_VD.shape[0])
+    out_N = torch.empty(len(labels_N), dtype=sum_dtype(compute), device=hidden_ND.device)
     with torch.autocast(hidden_ND.device.type, enabled=False):
         weight = weight_VD.to(compute)
-        for part in _chunks(len(labels_N), chunk):
+        for part in chunks(len(labels_N), chunk):
             logits_CV = hidden_ND[part].to(compute) @ weight.T
-            out_N[part] = F.cross_entropy(logits_CV.to(out_N.dtype), labels_N[part], reduction="none")
+            capped_CV = _capped(logits_CV.to(out_N.dtype), softcap)
+            out_N[part] = F.cross_entropy(capped_CV, labels_N[part], reduction="none")
     return out_N
 
 
@@ -88,27 +98,29 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_VD: Tensor,
         labels_N: Tensor,
         z_loss: float,
+        softcap: float | None,
         chunk: int,
         compute: torch.dtype,
         differentiate: bool,
         compiled: bool,
     ) -> Terms:
         wanted = [needed and differentiate for needed in ctx.needs_input_grad[:2]]
-        sums = _sum_dtype(compute)
+        sums = sum_dtype(compute)
         weight = weight_VD.to(compute)
         grad_hidden = torch.empty_like(hidden_ND) if wanted[0] else None
         grad_weight = torch.zeros(weight.shape, dtype=sums, device=weight.device) if wanted[1] else None
         nll, penalty = torch.zeros((2,), dtype=sums, device=weight.device)
         terms = _compiled_terms() if compiled else _terms
-        for part in _chunks(len(labels_N), chunk):
+        for part in chunks(len(labels_N), chunk):
             hidden = hidden_ND[part].to(compute)
-            chunk_nll, chunk_penalty, grad_logits = terms(hidden @ weight.T, labels_N[part], z_loss, any(wanted))
+            logits = hidden @ weight.T
+            chunk_nll, chunk_penalty, grad_logits = terms(logits, labels_N[part], z_loss, any(wanted), softcap)
             nll += chunk_nll
             penalty += chunk_penalty
             if grad_hidden is not None:
                 grad_hidden[part] = grad_logits @ weight
             if grad_weight is not None:
-                _add_product(grad_weight, grad_logits.T, hidden)
+                add_product(grad_weight, grad_logits.T, hidden)
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight_VD.dtype)
         ctx.save_for_backward(grad_hidden, grad_weight)
@@ -119,15 +131,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         grads = (None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors)
-        return (*grads, None, None, None, None, None, None)
+        return (*grads, None, None, None, None, None, None, None)
 
 
-def _terms(logits_CV: Tensor, labels_C: Tensor, z_loss: float, differentiate: bool) -> Terms:
+def _terms(
+    logits_CV: Tensor, labels_C: Tensor, z_loss: float, differentiate: bool, softcap: float | None = None
+) -> Terms:
     """Summed nll and penalty of one chunk, and the gradient of their sum with respect to its logits."""
+    if softcap is not None:
+        capped_CV = _capped(logits_CV.to(sum_dtype(logits_CV.dtype)), softcap)
+        nll, penalty, grad_CV = _terms(capped_CV, labels_C, z_loss, differentiate)
+        if differentiate:
+            grad_CV = (grad_CV * (1.0 - (capped_CV / softcap).square())).to(logits_CV.dtype)
+        return nll, penalty, grad_CV
     trained_C = labels_C != IGNORED
     labels_C1 = labels_C.clamp(min=0)[:, None]
     # fp32: a bf16 log-sum over a vocabulary keeps two digits
-    logp_CV = F.log_softmax(logits_CV, dim=-1, dtype=_sum_dtype(logits_CV.dtype))
+    logp_CV = F.log_softmax(logits_CV, dim=-1, dtype=sum_dtype(logits_CV.dtype))
     label_logp_C = logp_CV.gather(1, labels_C1)[:, 0]
     logsumexp_C = logits_CV.gather(1, labels_C1)[:, 0].to(logp_CV.dtype) - label_logp_C
     weights_C = trained_C.to(logp_CV.dtype)
@@ -140,13 +160,17 @@ def _terms(logits_CV: Tensor, labels_C: Tensor, z_loss: float, differentiate: bo
     return nll, penalty, grad_CV.to(logits_CV.dtype)
 
 
+def _capped(logits_CV: Tensor, softcap: float | None) -> Tensor:
+    return logits_CV if softcap is None else softcap * torch.tanh(logits_CV / softcap)
+
+
 @functools.cache
 def _compiled_terms() -> Callable[..., Terms]:
     # dynamic from the start: the kernel, and with it the last bit, must not depend on the chunks seen before
     return torch.compile(_terms, dynamic=True)
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left @ right, with the sum over chunks in the dtype of total."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
@@ -154,22 +178,25 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
-def _chunks(tokens: int, chunk: int) -> Iterator[slice]:
+def chunks(tokens: int, chunk: int) -> Iterator[slice]:
     """Slices of at most `chunk` tokens, as even as they come: a short last one would waste a product."""
     pieces = -(-tokens // chunk)
     size = -(-tokens // max(pieces, 1))
     return (slice(start, min(start + size, tokens)) for start in range(0, tokens, max(size, 1)))
 
 
-def _default_chunk(labels_N: Tensor, *, vocab: int) -> int:
+def default_chunk(labels_N: Tensor, *, vocab: int) -> int:
+    """Tokens of a chunk whose logits are small enough for where they are."""
     limit = CPU_CHUNK_BYTES if labels_N.device.type == "cpu" else DEVICE_CHUNK_BYTES
     return max(LEAST_CHUNK_TOKENS, limit // (4 * vocab))
 
 
-def _compute_dtype(hidden: Tensor) -> torch.dtype:
+def compute_dtype(hidden: Tensor) -> torch.dtype:
+    """The dtype of products with `hidden`: autocast's where it is on."""
     device_type = hidden.device.type
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
 
 
-def _sum_dtype(compute: torch.dtype) -> torch.dtype:
+def sum_dtype(compute: torch.dtype) -> torch.dtype:
+    """The dtype of logarithms and sums."""
     return torch.float64 if compute == torch.float64 else torch.float32

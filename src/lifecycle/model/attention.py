@@ -5,16 +5,18 @@
     out_BTHK = attention(q_BTHK, k_BTGK, v_BTGK, documents)                # None: every row is one document
 
 `flash` (the flash-attn package) and `varlen` (torch's own) take the documents as a list of boundaries and run on CUDA;
-`sdpa` takes them as a mask and runs everywhere.
+`sdpa` takes them as a mask and runs everywhere. `cached_attention` is the same for tokens whose earlier keys stand in
+a cache. A sliding window w lets a position see itself and the w - 1 before it (arXiv 2004.05150, section 3.1).
 
-Shapes: B rows, T positions, N = B * T, H query heads, G key-value heads, K width of a head, S slots for boundaries.
+Shapes: B rows, T positions, N = B * T, H query heads, G key-value heads, K width of a head, S slots for boundaries,
+L positions of a cache.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,11 +32,15 @@ LEAST_SLOTS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Documents:
-    """Which positions may see each other, in the form that one kernel wants; the other form is None."""
+    """Which positions may see each other, in the form that one kernel wants; the other form is None.
+
+    `window`: how many positions each sees, itself included; the mask knows it too.
+    """
 
     kernel: Kernel
     mask_B1TT: Tensor | None = None
     starts_S: Tensor | None = None
+    window: int | None = None
 
     @staticmethod
     def from_ids(document_ids_BT: Tensor, *, kernel: Kernel, pieces: int | None = None) -> Documents:
@@ -85,24 +91,51 @@ def count_pieces(document_ids_BT: Tensor) -> int:
     return int((document_ids_BT[:, 1:] != document_ids_BT[:, :-1]).sum()) + (B if T else 0)
 
 
-def lower_triangle(T: int, device: torch.device) -> Tensor:
-    """(T, T) bool, true where the key (column) is not after the query (row)."""
+def lower_triangle(T: int, device: torch.device, *, shift: int = 0) -> Tensor:
+    """(T, T) bool, true where the key (column) stands `shift` or more positions before the query (row)."""
     positions = torch.arange(T, device=device)
-    return positions[:, None] >= positions[None, :]
+    return positions[:, None] - shift >= positions[None, :]
 
 
-def attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, documents: Documents | None) -> Tensor:
-    """softmax(q k' / sqrt(K)) v over the earlier positions of the same document -> (B, T, H, K).
+def slide(documents: Documents | None, window: int, T: int, device: torch.device) -> Documents | None:
+    """The same documents seen through a sliding window, for rows of T positions; once a forward pass, not a layer."""
+    if window >= T:
+        return documents
+    if documents is not None and documents.mask_B1TT is None:
+        return replace(documents, window=window)
+    near = lower_triangle(T, device) & ~lower_triangle(T, device, shift=window)
+    mask = near[None, None] if documents is None else documents.mask_B1TT & near  # type: ignore[operator]
+    return Documents(kernel="sdpa", mask_B1TT=mask, window=window)
+
+
+def attention(
+    q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, documents: Documents | None, *, scale: float | None = None
+) -> Tensor:
+    """softmax(scale q k') v over the earlier positions of the same document -> (B, T, H, K); scale None: K^(-1/2).
 
     H must be a multiple of G; query head h reads key-value head h // (H / G). None means that every row is one
     document, in which case plain causal attention is enough.
     """
     if documents is None or documents.kernel == "sdpa":
-        return _sdpa(q_BTHK, k_BTGK, v_BTGK, None if documents is None else documents.mask_B1TT)
-    assert documents.starts_S is not None
+        return _sdpa(q_BTHK, k_BTGK, v_BTGK, documents, scale)
     kernel = _flash if documents.kernel == "flash" else _varlen
     flat = (x.flatten(0, 1) for x in (q_BTHK, k_BTGK, v_BTGK))
-    return kernel(*flat, starts_S=documents.starts_S, longest=q_BTHK.shape[1]).view_as(q_BTHK)
+    return kernel(*flat, documents=documents, longest=q_BTHK.shape[1], scale=scale).view_as(q_BTHK)
+
+
+def cached_attention(
+    q_BTHK: Tensor, k_BGLK: Tensor, v_BGLK: Tensor, mask_B1TL: Tensor, *, scale: float | None = None
+) -> Tensor:
+    """softmax(scale q k') v over the slots of a cache that `mask_B1TL` shows -> (B, T, H, K)."""
+    B, T, H, K = q_BTHK.shape
+    G = k_BGLK.shape[1]
+    if T == 1:  # the heads of a group are queries of one head: nothing is repeated, and keys are read once
+        q = q_BTHK.view(B, G, H // G, K)
+        return F.scaled_dot_product_attention(q, k_BGLK, v_BGLK, attn_mask=mask_B1TL, scale=scale).view(B, 1, H, K)
+    out = F.scaled_dot_product_attention(
+        q_BTHK.transpose(1, 2), k_BGLK, v_BGLK, attn_mask=mask_B1TL, scale=scale, enable_gqa=G != H
+    )
+    return out.transpose(1, 2)
 
 
 def _starts(document_ids_BT: Tensor, pieces: int | None) -> Tensor:
@@ -121,52 +154,74 @@ def _starts(document_ids_BT: Tensor, pieces: int | None) -> Tensor:
     return F.pad(ordered, (0, slots + 1 - len(ordered)), value=B * T).to(torch.int32)
 
 
-def _sdpa(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask_B1TT: Tensor | None) -> Tensor:
+def _sdpa(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, documents: Documents | None, scale: float | None) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK))
-    grouped = q.shape[1] != k.shape[1]
+    mask_B1TT = None if documents is None else documents.mask_B1TT
+    options: dict[str, Any] = {"scale": scale, "enable_gqa": q.shape[1] != k.shape[1]}
     if q.device.type == "cpu":
-        out = _sdpa_in_blocks(q, k, v, mask_B1TT, grouped=grouped)
+        window = None if documents is None else documents.window
+        out = _sdpa_in_blocks(q, k, v, mask_B1TT, window, options)
     elif mask_B1TT is None:
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, **options)
     else:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B1TT, enable_gqa=grouped)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B1TT, **options)
     return out.transpose(1, 2)
 
 
-def _sdpa_in_blocks(q: Tensor, k: Tensor, v: Tensor, mask_B1TT: Tensor | None, *, grouped: bool) -> Tensor:
-    """The CPU's kernel computes masked products too, so cut the queries: those before `stop` need no later key."""
+def _sdpa_in_blocks(
+    q: Tensor, k: Tensor, v: Tensor, mask_B1TT: Tensor | None, window: int | None, options: dict[str, Any]
+) -> Tensor:
+    """The CPU's kernel computes masked products too, so cut the queries: those of a block need no key after `stop`,
+    nor one before the first one's window."""
     T = q.shape[2]
     block = 256 if T <= 1024 else 512
     if mask_B1TT is None and (T <= block or T > 1024):  # in long rows the kernel leaves out enough itself
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, **options)
     mask = lower_triangle(T, q.device)[None, None] if mask_B1TT is None else mask_B1TT
     parts = []
     for start in range(0, T, block):
         stop = min(start + block, T)
-        seen = mask[:, :, start:stop, :stop]
+        first = 0 if window is None else max(start - window + 1, 0)
+        seen = mask[:, :, start:stop, first:stop]
         parts.append(
             F.scaled_dot_product_attention(
-                q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop], attn_mask=seen, enable_gqa=grouped
+                q[:, :, start:stop], k[:, :, first:stop], v[:, :, first:stop], attn_mask=seen, **options
             )
         )
     return torch.cat(parts, dim=2)
 
 
-def _varlen(q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, *, starts_S: Tensor, longest: int) -> Tensor:
+def _varlen(
+    q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, *, documents: Documents, longest: int, scale: float | None
+) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
+    starts_S = documents.starts_S
+    assert starts_S is not None
     out = varlen_attn(
         *(q_NHK, k_NGK, v_NGK, starts_S, starts_S, longest, longest),
-        window_size=(-1, 0),  # the default looks both ways
+        scale=scale,
+        window_size=(_left(documents), 0),  # the default looks both ways
         enable_gqa=q_NHK.shape[1] != k_NGK.shape[1],
     )
     assert isinstance(out, Tensor)  # a pair only if the log-sums are asked for
     return out
 
 
-def _flash(q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, *, starts_S: Tensor, longest: int) -> Tensor:
+def _flash(
+    q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, *, documents: Documents, longest: int, scale: float | None
+) -> Tensor:
     from flash_attn import flash_attn_varlen_func
 
+    starts_S = documents.starts_S
     bounds = dict(cu_seqlens_q=starts_S, cu_seqlens_k=starts_S, max_seqlen_q=longest, max_seqlen_k=longest)
-    out: Tensor = flash_attn_varlen_func(q_NHK, k_NGK, v_NGK, causal=True, **bounds)
+    window = (_left(documents), 0)
+    out: Tensor = flash_attn_varlen_func(
+        q_NHK, k_NGK, v_NGK, causal=True, softmax_scale=scale, window_size=window, **bounds
+    )
     return out
+
+
+def _left(documents: Documents) -> int:
+    """Positions before its own that a query sees, in the kernels' terms: -1 is all."""
+    return -1 if documents.window is None else documents.window - 1

@@ -1,8 +1,8 @@
-"""The decoder: embedding -> blocks of attention and SwiGLU -> norm; the head is a weight that the loss applies.
+"""The decoder: embedding -> blocks of attention and feed-forward -> norm; the head is a weight that the loss applies.
 
     x = embedding(ids)
     x = x + attention(norm(x));  x = x + feed_forward(norm(x))       in every block
-    hidden = norm(x)                                                  logits = hidden @ head_weight'
+    hidden = norm(x)                                  logits = hidden @ head_weight', c tanh(logits / c) if capped
 
 `build` gives one ready to train; `Decoder` under `torch.device("meta")`, then sharding, `to_empty` and `init_weights`
 gives the same weights on any number of ranks.
@@ -21,9 +21,13 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lifecycle.model.attention import Documents, attention
+from lifecycle.model.attention import Documents, attention, cached_attention, slide
+from lifecycle.model.cache import Cache, Place, Slots
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.layers import FeedForward, RMSNorm, rotary_angles, rotate
+from lifecycle.model.latent import LatentAttention
+from lifecycle.model.layers import FeedForward, RMSNorm
+from lifecycle.model.moe import MoEFeedForward, Routing, balanced
+from lifecycle.model.rope import rotary_angles, rotate
 
 
 class SelfAttention(nn.Module):
@@ -33,46 +37,72 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         kv_width = config.kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.width, config.attention_width, bias=False)
-        self.k_proj = nn.Linear(config.width, kv_width, bias=False)
-        self.v_proj = nn.Linear(config.width, kv_width, bias=False)
+        self.q_proj = nn.Linear(config.width, config.attention_width, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.width, kv_width, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.width, kv_width, bias=config.qkv_bias)
         self.o_proj = nn.Linear(config.attention_width, config.width, bias=False)
         self.q_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
 
-    def forward(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], documents: Documents | None) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], documents: Documents | None, slots: Slots | None = None
+    ) -> Tensor:
+        """(B, T, D); with `slots` over what they hold, after the call's tokens are written there."""
         q_BTHK, k_BTGK, v_BTGK = (
             projection(x_BTD).unflatten(-1, (-1, self.head_dim))
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         if self.q_norm is not None and self.k_norm is not None:
             q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
-        out_BTHK = attention(rotate(q_BTHK, *angles), rotate(k_BTGK, *angles), v_BTGK, documents)
+        q_BTHK, k_BTGK = rotate(q_BTHK, *angles), rotate(k_BTGK, *angles)
+        if slots is None:
+            out_BTHK = attention(q_BTHK, k_BTGK, v_BTGK, documents)
+        else:
+            k_BGLK, v_BGLK = slots.write(k_BTGK, v_BTGK)
+            out_BTHK = cached_attention(q_BTHK.to(k_BGLK.dtype), k_BGLK, v_BGLK, slots.mask_B1TL).to(x_BTD.dtype)
         out: Tensor = self.o_proj(out_BTHK.flatten(2))
         return out
 
 
 class Block(nn.Module):
-    """One pre-norm block."""
+    """One pre-norm block: attention, then a feed-forward part or experts."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        moe = config.experts_of(layer)
         self.attention_norm = RMSNorm(config.width, eps=config.norm_eps)
-        self.attention = SelfAttention(config)
+        self.attention = SelfAttention(config) if config.latent is None else LatentAttention(config)
         self.ffn_norm = RMSNorm(config.width, eps=config.norm_eps)
-        self.ffn = FeedForward(width=config.width, ffn_width=config.ffn_width)
+        self.ffn = (
+            FeedForward(width=config.width, ffn_width=config.ffn_width)
+            if moe is None
+            else MoEFeedForward(moe, width=config.width, bias=config.router_bias)
+        )
 
-    def forward(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], documents: Documents | None) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), angles, documents)
+    def forward(
+        self,
+        x_BTD: Tensor,
+        angles: tuple[Tensor, Tensor],
+        documents: Documents | None,
+        counted_BT: Tensor | None = None,
+        slots: Slots | None = None,
+    ) -> tuple[Tensor, Routing | None]:
+        """(B, T, D), and how the counted tokens were routed, where there are experts and tokens are counted."""
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), angles, documents, slots)
+        if isinstance(self.ffn, MoEFeedForward):
+            out_BTD, routing = self.ffn(self.ffn_norm(x_BTD), counted_BT)
+            return x_BTD + out_BTD, routing
         out: Tensor = x_BTD + self.ffn(self.ffn_norm(x_BTD))
-        return out
+        return out, None
 
 
 class Decoder(nn.Module):
     """The network of a `ModelConfig` whose vocabulary is known.
 
     `activation_checkpointing` keeps only each block's input and computes the block again in the backward pass: the
-    same gradients, about a third more work, a fraction of the memory.
+    same gradients, about a third more work, a fraction of the memory. `routing`: what the last forward pass with
+    gradients in training mode did with its tokens in each block with experts, loads (layers, E) and the balance loss
+    summed over layers; None without experts.
     """
 
     def __init__(self, config: ModelConfig, *, activation_checkpointing: bool = False) -> None:
@@ -80,9 +110,10 @@ class Decoder(nn.Module):
         self.config = config
         self.activation_checkpointing = activation_checkpointing
         self.embedding = nn.Embedding(config.vocab, config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = RMSNorm(config.width, eps=config.norm_eps)
         self.head = None if config.tied_head else nn.Linear(config.width, config.vocab, bias=False)
+        self.routing: Routing | None = None
 
     @property
     def head_weight(self) -> Tensor:
@@ -92,42 +123,93 @@ class Decoder(nn.Module):
         """
         return self.embedding.weight if self.head is None else self.head.weight
 
-    def forward(self, input_ids_BT: Tensor, position_ids_BT: Tensor, documents: Documents | None = None) -> Tensor:
-        """Hidden states (B, T, D) after the final norm, in the compute dtype. `documents` None: one document a row."""
+    def forward(
+        self,
+        input_ids_BT: Tensor,
+        position_ids_BT: Tensor,
+        documents: Documents | None = None,
+        cache: Cache | None = None,
+        rows: Tensor | None = None,
+        counted: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states (B, T, D) after the final norm, in the compute dtype. `documents` None: one document a row.
+
+        With a `cache`, call row b continues its row `rows[b]` (None: b): tokens stand at their positions, which follow
+        on from those that the row holds; -1 is padding, whose result means nothing. `counted` (B, T) bool: the tokens
+        that enter loads and balance loss of the experts, None for all.
+        """
         x_BTD = self.embedding(input_ids_BT)
         device_type = x_BTD.device.type
         if torch.is_autocast_enabled(device_type):
             # the residual stream too is kept in the compute dtype: half the memory traffic of every norm and sum
             x_BTD = x_BTD.to(torch.get_autocast_dtype(device_type))
-        angles = rotary_angles(position_ids_BT, head_dim=self.config.head_dim, theta=self.config.rope_theta)
-        for block in self.blocks:
+        if cache is not None:
+            return self._forward_cached(x_BTD, cache.place(position_ids_BT, rows))
+        angles = rotary_angles(position_ids_BT, self.config)
+        counts = self.config.moe is not None and self.training and torch.is_grad_enabled()
+        if counts and counted is None:
+            counted = torch.ones_like(input_ids_BT, dtype=torch.bool)
+        near = documents
+        if self.config.sliding_window is not None:
+            near = slide(documents, self.config.sliding_window, input_ids_BT.shape[1], x_BTD.device)
+        routings = []
+        for number, block in enumerate(self.blocks):
+            seen = documents if self.config.window(number) is None else near
+            arguments = (x_BTD, angles, seen, counted if counts else None)
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x_BTD = checkpoint(block, x_BTD, angles, documents, use_reentrant=False, preserve_rng_state=False)
+                x_BTD, routing = checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
-                x_BTD = block(x_BTD, angles, documents)
+                x_BTD, routing = block(*arguments)
+            routings.append(routing)
+        if counts:
+            routed = [routing for routing in routings if routing is not None]
+            loads = torch.stack([routing.loads for routing in routed])
+            self.routing = Routing(loads=loads, balance=torch.stack([routing.balance for routing in routed]).sum())
         out: Tensor = self.norm(x_BTD)
         return out
 
+    def _forward_cached(self, x_BTD: Tensor, place: Place) -> Tensor:
+        for number, block in enumerate(self.blocks):
+            x_BTD, _ = block(x_BTD, place.angles, None, None, place.layer(number))
+        out: Tensor = self.norm(x_BTD)
+        return out
+
+    @torch.no_grad()
+    def move_router_biases(self, loads: Tensor) -> None:
+        """Balance the experts after a step whose visits, over micro-batches and ranks, were `loads` (layers, E)."""
+        moe = self.config.moe
+        if moe is None or not moe.bias_rate:
+            return
+        experts = [block.ffn for block in self.blocks if isinstance(block.ffn, MoEFeedForward)]
+        for ffn, loads_E in zip(experts, loads, strict=True):
+            bias_E = ffn.router.bias
+            assert bias_E is not None
+            bias_E.copy_(balanced(bias_E, loads_E, moe.bias_rate))
+
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """(B, T, V), whole: for sampling and comparison; training goes through `losses.linear_cross_entropy`."""
-        return F.linear(hidden_BTD, self.head_weight)
+        logits_BTV = F.linear(hidden_BTD, self.head_weight)
+        cap = self.config.logit_softcap
+        return logits_BTV if cap is None else cap * torch.tanh(logits_BTV / cap)
 
     @torch.no_grad()
     def init_weights(self, *, seed: int) -> None:
-        """Fresh weights. Norms are 1; matrices are normal with `init_std`, those that write into the residual stream
-        (o_proj, down_proj) with init_std / sqrt(2 * layers), so that the stream's variance does not grow with depth.
+        """Fresh weights. Norms are 1, biases 0; matrices are normal with `init_std`, those that write into the residual
+        stream (o_proj, down_proj) with init_std / sqrt(2 * layers), so that its variance does not grow with depth.
 
         Every parameter draws from a CPU generator seeded by (seed, its name): the weights depend neither on the order
         of construction nor on the device nor on how many ranks share a parameter.
         """
         for name, parameter in self.named_parameters():
             if parameter.dim() == 1:
-                parameter.fill_(1.0)
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
                 continue
-            residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+            residual = name.endswith(("o_proj.weight", "down_proj.weight", "experts.down_proj"))
             std = self.config.init_std / ((2 * self.config.layers) ** 0.5 if residual else 1.0)
             generator = torch.Generator().manual_seed(_derived_seed(seed, name))
             _assign(parameter, torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, std, generator=generator))
+        for buffer in self.buffers():  # the routers' choice biases
+            buffer.zero_()
 
 
 def build(

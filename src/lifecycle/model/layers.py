@@ -1,6 +1,6 @@
-"""The small parts of a block: RMS norm, rotary positions, SwiGLU.
+"""The small parts of a block: RMS norm and SwiGLU.
 
-Shapes: B rows, T positions, D width, H heads, K width of a head, F width of the feed-forward part.
+Shapes: B rows, T positions, D width, F width of the feed-forward part.
 """
 
 from __future__ import annotations
@@ -26,26 +26,6 @@ class RMSNorm(nn.Module):
         x32 = x if x.dtype == torch.float64 else x.float()
         scale = torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
         return (x32 * scale * self.weight).to(x.dtype)
-
-
-def rotary_angles(position_ids_BT: Tensor, *, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of position * theta^(-2i/K), each (B, T, 1, K) in fp32 (RoFormer, arXiv 2104.09864, eq. 15).
-
-    The K/2 angles stand twice side by side ("rotate half"), as in the Hugging Face models, so that weights map one to
-    one. They are derived from the ids, once a forward pass: no table to size, to move, or to fill after a start on
-    the meta device.
-    """
-    exponents = torch.arange(0, head_dim, 2, device=position_ids_BT.device, dtype=torch.float32) / head_dim
-    angles = position_ids_BT[..., None].float() * (1.0 / theta**exponents)
-    both = torch.cat((angles, angles), dim=-1)[:, :, None, :]
-    return both.cos(), both.sin()
-
-
-def rotate(x_BTHK: Tensor, cos_BT1K: Tensor, sin_BT1K: Tensor) -> Tensor:
-    """Turn each pair (x_i, x_{i + K/2}) by its angle; products in fp32, result in the dtype of x."""
-    first, second = x_BTHK.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return (x_BTHK * cos_BT1K + turned * sin_BT1K).to(x_BTHK.dtype)
 
 
 class FeedForward(nn.Module):

@@ -2,7 +2,7 @@
 
     matrix, head      weights of two or more dimensions            rate `lr`            weight decay
     embedding         token embedding (a tied head is the same)    rate `embedding_lr`  weight decay
-    vector            norms, biases, scalars: under 2 dimensions   rate `lr`            no decay
+    vector            norms, biases, scalars, and routers          rate `lr`            no decay
 
 Kinds are told by the shape and by the parts of the dotted name, so they are the same for a plain, a compiled and a
 sharded model. Every group carries `name` and `lr_peak`; a stage sets `group["lr"] = group["lr_peak"] * factor(step)`.
@@ -22,16 +22,23 @@ Kind = Literal["matrix", "head", "embedding", "vector"]
 
 EMBEDDING_PARTS = frozenset({"embed", "embed_tokens", "embedding", "embeddings", "token_embedding", "wte"})
 HEAD_PARTS = frozenset({"head", "lm_head", "unembed"})
+ROUTER_PARTS = frozenset({"router", "shared_gate"})
+"""Rows that tokens are measured against: decay would flatten the choice, an orthogonal update forget its lengths."""
 
 
 def kind_of(name: str, parameter: Tensor) -> Kind:
     """What a parameter is to an optimizer, from its dotted name and its (unsharded) shape."""
-    if parameter.ndim < 2:
-        return "vector"
     parts = set(name.split("."))
+    if parameter.ndim < 2 or parts & ROUTER_PARTS:
+        return "vector"
     if parts & EMBEDDING_PARTS:
         return "embedding"
     return "head" if parts & HEAD_PARTS else "matrix"
+
+
+def is_stack(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter (E, M, N) is the matrices of a mixture of experts, one on top of the other."""
+    return parameter.ndim == 3 and "experts" in name.split(".")
 
 
 def trainable(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, nn.Parameter]:

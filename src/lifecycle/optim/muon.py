@@ -10,7 +10,9 @@ NS is five quintic Newton-Schulz steps: every singular value ends near 1 (0.68 t
 does as well and needs matrix products alone. With `match_rms_adamw` an update has the RMS of a usual AdamW update, so
 rates and decay carry over from AdamW.
 
-Shapes: M rows, N columns of a weight.
+The stacked matrices of a mixture of experts are so many matrices, each made orthogonal on its own.
+
+Shapes: E experts, M rows, N columns of a weight.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.optim.adamw import adamw
 
 from lifecycle.errors import UserError
-from lifecycle.optim.groups import check_settings, fusable, group, kind_of, trainable
+from lifecycle.optim.groups import check_settings, fusable, group, is_stack, kind_of, trainable
 
 Scale = Literal["match_rms_adamw", "original"]
 
@@ -35,26 +37,30 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(matrix_MN: Tensor, *, steps: int) -> Tensor:
-    """The polar factor of a matrix, nearly: same singular vectors, singular values pulled towards 1.
+    """The polar factor of a matrix, or of each of a stack (E, M, N), nearly: same singular vectors, singular values
+    pulled towards 1.
 
     Products run in bf16 on CUDA (five steps forgive its rounding, and it is an order faster), elsewhere in the dtype
     that came; the result has the dtype of the products. A matrix of zeros stays zero.
     """
     # norm in the dtype that came: bf16 would round it, and the iteration needs singular values of at most 1
-    x = matrix_MN / torch.linalg.vector_norm(matrix_MN).clamp(min=1e-7)
+    stacked = matrix_MN.ndim == 3
+    norm = torch.linalg.vector_norm(matrix_MN, dim=(-2, -1) if stacked else None, keepdim=stacked)
+    x = matrix_MN / norm.clamp(min=1e-7)
     x = x.to(torch.bfloat16) if x.is_cuda else x
     tall = x.size(-2) > x.size(-1)
     x = x.mT if tall else x
     a, b, c = QUINTIC
+    add = torch.baddbmm if stacked else torch.addmm
     for _ in range(steps):
         gram = x @ x.mT
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        x = add(x, add(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
 
 def update_scale(shape: torch.Size, scale: Scale) -> float:
     """What an orthogonal update of this (unsharded) shape is multiplied with."""
-    rows, columns = shape
+    rows, columns = shape[-2:]
     return 0.2 * math.sqrt(max(rows, columns)) if scale == "match_rms_adamw" else math.sqrt(max(1.0, rows / columns))
 
 
@@ -100,12 +106,13 @@ class Muon:
     def build(self, model: nn.Module) -> MuonAdamW:
         """The optimizer over the trainable parameters of a model (plain or sharded).
 
-        Groups: `muon` (hidden matrices of two dimensions), `decay` (head, other shapes), `no_decay`, `embedding`.
+        Groups: `muon` (hidden matrices, stacked ones too), `decay` (head, other shapes), `no_decay`, `embedding`.
         """
         members: dict[str, list[nn.Parameter]] = {"muon": [], "decay": [], "no_decay": [], "embedding": []}
         for name, parameter in trainable(model.named_parameters()).items():
             kind = kind_of(name, parameter)
-            place = {"matrix": "muon" if parameter.ndim == 2 else "decay", "head": "decay", "vector": "no_decay"}
+            matrices = parameter.ndim == 2 or is_stack(name, parameter)
+            place = {"matrix": "muon" if matrices else "decay", "head": "decay", "vector": "no_decay"}
             members[place.get(kind, "embedding")].append(parameter)
         base = self.lr if self.adamw_lr is None else self.adamw_lr
         rates = {"muon": self.lr, "embedding": base if self.embedding_lr is None else self.embedding_lr}
@@ -171,8 +178,13 @@ class MuonAdamW(torch.optim.Optimizer):
         """The orthogonal direction, in the layout of the update."""
         if not isinstance(update, DTensor):
             return orthogonalise(update, steps=steps)
-        whole = orthogonalise(update.full_tensor(), steps=steps)
         mesh = update.device_mesh
+        if update.ndim == 3 and all(placement.is_shard(0) for placement in update.placements):  # whole experts here
+            mine = orthogonalise(update.to_local(), steps=steps)
+            return DTensor.from_local(
+                mine, mesh, update.placements, run_check=False, shape=update.shape, stride=update.stride()
+            )
+        whole = orthogonalise(update.full_tensor(), steps=steps)
         replicated = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
         return replicated.redistribute(placements=update.placements)
 

@@ -5,6 +5,7 @@ One call of `training_step` is one optimizer step (manual optimization). `Stage.
     count trained tokens over micro-batches and ranks  ->  for each micro-batch: loss sum * world / count, backward
     ->  gradients synchronised on the last one only  ->  norm, clip  ->  all finite? step : skip  ->  validate if due
 
+where a model with experts adds its balance loss to each micro-batch's sum, and moves its choice biases after the step;
 so splitting a step differently changes nothing, `global_step` means what users think, and a bad batch can be skipped.
 """
 
@@ -24,7 +25,6 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from lifecycle.batch import StepBatch, TokenBatch
-from lifecycle.errors import UserError
 from lifecycle.model import (
     Decoder,
     Documents,
@@ -38,9 +38,11 @@ from lifecycle.model import (
 from lifecycle.model.attention import Kernel
 from lifecycle.model.sharding import shard
 from lifecycle.optim import AdamW, Muon, Schedule, clip_gradients
-from lifecycle.stages.exchange import any_rank, count_tokens
+from lifecycle.stages.exchange import any_rank, count_tokens, sum_over_ranks
 from lifecycle.stages.meter import Meter
+from lifecycle.stages.routing import add_routing
 from lifecycle.stages.setup import Setup
+from lifecycle.stages.skipping import Skipping
 from lifecycle.stages.validation import validation_metrics
 
 LossSum = Callable[[TokenBatch, Documents | None], tuple[Tensor, dict[str, Tensor]]]
@@ -49,21 +51,20 @@ LossSum = Callable[[TokenBatch, Documents | None], tuple[Tensor, dict[str, Tenso
 class Stage(pl.LightningModule):
     """What every stage shares. Subclasses are final: they define `training_step` and `validation_step`.
 
-    `max_skipped`: steps whose loss or gradient is not finite are skipped and counted; past this number the run ends.
+    `skipping` says which steps are not taken, and when too many were not.
     """
 
     def __init__(
-        self, *, model: ModelConfig, optimizer: AdamW | Muon, schedule: Schedule, max_skipped: int, setup: Setup
+        self, *, model: ModelConfig, optimizer: AdamW | Muon, schedule: Schedule, skipping: Skipping, setup: Setup
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.config, self.optimizer_spec, self.setup_facts = model, optimizer, setup
-        self.max_skipped = max_skipped
+        self.skipping = skipping
         self._rate = schedule.resolve(total_steps=setup.total_steps, tokens_per_step=setup.tokens_per_step)
         self._initial_weights = setup.initial_weights
         self.model: Decoder | None = None
         self.meter = Meter(log_every=setup.log_every, peak_flops=setup.peak_flops, sources=setup.source_names)
-        self.skipped = 0
         self.stop_asked = False  # set by a signal, at any moment, on this rank
         self.preempted = False  # what the ranks agreed on from it, at one place of a step
         self.validation_due = False
@@ -131,17 +132,25 @@ class Stage(pl.LightningModule):
             group["lr"] = group["lr_peak"] * self._rate(batch.step)
         total = torch.zeros((), device=self.device)
         extra: dict[str, Tensor] = {}
+        loads: Tensor | None = None
         for number, micro in enumerate(batch.micro):
             with self._synchronised(number == len(batch.micro) - 1):
                 loss, metrics = loss_sum(*self.on_device(micro))
+                loss, loads = add_routing(self.model, loss, metrics, loads)  # type: ignore[arg-type]
                 self.manual_backward(loss * (self.trainer.world_size / counts[0]))
             total += loss.detach()
             for name, value in metrics.items():
                 extra[name] = extra.get(name, 0) + value
+        loads = None if loads is None else sum_over_ranks(loads)
         norm = clip_gradients(self.parameters(), self.optimizer_spec.grad_clip)
-        bad, self.preempted = any_rank(~torch.isfinite(norm) | ~torch.isfinite(total), self.stop_asked)
-        if bad:
-            self._skip(batch, norm, total)
+        bad, self.preempted = any_rank(self.skipping.bad(norm, total), self.stop_asked)
+        if bad:  # no gradient, no update: weights and optimizer stay
+            optimizer.zero_grad(set_to_none=True)
+            self.skipping.skip(batch, norm, total, say=self.meter.say)
+        else:
+            self.skipping.take(norm)
+            if loads is not None:
+                self.model.move_router_biases(loads)  # type: ignore[union-attr]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         torch.clear_autocast_cache()  # the cached bf16 copies are of the weights before the step
@@ -153,7 +162,8 @@ class Stage(pl.LightningModule):
             extra=extra,
             grad_norm=norm,
             lr=self._rate(batch.step) * self.optimizer_spec.lr,
-            skipped=self.skipped,
+            skipped=self.skipping.skipped,
+            loads=loads,
         )
         self._after(batch)
 
@@ -171,22 +181,6 @@ class Stage(pl.LightningModule):
         else:
             with strategy_model.no_sync():  # type: ignore[union-attr,operator]
                 yield
-
-    def _skip(self, batch: StepBatch, norm: Tensor, loss: Tensor) -> None:
-        """Leave weights and optimizer as they are (no gradient, no update), say which data it was, and count it."""
-        self.optimizer().zero_grad(set_to_none=True)
-        self.skipped += 1
-        self.meter.say(
-            f"step {batch.step + 1} skipped: loss {float(loss)}, gradient norm {float(norm)}; data: rows of step "
-            f"{batch.step} of streams {min(batch.cursor.streams)}-{max(batch.cursor.streams)} "
-            f"({self.skipped} of at most {self.max_skipped} skipped)"
-        )
-        if self.skipped > self.max_skipped:
-            raise UserError(
-                f"{self.skipped} steps gave a loss or gradient that is not finite, more than stage.max_skipped="
-                f"{self.max_skipped}. The last checkpoint is intact. Look at the data named above and raise "
-                "stage.max_skipped, or start anew with a lower stage.optimizer.lr"
-            )
 
     def _after(self, batch: StepBatch) -> None:
         """Validate if due, and stop when asked to."""
@@ -257,7 +251,7 @@ class Stage(pl.LightningModule):
         """Add what moves and cannot be derived."""
         self.meter.save()
         checkpoint["stage"] = {
-            "skipped": self.skipped,
+            "skipping": self.skipping.state(),
             "validation_due": self.validation_due,
             "best": list(self.best) if self.best else None,
             "meter": self.meter.state(),
@@ -266,7 +260,8 @@ class Stage(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it back."""
         state = checkpoint["stage"]
-        self.skipped, self.validation_due = state["skipped"], state["validation_due"]
+        self.skipping.restore(state["skipping"], self.device)
+        self.validation_due = state["validation_due"]
         self.best = (state["best"][0], state["best"][1]) if state["best"] else None
         self.meter.restore(state["meter"])
 

@@ -1,6 +1,7 @@
 """Metrics of a run: kept on the device, read once every `log_every` steps, one row a step in every logger.
 
-`perf/mfu` counts dense peak FLOPs and 6N + 12LHT FLOPs a token (see `ModelConfig.flops_per_token`).
+`perf/mfu` counts dense peak FLOPs and 6N + 12LHT FLOPs a token (see `ModelConfig.flops_per_token`). `moe/load_max` and
+`moe/load_min` are the visits of the busiest and the idlest expert of any layer in a step, 1 being an even load.
 """
 
 from __future__ import annotations
@@ -69,12 +70,15 @@ class Meter:
         grad_norm: Tensor,
         lr: float,
         skipped: int,
+        loads: Tensor | None = None,
     ) -> None:
-        """One step's numbers; `loss` and `extra` are this rank's sums, `counts` the global tokens (all, by source)."""
+        """One step's numbers; `loss` and `extra` are this rank's sums, `counts` the global tokens (all, by source).
+
+        `loads`: global visits (layers, E) of the experts.
+        """
         sums = torch.stack([loss.double(), grad_norm.double(), *[v.double() for v in extra.values()]])
-        self._rows.append(
-            (step, torch.cat([sums, counts.double()]), {"train/lr": lr, "train/skipped": skipped, "extra": list(extra)})
-        )
+        known = {"train/lr": lr, "train/skipped": skipped, "extra": list(extra)}
+        self._rows.append((step, torch.cat([sums, counts.double(), *_extremes(loads)]), known))
         self._steps += 1
         if self._steps == WARM_UP_STEPS:
             gc.collect()
@@ -114,7 +118,7 @@ class Meter:
         assert self._trainer is not None
         if self._trainer.world_size > 1:
             world = self._trainer.world_size
-            first_count = values.shape[1] - 1 - len(self._sources)
+            first_count = 2 + len(self._rows[0][2]["extra"])
             scale = torch.ones(values.shape[1], dtype=values.dtype, device=values.device)
             scale[1] = scale[first_count:] = 1.0 / world
             values = sum_over_ranks(values) * scale
@@ -132,14 +136,16 @@ class Meter:
     def _row(self, row: tuple[int, Tensor, dict[str, Any]], values: list[float]) -> tuple[int, dict[str, float]]:
         step, _, known = row
         names = known.pop("extra")
-        counts = values[2 + len(names) :]
+        counts = values[2 + len(names) :][: 1 + len(self._sources)]
         total = max(counts[0], 1.0)
         self.tokens += counts[0]
         self._by_source = [a + b for a, b in zip(self._by_source, counts[1:], strict=True)]
         metrics = {"train/loss": values[0] / total, "train/grad_norm": values[1], "train/tokens": self.tokens, **known}
         metrics |= {f"train/{name}": value / total for name, value in zip(names, values[2:], strict=False)}
         metrics |= {f"data/{name}/tokens": n for name, n in zip(self._sources, self._by_source, strict=True)}
-        return step, metrics
+        # no expert has a limit, so no token is ever dropped: said because users look for it
+        extremes = dict(zip(("moe/load_max", "moe/load_min"), values[2 + len(names) + len(counts) :], strict=False))
+        return step, metrics | extremes | ({"moe/dropped": 0.0} if extremes else {})
 
     def _speed(self, elapsed: float, tokens: float, steps: int) -> dict[str, float]:
         assert self._trainer is not None
@@ -178,6 +184,14 @@ class Meter:
     def restore(self, state: dict[str, Any]) -> None:
         """Take the totals back."""
         self.tokens, self._by_source, self.seconds = state["tokens"], list(state["by_source"]), state["seconds"]
+
+
+def _extremes(loads: Tensor | None) -> list[Tensor]:
+    """(2,) float64: the greatest and the least visits of an expert in any layer, as shares of the mean; or nothing."""
+    if loads is None:
+        return []
+    shares = loads.double() / loads.double().mean(-1, keepdim=True).clamp(min=1e-9)
+    return [torch.stack([shares.max(), shares.min()])]
 
 
 def _memory_gb() -> float:

@@ -1,6 +1,7 @@
 """Pre-training: next-token cross-entropy on packed documents, plus an optional z-loss (arXiv 2204.02311, section 5).
 
 loss = sum over trained tokens of [ -log p(label) + z_loss * logsumexp(logits)^2 ] / trained tokens of the step
+       (+ the balance loss of experts, if the model has one: `Stage.take_step`)
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from lifecycle.model import Documents, ModelConfig
 from lifecycle.optim import AdamW, Muon, Schedule
 from lifecycle.stages.base import Stage
 from lifecycle.stages.setup import Setup
+from lifecycle.stages.skipping import Skipping
 
 
 class Pretrain(Stage):
@@ -26,10 +28,12 @@ class Pretrain(Stage):
         optimizer: AdamW | Muon,
         schedule: Schedule,
         max_skipped: int,
+        max_norm_ratio: float | None,
         z_loss: float,
         setup: Setup,
     ) -> None:
-        super().__init__(model=model, optimizer=optimizer, schedule=schedule, max_skipped=max_skipped, setup=setup)
+        skipping = Skipping(max_skipped=max_skipped, max_norm_ratio=max_norm_ratio)
+        super().__init__(model=model, optimizer=optimizer, schedule=schedule, skipping=skipping, setup=setup)
         self.z_loss = z_loss
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
@@ -38,12 +42,13 @@ class Pretrain(Stage):
 
     def _loss_sum(self, batch: TokenBatch, documents: Documents | None) -> tuple[Tensor, dict[str, Tensor]]:
         assert self.model is not None
-        hidden_BTD = self.model(batch.input_ids, batch.position_ids, documents)
+        hidden_BTD = self.model(batch.input_ids, batch.position_ids, documents, counted=batch.trained)
         loss, metrics = linear_cross_entropy(
             hidden_BTD.flatten(0, 1),
             self.model.head_weight,
             batch.labels.flatten(),
             z_loss=self.z_loss,
+            softcap=self.config.logit_softcap,
             compiled=self.setup_facts.compile,
         )
         return loss, {"z_loss": metrics["z_loss"]} if self.z_loss else {}
@@ -53,5 +58,6 @@ class Pretrain(Stage):
         assert self.model is not None
         rows, documents = batch
         hidden_BTD = self.model(rows.input_ids, rows.position_ids, documents)
-        losses = token_losses(hidden_BTD.flatten(0, 1), self.model.head_weight, rows.labels.flatten())
+        weight, cap = self.model.head_weight, self.config.logit_softcap
+        losses = token_losses(hidden_BTD.flatten(0, 1), weight, rows.labels.flatten(), softcap=cap)
         return torch.stack([losses.double().sum(), rows.trained.sum().double()])

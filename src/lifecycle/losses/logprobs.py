@@ -1,0 +1,149 @@
+"""Log-probabilities of given tokens, and entropies, straight from hidden states: for DPO and reinforcement learning.
+
+    z = softcap(hidden @ weight') / temperature          l = log-softmax(z)          H = - sum exp(l) l
+    logp = l[id]                                         over the whole vocabulary, or
+    logp = l[id] - logsumexp(l over the kept set)        kept = {l >= threshold}, or the token itself
+
+The threshold is the one that a `Rollout` carries: so old, new and reference log-probabilities share the set that the
+token was drawn from. The logits of one chunk of tokens exist at a time, in the backward pass once more:
+
+    d logp / d z = onehot(id) - softmax over the kept set          d H / d z = - exp(l) (l + H)
+
+Shapes: N tokens, D width, V vocabulary, C tokens of one chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lifecycle.losses.cross_entropy import add_product, chunks, compute_dtype, default_chunk, sum_dtype
+
+BANNED = -1e30
+"""Logit of a token that may not be drawn: finite, so that 0 times it is 0."""
+
+
+def token_logprobs(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    ids_N: Tensor,
+    *,
+    temperature: float = 1.0,
+    threshold_N: Tensor | None = None,
+    softcap: float | None = None,
+    banned_ids: Tensor | None = None,
+    chunk_tokens: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(logp, entropy), each (N,) fp32 (fp64 for fp64 inputs): of `ids_N` given the hidden states before them.
+
+    temperature: that of the draw; 0 counts as 1, as in drawing. threshold_N: on untruncated log-probabilities, -inf or
+    None for the whole vocabulary; the kept set is a constant to the gradient. banned_ids: int64, tokens without weight.
+    The entropy, in nats, is the untruncated distribution's. Products run in the autocast dtype where autocast is on,
+    else in that of hidden; the rest is fp32. Differentiable once, in hidden and weight. Memory: a few chunks of logits.
+    """
+    compute = compute_dtype(hidden_ND)
+    chunk = chunk_tokens or default_chunk(ids_N, vocab=weight_VD.shape[0])
+    with torch.autocast(hidden_ND.device.type, enabled=False):
+        logp_N, entropy_N = _TokenLogprobs.apply(
+            hidden_ND, weight_VD, ids_N, threshold_N, banned_ids, temperature or 1.0, softcap, chunk, compute
+        )
+    return logp_N, entropy_N
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        ids_N: Tensor,
+        threshold_N: Tensor | None,
+        banned_ids: Tensor | None,
+        temperature: float,
+        softcap: float | None,
+        chunk: int,
+        compute: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        weight = weight_VD.to(compute)
+        out_2N = torch.empty(2, len(ids_N), dtype=sum_dtype(compute), device=hidden_ND.device)
+        for part in chunks(len(ids_N), chunk):
+            logits_CV = hidden_ND[part].to(compute) @ weight.T
+            l_CV, _ = _log_softmax(logits_CV, temperature, softcap, banned_ids)
+            edge_C = None if threshold_N is None else threshold_N[part]
+            out_2N[:, part] = torch.stack(_terms(l_CV, ids_N[part], edge_C))
+        ctx.save_for_backward(hidden_ND, weight_VD, ids_N, threshold_N, banned_ids, out_2N[1])
+        ctx.settings = (temperature, softcap, chunk, compute)
+        logp_N, entropy_N = out_2N[0].clone(), out_2N[1].clone()
+        return logp_N, entropy_N
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_logp_N: Tensor, grad_entropy_N: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_ND, weight_VD, ids_N, threshold_N, banned_ids, entropy_N = ctx.saved_tensors
+        temperature, softcap, chunk, compute = ctx.settings
+        weight = weight_VD.to(compute)
+        grad_hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
+        sums = sum_dtype(compute)
+        grad_weight = torch.zeros(weight.shape, dtype=sums, device=weight.device) if ctx.needs_input_grad[1] else None
+        for part in chunks(len(ids_N), chunk):
+            hidden = hidden_ND[part].to(compute)
+            l_CV, slope_CV = _log_softmax(hidden @ weight.T, temperature, softcap, banned_ids)
+            edge_C = None if threshold_N is None else threshold_N[part]
+            grad_CV = _gradient(l_CV, ids_N[part], edge_C, grad_logp_N[part], grad_entropy_N[part], entropy_N[part])
+            grad_CV = grad_CV / temperature if slope_CV is None else grad_CV * slope_CV / temperature
+            grad_logits = grad_CV.to(compute)
+            if grad_hidden is not None:
+                grad_hidden[part] = grad_logits @ weight
+            if grad_weight is not None:
+                add_product(grad_weight, grad_logits.T, hidden)
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight_VD.dtype)
+        return (grad_hidden, grad_weight, *[None] * 7)
+
+
+def _log_softmax(
+    logits_CV: Tensor, temperature: float, softcap: float | None, banned_ids: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """l, and how steeply the cap rises at each logit (None without one)."""
+    z_CV, slope_CV = logits_CV.to(sum_dtype(logits_CV.dtype)), None
+    if softcap is not None:
+        tanh_CV = torch.tanh(z_CV / softcap)
+        z_CV, slope_CV = softcap * tanh_CV, 1 - tanh_CV.square()
+    if temperature != 1:
+        z_CV = z_CV / temperature
+    if banned_ids is not None and len(banned_ids):
+        z_CV = z_CV.index_fill(1, banned_ids, BANNED)
+    return z_CV.log_softmax(-1), slope_CV
+
+
+def _kept(l_CV: Tensor, ids_C: Tensor, edge_C: Tensor) -> Tensor:
+    """(C, V) bool. The token itself is always kept: it was drawn, whatever a rounding says now."""
+    return (l_CV >= edge_C[:, None].to(l_CV.dtype)).scatter_(1, ids_C[:, None], True)
+
+
+def _terms(l_CV: Tensor, ids_C: Tensor, edge_C: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(logp, entropy) of one chunk."""
+    p_CV = l_CV.exp()
+    entropy_C = -torch.linalg.vecdot(p_CV, l_CV)
+    logp_C = l_CV.gather(1, ids_C[:, None])[:, 0]
+    if edge_C is None:
+        return logp_C, entropy_C
+    mass_C = (p_CV * _kept(l_CV, ids_C, edge_C)).sum(-1)
+    # without truncation nothing is subtracted: the mass is 1 up to rounding
+    return logp_C - torch.where(edge_C == -torch.inf, 0, mass_C.log()), entropy_C
+
+
+def _gradient(
+    l_CV: Tensor, ids_C: Tensor, edge_C: Tensor | None, by_logp_C: Tensor, by_entropy_C: Tensor, entropy_C: Tensor
+) -> Tensor:
+    """(C, V) gradient of by_logp * logp + by_entropy * entropy with respect to z."""
+    p_CV = l_CV.exp()
+    q_CV = p_CV
+    if edge_C is not None:
+        q_CV = p_CV * _kept(l_CV, ids_C, edge_C)
+        q_CV = q_CV / q_CV.sum(-1, keepdim=True)
+    grad_CV = q_CV * -by_logp_C[:, None]
+    grad_CV.scatter_add_(1, ids_C[:, None], by_logp_C[:, None].to(grad_CV.dtype))
+    return grad_CV - by_entropy_C[:, None] * p_CV * (l_CV + entropy_C[:, None])

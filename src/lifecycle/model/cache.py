@@ -1,0 +1,146 @@
+"""The preallocated cache of keys and values that decoding reads and writes.
+
+    cache = Cache.empty(config, rows=16, capacity=512, device=device, dtype=torch.float32)
+    hidden_BTD = model(prompt_ids_BT, position_ids_BT, cache=cache)         # prefill, whole or chunk by chunk
+    hidden_B1D = model(token_ids_B1, position_ids_B1, cache=cache)          # one token more in every row
+
+A token is written at the slot of its position and sees the slots of its row up to its own (and within the window).
+Latent attention keeps its compressed vectors only: kv_rank + rope_dim numbers a token and layer.
+
+Shapes: R rows of the cache, C capacity in positions, L positions looked at, B rows of a call, T positions of a call,
+G key-value heads, K width of a head, P rotated part of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.rope import rotary_table
+
+
+@dataclass(kw_only=True)
+class Cache:
+    """Slots for `capacity` positions of every row; plain tensors, so that it can be copied, moved and captured.
+
+    keys: by layer, (R, G, C + 1, K); values: the same. With latent attention keys are (R, 1, C + 1, kv_rank +
+    rope_dim), the compressed vector and the rotated shared key, and there are no values. The slot after the last takes
+    what padding (position -1) writes and is never read. angles: cos and sin of every position, each (C, P) fp32.
+    windows: by layer. limit: how many positions attention looks at, None for all: no token of a call may stand at or
+    after it. Keep it near the longest row for speed, or fixed where shapes must be.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    angles: tuple[Tensor, Tensor]
+    windows: tuple[int | None, ...]
+    limit: int | None = None
+
+    @staticmethod
+    def empty(config: ModelConfig, *, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> Cache:
+        """A cache that holds nothing yet. `dtype`: the compute dtype of the model (bf16 under autocast)."""
+        latent, kinds = config.latent, 2 if config.latent is None else 1
+        heads, width = (config.kv_heads, config.head_dim) if latent is None else (1, latent.kv_rank + latent.rope_dim)
+        # zeros: a slot that is masked out counts 0 times its content, which must be a number
+        stored = [
+            torch.zeros(rows, heads, capacity + 1, width, device=device, dtype=dtype)
+            for _ in range(kinds * config.layers)
+        ]
+        return Cache(
+            keys=stored[: config.layers],
+            values=stored[config.layers :],
+            angles=rotary_table(torch.arange(capacity, device=device), config),
+            windows=tuple(config.window(layer) for layer in range(config.layers)),
+        )
+
+    @property
+    def rows(self) -> int:
+        """How many sequences it holds."""
+        return self.keys[0].shape[0]
+
+    @property
+    def capacity(self) -> int:
+        """How many positions a row holds."""
+        return self.keys[0].shape[2] - 1
+
+    @property
+    def bytes_per_position(self) -> int:
+        """What one position of one row takes, all layers together."""
+        return sum(t.shape[1] * t.shape[3] * t.element_size() for t in (*self.keys, *self.values))
+
+    def copy_row(self, source: int, targets: Tensor, *, length: int | None = None) -> None:
+        """The first `length` positions (None: all) of row `source` into the rows `targets` (integers, on the device).
+
+        A prompt is prefilled once and copied for every sample of it.
+        """
+        stop = self.capacity if length is None else length
+        for stored in (*self.keys, *self.values):
+            stored[targets, :, :stop] = stored[source, :, :stop]
+
+    def place(self, position_ids_BT: Tensor, rows_B: Tensor | None) -> Place:
+        """Where the tokens of one call stand, made once for all layers. `rows_B` None: call row b is cache row b."""
+        device = position_ids_BT.device
+        slots_L = torch.arange(self.capacity if self.limit is None else self.limit, device=device)
+        # padding (-1) looks at slot 0: a row of attention that sees nothing would not be a number
+        own_B1T1 = position_ids_BT.clamp(min=0)[:, None, :, None]
+        seen = slots_L <= own_B1T1
+        masks = {w: seen if w is None else seen & (slots_L > own_B1T1 - w) for w in dict.fromkeys(self.windows)}
+        index_B = torch.arange(len(position_ids_BT), device=device) if rows_B is None else rows_B
+        cos, sin = (table[position_ids_BT][:, :, None] for table in self.angles)
+        return Place(
+            cache=self,
+            rows_B=rows_B,
+            index_B1=index_B[:, None],
+            positions_BT=position_ids_BT,
+            masks=masks,
+            angles=(cos, sin),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """The tokens of one call in a cache. masks: by window, (B, 1, T, L) bool, true where a slot is seen.
+
+    angles: cos and sin of the tokens' positions, each (B, T, 1, P).
+    """
+
+    cache: Cache
+    rows_B: Tensor | None
+    index_B1: Tensor
+    positions_BT: Tensor
+    masks: dict[int | None, Tensor]
+    angles: tuple[Tensor, Tensor]
+
+    def layer(self, number: int) -> Slots:
+        """The same in one layer."""
+        cache = self.cache
+        values = cache.values[number] if cache.values else None
+        return Slots(place=self, keys=cache.keys[number], values=values, mask_B1TL=self.masks[cache.windows[number]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slots:
+    """One layer's part of a cache as a call sees it: write first, then look."""
+
+    place: Place
+    keys: Tensor
+    values: Tensor | None
+    mask_B1TL: Tensor
+
+    def write(self, keys_BTGK: Tensor, values_BTGK: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the keys and values of the call's tokens; all that its rows hold, each (B, G, L, K)."""
+        assert self.values is not None
+        return self._write(self.keys, keys_BTGK), self._write(self.values, values_BTGK)
+
+    def write_latent(self, joint_BT1K: Tensor) -> Tensor:
+        """Store the compressed vectors of the call's tokens, joined with their shared keys -> (B, 1, L, K)."""
+        return self._write(self.keys, joint_BT1K)
+
+    def _write(self, stored: Tensor, new_BTGK: Tensor) -> Tensor:
+        place = self.place
+        stored[place.index_B1, :, place.positions_BT] = new_BTGK.to(stored.dtype)
+        held = stored[:, :, : self.mask_B1TL.shape[-1]]
+        return held[: len(new_BTGK)] if place.rows_B is None else held[place.rows_B]

@@ -1,0 +1,15 @@
+"""Hugging Face in and out: the same model under the names and in the files of `transformers`.
+
+    export(model, folder, tokenizer=tokenizer)        ->  AutoModelForCausalLM.from_pretrained(folder)
+    config, weights = load_pretrained(folder)         ->  Decoder(config).load_state_dict(weights)
+
+Ours and theirs hold the same numbers: the way out and back changes names, pulls experts apart, and orders the rows of
+rotary queries and keys, but no bits. A family is a row in families.py, its keys in describe.py and its names in
+names.py.
+"""
+
+from lifecycle.model.huggingface.names import names
+from lifecycle.model.huggingface.out import export, to_huggingface
+from lifecycle.model.huggingface.read import from_huggingface, load_pretrained, read_config
+
+__all__ = ["export", "from_huggingface", "load_pretrained", "names", "read_config", "to_huggingface"]

@@ -1,0 +1,229 @@
+"""GGUF files (llama.cpp): their head as a config.json, their tensors under the names of a folder, their tokenizer.
+
+The reader is that of `transformers`: quantized weights come out as the numbers they stand for. Known are llama (and
+Mistral and Mixtral, which llama.cpp writes as llama), qwen2, qwen3 and their mixtures of experts.
+
+Shapes: R rows, K width of a head.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lifecycle.errors import UserError
+from lifecycle.model.huggingface.stored import Stored
+
+KNOWN = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}
+"""The file's architecture -> their model_type."""
+
+KEYS = {
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "context_length": "max_position_embeddings",
+    "rope.freq_base": "rope_theta",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+}
+OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+INSIDE = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+}
+EXPERTS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
+MIXTRAL = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+DIVISORS = "rope_freqs.weight"
+
+
+def gguf_file(place: Path) -> Path | None:
+    """The GGUF file that a place is or, if it holds no config.json, holds. Errors: `UserError` for several."""
+    if place.suffix == ".gguf" and place.is_file():
+        return place
+    if not place.is_dir() or (place / "config.json").is_file():
+        return None
+    files = sorted(place.glob("*.gguf"))
+    if len(files) > 1:
+        raise UserError(f"{place} holds several GGUF files ({', '.join(f.name for f in files)}); name one of them")
+    return files[0] if files else None
+
+
+def describe_gguf(file: Path) -> dict[str, Any]:
+    """What config.json would say of the file. Errors: `UserError` for a broken file, an architecture that is not known
+    here, or angles that no config.json could name."""
+    head, stored = _opened(file)
+    arch = head["general.architecture"]
+    said = {key.removeprefix(f"{arch}."): _decimal(value) for key, value in head.items() if key.startswith(f"{arch}.")}
+    described = {theirs: said[key] for key, theirs in KEYS.items() if key in said}
+    described["model_type"] = _model_type(arch, said)
+    described["vocab_size"] = stored["token_embd.weight"].shape[0]
+    described["tie_word_embeddings"] = "output.weight" not in stored
+    described["num_experts"] = described["num_local_experts"] = said.get("expert_count", 0)
+    if described["model_type"] in ("llama", "mixtral"):
+        described.setdefault("head_dim", said.get("rope.dimension_count"))
+    if window := said.get("attention.sliding_window"):
+        described |= {"sliding_window": window, "use_sliding_window": True}
+    # llama.cpp's networks of these architectures divide the chosen experts' weights by their sum, or do not
+    described["norm_topk_prob"] = arch == "qwen3moe"
+    scaling = _scaling(file, said, stored.get(DIVISORS), described)
+    return described | ({"rope_scaling": scaling} if scaling else {})
+
+
+def tensors_gguf(file: Path) -> dict[str, Stored]:
+    """The file's tensors under the names that a folder has, experts apart. Errors: `UserError`, as above."""
+    head, stored = _opened(file)
+    described = describe_gguf(file)
+    mixtral = described["model_type"] == "mixtral"
+    out: dict[str, Stored] = {}
+    for name, tensor in stored.items():
+        for theirs, part in _named(name, tensor, mixtral=mixtral):
+            out[theirs] = part
+    if head["general.architecture"] == "llama":
+        heads = {"q": described["num_attention_heads"], "k": described["num_key_value_heads"]}
+        for name, tensor in out.items():
+            if match := re.search(r"self_attn\.([qk])_proj\.", name):
+                out[name] = Stored(tensor.shape, partial(_halves, tensor, heads[match[1]]))
+    return out
+
+
+def tokenizer_gguf(file: Path) -> Any:
+    """The file's tokenizer, as one of `transformers` (a fast one, with its chat template); None where it has none."""
+    from transformers import PreTrainedTokenizerFast
+    from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
+
+    if "tokenizer.ggml.model" not in _opened(file)[0]:
+        return None
+    arch, described, config = get_gguf_tokenizer(str(file))
+    backend, more = convert_gguf_tokenizer(arch, described)
+    marks = {key: value for key, value in (config | more).items() if value is not None}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **marks)
+
+
+def _opened(file: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
+    """The head, and the tensors under the names of the file."""
+    from transformers.integrations.gguf.reader import GgufHeader, load_gguf_state_dict, read_gguf_metadata
+
+    try:
+        head, _ = read_gguf_metadata(str(file))
+        header = GgufHeader.from_file(str(file))
+    except Exception as error:  # their reader raises whatever the bytes lead it to
+        raise UserError(f"{file} cannot be read as GGUF ({error}); get it again, or the safetensors folder") from error
+    lying = load_gguf_state_dict(header)
+    return head, {
+        info.name: Stored(info.shape, partial(_numbers, lying[info.name], info.ggml_type, info.shape))
+        for info in header.tensors
+    }
+
+
+def _numbers(lying: Any, kind: int, shape: tuple[int, ...], part: int | None) -> Tensor:
+    from transformers.integrations.gguf.dequant import GGML_BLOCK, dequantize
+
+    raw: Tensor = lying[...]
+    whole = dequantize(raw.flatten(), kind).view(shape) if kind in GGML_BLOCK else raw
+    return whole if part is None else whole[part]
+
+
+def _decimal(value: Any) -> Any:
+    """The head's floats have 32 bits: 1e-5, not 9.999999747378752e-06, was meant."""
+    return float(f"{value:.7g}") if isinstance(value, float) else value
+
+
+def _model_type(arch: str, said: Mapping[str, Any]) -> str:
+    if arch not in KNOWN:
+        raise UserError(f"the GGUF file holds {arch!r}; read are {', '.join(KNOWN)}: get the safetensors folder")
+    return "mixtral" if arch == "llama" and said.get("expert_count") else KNOWN[arch]
+
+
+def _named(name: str, tensor: Stored, *, mixtral: bool) -> list[tuple[str, Stored]]:
+    """One tensor of the file under their names: itself, or one for each expert."""
+    stem, _, kind = name.rpartition(".")
+    if stem in OUTSIDE:
+        return [(f"{OUTSIDE[stem]}.{kind}", tensor)]
+    match = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
+    if match is None:
+        return [] if name == DIVISORS else [(name, tensor)]
+    layer, inner = f"model.layers.{match[1]}", match[2]
+    if inner in EXPERTS:
+        matrix = MIXTRAL[EXPERTS[inner]] if mixtral else EXPERTS[inner]
+        within = "block_sparse_moe" if mixtral else "mlp"
+        return [
+            (f"{layer}.{within}.experts.{e}.{matrix}.weight", Stored(tensor.shape[1:], partial(_expert, tensor, e)))
+            for e in range(tensor.shape[0])
+        ]
+    if inner == "ffn_gate_inp_shexp" and len(tensor.shape) == 1:  # a row, kept as a vector
+        tensor = Stored((1, *tensor.shape), partial(_as_row, tensor))
+    theirs = INSIDE.get(inner, inner).replace("mlp.", "block_sparse_moe." if mixtral else "mlp.")
+    return [(f"{layer}.{theirs}.{kind}", tensor)]
+
+
+def _expert(tensor: Stored, expert: int, part: int | None) -> Tensor:
+    whole = tensor.read(expert)
+    return whole if part is None else whole[part]
+
+
+def _as_row(tensor: Stored, part: int | None) -> Tensor:
+    whole = tensor.read(None)[None]
+    return whole if part is None else whole[part]
+
+
+def _halves(tensor: Stored, heads: int, part: int | None) -> Tensor:
+    """llama.cpp turns neighbouring rows of a head, transformers rows half a head apart: put them in that order."""
+    whole = tensor.read(None)
+    R = whole.shape[0]
+    whole = whole.unflatten(0, (heads, R // heads // 2, 2)).transpose(1, 2).reshape(whole.shape)
+    return whole if part is None else whole[part]
+
+
+def _scaling(
+    file: Path, said: Mapping[str, Any], divisors: Stored | None, described: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """How the angles are stretched: named in the head, or one divisor an angle, as Llama 3's files have it."""
+    kind = said.get("rope.scaling.type", "none")
+    if divisors is not None:
+        return _llama3(file, divisors.read(None).float(), described)
+    if kind in ("none", ""):
+        return None
+    scaling = {"rope_type": kind, "factor": said.get("rope.scaling.factor")}
+    original = said.get("rope.scaling.original_context_length")
+    return scaling | ({"original_max_position_embeddings": original} if original else {})
+
+
+def _llama3(file: Path, divisors: Tensor, described: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters whose divisors these are: Llama 3's differ in their factor only, which is the largest one."""
+    scaling = {"rope_type": "llama3", "factor": float(divisors.max().round()), "low_freq_factor": 1.0}
+    scaling |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    K = 2 * len(divisors)
+    waves = 2 * torch.pi * described["rope_theta"] ** (torch.arange(0, K, 2, dtype=torch.float64) / K)
+    smooth = ((8192 / waves - 1.0) / (4.0 - 1.0)).clamp(0, 1)
+    expected = 1 / ((1 - smooth) / scaling["factor"] + smooth)
+    if not torch.allclose(divisors.double(), expected, rtol=1e-3):
+        raise UserError(
+            f"{file} holds divisors of the rotary angles ({DIVISORS}) that are not Llama 3's; get the safetensors "
+            "folder of this model"
+        )
+    return scaling

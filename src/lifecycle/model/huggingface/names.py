@@ -1,0 +1,120 @@
+"""Our parameters under the names of `transformers`, and the few rows that stand there in another order.
+
+    names(config)["blocks.0.attention.q_proj.weight"]    ->  "model.layers.0.self_attn.q_proj.weight"
+    names(config)["blocks.0.ffn.experts.gate_proj"]      ->  "model.layers.0.mlp.experts.*.gate_proj.weight"
+
+A `*` stands for the number of an expert: ours are stacked in one tensor, a folder holds one tensor for each.
+
+Shapes: E experts, F width of the feed-forward part, D width, R rows of a matrix.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.decoder import Decoder
+
+HEAD = "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
+OUTSIDE = {"embedding.weight": EMBEDDING, "norm.weight": "model.norm.weight", "head.weight": HEAD}
+
+NORMS = {
+    "attention_norm.weight": "input_layernorm.weight",
+    "ffn_norm.weight": "post_attention_layernorm.weight",
+}
+ATTENTION = {
+    f"attention.{name}": f"self_attn.{name}"
+    for name in (
+        *(f"{matrix}_proj.weight" for matrix in "qkvo"),
+        *(f"{matrix}_proj.bias" for matrix in "qkv"),
+        *(f"{matrix}_norm.weight" for matrix in "qk"),
+    )
+}
+LATENT = {
+    "attention.q_proj.weight": "self_attn.q_proj.weight",
+    "attention.q_down.weight": "self_attn.q_a_proj.weight",
+    "attention.q_norm.weight": "self_attn.q_a_layernorm.weight",
+    "attention.q_up.weight": "self_attn.q_b_proj.weight",
+    "attention.kv_down.weight": "self_attn.kv_a_proj_with_mqa.weight",
+    "attention.kv_norm.weight": "self_attn.kv_a_layernorm.weight",
+    "attention.kv_up.weight": "self_attn.kv_b_proj.weight",
+    "attention.o_proj.weight": "self_attn.o_proj.weight",
+}
+MATRICES = ("gate_proj", "up_proj", "down_proj")
+DENSE = {f"ffn.{matrix}.weight": f"mlp.{matrix}.weight" for matrix in MATRICES}
+EXPERTS = {
+    "ffn.router.weight": "mlp.gate.weight",
+    "ffn.router.bias": "mlp.gate.e_score_correction_bias",
+    **{f"ffn.experts.{matrix}": f"mlp.experts.*.{matrix}.weight" for matrix in MATRICES},
+    **{f"ffn.shared.{matrix}.weight": f"mlp.shared_experts.{matrix}.weight" for matrix in MATRICES},
+}
+MIXTRAL = {
+    "ffn.router.weight": "block_sparse_moe.gate.weight",
+    "ffn.experts.gate_proj": "block_sparse_moe.experts.*.w1.weight",
+    "ffn.experts.up_proj": "block_sparse_moe.experts.*.w3.weight",
+    "ffn.experts.down_proj": "block_sparse_moe.experts.*.w2.weight",
+}
+QWEN2_SHARED = {
+    **{f"ffn.shared.{matrix}.weight": f"mlp.shared_expert.{matrix}.weight" for matrix in MATRICES},
+    "ffn.shared_gate.weight": "mlp.shared_expert_gate.weight",
+}
+
+IN_FP32 = "e_score_correction_bias"
+"""Never rounded: an expert's turn hangs on differences that half precision cannot hold."""
+
+
+def shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """Our name -> shape of everything that the network of `config` keeps."""
+    with torch.device("meta"):
+        return {name: value.shape for name, value in Decoder(config).state_dict().items()}
+
+
+def names(config: ModelConfig) -> dict[str, str]:
+    """Our name of every parameter (and saved buffer) -> theirs, as it stands in a folder.
+
+    A tied head is the embedding and has no name of its own.
+    """
+    inside = _inside(config)
+    return {ours: _theirs(ours, inside) for ours in shapes(config)}
+
+
+def _inside(config: ModelConfig) -> dict[str, str]:
+    inside = NORMS | DENSE | (ATTENTION if config.latent is None else LATENT)
+    if config.moe is None:
+        return inside
+    if config.family == "mixtral":
+        return inside | MIXTRAL
+    return inside | EXPERTS | (QWEN2_SHARED if config.family == "qwen2_moe" else {})
+
+
+def _theirs(ours: str, inside: dict[str, str]) -> str:
+    if ours in OUTSIDE:
+        return OUTSIDE[ours]
+    _, layer, rest = ours.split(".", 2)
+    return f"model.layers.{layer}.{inside[rest]}"
+
+
+def parts(theirs: str, experts: int) -> list[str]:
+    """The tensors of a folder that a name of `names` stands for: itself, or one for each expert."""
+    return [theirs.replace("*", str(expert)) for expert in range(experts)] if "*" in theirs else [theirs]
+
+
+def rows(ours: str, config: ModelConfig) -> Tensor | None:
+    """Which of our rows stands in each row of theirs; None: the same order.
+
+    Rotary positions turn pairs of dimensions. Ours are i and i + K/2, those of DeepSeek's files are the neighbours 2i
+    and 2i + 1: the same network, as long as the rows that make queries and keys are ordered to suit.
+    """
+    latent = config.latent
+    if latent is None:
+        return None
+    turned = torch.arange(latent.rope_dim).view(2, -1).T.flatten()
+    if ours.endswith("attention.kv_down.weight"):
+        return torch.cat((torch.arange(latent.kv_rank), latent.kv_rank + turned))
+    if ours.endswith(("attention.q_proj.weight", "attention.q_up.weight")):
+        head = torch.cat((torch.arange(latent.nope_dim), latent.nope_dim + turned))
+        starts = torch.arange(config.heads) * len(head)
+        return (starts[:, None] + head).flatten()
+    return None

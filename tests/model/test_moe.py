@@ -1,0 +1,203 @@
+"""Experts: the sorted products are a plain sum over experts, routing is each token's own, and loads even out."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tests.model.variants import DEEPSEEK, GATED, SIGMOID, SOFTMAX, V2, VARIANTS
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lifecycle.model import Decoder, MoE, build
+from lifecycle.model.moe import MoEFeedForward, balance_loss, balanced, choose, grouped_linear
+
+KINDS = {"softmax": SOFTMAX, "gated": GATED, "grouped_softmax": V2, "grouped_sigmoid": SIGMOID}
+
+
+def layer(moe: MoE, seed: int = 0) -> MoEFeedForward:
+    """One layer in float64 with random weights and choice biases."""
+    made = MoEFeedForward(moe, width=12, bias=moe.bias_rate > 0).double()
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in [*made.parameters(), *made.buffers()]:
+        nn.init.normal_(tensor, 0.0, 0.3, generator=generator)
+    return made
+
+
+def tokens(rows: int = 3, length: int = 10, seed: int = 1) -> Tensor:
+    return torch.randn(rows, length, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def by_token(made: MoEFeedForward, x_D: Tensor) -> Tensor:
+    """The formula, one token and one expert at a time."""
+    moe, experts = made.moe, made.experts
+    logits = made.router.weight @ x_D
+    scores = logits.softmax(0) if moe.score == "softmax" else logits.sigmoid()
+    ranked = scores.detach() if made.router.bias is None else scores.detach() + made.router.bias
+    size = moe.experts // moe.groups
+    worth = [sum(sorted(ranked[g * size : (g + 1) * size].tolist())[-1 if moe.score == "softmax" else -2 :])
+             for g in range(moe.groups)]  # fmt: skip
+    open_groups = sorted(range(moe.groups), key=lambda g: -worth[g])[: moe.active_groups]
+    allowed = [e for e in range(moe.experts) if e // size in open_groups]
+    chosen = sorted(allowed, key=lambda e: -float(ranked[e]))[: moe.active]
+    total = sum(scores[e] for e in chosen) if moe.normalise else 1.0
+    out = torch.zeros_like(x_D)
+    for e in chosen:
+        inner = F.silu(experts.gate_proj[e] @ x_D) * (experts.up_proj[e] @ x_D)
+        out = out + moe.scale * scores[e] / total * (experts.down_proj[e] @ inner)
+    if made.shared is not None:
+        gate = 1.0 if made.shared_gate is None else made.shared_gate(x_D).sigmoid()
+        out = out + gate * made.shared(x_D)
+    return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_layer_is_the_formula_with_its_gradients(kind: str) -> None:
+    made, x = layer(KINDS[kind]), tokens().requires_grad_()
+    found, _ = made(x)
+    wanted = torch.stack([by_token(made, row) for row in x.flatten(0, 1)]).view_as(x)
+    torch.testing.assert_close(found, wanted)
+    up = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    inputs = [x, *made.parameters()]
+    theirs = torch.autograd.grad(wanted, inputs, up)
+    torch.testing.assert_close(torch.autograd.grad(found, inputs, up), theirs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_token_is_routed_alone(kind: str) -> None:
+    made, x = layer(KINDS[kind]), tokens()
+    together, _ = made(x)
+    torch.testing.assert_close(made(x.flip(0))[0].flip(0), together)
+    torch.testing.assert_close(made(torch.cat([x, tokens(seed=9)]))[0][:3], together)
+    torch.testing.assert_close(made(x[1:2, 4:5])[0], together[1:2, 4:5])
+
+
+def test_an_expert_without_tokens_gets_no_gradient_and_the_products_are_per_expert() -> None:
+    x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, 3, 4, dtype=torch.float64, requires_grad=True)
+    ends = torch.tensor([2, 2, 5, 5])  # experts 1 and 3 are left out
+    assert torch.autograd.gradcheck(lambda a, b: grouped_linear(a, b, ends), (x, weight))
+    grouped_linear(x, weight, ends).sum().backward()
+    assert weight.grad is not None
+    assert bool((weight.grad[[1, 3]] == 0).all()) and bool((weight.grad[[0, 2]] != 0).any())
+
+
+def test_the_bias_chooses_but_does_not_weigh() -> None:
+    moe = MoE(experts=4, active=2, ffn_width=8, score="sigmoid", normalise=False)
+    scores = torch.tensor([[0.9, 0.8, 0.2, 0.1]])
+    weights, chosen = choose(scores, torch.tensor([0.0, 0.0, 0.0, 1.0]), moe)
+    assert dict(zip(chosen[0].tolist(), weights[0].tolist(), strict=True)) == pytest.approx({3: 0.1, 0: 0.9})
+
+
+def test_the_balance_loss_is_the_hand_worked_number() -> None:
+    # one row of two tokens, two experts, one visit each: both tokens visit expert 0
+    scores = torch.tensor([[[0.8, 0.2], [0.6, 0.4]]])
+    visits = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
+    counted = torch.ones(1, 2, dtype=torch.bool)
+    # n sum_e f_e P_e = 2 * [ (2 / (1 * 2) * 2) * 0.7 + 0 ]
+    assert float(balance_loss(scores, visits, counted)) == pytest.approx(2 * 2 * 0.7)
+    even = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    assert float(balance_loss(torch.full((1, 2, 2), 0.5), even, counted)) == pytest.approx(2.0)  # the least: n
+    none = torch.zeros(1, 2, dtype=torch.bool)
+    assert float(balance_loss(scores, visits * 0, none)) == 0.0
+
+
+def routing_of(model: Decoder, ids: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    model(ids, torch.arange(ids.shape[1]).expand_as(ids), counted=counted)
+    assert model.routing is not None
+    return model.routing.loads, model.routing.balance
+
+
+def test_loads_and_balance_loss_add_up_over_rows_without_padding() -> None:
+    model = build(DEEPSEEK, seed=1).double()
+    ids = torch.randint(0, 96, (4, 12), generator=torch.Generator().manual_seed(0))
+    counted = torch.ones(4, 12, dtype=torch.bool)
+    counted[1, 7:] = False
+    loads, balance = routing_of(model, ids, counted)
+    assert loads.shape == (2, 8) and loads.sum(1).tolist() == [2 * (48 - 5)] * 2
+    parts = [routing_of(model, ids[i : i + 1], counted[i : i + 1]) for i in range(4)]
+    assert torch.equal(sum(part[0] for part in parts), loads)  # type: ignore[arg-type]
+    torch.testing.assert_close(sum(part[1] for part in parts), balance)
+    short = routing_of(model, ids[1:2, :7], counted[1:2, :7])  # padding is as if it were not there
+    assert torch.equal(short[0], parts[1][0])
+    torch.testing.assert_close(short[1], parts[1][1])
+
+
+def test_recomputing_blocks_counts_once_and_changes_no_gradient() -> None:
+    kept, lean = build(DEEPSEEK, seed=1), build(DEEPSEEK, seed=1, activation_checkpointing=True)
+    ids = torch.randint(0, 96, (2, 12), generator=torch.Generator().manual_seed(0))
+    for model in (kept, lean):
+        out = model(ids, torch.arange(12).expand(2, 12))
+        assert model.routing is not None
+        (out.square().sum() + model.routing.balance).backward()
+    assert kept.routing is not None and lean.routing is not None
+    assert torch.equal(kept.routing.loads, lean.routing.loads)
+    for (name, one), (_, two) in zip(kept.named_parameters(), lean.named_parameters(), strict=True):
+        assert one.grad is not None and two.grad is not None, name
+        assert torch.equal(one.grad, two.grad), name
+
+
+def test_the_bias_evens_out_a_skewed_load() -> None:
+    moe = replace(SOFTMAX, score="sigmoid", bias_rate=0.02)
+    bias, generator = torch.zeros(6), torch.Generator().manual_seed(0)
+    skew = torch.tensor([2.0, 1.0, 0.0, 0.0, -1.0, -2.0])
+    spread = []
+    for _ in range(120):
+        scores = (torch.randn(2000, 6, generator=generator) + skew).sigmoid()
+        _, chosen = choose(scores, bias, moe)
+        loads = torch.bincount(chosen.flatten(), minlength=6)
+        spread.append(float(loads.max() / loads.double().mean()))
+        bias = balanced(bias, loads, moe.bias_rate)
+    assert spread[0] > 2.0 and max(spread[-10:]) < 1.3
+
+
+def test_the_bias_moves_by_its_rate_towards_the_mean() -> None:
+    loads = torch.tensor([[4, 0, 2, 2]])
+    assert balanced(torch.zeros(1, 4), loads, 0.5).tolist() == [[-0.5, 0.5, 0.0, 0.0]]
+    model = build(DEEPSEEK, seed=1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.move_router_biases(torch.arange(16).view(2, 8))
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"blocks.1.ffn.router.bias", "blocks.2.ffn.router.bias"}
+
+
+def test_nothing_is_counted_where_nothing_is_trained() -> None:
+    model = build(VARIANTS["mixtral"], seed=1)
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    with torch.no_grad():
+        model(ids, torch.arange(4)[None])
+    assert model.routing is None
+    model.eval()(ids, torch.arange(4)[None])
+    assert model.routing is None
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch imports it
+def test_one_graph_holds_the_experts_too() -> None:
+    shallow = replace(DEEPSEEK, layers=2)
+    plain, compiled = build(shallow, seed=1), build(shallow, seed=1)
+    compiled.compile(dynamic=False, fullgraph=True)
+    ids = torch.randint(0, 96, (2, 12), generator=torch.Generator().manual_seed(0))
+    up = torch.randn(2, 12, 24, generator=torch.Generator().manual_seed(1))
+    for model in (plain, compiled):
+        out = model(ids, torch.arange(12).expand(2, 12))
+        assert model.routing is not None
+        ((out * up).sum() + model.routing.balance).backward()
+    assert plain.routing is not None and compiled.routing is not None
+    assert torch.equal(plain.routing.loads, compiled.routing.loads)
+    for (key, one), (_, two) in zip(plain.named_parameters(), compiled.named_parameters(), strict=True):
+        assert one.grad is not None and two.grad is not None, key
+        assert (two.grad - one.grad).norm() < 1e-4 * (1 + one.grad.norm()), key
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_grouped_products_on_cuda_are_the_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(96, 32, generator=generator), torch.randn(5, 48, 32, generator=generator)
+    ends, results = torch.tensor([10, 10, 50, 95, 96]), []
+    for device, dtype in (("cpu", torch.float64), ("cuda", torch.bfloat16)):
+        a, b = (t.to(device, dtype).requires_grad_() for t in (x, weight))
+        out = grouped_linear(a, b, ends.to(device))
+        results.append((out, *torch.autograd.grad(out, (a, b), torch.ones_like(out))))
+    for found, wanted in zip(results[1], results[0], strict=True):
+        assert (found.cpu().double() - wanted).norm() / wanted.norm() < 2e-2
