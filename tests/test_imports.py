@@ -19,7 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": {"errors"},
     "optim": {"errors"},
     "rewards": {"errors"},
-    "rollout": {"errors", "batch", "model"},
+    "rollout": {"errors", "atomic", "batch", "model"},
     # Data and stages meet in batch.py alone.
     "data": {"errors", "atomic", "batch", "orphan"},
     "stages": {"errors", "batch", "losses", "model", "optim", "rewards", "rollout"},

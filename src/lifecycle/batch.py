@@ -1,6 +1,6 @@
 """The typed records and batches that data and stages share, and all that they share.
 
-Shapes: B rows of a micro-batch, T positions of a row.
+Shapes: B rows of a micro-batch, T positions of a row, N completions of a rollout.
 
 A document is `[bos] + text + [eos]`. A piece of it is a slice `ids[a : b + 1]`: its inputs are `ids[a:b]` and its
 labels `ids[a + 1 : b + 1]`. So every position of a row carries its own label, a document that is cut loses no label at
@@ -9,9 +9,9 @@ the cut, and nothing is shifted later.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -106,3 +106,72 @@ class StepBatch:
     step: int
     micro: list[TokenBatch]
     cursor: Cursor
+
+
+StopReason = Literal["stop_id", "stop_string", "length", "capacity"]
+"""Why a completion ended: a stop token, a stop string, its length in tokens, or the model's last position."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """Completions that a model sampled, with what is needed to score, replay and train on them.
+
+    prompt_id, sample, seed: (N,) int64: the prompt's stable number, which of its completions, and the seed of all draws
+    of this one. prompts: ids of each completion's prompt. token_ids (N, T) int64: the completions, 0 behind their ends;
+    mask (N, T) bool: the tokens that were sampled (what ended a completion is one of them). Of each sampled token,
+    (N, T) fp32, 0 elsewhere: logprobs under the distribution it was drawn from, full_logprobs under the untruncated one
+    (same temperature and penalty), entropy of the latter in nats, and threshold: the tokens whose untruncated
+    log-probability is not below it are the kept set, -inf for all. text: of each completion. weights_version: of the
+    model. meta: further facts, plain values.
+    """
+
+    prompt_id: Tensor
+    sample: Tensor
+    seed: Tensor
+    prompts: list[list[int]]
+    token_ids: Tensor
+    mask: Tensor
+    text: list[str]
+    logprobs: Tensor
+    full_logprobs: Tensor
+    entropy: Tensor
+    threshold: Tensor
+    stop_reason: list[StopReason]
+    weights_version: int
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def lengths(self) -> Tensor:
+        """(N,) int64: tokens of each completion."""
+        return self.mask.sum(1)
+
+    def completion(self, index: int) -> list[int]:
+        """The token ids of one completion."""
+        ids: list[int] = self.token_ids[index][self.mask[index]].tolist()
+        return ids
+
+    def rows(self, indices: Sequence[int]) -> Rollout:
+        """The completions at `indices`, in that order."""
+        chosen = torch.tensor(list(indices), dtype=torch.long)
+        parts: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                parts[f.name] = value[chosen]
+            elif isinstance(value, list):
+                parts[f.name] = [value[i] for i in indices]
+            else:
+                parts[f.name] = value
+        return Rollout(**parts)
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain containers, for a checkpoint."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> Rollout:
+        """The other way of `state`."""
+        return cls(**state)

@@ -18,6 +18,7 @@ import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
@@ -27,6 +28,9 @@ from lifecycle import usage
 from lifecycle.errors import UserError
 
 Task = Callable[[DictConfig], None]
+
+WRITTEN = ("stage.prompt", "stage.system")
+"""Keys whose values people write as they come, with commas, quotes and brackets that mean something to Hydra."""
 
 
 def conf_dir() -> Path:
@@ -122,10 +126,21 @@ def _forced(words: Sequence[str], *folders: Path) -> list[str]:
     """
     groups = usage.group_names(*folders)
     plain = re.compile(r"[A-Za-z_][\w.-]*=")
+    words = [_taken_literally(word) for word in words]
     return [
         f"++{word}" if plain.match(word) and not word.startswith((*(f"{g}=" for g in groups), "hydra.")) else word
         for word in words
     ]
+
+
+def _taken_literally(word: str) -> str:
+    """The word with a text of `WRITTEN` in quotes; what is quoted already, a list in brackets and null stay."""
+    key, _, value = word.partition("=")
+    listed = value.startswith("[") and value.endswith("]")
+    quoted = len(value) > 1 and value[0] in "'\"" and value[0] == value[-1]
+    if key.lstrip("+") not in WRITTEN or listed or quoted or value in ("null", ""):
+        return word
+    return f"{key}={QuotedString(text=value, quote=Quote.double).with_quotes()}"
 
 
 def _watched(task: Task, inside: list[bool]) -> Task:

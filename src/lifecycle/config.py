@@ -39,6 +39,7 @@ __all__ = [
     "conf_dir",
     "hydra_main",
     "is_job",
+    "needs",
     "overrides",
     "resolved",
 ]
@@ -58,7 +59,7 @@ SUPPLIED: dict[str, tuple[str, ...]] = {
         "workers",
         "folder",
     ),
-    "stage": ("model", "setup", "data", "folder"),
+    "stage": ("model", "setup", "data", "folder", "tokenizer", "parent_view", "seed", "deterministic"),
     "logger": ("folder",),
     "callbacks": ("folder",),
 }
@@ -81,6 +82,7 @@ MAY_DIFFER = (
     "stage.max_tokens",
     "stage.max_epochs",
     "stage.max_skipped",
+    "stage.max_norm_ratio",
     "data.bad_rows",
     "data.exhausted",
     "data.sources.*.max_epochs",
@@ -196,6 +198,11 @@ def _refuse_processes_in_sweep(cfg: DictConfig) -> None:
 def is_job(cfg: DictConfig) -> bool:
     """Whether the stage is a plain function, run without a Trainer."""
     return not inspect.isclass(_locate(cfg.stage._target_))
+
+
+def needs(stage: DictConfig) -> set[str]:
+    """What a stage or a job asks of the run, by the names of its parameters."""
+    return set(inspect.signature(_locate(stage._target_)).parameters) & set(SUPPLIED["stage"])
 
 
 def build(node: DictConfig, *, without: type | Collection[str] = (), **supplied: Any) -> Any:

@@ -20,8 +20,10 @@ from lifecycle.data.module import DataModule
 from lifecycle.data.quarantine import compact_all
 from lifecycle.model import Decoder
 from lifecycle.model.huggingface import export
+from lifecycle.parent import history
 from lifecycle.report import terminal_summary, write_report
-from lifecycle.rollout.sample import sample
+from lifecycle.rollout.engine import generate
+from lifecycle.rollout.sampling import Sampling
 from lifecycle.runfolder import RunFolder
 from lifecycle.stages.base import Stage
 
@@ -30,7 +32,9 @@ PROMPT_TOKENS = 16
 SAMPLE_TOKENS = 64
 
 
-def finish(folder: RunFolder, stage: Stage, data: DataModule, *, finished: bool, export_dtype: str) -> None:
+def finish(
+    folder: RunFolder, stage: Stage, data: DataModule, *, finished: bool, export_dtype: str, shard_gb: float
+) -> None:
     """Write a run's results; every rank must call, rank 0 writes. A stopped run leaves ledger and lineage only."""
     planned = stage.total_steps * stage.setup_facts.tokens_per_step
     ledger = data.ledger(planned)
@@ -51,7 +55,14 @@ def finish(folder: RunFolder, stage: Stage, data: DataModule, *, finished: bool,
     with torch.device("meta"):
         model = Decoder(stage.config)
     model.load_state_dict(weights, assign=True)
-    export(model, folder.path / "model", tokenizer=data.tokenizer, dtype=export_dtype)
+    export(
+        model,
+        folder.path / "model",
+        tokenizer=data.tokenizer,
+        dtype=export_dtype,
+        shard_gb=shard_gb,
+        history=history(folder),
+    )
     _write_json(folder.path / "samples.json", samples(model.to(stage.device).eval(), data, stage))
     _write_json(folder.path / "baselines.json", baselines(data))
     compact_all(folder.path / "quarantine")  # the baselines, too, read the rows
@@ -77,26 +88,25 @@ def samples(model: Decoder, data: DataModule, stage: Stage) -> list[dict[str, An
         for domain, held in data.held_out.items()
         for prompt in _beginnings(held.rows["input_ids"], tokenizer.bos_id)[:PROMPTS_A_DOMAIN]
     ]
-    domains, prompts = [domain for domain, _ in chosen], [prompt for _, prompt in chosen]
+    room = stage.config.max_positions - 1
+    domains, prompts = [domain for domain, _ in chosen], [prompt[:room] for _, prompt in chosen]
     special = set(range(tokenizer.vocab_size, stage.config.vocab)) | {tokenizer.bos_id, tokenizer.pad_id}
-    completions = sample(
-        model,
-        prompts,
+    sampling = Sampling(
         max_new_tokens=SAMPLE_TOKENS,
         temperature=0.8,
         top_k=50,
-        seed=stage.setup_facts.seed,
-        stop_id=tokenizer.eos_id,
-        banned=sorted(special - {tokenizer.eos_id}),
+        stop_ids=(tokenizer.eos_id,),
+        banned_ids=tuple(sorted(special - {tokenizer.eos_id})),
     )
+    rollout = generate(model, prompts, sampling, seed=stage.setup_facts.seed, tokenizer=tokenizer)
     return [
         {
             "prompt": tokenizer.decode(prompt[1:]),
-            "completion": tokenizer.decode(completion),
+            "completion": completion,
             "step": stage.global_step,
             "domain": domain,
         }
-        for prompt, completion, domain in zip(prompts, completions, domains, strict=True)
+        for prompt, completion, domain in zip(prompts, rollout.text, domains, strict=True)
     ]
 
 

@@ -30,6 +30,7 @@ from lifecycle.hardware import Hardware, device_name
 from lifecycle.length import Limits
 from lifecycle.loggers import CsvLogger
 from lifecycle.model import ModelConfig
+from lifecycle.model_job import is_model_job, replaces_last, run_model_job
 from lifecycle.parent import Parent, adopt_parent
 from lifecycle.ranks import end_with_rank_0, leave, rank
 from lifecycle.report import write_report
@@ -49,14 +50,19 @@ def run(cfg: DictConfig) -> None:
         dry_run(cfg)
         return
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
-    if _finished(folder, cfg):
+    on_model = is_model_job(cfg)
+    if not replaces_last(cfg, folder) and _finished(folder, cfg):
         return
     signal.signal(signal.SIGTERM, _leave)
     try:
-        _job(cfg, folder) if config.is_job(cfg) else _train(cfg, folder, parent)
+        if on_model:
+            run_model_job(cfg, folder, parent)
+        else:
+            _job(cfg, folder) if config.is_job(cfg) else _train(cfg, folder, parent)
     except BaseException as error:
-        with contextlib.suppress(OSError):  # a full disk may be what ended it
-            _record_end(folder, error)
+        if not on_model:  # which writes its folder at its end: what stands there is the last result
+            with contextlib.suppress(OSError):  # a full disk may be what ended it
+                _record_end(folder, error)
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise UserError(
                 f"no room for {error.filename or folder.path} ({error.strerror}); what was saved before is intact: "
@@ -87,7 +93,14 @@ def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
         _begin(cfg, folder, start, stage, data, parent)
         metrics.cut(start.step)
     trainer.fit(stage, data, ckpt_path=start.checkpoint)
-    finish(folder, stage, data, finished=stage.global_step >= steps, export_dtype=cfg.export.dtype)
+    finish(
+        folder,
+        stage,
+        data,
+        finished=stage.global_step >= steps,
+        export_dtype=cfg.export.dtype,
+        shard_gb=cfg.export.shard_gb,
+    )
     leave()
     if stage.global_step < steps:
         raise SystemExit(143)
@@ -135,7 +148,7 @@ def _job(cfg: DictConfig, folder: RunFolder) -> None:
         sequence_length=1024,
     )
     data = _data(cfg, folder, limits, config.build(cfg.hardware), validation_tokens=0)
-    result = config.build(cfg.stage, without=("view", "optimizer"), data=data, folder=folder.path)
+    result = config.build(cfg.stage, without=config.JOB_ASIDE, data=data, folder=folder.path)
     compact_all(folder.path / "quarantine")
     folder.update(status="finished", result=result, seconds=round(time.perf_counter() - started, 3))
 
@@ -179,7 +192,7 @@ def _setup(
         activation_checkpointing=hardware.activation_checkpointing,
         attention=hardware.attention,
         peak_flops=start.choice.peak_flops,
-        initial_weights=parent.weights if parent else None,
+        initial_weights=parent.weights if parent and start.checkpoint is None else None,
     )
 
 
@@ -193,7 +206,7 @@ def _begin(
         **(origin() if not before else {"restarted": time.time()}),
         status="running",
         stage=_stage_name(),
-        **(parent.lineage() if parent else {"parent": None, "ancestors": []}),
+        **({} if "parent" in before else parent.lineage() if parent else {"parent": None, "ancestors": []}),
         domain=",".join(data.held_out),
         data={"config": config.resolved(cfg)["data"], **sources},
         tokenizer=data.tokenizer.sha256,
@@ -233,10 +246,9 @@ def _finished(folder: RunFolder, cfg: DictConfig) -> bool:
     if rank() == 0:
         if not config.is_job(cfg) and not (folder.path / "report.md").exists():  # killed while it was drawn
             write_report(folder.path)
-        print(
-            f"run '{folder.path}' is finished; nothing to do. Its report: {folder.path / 'report.md'}. To go on, raise "
-            "a limit (stage.max_tokens=...); to start anew, choose another run=NAME"
-        )
+        report = f"Its report: {folder.path / 'report.md'}. To go on, raise a limit (stage.max_tokens=...); to start"
+        further = "To start" if config.is_job(cfg) else report
+        print(f"run '{folder.path}' is finished; nothing to do. {further} anew, choose another run=NAME")
     return True
 
 

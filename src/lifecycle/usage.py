@@ -18,10 +18,10 @@ EXAMPLES = """\
       your own files (JSONL, Parquet, text; plain or compressed)
   lifecycle experiment=a100_2day dry_run=true
       parameters, memory, hours and disk of a two-day run on one A100; starts nothing
-  lifecycle stage=tokenizer data.tokenizer.vocab_size=16384 run=tokenizer-16k
-      train a tokenizer alone; later runs take it with data.tokenizer=outputs/tokenizer-16k/tokenizer
   lifecycle stage=prepare data=files 'data.sources.mine.path=texts/*.jsonl.gz' run=shards
       tokenise once into shards; later runs read them with data.prepared=outputs/shards
+  lifecycle stage=generate init_from=outputs/demo stage.prompt=Return
+      let a finished run, or any Hugging Face or GGUF model, go on with a text
   lifecycle -m seed=1,2 stage.optimizer.lr=1e-3,3e-3 run=sweep
       a sweep: one folder a job, outputs/sweep/0 to outputs/sweep/3
 """
@@ -89,8 +89,9 @@ def complaint(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _no_such_choice(error.missing_cfg_file, list(error.options or ()))
     if isinstance(error, OverrideParseException):
+        word = str(error.override).removeprefix("++")
         return (
-            f"'{error.override}' cannot be read; wanted KEY=VALUE without spaces around '='. A value with spaces, "
+            f"'{word}' cannot be read; wanted KEY=VALUE without spaces around '='. A value with spaces, "
             f"commas, braces or quotes is quoted twice: KEY='\"a value\"'\n({error.message.splitlines()[0]})"
         )
     if isinstance(error, yaml.YAMLError):

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from lifecycle import config
+from lifecycle.model_job import is_model_job
 from lifecycle.run import run
 
 CONF = config.conf_dir()
@@ -91,9 +92,24 @@ def local(data: str) -> list[str]:
     return out
 
 
+def shrunk(model: str) -> list[str]:
+    """Overrides that make experts and latent attention as small as the rest."""
+    node = config.compose([f"model={model}"]).model
+    out = []
+    if node.get("moe"):
+        groups = {"groups": 4, "active_groups": 2} if node.moe.get("groups", 1) > 1 else {}
+        out += [
+            f"model.moe.{key}={value}" for key, value in {"experts": 8, "active": 2, "ffn_width": 16, **groups}.items()
+        ]
+    if node.get("latent"):
+        sizes = {"kv_rank": 16, "nope_dim": 8, "rope_dim": 8, "v_dim": 8}
+        out += ["model.kv_heads=2", *(f"model.latent.{key}={value}" for key, value in sizes.items())]
+    return out
+
+
 @pytest.mark.parametrize("model", choices("model"))
 def test_every_model(rows: Path, model: str) -> None:
-    two_steps([f"model={model}", *local("files")], rows)
+    two_steps([f"model={model}", *local("files"), *shrunk(model)], rows)
 
 
 @pytest.mark.parametrize("data", choices("data"))
@@ -132,7 +148,11 @@ def test_every_experiment(rows: Path, experiment: str) -> None:
 
 @pytest.mark.parametrize("stage", choices("stage"))
 def test_every_stage_runs_at_toy_size(rows: Path, stage: str) -> None:
-    run(config.compose(["experiment=debug", f"stage={stage}", "run=toy", "logger=csv"]))
+    words = ["experiment=debug", f"stage={stage}", "run=toy", "logger=csv"]
+    if is_model_job(config.compose(words)):
+        run(config.compose(["experiment=debug", "run=parent", "logger=csv"]))
+        words.append("init_from=parent")
+    run(config.compose(words))
     assert json.loads((rows / "outputs/toy/run.json").read_text())["status"] == "finished"
 
 

@@ -1,0 +1,92 @@
+"""One call of the engine: what was asked, checked, and the bookkeeping that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lifecycle.batch import StopReason
+from lifecycle.errors import UserError
+from lifecycle.rollout.collect import Collected
+from lifecycle.rollout.sampling import Sampling, sequence_seed
+from lifecycle.rollout.schedule import Schedule
+from lifecycle.rollout.stopping import Decoding, Stops
+
+
+@dataclass(frozen=True, slots=True)
+class NewToken:
+    """One token of a stream: completion `sample` of prompt number `prompt` in the call. The last one says why."""
+
+    prompt: int
+    sample: int
+    token: int
+    stop_reason: StopReason | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """numbers: stable numbers of the prompts; seeds: of the sequences; longest: positions that one may reach."""
+
+    schedule: Schedule
+    out: Collected
+    stops: Stops
+    numbers: list[int]
+    seeds: list[int]
+    longest: int
+
+    @classmethod
+    def of(
+        cls,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        seed: int,
+        step: int,
+        prompt_ids: Sequence[int] | None,
+        tokenizer: Decoding | None,
+        positions: int,
+        vocab: int,
+        slots: int,
+        prefill_tokens: int,
+        together: bool,
+        device: torch.device,
+    ) -> Call:
+        """For a model with room for `positions`. Errors: `UserError` for prompts that cannot be continued."""
+        numbers = list(range(len(prompts))) if prompt_ids is None else list(prompt_ids)
+        check(prompts, numbers, positions=positions, vocab=vocab)
+        drawn = sampling.drawn
+        seeds = [sequence_seed(seed, step, number, sample) for number in numbers for sample in range(drawn)]
+        limits = [min(sampling.max_new_tokens, positions - len(prompt)) for prompt in prompts for _ in range(drawn)]
+        schedule = Schedule(
+            prompts, samples=drawn, seeds=seeds, slots=slots, prefill_tokens=prefill_tokens, together=together
+        )
+        return cls(
+            schedule=schedule,
+            out=Collected(len(seeds), max(limits, default=1), device=device),
+            stops=Stops(sampling, tokenizer, limits),
+            numbers=numbers,
+            seeds=seeds,
+            longest=max((len(p) + limits[i * drawn] for i, p in enumerate(prompts)), default=1),
+        )
+
+
+def check(prompts: Sequence[Sequence[int]], numbers: Sequence[int], *, positions: int, vocab: int) -> None:
+    """Refuse prompts that cannot be continued, the first twenty at once. Errors: `UserError`."""
+    faults = []
+    if len(set(numbers)) != len(prompts) or len(numbers) != len(prompts):
+        faults.append(f"{len(prompts)} prompts came with {len(set(numbers))} different prompt_ids; give each its own")
+    for number, prompt in enumerate(prompts):
+        if not len(prompt):
+            faults.append(f"prompt {number} is empty; begin it with the tokenizer's bos")
+        elif len(prompt) >= positions:
+            faults.append(
+                f"prompt {number} has {len(prompt)} tokens; the model has room for {positions} positions "
+                "(model.max_positions), completion included: shorten it"
+            )
+        elif min(prompt) < 0 or max(prompt) >= vocab:
+            low, high = min(prompt), max(prompt)
+            faults.append(f"prompt {number} holds ids from {low} to {high}; the model knows 0 to {vocab - 1}")
+    if faults:
+        raise UserError("these prompts cannot be continued:\n" + "\n".join(f"  - {fault}" for fault in faults[:20]))

@@ -1,0 +1,286 @@
+"""The sampling engine: (model, prompts, sampling) -> Rollout, for evaluation, reinforcement learning and serving.
+
+    rollout = generate(model, [[1, 5, 9], [1, 7]], Sampling(max_new_tokens=64, samples=8), seed=1)
+
+    engine = Engine(model, slots=64)                  # keeps the cache and what was compiled between calls
+    rollout = engine.generate(prompts, sampling, seed=1, step=step)
+    for new in engine.stream(prompts, sampling, seed=1): ...
+
+    admit waiting sequences -> prefill one chunk of their prompts | decode one token of every row -> finish -> again
+
+Continuous batching over the rows of one preallocated cache (see schedule.py); the device is looked at once a step. A
+sequence's draws depend on (seed, step, prompt, sample) alone. Kernels may round differently in other shapes, so batch
+size or neighbours can turn a draw that was on the edge; with `deterministic` every product has a shape that the
+sequence alone decides, and they cannot.
+
+Shapes: N sequences, R rows decoded, B lines of a prefill, T positions or most new tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+
+import torch
+from torch import distributed
+
+from lifecycle.batch import Rollout
+from lifecycle.errors import UserError
+from lifecycle.model import Cache, Decoder
+from lifecycle.rollout.call import Call, NewToken
+from lifecycle.rollout.collect import Collected, best
+from lifecycle.rollout.decode import cache_dtype, compute_dtype, is_plain, prepare
+from lifecycle.rollout.sampling import Sampling
+from lifecycle.rollout.schedule import NUMBER, PLACE, POSITION, Ints, Schedule
+from lifecycle.rollout.step import DecodeStep, bucket
+from lifecycle.rollout.stopping import Decoding
+
+TILE = 8
+"""Rows of every product in deterministic decoding."""
+
+FIXED_CHUNK = 64
+"""Positions of every prefill in deterministic mode."""
+
+
+OnToken = Callable[[int, int, int], None]
+
+
+def generate(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    seed: int,
+    step: int = 0,
+    tokenizer: Decoding | None = None,
+    prompt_ids: Sequence[int] | None = None,
+    weights_version: int = 0,
+    slots: int = 32,
+    prefill_chunk: int = 1024,
+    deterministic: bool = False,
+    on_token: OnToken | None = None,
+) -> Rollout:
+    """One call of a fresh `Engine`, whose arguments and method `generate` these are."""
+    engine = Engine(model, slots=slots, prefill_chunk=prefill_chunk, deterministic=deterministic)
+    return engine.generate(
+        prompts,
+        sampling,
+        seed=seed,
+        step=step,
+        tokenizer=tokenizer,
+        prompt_ids=prompt_ids,
+        weights_version=weights_version,
+        on_token=on_token,
+    )
+
+
+class Engine:
+    """Samples from one model, whose weights may change in place between calls.
+
+    slots: sequences decoded at a time. prefill_chunk: tokens of prompts in one forward pass. deterministic: no sequence
+    depends on the others in any bit. compiled: the decode step goes through torch.compile. graphs: it is recorded as
+    CUDA graphs (None: on CUDA, for a model on one device). dtype: of the cache; None is
+    the compute dtype.
+
+    Call it under autocast for bf16 over fp32 weights, or give it bf16 weights. Over a sharded model every rank calls,
+    with prompts of its own, and all step until all are done.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        *,
+        slots: int = 32,
+        prefill_chunk: int = 1024,
+        deterministic: bool = False,
+        compiled: bool = False,
+        graphs: bool | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if slots < 1 or prefill_chunk < 1:
+            raise UserError(f"the engine has slots={slots}, prefill_chunk={prefill_chunk}; both must be 1 or more")
+        self._model, self._slots, self._prefill_chunk, self._deterministic = model, slots, prefill_chunk, deterministic
+        self._compiled, self._dtype = compiled, dtype
+        self._device = model.embedding.weight.device
+        self._plain = is_plain(model)
+        self._shared = not self._plain and distributed.is_available() and distributed.is_initialized()
+        self._graphs = (self._device.type == "cuda" and self._plain) if graphs is None else graphs
+        self._step: DecodeStep | None = None
+        self._prefill_model = model
+        self._prepared_for: torch.dtype | None = None
+        self._addresses: list[int] = []
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        seed: int,
+        step: int = 0,
+        tokenizer: Decoding | None = None,
+        prompt_ids: Sequence[int] | None = None,
+        weights_version: int = 0,
+        on_token: OnToken | None = None,
+    ) -> Rollout:
+        """Completions of all prompts, in their order, those of a prompt together (the best first with best_of).
+
+        prompts: token ids, at least one each. prompt_ids: their stable numbers, which the seeds derive from; None
+        counts them. tokenizer: for the text, and for stop strings. on_token(prompt, sample, token) sees every token.
+        Errors: `UserError` for prompts that are empty, too long or not of the vocabulary; `FloatingPointError` where
+        logits are not finite.
+        """
+        call = self._begin(prompts, sampling, seed, step, prompt_ids, tokenizer)
+        for new in self._run(call, watched=on_token is not None):
+            if on_token is not None:
+                on_token(new.prompt, new.sample, new.token)
+        rollout = call.out.rollout(
+            [prompt for prompt in prompts for _ in range(sampling.drawn)],
+            samples=sampling.drawn,
+            prompt_ids=[number for number in call.numbers for _ in range(sampling.drawn)],
+            seeds=call.seeds,
+            tokenizer=tokenizer,
+            weights_version=weights_version,
+        )
+        return rollout if sampling.best_of is None else best(rollout, sampling)
+
+    def stream(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        seed: int,
+        step: int = 0,
+        tokenizer: Decoding | None = None,
+        prompt_ids: Sequence[int] | None = None,
+    ) -> Iterator[NewToken]:
+        """The tokens of all completions, those of one decode step after another."""
+        yield from self._run(self._begin(prompts, sampling, seed, step, prompt_ids, tokenizer), watched=True)
+
+    # -- a call
+
+    def _begin(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seed: int,
+        step: int,
+        prompt_ids: Sequence[int] | None,
+        tokenizer: Decoding | None,
+    ) -> Call:
+        call = Call.of(
+            prompts,
+            sampling,
+            seed=seed,
+            step=step,
+            prompt_ids=prompt_ids,
+            tokenizer=tokenizer,
+            positions=self._model.config.max_positions,
+            vocab=self._model.config.vocab,
+            slots=self._slots,
+            prefill_tokens=FIXED_CHUNK if self._deterministic else self._prefill_chunk,
+            together=not self._deterministic,
+            device=self._device,
+        )
+        with self._context():
+            self._make_ready(sampling, capacity=call.longest)
+        return call
+
+    def _make_ready(self, sampling: Sampling, *, capacity: int) -> None:
+        """Cache, prepared weights and buffers for this call; what is there and fits is kept."""
+        dtype = compute_dtype(self._model)
+        if self._step is None or self._prepared_for != dtype:
+            rows = TILE if self._deterministic else self._slots
+            self._prefill_model, decode = prepare(self._model, rows=rows, packed=not self._compiled)
+            self._step = DecodeStep(
+                decode, slots=self._slots, device=self._device, compiled=self._compiled, graphs=self._graphs
+            )
+            self._prepared_for = dtype
+        else:
+            self._step.decode.refresh()
+        addresses = [parameter.data_ptr() for parameter in self._model.parameters()] if self._graphs else []
+        if addresses != self._addresses:
+            self._step.forget_recordings()
+            self._addresses = addresses
+        if self._step.cache is None or self._step.cache.capacity < capacity:
+            self._step.set_cache(
+                Cache.empty(
+                    self._model.config,
+                    rows=self._slots,
+                    capacity=bucket(capacity),
+                    device=self._device,
+                    dtype=self._dtype or cache_dtype(self._model, self._step.decode),
+                )
+            )
+        self._step.set_sampling(sampling, vocab=self._model.config.vocab)
+
+    def _run(self, call: Call, *, watched: bool) -> Iterator[NewToken]:
+        """Step until all is done: one forward pass a round, so that the ranks of a sharded model stay together."""
+        schedule, step = call.schedule, self._step
+        assert step is not None
+        prefilled_last = False
+        while self._anyone(schedule.busy):
+            with self._context():
+                step.copy(schedule.admit())
+                # by turns: those at work wait for one chunk at most
+                prefilled_last = schedule.prefilling and not (prefilled_last and schedule.active)
+                if prefilled_last:
+                    chunk = schedule.chunk()
+                    width = FIXED_CHUNK if self._deterministic else chunk.width
+                    step.prefill(self._prefill_model, chunk, schedule.prompts, width=width)
+                    schedule.prefilled(chunk)
+                    continue
+                if not schedule.active:
+                    step.keep_pace(self._model)
+                    continue
+                tokens = self._decode(schedule, call.out)
+            yield from self._after(call, tokens, watched=watched)
+
+    def _after(self, call: Call, tokens: Ints, *, watched: bool) -> list[NewToken]:
+        """Who is done, and why; makes room for others. The news only for who watches."""
+        schedule = call.schedule
+        assert self._step is not None
+        rows = schedule.at_work()
+        schedule.step(len(tokens), tokens)
+        sequences, numbers, drawn = schedule.table[PLACE, rows], schedule.table[NUMBER, rows], tokens[rows]
+        ended = dict(call.stops.ended(sequences, drawn, numbers))
+        news = [
+            NewToken(sequence // schedule.samples, sequence % schedule.samples, token, ended.get(place))
+            for place, (sequence, token) in enumerate(zip(sequences.tolist(), drawn.tolist(), strict=True))
+            if watched
+        ]
+        for place, reason in ended.items():
+            call.out.end(int(sequences[place]), int(numbers[place]), reason)
+        if ended:
+            with self._context():
+                self._step.copy(schedule.finish([int(rows[place]) for place in ended]))
+        return news
+
+    # -- on the device
+
+    def _decode(self, schedule: Schedule, out: Collected) -> Ints:
+        assert self._step is not None
+        if schedule.changed:
+            self._step.set_table(schedule.table, schedule.take_entered())
+        if self._deterministic:
+            return self._step.tiles(schedule.table, out, TILE)
+        return self._step.run(schedule.active, int(schedule.table[POSITION].max()) + 1, out)
+
+    # -- ranks
+
+    def _anyone(self, busy: bool) -> bool:
+        if not self._shared:
+            return busy
+        flag = torch.tensor([int(busy)], device=self._device)
+        distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
+        return bool(flag)
+
+    def _context(self) -> AbstractContextManager[object]:
+        """No gradients, and autocast as the prepared weights want it."""
+        stack = ExitStack()
+        stack.enter_context(torch.no_grad() if self._shared else torch.inference_mode())
+        device_type = self._device.type
+        if torch.is_autocast_enabled(device_type):
+            dtype = torch.get_autocast_dtype(device_type)
+            # no cache: it would hand weights that know no gradient to the training step around this call
+            stack.enter_context(torch.autocast(device_type, dtype, enabled=not self._plain, cache_enabled=False))
+        return stack

@@ -1,0 +1,199 @@
+"""Prompts of a generation: from the command line, a file or standard input, and the token ids that stand for them.
+
+A text file holds a prompt a line; JSON Lines hold {"prompt": "..."} or {"messages": [{"role": ..., "content": ...}]} a
+line, with an optional "id". Standard input is read as JSON Lines if it begins with "{", else as text.
+
+A prompt becomes ids in one of two forms: as a turn of the user, by the tokenizer's chat template, or as the beginning
+of a document. Names of special tokens in what the user wrote are text in both forms: nobody ends a turn by writing
+"<|im_end|>".
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from lifecycle.errors import UserError
+
+LINE_FORM = 'a text file has a prompt a line, a .jsonl file {"prompt": "..."} or {"messages": [...]} a line'
+
+
+class ChatTokenizer(Protocol):
+    """What turning prompts into ids asks of a tokenizer."""
+
+    @property
+    def hf(self) -> Any: ...
+    @property
+    def bos_id(self) -> int: ...
+    @property
+    def eos_id(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+
+    def encode_batch(self, texts: Sequence[str]) -> Sequence[Any]:
+        """Ids of each text, without marks; names of special tokens in it are text."""
+        ...
+
+    def decode(self, ids: Sequence[int], *, specials: bool = False) -> str:
+        """The text of ids, without special tokens."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What is asked: a text, or the messages of a conversation (then `text` is None)."""
+
+    id: str
+    text: str | None
+    messages: tuple[Mapping[str, str], ...] = ()
+
+    @property
+    def opening(self) -> str:
+        """What is shown of it: the text, or the last message."""
+        return self.messages[-1]["content"] if self.text is None else self.text
+
+
+def read_prompts(prompt: str | Sequence[str] | None, file: str | None) -> list[Prompt]:
+    """The prompts of `stage.prompt` or of `stage.file` ("-": standard input).
+
+    Raises UserError where both or neither are given, where there are none, and for a line that cannot be read.
+    """
+    if (prompt is None) == (file is None):
+        given = "both" if prompt is not None else "neither"
+        raise UserError(
+            f"stage.prompt and stage.file: {given} given, wanted one of them: type stage.prompt='Return the', "
+            "stage.file=prompts.jsonl, or stage.file=- for standard input"
+        )
+    if prompt is not None:
+        texts = [prompt] if isinstance(prompt, str) else list(prompt)
+        found = [Prompt(id=str(number), text=text) for number, text in enumerate(texts)]
+    else:
+        assert file is not None
+        found = _of_lines(file)
+    if not found:
+        raise UserError(f"stage.{'prompt' if file is None else f'file={file}'} holds no prompt; {LINE_FORM}")
+    return found
+
+
+def _of_lines(file: str) -> list[Prompt]:
+    place = "standard input" if file == "-" else file
+    try:
+        content = sys.stdin.read() if file == "-" else Path(file).expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:  # absent, a folder, not text
+        raise UserError(f"stage.file={file} cannot be read: {error}; {LINE_FORM}") from error
+    json_lines = content.lstrip().startswith("{") if file == "-" else file.endswith((".jsonl", ".json"))
+    # split by line feeds alone: other line separators may stand inside a prompt
+    lines = [(number, line.rstrip("\r")) for number, line in enumerate(content.split("\n"), 1) if line.strip()]
+    if json_lines:
+        return [_of_row(line, f"{place}, line {number}", str(number)) for number, line in lines]
+    return [Prompt(id=str(number), text=line) for number, line in lines]
+
+
+def _of_row(line: str, place: str, number: str) -> Prompt:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place}: not JSON ({error}); {LINE_FORM}") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{place}: a {type(row).__name__}, wanted an object; {LINE_FORM}")
+    name, text, messages = str(row.get("id", number)), row.get("prompt", row.get("text")), row.get("messages")
+    if isinstance(text, str) and messages is None:
+        return Prompt(id=name, text=text)
+    if text is None and _are_messages(messages):
+        assert messages is not None
+        return Prompt(id=name, text=None, messages=tuple(messages))
+    raise UserError(f"{place}: wanted either prompt, a text, or messages, a list of role and content; {LINE_FORM}")
+
+
+def _are_messages(messages: Any) -> bool:
+    return (
+        isinstance(messages, list)
+        and bool(messages)
+        and all(
+            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+            for m in messages
+        )
+    )
+
+
+def encode(
+    prompts: Sequence[Prompt], tokenizer: ChatTokenizer, *, chat: bool, system: str | None, begin: bool
+) -> list[list[int]]:
+    """Ids of every prompt.
+
+    chat: a text is a turn of the user, after `system` if given. begin: a plain text follows the mark that documents
+    began with in training; else what the tokenizer itself puts before a text. Messages always go by the template.
+    Raises UserError for a conversation and a tokenizer without a chat template.
+    """
+    plain = [prompt.text for prompt in prompts if prompt.text is not None and not chat]
+    encoded = iter(tokenizer.encode_batch(plain))
+    before = [tokenizer.bos_id] if begin else _own_marks(tokenizer)
+    return [
+        [*before, *(int(i) for i in next(encoded))]
+        if prompt.text is not None and not chat
+        else _conversation(prompt, tokenizer, system)
+        for prompt in prompts
+    ]
+
+
+def _own_marks(tokenizer: ChatTokenizer) -> list[int]:
+    """What the tokenizer puts before a text by itself: nothing, or its bos."""
+    ids = list(tokenizer.hf("a").input_ids)
+    return ids[:1] if ids and ids[0] == tokenizer.hf.bos_token_id else []
+
+
+def _conversation(prompt: Prompt, tokenizer: ChatTokenizer, system: str | None) -> list[int]:
+    if not tokenizer.hf.chat_template:
+        raise UserError(
+            f"prompt {prompt.id} is to be a conversation, but the model's tokenizer has no chat template: give plain "
+            "prompts and stage.chat=false"
+        )
+    messages: list[Mapping[str, str]] = list(prompt.messages) or [{"role": "user", "content": prompt.text or ""}]
+    if system is not None and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": system}, *messages]
+    return _ids_of_turns(messages, tokenizer)
+
+
+def _ids_of_turns(messages: Sequence[Mapping[str, str]], tokenizer: ChatTokenizer) -> list[int]:
+    """The rendered template as ids; where contents name special tokens, these are encoded apart, as text."""
+
+    def render(turns: Sequence[Mapping[str, str]]) -> str:
+        return str(tokenizer.hf.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True))
+
+    def ids_of(text: str) -> list[int]:
+        return [int(i) for i in tokenizer.hf(text, add_special_tokens=False).input_ids]
+
+    whole, contents = render(messages), [message["content"] for message in messages]
+    special = [str(token) for token in tokenizer.hf.added_tokens_decoder.values() if token.special]
+    named = [name for name in special if any(name in content for content in contents)]
+    if not named:
+        return ids_of(whole)  # not piece by piece: a token may reach over the border of a content
+    holders = [f"\ue000{number}\ue001" for number in range(len(messages))]  # private use: in no template
+    frame = render([{**message, "content": holder} for message, holder in zip(messages, holders, strict=True)])
+    ids: list[int] = []
+    filled = ""
+    for holder, content in zip(holders, contents, strict=True):
+        before, _, frame = frame.partition(holder)
+        filled += before + content
+        ids += [*ids_of(before), *(int(i) for i in tokenizer.encode_batch([content])[0])]
+    if filled + frame != whole:  # the template trims or moves contents: they cannot be told from its own marks
+        raise UserError(
+            f"a message holds {', '.join(named)}, which the model's chat template would take for its own mark: "
+            "take it out of the message"
+        )
+    return [*ids, *ids_of(frame)]
+
+
+def end_ids(tokenizer: ChatTokenizer) -> tuple[int, ...]:
+    """The tokens that end a completion: end of text, and what the chat template puts behind a turn of the assistant."""
+    if not tokenizer.hf.chat_template:
+        return (tokenizer.eos_id,)
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\ue000"}]
+    behind = str(tokenizer.hf.apply_chat_template(turns, tokenize=False)).partition("\ue000")[2]
+    ids = tokenizer.hf(behind, add_special_tokens=False).input_ids[:1]
+    marks = {index for index, token in tokenizer.hf.added_tokens_decoder.items() if token.special}
+    return tuple(dict.fromkeys((tokenizer.eos_id, *(int(i) for i in ids if i in marks))))

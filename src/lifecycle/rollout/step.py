@@ -1,0 +1,184 @@
+"""What happens on the device: prompts go into the cache; a decode step feeds every row's last token and draws the next.
+
+The table of rows lives on the device and advances by itself; the host sends it again only when rows come or go. What
+computes (model and draw) has no effect but on the cache, so that it can be recorded as a CUDA graph or compiled.
+
+Shapes: S rows of the table, B rows of a step, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lifecycle.model import Cache, Decoder
+from lifecycle.rollout.collect import Collected
+from lifecycle.rollout.decode import Step, eagerly
+from lifecycle.rollout.sampling import Sampling, device_ids, draw, uniforms
+from lifecycle.rollout.schedule import NUMBER, PLACE, POSITION, SEED, TOKEN, Chunk, Ints, Move
+
+LEAST_BUCKET = 64
+FINE = 8
+"""Positions looked at are rounded up to this where shapes cost nothing."""
+
+
+def bucket(positions: int) -> int:
+    """Positions rounded up to one of few sizes: multiples of 64, further up of a quarter of the power of two below."""
+    size = max(LEAST_BUCKET, (1 << (max(positions, 1).bit_length() - 1)) // 4)
+    return -(-positions // size) * size
+
+
+class DecodeStep:
+    """The step of one model over `slots` rows.
+
+    Under `graphs` each pair of (rows, positions looked at) is recorded once; under `compiled` it is compiled once.
+    """
+
+    def __init__(self, decode: Step, *, slots: int, device: torch.device, compiled: bool, graphs: bool) -> None:
+        self.decode = decode
+        self.cache: Cache | None = None
+        self._slots, self._device, self._compiled, self._graphs = slots, device, compiled, graphs
+        self._table = torch.zeros(5, slots, dtype=torch.long, device=device)
+        self._compute = torch.compile(self._eager, dynamic=False) if compiled else self._eager
+        self._recorded: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor]]] = {}
+        self._sampling: Sampling | None = None
+        self._seen: Tensor | None = None
+        self._banned: Tensor | None = None
+
+    def set_cache(self, cache: Cache) -> None:
+        """Another cache, larger than the last."""
+        self.cache = cache
+        self._recorded.clear()
+
+    def set_sampling(self, sampling: Sampling, *, vocab: int) -> None:
+        """Other settings; recordings stay where nothing changed."""
+        if sampling == self._sampling:
+            return
+        self._sampling, self._banned = sampling, device_ids(sampling.banned_ids, self._device)
+        penalised = sampling.repetition_penalty != 1
+        self._seen = torch.zeros(self._slots, vocab, dtype=torch.bool, device=self._device) if penalised else None
+        self._recorded.clear()
+
+    def forget_recordings(self) -> None:
+        """The weights stand somewhere else."""
+        self._recorded.clear()
+
+    def set_table(self, table: Ints, entered: Mapping[int, Sequence[int]]) -> None:
+        """Rows came or went; table: (5, S), see schedule.py; `entered`: the prompts of those that came."""
+        self._table.copy_(torch.from_numpy(table))
+        if self._seen is not None:
+            for row, prompt in entered.items():
+                self._seen[row] = False
+                self._seen[row, torch.tensor(prompt, device=self._device)] = True
+
+    def copy(self, moves: Sequence[Move]) -> None:
+        """Make the moves all at once, from what stands there now."""
+        if not moves:
+            return
+        assert self.cache is not None
+        sources = torch.tensor([move.source for move in moves], device=self._device)
+        targets = torch.tensor([move.target for move in moves], device=self._device)
+        length = max(move.length for move in moves)
+        for stored in (*self.cache.keys, *self.cache.values):
+            stored[targets, :, :length] = stored[sources, :, :length]
+        if self._seen is not None:
+            self._seen[targets] = self._seen[sources]
+
+    def prefill(self, model: Decoder, chunk: Chunk, prompts: Sequence[Sequence[int]], *, width: int) -> None:
+        """Write a part of some prompts into the cache, `width` positions a line; what is behind a prompt is padding."""
+        assert self.cache is not None
+        ids = np.zeros((len(chunk.rows), width), np.int64)
+        positions = np.full_like(ids, -1)
+        for line, prompt in enumerate(chunk.prompts):
+            part = prompts[prompt][chunk.start : min(chunk.start + width, len(prompts[prompt]) - 1)]
+            ids[line, : len(part)] = part
+            positions[line, : len(part)] = np.arange(chunk.start, chunk.start + len(part))
+        self.cache.limit = min(bucket(chunk.start + width), self.cache.capacity)
+        given = (torch.from_numpy(x).to(self._device) for x in (ids, positions))
+        with eagerly(model):
+            model(*given, cache=self.cache, rows=torch.tensor(chunk.rows, device=self._device))
+
+    def keep_pace(self, model: Decoder) -> None:
+        """A forward pass of nothing, for the collectives of the other ranks."""
+        assert self.cache is not None
+        nothing = torch.zeros(1, 1, dtype=torch.long, device=self._device)
+        self.cache.limit = min(bucket(1), self.cache.capacity)
+        with eagerly(model):
+            model(nothing, nothing - 1, cache=self.cache)
+
+    def run(self, rows: int, longest: int, out: Collected) -> Ints:
+        """Draw for the first `rows` rows, whose longest will hold `longest` positions; their tokens, on the host."""
+        assert self.cache is not None
+        if self._graphs or self._compiled:  # of few shapes
+            wide = self._slots if self._compiled else min(1 << (rows - 1).bit_length(), self._slots)
+            limit = min(bucket(longest), self.cache.capacity)
+        else:
+            wide, limit = rows, min(-(-longest // FINE) * FINE, self.cache.capacity)
+        table = self._table[:, :wide]
+        ids, facts = self._replay(wide, limit) if self._graphs else self._compute(wide, limit)
+        self._note(table, ids, facts, out)
+        tokens: Ints = ids[:rows].cpu().numpy()
+        return tokens
+
+    def tiles(self, table: Ints, out: Collected, size: int) -> Ints:
+        """The same for all rows, in tiles of `size` rows that look at equally many positions: the shape of what is
+        computed for a row follows from its own position."""
+        assert self.cache is not None
+        looked_at: dict[int, list[int]] = {}
+        for row in np.flatnonzero(table[POSITION] >= 0).tolist():
+            looked_at.setdefault(bucket(int(table[POSITION, row]) + 1), []).append(row)
+        tokens = np.zeros(table.shape[1], np.int64)
+        for limit, rows in looked_at.items():
+            for start in range(0, len(rows), size):
+                part = rows[start : start + size]
+                index = torch.tensor(part + part[:1] * (size - len(part)), device=self._device)
+                tile = self._table[:, index]
+                tile[POSITION, len(part) :] = -1
+                ids, facts = self._draw(tile, index, limit)
+                n = len(part)
+                self._note(tile[:, :n], ids[:n], facts[:n], out, index[:n])
+                self._table[:, index[:n]] = tile[:, :n]
+                tokens[part] = ids[:n].cpu().numpy()
+        return tokens
+
+    def _note(self, table: Tensor, ids: Tensor, facts: Tensor, out: Collected, rows: Tensor | None = None) -> None:
+        """Keep what was drawn, and advance the rows at work."""
+        out.add(table[PLACE], table[NUMBER], ids, facts)
+        at_work = table[POSITION] >= 0
+        if self._seen is not None:
+            index = torch.arange(len(ids), device=self._device) if rows is None else rows
+            self._seen[index, ids] |= at_work
+        table[TOKEN] = ids
+        table[POSITION] += at_work
+        table[NUMBER] += at_work
+
+    def _eager(self, rows: int, limit: int) -> tuple[Tensor, Tensor]:
+        return self._draw(self._table[:, :rows], None, limit)
+
+    def _draw(self, table: Tensor, index: Tensor | None, limit: int) -> tuple[Tensor, Tensor]:
+        """Token ids (B,) and their facts (B, 4) for the rows of `table`, which are rows `index` of the cache."""
+        assert self.cache is not None and self._sampling is not None
+        self.cache.limit = limit
+        logits_BV = self.decode(table[TOKEN][:, None], table[POSITION][:, None], self.cache, index)
+        seen = None
+        if self._seen is not None:
+            seen = self._seen[: len(logits_BV)] if index is None else self._seen[index]
+        drawn = draw(
+            logits_BV, uniforms(table[SEED], table[NUMBER]), self._sampling, seen_RV=seen, banned_ids=self._banned
+        )
+        return drawn.ids, torch.stack(drawn[1:], dim=-1).float()
+
+    def _replay(self, rows: int, limit: int) -> tuple[Tensor, Tensor]:
+        if (rows, limit) not in self._recorded:
+            self._eager(rows, limit)  # libraries set themselves up at their first call, which a graph may not hold
+            torch.cuda.synchronize(self._device)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                drawn = self._eager(rows, limit)
+            self._recorded[rows, limit] = graph, drawn
+        graph, drawn = self._recorded[rows, limit]
+        graph.replay()
+        return drawn

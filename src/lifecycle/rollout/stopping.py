@@ -1,0 +1,69 @@
+"""When a completion ends, and why: a stop token, a stop string in its text, or no room for another token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from lifecycle.batch import StopReason
+from lifecycle.errors import UserError
+from lifecycle.rollout.sampling import Sampling
+from lifecycle.rollout.schedule import Ints
+
+MARGIN = 8
+"""Tokens looked at beyond the bytes of the longest stop string: some stand for no byte."""
+
+
+class Decoding(Protocol):
+    """What the engine asks of a tokenizer."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, without special tokens."""
+        ...
+
+
+class Stops:
+    """Looks at every token; `limits`: tokens that each sequence may have.
+
+    Errors: `UserError` for stop strings without a tokenizer to read them.
+    """
+
+    def __init__(self, sampling: Sampling, tokenizer: Decoding | None, limits: Sequence[int]) -> None:
+        if sampling.stop_strings and tokenizer is None:
+            raise UserError("sampling.stop_strings is set, but no tokenizer was given to look for them; give one")
+        self._ids, self._strings = np.array(sorted(set(sampling.stop_ids)), np.int64), sampling.stop_strings
+        self._tokenizer, self._most = tokenizer, sampling.max_new_tokens
+        self._limits = np.array(limits, np.int64)
+        # a token stands for at least one byte, so an occurrence that ends now began within so many tokens
+        self._tokens = MARGIN + max((len(text.encode()) for text in self._strings), default=0)
+        self._tails: dict[int, list[int]] = {}
+
+    def ended(self, sequences: Ints, tokens: Ints, numbers: Ints) -> list[tuple[int, StopReason]]:
+        """Which of the sequences end with these tokens, their `numbers`-th (from 1), and why: (place in the list, why).
+
+        A stop token comes before a stop string, and both before the length.
+        """
+        by_id = np.isin(tokens, self._ids)
+        by_length = numbers >= self._limits[sequences]
+        places = range(len(tokens)) if self._strings else np.flatnonzero(by_id | by_length).tolist()
+        found: list[tuple[int, StopReason]] = []
+        for place in places:
+            if by_id[place]:
+                found.append((place, "stop_id"))
+            elif self._strings and self._completes(int(sequences[place]), int(tokens[place])):
+                found.append((place, "stop_string"))
+            elif by_length[place]:
+                found.append((place, "length" if numbers[place] >= self._most else "capacity"))
+        for place, _ in found:
+            self._tails.pop(int(sequences[place]), None)
+        return found
+
+    def _completes(self, sequence: int, token: int) -> bool:
+        assert self._tokenizer is not None
+        tail = self._tails.setdefault(sequence, [])
+        tail.append(token)
+        del tail[: -self._tokens]
+        text = self._tokenizer.decode(tail)
+        return any(string in text for string in self._strings)

@@ -1,0 +1,49 @@
+"""A sampler to compare with: one sequence, the whole prefix again for every token, no cache, no batch."""
+
+import torch
+
+from lifecycle.model import Decoder
+from lifecycle.rollout.sampling import Sampling, draw, log_probabilities, sequence_seed, uniforms
+
+
+@torch.no_grad()
+def complete(
+    model: Decoder, prompt: list[int], sampling: Sampling, *, seed: int, step: int, prompt_id: int, sample: int
+) -> list[int]:
+    """New tokens after `prompt`, by ids and length alone."""
+    own = torch.tensor([sequence_seed(seed, step, prompt_id, sample)])
+    banned = torch.tensor(sampling.banned_ids, dtype=torch.long)
+    new: list[int] = []
+    while len(new) < sampling.max_new_tokens and len(prompt) + len(new) < model.config.max_positions:
+        seen = torch.zeros(1, model.config.vocab, dtype=torch.bool)
+        seen[0, prompt + new] = True
+        logits = last_logits(model, prompt + new)
+        drawn = draw(logits, uniforms(own, torch.tensor([len(new)])), sampling, seen_RV=seen, banned_ids=banned)
+        new.append(int(drawn.ids))
+        if new[-1] in sampling.stop_ids:
+            break
+    return new
+
+
+@torch.no_grad()
+def score(
+    model: Decoder, prompt: list[int], completion: list[int], threshold: torch.Tensor, sampling: Sampling
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A fresh scoring pass over a whole sequence: log-probabilities within the kept sets, untruncated, entropies."""
+    ids = torch.tensor([prompt + completion[:-1]])
+    hidden = model(ids, torch.arange(ids.shape[1])[None])[:, len(prompt) - 1 :]
+    logits = model.logits(hidden)[0]
+    seen = torch.zeros(len(completion), model.config.vocab, dtype=torch.bool)
+    for number in range(len(completion)):
+        seen[number, prompt + completion[:number]] = True
+    banned = torch.tensor(sampling.banned_ids, dtype=torch.long)
+    logp = log_probabilities(logits, sampling, seen_RV=seen, banned_ids=banned)
+    full = logp.gather(1, torch.tensor(completion)[:, None])[:, 0]
+    mass = torch.where(logp >= threshold[:, None], logp.exp(), 0).sum(-1)
+    return full - mass.log(), full, -(logp.exp() * logp).sum(-1)
+
+
+def last_logits(model: Decoder, ids: list[int]) -> torch.Tensor:
+    """(1, V) after the last of `ids`."""
+    hidden = model(torch.tensor([ids]), torch.arange(len(ids))[None])
+    return model.logits(hidden[:, -1])

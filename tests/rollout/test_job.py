@@ -1,0 +1,171 @@
+"""`stage=generate` from the command line's side: what goes in, what is left, and what is never half left."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lifecycle import config
+from lifecycle.data.tokenizer import train_bpe
+from lifecycle.errors import UserError
+from lifecycle.model import ModelConfig, build
+from lifecycle.model.huggingface import export
+from lifecycle.run import run
+
+TOKENIZER = train_bpe(["def return the value of it " * 5] * 20, vocab_size=320, digits=1)
+MODEL = ModelConfig(
+    family="llama",
+    layers=2,
+    width=32,
+    heads=2,
+    kv_heads=1,
+    head_dim=16,
+    ffn_width=48,
+    vocab_size=320,
+    max_positions=128,
+    rope_theta=1e4,
+    norm_eps=1e-5,
+    qk_norm=False,
+    tied_head=True,
+    init_std=0.2,
+)
+SMALL = ["hardware.precision=fp32", "stage.max_new_tokens=12", "stage.temperature=1.0"]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to run in, with `theirs`, a model from elsewhere, and `outputs/mine`, a run that trained on text."""
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path / "theirs", tmp_path / "outputs/mine/model"):
+        export(build(MODEL, seed=1), folder, tokenizer=TOKENIZER)
+    mine = tmp_path / "outputs/mine"
+    (mine / "run.json").write_text(json.dumps({"status": "finished", "stage": "pretrain"}))
+    (mine / "config.yaml").write_text(yaml.safe_dump({"stage": {"view": "text"}}))
+    return tmp_path
+
+
+def generate(*words: str) -> None:
+    chosen = [] if any(word.startswith("init_from=") for word in words) else ["init_from=mine"]
+    run(config.compose(["stage=generate", *SMALL, *chosen, *words]))
+
+
+def rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    return found
+
+
+def test_it_needs_a_model_and_no_data(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generate("stage.prompt=return the", "stage.samples=2", "data.sources.prose.path=nowhere.jsonl")
+    folder = place / "outputs/generate"
+    first, second = rows(folder / "completions.jsonl")
+    assert (first["prompt"], first["sample"], second["sample"]) == ("return the", 0, 1)
+    assert first["completion"] != second["completion"]
+    assert first["tokens"] <= 12 and first["logprob"] < 0
+    assert capsys.readouterr().out == "".join(
+        f"return the{row['completion']}\n{end}" for row, end in ((first, "\n"), (second, ""))
+    )
+    done = facts(folder)
+    assert (done["status"], done["stage"], done["error"]) == ("finished", "generate", None)
+    assert done["parent"]["path"] == str(place / "outputs/mine")
+    assert done["result"]["file"] == str(folder / "completions.jsonl")
+    assert (done["result"]["prompts"], done["result"]["completions"]) == (1, 2)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["stage"]["prompt"] == "return the"
+
+
+def test_a_completion_does_not_depend_on_the_prompts_beside_it(place: Path) -> None:
+    texts = []
+    for words in (["stage.prompt=[return]"], ["stage.prompt=[return,the value]", "stage.slots=1"], ["stage.slots=2"]):
+        asked = words if words[0].startswith("stage.prompt") else [*words, "stage.prompt=[return,the value,of it]"]
+        generate(*asked, "stage.samples=2", "deterministic=true")
+        texts.append([row["completion"] for row in rows(place / "outputs/generate/completions.jsonl")])
+    assert texts[0] == texts[1][:2] == texts[2][:2]
+    assert texts[1] == texts[2][:4]
+
+
+def test_another_prompt_replaces_an_unnamed_result_and_never_a_named_one(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for prompt in ("return", "the"):
+        generate(f"stage.prompt={prompt}")
+        assert [row["prompt"] for row in rows(place / "outputs/generate/completions.jsonl")] == [prompt]
+    generate("stage.prompt=return", "run=kept")
+    capsys.readouterr()
+    generate("stage.prompt=return", "run=kept")
+    assert "is finished; nothing to do" in capsys.readouterr().out
+    with pytest.raises(UserError, match="was started with other values of: stage.prompt"):
+        generate("stage.prompt=the", "run=kept")
+    assert [row["prompt"] for row in rows(place / "outputs/kept/completions.jsonl")] == ["return"]
+
+
+def test_a_call_that_fails_leaves_the_last_result_as_it_was(place: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        generate("stage.file=absent.jsonl")
+    folder = place / "outputs/generate"
+    assert not (folder / "run.json").exists() and not (folder / "config.yaml").exists()
+    generate("stage.prompt=return")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UserError, match="cannot be read"):
+        generate("stage.file=absent.jsonl")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_folder_of_another_stage_is_not_written_over(place: Path) -> None:
+    (place / "outputs/mine").rename(place / "outputs/generate")
+    (place / "outputs/generate/config.yaml").write_text(yaml.safe_dump({"stage": {"_target_": "x", "view": "text"}}))
+    before = facts(place / "outputs/generate")
+    with pytest.raises(UserError, match="was started with other values"):
+        generate("init_from=outputs/generate", "stage.prompt=return")
+    assert facts(place / "outputs/generate") == before
+
+
+def test_completions_go_where_they_are_sent(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generate("stage.prompt=return")
+    capsys.readouterr()
+    (place / "asked.jsonl").write_text('{"id": "a", "prompt": "return"}\n{"id": "b", "prompt": "the"}\n')
+    generate("stage.file=asked.jsonl", "stage.output=there/answers.jsonl")
+    found = rows(place / "there/answers.jsonl")
+    assert [row["id"] for row in found] == ["a", "b"]
+    assert not (place / "outputs/generate/completions.jsonl").exists()  # that of the call before
+    assert "return" not in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", io.StringIO((place / "asked.jsonl").read_text()))
+    generate("stage.file=-", "stage.output=-")
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == found
+
+
+def test_a_model_is_asked_in_the_form_that_it_was_taught(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    completions = {}
+    for name, words in {
+        "text": ["init_from=mine"],
+        "folder of text": ["init_from=outputs/mine/model"],
+        "elsewhere": ["init_from=theirs"],
+        "told to": ["init_from=mine", "stage.chat=true"],
+    }.items():
+        generate(*words, "stage.prompt=return", "stage.temperature=0")
+        completions[name] = rows(place / "outputs/generate/completions.jsonl")[0]["completion"]
+        said = capsys.readouterr().out
+        assert said.startswith("return\n" if name in ("elsewhere", "told to") else f"return{completions[name]}")
+    assert completions["text"] == completions["folder of text"]
+    assert completions["elsewhere"] == completions["told to"] != completions["text"]
+
+
+def test_the_best_of_several_is_the_most_probable_of_them(place: Path) -> None:
+    def logprobs(*words: str) -> list[float]:
+        generate("stage.prompt=return", *words)
+        return [row["logprob"] for row in rows(place / "outputs/generate/completions.jsonl")]
+
+    assert logprobs("stage.best_of=6", "stage.best_by=sum") == [max(logprobs("stage.samples=6"))]
+
+
+def test_without_a_model_it_says_what_to_type(place: Path) -> None:
+    with pytest.raises(UserError, match="init_from=RUN.*finished runs here: mine"):
+        run(config.compose(["stage=generate", "stage.prompt=return"]))
+    assert not (place / "outputs/generate/run.json").exists()

@@ -1,0 +1,217 @@
+"""What is drawn is what the settings say: every option beside a plain reference, and counts beside the distribution."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lifecycle.errors import UserError
+from lifecycle.rollout import sampling
+from lifecycle.rollout.sampling import Sampling, draw, log_probabilities, sequence_seed, threshold, uniforms
+
+R, V = 5, 300
+
+
+def logits(seed: int = 0, rows: int = R, vocab: int = V, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed), dtype=dtype) * 2
+
+
+def settings(**changes: Any) -> Sampling:
+    return Sampling(**{"max_new_tokens": 1, **changes})
+
+
+def reference_kept(row: Tensor, s: Sampling) -> set[int]:
+    """One row, one token at a time, by the words of the settings."""
+    p = row.softmax(0).tolist()
+    order = sorted(range(len(p)), key=lambda i: -p[i])
+    if s.temperature == 0:
+        return {order[0]}
+    kept = order[: s.top_k]
+    if s.top_p is not None:
+        total, held, chosen = sum(p[i] for i in kept), 0.0, []
+        for i in kept:
+            if held >= s.top_p * total:
+                break
+            chosen.append(i)
+            held += p[i]
+        kept = chosen
+    if s.min_p is not None:
+        kept = [i for i in kept if p[i] >= s.min_p * p[order[0]]]
+    return set(kept)
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.0},
+    {"temperature": 0.6},
+    {"temperature": 1.7},
+    {"top_k": 1},
+    {"top_k": 40},
+    {"top_k": V + 5},
+    {"top_p": 0.001},
+    {"top_p": 0.9},
+    {"top_p": 0.9999},
+    {"top_p": 1.0},
+    {"min_p": 0.05},
+    {"min_p": 1.0},
+    {"top_k": 30, "top_p": 0.8},
+    {"top_k": 30, "top_p": 0.8, "min_p": 0.1, "temperature": 0.8},
+    {"top_p": 0.95, "min_p": 0.01},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("vocab", [V, 700])  # a top-p over more than the candidates, and over fewer
+def test_the_kept_set_and_its_probabilities_are_the_references(options: dict[str, Any], vocab: int) -> None:
+    s, z = settings(**options), logits(vocab=vocab)
+    logp = log_probabilities(z, s)
+    edge = threshold(logp, s) if s.truncates else torch.full((R,), -torch.inf, dtype=z.dtype)
+    drawn = draw(z, torch.rand(R, generator=torch.Generator().manual_seed(1), dtype=torch.float64), s)
+    torch.testing.assert_close(drawn.threshold, edge)
+    for r in range(R):
+        scaled = z[r] / (s.temperature or 1)
+        kept = reference_kept(scaled, s)
+        assert set(torch.nonzero(logp[r] >= edge[r])[:, 0].tolist()) == kept
+        token = int(drawn.ids[r])
+        assert token in kept
+        p = scaled.softmax(0)
+        assert drawn.full_logprobs[r].item() == pytest.approx(p[token].log().item())
+        mass = p[sorted(kept)].sum()
+        assert drawn.logprobs[r].item() == pytest.approx((p[token] / mass).log().item(), abs=1e-9)
+        assert drawn.entropy[r].item() == pytest.approx(-(p * p.log()).sum().item())
+
+
+@pytest.mark.parametrize("options", [o for o in OPTIONS if o], ids=str)
+def test_looking_at_candidates_alone_changes_no_bit(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    s, z = settings(**options), logits(rows=50, vocab=2000, dtype=torch.float32) * 2
+    u = torch.rand(50, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    few = draw(z, u, s)
+    monkeypatch.setattr(sampling, "_among_candidates", lambda *_: None)
+    for found, wanted in zip(few, draw(z, u, s), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+    assert torch.equal(few.ids, draw(z, u, s).ids)
+
+
+def test_more_ties_than_candidates_are_still_kept_together() -> None:
+    z = torch.cat((torch.ones(1, 100), torch.zeros(1, 400)), dim=1)
+    drawn = draw(z, torch.tensor([0.999], dtype=torch.float64), settings(top_k=5))
+    assert drawn.ids.item() == 99 and drawn.logprobs.item() == pytest.approx(-math.log(100), abs=1e-5)
+
+
+def test_the_threshold_stands_clear_of_both_sides() -> None:
+    s = settings(top_k=3)
+    p = torch.tensor([[0.4, 0.3, 0.2, 0.1]], dtype=torch.float64)
+    assert threshold(p.log(), s).item() == pytest.approx((math.log(0.2) + math.log(0.1)) / 2)
+
+
+@pytest.mark.parametrize("options", [{"top_k": 2}, {"top_p": 0.5}, {"top_k": 2, "top_p": 0.99}, {"temperature": 0.0}])
+def test_ties_are_kept_together(options: dict[str, Any]) -> None:
+    s = settings(**options)
+    p = torch.tensor([[0.05, 0.3, 0.3, 0.3, 0.05]], dtype=torch.float64)
+    logp = p.log()
+    assert (logp >= threshold(logp, s)[:, None]).tolist() == [[False, True, True, True, False]]
+    drawn = draw(logp, torch.tensor([0.999], dtype=torch.float64), s)
+    assert drawn.ids.item() == (1 if s.temperature == 0 else 3)
+    assert drawn.logprobs.item() == pytest.approx(math.log(1 / 3))
+
+
+def test_what_a_rounding_could_swap_is_kept_together() -> None:
+    z = torch.tensor([[0.0, 1.0, 1.0 + 5e-6, -1.0]], dtype=torch.float64)
+    for k in (1, 2):
+        s = settings(top_k=k)
+        logp = log_probabilities(z, s)
+        assert (logp >= threshold(logp, s)[:, None]).tolist() == [[False, True, True, False]]
+    assert draw(z, torch.tensor([0.0], dtype=torch.float64), settings(temperature=0.0)).ids.item() == 2
+
+
+def test_a_uniform_picks_by_the_cumulative_probability() -> None:
+    p = torch.tensor([[0.25, 0.0, 0.5, 0.25]], dtype=torch.float64)
+    edges = {0.0: 0, 0.2499: 0, 0.25: 2, 0.7499: 2, 0.75: 3, 1 - 2**-53: 3}
+    for u, token in edges.items():
+        z = p.clamp(min=1e-300).log()
+        assert draw(z, torch.tensor([u], dtype=torch.float64), settings()).ids.item() == token
+
+
+def test_the_penalty_falls_on_seen_tokens_alone() -> None:
+    s = settings(repetition_penalty=2.0)
+    z, seen = torch.tensor([[2.0, -1.0, 2.0, -1.0]]), torch.tensor([[True, True, False, False]])
+    expected = torch.tensor([[1.0, -2.0, 2.0, -1.0]]).log_softmax(-1)
+    torch.testing.assert_close(log_probabilities(z, s, seen_RV=seen), expected)
+
+
+def test_banned_tokens_are_never_drawn_and_weigh_nothing() -> None:
+    z, banned = logits(rows=200), torch.tensor([0, 7, 299])
+    for options in ({}, {"top_k": 298}, {"top_p": 0.999}):
+        u = torch.rand(200, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        drawn = draw(z, u, settings(**options), banned_ids=banned)
+        assert not torch.isin(drawn.ids, banned).any()
+        assert torch.isfinite(drawn.entropy).all()
+    open_ids = [i for i in range(V) if i not in banned.tolist()]
+    exact = z[:, open_ids].log_softmax(-1)
+    torch.testing.assert_close(log_probabilities(z, settings(), banned_ids=banned)[:, open_ids], exact)
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 6}, {"top_p": 0.8, "temperature": 1.3}, {"min_p": 0.2}], ids=str)
+def test_frequencies_match_the_distribution_by_chi_square(options: dict[str, Any]) -> None:
+    s, draws, vocab = settings(**options), 20_000, 12
+    z = logits(seed=3, rows=1, vocab=vocab) / 2
+    seeds = torch.tensor([sequence_seed(1, 0, n, 0) for n in range(draws)])
+    drawn = draw(z.expand(draws, -1), uniforms(seeds, torch.zeros_like(seeds)), s)
+    logp = log_probabilities(z, s)[0]
+    kept = logp >= drawn.threshold[0]
+    p = torch.where(kept, logp.exp(), 0) / logp.exp()[kept].sum()
+    counts = torch.bincount(drawn.ids, minlength=vocab).double()
+    assert not counts[~kept].any()
+    chi_square = ((counts - draws * p).square() / (draws * p))[kept].sum().item()
+    freedom = int(kept.sum()) - 1
+    # the 99.9th percentile, by the approximation of Wilson and Hilferty
+    assert chi_square < freedom * (1 - 2 / (9 * freedom) + 3.09 * math.sqrt(2 / (9 * freedom))) ** 3
+
+
+def test_uniforms_are_those_of_the_published_generator() -> None:
+    # SplitMix64 started from 1234567: the first three outputs, as its authors' code prints them
+    outputs = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    found = uniforms(torch.full((3,), 1234567), torch.arange(3))
+    assert found.tolist() == [(x >> 11) * 2.0**-53 for x in outputs]
+
+
+def test_uniforms_are_even_and_depend_on_seed_and_number() -> None:
+    seeds = torch.tensor([sequence_seed(5, 2, n, 1) for n in range(4000)])
+    u = torch.stack([uniforms(seeds, torch.full_like(seeds, n)) for n in range(3)])
+    assert bool(((u >= 0) & (u < 1)).all())
+    counts = torch.histc(u.float(), bins=20, min=0, max=1)
+    assert ((counts - 600).square() / 600).sum() < 43.8  # 99.9th percentile for 19 degrees of freedom
+    assert abs(torch.corrcoef(u)[0, 1].item()) < 0.06
+    assert (
+        len({sequence_seed(*key) for key in [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]})
+        == 5
+    )
+
+
+def test_half_precision_logits_are_summed_in_fp32() -> None:
+    z = logits(dtype=torch.float32).bfloat16()
+    drawn = draw(z, torch.full((R,), 0.5, dtype=torch.float64), settings(top_k=40))
+    exact = draw(z.double(), torch.full((R,), 0.5, dtype=torch.float64), settings(top_k=40))
+    assert drawn.logprobs.dtype == torch.float32
+    assert torch.equal(drawn.ids, exact.ids)
+    torch.testing.assert_close(drawn.logprobs.double(), exact.logprobs, atol=1e-5, rtol=0)
+
+
+def test_all_faults_are_listed_at_once() -> None:
+    with pytest.raises(UserError) as caught:
+        Sampling(
+            max_new_tokens=0,
+            temperature=-1,
+            top_k=0,
+            top_p=1.5,
+            min_p=0,
+            repetition_penalty=0,
+            stop_strings=("",),
+            samples=4,
+            best_of=2,
+            best_by="best",  # type: ignore[arg-type]
+        )
+    names = "max_new_tokens temperature top_k top_p min_p repetition_penalty stop_strings best_of best_by".split()
+    assert all(name in str(caught.value) for name in names)
