@@ -119,6 +119,7 @@ def test_log_probabilities_are_those_that_training_computes(model: Decoder) -> N
     assert worst < 1e-5
 
 
+@pytest.mark.slow
 def test_a_thousand_sequences_do_not_depend_on_their_batch(model: Decoder) -> None:
     asked, sampling = prompts(250, seed=2), settings(samples=4, temperature=0.9, top_k=40, max_new_tokens=8)
     wanted = completions(generate(model, asked, sampling, seed=1, slots=32))

@@ -22,6 +22,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lifecycle.errors import UserError
 
@@ -30,6 +31,9 @@ BANNED = -1e30
 
 TIE = 2e-5
 """Log-probabilities this near are equal: no rounding may tell them apart at the edge of a kept set."""
+
+SMALLEST = -80.0
+"""Log-probability from which on a token counts as impossible."""
 
 CANDIDATES = 256
 """On a CPU a top-p or min-p looks at so many of the most probable tokens before it looks at all of them."""
@@ -128,7 +132,8 @@ def draw(
     `banned_ids` int64, `sampling.banned_ids` on the device.
     """
     logp_RV = log_probabilities(logits_RV, sampling, seen_RV=seen_RV, banned_ids=banned_ids)
-    p_RV = logp_RV.exp()
+    # below SMALLEST exactly 0: numbers near the end of fp32 take a CPU a hundred times as long
+    p_RV = F.threshold(logp_RV, SMALLEST, -torch.inf).exp()
     entropy_R = -torch.linalg.vecdot(p_RV, logp_RV)
     if not sampling.truncates:
         ids_R, _ = _invert(p_RV, uniforms_R)
