@@ -204,3 +204,27 @@ def test_epoch_positions_count_one_pass_of_the_largest_source(texts: Path) -> No
     positions = data.epoch_positions()
     prepare(data=data, folder=texts / "made", processes=1)
     assert module(texts, prepared=str(texts / "made")).epoch_positions() == positions > 1000
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("by", ["split", "file"])
+def test_a_split_or_a_file_of_its_own_is_the_whole_validation_set(texts: Path, by: str, prepared: bool) -> None:
+    (texts / "apart.jsonl").write_text("".join(json.dumps({"text": f"apart {n}"}) + "\n" for n in range(7)))
+    spec = SourceSpec(path="short.jsonl", validation="apart.jsonl")
+    if by == "split":
+        spec = SourceSpec(path={"train": "short.jsonl", "aside": "apart.jsonl"}, validation="aside")
+    changes: dict[str, Any] = {"sources": {"short": spec}, "epoch_source": None}
+    if prepared:
+        prepare(data=module(texts, **changes), folder=texts / "made", processes=1)
+        changes["prepared"] = str(texts / "made")
+    made = module(texts, **changes)
+    assert made.held_out["short"].documents == 7
+    trained = made.open_documents("short", 0, 1, None)
+    assert "short" in made.tokenizer.decode(trained.next().tolist())
+
+
+def test_a_validation_file_that_gives_nothing_is_refused(texts: Path) -> None:
+    (texts / "empty.jsonl").write_text("")
+    spec = SourceSpec(path="short.jsonl", validation="empty.jsonl")
+    with pytest.raises(UserError, match=r"data.sources.short.validation is 'empty.jsonl', which gives no document"):
+        module(texts, sources={"short": spec}, epoch_source=None)

@@ -263,14 +263,15 @@ class DataModule(pl.LightningDataModule):
         return from_recipe(tokenizer, texts, self.cache / "tokenizers", f"{key}|{self.seed}")
 
     def _held_out_documents(self, source: Source) -> Documents | None:
-        if self.prepared is not None:
+        if self.prepared is not None and source.held_out is not None:  # a split of its own is never prepared
             shards = self.prepared[source.name].validation
             return PreparedDocuments(shards, 1, 0, 1, self.seed, None) if shards.documents else None
         held = held_out_source(source, root=self._root, cache=self.cache)
         if held is None:
             return None
+        share = held.held_out is not None  # else every row of the split or file is held out
         return RawDocuments(
-            held, self.tokenizer.documents, stream=0, streams=1, seed=self.seed, buffer=1000, shuffle=False, held=True
+            held, self.tokenizer.documents, stream=0, streams=1, seed=self.seed, buffer=1000, shuffle=False, held=share
         )
 
     def _rank(self) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from lifecycle.batch import TokenBatch
 from lifecycle.data.packing import COLUMNS, Piece, Row, arrays, best_fit, cut
 from lifecycle.data.source import Source
 from lifecycle.data.stream import Documents, Exhausted
+from lifecycle.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,13 @@ def held_out_sets(
         for source in members:
             documents = open_documents(source)
             wanted = int(tokens * weights[source.name] / share)
-            pieces += collect(documents, tokens=wanted, source=source.index) if documents else []
+            found = collect(documents, tokens=wanted, source=source.index) if documents else []
+            if isinstance(source.spec.validation, str) and wanted and not found:
+                raise UserError(
+                    f"data.sources.{source.name}.validation is '{source.spec.validation}', which gives no document "
+                    "that passes the source's format and filters: name another split or file, or null for none"
+                )
+            pieces += found
         if pieces:
             packed[domain] = pack(domain, pieces, row_length, sum(byte_count(piece.ids) for piece in pieces))
     return packed
