@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import main, peak_mb, spread
+from benchmarks.reference import MODEL, VOCABULARY, hf_config, litgpt_model, our_config
 
 PROMPTS, LENGTH, NEW, TOP_K = 16, 64, 128, 40
 GROUPS, SAMPLES = 4, 8
-LAYERS, WIDTH, HEADS, FFN, VOCABULARY = 8, 384, 6, 1024, 8192
 VARIANTS = {
     "ours_fp32": "ours",
     "hf_static_fp32": "peers",
@@ -49,26 +49,10 @@ def prompts(count: int) -> Tensor:
 
 
 def ours(name: str, runs: int) -> dict[str, Any]:
-    from lifecycle.model import ModelConfig, build
+    from lifecycle.model import build
     from lifecycle.rollout import Engine, Sampling
 
-    config = ModelConfig(
-        family="llama",
-        layers=LAYERS,
-        width=WIDTH,
-        heads=HEADS,
-        kv_heads=HEADS,
-        head_dim=WIDTH // HEADS,
-        ffn_width=FFN,
-        vocab_size=VOCABULARY,
-        max_positions=2048,
-        rope_theta=1e4,
-        norm_eps=1e-6,
-        qk_norm=False,
-        tied_head=True,
-        init_std=0.02,
-    )
-    model = build(config, seed=0)
+    model = build(our_config(max_positions=2048, norm_eps=1e-6), seed=0)
     if name.endswith("bf16"):
         model.bfloat16()
     grouped = "group" in name
@@ -84,24 +68,10 @@ def ours(name: str, runs: int) -> dict[str, Any]:
 
 
 def hf(name: str, runs: int) -> dict[str, Any]:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        intermediate_size=FFN,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=HEADS,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=2,
-        attn_implementation="sdpa",
-    )
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config).eval()
+    model = LlamaForCausalLM(hf_config(bos_token_id=0, eos_token_id=1, pad_token_id=2)).eval()
     if name.endswith("bf16"):
         model = model.bfloat16()
     samples = SAMPLES if "group" in name else 1
@@ -120,29 +90,9 @@ def hf(name: str, runs: int) -> dict[str, Any]:
 
 
 def litgpt(name: str, runs: int) -> dict[str, Any]:
-    from litgpt import GPT, Config
     from litgpt.generate.base import batched_generate_fn
 
-    config = Config(
-        name="reference",
-        block_size=LENGTH + NEW,
-        vocab_size=VOCABULARY,
-        padded_vocab_size=VOCABULARY,
-        n_layer=LAYERS,
-        n_head=HEADS,
-        n_query_groups=HEADS,
-        n_embd=WIDTH,
-        rotary_percentage=1.0,
-        parallel_residual=False,
-        bias=False,
-        norm_class_name="RMSNorm",
-        mlp_class_name="LLaMAMLP",
-        intermediate_size=FFN,
-        norm_eps=1e-6,
-    )
-    torch.manual_seed(0)
-    model = GPT(config).eval()
-    model.lm_head.weight = model.transformer.wte.weight  # no switch ties them there
+    model = litgpt_model(block_size=LENGTH + NEW, norm_eps=1e-6).eval()
     if name.endswith("bf16"):
         model = model.bfloat16()
     asked, sample = prompts(PROMPTS), {"temperature": 1.0, "top_k": TOP_K, "top_p": 1.0}
@@ -190,10 +140,11 @@ def floor(_: str, runs: int) -> dict[str, Any]:
     large, product = torch.randn(50_000_000), torch.randn(2048, 2048)
     bandwidth = max(large.numel() * 4 / seconds(lambda: large.sum()) for _ in range(runs + 1))
     rate = max(2 * 2048**3 / seconds(lambda: product @ product) for _ in range(runs + 1))
-    parameters = LAYERS * (4 * WIDTH**2 + 3 * WIDTH * FFN) + VOCABULARY * WIDTH
+    layers, width, ffn = MODEL["layers"], MODEL["width"], MODEL["ffn_width"]
+    parameters = layers * (4 * width**2 + 3 * width * ffn) + VOCABULARY * width
     found: dict[str, Any] = {"bandwidth_gb_s": round(bandwidth / 1e9, 1), "matmul_gflop_s": round(rate / 1e9)}
     for rows in (PROMPTS, GROUPS * SAMPLES):
-        cache = rows * (LENGTH + NEW / 2) * 2 * LAYERS * WIDTH * 4
+        cache = rows * (LENGTH + NEW / 2) * 2 * layers * width * 4
         found[f"{rows}_rows"] = {
             "weights_ms": round(4 * parameters / bandwidth * 1e3, 2),
             "cache_ms": round(cache / bandwidth * 1e3, 2),

@@ -27,10 +27,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import machine, main, peak_mb, spread
+from benchmarks.reference import MODEL, VOCABULARY, hf_config, litgpt_model, our_config
 
 ROWS, LENGTH, STEPS = 8, 512, 3
-MODEL = {"layers": 8, "width": 384, "heads": 6, "kv_heads": 6, "head_dim": 64, "ffn_width": 1024}
-VOCABULARY = 8192
 OURS = ("fp32", "bf16", "compile_fp32", "compile_bf16")
 VARIANTS = {
     "ours_run_auto": "ours",
@@ -118,21 +117,10 @@ def packed() -> Iterator[Any]:
 
 def ours_bare(name: str, runs: int) -> dict[str, Any]:
     from lifecycle.losses import linear_cross_entropy
-    from lifecycle.model import Documents, ModelConfig, build, compile_model
+    from lifecycle.model import Documents, build, compile_model
     from lifecycle.optim import clip_gradients
 
-    config = ModelConfig(
-        family="llama",
-        **MODEL,
-        vocab_size=VOCABULARY,
-        max_positions=1024,
-        rope_theta=1e4,
-        norm_eps=1e-5,
-        qk_norm=False,
-        tied_head=True,
-        init_std=0.02,
-    )
-    model = build(config, seed=0)
+    model = build(our_config(), seed=0)
     compiled = "compile" in name
     if compiled:
         compile_model(model, unit="model")
@@ -157,23 +145,6 @@ def ours_bare(name: str, runs: int) -> dict[str, Any]:
     return timed(step, runs, warm=3)
 
 
-def hf_config() -> Any:
-    from transformers import LlamaConfig
-
-    return LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=MODEL["width"],
-        intermediate_size=MODEL["ffn_width"],
-        num_hidden_layers=MODEL["layers"],
-        num_attention_heads=MODEL["heads"],
-        num_key_value_heads=MODEL["kv_heads"],
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        use_cache=False,
-        attn_implementation="sdpa",
-    )
-
-
 def random_rows(count: int, length: int = LENGTH) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [torch.randint(3, VOCABULARY, (ROWS, length), generator=generator) for _ in range(count)]
@@ -183,7 +154,7 @@ def hf_bare(name: str, runs: int) -> dict[str, Any]:
     from transformers import LlamaForCausalLM
 
     torch.manual_seed(0)
-    model = LlamaForCausalLM(hf_config())
+    model = LlamaForCausalLM(hf_config(use_cache=False))
     run = torch.compile(model) if "compile" in name else model
     batches = random_rows(3 + runs * STEPS)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
@@ -230,35 +201,17 @@ def hf_trainer(name: str, runs: int) -> dict[str, Any]:
             lr_scheduler_type="constant",
             disable_tqdm=True,
         )
-        Trainer(model=LlamaForCausalLM(hf_config()), args=arguments, train_dataset=data, callbacks=[Clock()]).train()
+        model = LlamaForCausalLM(hf_config(use_cache=False))
+        Trainer(model=model, args=arguments, train_dataset=data, callbacks=[Clock()]).train()
     ends = [marks[1 + block * STEPS] for block in range(runs + 1)]
     rates = [ROWS * LENGTH * STEPS / (after - before) for before, after in zip(ends, ends[1:], strict=False)]
     return {"tokens_per_s": spread(rates), "peak_rss_mb": round(peak_mb())}
 
 
 def litgpt_bare(name: str, runs: int) -> dict[str, Any]:
-    from litgpt import GPT, Config
     from torch.nn import functional as F
 
-    config = Config(
-        name="reference",
-        block_size=LENGTH,
-        vocab_size=VOCABULARY,
-        padded_vocab_size=VOCABULARY,
-        n_layer=MODEL["layers"],
-        n_head=MODEL["heads"],
-        n_query_groups=MODEL["kv_heads"],
-        n_embd=MODEL["width"],
-        rotary_percentage=1.0,
-        parallel_residual=False,
-        bias=False,
-        norm_class_name="RMSNorm",
-        mlp_class_name="LLaMAMLP",
-        intermediate_size=MODEL["ffn_width"],
-    )
-    torch.manual_seed(0)
-    model = GPT(config)
-    model.lm_head.weight = model.transformer.wte.weight  # no switch ties them there
+    model = litgpt_model(block_size=LENGTH)
     run = torch.compile(model) if "compile" in name else model
     batches = random_rows(3 + runs * STEPS, LENGTH + 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)

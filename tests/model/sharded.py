@@ -3,13 +3,13 @@
 python sharded.py RANK STORE_FILE FOLDER
 """
 
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from tests.two_ranks import leave
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -123,8 +123,7 @@ def main() -> None:
             check_training(config, mesh, rank, checkpointing=checkpointing)
         check_half(config, mesh, rank)
     (folder / f"done-{rank}").touch()
-    dist.destroy_process_group()
-    os._exit(0)  # a thread of gloo that is still there would abort Python's own end
+    leave()
 
 
 if __name__ == "__main__":

@@ -1,24 +1,12 @@
 """A decoder shared out between two gloo processes trains like a whole one."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from tests.two_ranks import run_two
 
 
 @pytest.mark.slow
 def test_a_sharded_decoder_trains_like_a_whole_one(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("sharded.py")
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(tmp_path / "store"), str(tmp_path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [rank.communicate(timeout=180)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(said)
+    run_two(Path(__file__).with_name("sharded.py"), tmp_path)
     assert {path.name for path in tmp_path.glob("done-*")} == {"done-0", "done-1"}

@@ -4,13 +4,13 @@ python sharded.py RANK STORE_FILE FOLDER
 """
 
 import copy
-import os
 import sys
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from tests.two_ranks import leave
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -133,8 +133,7 @@ def main() -> None:
     for name in SPECS:
         compare(name, rank, folder)
     mixed(rank)
-    dist.destroy_process_group()
-    os._exit(0)  # a thread of gloo that is still there would abort Python's own end
+    leave()
 
 
 if __name__ == "__main__":

@@ -8,30 +8,16 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from tests.model.sharded import TIED
+from tests.two_ranks import leave
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
-from lifecycle.model import ModelConfig, build
+from lifecycle.model import build
 from lifecycle.model.sharding import shard
 from lifecycle.rollout import Engine, Sampling, generate
 
 WORLD = 2
-CONFIG = ModelConfig(
-    family="qwen3",
-    layers=2,
-    width=24,
-    heads=4,
-    kv_heads=2,
-    head_dim=8,
-    ffn_width=40,
-    vocab_size=65,  # which two ranks cannot halve
-    max_positions=64,
-    rope_theta=1e4,
-    norm_eps=1e-5,
-    qk_norm=True,
-    tied_head=True,
-    init_std=0.2,
-)
 PROMPTS = [[1, 2, 3, 4], [5], [6, 7, 8], [9, 10]]
 SAMPLING = Sampling(max_new_tokens=9, top_k=20, samples=2, stop_ids=(11, 12, 13, 14))
 
@@ -39,9 +25,9 @@ SAMPLING = Sampling(max_new_tokens=9, top_k=20, samples=2, stop_ids=(11, 12, 13,
 def main(rank: int, store: str, folder: Path) -> None:
     """Rank 0 has three prompts, rank 1 one, then none."""
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
-    whole = build(CONFIG, seed=1)
+    whole = build(TIED, seed=1)
     wanted = generate(whole, PROMPTS, SAMPLING, seed=0)
-    model = build(CONFIG, seed=1)
+    model = build(TIED, seed=1)
     shard(model, init_device_mesh("cpu", (WORLD,)), param_dtype=torch.float32, reduce_dtype=torch.float32)
     engine = Engine(model, slots=2, prefill_chunk=3)
     for mine in ([0, 1, 2], [3]) if rank == 0 else ([3], []):
@@ -51,7 +37,7 @@ def main(rank: int, store: str, folder: Path) -> None:
             assert found.completion(row) == wanted.completion(at)
             assert torch.allclose(found.logprobs[row][found.mask[row]], wanted.logprobs[at][wanted.mask[at]], atol=1e-5)
     train(model)
-    replica = build(CONFIG, seed=1)
+    replica = build(TIED, seed=1)
     wrapped = DistributedDataParallel(replica)
     mine = [0, 1] if rank == 0 else [2]
     found = generate(wrapped.module, [PROMPTS[i] for i in mine], SAMPLING, seed=0, prompt_ids=mine)
@@ -59,7 +45,7 @@ def main(rank: int, store: str, folder: Path) -> None:
         wanted.completion(2 * i + sample) for i in mine for sample in range(2)
     ]
     (folder / f"done-{rank}").touch()
-    dist.destroy_process_group()
+    leave()
 
 
 def train(model: torch.nn.Module) -> None:

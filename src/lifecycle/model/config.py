@@ -11,7 +11,7 @@ from typing import get_args
 
 from lifecycle.errors import UserError
 from lifecycle.model.families import Family, family_faults
-from lifecycle.model.switches import Latent, MoE, RopeScaling
+from lifecycle.model.switches import Latent, MoE, RopeScaling, not_positive
 
 VOCAB_MULTIPLE = 64
 """Vocabularies are padded up to this: matrix units want aligned edges, and it divides over ranks."""
@@ -63,11 +63,7 @@ class ModelConfig:
     def _sizes(self) -> list[str]:
         names = "layers width heads kv_heads head_dim ffn_width vocab_size max_positions rope_theta norm_eps init_std"
         positive = {key: getattr(self, key) for key in [*names.split(), "sliding_window", "logit_softcap"]}
-        return [
-            f"model.{key} is {value}; it must be above 0"
-            for key, value in positive.items()
-            if value is not None and not value > 0
-        ]
+        return not_positive("model", positive)
 
     def _combinations(self) -> list[str]:
         faults = []

@@ -54,11 +54,10 @@ class Call:
         device: torch.device,
     ) -> Call:
         """For a model with room for `positions`. Errors: `UserError` for prompts that cannot be continued."""
-        numbers = list(range(len(prompts))) if prompt_ids is None else list(prompt_ids)
-        check(prompts, numbers, positions=positions, vocab=vocab)
         drawn = sampling.drawn
-        seeds = [sequence_seed(seed, step, number, sample) for number in numbers for sample in range(drawn)]
-        limits = [min(sampling.max_new_tokens, positions - len(prompt)) for prompt in prompts for _ in range(drawn)]
+        numbers, seeds, limits = sequences(
+            prompts, sampling, seed=seed, step=step, prompt_ids=prompt_ids, positions=positions, vocab=vocab
+        )
         schedule = Schedule(
             prompts, samples=drawn, seeds=seeds, slots=slots, prefill_tokens=prefill_tokens, together=together
         )
@@ -70,6 +69,28 @@ class Call:
             seeds=seeds,
             longest=max((len(p) + limits[i * drawn] for i, p in enumerate(prompts)), default=1),
         )
+
+
+def sequences(
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    seed: int,
+    step: int,
+    prompt_ids: Sequence[int] | None,
+    positions: int,
+    vocab: int,
+) -> tuple[list[int], list[int], list[int]]:
+    """The stable number of each prompt; seed and most new tokens of each sequence, those of a prompt together.
+
+    Errors: `UserError` for prompts that cannot be continued.
+    """
+    numbers = list(range(len(prompts))) if prompt_ids is None else list(prompt_ids)
+    check(prompts, numbers, positions=positions, vocab=vocab)
+    drawn = range(sampling.drawn)
+    seeds = [sequence_seed(seed, step, number, sample) for number in numbers for sample in drawn]
+    limits = [min(sampling.max_new_tokens, positions - len(prompt)) for prompt in prompts for _ in drawn]
+    return numbers, seeds, limits
 
 
 def check(prompts: Sequence[Sequence[int]], numbers: Sequence[int], *, positions: int, vocab: int) -> None:

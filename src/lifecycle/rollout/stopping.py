@@ -24,6 +24,12 @@ class Decoding(Protocol):
         ...
 
 
+def check_stops(sampling: Sampling, tokenizer: Decoding | None) -> None:
+    """Refuse stop strings without a tokenizer to read them. Errors: `UserError`."""
+    if sampling.stop_strings and tokenizer is None:
+        raise UserError("sampling.stop_strings is set, but no tokenizer was given to look for them; give one")
+
+
 class Stops:
     """Looks at every token; `limits`: tokens that each sequence may have.
 
@@ -31,8 +37,7 @@ class Stops:
     """
 
     def __init__(self, sampling: Sampling, tokenizer: Decoding | None, limits: Sequence[int]) -> None:
-        if sampling.stop_strings and tokenizer is None:
-            raise UserError("sampling.stop_strings is set, but no tokenizer was given to look for them; give one")
+        check_stops(sampling, tokenizer)
         self._ids, self._strings = np.array(sorted(set(sampling.stop_ids)), np.int64), sampling.stop_strings
         self._tokenizer, self._most = tokenizer, sampling.max_new_tokens
         self._limits = np.array(limits, np.int64)

@@ -21,11 +21,11 @@ import torch
 from lifecycle.batch import Rollout, StopReason
 from lifecycle.errors import UserError
 from lifecycle.model import Decoder
-from lifecycle.rollout.call import check
+from lifecycle.rollout.call import sequences
 from lifecycle.rollout.collect import best
-from lifecycle.rollout.sampling import Sampling, sequence_seed
+from lifecycle.rollout.sampling import Sampling
 from lifecycle.rollout.score import Scored, score
-from lifecycle.rollout.stopping import Decoding
+from lifecycle.rollout.stopping import Decoding, check_stops
 
 BANNED_BIAS = -100.0
 """vLLM's least bias of a logit."""
@@ -68,16 +68,19 @@ class VllmEngine:
     ) -> Rollout:
         """As `lifecycle.rollout.Engine.generate`; meta["mismatch"] has mean and max of |vLLM's - our| log-probability
         over all tokens, in nats. The draws are not those of our engine."""
-        numbers = list(range(len(prompts))) if prompt_ids is None else list(prompt_ids)
         config = self._scorer.config
-        check(prompts, numbers, positions=config.max_positions, vocab=config.vocab)
-        if sampling.stop_strings and tokenizer is None:
-            raise UserError("sampling.stop_strings is set, but no tokenizer was given to look for them; give one")
+        numbers, seeds, limits = sequences(
+            *(prompts, sampling),
+            seed=seed,
+            step=step,
+            prompt_ids=prompt_ids,
+            positions=config.max_positions,
+            vocab=config.vocab,
+        )
+        check_stops(sampling, tokenizer)
         each = [
             (prompt, number, s) for prompt, number in zip(prompts, numbers, strict=True) for s in range(sampling.drawn)
         ]
-        seeds = [sequence_seed(seed, step, number, sample) for _, number, sample in each]
-        limits = [min(sampling.max_new_tokens, config.max_positions - len(prompt)) for prompt, _, _ in each]
         outputs = self._llm.generate(
             [{"prompt_token_ids": list(prompt)} for prompt, _, _ in each],
             [self._parameters(sampling, s, limit) for s, limit in zip(seeds, limits, strict=True)],

@@ -1,0 +1,59 @@
+"""The model that the speed benchmarks share, as ours, as `transformers` and as LitGPT build it: 17.3M parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+MODEL = {"layers": 8, "width": 384, "heads": 6, "kv_heads": 6, "head_dim": 64, "ffn_width": 1024}
+VOCABULARY = 8192
+
+
+def our_config(**changes: Any) -> Any:
+    from lifecycle.model import ModelConfig
+
+    other = {"max_positions": 1024, "rope_theta": 1e4, "norm_eps": 1e-5, "qk_norm": False, "init_std": 0.02}
+    return ModelConfig(**{"family": "llama", **MODEL, "vocab_size": VOCABULARY, "tied_head": True, **other, **changes})
+
+
+def hf_config(**changes: Any) -> Any:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=MODEL["width"],
+        intermediate_size=MODEL["ffn_width"],
+        num_hidden_layers=MODEL["layers"],
+        num_attention_heads=MODEL["heads"],
+        num_key_value_heads=MODEL["kv_heads"],
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        attn_implementation="sdpa",
+        **changes,
+    )
+
+
+def litgpt_model(**changes: Any) -> Any:
+    from litgpt import GPT, Config
+
+    config = Config(
+        name="reference",
+        vocab_size=VOCABULARY,
+        padded_vocab_size=VOCABULARY,
+        n_layer=MODEL["layers"],
+        n_head=MODEL["heads"],
+        n_query_groups=MODEL["kv_heads"],
+        n_embd=MODEL["width"],
+        rotary_percentage=1.0,
+        parallel_residual=False,
+        bias=False,
+        norm_class_name="RMSNorm",
+        mlp_class_name="LLaMAMLP",
+        intermediate_size=MODEL["ffn_width"],
+        **changes,
+    )
+    torch.manual_seed(0)
+    model = GPT(config)
+    model.lm_head.weight = model.transformer.wte.weight  # no switch ties them there
+    return model
