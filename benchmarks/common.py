@@ -35,6 +35,20 @@ def spread(values: Sequence[float], digits: int = 1) -> dict[str, float]:
     }
 
 
+def merge(rounds: Sequence[Any]) -> Any:
+    """Several results of one variant as one: medians of medians and of plain numbers, the least and the greatest.
+
+    A round that failed makes the whole a failure.
+    """
+    first = next((found for found in rounds if isinstance(found, dict) and "error" in found), rounds[0])
+    if len(rounds) == 1 or (isinstance(first, dict) and "error" in first):
+        return first
+    if isinstance(first, dict):
+        take = {"min": min, "max": max} if set(first) == {"median", "min", "max"} else {}
+        return {key: take.get(key, merge)([found[key] for found in rounds]) for key in first}
+    return statistics.median(rounds) if isinstance(first, int | float) and not isinstance(first, bool) else first
+
+
 def machine() -> dict[str, Any]:
     """CPU (and GPU), cores, threads, versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
@@ -62,6 +76,7 @@ def main(module: str, variants: Mapping[str, str], measure: Measure, description
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, default=RESULTS / f"{module.rpartition('.')[2]}.json")
     parser.add_argument("--runs", type=int, default=runs, help="timed blocks of each variant")
+    parser.add_argument("--rounds", type=int, default=1, help="times all of it, in turn: evens out a busy machine")
     parser.add_argument("--only", default="", help="comma-separated variants")
     parser.add_argument("--peers-python", default=sys.executable, help="Python of an environment with the peers")
     parser.add_argument("--variant", help="measure this one here, in this process")
@@ -70,11 +85,14 @@ def main(module: str, variants: Mapping[str, str], measure: Measure, description
         print("RESULT " + json.dumps(measure(given.variant, given.runs)), flush=True)
         return
     wanted = given.only.split(",") if given.only else list(variants)
-    results: dict[str, Any] = {"machine": machine(), "runs": given.runs, "variants": {}}
-    for name in wanted:
-        python = sys.executable if variants[name] == "ours" else given.peers_python
-        results["variants"][name] = _isolated(python, module, name, given.runs)
-        print(name, json.dumps(results["variants"][name]), flush=True)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in wanted}
+    for _ in range(given.rounds):
+        for name in wanted:
+            python = sys.executable if variants[name] == "ours" else given.peers_python
+            found[name].append(_isolated(python, module, name, given.runs))
+            print(name, json.dumps(found[name][-1]), flush=True)
+    merged = {name: merge(rounds) for name, rounds in found.items()}
+    results = {"machine": machine(), "runs": given.runs, "rounds": given.rounds, "variants": merged}
     given.json.parent.mkdir(parents=True, exist_ok=True)
     given.json.write_text(json.dumps(results, indent=1) + "\n")
 

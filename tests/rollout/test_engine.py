@@ -3,67 +3,24 @@
 import io
 import math
 import random
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from tests.model.variants import VARIANTS
-from tests.rollout.naive import complete, score
+from tests.rollout.naive import complete
+from tests.rollout.sampled import CONFIG, completions, mismatch, prompts, settings
 
 from lifecycle.batch import Rollout
 from lifecycle.errors import UserError
 from lifecycle.losses import token_logprobs
-from lifecycle.model import Decoder, ModelConfig, build
-from lifecycle.rollout import Engine, Sampling, generate
-
-CONFIG = ModelConfig(
-    family="llama",
-    layers=2,
-    width=32,
-    heads=4,
-    kv_heads=2,
-    head_dim=8,
-    ffn_width=48,
-    vocab_size=96,
-    max_positions=64,
-    rope_theta=1e4,
-    norm_eps=1e-5,
-    qk_norm=False,
-    tied_head=True,
-    init_std=0.3,
-)
+from lifecycle.model import Decoder, build
+from lifecycle.rollout import Engine, generate
 
 
 @pytest.fixture(scope="module")
 def model() -> Decoder:
     return build(CONFIG, seed=1)
-
-
-def prompts(count: int, *, longest: int = 20, seed: int = 0) -> list[list[int]]:
-    rng = random.Random(seed)
-    return [[rng.randrange(96) for _ in range(rng.randint(1, longest))] for _ in range(count)]
-
-
-def settings(**changes: Any) -> Sampling:
-    return Sampling(**{"max_new_tokens": 12, **changes})
-
-
-def completions(rollout: Rollout) -> dict[tuple[int, int], list[int]]:
-    """By prompt number and sample."""
-    names = zip(rollout.prompt_id.tolist(), rollout.sample.tolist(), strict=True)
-    return {name: rollout.completion(row) for row, name in enumerate(names)}
-
-
-def mismatch(model: Decoder, rollout: Rollout, sampling: Sampling) -> float:
-    """The greatest difference from a fresh scoring pass, over all numbers of all tokens."""
-    worst = 0.0
-    for row, prompt in enumerate(rollout.prompts):
-        ids, mask = rollout.completion(row), rollout.mask[row]
-        fresh = score(model, prompt, ids, rollout.threshold[row][mask], sampling)
-        held = (rollout.logprobs, rollout.full_logprobs, rollout.entropy)
-        worst = max([worst, *(float((a - b[row][mask]).abs().max()) for a, b in zip(fresh, held, strict=True))])
-    return worst
 
 
 OPTIONS: list[dict[str, Any]] = [
@@ -244,28 +201,6 @@ def test_the_stream_is_the_rollout_token_by_token(model: Decoder) -> None:
     assert [reasons[p, s] for p in range(5) for s in range(2)] == rollout.stop_reason
 
 
-def test_under_autocast_and_in_bf16_it_agrees_with_a_pass_of_that_precision(model: Decoder) -> None:
-    sampling, asked = settings(top_k=10), prompts(6)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        engine = Engine(model, slots=4)
-        cast = engine.generate(asked, sampling, seed=0)
-        again = engine.generate(asked, sampling, seed=0)
-        worst = mismatch(model, cast, sampling)
-    assert torch.equal(cast.token_ids, again.token_ids)
-    half = build(CONFIG, seed=1).bfloat16()
-    rollout = generate(half, asked, sampling, seed=0)
-    print(f"\ngreatest difference: autocast {worst:.1e}, bf16 weights {mismatch(half, rollout, sampling):.1e}")
-    assert worst < 0.15 and mismatch(half, rollout, sampling) < 0.15
-
-
-def test_experts_under_autocast_agree_too() -> None:
-    kind = build(VARIANTS["deepseek_v3"], seed=1)
-    sampling = settings(top_k=10, max_new_tokens=6)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        rollout = generate(kind, prompts(4, longest=14), sampling, seed=0)
-        assert mismatch(kind, rollout, sampling) < 0.3
-
-
 def test_a_rollout_enters_a_loss_and_survives_a_checkpoint(model: Decoder) -> None:
     rollout = generate(model, prompts(3), settings(stop_ids=(1, 2, 3)), seed=0)
     weight = torch.ones((), requires_grad=True)
@@ -301,38 +236,3 @@ def test_logits_that_are_no_numbers_end_it() -> None:
         broken.norm.weight[3] = math.nan
     with pytest.raises(FloatingPointError, match="prompt 0"):
         generate(broken, [[1, 2]], settings(), seed=0)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch imports it
-def test_compiled_steps_draw_the_same(model: Decoder) -> None:
-    sampling, asked = settings(top_k=10, samples=2), prompts(4)
-    wanted = generate(model, asked, sampling, seed=0)
-    engine = Engine(model, slots=8, compiled=True)
-    assert torch.equal(engine.generate(asked, sampling, seed=0).token_ids, wanted.token_ids)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-def test_a_model_that_was_compiled_for_training_is_not_compiled_again() -> None:
-    from lifecycle.model import compile_model
-
-    trained = build(replace(CONFIG, family="qwen3", qk_norm=True), seed=1)
-    wanted = generate(trained, prompts(4), settings(), seed=0)
-    compile_model(trained, unit="block")
-    found = generate(trained, prompts(4), settings(), seed=0)
-    assert torch.equal(found.token_ids, wanted.token_ids)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_recorded_graphs_draw_what_eager_steps_draw() -> None:
-    device = torch.device("cuda")
-    kind, sampling, asked = build(CONFIG, seed=1, device=device), settings(top_k=10, samples=3), prompts(9)
-    wanted = Engine(kind, slots=8, graphs=False).generate(asked, sampling, seed=0)
-    engine = Engine(kind, slots=8, graphs=True)
-    for _ in range(2):
-        found = engine.generate(asked, sampling, seed=0)
-        same = sum(found.completion(row) == wanted.completion(row) for row in range(len(wanted)))
-        assert same >= len(wanted) - 1
-    assert torch.equal(generate(kind, asked, sampling, seed=0, deterministic=True).prompt_id, wanted.prompt_id)

@@ -44,12 +44,14 @@ class Routing:
 @dataclass(frozen=True, kw_only=True)
 class Switches:
     """What an architecture has. qkv_bias, qk_norm: the value it must have, None: any. sliding: never, in every block
-    or from some block on. experts: None where it has none; `dense`: it can also do without."""
+    or from some block on. whole_heads: width must be a multiple of heads. experts: None where it has none; `dense`: it
+    can also do without."""
 
     qkv_bias: bool | None = False
     qk_norm: bool | None = False
     sliding: Literal["never", "all", "from"] = "never"
     partial_rotary: bool = False
+    whole_heads: bool = False
     latent: bool = False
     experts: Routing | None = None
     dense: bool = True
@@ -58,7 +60,7 @@ class Switches:
 V3 = Routing(score="sigmoid", shared="plain", groups=True, scale=True, bias=True)
 
 SWITCHES: dict[Family, Switches] = {
-    "llama": Switches(),
+    "llama": Switches(whole_heads=True),
     "mistral": Switches(sliding="all"),
     "qwen2": Switches(qkv_bias=True, sliding="from"),
     "qwen3": Switches(qk_norm=True, sliding="from"),
@@ -69,7 +71,9 @@ SWITCHES: dict[Family, Switches] = {
     "qwen3_moe": Switches(qk_norm=True, sliding="all", experts=Routing(score="softmax"), dense=False),
     "glm4_moe": Switches(qkv_bias=None, qk_norm=None, partial_rotary=True, experts=V3),
     "deepseek_v2": Switches(
-        latent=True, experts=Routing(score="softmax", normalise=False, shared="plain", groups=True, scale=True)
+        whole_heads=True,
+        latent=True,
+        experts=Routing(score="softmax", normalise=False, shared="plain", groups=True, scale=True),
     ),
     "deepseek_v3": Switches(latent=True, experts=V3),
 }
@@ -89,6 +93,11 @@ def family_faults(config: ModelConfig) -> list[str]:
         faults.append(_misfit(config, "sliding_from", config.sliding_from, 0))
     if config.rotary_share != 1 and not family.partial_rotary:
         faults.append(_misfit(config, "rotary_share", config.rotary_share, 1.0))
+    if family.whole_heads and config.width % config.heads:
+        faults.append(
+            f"model.width is {config.width}, but family {config.family} exports to an architecture where it is a "
+            f"multiple of heads ({config.heads}); choose such a width or another family"
+        )
     if family.latent != (config.latent is not None):
         faults.append(_presence(config, "latent", family.latent))
     if config.moe is None:
