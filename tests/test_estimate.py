@@ -9,6 +9,7 @@ from lifecycle.estimate import Estimate, SourceEstimate, estimate
 from lifecycle.estimate_memory import memory_of
 from lifecycle.estimate_table import plain, warnings
 from lifecycle.hardware import Hardware
+from lifecycle.length import Timeline
 from lifecycle.model import ModelConfig, build
 
 GPU = Hardware(
@@ -59,10 +60,10 @@ def of(
 ) -> Estimate:
     return estimate(
         model,
+        timeline=Timeline.even(STEPS, rows=BATCH // 2048, row_length=2048),
         tokens_per_step=BATCH,
         sequence_length=2048,
         micro_rows=micro_rows,
-        steps=STEPS,
         sources=SOURCES,
         hardware=hardware,
         world_size=world_size,

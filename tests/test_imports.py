@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rollout": {"errors", "atomic", "batch", "model"},
     # Data and stages meet in batch.py alone.
     "data": {"errors", "atomic", "batch", "orphan"},
-    "stages": {"errors", "batch", "losses", "model", "optim", "rewards", "rollout"},
+    "stages": {"errors", "batch", "length", "losses", "model", "optim", "rewards", "rollout"},
     "checkpoint": {"errors", "atomic"},
     "callbacks": {"errors", "atomic", "batch", "checkpoint", "hardware"},
     # The configuration names its targets by text.

@@ -42,6 +42,7 @@ __all__ = [
     "needs",
     "overrides",
     "resolved",
+    "starts_from_parent",
 ]
 
 
@@ -58,6 +59,7 @@ SUPPLIED: dict[str, tuple[str, ...]] = {
         "validation_tokens",
         "workers",
         "folder",
+        "replay_share",
     ),
     "stage": ("model", "setup", "data", "folder", "tokenizer", "parent_view", "seed", "deterministic"),
     "logger": ("folder",),
@@ -200,6 +202,11 @@ def is_job(cfg: DictConfig) -> bool:
     return not inspect.isclass(_locate(cfg.stage._target_))
 
 
+def starts_from_parent(stage: DictConfig) -> bool:
+    """Whether the stage goes on from a model and cannot begin without one."""
+    return bool(getattr(_locate(stage._target_), "starts_from_parent", False))
+
+
 def needs(stage: DictConfig) -> set[str]:
     """What a stage or a job asks of the run, by the names of its parameters."""
     return set(inspect.signature(_locate(stage._target_)).parameters) & set(SUPPLIED["stage"])
@@ -228,7 +235,7 @@ def arguments(node: DictConfig) -> dict[str, Any]:
 
 def build_limits(stage: DictConfig) -> Limits:
     """The part of `stage` that says how long the run is."""
-    node = {key: stage[key] for key in LIMITS}
+    node = {key: stage[key] for key in LIMITS if key in stage}
     limits: Limits = build(OmegaConf.create({"_target_": "lifecycle.length.Limits", **node}))
     return limits
 

@@ -32,15 +32,15 @@ def dry_run(cfg: DictConfig) -> None:
     model = _model(cfg, tokenizer.vocab_size if tokenizer else getattr(arguments["tokenizer"], "vocab_size", None))
     share = {s.name: s.weight / sum(o.weight for o in sizes) for s in sizes}
     epoch_source = arguments["epoch_source"] or max(share, key=lambda n: share[n])
-    steps = limits.total_steps(lambda: _known(epoch_source, sizes), share[epoch_source])
+    timeline = limits.timeline(lambda: _known(epoch_source, sizes), share[epoch_source])
     devices = _devices(hardware)
     rows = limits.global_batch_tokens // limits.sequence_length // devices
     found = estimate.estimate(
         model,
+        timeline=timeline,
         tokens_per_step=limits.global_batch_tokens,
         sequence_length=limits.sequence_length,
         micro_rows=micro_batch_rows(hardware.micro_batch_tokens)(limits.sequence_length, max(1, rows)),
-        steps=steps,
         sources=[
             estimate.SourceEstimate(
                 name=s.name, domain=s.domain, weight=s.weight, tokens=s.tokens, max_epochs=s.max_epochs

@@ -11,6 +11,7 @@ from typing import Literal
 
 from lifecycle.estimate_memory import FP32, GB, WORKSPACE_GUESS, Memory, ModelLike, memory_of
 from lifecycle.hardware import Hardware
+from lifecycle.length import Timeline
 from lifecycle.peaks import find_device
 
 CHECKPOINT_BYTES_PER_S = 1.0 * GB
@@ -95,10 +96,10 @@ class Estimate:
 def estimate(
     model: ModelLike,
     *,
+    timeline: Timeline,
     tokens_per_step: int,
     sequence_length: int,
     micro_rows: int,
-    steps: int,
     sources: Sequence[SourceEstimate],
     hardware: Hardware,
     world_size: int,
@@ -135,8 +136,8 @@ def estimate(
         compiled=on_gpu if hardware.compile == "auto" else hardware.compile,
         workspace=WORKSPACE_GUESS["cuda" if on_gpu else "cpu"],
     )
-    tokens = steps * tokens_per_step
-    work = tokens * model.flops_per_token(sequence_length)
+    steps, tokens = timeline.steps, timeline.tokens()
+    work = sum(count * model.flops_per_token(length) for length, count in timeline.tokens_by_length().items())
     return Estimate(
         parameters=model.parameters(),
         active=model.active_parameters(),

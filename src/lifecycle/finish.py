@@ -36,8 +36,7 @@ def finish(
     folder: RunFolder, stage: Stage, data: DataModule, *, finished: bool, export_dtype: str, shard_gb: float
 ) -> None:
     """Write a run's results; every rank must call, rank 0 writes. A stopped run leaves ledger and lineage only."""
-    planned = stage.total_steps * stage.setup_facts.tokens_per_step
-    ledger = data.ledger(planned)
+    ledger = data.ledger()
     weights = full_weights(stage) if finished else {}
     if not stage.trainer.is_global_zero:
         return

@@ -1,12 +1,122 @@
-"""How long a run is: the first of `stage.max_steps`, `stage.max_tokens` and `stage.max_epochs`, in optimizer steps."""
+"""How long a run is, and what its steps are made of.
+
+the first of stage.max_steps, max_tokens, max_epochs                       ends it
+stage.sequence_length, global_batch_tokens                                 make a step
+stage.phases: [{at_steps: 0, sequence_length: 64}, {at_steps: 500, ...}]   change that on the way
+"""
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lifecycle.errors import UserError
+
+UNITS = ("at_steps", "at_tokens", "at_fraction")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseSpec:
+    """One line of `stage.phases`: what holds from a point of the run on. None keeps the stage's own value.
+
+    at_steps, at_tokens, at_fraction: where it begins; exactly one of the three, the same in all lines, the first at 0.
+    sequence_length: positions of a row. rows: of a step; None: as many as fill global_batch_tokens. rate: what the
+    learning rate is multiplied with. weights: of the sources, those not named get none. rope_theta: the base of the
+    rotary positions; longer rows want a larger one.
+    """
+
+    at_steps: int | None = None
+    at_tokens: int | None = None
+    at_fraction: float | None = None
+    sequence_length: int | None = None
+    rows: int | None = None
+    rate: float = 1.0
+    weights: dict[str, float] | None = None
+    rope_theta: float | None = None
+
+    @property
+    def unit(self) -> str:
+        """The one of `UNITS` that is given. Raises UserError for none or several."""
+        given = [unit for unit in UNITS if getattr(self, unit) is not None]
+        if len(given) != 1:
+            raise UserError(
+                f"a line of stage.phases gives {' and '.join(given) or 'no beginning'}; give exactly one of "
+                f"{', '.join(UNITS)}"
+            )
+        return given[0]
+
+    @property
+    def at(self) -> float:
+        """Where it begins, in its unit."""
+        return float(getattr(self, self.unit))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A phase of a run whose length is known: from `step` on, `rows` rows of `row_length` positions."""
+
+    step: int
+    row_length: int
+    rows: int
+    rate: float = 1.0
+    weights: dict[str, float] | None = None
+    rope_theta: float | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Positions of a step."""
+        return self.rows * self.row_length
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The whole run: `steps` steps, in segments."""
+
+    steps: int
+    segments: tuple[Segment, ...]
+
+    @staticmethod
+    def even(steps: int, *, rows: int, row_length: int) -> Timeline:
+        """A run whose steps are all alike."""
+        return Timeline(steps, (Segment(step=0, row_length=row_length, rows=rows),))
+
+    def at(self, step: int) -> Segment:
+        """The segment that `step` belongs to."""
+        return self.segments[bisect_right([s.step for s in self.segments], step) - 1]
+
+    def rate(self, step: int) -> float:
+        """What the learning rate of `step` is multiplied with."""
+        return self.at(step).rate
+
+    def tokens(self, steps: int | None = None) -> int:
+        """Positions of the first `steps` steps; None: of all."""
+        stop = self.steps if steps is None else steps
+        bounds = [*(s.step for s in self.segments[1:]), max(stop, self.segments[-1].step)]
+        return sum(max(0, min(end, stop) - s.step) * s.tokens for s, end in zip(self.segments, bounds, strict=True))
+
+    def tokens_by_length(self) -> dict[int, int]:
+        """Positions of the run, by the length of the rows that hold them."""
+        out: dict[int, int] = {}
+        for segment, end in zip(self.segments, [*(s.step for s in self.segments[1:]), self.steps], strict=True):
+            steps = max(0, min(end, self.steps) - segment.step)
+            out[segment.row_length] = out.get(segment.row_length, 0) + steps * segment.tokens
+        return out
+
+    def steps_of(self, tokens: float) -> int:
+        """The least number of steps that hold `tokens` positions."""
+        left, bounds = tokens, [s.step for s in self.segments[1:]]
+        for segment, end in zip(self.segments, [*bounds, None], strict=True):
+            need = math.ceil(left / segment.tokens)
+            if end is None or need <= end - segment.step:
+                return segment.step + need
+            left -= (end - segment.step) * segment.tokens
+        raise AssertionError("the last segment has no end")
+
+    def last_steps_of(self, tokens: float) -> int:
+        """The least number of steps before the end that hold `tokens` positions."""
+        return self.steps - max((s for s in range(self.steps) if self.tokens() - self.tokens(s) >= tokens), default=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +124,7 @@ class Limits:
     """The part of `stage` that says how long a run is and what a step is made of.
 
     view: what the stage eats. global_batch_tokens: positions of a step over all ranks. sequence_length: positions of a
-    row. Raises UserError where they do not fit together.
+    row. phases: changes of that on the way. Raises UserError where they do not fit together.
     """
 
     view: str
@@ -23,6 +133,7 @@ class Limits:
     max_epochs: float | None
     global_batch_tokens: int
     sequence_length: int
+    phases: list[PhaseSpec] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.sequence_length < 2:
@@ -39,24 +150,92 @@ class Limits:
         for key, value in given.items():
             if value is not None and not value > 0:
                 raise UserError(f"stage.{key} is {value}; wanted a positive number, or null for no such limit")
+        for number, phase in enumerate(self.phases):
+            self._check(number, phase)
 
-    def total_steps(self, epoch_positions: Callable[[], int], share: float) -> int:
-        """The step at which the run ends.
+    def _check(self, number: int, phase: PhaseSpec) -> None:
+        where = f"stage.phases[{number}]"
+        before = self.phases[number - 1] if number else None
+        if before is not None and phase.unit != before.unit:
+            raise UserError(f"{where} begins {phase.unit}, the line before {before.unit}; use one unit in all lines")
+        if phase.at <= before.at if before is not None else phase.at != 0:
+            raise UserError(f"{where}.{phase.unit} is {phase.at:g}; the first begins at 0, each other after the last")
+        length = self.length_of(phase)
+        if not 2 <= length <= self.sequence_length:
+            raise UserError(
+                f"{where}.sequence_length is {length}; wanted 2 to {self.sequence_length}, the longest rows of the run "
+                "(stage.sequence_length)"
+            )
+        if phase.rows is None and self.global_batch_tokens % length:
+            raise UserError(
+                f"{where}.sequence_length is {length}, which does not divide stage.global_batch_tokens="
+                f"{self.global_batch_tokens}: choose another, or give {where}.rows"
+            )
+        if (phase.rows is not None and phase.rows < 1) or not phase.rate > 0:
+            raise UserError(f"{where} has rows {phase.rows} and rate {phase.rate:g}; both must be above 0")
+
+    def length_of(self, phase: PhaseSpec) -> int:
+        """Positions of a row in `phase`."""
+        return phase.sequence_length or self.sequence_length
+
+    def timeline(self, epoch_positions: Callable[[], int], share: float) -> Timeline:
+        """The run, step by step.
 
         `epoch_positions` counts the trained positions of one pass over `data.epoch_source`, which has `share` of the
         tokens; it is called only if passes are a limit. A limit in tokens is never passed; a pass is completed.
         """
-        steps: list[int] = []
-        if self.max_steps is not None:
-            steps.append(self.max_steps)
-        if self.max_tokens is not None:
-            steps.append(self._steps_of_tokens(self.max_tokens))
+        ends: list[Callable[[Timeline], int]] = []
+        if (max_steps := self.max_steps) is not None:
+            ends.append(lambda _: max_steps)
+        if (max_tokens := self.max_tokens) is not None:
+            ends.append(lambda line: self._steps_within(max_tokens, line))
         if self.max_epochs is not None:
-            steps.append(math.ceil(self.max_epochs * epoch_positions() / share / self.global_batch_tokens))
-        return min(steps)
+            needed = self.max_epochs * epoch_positions() / share
+            ends.append(lambda line: line.steps_of(needed))
+        if not self.phases or self.phases[0].unit != "at_fraction":
+            line = self._line(self._begins())
+            return Timeline(min(end(line) for end in ends), line.segments)
+        # in shares of the run the end moves the beginnings, and these the end: a few rounds settle it
+        steps = len(self.phases)
+        for _ in range(32):
+            line = self._line(self._begins(steps))
+            steps = max(len(self.phases), min(end(line) for end in ends))
+        return Timeline(steps, self._line(self._begins(steps)).segments)
 
-    def _steps_of_tokens(self, tokens: int) -> int:
-        steps = tokens // self.global_batch_tokens
+    def _begins(self, steps: int = 0) -> list[int]:
+        """The first step of every phase; `steps`: of the whole run, for beginnings in shares of it."""
+        begins: list[int] = []
+        tokens = 0.0
+        for number, phase in enumerate(self.phases):
+            if phase.unit == "at_steps":
+                begins.append(int(phase.at))
+            elif phase.unit == "at_fraction":
+                begins.append(round(phase.at * steps))
+            else:
+                size = self._segment(self.phases[number - 1], 0).tokens if number else 1
+                begins.append(begins[-1] + math.ceil((phase.at - tokens) / size) if number else 0)
+                tokens = phase.at
+        return [max(begin, number) for number, begin in enumerate(begins)]
+
+    def _line(self, begins: list[int]) -> Timeline:
+        phases = self.phases or [PhaseSpec(at_steps=0)]
+        segments = (self._segment(phase, step) for phase, step in zip(phases, begins or [0], strict=True))
+        return Timeline(0, tuple(segments))
+
+    def _segment(self, phase: PhaseSpec, step: int) -> Segment:
+        length = self.length_of(phase)
+        return Segment(
+            step=step,
+            row_length=length,
+            rows=phase.rows or self.global_batch_tokens // length,
+            rate=phase.rate,
+            weights=phase.weights,
+            rope_theta=phase.rope_theta,
+        )
+
+    def _steps_within(self, tokens: int, line: Timeline) -> int:
+        """As many steps as `tokens` positions allow."""
+        steps = line.steps_of(tokens + 1) - 1
         if steps < 1:
             raise UserError(
                 f"stage.max_tokens is {tokens}, less than one step "

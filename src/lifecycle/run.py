@@ -22,12 +22,14 @@ from lifecycle import config
 from lifecycle.callbacks.saving import SaveOnEvents, periodic
 from lifecycle.checkpoint import CommittedCheckpointIO
 from lifecycle.data.module import DataModule
+from lifecycle.data.plan import Phase
 from lifecycle.data.quarantine import compact_all
 from lifecycle.dry_run import dry_run
 from lifecycle.errors import DISK_FULL, UserError
 from lifecycle.finish import finish
 from lifecycle.hardware import Hardware, device_name
-from lifecycle.length import Limits
+from lifecycle.inherit import inherit, initial_optimizer, replay_share
+from lifecycle.length import Limits, Timeline
 from lifecycle.loggers import CsvLogger
 from lifecycle.model import ModelConfig
 from lifecycle.model_job import is_model_job, replaces_last, run_model_job
@@ -46,6 +48,7 @@ def run(cfg: DictConfig) -> None:
     end_with_rank_0()
     config.check(cfg)
     parent = adopt_parent(cfg)
+    inherit(cfg, parent)
     if cfg.dry_run:
         dry_run(cfg)
         return
@@ -77,15 +80,18 @@ def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
     model = _model(cfg, limits)
     data = _data(cfg, folder, limits, hardware)
     model = model.with_vocab(data.tokenizer.vocab_size)
-    steps = limits.total_steps(data.epoch_positions, data.weights[data.epoch_source])
-    data.set_stop(steps)
+    timeline = limits.timeline(data.epoch_positions, data.weights[data.epoch_source])
+    steps = timeline.steps
+    data.set_plan(
+        steps, [Phase(step=s.step, row_length=s.row_length, rows=s.rows, weights=s.weights) for s in timeline.segments]
+    )
     work = Work(
         steps=steps,
-        tokens_per_step=limits.global_batch_tokens // world_size(hardware),
+        tokens_per_step=timeline.tokens() // steps // world_size(hardware),
         flops_per_token=model.flops_per_token(limits.sequence_length),
     )
     start = agree(cfg, folder, hardware, work)
-    setup = _setup(cfg, limits, hardware, start, data, steps, parent)
+    setup = _setup(cfg, timeline, hardware, start, data, parent)
     stage: Stage = config.build(cfg.stage, without=Limits, model=model, setup=setup)
     metrics = CsvLogger(folder=folder.path)
     trainer = _trainer(cfg, folder, hardware, start, steps, metrics)
@@ -166,22 +172,21 @@ def _data(
         validation_tokens=cfg.validation.tokens if validation_tokens is None else validation_tokens,
         workers=hardware.workers,
         folder=folder.path,
+        replay_share=replay_share(cfg),
     )
     return data
 
 
 def _setup(
     cfg: DictConfig,
-    limits: Limits,
+    timeline: Timeline,
     hardware: Hardware,
     start: Start,
     data: DataModule,
-    steps: int,
     parent: Parent | None,
 ) -> Setup:
     return Setup(
-        total_steps=steps,
-        tokens_per_step=limits.global_batch_tokens,
+        timeline=timeline,
         seed=cfg.seed,
         source_names=data.source_names,
         domains=data.domains,
@@ -193,6 +198,7 @@ def _setup(
         attention=hardware.attention,
         peak_flops=start.choice.peak_flops,
         initial_weights=parent.weights if parent and start.checkpoint is None else None,
+        initial_optimizer=initial_optimizer(cfg, parent) if parent and start.checkpoint is None else None,
     )
 
 

@@ -172,7 +172,7 @@ def test_configurations_of_a_hub_data_set_are_those_of_its_page(tmp_path: Path) 
         ({"path": "a", "sample_by": "word"}, "sample_by is 'word'"),
         ({"path": "a", "fields": {"texts": "b"}}, r"fields\.texts: no such field; .*did you mean text"),
         ({"path": "a", "fields": {"text": ["b"]}}, "only options can be several columns"),
-        ({"path": "a", "weight": 0.0}, "weight is 0.0; weights are positive"),
+        ({"path": "a", "weight": 0.0}, "weight is 0; weights are positive"),
         ({"path": "a", "weight": float("nan")}, "weight is nan"),
         ({"path": "a", "max_epochs": 0}, "max_epochs is 0"),
         ({"path": "a", "max_rows": 0}, "max_rows is 0"),

@@ -69,7 +69,7 @@ def module(folder: Path, *, workers: int = 0, **changes: Any) -> DataModule:
         "folder": folder,
     }
     made = DataModule(**(arguments | changes))
-    made.set_stop(STEPS)
+    made.set_plan(STEPS)
     return made
 
 
@@ -129,7 +129,7 @@ def test_the_mixture_is_exact_in_tokens_and_the_ledger_says_so(texts: Path) -> N
     data = module(texts)
     states = consume(data, 1)
     data.consumed(Cursor(step=STEPS, streams=states))
-    ledger = data.ledger(planned_tokens=STEPS * 512)
+    ledger = data.ledger()
     total = ledger["tokens"]
     assert 0.9 * STEPS * 512 < total <= STEPS * 512
     for name, weight in data.weights.items():
@@ -173,7 +173,7 @@ def test_an_exhausted_source_is_an_error_that_says_what_to_do(texts: Path) -> No
     limited = {"tiny": SourceSpec(path="tiny.jsonl", weight=0.5, max_epochs=1), "long": SourceSpec(path="long.jsonl")}
     for workers in (0, 2):
         data = module(texts, sources=limited, workers=workers)
-        data.set_stop(500)
+        data.set_plan(500)
         with pytest.raises(UserError, match="data.sources.tiny has been read as often as its max_epochs allows"):
             list(on_rank(data, 0, 1))
 

@@ -1,16 +1,25 @@
 """Laws of the schedules: corners, hand values, parity with transformers, lengths in three units."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from transformers import get_cosine_with_min_lr_schedule_with_warmup, get_linear_schedule_with_warmup, get_wsd_schedule
 
 from lifecycle.errors import UserError
-from lifecycle.optim.schedule import Schedule, constant, cosine, linear, wsd
+from lifecycle.optim.schedule import Schedule, constant, falling, wsd
+
+cosine, linear, sqrt = (partial(falling, shape=shape) for shape in ("cosine", "linear", "1-sqrt"))
 
 
-@pytest.mark.parametrize("shape", [cosine, linear])
+def steps_of(size: int) -> Callable[[float], int]:
+    """In steps of `size` tokens."""
+    return lambda tokens: math.ceil(tokens / size)
+
+
+@pytest.mark.parametrize("shape", [cosine, linear, sqrt])
 @pytest.mark.parametrize("total", [1, 2, 3, 10, 101])
 @pytest.mark.parametrize("warmup", [0, 1, 2, 7])
 def test_the_corners_of_cosine_and_linear(shape: type, total: int, warmup: int) -> None:
@@ -22,6 +31,12 @@ def test_the_corners_of_cosine_and_linear(shape: type, total: int, warmup: int) 
     assert factors[-1] == (0.1 if total > max(warmup, 1) else 1.0)
     assert factors == sorted(factors[: max(warmup, 1)]) + sorted(factors[max(warmup, 1) :], reverse=True)
     assert shape(total + 5, total=total, warmup=warmup, min_ratio=0.1) == factors[-1]
+
+
+def test_a_warm_up_may_begin_above_zero() -> None:
+    assert [constant(s, warmup=4, start=0.2) for s in range(6)] == pytest.approx([0.4, 0.6, 0.8, 1.0, 1.0, 1.0])
+    made = Schedule(name="1-sqrt", min_ratio=0.1, warmup_start=0.1, warmup_steps=2).resolve(6, steps_of(1), steps_of(1))
+    assert [made(s) for s in (0, 1, 2, 5)] == pytest.approx([0.55, 1.0, 0.1 + 0.9 * 0.5, 0.1])
 
 
 def test_hand_values() -> None:
@@ -87,7 +102,7 @@ def test_the_three_units_of_a_length_are_the_same_schedule() -> None:
     )
     made = []
     for given in lengths:
-        rate = Schedule(name="wsd", min_ratio=0.0, **given).resolve(100, 1000)
+        rate = Schedule(name="wsd", min_ratio=0.0, **given).resolve(100, steps_of(1000), steps_of(1000))
         made.append([rate(step) for step in range(100)])
     assert made[0] == made[1] == made[2]
     assert made[0][9] == made[0][79] == 1.0 and made[0][8] == 0.9 and made[0][80] < 1.0
@@ -101,7 +116,7 @@ def test_resolve_gives_the_named_schedule() -> None:
     }
     for name, factor in expected.items():
         made = Schedule(name=name, min_ratio=0.1, warmup_steps=5, decay_fraction=0.3)  # type: ignore[arg-type]
-        assert made.resolve(total_steps=100, tokens_per_step=7)(50) == factor
+        assert made.resolve(100, steps_of(7), steps_of(7))(50) == factor
 
 
 @pytest.mark.parametrize(
@@ -116,7 +131,7 @@ def test_resolve_gives_the_named_schedule() -> None:
         ({"warmup_fraction": 1.5}, "warmup_fraction is 1.5; it must be a share of the run"),
         ({"warmup_steps": -1}, "warmup_steps is -1; it must be 0 or more"),
         ({"warmup_steps": 1, "min_ratio": 2.0}, "min_ratio is 2.0"),
-        ({"warmup_steps": 1, "name": "cosin"}, "name is 'cosin'; choose cosine, wsd"),
+        ({"warmup_steps": 1, "name": "cosin"}, "name is 'cosin'; choose one of cosine, wsd"),
         ({"warmup_steps": 1, "decay_shape": "sqrt"}, "decay_shape is 'sqrt'; choose linear, cosine or 1-sqrt"),
     ],
 )
@@ -128,5 +143,5 @@ def test_settings_that_cannot_work_are_named(settings: dict, message: str) -> No
 @pytest.mark.parametrize("name", ["cosine", "wsd"])
 def test_a_warmup_longer_than_the_run_is_refused(name: str) -> None:
     schedule = Schedule(name=name, min_ratio=0.1, warmup_tokens=100_001, decay_steps=1)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="asks for 101 steps of warm-up.*but the run has 100 steps of 1000 tokens"):
-        schedule.resolve(100, 1000)
+    with pytest.raises(UserError, match="asks for 101 steps of warm-up.*but the run has 100 steps"):
+        schedule.resolve(100, steps_of(1000), steps_of(1000))

@@ -8,6 +8,7 @@ place / "outputs/whole"
 import atexit
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -220,6 +221,17 @@ def wait_for(condition: Callable[[], Any], run: Run, *, seconds: float = 60) -> 
 def step_folder(run: Path, step: int) -> Path:
     """The checkpoint after `step` steps."""
     return run / "checkpoints" / f"step-{step:08d}"
+
+
+def cut_back(run: Path, copy: Path, step: int) -> None:
+    """`copy` as `run` was when it stopped after the checkpoint of `step`."""
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "model", ignore_errors=True)
+    for path in list_committed(copy / "checkpoints"):
+        if (step_of(path) or 0) > step:
+            shutil.rmtree(path)
+    told = facts(copy)
+    (copy / "run.json").write_text(json.dumps({**told, "status": "stopped"}))
 
 
 def newest(run: Path) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from tests.run.cli import assert_same_run, facts, lifecycle, step_folder
+from tests.run.cli import assert_same_run, cut_back, facts, lifecycle, step_folder
 
 from lifecycle.checkpoint import read_best
 
@@ -32,12 +32,11 @@ def test_a_resumed_run_does_not_read_its_parents_weights_again(place: Path, whol
     words = ("init_from=parent", "stage.max_steps=6", "checkpoint.every_steps=2", "validation.every_steps=6")
     shutil.copytree(whole, place / "outputs/parent")
     lifecycle(place, "run=child", *words)
-    shutil.copytree(place / "outputs/child", place / "outputs/resumed")
-    for step in (4, 6):
-        shutil.rmtree(step_folder(place / "outputs/resumed", step))
+    cut_back(place / "outputs/child", place / "outputs/resumed", 2)
     (place / "outputs/parent/model/model.safetensors").unlink()
     lifecycle(place, "run=resumed", *words)
     assert_same_run(place / "outputs/resumed", place / "outputs/child")
+    assert facts(place / "outputs/resumed")["resumed"] == 1
     assert facts(place / "outputs/resumed")["parent"] == facts(place / "outputs/child")["parent"]
     done = lifecycle(place, "run=dry", *words, "dry_run=true")
     assert "parameters" in done.out + done.err

@@ -149,7 +149,8 @@ def test_every_experiment(rows: Path, experiment: str) -> None:
 @pytest.mark.parametrize("stage", choices("stage"))
 def test_every_stage_runs_at_toy_size(rows: Path, stage: str) -> None:
     words = ["experiment=debug", f"stage={stage}", "run=toy", "logger=csv"]
-    if is_model_job(config.compose(words)):
+    cfg = config.compose(words)
+    if is_model_job(cfg) or config.starts_from_parent(cfg.stage):
         run(config.compose(["experiment=debug", "run=parent", "logger=csv"]))
         words.append("init_from=parent")
     run(config.compose(words))

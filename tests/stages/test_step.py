@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from lifecycle.batch import Cursor, StepBatch, TokenBatch
 from lifecycle.data.packing import COLUMNS, Piece, Row, arrays
-from lifecycle.data.plan import BatchPlan, Phase
+from lifecycle.data.plan import fixed
 from lifecycle.errors import UserError
+from lifecycle.length import Timeline
 from lifecycle.losses import token_losses
 from lifecycle.model import Documents, ModelConfig, build
 from lifecycle.optim import AdamW, Schedule
@@ -45,7 +46,7 @@ class Batches(pl.LightningDataModule):
     def __init__(self, steps: Sequence[list[TokenBatch]]) -> None:
         super().__init__()
         self.steps = steps
-        self.plan = BatchPlan((Phase(step=0, row_length=LENGTH, rows=1, weights={"a": 1.0}),))
+        self.plan = fixed({"a": 1.0}, row_length=LENGTH, rows=1)
 
     def train_dataloader(self) -> Any:
         outer = self
@@ -112,8 +113,7 @@ def stage(*, max_skipped: int = 0, lr: float = 1e-2, log_every: int = 1, model: 
         max_norm_ratio=None,
         z_loss=1e-4,
         setup=Setup(
-            total_steps=STEPS,
-            tokens_per_step=LENGTH,
+            timeline=Timeline.even(STEPS, rows=1, row_length=LENGTH),
             seed=1,
             source_names=["a", "b"],
             domains={},

@@ -1,8 +1,9 @@
-"""The weights of a committed checkpoint, without the rest: for a run that starts from them."""
+"""The weights of a committed checkpoint, or its optimizer, without the rest: for a run that starts from them."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -10,10 +11,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from lifecycle.checkpoint.io import load
 from lifecycle.checkpoint.manifest import check_hashes, read_manifest, verify
 from lifecycle.checkpoint.snapshot import WEIGHTS
 
 SHARDED = "state_dict."
+
+
+def load_optimizer(path: Path) -> dict[str, Any]:
+    """The optimizer's `state_dict` in the checkpoint `path`, on the CPU. Raises `CheckpointError` for damage, and for
+    one that was saved in shards."""
+    state: dict[str, Any] = load(path)["optimizer_states"][0]
+    return state
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

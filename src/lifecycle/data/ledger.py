@@ -15,16 +15,16 @@ from lifecycle.data.stream import State
 Ledger = dict[str, Any]
 
 
-def merge(
-    states: Mapping[int, State], sources: list[Source], weights: Mapping[str, float], planned_tokens: int
-) -> Ledger:
-    """The ledger of a run from the states of all its streams: the schema of `ledger.json`."""
+def merge(states: Mapping[int, State], sources: list[Source], planned: Mapping[str, float]) -> Ledger:
+    """The ledger of a run from the states of all its streams and the tokens `planned` of each source: the schema of
+    `ledger.json`."""
     streams = [states[s] for s in sorted(states)]
+    total = sum(planned.values())
     table = {
         source.name: {
             "domain": source.domain,
-            "weight": weights[source.name],
-            "planned_tokens": round(weights[source.name] * planned_tokens),
+            "weight": planned[source.name] / max(total, 1.0),
+            "planned_tokens": round(planned[source.name]),
             "seen_tokens": sum(state["seen"][source.name] for state in streams),
             **_rows([state["totals"][source.name] for state in streams]),
         }

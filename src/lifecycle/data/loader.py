@@ -1,13 +1,15 @@
 """From logical streams to the batches of one rank: workers share the streams out, the main process joins their rows.
 
 A worker yields, step after step, the packed rows of its streams; joined in the order of the streams they are the same
-rows whatever the number of workers, and over all ranks the same step whatever the number of ranks.
+rows whatever the number of workers, and over all ranks the same step whatever the number of ranks. Where the plan is
+changed while batches are read ahead, the workers begin again at the step from which the change binds.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 
 import numpy as np
@@ -22,7 +24,7 @@ from lifecycle.data.workers import Part, WorkerDied, Workers
 from lifecycle.errors import UserError
 
 Reading = Callable[[int, int, int], None]  # told the source, row and line that are read next
-OpenStream = Callable[[int, State | None, Reading], Stream]
+OpenStream = Callable[[int, State | None, BatchPlan, Reading], Stream]
 AHEAD_TOKENS, AHEAD_STEPS = 2**19, (2, 16)  # a worker's slots: enough to hide a window being packed, within bounds
 
 
@@ -49,19 +51,34 @@ class StepLoader:
         self._streams, self._workers = list(streams), min(workers, len(streams))
         self._start, self._stop = cursor.step if cursor else 0, stop
         self._states = {s: dict(cursor.streams[s]) for s in streams} if cursor else {}
+        self._binds: int | None = None
         self._pin = pin_memory
+
+    def change(self, plan: BatchPlan, step: int) -> None:
+        """Follow `plan` from `step` on, which no batch that was asked for belongs to yet."""
+        self._plan, self._binds = plan, step
 
     def __iter__(self) -> Iterator[StepBatch]:
         turns = max(1, self._workers)
         owners = [self._streams[w::turns] for w in range(turns)]
-        together = self._read_ahead(owners) if self._workers else ([part] for part in self._parts(owners[0], _silent))
-        for step, parts in enumerate(together, self._start):
-            yield self._join(step, parts, owners)
+        step = self._start
+        while step < self._stop:
+            read = self._read_ahead(owners, step) if self._workers else self._read(owners[0], step)
+            with closing(read) as together:
+                for parts in together:
+                    yield self._join(step, parts, owners)
+                    step += 1
+                    if step == self._binds:
+                        break
 
-    def _parts(self, owned: Sequence[int], reading: Reading) -> Iterator[Part]:
+    def _read(self, owned: Sequence[int], start: int) -> Generator[list[Part]]:
+        for part in self._parts(owned, start, _silent):
+            yield [part]
+
+    def _parts(self, owned: Sequence[int], start: int, reading: Reading) -> Iterator[Part]:
         """What the streams `owned` owe to every step: rows (columns, B, T), and each stream's state after it."""
-        streams = {s: self._open_stream(s, self._states.get(s), reading) for s in owned}
-        for step in range(self._start, self._stop):
+        streams = {s: self._open_stream(s, self._states.get(s), self._plan, reading) for s in owned}
+        for step in range(start, self._stop):
             try:
                 given = {s: stream.step(step) for s, stream in streams.items()}
             except Exhausted as end:
@@ -69,11 +86,11 @@ class StepLoader:
             rows = [row for rows, _ in given.values() for row in rows]
             yield arrays(rows, self._plan.at(step).row_length), {s: state for s, (_, state) in given.items()}
 
-    def _read_ahead(self, owners: list[list[int]]) -> Iterator[list[Part]]:
+    def _read_ahead(self, owners: list[list[int]], start: int) -> Generator[list[Part]]:
         positions = max(phase.rows * phase.row_length for phase in self._plan.phases)
         each = math.ceil(positions * len(owners[0]) / len(self._streams))
         slots = min(max(AHEAD_TOKENS // each, AHEAD_STEPS[0]), AHEAD_STEPS[1])
-        produce = [partial(self._parts, owned) for owned in owners]
+        produce = [partial(self._parts, owned, start) for owned in owners]
         workers = Workers(produce, slots=slots, slot_values=each * len(COLUMNS))
         try:
             yield from workers.parts()
@@ -91,7 +108,7 @@ class StepLoader:
     def _join(self, step: int, parts: list[Part], owners: list[list[int]]) -> StepBatch:
         """The rows of all workers in the order of the streams, cut into micro-batches."""
         phase = self._plan.at(step)
-        states = {s: state for _, given in parts for s, state in given.items()}
+        states = self._states = {s: dict(state) for _, given in parts for s, state in given.items()}
         rows = torch.from_numpy(_in_order([rows for rows, _ in parts], owners))
         if self._pin:
             rows = rows.pin_memory()

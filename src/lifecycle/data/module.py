@@ -9,7 +9,8 @@ the cursors of all logical streams, so a run resumes at the same token on any nu
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +26,7 @@ from lifecycle.data.count import count_positions
 from lifecycle.data.formats import views
 from lifecycle.data.ledger import Ledger, gather, merge, usage
 from lifecycle.data.loader import StepLoader, micro_batch_rows
-from lifecycle.data.plan import BatchPlan, Phase
+from lifecycle.data.plan import BatchPlan, Mix, Phase
 from lifecycle.data.prepared import PreparedDocuments, open_prepared
 from lifecycle.data.raw import RawDocuments
 from lifecycle.data.source import BadRows, Source
@@ -34,8 +35,11 @@ from lifecycle.data.specs import SourceSpec
 from lifecycle.data.stream import Documents, Pieces, State, Stream
 from lifecycle.data.tokenizer import Tokenizer, TokenizerRecipe, from_recipe, load
 from lifecycle.data.validation import held_out_sets
+from lifecycle.data.weights import Weight
 from lifecycle.errors import UserError
 
+REPLAY = "replay"
+PROGRESS = 1000  # steps of a run whose length is not known yet, for the means of weights that move
 WINDOW_ROWS = 512  # rows that all streams together pack at once: padding falls and a resume reads more as it grows
 
 
@@ -65,6 +69,7 @@ class DataModule(pl.LightningDataModule):
         validation_tokens: int,
         workers: int,
         folder: Path | None,
+        replay_share: float | None = None,
     ) -> None:
         super().__init__()
         if not sources:
@@ -75,13 +80,16 @@ class DataModule(pl.LightningDataModule):
         self._root, self._buffer, self._dropping = root, shuffle_buffer, exhausted == "drop"
         self._wanted_streams, self._stop = streams, 0
         self._micro_rows = micro_batch_rows(micro_batch_tokens)
-        total = sum(spec.weight for spec in sources.values())
-        self.weights = {name: spec.weight / total for name, spec in sources.items()}
+        weights = {name: Weight.of(spec.weight, f"data.sources.{name}.weight") for name, spec in sources.items()}
+        self.mix = Mix(weights=weights, total=PROGRESS, replay=replayed(weights), shares=_initial(replay_share))
+        self.weights = self.mix.mean()
         self.epoch_source = epoch_source or max(self.weights, key=lambda n: self.weights[n])
         if self.epoch_source not in sources:
             raise UserError(f"data.epoch_source is '{self.epoch_source}'; the sources are {', '.join(sources)}")
-        rows = global_batch_tokens // sequence_length
-        self.plan = BatchPlan((Phase(step=0, row_length=sequence_length, rows=rows, weights=self.weights),))
+        self.row_length = sequence_length
+        self.phases: Sequence[Phase] = (
+            Phase(step=0, row_length=sequence_length, rows=global_batch_tokens // sequence_length),
+        )
         self.cache = cache_folder()
         self.sources = open_sources(
             sources,
@@ -95,7 +103,7 @@ class DataModule(pl.LightningDataModule):
         self.tokenizer = self._open_tokenizer(tokenizer)
         self.held_out = held_out_sets(
             self.sources,
-            self.weights,
+            replace(self.mix, shares=()).mean(),  # also what is not replayed is measured
             self._held_out_documents,
             tokens=validation_tokens,
             row_length=sequence_length,
@@ -103,6 +111,7 @@ class DataModule(pl.LightningDataModule):
         )
         self._cursor: Cursor | None = None
         self._loaded: Cursor | None = None
+        self._loader: StepLoader | None = None
 
     # -- what a run needs to know before it builds a stage
 
@@ -130,9 +139,16 @@ class DataModule(pl.LightningDataModule):
         whole = xxhash.xxh3_128_hexdigest("|".join(s.fingerprint for s in self.sources).encode())
         return {"fingerprint": whole, "paths": {s.name: [file.url for file in s.files[:100]] for s in self.sources}}
 
-    def set_stop(self, steps: int) -> None:
-        """The run ends after `steps` steps: nothing beyond them is read."""
-        self._stop = steps
+    def set_plan(self, steps: int, phases: Sequence[Phase] = ()) -> None:
+        """The run ends after `steps` steps, beyond which nothing is read; `phases`: what they are made of, if not all
+        of the same rows."""
+        self._stop, self.phases = steps, tuple(phases) or self.phases
+        self.mix = replace(self.mix, total=steps)
+
+    @property
+    def plan(self) -> BatchPlan:
+        """Rows and weights of every step, with all that was decided so far."""
+        return BatchPlan(tuple(self.phases), self.mix)
 
     # -- Lightning's side
 
@@ -140,7 +156,7 @@ class DataModule(pl.LightningDataModule):
         """Batches from the consumed cursor on."""
         streams, mine = self._share()
         self._check_loaded(streams)
-        return StepLoader(
+        self._loader = StepLoader(
             open_stream=partial(self._open_stream, streams),
             streams=mine,
             source_names=self.source_names,
@@ -151,12 +167,12 @@ class DataModule(pl.LightningDataModule):
             micro_rows=self._micro_rows,
             pin_memory=torch.cuda.is_available(),
         )
+        return self._loader
 
     def val_dataloader(self) -> EVAL_DATALOADERS:
         """This rank's held-out micro-batches of every domain, by domain."""
         rank, world = self._rank()
-        length = self.plan.at(0).row_length
-        size = self._micro_rows(length, 2**16)
+        size = self._micro_rows(self.row_length, 2**16)
         return {domain: held.batches(size, rank, world) for domain, held in self.held_out.items()}
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -171,13 +187,38 @@ class DataModule(pl.LightningDataModule):
         """The stage has finished the step that `cursor` follows."""
         self._cursor = cursor
 
+    # -- replay
+
+    def replay_share(self) -> float:
+        """The share of the replayed sources in the tokens of the next step."""
+        weights = self.plan.weights(self._next_step())
+        return sum(weights[name] for name in self.mix.replay)
+
+    def set_replay_share(self, share: float) -> int:
+        """Give the replayed sources another share of the tokens; the step from which it binds. Every rank must call.
+
+        Not the next step, whose batch may have been fetched: the one after it, whatever was prefetched.
+        """
+        if not self.mix.replay:
+            raise UserError("nothing is replayed in this run, so the share of the replay cannot be changed")
+        step = self._next_step() + 1
+        self.mix = self.mix.changed(step, share)
+        if self._loader is not None:
+            self._loader.change(self.plan, step)
+        return step
+
+    def _next_step(self) -> int:
+        cursor = self._cursor or self._loaded
+        return cursor.step if cursor else 0
+
     def state_dict(self) -> dict[str, Any]:
         """The cursors of all logical streams, gathered from all ranks: every rank must call."""
         cursor = self._cursor or self._loaded
         if cursor is None:
             return {}
         mine = {s: _with_tensors(state) for s, state in cursor.streams.items()}
-        return {"step": cursor.step, "streams": gather(mine), "sources": self.source_names}
+        shares = [list(change) for change in self.mix.shares]
+        return {"step": cursor.step, "streams": gather(mine), "sources": self.source_names, "replay_shares": shares}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the step at which `state` was taken, on however many ranks."""
@@ -186,6 +227,7 @@ class DataModule(pl.LightningDataModule):
         if state["sources"] != self.source_names:
             raise UserError(f"the checkpoint's sources are {state['sources']}; this run's are {self.source_names}")
         self._loaded = Cursor(step=state["step"], streams={int(s): v for s, v in state["streams"].items()})
+        self.mix = replace(self.mix, shares=tuple((step, share) for step, share in state["replay_shares"]))
         self._cursor = None
 
     def usage(self) -> Tensor:
@@ -194,11 +236,11 @@ class DataModule(pl.LightningDataModule):
         streams, mine = self._share()  # a cursor that was loaded holds the streams of all ranks
         return usage([cursor.streams[s] for s in mine] if cursor else [], self.source_names, streams)
 
-    def ledger(self, planned_tokens: int) -> Ledger:
+    def ledger(self) -> Ledger:
         """Planned and seen tokens, epochs and dropped rows by source, over all ranks: every rank must call."""
         cursor = self._cursor or self._loaded
         mine = {s: dict(state) for s, state in cursor.streams.items()} if cursor else {}
-        return merge(gather(mine), self.sources, self.weights, planned_tokens)
+        return merge(gather(mine), self.sources, self.plan.planned(self._stop))
 
     # -- building blocks
 
@@ -229,7 +271,12 @@ class DataModule(pl.LightningDataModule):
         )
 
     def _open_stream(
-        self, streams: int, index: int, state: State | None, reading: Callable[[int, int, int], None]
+        self,
+        streams: int,
+        index: int,
+        state: State | None,
+        plan: BatchPlan,
+        reading: Callable[[int, int, int], None],
     ) -> Stream:
         at = state["anchor"]["sources"] if state else {}
         pieces = {
@@ -238,7 +285,7 @@ class DataModule(pl.LightningDataModule):
                     s.name, index, streams, at[s.name]["documents"] if at else None, partial(reading, s.index)
                 ),
                 s.index,
-                at[s.name]["skip"] if at else 0,
+                at[s.name] if at else None,
             )
             for s in self.sources
         }
@@ -246,7 +293,7 @@ class DataModule(pl.LightningDataModule):
             index=index,
             streams=streams,
             sources=pieces,
-            plan=self.plan,
+            plan=plan,
             seed=self.seed,
             window_rows=WINDOW_ROWS // streams,
             dropping=self._dropping,
@@ -295,7 +342,19 @@ class DataModule(pl.LightningDataModule):
 def _with_tensors(state: Mapping[str, Any]) -> State:
     """A stream's state with its array as a tensor: a checkpoint holds plain containers and tensors only."""
     anchor = state["anchor"]
-    return {**state, "anchor": {**anchor, "carry_ids": torch.as_tensor(anchor["carry_ids"])}}
+    sources = {
+        name: {**at, "returned_ids": torch.as_tensor(at["returned_ids"])} for name, at in anchor["sources"].items()
+    }
+    return {**state, "anchor": {**anchor, "sources": sources, "carry_ids": torch.as_tensor(anchor["carry_ids"])}}
+
+
+def replayed(names: Iterable[str]) -> frozenset[str]:
+    """The sources that bring back what the parent has learned: `replay`, or `replay.*` of its own mixture."""
+    return frozenset(name for name in names if name == REPLAY or name.startswith(f"{REPLAY}."))
+
+
+def _initial(share: float | None) -> tuple[tuple[int, float], ...]:
+    return () if share is None else ((0, share),)
 
 
 def cache_folder() -> Path:

@@ -1,7 +1,8 @@
 """What a step is made of: row length, rows and source weights as functions of the step.
 
-A plan is a table of phases. A change binds at the step that the table names, whatever was prefetched: a stream cuts its
-packing window there (see `stream.py`).
+A plan is a table of phases and a mix of weights that may move with progress. A change binds at the step that the plan
+names, whatever was prefetched: a stream cuts its packing window there (see `stream.py`), and takes back what it had
+packed beyond, if the change was decided later (see `Mix.changed`).
 """
 
 from __future__ import annotations
@@ -9,21 +10,27 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+from lifecycle.data.weights import Weight
 from lifecycle.errors import UserError
 
 MAX_DEFAULT_STREAMS = 16
+WINDOWS_A_RAMP = 64
+"""A window is packed with one set of weights: where these move all the time, so many windows follow their way."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """From `step` on: rows of `row_length` positions, `rows` of them a step (over all ranks), sources by `weights`."""
+    """From `step` on: rows of `row_length` positions, `rows` of them a step (over all ranks).
+
+    weights: of the sources in this phase, instead of the mix's; None: the mix's.
+    """
 
     step: int
     row_length: int
     rows: int
-    weights: Mapping[str, float]
+    weights: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         if self.row_length < 2 or self.rows < 1:
@@ -33,11 +40,74 @@ class Phase:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    """Weights of the sources, by progress, and the share of the replayed ones among them, by step.
+
+    weights: a number, or one that moves with progress (`weights.py`). total: steps of the run, for progress.
+    replay: the sources that are replayed; together they have the share of the tokens that the last of `shares`
+    (step, share), steps ascending, says, divided by their own weights; the others divide the rest.
+    """
+
+    weights: Mapping[str, Weight]
+    total: int = 1
+    replay: frozenset[str] = frozenset()
+    shares: tuple[tuple[int, float], ...] = ()
+
+    def at(self, step: int, own: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Shares of the tokens at `step`, which add up to 1; `own`: a phase's weights, instead of the mix's."""
+        progress = min(step / max(self.total - 1, 1), 1.0)
+        weights = {
+            name: weight.at(progress) if own is None or name in self.replay else own.get(name, 0.0)
+            for name, weight in self.weights.items()
+        }
+        share = self.share(step)
+        if share is None:
+            total = sum(weights.values())
+            return {name: weight / total for name, weight in weights.items()}
+        sums = {side: sum(w for n, w in weights.items() if (n in self.replay) == side) for side in (True, False)}
+        parts = {True: share, False: 1.0 - share}
+        return {n: parts[n in self.replay] * w / (sums[n in self.replay] or 1.0) for n, w in weights.items()}
+
+    def share(self, step: int) -> float | None:
+        """The replayed sources' share at `step`; None without any."""
+        bound = [share for at, share in self.shares if at <= step]
+        return bound[-1] if bound and self.replay else None
+
+    def changed(self, step: int, share: float) -> Mix:
+        """The same with another share of the replayed sources from `step` on."""
+        return replace(self, shares=(*((at, s) for at, s in self.shares if at < step), (step, share)))
+
+    @property
+    def moves(self) -> bool:
+        """Whether some weight moves with every step."""
+        return any(weight.moves for weight in self.weights.values())
+
+    @property
+    def changes(self) -> list[int]:
+        """Steps at which the weights jump."""
+        steps = {at for at, _ in self.shares if at > 0 and self.replay}
+        for weight in self.weights.values():
+            steps.update(at for at in weight.jumps(self.total) if at > 0)
+        return sorted(steps)
+
+    def mean(
+        self, own: Mapping[str, float] | None = None, *, start: int = 0, stop: int | None = None
+    ) -> dict[str, float]:
+        """Mean shares over the steps from `start` to `stop` (exclusive; None: the end)."""
+        stop = self.total if stop is None else stop
+        constant_now = not self.moves and not any(start < at < stop for at in self.changes)
+        steps = [start] if constant_now or stop <= start else range(start, stop, max(1, (stop - start) // 1000))
+        found = [self.at(step, own) for step in steps]
+        return {name: sum(shares[name] for shares in found) / len(found) for name in self.weights}
+
+
 @dataclass(frozen=True)
 class BatchPlan:
-    """Phases in order of their steps; the first begins at step 0."""
+    """Phases in order of their steps, the first at step 0, and the mix of all of them."""
 
     phases: tuple[Phase, ...]
+    mix: Mix = field(default_factory=lambda: Mix(weights={}))
 
     def __post_init__(self) -> None:
         steps = [phase.step for phase in self.phases]
@@ -48,10 +118,39 @@ class BatchPlan:
         """The phase that step `step` belongs to."""
         return self.phases[bisect_right([phase.step for phase in self.phases], step) - 1]
 
+    def weights(self, step: int) -> dict[str, float]:
+        """Shares of the sources at `step`."""
+        return self.mix.at(step, self.at(step).weights)
+
     def next_change(self, step: int) -> int | None:
-        """The first step after `step` at which another phase begins, or None."""
-        later = [phase.step for phase in self.phases if phase.step > step]
-        return later[0] if later else None
+        """The first step after `step` at which rows or weights jump, or None."""
+        later = [at for at in (*(phase.step for phase in self.phases), *self.mix.changes) if at > step]
+        return min(later, default=None)
+
+    def window(self, step: int, steps: int) -> int:
+        """How many steps a window that begins at `step` spans, of the `steps` it would like: none across a change."""
+        if self.mix.moves:
+            steps = min(steps, max(1, self.mix.total // WINDOWS_A_RAMP))
+        change = self.next_change(step)
+        return steps if change is None else min(steps, change - step)
+
+    def tokens(self, start: int, stop: int) -> int:
+        """Positions of the steps from `start` to `stop` (exclusive)."""
+        bounds = [*(phase.step for phase in self.phases), max(stop, self.phases[-1].step)]
+        return sum(
+            max(0, min(end, stop) - max(phase.step, start)) * phase.rows * phase.row_length
+            for phase, end in zip(self.phases, bounds[1:], strict=True)
+        )
+
+    def planned(self, total: int) -> dict[str, float]:
+        """Positions of each source that the steps up to `total` should give out."""
+        out = dict.fromkeys(self.mix.weights, 0.0)
+        steps = sorted({0, total, *(p.step for p in self.phases if p.step < total)})
+        for start, stop in zip(steps, steps[1:], strict=False):
+            tokens = self.tokens(start, stop)
+            for name, share in self.mix.mean(self.at(start).weights, start=start, stop=stop).items():
+                out[name] += tokens * share
+        return out
 
     def streams(self, wanted: int | None, world_size: int) -> int:
         """The number of logical streams: it divides the rows of every phase, and ranks share it out evenly.
@@ -76,3 +175,9 @@ class BatchPlan:
 
 def _near(rows: int, count: int) -> int:
     return max(d for d in range(1, count + 1) if rows % d == 0)
+
+
+def fixed(weights: Mapping[str, float], *, row_length: int, rows: int) -> BatchPlan:
+    """A plan of one phase and constant weights."""
+    mix = Mix(weights={name: Weight(start=weight, end=weight) for name, weight in weights.items()})
+    return BatchPlan((Phase(step=0, row_length=row_length, rows=rows),), mix)

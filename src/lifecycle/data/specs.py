@@ -7,12 +7,12 @@ which are left out (`filters.py`), `validation` says what is held out.
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from lifecycle.data.filters import FilterSpec
+from lifecycle.data.weights import Weight
 from lifecycle.errors import UserError
 
 Format = Literal["text", "multiple_choice", "word_problem", "question_answer"]
@@ -51,7 +51,8 @@ class SourceSpec:
     answer_base: the number of the first option, where a row gives its answer as a number.
     sample_by: what a row of a plain text file is.
     domain: what validation is reported by; None: the source's name.
-    weight: share of the trained tokens, relative to the other weights.
+    weight: share of the trained tokens, relative to the other weights: a number, or one that moves with progress,
+        {start, end, shape} or {table: {PROGRESS: WEIGHT}} (see `weights.py`).
     max_epochs: passes over the source at most; None: no limit.
     max_rows: rows of the source that are read at most, from the start.
     validation: a split's name, a file, `{ratio, seed}`, or None to hold nothing out.
@@ -68,7 +69,7 @@ class SourceSpec:
     answer_base: int = 0
     sample_by: SampleBy = "document"
     domain: str | None = None
-    weight: float = 1.0
+    weight: float | dict[str, Any] = 1.0
     filters: FilterSpec = field(default_factory=FilterSpec)
     max_epochs: float | None = None
     max_rows: int | None = None
@@ -124,8 +125,7 @@ class SourceSpec:
                 raise UserError(f"{where}.fields.{key} is a list; only options can be several columns: name one")
 
     def _check_amounts(self, where: str) -> None:
-        if not (self.weight > 0 and math.isfinite(self.weight)):
-            raise UserError(f"{where}.weight is {self.weight}; weights are positive (remove the source to drop it)")
+        Weight.of(self.weight, f"{where}.weight")
         if self.max_epochs is not None and not self.max_epochs > 0:
             raise UserError(f"{where}.max_epochs is {self.max_epochs}; give a positive number, or null for no limit")
         if self.max_rows is not None and self.max_rows < 1:

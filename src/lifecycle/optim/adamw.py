@@ -14,11 +14,12 @@ from lifecycle.optim.groups import check_settings, fusable, parameter_groups
 class AdamW:
     """Settings under `stage.optimizer`; `build` makes the optimizer for a model.
 
-    lr, embedding_lr: peak rates (embedding_lr None: lr). weight_decay: per step, times the rate; not on norms and
-    biases. grad_clip: global L2 norm of the gradients, None for no clipping; the stage applies it before the step.
+    lr, embedding_lr: peak rates; lr None: the parent's, which the run puts in, embedding_lr None: lr. weight_decay: per
+    step, times the rate; not on norms and biases. grad_clip: global L2 norm of the gradients, None for no clipping; the
+    stage applies it before the step.
     """
 
-    lr: float
+    lr: float | None
     embedding_lr: float | None
     weight_decay: float
     betas: tuple[float, float]
@@ -38,6 +39,7 @@ class AdamW:
 
     def build(self, model: nn.Module) -> torch.optim.AdamW:
         """The optimizer over the trainable parameters of a model (plain or sharded), in the groups of `groups`."""
+        assert self.lr is not None
         groups = parameter_groups(
             model.named_parameters(), lr=self.lr, embedding_lr=self.embedding_lr, weight_decay=self.weight_decay
         )

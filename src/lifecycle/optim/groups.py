@@ -100,7 +100,7 @@ def fusable(parameters: Iterable[Tensor]) -> bool:
 
 def check_settings(
     *,
-    lr: float,
+    lr: float | None,
     embedding_lr: float | None,
     weight_decay: float,
     betas: tuple[float, float],
@@ -109,7 +109,7 @@ def check_settings(
 ) -> None:
     """Raise one `UserError` that lists every setting of `stage.optimizer` that cannot work."""
     faults = []
-    if not lr > 0:
+    if lr is not None and not lr > 0:
         faults.append(f"lr is {lr}; it must be above 0")
     if embedding_lr is not None and not embedding_lr > 0:
         faults.append(f"embedding_lr is {embedding_lr}; it must be above 0, or null to use lr")

@@ -72,7 +72,7 @@ class Muon:
     embedding (None: adamw_lr). betas, eps: of the AdamW part. grad_clip: as in AdamW, applied by the stage.
     """
 
-    lr: float
+    lr: float | None
     adamw_lr: float | None
     embedding_lr: float | None
     weight_decay: float
@@ -114,6 +114,7 @@ class Muon:
             matrices = parameter.ndim == 2 or is_stack(name, parameter)
             place = {"matrix": "muon" if matrices else "decay", "head": "decay", "vector": "no_decay"}
             members[place.get(kind, "embedding")].append(parameter)
+        assert self.lr is not None
         base = self.lr if self.adamw_lr is None else self.adamw_lr
         rates = {"muon": self.lr, "embedding": base if self.embedding_lr is None else self.embedding_lr}
         groups = []

@@ -1,8 +1,9 @@
 """Learning-rate schedules: pure functions of the step that give a factor in [0, 1] of the peak rate.
 
 Steps count from 0. A warm-up of W steps gives (step + 1) / W: the first update has 1/W, update W-1 has exactly 1, and
-what follows starts from there (W = 0 is W = 1: the first update is at the peak). `cosine` and `linear` reach exactly
-`min_ratio` at the last update, `total - 1`; so does the decay of `wsd` (warm-up, stable, decay; arXiv 2404.06395; its
+what follows starts from there (W = 0 is W = 1: the first update is at the peak); with a `warmup_start` s it gives
+s + (1 - s) (step + 1) / W. `cosine`, `linear` and `1-sqrt` reach exactly `min_ratio` at the last update, `total - 1`;
+so does the decay of `wsd` (warm-up, stable, decay; arXiv 2404.06395; its
 1-sqrt shape arXiv 2405.18392). A run that is all warm-up ends at 1. Past the end the last value stays.
 """
 
@@ -12,12 +13,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 from lifecycle.errors import UserError
 
+StepsOf = Callable[[float], int]
 Shape = Literal["linear", "cosine", "1-sqrt"]
-Name = Literal["cosine", "wsd", "linear", "constant"]
+Name = Literal["cosine", "wsd", "linear", "1-sqrt", "constant"]
+NAMES = get_args(Name)
 
 
 def decay(progress: float, shape: Shape, min_ratio: float) -> float:
@@ -30,29 +33,25 @@ def decay(progress: float, shape: Shape, min_ratio: float) -> float:
     return min_ratio + (1.0 - min_ratio) * remaining
 
 
-def constant(step: int, *, warmup: int) -> float:
-    """Warm-up, then 1."""
-    return min(1.0, (step + 1) / max(warmup, 1))
+def constant(step: int, *, warmup: int, start: float = 0.0) -> float:
+    """Warm-up from `start` to 1, then 1."""
+    return min(1.0, start + (1.0 - start) * (step + 1) / max(warmup, 1))
 
 
-def wsd(step: int, *, total: int, warmup: int, decay_steps: int, shape: Shape, min_ratio: float) -> float:
+def wsd(
+    step: int, *, total: int, warmup: int, decay_steps: int, shape: Shape, min_ratio: float, start: float = 0.0
+) -> float:
     """Warm-up, then 1, then a decay over the last `decay_steps` updates."""
     stable_end = total - decay_steps - 1  # the last update at the peak
     if decay_steps == 0 or step <= stable_end:
-        return constant(step, warmup=warmup)
+        return constant(step, warmup=warmup, start=start)
     return decay(min(1.0, (step - stable_end) / decay_steps), shape, min_ratio)
 
 
-def cosine(step: int, *, total: int, warmup: int, min_ratio: float) -> float:
-    """Warm-up, then half a cosine to the last update (arXiv 1608.03983, without restarts)."""
+def falling(step: int, *, total: int, warmup: int, shape: Shape, min_ratio: float, start: float = 0.0) -> float:
+    """Warm-up, then a decay to the last update; `cosine` is half a cosine (arXiv 1608.03983, without restarts)."""
     decay_steps = max(total - max(warmup, 1), 0)
-    return wsd(step, total=total, warmup=warmup, decay_steps=decay_steps, shape="cosine", min_ratio=min_ratio)
-
-
-def linear(step: int, *, total: int, warmup: int, min_ratio: float) -> float:
-    """Warm-up, then a straight line to the last update."""
-    decay_steps = max(total - max(warmup, 1), 0)
-    return wsd(step, total=total, warmup=warmup, decay_steps=decay_steps, shape="linear", min_ratio=min_ratio)
+    return wsd(step, total=total, warmup=warmup, decay_steps=decay_steps, shape=shape, min_ratio=min_ratio, start=start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +60,12 @@ class Schedule:
 
     The lengths and the shape of the decay are read by `wsd` alone (the others decay until the end, or not at all), and
     so may stand beside any name. min_ratio: where the decay ends, as a share of the peak; `constant` does not read it.
+    warmup_start: where the warm-up begins, as a share of the peak.
     """
 
     name: Name
     min_ratio: float
+    warmup_start: float = 0.0
     warmup_steps: int | None = None
     warmup_tokens: int | None = None
     warmup_fraction: float | None = None
@@ -75,42 +76,38 @@ class Schedule:
 
     def __post_init__(self) -> None:
         """Refuse what no run could follow; lengths are compared with the run in `resolve`."""
-        if self.name not in ("cosine", "wsd", "linear", "constant"):
-            raise UserError(f"stage.schedule.name is {self.name!r}; choose cosine, wsd, linear or constant.")
+        if self.name not in NAMES:
+            raise UserError(f"stage.schedule.name is {self.name!r}; choose one of {', '.join(NAMES)}.")
         if self.decay_shape not in ("linear", "cosine", "1-sqrt"):
             raise UserError(f"stage.schedule.decay_shape is {self.decay_shape!r}; choose linear, cosine or 1-sqrt.")
-        if not 0.0 <= self.min_ratio <= 1.0:
-            raise UserError(f"stage.schedule.min_ratio is {self.min_ratio}; it is a share of lr, from 0 to 1.")
+        for key, value in (("min_ratio", self.min_ratio), ("warmup_start", self.warmup_start)):
+            if not 0.0 <= value <= 1.0:
+                raise UserError(f"stage.schedule.{key} is {value}; it is a share of lr, from 0 to 1.")
         self._one_unit("warmup", required=True)
         self._one_unit("decay", required=self.name == "wsd")
 
-    def resolve(self, total_steps: int, tokens_per_step: int) -> Callable[[int], float]:
-        """The factor as a function of the step, for a run of `total_steps` updates of `tokens_per_step` tokens.
+    def resolve(self, total_steps: int, first: StepsOf, last: StepsOf) -> Callable[[int], float]:
+        """The factor as a function of the step, for a run of `total_steps`; `first` and `last` give the number of steps
+        that hold so many tokens, from the run's beginning and back from its end.
 
         Raises `UserError` when the warm-up (for `wsd`: warm-up and decay) is longer than the run.
         """
-        warmup = self._steps("warmup", total_steps, tokens_per_step)
-        decay_steps = self._steps("decay", total_steps, tokens_per_step) if self.name == "wsd" else 0
+        warmup = self._steps("warmup", total_steps, first)
+        decay_steps = self._steps("decay", total_steps, last) if self.name == "wsd" else 0
         if warmup + decay_steps > total_steps:
             lengths = f"{warmup} steps of warm-up" + (f" and {decay_steps} of decay" if self.name == "wsd" else "")
             shares = "stage.schedule.warmup_fraction" + (", decay_fraction" if self.name == "wsd" else "")
             raise UserError(
-                f"stage.schedule asks for {lengths}, but the run has {total_steps} steps of {tokens_per_step} tokens. "
+                f"stage.schedule asks for {lengths}, but the run has {total_steps} steps. "
                 f"Shorten them, lengthen the run, or give shares of the run ({shares}) and set the other units to null."
             )
+        begin: dict[str, float] = {"warmup": warmup, "start": self.warmup_start}
         if self.name == "constant":
-            return partial(constant, warmup=warmup)
+            return partial(constant, **begin)  # type: ignore[arg-type]
+        whole = {**begin, "total": total_steps, "min_ratio": self.min_ratio}
         if self.name == "wsd":
-            return partial(
-                wsd,
-                total=total_steps,
-                warmup=warmup,
-                decay_steps=decay_steps,
-                shape=self.decay_shape,
-                min_ratio=self.min_ratio,
-            )
-        shape = cosine if self.name == "cosine" else linear
-        return partial(shape, total=total_steps, warmup=warmup, min_ratio=self.min_ratio)
+            return partial(wsd, **whole, decay_steps=decay_steps, shape=self.decay_shape)  # type: ignore[arg-type]
+        return partial(falling, **whole, shape=self.name)  # type: ignore[arg-type]
 
     def _lengths(self, part: Literal["warmup", "decay"]) -> dict[str, float | None]:
         if part == "warmup":
@@ -131,10 +128,10 @@ class Schedule:
                 wanted = "a share of the run, from 0 to 1" if unit == "fraction" else "0 or more"
                 raise UserError(f"stage.schedule.{part}_{unit} is {length}; it must be {wanted}.")
 
-    def _steps(self, part: Literal["warmup", "decay"], total_steps: int, tokens_per_step: int) -> int:
+    def _steps(self, part: Literal["warmup", "decay"], total_steps: int, steps_of: StepsOf) -> int:
         lengths = self._lengths(part)
         if lengths["tokens"] is not None:
-            return math.ceil(lengths["tokens"] / tokens_per_step)
+            return steps_of(lengths["tokens"])
         if lengths["fraction"] is not None:
             return round(lengths["fraction"] * total_steps)
         return int(lengths["steps"] or 0)

@@ -15,6 +15,7 @@ import contextlib
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -38,6 +39,7 @@ from lifecycle.model import (
 from lifecycle.model.attention import Kernel
 from lifecycle.model.sharding import shard
 from lifecycle.optim import AdamW, Muon, Schedule, clip_gradients
+from lifecycle.optim.carry import carry_over
 from lifecycle.stages.exchange import any_rank, count_tokens, sum_over_ranks
 from lifecycle.stages.meter import Meter
 from lifecycle.stages.routing import add_routing
@@ -51,8 +53,11 @@ LossSum = Callable[[TokenBatch, Documents | None], tuple[Tensor, dict[str, Tenso
 class Stage(pl.LightningModule):
     """What every stage shares. Subclasses are final: they define `training_step` and `validation_step`.
 
-    `skipping` says which steps are not taken, and when too many were not.
+    `skipping` says which steps are not taken, and when too many were not. starts_from_parent: such a stage cannot begin
+    without `init_from`.
     """
+
+    starts_from_parent = False
 
     def __init__(
         self, *, model: ModelConfig, optimizer: AdamW | Muon, schedule: Schedule, skipping: Skipping, setup: Setup
@@ -61,7 +66,8 @@ class Stage(pl.LightningModule):
         self.automatic_optimization = False
         self.config, self.optimizer_spec, self.setup_facts = model, optimizer, setup
         self.skipping = skipping
-        self._rate = schedule.resolve(total_steps=setup.total_steps, tokens_per_step=setup.tokens_per_step)
+        self._rope_theta = model.rope_theta
+        self._schedule = schedule.resolve(setup.timeline.steps, setup.timeline.steps_of, setup.timeline.last_steps_of)
         self._initial_weights = setup.initial_weights
         self.model: Decoder | None = None
         self.meter = Meter(log_every=setup.log_every, peak_flops=setup.peak_flops, sources=setup.source_names)
@@ -77,10 +83,14 @@ class Stage(pl.LightningModule):
         """The metrics that were last read from the device, for displays."""
         return self.meter.latest
 
+    def _rate(self, step: int) -> float:
+        """What the peak rates are multiplied with: the schedule, and the phase of the run."""
+        return self._schedule(step) * self.setup_facts.timeline.rate(step)
+
     @property
     def total_steps(self) -> int:
         """The step at which the run ends."""
-        return self.setup_facts.total_steps
+        return self.setup_facts.timeline.steps
 
     # -- building (Lightning's order)
 
@@ -114,7 +124,10 @@ class Stage(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer of the config; its rates are set before every step."""
         assert self.model is not None
-        return self.optimizer_spec.build(self.model)
+        optimizer = self.optimizer_spec.build(self.model)
+        if self.setup_facts.initial_optimizer is not None:
+            carry_over(self.setup_facts.initial_optimizer, optimizer)
+        return optimizer
 
     def optimizer(self) -> LightningOptimizer:
         """The one optimizer, wrapped so that Lightning counts its steps."""
@@ -126,6 +139,7 @@ class Stage(pl.LightningModule):
 
     def take_step(self, batch: StepBatch, loss_sum: LossSum) -> None:
         """One optimizer step on `batch`; `loss_sum` gives a micro-batch's summed loss and summed metrics."""
+        self._enter(batch.step)
         optimizer = self.optimizer()
         counts = count_tokens(batch.micro, len(self.setup_facts.source_names), self.device)
         for group in optimizer.param_groups:
@@ -161,11 +175,18 @@ class Stage(pl.LightningModule):
             counts=counts,
             extra=extra,
             grad_norm=norm,
-            lr=self._rate(batch.step) * self.optimizer_spec.lr,
+            lr=self._rate(batch.step) * (self.optimizer_spec.lr or 0.0),
             skipped=self.skipping.skipped,
             loads=loads,
         )
         self._after(batch)
+
+    def _enter(self, step: int) -> None:
+        """The base of the rotary positions is that of the step's phase."""
+        theta = self.setup_facts.timeline.at(step).rope_theta or self._rope_theta
+        if theta != self.config.rope_theta:
+            self.config = replace(self.config, rope_theta=theta)
+            self.model.config = self.config  # type: ignore[union-attr]
 
     @contextlib.contextmanager
     def _synchronised(self, last: bool) -> Iterator[None]:
@@ -186,7 +207,7 @@ class Stage(pl.LightningModule):
         """Validate if due, and stop when asked to."""
         done = batch.step + 1
         every = self.setup_facts.validate_every
-        if every and (done % every == 0 or done == self.setup_facts.total_steps):
+        if every and (done % every == 0 or done == self.total_steps):
             self.validation_due = True
         self.validate_if_due(done)
         if self.preempted:

@@ -6,14 +6,13 @@ loss = sum over trained tokens of [ -log p(label) + z_loss * logsumexp(logits)^2
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from lifecycle.batch import StepBatch, TokenBatch
-from lifecycle.losses import linear_cross_entropy, token_losses
 from lifecycle.model import Documents, ModelConfig
 from lifecycle.optim import AdamW, Muon, Schedule
 from lifecycle.stages.base import Stage
+from lifecycle.stages.language import held_out_loss, next_token_loss
 from lifecycle.stages.setup import Setup
 from lifecycle.stages.skipping import Skipping
 
@@ -42,22 +41,9 @@ class Pretrain(Stage):
 
     def _loss_sum(self, batch: TokenBatch, documents: Documents | None) -> tuple[Tensor, dict[str, Tensor]]:
         assert self.model is not None
-        hidden_BTD = self.model(batch.input_ids, batch.position_ids, documents, counted=batch.trained)
-        loss, metrics = linear_cross_entropy(
-            hidden_BTD.flatten(0, 1),
-            self.model.head_weight,
-            batch.labels.flatten(),
-            z_loss=self.z_loss,
-            softcap=self.config.logit_softcap,
-            compiled=self.setup_facts.compile,
-        )
-        return loss, {"z_loss": metrics["z_loss"]} if self.z_loss else {}
+        return next_token_loss(self.model, batch, documents, z_loss=self.z_loss, compiled=self.setup_facts.compile)
 
     def validation_step(self, batch: tuple[TokenBatch, Documents | None], batch_idx: int) -> Tensor:
         """(2,) float64: summed negative log-likelihood and number of trained tokens."""
         assert self.model is not None
-        rows, documents = batch
-        hidden_BTD = self.model(rows.input_ids, rows.position_ids, documents)
-        weight, cap = self.model.head_weight, self.config.logit_softcap
-        losses = token_losses(hidden_BTD.flatten(0, 1), weight, rows.labels.flatten(), softcap=cap)
-        return torch.stack([losses.double().sum(), rows.trained.sum().double()])
+        return held_out_loss(self.model, *batch)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
+from lifecycle.length import Timeline
 from lifecycle.model.attention import Kernel
 
 
@@ -15,13 +16,12 @@ from lifecycle.model.attention import Kernel
 class Setup:
     """What the run tells every stage beyond its config.
 
-    `total_steps` and `tokens_per_step` resolve the schedule's lengths; `domains` maps a validation domain to its weight
-    and the bytes of its text; `peak_flops` is one device's dense peak (None: unknown, no MFU); `initial_weights` are a
-    parent's.
+    `timeline`: the steps of the run, what each is made of, and the rate that goes with it; `domains` maps a validation
+    domain to its weight and the bytes of its text; `peak_flops` is one device's dense peak (None: unknown, no MFU);
+    `initial_weights` are a parent's, `initial_optimizer` the state of its optimizer.
     """
 
-    total_steps: int
-    tokens_per_step: int
+    timeline: Timeline
     seed: int
     source_names: Sequence[str]
     domains: Mapping[str, tuple[float, int]]
@@ -33,3 +33,4 @@ class Setup:
     attention: Kernel | Literal["auto"]
     peak_flops: float | None
     initial_weights: Mapping[str, Tensor] | None = None
+    initial_optimizer: Mapping[str, Any] | None = None

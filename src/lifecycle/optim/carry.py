@@ -1,0 +1,49 @@
+"""The moments of one optimizer as the beginning of another, over the same parameters (of which some may have grown)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from lifecycle.errors import UserError
+
+
+@torch.no_grad()
+def carry_over(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Put the state of `state` (an optimizer's `state_dict`, whole tensors) into a fresh `optimizer`.
+
+    Groups are matched by name and parameters by their place in it; the rates stay the new ones. A parameter that has
+    more rows than it had keeps its moments, and its new rows start at zero. Raises UserError where they do not fit.
+    """
+    theirs = {group["name"]: group["params"] for group in state["param_groups"]}
+    ours = {group["name"]: group["params"] for group in optimizer.param_groups}
+    if {name: len(params) for name, params in theirs.items()} != {name: len(params) for name, params in ours.items()}:
+        raise UserError(
+            f"stage.optimizer_state=parent: the parent's optimizer has the groups {', '.join(theirs)}, this one has "
+            f"{', '.join(ours)}: choose the parent's optimizer (optimizer=...), or stage.optimizer_state=fresh"
+        )
+    for name, parameters in ours.items():
+        for number, parameter in zip(theirs[name], parameters, strict=True):
+            found = state["state"].get(number, {})
+            optimizer.state[parameter] = {key: _fitted(value, parameter, name) for key, value in found.items()}
+
+
+def _fitted(value: Any, parameter: Tensor, group: str) -> Any:
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        return value.clone() if isinstance(value, Tensor) else value
+    if value.shape[1:] != parameter.shape[1:] or len(value) > len(parameter):
+        raise UserError(
+            f"stage.optimizer_state=parent: a parameter of group {group} is {tuple(parameter.shape)}, the parent's "
+            f"moments of it are {tuple(value.shape)}: type stage.optimizer_state=fresh"
+        )
+    whole = torch.zeros(parameter.shape, dtype=value.dtype)
+    whole[: len(value)] = value
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(
+            whole.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
+        )
+    return whole.to(parameter.device)

@@ -1,0 +1,35 @@
+"""Next-token loss of packed rows, and its measurement: what every stage that trains on documents does with a batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lifecycle.batch import TokenBatch
+from lifecycle.losses import linear_cross_entropy, token_losses
+from lifecycle.model import Decoder, Documents
+
+
+def next_token_loss(
+    model: Decoder, batch: TokenBatch, documents: Documents | None, *, z_loss: float, compiled: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Summed over the trained tokens: the cross-entropy plus `z_loss` logsumexp^2, and the penalty alone if there is
+    one."""
+    hidden_BTD = model(batch.input_ids, batch.position_ids, documents, counted=batch.trained)
+    loss, metrics = linear_cross_entropy(
+        hidden_BTD.flatten(0, 1),
+        model.head_weight,
+        batch.labels.flatten(),
+        z_loss=z_loss,
+        softcap=model.config.logit_softcap,
+        compiled=compiled,
+    )
+    return loss, {"z_loss": metrics["z_loss"]} if z_loss else {}
+
+
+def held_out_loss(model: Decoder, batch: TokenBatch, documents: Documents | None) -> Tensor:
+    """(2,) float64: summed negative log-likelihood and number of trained tokens."""
+    hidden_BTD = model(batch.input_ids, batch.position_ids, documents)
+    cap = model.config.logit_softcap
+    losses = token_losses(hidden_BTD.flatten(0, 1), model.head_weight, batch.labels.flatten(), softcap=cap)
+    return torch.stack([losses.double().sum(), batch.trained.sum().double()])

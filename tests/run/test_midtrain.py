@@ -1,0 +1,132 @@
+"""Mid-training from a finished run, end to end: what it inherits, what it replays, and rows that grow on the way."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tests.run.cli import assert_same_run, cut_back, facts, lifecycle, make_texts, metrics, step_folder, write_rows
+
+MID = (
+    "stage=midtrain",
+    "data=new",
+    "init_from=whole",
+    "stage.max_steps=24",
+    "checkpoint.every_steps=4",
+    "checkpoint.keep_last=99",
+    "validation.every_steps=12",
+)
+RATE = ("stage.optimizer.lr=1e-3", "stage.max_steps=4")
+GROWING = (
+    "stage.phases=[{at_steps: 0, sequence_length: 32, rate: 0.5}, {at_steps: 9, sequence_length: 64, rows: 8},"
+    " {at_steps: 15, rope_theta: 50000}]"
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def new_data(place: Path, whole: Path) -> None:
+    """A data config of one source that the parent has never seen."""
+    write_rows(place / "new.jsonl", [text.replace("cat", "dog") for text in make_texts("new", 300, 80)])
+    source = {"path": "new.jsonl", "validation": {"ratio": 0.1, "seed": 1}}
+    node = {"defaults": ["_engine", "_self_"], "tokenizer": "unused", "shuffle_buffer": 64, "sources": {"new": source}}
+    (place / "conf/data/new.yaml").write_text(yaml.safe_dump(node, sort_keys=False))
+
+
+def test_it_inherits_the_rate_and_replays_the_parents_own_mixture(place: Path, whole: Path) -> None:
+    lifecycle(place, "run=mid", *MID, "stage.replay.share=0.25")
+    run = place / "outputs/mid"
+    told = facts(run)
+    assert told["peak_lr"] == pytest.approx(facts(whole)["peak_lr"] * 0.0333)
+    assert told["parent"]["path"] == str(whole) and told["ancestors"] == []
+    assert set(told["data"]["config"]["sources"]) == {"new", "replay.long", "replay.short", "replay.tiny"}
+    ledger = facts(run, "ledger.json")
+    seen = {name: row["seen_tokens"] for name, row in ledger["sources"].items()}
+    # 24 rows of the 64 that each stream packs at once are seen: their share is that of the whole but for the shuffle
+    assert sum(seen[n] for n in seen if n != "new") / ledger["tokens"] == pytest.approx(0.25, abs=0.06)
+    theirs = {n: row["seen_tokens"] for n, row in facts(whole, "ledger.json")["sources"].items()}
+    assert ledger["sources"]["replay.long"]["weight"] == pytest.approx(0.25 * theirs["long"] / sum(theirs.values()))
+    rows = metrics(run)
+    assert {f"valid/{domain}/perplexity" for domain in ("new", "long", "short", "tiny")} <= set(rows)
+    first, peak = rows["train/lr"][0], max(rate for rate in rows["train/lr"] if rate is not None)
+    assert peak == pytest.approx(told["peak_lr"]) and first == pytest.approx(peak * (0.1 + 0.9 / 1))
+    losses = [loss for loss in rows["valid/loss"] if loss is not None]
+    assert losses[-1] < losses[0]
+
+
+def test_several_in_a_row_replay_the_generations_that_are_asked_for(place: Path, whole: Path) -> None:
+    lifecycle(place, "run=one", *MID, "stage.max_steps=4")
+    lifecycle(place, "run=two", *MID, "init_from=one", "stage.max_steps=4", "stage.replay.ancestors=[0.75,0.25]")
+    sources = facts(place / "outputs/two")["data"]["config"]["sources"]
+    assert sources["replay.new"]["weight"] == pytest.approx(0.75)
+    assert sum(s["weight"] for n, s in sources.items() if n.startswith("replay.1.")) == pytest.approx(0.25)
+    assert [entry["path"] for entry in facts(place / "outputs/two")["ancestors"]] == [str(whole)]
+
+
+def test_rows_rates_and_rope_change_on_the_way_and_a_resumed_run_is_the_same(place: Path, whole: Path) -> None:
+    lifecycle(place, "run=growing", *MID, GROWING)
+    run = place / "outputs/growing"
+    for step in (4, 8, 12, 16):
+        again = place / f"outputs/again-{step}"
+        cut_back(run, again, step)
+        lifecycle(place, f"run=again-{step}", *MID, GROWING)
+        assert facts(again)["resumed"] == 1
+        assert_same_run(again, run)
+    config = json.loads((run / "model/config.json").read_text())
+    assert config["rope_parameters"]["rope_theta"] == 50000
+    tokens = metrics(run)["tokens"]
+    assert tokens[-1] is not None and 19_000 < tokens[-1] < 18 * 1024 + 6 * 512
+
+
+def test_workers_read_ahead_across_a_change_of_rows(place: Path, whole: Path) -> None:
+    lifecycle(place, "run=alone", *MID, GROWING, "checkpoint.every_steps=24")
+    lifecycle(place, "run=helped", *MID, GROWING, "checkpoint.every_steps=24", "hardware.workers=2")
+    assert_same_run(place / "outputs/alone", place / "outputs/helped")
+
+
+def test_the_optimizer_goes_on_with_the_parents_moments(place: Path, whole: Path) -> None:
+    short = ("stage.max_steps=1", "checkpoint.every_steps=1", "stage.replay.share=0")
+    for state in ("fresh", "parent"):
+        lifecycle(place, f"run={state}", *MID, *short, f"stage.optimizer_state={state}")
+    moments = {
+        state: load_file(step_folder(place / f"outputs/{state}", 1) / "state.safetensors")
+        for state in ("fresh", "parent")
+    }
+    before = load_file(step_folder(whole, 40) / "state.safetensors")
+    name = next(n for n in before if n.endswith("0.exp_avg_sq"))
+    change = (moments["parent"][name] - 0.95 * before[name]) / moments["fresh"][name]
+    torch.testing.assert_close(change, torch.ones_like(change), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("init_from=null",), "init_from is null: type init_from=RUN"),
+        (
+            ("init_from=outputs/whole/model", "stage.optimizer.lr=1e-4"),
+            "is no run, and what it was trained on is not known",
+        ),
+        (("init_from=outputs/whole/model", "stage.replay.share=0"), "stage.optimizer.lr is null"),
+        (
+            ("init_from=outputs/whole/model", "stage.replay.share=0", "stage.optimizer.lr=1e-4")
+            + ("stage.optimizer_state=parent",),
+            "has no checkpoint",
+        ),
+        (("stage.replay.share=1.5",), "stage.replay.share is 1.5"),
+        (("stage.phases=[{at_steps: 0, sequence_lenght: 64}]",), "did you mean"),
+    ],
+)
+def test_what_the_parent_cannot_give_is_said(place: Path, overrides: tuple[str, ...], said: str) -> None:
+    typed = {word.partition("=")[0] for word in overrides}
+    kept = [word for word in MID if word.partition("=")[0] not in typed]
+    done = lifecycle(place, "run=refused", *kept, *overrides, code=2)
+    assert said in done.err.replace("\n", " ")
+
+
+def test_a_source_named_replay_stands_in_the_parents_place(place: Path) -> None:
+    own = "data.sources.replay={path: long.jsonl, weight: 3}"
+    lifecycle(
+        place, "run=own", *MID, "init_from=outputs/whole/model", own, "stage.optimizer.lr=1e-3", "stage.max_steps=4"
+    )
+    assert facts(place / "outputs/own", "ledger.json")["sources"]["replay"]["weight"] == pytest.approx(0.75)
