@@ -24,11 +24,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"errors", "atomic", "batch", "orphan"},
     "stages": {"errors", "batch", "length", "losses", "model", "optim", "rewards", "rollout"},
     "checkpoint": {"errors", "atomic"},
-    "callbacks": {"errors", "atomic", "batch", "checkpoint", "hardware"},
+    "callbacks": {"errors", "atomic", "batch", "checkpoint", "hardware", "root"},
     # The configuration names its targets by text.
     "signature": {"errors"},
     "length": {"errors"},
-    "root": set(),
+    "root": {"errors"},
     "usage": {"errors", "signature"},
     "command": {"errors", "usage"},
     "config": {"command", "errors", "length", "root", "signature", "usage"},

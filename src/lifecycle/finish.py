@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from lifecycle import atomic
+from lifecycle.checkpoint import list_committed, step_of
+from lifecycle.checkpoint.weights import load_weights
 from lifecycle.data.baselines import baselines
 from lifecycle.data.module import DataModule
 from lifecycle.data.quarantine import compact_all
@@ -37,7 +39,7 @@ def finish(
 ) -> None:
     """Write a run's results; every rank must call, rank 0 writes. A stopped run leaves ledger and lineage only."""
     ledger = data.ledger()
-    weights = full_weights(stage) if finished else {}
+    weights = {} if not finished else full_weights(stage) if not stage.restore else restored_weights(folder, stage)
     if not stage.trainer.is_global_zero:
         return
     _write_json(folder.path / "ledger.json", ledger)
@@ -48,6 +50,7 @@ def finish(
         seconds=round(stage.meter.seconds, 3),
         result={"valid/loss": stage.best[0], "step": stage.best[1]} if stage.best else None,
         data=folder.lineage().get("data", {}) | _used(ledger, data),
+        **({"restored": stage.restore} if stage.restore is not None else {}),
     )
     if not finished:
         return
@@ -68,6 +71,12 @@ def finish(
     folder.update(status="finished")  # not before: what a kill leaves out of the above is made at the next start
     write_report(folder.path)
     Console(soft_wrap=False).print(terminal_summary(folder.path))
+
+
+def restored_weights(folder: RunFolder, stage: Stage) -> dict[str, Tensor]:
+    """Those of the checkpoint that a guard ended the run with, on every rank."""
+    path = next(path for path in list_committed(folder.checkpoints) if step_of(path) == stage.restore)
+    return {name.removeprefix("model."): value.float() for name, value in load_weights(path).items()}
 
 
 def full_weights(stage: Stage) -> dict[str, Tensor]:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lifecycle.errors import UserError
+
+Action = Literal["replay", "rate", "restore"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
@@ -39,6 +43,31 @@ class Export:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Guard:
+    """When what the parent knew counts as forgotten, and what is done then. Thresholds are shares: 0.1 is a perplexity
+    10 % above the one before the first step."""
+
+    watch: float
+    act: float
+    stop: float
+    actions: list[Action]
+    patience: int
+    replay_step: float
+    replay_max: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.watch < self.act < self.stop:
+            raise UserError(
+                f"guard.watch, act and stop are {self.watch:g}, {self.act:g} and {self.stop:g}; they must ascend from "
+                "above 0"
+            )
+        if self.patience < 1:
+            raise UserError(f"guard.patience is {self.patience}; it counts measurements, 1 or more")
+        if not (0 < self.replay_step < 1 and 0 < self.replay_max < 1):
+            raise UserError("guard.replay_step and replay_max are shares of the tokens, between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """The root of every config; each key is explained in conf/config.yaml."""
 
@@ -52,6 +81,7 @@ class RunConfig:
     checkpoint: Checkpoint
     validation: Validation
     logging: Logging
+    guard: Guard
     export: Export
     model: dict[str, Any]
     data: dict[str, Any]

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from lifecycle import config
+from lifecycle.callbacks.guard import ForgettingGuard
 from lifecycle.callbacks.saving import SaveOnEvents, periodic
 from lifecycle.checkpoint import CommittedCheckpointIO
 from lifecycle.data.module import DataModule
@@ -36,6 +37,7 @@ from lifecycle.model_job import is_model_job, replaces_last, run_model_job
 from lifecycle.parent import Parent, adopt_parent
 from lifecycle.ranks import end_with_rank_0, leave, rank
 from lifecycle.report import write_report
+from lifecycle.root import Guard
 from lifecycle.runfolder import RunFolder, origin
 from lifecycle.stages.base import Stage
 from lifecycle.stages.setup import Setup
@@ -94,7 +96,7 @@ def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
     setup = _setup(cfg, timeline, hardware, start, data, parent)
     stage: Stage = config.build(cfg.stage, without=Limits, model=model, setup=setup)
     metrics = CsvLogger(folder=folder.path)
-    trainer = _trainer(cfg, folder, hardware, start, steps, metrics)
+    trainer = _trainer(cfg, folder, hardware, start, steps, metrics, data)
     if rank() == 0:
         _begin(cfg, folder, start, stage, data, parent)
         metrics.cut(start.step)
@@ -103,12 +105,18 @@ def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
         folder,
         stage,
         data,
-        finished=stage.global_step >= steps,
+        finished=stage.global_step >= steps or bool(stage.restore),
         export_dtype=cfg.export.dtype,
         shard_gb=cfg.export.shard_gb,
     )
     leave()
-    if stage.global_step < steps:
+    if stage.restore == 0:
+        raise UserError(
+            f"the guard ended the run at step {stage.global_step}: it forgets more than guard.stop={cfg.guard.stop:g}, "
+            f"and no checkpoint was below: the parent is still the better model ({folder.path / 'forgetting.json'} has "
+            "the history). Try more replay (stage.replay.share) or a lower rate (stage.peak_ratio)"
+        )
+    if stage.global_step < steps and stage.restore is None:
         raise SystemExit(143)
 
 
@@ -123,14 +131,22 @@ def _model(cfg: DictConfig, limits: Limits) -> ModelConfig:
 
 
 def _trainer(
-    cfg: DictConfig, folder: RunFolder, hardware: Hardware, start: Start, steps: int, metrics: CsvLogger
+    cfg: DictConfig,
+    folder: RunFolder,
+    hardware: Hardware,
+    start: Start,
+    steps: int,
+    metrics: CsvLogger,
+    data: DataModule,
 ) -> Trainer:
+    guards = [ForgettingGuard(Guard(**cfg.guard), folder=folder.path, retained=data.retained)] if data.retained else []
     return build_trainer(
         hardware,
         start.choice,
         total_steps=steps,
         callbacks=[
             *config.build(cfg.callbacks, folder=folder.path),
+            *guards,
             SaveOnEvents(folder=folder.checkpoints, every_steps=cfg.checkpoint.every_steps),
             periodic(folder.checkpoints, cfg.checkpoint.every_steps),
         ],

@@ -76,6 +76,22 @@ SAMPLES = [
 ]
 
 
+def _look(step: int, old: float, level: str, **decided: object) -> dict[str, object]:
+    perplexity = {"old": 20 * (1 + old), "prose": 40 - step / 20}
+    return {"step": step, "perplexity": perplexity, "forgetting": {"old": old}, "level": level, **decided}
+
+
+FORGETTING = {
+    "retained": ["old"],
+    "measurements": [
+        _look(0, 0.0, "fine"),
+        _look(50, 0.12, "act", action="replay", share=0.0, to=0.1),
+        _look(100, 0.15, "act", action="rate", share=0.1, to=0.5),
+        _look(150, 0.08, "watch", advice=""),
+    ],
+}
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run. Tests that change it copy it first."""
@@ -85,6 +101,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     for name, content in {"run": RUN, "baselines": BASELINES, "samples": SAMPLES, "ledger": _ledger()}.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
+    (folder / "forgetting.json").write_text(json.dumps(FORGETTING))
     (folder / "quarantine").mkdir()
     (folder / "quarantine" / "stdlib_code.jsonl").write_text('{"line": 3}\n{"line": 9}\n')
     (folder / "model").mkdir()

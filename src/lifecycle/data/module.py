@@ -189,6 +189,11 @@ class DataModule(pl.LightningDataModule):
 
     # -- replay
 
+    @property
+    def retained(self) -> list[str]:
+        """Domains of what is replayed, which the parent knew."""
+        return [d for d in self.held_out if any(s.domain == d and s.name in self.mix.replay for s in self.sources)]
+
     def replay_share(self) -> float:
         """The share of the replayed sources in the tokens of the next step."""
         weights = self.plan.weights(self._next_step())

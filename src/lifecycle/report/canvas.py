@@ -98,18 +98,20 @@ def tokens_axis(axes: Axes, x: str, *, label: bool = True, count: int = 7) -> No
         axes.tick_params(labelbottom=False)
 
 
-def level(axes: Axes, theme: Theme, level: float, label: str, style: str, *, above: bool = True) -> None:
-    """A dashed line across, with its name on it."""
+def level(
+    axes: Axes, theme: Theme, level: float, label: str, style: str, *, above: bool = True, left: bool = False
+) -> None:
+    """A dashed line across, with its name on it, at its right end or its left one."""
     axes.axhline(level, color=theme.muted, linestyle=style, linewidth=1.2)
     axes.annotate(
         label,
-        (0.99, level),
+        (0.01 if left else 0.99, level),
         (0, 3 if above else -4),
         xycoords=axes.get_yaxis_transform(),
         textcoords="offset points",
         color=theme.muted,
         fontsize=9.5,
-        ha="right",
+        ha="left" if left else "right",
         va="bottom" if above else "top",
         bbox={"facecolor": theme.surface, "linewidth": 0, "pad": 0.8},
     )

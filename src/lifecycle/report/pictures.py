@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from lifecycle.report.canvas import Theme, canvas, legend, level, png, smooth, style, ticks, tokens_axis
+from lifecycle.report.forgetting import forgetting
 from lifecycle.report.read import RunData
 from lifecycle.report.words import short
 
@@ -187,6 +188,7 @@ def ledger(run: RunData, theme: Theme) -> Figure | None:
 PICTURES: dict[str, Callable[[RunData, Theme], Figure | None]] = {
     "loss": loss,
     "perplexity": perplexity,
+    "forgetting": forgetting,
     "ledger": ledger,
     "learning_rate": rate,
     "throughput": throughput,

@@ -27,6 +27,7 @@ class RunData:
     ledger: Mapping[str, Any]
     samples: Sequence[Mapping[str, Any]]
     baselines: Mapping[str, Mapping[str, float]]
+    forgetting: Mapping[str, Any]
     quarantined: Mapping[str, int]
     missing: tuple[str, ...]
 
@@ -92,6 +93,7 @@ def read_run(folder: Path) -> RunData:
         ledger=_load(folder / "ledger.json", {}, missing),
         samples=_load(folder / "samples.json", [], missing),
         baselines=_load(folder / "baselines.json", {}, missing),
+        forgetting=_load(folder / "forgetting.json", {}, []),  # only runs that could forget have one
         quarantined={path.stem: _lines(path) for path in quarantine},
         missing=tuple(missing),
     )

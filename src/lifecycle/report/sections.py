@@ -14,6 +14,8 @@ from typing import Any
 from lifecycle.peaks import FLOPS_CONVENTION
 from lifecycle.report.commands import going_on
 from lifecycle.report.facts import DomainResult, Headline, headline
+from lifecycle.report.forgetting import measurements, table
+from lifecycle.report.forgetting import verdict as verdict_of_guard
 from lifecycle.report.read import RunData
 from lifecycle.report.render import Block, Code, Heading, Paragraph, Picture, Sample, Sheet
 from lifecycle.report.words import count, number, rate, share, span
@@ -21,6 +23,7 @@ from lifecycle.report.words import count, number, rate, share, span
 PICTURE_WORDS = {
     "loss": "Loss over tokens: training, held-out, and what counting words reaches",
     "perplexity": "Held-out perplexity of every domain, beside its unigram and bigram baselines",
+    "forgetting": "What was gained and what was forgotten of what the parent knew, with every action of the guard",
     "ledger": "Planned and seen tokens of every source",
     "learning_rate": "Learning rate and gradient norm",
     "throughput": "Tokens a second, and the share of time that training waited for data",
@@ -38,6 +41,7 @@ def sections(run: RunData, drawn: list[str]) -> list[Block]:
     return [
         *_result(run, facts),
         *_pictures(drawn),
+        *_forgetting(run, "forgetting" in drawn),
         *_samples(run),
         *_ledger(run, "ledger" in drawn),
         *_used(run, facts),
@@ -143,10 +147,21 @@ def _choice(run: RunData) -> Mapping[str, Any]:
 
 
 def _pictures(drawn: list[str]) -> list[Block]:
-    shown = [name for name in drawn if name != "ledger"]
+    shown = [name for name in drawn if name not in ("ledger", "forgetting")]
     if not shown:
         return []
     return [Heading("How it went"), *(Picture(name, PICTURE_WORDS.get(name, name)) for name in shown)]
+
+
+def _forgetting(run: RunData, drawn: bool) -> list[Block]:
+    """What was kept of the parent, in a run that measured it."""
+    if not measurements(run):
+        return []
+    columns, rows = table(run)
+    picture = [Picture("forgetting", PICTURE_WORDS["forgetting"])] if drawn else []
+    words = [Paragraph(verdict_of_guard(run))] if verdict_of_guard(run) else []
+    note = Paragraph("Forgetting is the perplexity above the one that the parent had before the first step.", "note")
+    return [Heading("What was kept of the parent"), *words, *picture, Sheet(columns, rows), note]
 
 
 def _samples(run: RunData) -> list[Block]:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lifecycle.report.facts import headline
+from lifecycle.report.forgetting import table, verdict
 from lifecycle.report.read import read_run
 from lifecycle.report.sections import domain_table, incidents, overview, title
 
@@ -31,16 +32,24 @@ def terminal_summary(run_folder: Path | str) -> RenderableType:
     parts.append(Padding(plain, (1, 0, 0, 0)))
     if facts.domains:
         columns, rows = domain_table(facts)
-        sheet = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for index, column in enumerate(columns):
-            style = "bold" if index == 1 else ""
-            sheet.add_column(column, justify="right" if index else "left", style=style, no_wrap=True)
-        for row in rows:
-            sheet.add_row(*row)
-        parts.append(sheet)
+        parts.append(_sheet(columns, rows))
+    kept = verdict(run)
+    if kept:
+        parts.append(Text(kept))
+        columns, rows = table(run)
+        parts.append(_sheet(columns, rows))
     written = [name for name in ("report.md", "report.html") if (folder / name).exists()]
     if written:
         # Paths are copied by readers: never broken, never highlighted in pieces.
         paths = "\n".join(str(folder / name) for name in written)
         parts.append(Text(paths, style="bold cyan", no_wrap=True, overflow="ignore"))
     return Group(*parts)
+
+
+def _sheet(columns: list[str], rows: list[list[str]]) -> Table:
+    sheet = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        sheet.add_column(column, justify="right" if index else "left", style="bold" if index == 1 else "", no_wrap=True)
+    for row in rows:
+        sheet.add_row(*map(Text, row))
+    return sheet

@@ -54,10 +54,11 @@ class Stage(pl.LightningModule):
     """What every stage shares. Subclasses are final: they define `training_step` and `validation_step`.
 
     `skipping` says which steps are not taken, and when too many were not. starts_from_parent: such a stage cannot begin
-    without `init_from`.
+    without `init_from`. guard_actions: what a forgetting guard may do in such a run.
     """
 
     starts_from_parent = False
+    guard_actions: frozenset[str] = frozenset()
 
     def __init__(
         self, *, model: ModelConfig, optimizer: AdamW | Muon, schedule: Schedule, skipping: Skipping, setup: Setup
@@ -74,6 +75,9 @@ class Stage(pl.LightningModule):
         self.stop_asked = False  # set by a signal, at any moment, on this rank
         self.preempted = False  # what the ranks agreed on from it, at one place of a step
         self.validation_due = False
+        self.rate_scale = 1.0  # what a guard has made of the rate
+        self.restore: int | None = None  # the step whose checkpoint a guard ends the run with; 0: none was good
+        self._measured: list[tuple[int, dict[str, float]]] = []
         self.best: tuple[float, int] | None = None
         self.improved_at: int | None = None
         self._ready_at = time.perf_counter()
@@ -84,8 +88,8 @@ class Stage(pl.LightningModule):
         return self.meter.latest
 
     def _rate(self, step: int) -> float:
-        """What the peak rates are multiplied with: the schedule, and the phase of the run."""
-        return self._schedule(step) * self.setup_facts.timeline.rate(step)
+        """What the peak rates are multiplied with: the schedule, the phase of the run, and what a guard decided."""
+        return self._schedule(step) * self.setup_facts.timeline.rate(step) * self.rate_scale
 
     @property
     def total_steps(self) -> int:
@@ -262,9 +266,15 @@ class Stage(pl.LightningModule):
         metrics = validation_metrics(sums, self.setup_facts.domains)
         if not metrics:
             return
-        if self.best is None or metrics["valid/loss"] < self.best[0]:
+        if step and (self.best is None or metrics["valid/loss"] < self.best[0]):  # the parent's own is no step's
             self.best, self.improved_at = (metrics["valid/loss"], step), step
-        self.meter.add_validation(step, metrics)
+        self._measured.append((step, metrics))
+        self.meter.log(step, metrics)
+
+    def take_measurements(self) -> list[tuple[int, dict[str, float]]]:
+        """The validations since the last call: step and metrics."""
+        taken, self._measured = self._measured, []
+        return taken
 
     # -- what a checkpoint holds beyond weights and optimizer
 
@@ -274,6 +284,7 @@ class Stage(pl.LightningModule):
         checkpoint["stage"] = {
             "skipping": self.skipping.state(),
             "validation_due": self.validation_due,
+            "rate_scale": self.rate_scale,
             "best": list(self.best) if self.best else None,
             "meter": self.meter.state(),
         }
@@ -283,6 +294,7 @@ class Stage(pl.LightningModule):
         state = checkpoint["stage"]
         self.skipping.restore(state["skipping"], self.device)
         self.validation_due = state["validation_due"]
+        self.rate_scale = state["rate_scale"]
         self.best = (state["best"][0], state["best"][1]) if state["best"] else None
         self.meter.restore(state["meter"])
 

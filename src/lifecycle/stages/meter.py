@@ -161,8 +161,8 @@ class Meter:
             speed["perf/mfu"] = rate * self._flops_per_token / (self.peak_flops * self._trainer.world_size)
         return speed
 
-    def add_validation(self, step: int, metrics: dict[str, float]) -> None:
-        """Log a validation's numbers in the row of its step."""
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Log what was measured after a step, a validation for one, in the row of that step."""
         self.flush()
         self._log(step, metrics)
 

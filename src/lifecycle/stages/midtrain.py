@@ -50,6 +50,7 @@ class Midtrain(Stage):
     """
 
     starts_from_parent = True
+    guard_actions = frozenset({"replay", "rate", "restore"})
 
     def __init__(
         self,

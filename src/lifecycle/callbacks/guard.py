@@ -1,0 +1,98 @@
+"""The forgetting guard: looks at every validation of what the parent knew, and acts through stage and data module.
+
+It measures before the first step and whenever the run validates. An action binds before the step's checkpoint is
+written and is in it, so a run that is killed decides the same again. `forgetting.json` holds the whole history.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lifecycle import atomic
+from lifecycle.callbacks.forgetting import History, Measurement, judge
+from lifecycle.checkpoint import list_committed, step_of
+from lifecycle.root import Guard
+
+NAME = "forgetting.json"
+
+
+class ForgettingGuard(Callback):
+    """Watches the domains `retained`; writes below `folder`."""
+
+    def __init__(self, spec: Guard, *, folder: Path, retained: Sequence[str]) -> None:
+        self.spec, self.retained, self.history = spec, list(retained), History()
+        self._folder = folder
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A new run is measured before its first step (the stage does it right after this); one that was killed after
+        the guard had ended it ends again."""
+        stage: Any = pl_module
+        if not self.history.measurements and trainer.global_step == 0:
+            stage.validation_due = True
+        elif self.history.measurements and self.history.measurements[-1].action == "restore":
+            stage.restore, trainer.should_stop = int(self.history.measurements[-1].to or 0), True
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Judge what was measured since the last step; comes before the callbacks that save."""
+        stage: Any = pl_module
+        for step, metrics in stage.take_measurements():
+            perplexity = {
+                key.split("/", 1)[1].removesuffix("/perplexity"): value
+                for key, value in metrics.items()
+                if key.endswith("/perplexity")
+            }
+            share = trainer.datamodule.replay_share()  # type: ignore[attr-defined]
+            found = judge(
+                *(step, perplexity, self.retained, self.history, self.spec), share=share, rate=stage.rate_scale
+            )
+            found = self._act(found, trainer, stage)
+            self.history.measurements.append(found)
+            if step:  # the row of the start has no tokens of its own
+                stage.meter.log(step, {f"guard/{name}/forgetting": lost for name, lost in found.forgetting.items()})
+            stage.meter.say(line(found))
+            if trainer.is_global_zero:
+                self._write()
+
+    def _act(self, found: Measurement, trainer: Trainer, stage: Any) -> Measurement:
+        """Do what was decided; the measurement with the step from which it binds."""
+        if found.action == "replay":
+            return replace(found, binds=trainer.datamodule.set_replay_share(found.to))  # type: ignore[attr-defined]
+        if found.action == "rate":
+            stage.rate_scale = found.to
+        if found.action == "restore":
+            committed = [step_of(path) or 0 for path in list_committed(self._folder / "checkpoints")]
+            known = History([*self.history.measurements, found])
+            stage.restore = max(known.safe_steps(committed), default=0)
+            trainer.should_stop = True
+            found = replace(found, to=stage.restore)
+        return found if found.action is None else replace(found, binds=trainer.global_step)
+
+    def _write(self) -> None:
+        content = {"retained": self.retained, "measurements": [m.plain() for m in self.history.measurements]}
+        atomic.write(self._folder / NAME, json.dumps(content, indent=1))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain containers, for the checkpoint."""
+        return {"measurements": [measurement.plain() for measurement in self.history.measurements]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back."""
+        self.history = History([Measurement(**entry) for entry in state_dict["measurements"]])
+
+
+def line(found: Measurement) -> str:
+    """One measurement for the terminal."""
+    domains = ", ".join(f"{name} {value:+.1%}" for name, value in found.forgetting.items())
+    done = {
+        "replay": f"; replay goes from {found.share:.0%} to {found.to or 0:.0%} of the tokens at step {found.binds}",
+        "rate": f"; the rate is multiplied with {found.to or 0:g} from now on",
+        "restore": "; the run ends with the last checkpoint that was below",
+    }
+    tail = done[found.action] if found.action else f"; {found.advice}" if found.advice else ""
+    return f"forgetting at step {found.step}: {domains} ({found.level}){tail}"
