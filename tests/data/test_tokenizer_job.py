@@ -50,7 +50,7 @@ def test_the_job_saves_a_tokenizer_and_its_rates_by_source(
         "code": SourceSpec(path="code.jsonl", weight=0.4, validation=None),
     }
     data = module(tmp_path, sources)
-    result = train(data, tmp_path / "run", sample_bytes=1000)
+    result = train(data, tmp_path / "run", sample_bytes=1000, new_tokens=[], split_digits=False)
 
     assert load(str(tmp_path / "run")).sha256 == data.tokenizer.sha256 == result["sha256"]
     assert json.loads((tmp_path / "run" / "tokenizer.json").read_text()) == result
@@ -66,3 +66,16 @@ def test_the_job_saves_a_tokenizer_and_its_rates_by_source(
     assert held_out is not None
     assert all(held_out.holds(text) for text in sample(data.sources[0], 10**9, seed=1))
     assert len(sample(data.sources[1], 10**9, seed=1)) == 200
+
+
+def test_a_given_tokenizer_gets_more_and_is_measured_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIFECYCLE_CACHE", str(tmp_path / "cache"))
+    rows = [{"text": f"{number} the year 2024 <think>2024 </think> {'2024 ' * 20}"} for number in range(100)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = module(tmp_path, {"rows": SourceSpec(path="rows.jsonl", validation=None)})
+    arguments: dict[str, Any] = {"sample_bytes": 1000, "new_tokens": ["<think>", "</think>"], "split_digits": True}
+    result = train(data, tmp_path / "run", **arguments)
+    made = load(str(tmp_path / "run"))
+    assert made.sha256 == result["sha256"] != data.tokenizer.sha256
+    assert result["vocab_size"] == made.vocab_size == data.tokenizer.vocab_size + 2
+    assert len(made.encode_batch(["<think>2024"])[0]) == 5
