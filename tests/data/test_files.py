@@ -160,6 +160,14 @@ def test_configurations_of_a_hub_data_set_are_those_of_its_page(tmp_path: Path) 
         resolve(SourceSpec(hub="mine", config="fr"), name="mine", root=str(tmp_path), cache=tmp_path)
 
 
+def test_parts_of_a_hub_data_set_may_be_its_folders(tmp_path: Path) -> None:
+    make(tmp_path / "code", "python/train-0.jsonl", "markdown/train-0.jsonl")
+    one = resolve(SourceSpec(hub="code", data_dir="python"), name="mine", root=str(tmp_path), cache=tmp_path)
+    assert [Path(file.url).parent.name for file in one] == ["python"]
+    with pytest.raises(UserError, match=r"'code' cannot be resolved .*java doesn't contain any data files"):
+        resolve(SourceSpec(hub="code", data_dir="java"), name="mine", root=str(tmp_path), cache=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -167,6 +175,7 @@ def test_configurations_of_a_hub_data_set_are_those_of_its_page(tmp_path: Path) 
         ({"path": "a", "hub": "b"}, "both of hub and path given"),
         ({"path": []}, "path is empty"),
         ({"path": "a", "config": "en"}, "only a hub data set has configurations"),
+        ({"path": "a", "data_dir": "en"}, "only a hub data set has folders of its own"),
         ({"path": {"valid": "a"}}, "split is 'train'; path has the splits valid"),
         ({"path": "a", "format": "txt"}, r"format is 'txt'; wanted one of .*\(did you mean text\?\)"),
         ({"path": "a", "sample_by": "word"}, "sample_by is 'word'"),

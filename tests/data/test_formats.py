@@ -146,13 +146,53 @@ def test_a_level_is_read_where_it_is_named() -> None:
     assert record({"question": "q", "answer": "1", "difficulty": 3}, spec).level == 3.0
     assert record({"question": "q", "answer": "1"}, spec).level is None
     assert record({"question": "q", "answer": "1", "level": "hard"}, GSM8K).level is None
-    assert reason({"question": "q", "answer": "1", "difficulty": "hard"}, spec) == "wrong type of difficulty: str"
+    for said, level in (("Level 3", 3.0), ("4", 4.0), (" grade 2.5 ", 2.5), ("Level ?", None)):
+        assert record({"question": "q", "answer": "1", "difficulty": said}, spec).level == level
+    assert reason({"question": "q", "answer": "1", "difficulty": "hard"}, spec) == "no number in difficulty"
+    assert reason({"question": "q", "answer": "1", "difficulty": [3]}, spec) == "wrong type of difficulty: list"
 
 
 def test_question_and_answer() -> None:
     spec = SourceSpec(path="x", format="question_answer")
     assert as_text(record({"question": "Why?", "answer": "Thus."}, spec)) == "Question: Why?\nAnswer: Thus."
     assert reason({"question": "Why?"}, spec) == "missing field answer"
+
+
+THOUGHT = "<think>\nA sum.\n</think>\n\n4"
+
+
+def test_a_conversation_is_written_out_with_its_thoughts() -> None:
+    spec = SourceSpec(path="x", format="messages")
+    made = record(
+        {"messages": [{"role": "user", "content": " 2+2?", "n": 1}, {"role": "assistant", "content": THOUGHT}]}, spec
+    )
+    assert made.messages == [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": THOUGHT}]
+    assert as_text(made) == f"User: 2+2?\n\nAssistant: {THOUGHT}"
+
+
+def test_turns_are_known_by_either_pair_of_names() -> None:
+    spec = SourceSpec(path="x", format="messages", fields={"messages": "conversations", "level": "hard"})
+    turns = [("system", "Be brief."), ("human", "2+2?"), ("gpt", "4")]
+    row = {"conversations": [{"from": who, "value": said} for who, said in turns], "hard": 1}
+    made = record(row, spec)
+    assert as_text(made) == "System: Be brief.\n\nUser: 2+2?\n\nAssistant: 4" and made.level == 1.0
+    assert set(spec.columns) == {"conversations", "hard"}
+
+
+@pytest.mark.parametrize(
+    ("turns", "why"),
+    [
+        (None, "missing field messages"),
+        ([], "empty"),
+        ("hello", "wrong type of messages: str"),
+        (["hello"], "wrong type of messages: list"),
+        ([{"role": "tool", "content": "x"}], "unknown role"),
+        ([{"role": "user", "content": None}], "wrong type of content: NoneType"),
+        ([{"role": "user", "content": "\0"}], "nul bytes"),
+    ],
+)
+def test_conversations_that_cannot_be_read_say_why(turns: Any, why: str) -> None:
+    assert reason({"messages": turns}, SourceSpec(path="x", format="messages")) == why
 
 
 def test_views_and_columns_follow_the_format() -> None:

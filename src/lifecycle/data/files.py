@@ -72,7 +72,7 @@ def resolve(
     """
     where, split = f"data.sources.{name}", split or spec.split
     if spec.hub is not None:
-        urls = _hub_files(spec.hub, spec.config, split, where=where, root=root)
+        urls = _hub_files(spec, split, where=where, root=root)
     elif isinstance(spec.path, dict):
         if split not in spec.path:
             raise UserError(f"{where}.path has no split {split!r}; it has {', '.join(spec.path)}")
@@ -178,14 +178,15 @@ def _listed(fs: Any, path: str) -> Mapping[str, Any]:
     return fs.find(path, detail=True) if info.get("type") == "directory" else {path: info}
 
 
-def _hub_files(hub: str, config: str | None, split: str, *, where: str, root: str | None) -> list[str]:
+def _hub_files(spec: SourceSpec, split: str, *, where: str, root: str | None) -> list[str]:
     """The data files of one split of a hub data set, or of a local folder that is laid out like one."""
     import datasets  # takes a second to import, and only hub names need it
 
+    hub = str(spec.hub)
     local = _place(hub, root)
     place = local if os.path.isdir(local) else hub
     try:
-        builder = datasets.load_dataset_builder(place, config)
+        builder = datasets.load_dataset_builder(place, spec.config, data_dir=spec.data_dir)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise UserError(
             f"{where}.hub is {hub!r}: {error} Check the name; a gated set needs `hf auth login`."

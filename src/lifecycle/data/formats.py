@@ -3,7 +3,8 @@
     text              text [title]                                    the document itself, after its title
     multiple_choice   question, options, answer [explanation]         MedQA, MedMCQA, MMLU, AQuA, ARC
     word_problem      question, answer [reasoning]                    GSM8K: marks and `#### n` are understood
-    question_answer   question, answer                                MedQuAD
+    question_answer   question, answer                                MedQuAD, MATH
+    messages          messages                                        turns as {role, content} or {from, value}
 
 `spec.fields` maps these names to the row's own; a dotted name goes into a nested mapping. Those in brackets are read
 only where `spec.fields` names them.
@@ -23,6 +24,9 @@ from lifecycle.data.specs import SourceSpec
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 FINAL_ANSWER = re.compile(r"\n?####\s*(.+?)\s*$", re.DOTALL)
 OWN_LABEL = re.compile(r"^\s*\(?([A-Z])\s*[).:]\s*")
+LEVEL = re.compile(r"\D*(\d+(?:\.\d+)?)")  # "Level 3", "3", "grade 2.5"
+ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+"""What data sets call who speaks, and what we do."""
 
 
 def views(spec: SourceSpec) -> frozenset[str]:
@@ -32,7 +36,13 @@ def views(spec: SourceSpec) -> frozenset[str]:
 
 def to_record(row: Mapping[str, Any], *, spec: SourceSpec, name: str, row_id: str) -> Record:
     """The row of source `name` as a record of `spec.format`. Raises BadRow for a row that does not fit the format."""
-    make = {"text": _text, "multiple_choice": _choice, "word_problem": _problem, "question_answer": _answered}
+    make = {
+        "text": _text,
+        "multiple_choice": _choice,
+        "word_problem": _problem,
+        "question_answer": _answered,
+        "messages": _messages,
+    }
     parts = make[spec.format](row, spec)
     if spec.format != "text":
         parts["level"] = _level(row, spec)
@@ -40,9 +50,15 @@ def to_record(row: Mapping[str, Any], *, spec: SourceSpec, name: str, row_id: st
 
 
 def as_text(record: Record) -> str:
-    """The `text` view: the document that a model is pre-trained on."""
+    """The `text` view: the document that a model is pre-trained on.
+
+    A conversation is written out in plain words, the same under every tokenizer: a chat template's marks are special
+    tokens, which a document cannot hold, and belong to later stages. What the assistant thinks stays in its tags.
+    """
     if record.text is not None:
         return record.text
+    if record.messages is not None:
+        return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in record.messages)
     meta = record.meta
     shown = f"{record.answer}. {meta['answer_text']}" if "options" in meta else str(record.answer)
     if "reasoning" in meta:
@@ -87,6 +103,26 @@ def _problem(row: Mapping[str, Any], spec: SourceSpec) -> dict[str, Any]:
 
 def _answered(row: Mapping[str, Any], spec: SourceSpec) -> dict[str, Any]:
     return {"prompt": _string(row, spec, "question"), "answer": _string(row, spec, "answer")}
+
+
+def _messages(row: Mapping[str, Any], spec: SourceSpec) -> dict[str, Any]:
+    """The turns as {role, content}, the roles by our names; columns beside them are left out."""
+    turns = _required(row, spec, "messages")
+    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
+        raise BadRow(f"wrong type of {_name(spec, 'messages')}: {type(turns).__name__}")
+    if not turns:
+        raise BadRow("empty")
+    return {"messages": [_turn(turn) for turn in turns]}
+
+
+def _turn(turn: Mapping[str, Any]) -> dict[str, str]:
+    role = ROLES.get(str(turn.get("role", turn.get("from"))))
+    content = turn.get("content", turn.get("value"))
+    if role is None:
+        raise BadRow("unknown role")
+    if not isinstance(content, str):
+        raise BadRow(f"wrong type of content: {type(content).__name__}")
+    return {"role": role, "content": _clean(content)}
 
 
 def _options(row: Mapping[str, Any], spec: SourceSpec) -> tuple[list[str], list[str]]:
@@ -142,9 +178,14 @@ def _answer_index(answer: Any, labels: list[str], options: list[str], base: int)
 
 
 def _level(row: Mapping[str, Any], spec: SourceSpec) -> float | None:
+    """A number, or the number at the end of a text ("Level 3"); None where the row leaves it open ("Level ?")."""
     value = _look(row, _name(spec, "level")) if "level" in spec.fields else None
-    if value is None:
+    if value is None or (isinstance(value, str) and value.rstrip().endswith("?")):
         return None
+    if isinstance(value, str):
+        if not (found := LEVEL.fullmatch(value.strip())):
+            raise BadRow(f"no number in {_name(spec, 'level')}")
+        return float(found[1])
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadRow(f"wrong type of {_name(spec, 'level')}: {type(value).__name__}")
     return float(value)

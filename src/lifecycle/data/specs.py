@@ -15,7 +15,7 @@ from lifecycle.data.filters import FilterSpec
 from lifecycle.data.weights import Weight
 from lifecycle.errors import UserError
 
-Format = Literal["text", "multiple_choice", "word_problem", "question_answer"]
+Format = Literal["text", "multiple_choice", "word_problem", "question_answer", "messages"]
 SampleBy = Literal["document", "line", "paragraph"]
 
 FIELDS: dict[str, tuple[str, ...]] = {
@@ -23,6 +23,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "multiple_choice": ("question", "options", "answer", "explanation", "level"),
     "word_problem": ("question", "answer", "reasoning", "level"),
     "question_answer": ("question", "answer", "level"),
+    "messages": ("messages", "level"),
 }
 """Names on the left of `fields`, by format: what a record is made from."""
 
@@ -42,7 +43,8 @@ class ValidationRatio:
 class SourceSpec:
     """One source of a mixture; exactly one of `hub` and `path` is given.
 
-    hub: a data set of the Hugging Face hub (or a local folder laid out like one); config: its configuration.
+    hub: a data set of the Hugging Face hub (or a local folder laid out like one); config: its configuration;
+        data_dir: the folder in it, where its parts are folders (starcoderdata: python).
     path: a file, folder, glob or URL, a list of them, or one of these per split; `python://prose` and `python://code`
         are the texts of the running Python installation.
     split: which split is trained on.
@@ -62,6 +64,7 @@ class SourceSpec:
 
     hub: str | None = None
     config: str | None = None
+    data_dir: str | None = None
     path: str | list[str] | dict[str, str | list[str]] | None = None
     split: str = "train"
     format: Format = "text"
@@ -106,8 +109,9 @@ class SourceSpec:
             raise UserError(
                 f"{where}: {came} of hub and path given; give exactly one, such as {where}.path=texts/*.jsonl"
             )
-        if self.config is not None and self.hub is None:
-            raise UserError(f"{where}.config is {self.config!r}, but only a hub data set has configurations: remove it")
+        for key, what in (("config", "configurations"), ("data_dir", "folders of its own")):
+            if (value := getattr(self, key)) is not None and self.hub is None:
+                raise UserError(f"{where}.{key} is {value!r}, but only a hub data set has {what}: remove it")
         if isinstance(self.path, dict) and self.split not in self.path:
             raise UserError(f"{where}.split is {self.split!r}; path has the splits {', '.join(self.path) or 'none'}")
         if self.path is not None and not self.path:
