@@ -141,6 +141,16 @@ def test_word_problems_that_cannot_be_read_say_why() -> None:
     assert reason({"question": 1, "answer": "1"}, GSM8K) == "wrong type of question: int"
 
 
+def test_steps_and_calculations_may_be_tagged() -> None:
+    row = {"question": "q", "answer": "He has 3*4=<<3*4=12>>12 eggs.\n\n 12-2=<<12-2=10>>10 are left.\n#### 10"}
+    tagged = record(row, SourceSpec(path="x", format="word_problem", step_tags=True))
+    assert tagged.answer == "10" and tagged.meta["reasoning"] == (
+        "<step>He has 3*4=<calculation>3*4=12</calculation>12 eggs.</step>\n"
+        "<step>12-2=<calculation>12-2=10</calculation>10 are left.</step>"
+    )
+    assert "<" not in record(row, GSM8K).meta["reasoning"]
+
+
 def test_a_level_is_read_where_it_is_named() -> None:
     spec = SourceSpec(path="x", format="word_problem", fields={"level": "difficulty"})
     assert record({"question": "q", "answer": "1", "difficulty": 3}, spec).level == 3.0

@@ -77,5 +77,5 @@ def test_a_python_without_its_reference_still_has_docstrings(
 def test_both_are_sources_by_their_address(cache: Path) -> None:
     [file] = resolve(SourceSpec(path="python://code"), name="code", cache=cache)
     assert file.kind == "jsonl" and file.url == str(stdlib.materialise("code", cache))
-    with pytest.raises(UserError, match=r"python://prose and python://code"):
+    with pytest.raises(UserError, match=r"texts are python://prose, python://code"):
         resolve(SourceSpec(path="python://docs"), name="code", cache=cache)

@@ -126,7 +126,8 @@ def _place(url: str, root: str | None) -> str:
 def _python_text(url: str, *, where: str, cache: Path) -> dict[str, tuple[int, str]]:
     kind = url.removeprefix("python://")
     if kind not in KINDS:
-        raise UserError(f"{where} is {url!r}; this Python's own texts are python://prose and python://code")
+        known = ", ".join(f"python://{name}" for name in KINDS)
+        raise UserError(f"{where} is {url!r}; this Python's own texts are {known}")
     path = materialise(kind, cache)
     return {str(path): (path.stat().st_size, VERSION)}
 

@@ -21,7 +21,7 @@ from lifecycle.batch import Record
 from lifecycle.data.raw_row import BadRow
 from lifecycle.data.specs import SourceSpec
 
-CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
+CALCULATOR_MARK = re.compile(r"<<([^<>]*)>>")
 FINAL_ANSWER = re.compile(r"\n?####\s*(.+?)\s*$", re.DOTALL)
 OWN_LABEL = re.compile(r"^\s*\(?([A-Z])\s*[).:]\s*")
 LEVEL = re.compile(r"\D*(\d+(?:\.\d+)?)")  # "Level 3", "3", "grade 2.5"
@@ -98,7 +98,15 @@ def _problem(row: Mapping[str, Any], spec: SourceSpec) -> dict[str, Any]:
     if not worked:
         raise BadRow("empty")
     answer = re.sub(r"(?<=\d),(?=\d{3})", "", _clean(worked))
-    return {"prompt": question, "answer": answer, "meta": {"reasoning": CALCULATOR_MARK.sub("", reasoning).strip()}}
+    return {"prompt": question, "answer": answer, "meta": {"reasoning": _steps(reasoning.strip(), tags=spec.step_tags)}}
+
+
+def _steps(reasoning: str, *, tags: bool) -> str:
+    """The worked answer without its calculator marks, or with tags around steps and calculations."""
+    if not tags:
+        return CALCULATOR_MARK.sub("", reasoning).strip()
+    lines = CALCULATOR_MARK.sub(r"<calculation>\1</calculation>", reasoning).splitlines()
+    return "\n".join(f"<step>{line.strip()}</step>" for line in lines if line.strip())
 
 
 def _answered(row: Mapping[str, Any], spec: SourceSpec) -> dict[str, Any]:

@@ -46,11 +46,12 @@ class SourceSpec:
     hub: a data set of the Hugging Face hub (or a local folder laid out like one); config: its configuration;
         data_dir: the folder in it, where its parts are folders (starcoderdata: python).
     path: a file, folder, glob or URL, a list of them, or one of these per split; `python://prose` and `python://code`
-        are the texts of the running Python installation.
+        are the texts of the running Python installation, `python://arithmetic` and `python://reasoning` exercises.
     split: which split is trained on.
     format, fields: the form of a row, and our field name -> the row's (a dotted path, or a list of columns for
         `options`); the fields in `OPTIONAL` are read only where they are named here.
     answer_base: the number of the first option, where a row gives its answer as a number.
+    step_tags: write the lines of a worked answer in <step> tags, and GSM8K's calculator marks in <calculation> tags.
     sample_by: what a row of a plain text file is.
     domain: what validation is reported by; None: the source's name.
     weight: share of the trained tokens, relative to the other weights: a number, or one that moves with progress,
@@ -70,6 +71,7 @@ class SourceSpec:
     format: Format = "text"
     fields: dict[str, str | list[str]] = field(default_factory=dict)
     answer_base: int = 0
+    step_tags: bool = False
     sample_by: SampleBy = "document"
     domain: str | None = None
     weight: float | dict[str, Any] = 1.0
@@ -122,6 +124,8 @@ class SourceSpec:
             raise UserError(f"{where}.format is {self.format!r}; {_choices(str(self.format), get_args(Format))}")
         if self.sample_by not in get_args(SampleBy):
             raise UserError(f"{where}.sample_by is {self.sample_by!r}; {_choices(self.sample_by, get_args(SampleBy))}")
+        if self.step_tags and self.format != "word_problem":
+            raise UserError(f"{where}.step_tags is for format word_problem; this is {self.format}: remove it")
         for key, value in self.fields.items():
             if key not in FIELDS[self.format]:
                 raise UserError(f"{where}.fields.{key}: no such field; {_choices(key, FIELDS[self.format])}")

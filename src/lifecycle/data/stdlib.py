@@ -1,10 +1,10 @@
-"""Real text that every Python installation carries: its language reference and docstrings, and its source code.
+"""Text that every Python installation carries: its language reference and docstrings, its source code, and exercises.
 
 `prose`: each topic of the language reference (`pydoc_data.topics`), and the docstrings of each module of the standard
 library and of the interpreter's built-in modules, a module a document. `code`: the source files of the standard
 library, without their docstrings: those are in `prose`, and what is held out of one domain must not be trained on in
 the other.
-Sources are parsed, not imported.
+Sources are parsed, not imported. The exercises are made (`exercises.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from types import ModuleType
 
 import orjson
 
-KINDS = ("prose", "code")
+from lifecycle.data import exercises
+
+KINDS = ("prose", "code", *exercises.KINDS)
 LEAST_CHARACTERS = 200
 """A shorter text is no document."""
 
@@ -42,20 +44,28 @@ VERSION = f"{sys.implementation.name}-{sys.version.split()[0]}-{RECIPE}"
 
 
 def materialise(kind: str, cache: Path) -> Path:
-    """The documents of `kind` as a JSON Lines file under `cache` ({"id", "text"} a line), written once per version."""
+    """The documents of `kind` as a JSON Lines file under `cache` ({"id", "text"} a line; exercises have fields of their
+    own), written once per version."""
     build = hashlib.sha256(sys.version.encode()).hexdigest()[:8]
     path = cache / "python_stdlib" / f"{kind}-{VERSION}-{build}.jsonl"
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    documents = _prose() if kind == "prose" else _code()
     with aside.open("wb") as file:
-        for name, text in documents:
-            if len(text) >= LEAST_CHARACTERS:
-                file.write(orjson.dumps({"id": name, "text": text}) + b"\n")
+        for row in _rows(kind):
+            file.write(orjson.dumps(row) + b"\n")
     aside.replace(path)
     return path
+
+
+def _rows(kind: str) -> Iterator[Mapping[str, object]]:
+    if kind in exercises.KINDS:
+        yield from exercises.exercises(kind)
+        return
+    for name, text in _prose() if kind == "prose" else _code():
+        if len(text) >= LEAST_CHARACTERS:
+            yield {"id": name, "text": text}
 
 
 def _prose() -> Iterator[tuple[str, str]]:
