@@ -43,13 +43,14 @@ from lifecycle.stages.base import Stage
 from lifecycle.stages.setup import Setup
 from lifecycle.start import Start, Work, agree
 from lifecycle.trainer import build_trainer, world_size
+from lifecycle.vocabulary import extend_vocabulary
 
 
 def run(cfg: DictConfig) -> None:
     """One run of one stage or job, from a composed config. Raises UserError, or SystemExit(143) after SIGTERM."""
     end_with_rank_0()
     config.check(cfg)
-    parent = adopt_parent(cfg)
+    parent = extend_vocabulary(cfg, adopt_parent(cfg))
     inherit(cfg, parent)
     if cfg.dry_run:
         dry_run(cfg)

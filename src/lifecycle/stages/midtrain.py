@@ -45,7 +45,8 @@ class Replay:
 class Midtrain(Stage):
     """Next-token prediction on rows of packed documents, from a parent's weights.
 
-    peak_ratio, replay: what the run has taken over from the parent by them is in `optimizer` and in the data already.
+    peak_ratio, replay, new_tokens, split_digits: what the run has taken over from the parent, or added to it, by them
+    is in `optimizer`, `model` and the data already.
     optimizer_state: `parent` starts with `setup.initial_optimizer`.
     """
 
@@ -64,6 +65,8 @@ class Midtrain(Stage):
         peak_ratio: float,
         replay: Replay,
         optimizer_state: Literal["fresh", "parent"],
+        new_tokens: list[str],
+        split_digits: bool,
         setup: Setup,
     ) -> None:
         skipping = Skipping(max_skipped=max_skipped, max_norm_ratio=max_norm_ratio)
