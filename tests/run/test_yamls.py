@@ -14,17 +14,24 @@ from lifecycle.run import run
 CONF = config.conf_dir()
 WORDS = ["a patient with a fever asks what the cause of it may be and the answer depends on more than one thing"]
 ROW = {
-    "text": " ".join(WORDS * 3),
+    "text": " ".join(WORDS * 6),  # long enough for every filter
     "title": "Fever",
     "question": "What is the cause?",
     "options": {"A": "cold", "B": "heat", "C": "rain", "D": "snow"},
     "answer_idx": "A",
+    "answer": "A.\n#### 7",
     "opa": "cold",
     "opb": "heat",
     "opc": "rain",
     "opd": "snow",
     "cop": 0,
     "exp": "Because.",
+    "content": " ".join(WORDS * 3),
+    "problem": "What is the sum of two and two?",
+    "solution": "It is four.",
+    "level": "Level 2",
+    "long_answer": "It is the fever.",
+    "messages": [{"role": "user", "content": "And why?"}, {"role": "assistant", "content": "<think>So.</think> Thus."}],
 }
 SMALL = [
     "model.layers=2",
@@ -73,7 +80,8 @@ def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
 def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to run in, with a file whose rows serve every format."""
     monkeypatch.chdir(tmp_path)
-    lines = [json.dumps({**ROW, "text": f"{number} {ROW['text']}", "question": f"{number}?"}) for number in range(200)]
+    numbered = ("text", "content", "question", "problem")
+    lines = [json.dumps(ROW | {key: f"{number} {ROW[key]}" for key in numbered}) for number in range(200)]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     return tmp_path
 
@@ -87,7 +95,7 @@ def local(data: str) -> list[str]:
         if str(source.get("path") or "").startswith("python://"):
             out += [f"{at}.max_rows=60"]
             continue
-        out += [f"{at}.hub=null", f"{at}.config=null", f"{at}.path=rows.jsonl"]
+        out += [f"{at}.hub=null", f"{at}.config=null", f"{at}.data_dir=null", f"{at}.path=rows.jsonl"]
         out += [f"{at}.max_epochs=null", f"{at}.validation={{ratio: 0.1, seed: 42}}"]
     return out
 
