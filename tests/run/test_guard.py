@@ -75,6 +75,22 @@ def test_it_ends_a_run_with_the_last_checkpoint_that_was_good(place: Path, whole
     assert torch.equal(load_file(run / "model/model.safetensors")["model.embed_tokens.weight"], kept)
 
 
+def test_springs_hold_what_replay_would_and_are_in_the_checkpoint(place: Path, whole: Path) -> None:
+    springs = "stage.ewc={strength: 1000.0, rows: 16}"
+    for name, more in (("free", ()), ("held", (springs,))):
+        lifecycle(place, f"run={name}", *HARSH, *more)
+    lost = {
+        n: facts(place / f"outputs/{n}", "forgetting.json")["measurements"][-1]["forgetting"] for n in ("free", "held")
+    }
+    assert max(lost["held"].values()) < 0.5 * max(lost["free"].values())
+    run, again = place / "outputs/held", place / "outputs/held-again"
+    penalties = metrics(run)["train/ewc"]
+    assert penalties[1] == 0.0 and penalties[-1] is not None and penalties[-1] > 0  # the first is the row of the start
+    cut_back(run, again, 20)
+    lifecycle(place, "run=held-again", *HARSH, springs)
+    assert_same_run(again, run)
+
+
 def test_an_action_that_the_stage_cannot_take_is_refused(place: Path) -> None:
     done = lifecycle(place, "run=refused", "guard.actions=[rate]", code=2)
     assert "guard.actions has rate, which this stage cannot take (it takes none)" in done.err.replace("\n", " ")

@@ -8,6 +8,7 @@ the cursors of all logical streams, so a run resumes at the same token on any nu
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -26,6 +27,7 @@ from lifecycle.data.count import count_positions
 from lifecycle.data.formats import views
 from lifecycle.data.ledger import Ledger, gather, merge, usage
 from lifecycle.data.loader import StepLoader, micro_batch_rows
+from lifecycle.data.packing import Piece
 from lifecycle.data.plan import BatchPlan, Mix, Phase
 from lifecycle.data.prepared import PreparedDocuments, open_prepared
 from lifecycle.data.raw import RawDocuments
@@ -34,7 +36,7 @@ from lifecycle.data.sources import check_views, held_out_source, open_sources, s
 from lifecycle.data.specs import SourceSpec
 from lifecycle.data.stream import Documents, Pieces, State, Stream
 from lifecycle.data.tokenizer import Tokenizer, TokenizerRecipe, from_recipe, load
-from lifecycle.data.validation import held_out_sets
+from lifecycle.data.validation import collect, held_out_sets, pack
 from lifecycle.data.weights import Weight
 from lifecycle.errors import UserError
 
@@ -193,6 +195,22 @@ class DataModule(pl.LightningDataModule):
     def retained(self) -> list[str]:
         """Domains of what is replayed, which the parent knew."""
         return [d for d in self.held_out if any(s.domain == d and s.name in self.mix.replay for s in self.sources)]
+
+    def replayed_rows(self, count: int) -> list[TokenBatch]:
+        """`count` rows (fewer if there is less) of the replayed sources' training text, one a batch, the same on every
+        rank and whatever was read before."""
+        if not self.mix.replay:
+            raise UserError(
+                "stage.ewc measures on the parent's data, and none is known here: name a source replay in the mixture"
+            )
+        pieces: list[Piece] = []
+        total = sum(self.mix.weights[name].at(0) for name in self.mix.replay)
+        for name in sorted(self.mix.replay):
+            wanted = math.ceil(count * self.row_length * self.mix.weights[name].at(0) / total)
+            index = self.source_names.index(name)
+            pieces += collect(self.open_documents(name, 0, 1, None), tokens=wanted, source=index)
+        rows = pack("replay", pieces, self.row_length, 0).batches(1, 0, 1)
+        return rows[:count]
 
     def replay_share(self) -> float:
         """The share of the replayed sources in the tokens of the next step."""

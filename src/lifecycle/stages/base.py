@@ -159,6 +159,8 @@ class Stage(pl.LightningModule):
             total += loss.detach()
             for name, value in metrics.items():
                 extra[name] = extra.get(name, 0) + value
+        for name, value in self.add_penalties().items():  # as what is logged is divided by the step's tokens
+            extra[name] = value * counts[0] / self.trainer.world_size
         loads = None if loads is None else sum_over_ranks(loads)
         norm = clip_gradients(self.parameters(), self.optimizer_spec.grad_clip)
         bad, self.preempted = any_rank(self.skipping.bad(norm, total), self.stop_asked)
@@ -191,6 +193,10 @@ class Stage(pl.LightningModule):
         if theta != self.config.rope_theta:
             self.config = replace(self.config, rope_theta=theta)
             self.model.config = self.config  # type: ignore[union-attr]
+
+    def add_penalties(self) -> dict[str, Tensor]:
+        """Add to the gradients what depends on the weights alone; the penalties by name. A stage may have one."""
+        return {}
 
     @contextlib.contextmanager
     def _synchronised(self, last: bool) -> Iterator[None]:

@@ -8,12 +8,14 @@ the parent ended with.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from lifecycle.batch import StepBatch, TokenBatch
 from lifecycle.errors import UserError
+from lifecycle.losses.ewc import add_ewc_gradients, diagonal_fisher
 from lifecycle.model import Documents, ModelConfig
 from lifecycle.optim import AdamW, Muon, Schedule
 from lifecycle.stages.base import Stage
@@ -42,12 +44,28 @@ class Replay:
             raise UserError(f"stage.replay.ancestors is {self.ancestors}; 1 is the parent, 2 its parent too, ...")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ewc:
+    """Elastic weight consolidation (`losses.ewc`): strength of the springs; rows of the parent's data that the Fisher
+    information is estimated on."""
+
+    strength: float
+    rows: int
+
+    def __post_init__(self) -> None:
+        if not self.strength > 0 or self.rows < 1:
+            raise UserError(
+                f"stage.ewc has strength {self.strength:g} and rows {self.rows}; both must be above 0 (null is off)"
+            )
+
+
 class Midtrain(Stage):
     """Next-token prediction on rows of packed documents, from a parent's weights.
 
     peak_ratio, replay, new_tokens, split_digits: what the run has taken over from the parent, or added to it, by them
     is in `optimizer`, `model` and the data already.
-    optimizer_state: `parent` starts with `setup.initial_optimizer`.
+    optimizer_state: `parent` starts with `setup.initial_optimizer`. ewc: springs to the parent's weights, beside replay
+    or in its place; None for none.
     """
 
     starts_from_parent = True
@@ -65,13 +83,56 @@ class Midtrain(Stage):
         peak_ratio: float,
         replay: Replay,
         optimizer_state: Literal["fresh", "parent"],
+        ewc: Ewc | None,
         new_tokens: list[str],
         split_digits: bool,
         setup: Setup,
     ) -> None:
         skipping = Skipping(max_skipped=max_skipped, max_norm_ratio=max_norm_ratio)
         super().__init__(model=model, optimizer=optimizer, schedule=schedule, skipping=skipping, setup=setup)
-        self.z_loss = z_loss
+        self.z_loss, self.ewc = z_loss, ewc
+        self._springs: tuple[list[Tensor], list[Tensor]] | None = None  # the parent's weights, and how stiff each is
+
+    def on_train_start(self) -> None:
+        """Before the first step the springs are made; later they come with the checkpoint."""
+        if self.ewc is not None and self._springs is None:
+            if isinstance(self.trainer.strategy, ModelParallelStrategy):
+                raise UserError("stage.ewc keeps two more copies of whole weights: hardware.strategy must not be fsdp")
+            self._springs = self._make_springs(self.ewc)
+        super().on_train_start()
+
+    def _make_springs(self, ewc: Ewc) -> tuple[list[Tensor], list[Tensor]]:
+        assert self.model is not None
+        parameters = list(self.model.parameters())
+
+        def log_likelihood(row: TokenBatch) -> Tensor:
+            assert self.model is not None
+            with self.trainer.precision_plugin.forward_context():
+                loss, _ = next_token_loss(self.model, *self.on_device(row), z_loss=0.0, compiled=False)
+            return -loss
+
+        rows = self.trainer.datamodule.replayed_rows(ewc.rows)  # type: ignore[attr-defined]
+        return [p.detach().clone() for p in parameters], diagonal_fisher(parameters, rows, log_likelihood)
+
+    def add_penalties(self) -> dict[str, Tensor]:
+        """The springs' pull."""
+        if self.ewc is None or self._springs is None or self.model is None:
+            return {}
+        return {"ewc": add_ewc_gradients(list(self.model.parameters()), *self._springs, strength=self.ewc.strength)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The springs cannot be derived from what the run has become."""
+        super().on_save_checkpoint(checkpoint)
+        if self._springs is not None:
+            checkpoint["stage"]["springs"] = [list(part) for part in self._springs]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take them back."""
+        super().on_load_checkpoint(checkpoint)
+        springs = checkpoint["stage"].get("springs")
+        if springs is not None:
+            anchors, fisher = ([t.to(self.device) for t in part] for part in springs)
+            self._springs = anchors, fisher
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
         """One optimizer step on this rank's share of the global batch."""
