@@ -10,6 +10,7 @@ from omegaconf import DictConfig, open_dict
 from tests.model.huggingface.families import LLAMA, made
 
 from lifecycle import config
+from lifecycle.data.extend import extend
 from lifecycle.data.tokenizer import load, train_bpe
 from lifecycle.errors import UserError
 from lifecycle.model.huggingface import export
@@ -87,6 +88,8 @@ def test_without_a_wish_or_a_parent_nothing_is_touched() -> None:
 def test_the_same_wish_gives_the_same_place() -> None:
     parent_folder()
     places = [adopted(new_tokens=NEW)[0].data.tokenizer for _ in range(2)]
+    made = extend(load("given"), new_tokens=NEW)  # as stage=tokenizer makes it, to prepare data with
+    assert load(places[0]).sha256 == made.sha256
     assert places[0] == places[1] != adopted(new_tokens=NEW, split_digits=True)[0].data.tokenizer
     assert "<think>" in json.loads((Path(places[0]) / "tokenizer.json").read_text())["added_tokens"][-2]["content"]
 
