@@ -23,7 +23,8 @@ def layer(name: str) -> LatentAttention:
 def turned(x: Tensor, angles: tuple[Tensor, Tensor], t: int) -> Tensor:
     cos, sin = (table[0, t, 0] for table in angles)
     half = len(x) // 2
-    return x * cos + torch.cat((-x[half:], x[:half])) * sin
+    unsigned = sin[half:].repeat(2)
+    return x * cos + torch.cat((-x[half:], x[:half])) * unsigned
 
 
 def normed(x: Tensor, weight: Tensor) -> Tensor:

@@ -26,16 +26,16 @@ from lifecycle.model.switches import RopeScaling
 
 
 def rotary_table(position_ids: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin of every position's angles, each (..., P) in fp32 for ids of shape (...)."""
+    """cos and signed sin (-sin, then sin) of every position's angles, each (..., P) in fp32 for ids of shape (...)."""
     inverse_P2 = rotary_frequencies(config, position_ids.device)
     angles = position_ids[..., None].float() * inverse_P2
-    both = torch.cat((angles, angles), dim=-1)
-    factor = attention_factor(config.rope_scaling)
-    return (both.cos(), both.sin()) if factor == 1 else (both.cos() * factor, both.sin() * factor)
+    cos, sin, factor = angles.cos(), angles.sin(), attention_factor(config.rope_scaling)
+    both = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+    return both if factor == 1 else (both[0] * factor, both[1] * factor)
 
 
 def rotary_angles(position_ids_BT: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin, each (B, T, 1, P) in fp32: to turn queries and keys of every head.
+    """cos and signed sin, each (B, T, 1, P) in fp32: to turn queries and keys of every head.
 
     They are derived from the ids, once a forward pass: no table to size, to move, or to fill after a start on the
     meta device.
@@ -45,14 +45,16 @@ def rotary_angles(position_ids_BT: Tensor, config: ModelConfig) -> tuple[Tensor,
 
 
 def rotate(x_BTHK: Tensor, cos_BT1P: Tensor, sin_BT1P: Tensor) -> Tensor:
-    """Turn each pair (x_i, x_{i + P/2}) of the first P dimensions by its angle; products in fp32, result as x."""
+    """Turn each pair (x_i, x_{i + P/2}) of the first P dimensions by its angle; products in fp32, result as x.
+
+    The sin is signed: -sin for the first of a pair, sin for the second.
+    """
     P = cos_BT1P.shape[-1]
     if x_BTHK.shape[-1] > P:
         turned = rotate(x_BTHK[..., :P], cos_BT1P, sin_BT1P)
         return torch.cat((turned, x_BTHK[..., P:]), dim=-1)
-    first, second = x_BTHK.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return (x_BTHK * cos_BT1P + turned * sin_BT1P).to(x_BTHK.dtype)
+    other = x_BTHK.roll(P // 2, dims=-1)  # of the same pair
+    return (x_BTHK * cos_BT1P + other * sin_BT1P).to(x_BTHK.dtype)
 
 
 def rotary_frequencies(config: ModelConfig, device: torch.device) -> Tensor:

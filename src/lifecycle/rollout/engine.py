@@ -212,6 +212,7 @@ class Engine:
                 )
             )
         self._step.set_sampling(sampling, vocab=self._model.config.vocab)
+        self._step.share({}, [])
 
     def _run(self, call: Call, *, watched: bool) -> Iterator[NewToken]:
         """Step until all is done: one forward pass a round, so that the ranks of a sharded model stay together."""
@@ -261,6 +262,8 @@ class Engine:
         assert self._step is not None
         if schedule.changed:
             self._step.set_table(schedule.table, schedule.take_entered())
+            if not self._deterministic:  # who stands beside a row must not show
+                self._step.share(schedule.groups(), schedule.prompts)
         if self._deterministic:
             return self._step.tiles(schedule.table, out, TILE)
         return self._step.run(schedule.active, int(schedule.table[POSITION].max()) + 1, out)

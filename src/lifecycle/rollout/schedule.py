@@ -87,6 +87,13 @@ class Schedule:
         """Rows with a sequence, in order."""
         return np.flatnonzero(self.table[POSITION] >= 0)
 
+    def groups(self) -> dict[int, list[int]]:
+        """Rows at work by the prompt that they continue, prompts and rows in order."""
+        found: dict[int, list[int]] = {}
+        for row in self.at_work().tolist():
+            found.setdefault(int(self.table[PLACE, row]) // self.samples, []).append(row)
+        return dict(sorted(found.items()))
+
     @property
     def prefilling(self) -> bool:
         """Whether prompts are being prefilled."""

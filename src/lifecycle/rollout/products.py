@@ -1,0 +1,142 @@
+"""Products of few rows with joined matrices, in the layout that the device multiplies fastest.
+
+`Wide` is plain torch. `Packed` is oneDNN on a CPU: matrices laid out for about so many rows, and what follows a product
+(SiLU, times, plus) done while its result is still in registers. Both take in changed weights by `refresh`.
+
+Shapes: B rows, D inputs, N outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def has_bf16_units(device: torch.device) -> bool:
+    """Whether bf16 products are made by the hardware: everywhere but on older CPUs."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return True
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def packs(weight: Tensor) -> bool:
+    """Whether `Packed` is the faster for a matrix like this."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and not has_bf16_units(weight.device))
+
+
+class Wide:
+    """y = x W' + b with the rows of several matrices joined into W (N, D); a matrix alone is not copied."""
+
+    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+        self.weight, self.bias = joined(weights), joined_biases(biases)
+
+    def __call__(self, x_BD: Tensor) -> Tensor:
+        return F.linear(x_BD, self.weight, self.bias)
+
+    def plus(self, x_BD: Tensor, other_BN: Tensor) -> Tensor:
+        """The product + other."""
+        return other_BN + self(x_BD)
+
+    def refresh(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+        """In place: recorded graphs know the address."""
+        if len(weights) > 1:
+            torch.cat([w.detach() for w in weights], out=self.weight)
+            bias = joined_biases(biases)
+            if self.bias is not None and bias is not None:
+                self.bias.copy_(bias)
+        else:
+            self.weight, self.bias = joined(weights), joined_biases(biases)
+
+
+class Packed:
+    """The same in fp32, in the layout that oneDNN wants for products with about `rows` rows."""
+
+    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: int) -> None:
+        self._rows = rows
+        self.refresh(weights, biases)
+
+    def __call__(self, x_BD: Tensor, then: str = "none") -> Tensor:
+        """`then`: what follows, in oneDNN's words ("swish" is SiLU)."""
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x_BD.float(), self._weight, self._bias, then, [], "")
+        return out.to(x_BD.dtype)
+
+    def plus(self, x_BD: Tensor, other_BN: Tensor) -> Tensor:
+        """The product + other."""
+        return self._with(x_BD, other_BN, "add")
+
+    def times(self, x_BD: Tensor, other_BN: Tensor) -> Tensor:
+        """The product * other."""
+        return self._with(x_BD, other_BN, "mul")
+
+    def _with(self, x_BD: Tensor, other_BN: Tensor, how: str) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+            x_BD.float(), other_BN.float(), self._weight, self._bias, how
+        )
+        return out.to(x_BD.dtype)
+
+    def refresh(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+        """Lay out again."""
+        bias = joined_biases(biases)
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(joined(weights).float(), self._rows)
+        self._bias = None if bias is None else bias.float()
+
+
+class WideGate:
+    """silu(x Gate') * (x Up') (arXiv 2002.05202, eq. 6), both in one product."""
+
+    def __init__(self, gate: Tensor, up: Tensor) -> None:
+        self._both = Wide([gate, up], [])
+
+    def __call__(self, x_BD: Tensor) -> Tensor:
+        gate, up = self._both(x_BD).chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    def refresh(self, gate: Tensor, up: Tensor) -> None:
+        """Take over changed weights."""
+        self._both.refresh([gate, up], [])
+
+
+class PackedGate:
+    """The same in two products, SiLU within the first, the factor within the second."""
+
+    def __init__(self, gate: Tensor, up: Tensor, rows: int) -> None:
+        self._gate, self._up = Packed([gate], [], rows), Packed([up], [], rows)
+
+    def __call__(self, x_BD: Tensor) -> Tensor:
+        return self._up.times(x_BD, self._gate(x_BD, "swish"))
+
+    def refresh(self, gate: Tensor, up: Tensor) -> None:
+        """Take over changed weights."""
+        self._gate.refresh([gate], [])
+        self._up.refresh([up], [])
+
+
+def linear(layers: Sequence[nn.Linear], rows: int | None) -> Wide | Packed:
+    """Layers with one input as one product; packed for `rows` rows, None: not packed."""
+    return matrix([m.weight for m in layers], [m.bias for m in layers], rows)
+
+
+def matrix(weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: int | None) -> Wide | Packed:
+    """The same for bare matrices."""
+    return Wide(weights, biases) if rows is None or not packs(weights[0]) else Packed(weights, biases, rows)
+
+
+def gate(gate: Tensor, up: Tensor, rows: int | None) -> WideGate | PackedGate:
+    """The first half of a SwiGLU."""
+    return WideGate(gate, up) if rows is None or not packs(gate) else PackedGate(gate, up, rows)
+
+
+def joined(weights: Sequence[Tensor]) -> Tensor:
+    """Matrices (N, D) over one another; one alone is not copied."""
+    return weights[0].detach() if len(weights) == 1 else torch.cat([w.detach() for w in weights])
+
+
+def joined_biases(biases: Sequence[Tensor | None]) -> Tensor | None:
+    """Biases (N,) behind one another; None where there are none."""
+    given = [b.detach() for b in biases if b is not None]
+    return torch.cat(given) if given else None
