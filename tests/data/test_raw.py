@@ -124,6 +124,16 @@ def test_a_share_of_broken_rows_past_the_limit_ends_the_run(tmp_path: Path) -> N
         until_exhausted(reader(source(tmp_path, broken=20), 0, 1))
 
 
+def test_few_broken_rows_in_a_streams_part_of_a_small_source_do_not(tmp_path: Path) -> None:
+    one = source(tmp_path, rows=400, broken=2)  # 0.5 % of the source, but 1 of 26 rows of two of its streams
+    for stream in range(16):
+        take(reader(one, stream, 16), 60)
+    many = source(tmp_path, rows=400, broken=60)
+    with pytest.raises(UserError, match="rows are broken"):
+        for stream in range(16):
+            take(reader(many, stream, 16), 60)
+
+
 def test_a_source_without_a_usable_row_says_so(tmp_path: Path) -> None:
     one = source(tmp_path, rows=40)
     nothing = replace(one, held_out=HeldOut(ratio=1.0, seed=1))

@@ -29,6 +29,7 @@ Encode = Callable[[list[str]], Sequence[NDArray[np.int32]]]
 FILES_PER_STREAM = 4  # from this many files a stream on, files are dealt whole: shares then differ by a few percent
 ENCODE_AT_ONCE = 64  # texts tokenised together: enough to amortise the call, few enough to start soon
 
+FEW = 3  # bad rows that a stream may meet in its part of a small source, if the whole source may have as many
 
 HELD_OUT = "held:out"
 
@@ -235,6 +236,9 @@ class RawDocuments:
         bad = {k[4:]: n for k, n in self._counts.items() if k.startswith("bad:")}
         total = sum(self._counts.values())
         if sum(bad.values()) <= limits.max_share * total or (total < limits.min_rows and not at_end):
+            return
+        # A stream has read a part of the pass that just ended: one or two bad rows in it say little about the whole.
+        if total < limits.min_rows and sum(bad.values()) <= min(self._position.row * limits.max_share, FEW):
             return
         reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(bad.items(), key=lambda item: -item[1]))
         raise UserError(

@@ -30,6 +30,10 @@ from lifecycle.model.moe import MoEFeedForward, Routing, balanced
 from lifecycle.model.rope import rotary_angles, rotate
 
 
+SHAPES = 64
+"""Graphs of one function that are kept; past its own limit of 8 the compiler would go on eagerly and say nothing."""
+
+
 class SelfAttention(nn.Module):
     """Grouped-query attention (arXiv 2305.13245), rotary positions, and RMS-normalised queries and keys if asked."""
 
@@ -228,8 +232,9 @@ def compile_model(model: Decoder, *, unit: Literal["model", "block"]) -> None:
 
     `model` makes one graph (fastest steps; compile time grows with depth), `block` compiles one block once for all of
     them (starts sooner, and is the one that works when blocks are sharded). Do it before sharding, for blocks, and
-    before the first forward pass.
+    before the first forward pass. Every shape of the rows has a graph of its own: rows that grow in a run have many.
     """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
     if unit == "model":
         model.compile(dynamic=False)
         return
