@@ -29,7 +29,6 @@ from lifecycle.model.layers import FeedForward, RMSNorm
 from lifecycle.model.moe import MoEFeedForward, Routing, balanced
 from lifecycle.model.rope import rotary_angles, rotate
 
-
 SHAPES = 64
 """Graphs of one function that are kept; past its own limit of 8 the compiler would go on eagerly and say nothing."""
 
