@@ -104,7 +104,9 @@ def test_held_out_rows_are_never_trained_on_and_all_are_somewhere(tmp_path: Path
 
 def test_duplicates_and_rows_past_the_limit_are_left_out(tmp_path: Path) -> None:
     one = source(tmp_path)
-    fewer = replace(one, spec=replace(one.spec, max_epochs=1, max_rows=100), duplicates=np.array([3, 50, 150]))
+    fewer = replace(
+        one, spec=replace(one.spec, max_epochs=1, max_rows=100), left_out={"exact duplicate": np.array([3, 50, 150])}
+    )
     given = [row for stream in range(2) for row in until_exhausted(reader(fewer, stream, 2))]
     assert sorted(given) == [row for row in range(100) if row not in (3, 50)]
 

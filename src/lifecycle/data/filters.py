@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
+from lifecycle.data.words import ngrams, word_hashes
 from lifecycle.errors import UserError
 
 BULLETS = ("•", "●", "○", "■", "▪", "‣", "-", "*")
@@ -61,18 +61,44 @@ class C4Rules:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NearRules:
+    """What a near duplicate is: two documents whose sets of word n-grams have at least this Jaccard similarity.
+
+    It is estimated by MinHash (Broder 1997) with `permutations` hash functions: standard error
+    sqrt(s (1 - s) / permutations), 0.035 at 0.8 with 128 of them.
+    """
+
+    threshold: float = 0.8
+    ngram: int = 5
+    permutations: int = 128
+
+    def check(self, where: str) -> None:
+        """Raise UserError for values that cannot be meant; `where` is the dotted key of this block."""
+        if not 0 < self.threshold <= 1:
+            raise UserError(f"{where}.threshold is {self.threshold}; wanted a similarity above 0 and up to 1, as 0.8")
+        if self.ngram < 1:
+            raise UserError(f"{where}.ngram is {self.ngram}; wanted 1 word or more, such as 5")
+        if not 16 <= self.permutations <= 4096:
+            raise UserError(f"{where}.permutations is {self.permutations}; wanted 16 to 4096, such as 128")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FilterSpec:
     """Filters of one source; the default keeps everything.
 
     min_chars, max_chars: length of a document in characters; None: no limit.
     quality: true (both), "gopher" or "c4": the rules to apply, with the thresholds below.
     exact_duplicates: drop documents whose exact text came before in the source.
+    near_duplicates: drop documents that resemble one before them, in this source or in one named before it that has
+        the filter too; `near` says what resembles.
     """
 
     min_chars: int | None = None
     max_chars: int | None = None
     quality: bool | Literal["gopher", "c4"] = False
     exact_duplicates: bool = False
+    near_duplicates: bool = False
+    near: NearRules = field(default_factory=NearRules)
     gopher: GopherRules = field(default_factory=GopherRules)
     c4: C4Rules = field(default_factory=C4Rules)
 
@@ -83,6 +109,7 @@ class FilterSpec:
         low, high = self.min_chars or 0, self.max_chars
         if low < 0 or (high is not None and high < max(low, 1)):
             raise UserError(f"{where}: min_chars {self.min_chars} and max_chars {high} leave no document")
+        self.near.check(f"{where}.near")
 
 
 def drop_reason(text: str, spec: FilterSpec) -> str | None:
@@ -137,25 +164,15 @@ def _repeats(text: str, lines: list[str], rules: GopherRules) -> str | None:
 
 def _repeated_ngrams(words: list[str], lengths: list[int], rules: GopherRules) -> str | None:
     """Shares are of the characters of words, blanks not counted."""
-    ids = {word: xxhash.xxh3_64_intdigest(word.encode()) for word in set(words)}
-    hashes = np.fromiter((ids[word] for word in words), np.uint64, len(words))
+    hashes = word_hashes(words)
     chars = np.array(lengths)
     for n, most in sorted(rules.max_top_ngram.items()):
-        if _top_ngram(_ngrams(hashes, n), chars, n) > most:
+        if _top_ngram(ngrams(hashes, n), chars, n) > most:
             return f"top {n}-gram"
     for n, most in sorted(rules.max_duplicate_ngrams.items()):
-        if _duplicate_ngrams(_ngrams(hashes, n), chars, n) > most:
+        if _duplicate_ngrams(ngrams(hashes, n), chars, n) > most:
             return f"duplicate {n}-grams"
     return None
-
-
-def _ngrams(hashes: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
-    """One 64-bit hash for each run of n words."""
-    count = max(len(hashes) - n + 1, 0)
-    out = np.zeros(count, np.uint64)
-    for shift in range(n):
-        out = out * np.uint64(0x9E3779B97F4A7C15) + hashes[shift : shift + count]
-    return out
 
 
 def _top_ngram(grams: NDArray[np.uint64], chars: NDArray[np.int64], n: int) -> float:

@@ -99,6 +99,7 @@ class DataModule(pl.LightningDataModule):
             bad_rows=bad_rows,
             cache=self.cache,
             quarantine=folder / "quarantine" if folder else None,
+            processes=workers,
         )
         check_views(self.sources, view, {s.name: views(s.spec) for s in self.sources})
         self.prepared = open_prepared(prepared, self.sources) if prepared else None

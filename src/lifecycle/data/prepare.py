@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from lifecycle import atomic
+from lifecycle.data.judge import HELD_OUT, judge
 from lifecycle.data.module import DataModule
-from lifecycle.data.raw import ENCODE_AT_ONCE, HELD_OUT, judge
+from lifecycle.data.raw import ENCODE_AT_ONCE
 from lifecycle.data.readers import Position, rows
 from lifecycle.data.source import Source
 from lifecycle.data.tokenizer import Tokenizer
@@ -75,10 +76,10 @@ def _write_part(task: _Task) -> tuple[str, dict[str, Any]]:
 
 def _texts(task: _Task, counts: Counter[str]) -> Iterator[tuple[str, str]]:
     source = task.source
-    repeated = frozenset(source.duplicates.tolist())
+    leaves_out = source.leaves_out()
     limit = source.spec.max_rows
     for raw in rows(
-        source.files, Position(0, 0, 0), wanted=lambda row: row % PARTS == task.part and row not in repeated
+        source.files, Position(0, 0, 0), wanted=lambda row: row % PARTS == task.part and not leaves_out(row)
     ):
         if limit is not None and raw.ordinal >= limit:
             return
@@ -124,9 +125,7 @@ class _Writer:
 
 def _finish(source: Source, folder: Path, tokenizer: Tokenizer, parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Write each side's meta.json, which says that it is whole."""
-    counts: Counter[str] = Counter(
-        {"dropped:exact duplicate": len(source.duplicates)} if len(source.duplicates) else {}
-    )
+    counts: Counter[str] = Counter(source.left_out_counts)
     for part in parts:
         counts.update(part["counts"])
     metas = {}

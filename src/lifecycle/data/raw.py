@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lifecycle.data.files import File
-from lifecycle.data.filters import drop_reason
-from lifecycle.data.formats import as_text, to_record
+from lifecycle.data.judge import HELD_OUT, judge
 from lifecycle.data.quarantine import quarantine
-from lifecycle.data.readers import BadRow, Position, RawRow, parse, rows
+from lifecycle.data.readers import Position, RawRow, rows
 from lifecycle.data.seeds import derive
 from lifecycle.data.source import Source
 from lifecycle.data.stream import Exhausted
@@ -30,26 +29,6 @@ FILES_PER_STREAM = 4  # from this many files a stream on, files are dealt whole:
 ENCODE_AT_ONCE = 64  # texts tokenised together: enough to amortise the call, few enough to start soon
 
 FEW = 3  # bad rows that a stream may meet in its part of a small source, if the whole source may have as many
-
-HELD_OUT = "held:out"
-
-
-def judge(raw: RawRow, source: Source) -> tuple[str | None, str]:
-    """The text of a raw row and the verdict on it: `kept:`, `held:out`, `dropped:REASON` or `bad:REASON`.
-
-    A dropped or bad row has no text.
-    """
-    try:
-        row = parse(raw)
-        text = as_text(to_record(row, spec=source.spec, name=source.name, row_id=f"{source.name}:{raw.ordinal}"))
-    except BadRow as bad:
-        return None, f"bad:{bad.reason}"
-    reason = drop_reason(text, source.spec.filters)
-    if reason is not None:
-        return None, f"dropped:{reason}"
-    held = source.held_out is not None and source.held_out.holds(text)
-    return text, HELD_OUT if held else "kept:"
-
 
 class RawDocuments:
     """Documents of `source` that stream `stream` of `streams` reads; see the module's text.
@@ -77,11 +56,11 @@ class RawDocuments:
         self._stream, self._streams = stream, streams
         self._seed, self._shuffle, self._held = seed, shuffle, held
         self._block_rows = max(1, buffer // streams)
-        self._duplicates = frozenset(source.duplicates.tolist())
+        self._leaves_out, known = source.leaves_out(), source.left_out_counts
         # Rows named by their number in the source (duplicates, max_rows) need its files whole and in their own order.
-        self._in_order = not shuffle or bool(self._duplicates) or source.spec.max_rows is not None
+        self._in_order = not shuffle or bool(known) or source.spec.max_rows is not None
         self._by_file = not self._in_order and len(source.files) >= FILES_PER_STREAM * streams
-        known = {"dropped:exact duplicate": len(self._duplicates)} if self._duplicates and stream == 0 else {}
+        known = known if stream == 0 else {}
         state = state or {"epoch": 0, "shift": 0, "position": [0, 0, 0], "counts": known, "index": 0}
         self._epoch, self._shift = state["epoch"], state["shift"]
         self._order_of: tuple[int, int] | None = None
@@ -186,12 +165,12 @@ class RawDocuments:
         return np.random.Generator(np.random.Philox(seed)).permutation(size).tolist()
 
     def _wanted(self) -> Callable[[int], bool]:
-        shift, streams, stream, repeated = self._shift, self._streams, self._stream, self._duplicates
+        shift, streams, stream, leaves_out = self._shift, self._streams, self._stream, self._leaves_out
         if self._by_file:
             return lambda ordinal: True
-        if not repeated:
+        if not self.source.left_out_counts:
             return lambda ordinal: (ordinal + shift) % streams == stream
-        return lambda ordinal: (ordinal + shift) % streams == stream and ordinal not in repeated
+        return lambda ordinal: (ordinal + shift) % streams == stream and not leaves_out(ordinal)
 
     def _read_texts(self) -> tuple[list[str], bool]:
         """Up to a block of usable texts from where the reader stands, and whether the pass ended there."""

@@ -1,10 +1,12 @@
-"""A source made ready: its files, what is held out of it, and which rows of it are duplicates."""
+"""A source made ready: its files, what is held out of it, and which rows of it are left out as copies of others."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -43,7 +45,10 @@ class HeldOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One source of a mixture as the readers need it. Picklable; the same in every process."""
+    """One source of a mixture as the readers need it. Picklable; the same in every process.
+
+    left_out: numbers of the rows that are not read because of *other* rows, by reason ("near duplicate").
+    """
 
     name: str
     index: int
@@ -51,17 +56,41 @@ class Source:
     files: tuple[File, ...]
     bad_rows: BadRows
     held_out: HeldOut | None = None
-    duplicates: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    left_out: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     quarantine: Path | None = None
 
     @property
     def fingerprint(self) -> str:
         """A hash of the files and of how their rows are treated; weight and repetition do not enter."""
         treated = dataclasses.replace(self.spec, weight=1.0, max_epochs=None, domain=None, tokens=None)
-        text = f"{fingerprint(self.files)} {treated!r} {self.held_out!r}"
+        others = {reason: xxhash.xxh3_128_hexdigest(rows.tobytes()) for reason, rows in self.left_out.items()}
+        text = f"{fingerprint(self.files)} {_given(treated)!r} {self.held_out!r} {others!r}"
         return xxhash.xxh3_128_hexdigest(text.encode())
+
+    @property
+    def left_out_counts(self) -> dict[str, int]:
+        """Rows left out by the verdict that they are counted under."""
+        return {f"dropped:{reason}": len(rows) for reason, rows in self.left_out.items() if len(rows)}
+
+    def leaves_out(self) -> Callable[[int], bool]:
+        """Whether a row, named by its number, is left out; one byte a row, where a set of numbers takes sixty."""
+        size = max((int(rows.max()) + 1 for rows in self.left_out.values() if len(rows)), default=0)
+        mask = np.zeros(size, np.uint8)
+        for rows in self.left_out.values():
+            mask[rows] = 1
+        known = mask.tobytes()  # indexed one by one: bytes are several times as fast as an array
+        return lambda ordinal: ordinal < size and known[ordinal] == 1
 
     @property
     def domain(self) -> str:
         """The domain whose validation numbers this source counts towards."""
         return self.spec.domain or self.name
+
+
+def _given(value: Any) -> Any:
+    """A spec by its values that are not the default: a key that a later version adds changes no fingerprint."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    plain = type(value)()
+    pairs = ((f.name, getattr(value, f.name), getattr(plain, f.name)) for f in dataclasses.fields(value))
+    return {name: _given(mine) for name, mine, default in pairs if mine != default}

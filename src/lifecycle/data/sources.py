@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lifecycle.data.duplicates import duplicate_rows
 from lifecycle.data.files import resolve
+from lifecycle.data.near_duplicates import without_near_duplicates
 from lifecycle.data.raw import RawDocuments
 from lifecycle.data.source import BadRows, HeldOut, Source
 from lifecycle.data.specs import SourceSpec
@@ -15,9 +16,18 @@ from lifecycle.errors import UserError
 
 
 def open_sources(
-    specs: Mapping[str, SourceSpec], *, root: str | None, bad_rows: BadRows, cache: Path, quarantine: Path | None
+    specs: Mapping[str, SourceSpec],
+    *,
+    root: str | None,
+    bad_rows: BadRows,
+    cache: Path,
+    quarantine: Path | None,
+    processes: int = 1,
 ) -> list[Source]:
-    """The training side of every source, in the order of the config. Raises `UserError` naming the source at fault."""
+    """The training side of every source, in the order of the config. Raises `UserError` naming the source at fault.
+
+    `processes` look for near duplicates, where a source has that filter.
+    """
     opened = []
     for index, (name, spec) in enumerate(specs.items()):
         spec.check(name)
@@ -31,9 +41,9 @@ def open_sources(
             quarantine=quarantine / f"{name}.jsonl" if quarantine else None,
         )
         if spec.filters.exact_duplicates:
-            source = replace(source, duplicates=duplicate_rows(source.files, spec, name, cache))
+            source = replace(source, left_out={"exact duplicate": duplicate_rows(source.files, spec, name, cache)})
         opened.append(source)
-    return opened
+    return without_near_duplicates(opened, cache=cache, processes=processes)
 
 
 def held_out_source(source: Source, *, root: str | None, cache: Path) -> Source | None:
@@ -50,7 +60,7 @@ def held_out_source(source: Source, *, root: str | None, cache: Path) -> Source 
     if named:
         split = replace(once, max_rows=None, hub=None, path=spec.validation, validation=None)
     files = resolve(split, name=source.name, root=root, cache=cache)
-    return replace(source, spec=split, files=files, held_out=None, duplicates=source.duplicates[:0])
+    return replace(source, spec=split, files=files, held_out=None, left_out={})
 
 
 def sample_texts(sources: list[Source], weights: Mapping[str, float], max_bytes: int, seed: int) -> Iterator[str]:

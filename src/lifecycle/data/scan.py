@@ -1,0 +1,112 @@
+"""One pass over the rows of a source with several processes, in the order of the rows.
+
+    for result, position in scan(source, work, processes=4):
+        ...                    # what `work` made of the next rows, and where the pass goes on from
+
+This process reads and splits the files; the others judge and do the work. Results come in order whatever the number of
+processes, so a pass that was cut short goes on from the position of the last result that was kept.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Any, TypeVar
+
+from lifecycle.data.files import is_remote
+from lifecycle.data.readers import Position, RawRow, rows
+from lifecycle.data.source import Source
+from lifecycle.errors import UserError
+from lifecycle.orphan import end_with_parent
+
+Result = TypeVar("Result")
+Work = Callable[[Source, list[RawRow]], Result]
+
+ROWS_AT_ONCE = 256
+BYTES_AT_ONCE = 2 << 20
+REPORT_EVERY_S = 10.0
+
+
+def refuse_remote(source: Source, key: str) -> None:
+    """Raise UserError where a pass would read the source over the network; `key` is what asks for the pass."""
+    if remote := [file.url for file in source.files if is_remote(file.url)]:
+        raise UserError(
+            f"data.sources.{source.name}.{key} reads the whole source first, and {remote[0]} is remote: "
+            "run stage=prepare on local copies and train with data.prepared=RUN, or switch the filter off"
+        )
+
+
+def scan(
+    source: Source, work: Work[Result], *, processes: int, start: Position | None = None, doing: str = "reading"
+) -> Iterator[tuple[Result, Position]]:
+    """`work(source, rows)` for all rows from `start` that are not left out, some hundred at once, in order.
+
+    `work` can be pickled. `doing` names it in the lines that stderr gets.
+    """
+    said = started = time.monotonic()
+    begin = start or Position(0, 0, 0)
+    batches = _batches(source, begin)
+    results = _inline(source, work, batches) if processes <= 1 else _pooled(source, work, batches, processes)
+    for result, position in results:
+        yield result, position
+        if time.monotonic() - said > REPORT_EVERY_S:
+            said = time.monotonic()
+            place = f"file {min(position.file + 1, len(source.files))} of {len(source.files)}, row {position.row:,}"
+            sys.stderr.write(f"data.sources.{source.name}: {doing}, {place}, {said - started:.0f} s\n")
+
+
+def _batches(source: Source, begin: Position) -> Iterator[tuple[list[RawRow], Position]]:
+    leaves_out, limit = source.leaves_out(), source.spec.max_rows
+    batch, size = list[RawRow](), 0
+    for raw in rows(source.files, begin, wanted=lambda ordinal: not leaves_out(ordinal)):
+        if limit is not None and raw.ordinal >= limit:
+            break
+        batch.append(raw)
+        size += len(raw.payload) if isinstance(raw.payload, bytes) else 0
+        if len(batch) == ROWS_AT_ONCE or size >= BYTES_AT_ONCE:
+            yield batch, raw.next
+            batch, size = [], 0
+    if batch:
+        yield batch, batch[-1].next
+
+
+def _inline(
+    source: Source, work: Work[Result], batches: Iterator[tuple[list[RawRow], Position]]
+) -> Iterator[tuple[Result, Position]]:
+    for batch, position in batches:
+        yield work(source, batch), position
+
+
+def _pooled(
+    source: Source, work: Work[Result], batches: Iterator[tuple[list[RawRow], Position]], processes: int
+) -> Iterator[tuple[Result, Position]]:
+    waiting: deque[tuple[Future[Result], Position]] = deque()
+    with ProcessPoolExecutor(processes, initializer=_begin, initargs=(source, work, os.getpid())) as pool:
+        try:
+            for batch, position in batches:
+                waiting.append((pool.submit(_do, batch), position))
+                if len(waiting) > 2 * processes:  # enough to keep all of them busy, few enough to fit in memory
+                    future, position = waiting.popleft()
+                    yield future.result(), position
+            while waiting:
+                future, position = waiting.popleft()
+                yield future.result(), position
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_given: list[Any] = []  # in a process of the pool: the source and the work, sent once and not with every batch
+
+
+def _begin(source: Source, work: Work[Any], parent: int) -> None:
+    end_with_parent(parent)
+    _given[:] = source, work
+
+
+def _do(batch: list[RawRow]) -> Any:
+    source, work = _given
+    return work(source, batch)

@@ -1,0 +1,78 @@
+"""Laws of MinHash and banding: estimates around the true similarity, pairs found as all-against-all finds them."""
+
+import math
+
+import numpy as np
+import pytest
+
+from lifecycle.data.minhash import RECALL, Signatures, bands, repeated, signatures, similar_pairs
+
+
+def sets(overlap: int, size: int, seed: int) -> list[np.ndarray]:
+    """Two sets of `size` elements that share `overlap`."""
+    drawn = np.random.default_rng(seed).integers(0, 2**63, 2 * size - overlap, dtype=np.uint64)
+    return [drawn[:size], drawn[size - overlap :]]
+
+
+@pytest.mark.parametrize(("overlap", "size"), [(0, 100), (100, 200), (160, 200), (190, 200), (200, 200)])
+def test_the_share_of_equal_components_estimates_the_jaccard_similarity(overlap: int, size: int) -> None:
+    true, permutations = overlap / (2 * size - overlap), 512
+    found = [np.equal(*signatures(sets(overlap, size, seed), permutations)).mean() for seed in range(20)]
+    error = math.sqrt(true * (1 - true) / permutations / 20)
+    assert abs(np.mean(found) - true) <= 4 * error + 1e-9
+
+
+def test_a_signature_is_a_function_of_the_set_alone() -> None:
+    one = np.array([5, 9, 12], np.uint64)
+    again = signatures([np.array([12, 5, 9, 9], np.uint64), one], 32)
+    assert (again == signatures([one], 32)).all()
+    assert signatures([], 32).shape == (0, 32)
+
+
+def test_bands_are_the_widest_that_meet_the_recall() -> None:
+    # 21 bands of 6: 1 - (1 - 0.8^6)^21 = 1 - 0.737856^21 = 0.99831; 18 of 7: 1 - 0.790285^18 = 0.98553.
+    assert bands(128, 0.8) == (21, 6)
+    assert bands(128, 1.0) == (1, 128)
+    for threshold in (0.3, 0.5, 0.9):
+        count, width = bands(128, threshold)
+        assert 1 - (1 - threshold**width) ** count >= RECALL
+        assert 1 - (1 - threshold ** (width + 1)) ** (128 // (width + 1)) < RECALL
+
+
+def test_banding_finds_the_clusters_that_comparing_all_with_all_finds() -> None:
+    rng = np.random.default_rng(4)
+    many = []
+    for _ in range(120):  # families of one to four documents: the first, and copies with some elements replaced
+        first = rng.integers(0, 2**63, 300, dtype=np.uint64)
+        many.append(first)
+        for _ in range(int(rng.integers(0, 4))):
+            copy = first.copy()
+            copy[: int(rng.choice([0, 3, 8, 60, 150]))] += np.uint64(rng.integers(1, 1000))
+            many.append(copy)
+    order = rng.permutation(len(many))
+    signed = signatures([many[i] for i in order], 128)
+    similar = [
+        (i, j) for j in range(len(signed)) for i in range(j) if (signed[i] == signed[j]).mean() >= 0.8
+    ]  # in the order of j, then i
+    pairs = similar_pairs(Signatures([signed[:100], signed[100:]]), 0.8)
+    assert set(map(tuple, pairs.tolist())) <= set(similar)
+    assert repeated(pairs) == repeated(np.array(similar))
+    assert len(repeated(pairs)) > 50
+
+
+def test_a_row_goes_only_where_one_that_stays_resembles_it() -> None:
+    # A~B, B~C, but not A~C: B goes for A; C stays, because B is not there any more.
+    assert repeated(np.array([[0, 1], [1, 2]])) == [1]
+    assert repeated(np.array([[0, 1], [0, 2], [1, 2], [2, 3]])) == [1, 2]
+    assert repeated(np.zeros((0, 2), np.int64)) == []
+
+
+def test_ten_thousand_copies_of_one_text_are_compared_with_the_first_alone() -> None:
+    one = np.random.default_rng(0).integers(0, 2**32, (1, 128), dtype=np.uint32)
+    pairs = similar_pairs(Signatures([np.repeat(one, 10_000, axis=0)]), 0.8)
+    assert pairs[:, 0].max() == 0 and pairs[:, 1].tolist() == list(range(1, 10_000))
+
+
+def test_no_pairs_among_none_or_one() -> None:
+    for count in (0, 1):
+        assert len(similar_pairs(Signatures([np.zeros((count, 16), np.uint32)]), 0.8)) == 0
