@@ -84,6 +84,7 @@ def data_module(prepared: str | None = None) -> Any:
         exhausted="error",
         epoch_source=None,
         bad_rows=BadRows(max_share=0.01, min_rows=1000),
+        decontaminate=None,
         view="text",
         seed=1,
         sequence_length=LENGTH,

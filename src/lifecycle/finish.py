@@ -18,8 +18,8 @@ from lifecycle import atomic
 from lifecycle.checkpoint import list_committed, step_of
 from lifecycle.checkpoint.weights import load_weights
 from lifecycle.data.baselines import baselines
+from lifecycle.data.decontamination import put_in_order
 from lifecycle.data.module import DataModule
-from lifecycle.data.quarantine import compact_all
 from lifecycle.model import Decoder
 from lifecycle.model.huggingface import export
 from lifecycle.parent import history
@@ -67,7 +67,7 @@ def finish(
     )
     _write_json(folder.path / "samples.json", samples(model.to(stage.device).eval(), data, stage))
     _write_json(folder.path / "baselines.json", baselines(data))
-    compact_all(folder.path / "quarantine")  # the baselines, too, read the rows
+    put_in_order(folder.path)  # the baselines, too, read the rows
     folder.update(status="finished")  # not before: what a kill leaves out of the above is made at the next start
     write_report(folder.path)
     Console(soft_wrap=False).print(terminal_summary(folder.path))

@@ -22,9 +22,9 @@ from lifecycle import config
 from lifecycle.callbacks.guard import ForgettingGuard
 from lifecycle.callbacks.saving import SaveOnEvents, periodic
 from lifecycle.checkpoint import CommittedCheckpointIO
+from lifecycle.data.decontamination import put_in_order
 from lifecycle.data.module import DataModule
 from lifecycle.data.plan import Phase
-from lifecycle.data.quarantine import compact_all
 from lifecycle.dry_run import dry_run
 from lifecycle.errors import DISK_FULL, UserError
 from lifecycle.finish import finish
@@ -172,7 +172,7 @@ def _job(cfg: DictConfig, folder: RunFolder) -> None:
     )
     data = _data(cfg, folder, limits, config.build(cfg.hardware), validation_tokens=0)
     result = config.build(cfg.stage, without=config.JOB_ASIDE, data=data, folder=folder.path)
-    compact_all(folder.path / "quarantine")
+    put_in_order(folder.path)
     folder.update(status="finished", result=result, seconds=round(time.perf_counter() - started, 3))
 
 
@@ -279,7 +279,7 @@ def _record_end(folder: RunFolder, error: BaseException) -> None:
     """Write the end into run.json, if the run had begun at all, and put its quarantine in order."""
     if rank() != 0:
         return
-    compact_all(folder.path / "quarantine")
+    put_in_order(folder.path)
     if not folder.lineage():
         return
     stopped = isinstance(error, SystemExit | KeyboardInterrupt)

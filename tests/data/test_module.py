@@ -57,6 +57,7 @@ def module(folder: Path, *, workers: int = 0, **changes: Any) -> DataModule:
         "streams": None,
         "shuffle_buffer": 100,
         "exhausted": "error",
+        "decontaminate": None,
         "epoch_source": None,
         "bad_rows": BadRows(max_share=0.01, min_rows=100),
         "view": "text",

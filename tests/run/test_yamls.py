@@ -78,11 +78,13 @@ def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to run in, with a file whose rows serve every format."""
+    """A folder to run in, with a file whose rows serve every format, and one evaluation item."""
     monkeypatch.chdir(tmp_path)
     numbered = ("text", "content", "question", "problem")
     lines = [json.dumps(ROW | {key: f"{number} {ROW[key]}" for key in numbered}) for number in range(200)]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    item = "Which of these eight words is in no row of the other file?"
+    (tmp_path / "items.jsonl").write_text(json.dumps({**ROW, "text": item, "question": item}))
     return tmp_path
 
 
@@ -90,6 +92,8 @@ def local(data: str) -> list[str]:
     """Overrides that read the sources of a data config from rows.jsonl."""
     cfg = config.compose([f"data={data}"])
     out = [f"data={data}", "data.shuffle_buffer=100"]
+    for name in (cfg.data.decontaminate or {}).get("sets", {}):
+        out += [f"data.decontaminate.sets.{name}.{key}" for key in ("hub=null", "path=items.jsonl")]
     for name, source in cfg.data.sources.items():
         at = f"data.sources.{name}"
         if str(source.get("path") or "").startswith("python://"):

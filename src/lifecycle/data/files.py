@@ -63,14 +63,21 @@ class File:
 
 
 def resolve(
-    spec: SourceSpec, *, name: str, cache: Path, root: str | None = None, split: str | None = None
+    spec: SourceSpec,
+    *,
+    name: str,
+    cache: Path,
+    root: str | None = None,
+    split: str | None = None,
+    where: str | None = None,
 ) -> tuple[File, ...]:
     """The files of a source's `split` (None: `spec.split`), sorted by URL and each named once.
 
     `root` is put before relative paths; `python://` texts are materialised under `cache`. Raises UserError when
-    nothing matches, a kind is not known, or a remote place cannot be reached.
+    nothing matches, a kind is not known, or a remote place cannot be reached; `where` is the dotted key that it names
+    (None: the source's).
     """
-    where, split = f"data.sources.{name}", split or spec.split
+    where, split = where or f"data.sources.{name}", split or spec.split
     if spec.hub is not None:
         urls = _hub_files(spec, split, where=where, root=root)
     elif isinstance(spec.path, dict):

@@ -49,6 +49,11 @@ def to_record(row: Mapping[str, Any], *, spec: SourceSpec, name: str, row_id: st
     return Record(id=row_id, source=name, domain=spec.domain or name, **parts)
 
 
+def asked(row: Mapping[str, Any], spec: SourceSpec) -> str:
+    """What a row of an evaluation set asks: its question, or the text of plain text. Raises BadRow."""
+    return _string(row, spec, "text" if spec.format == "text" else "question")
+
+
 def as_text(record: Record) -> str:
     """The `text` view: the document that a model is pre-trained on.
 

@@ -5,26 +5,40 @@ The verdict is a function of the row alone, so it is the same when rows are stre
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from lifecycle.data.contamination import Found
 from lifecycle.data.filters import drop_reason
 from lifecycle.data.formats import as_text, to_record
 from lifecycle.data.raw_row import BadRow, RawRow, parse
 from lifecycle.data.source import Source
 
 HELD_OUT = "held:out"
+CONTAMINATED = "dropped:contaminated"
 
 
-def judge(raw: RawRow, source: Source) -> tuple[str | None, str]:
-    """The text of a raw row and the verdict on it: `kept:`, `held:out`, `dropped:REASON` or `bad:REASON`.
+class Judged(NamedTuple):
+    """`verdict` is `kept:`, `held:out`, `dropped:REASON` or `bad:REASON`; a dropped or bad row has no text.
 
-    A dropped or bad row has no text.
+    contaminated: the evaluation items that it holds, if that is why it was dropped.
     """
+
+    text: str | None
+    verdict: str
+    contaminated: tuple[Found, ...] = ()
+
+
+def judge(raw: RawRow, source: Source) -> Judged:
+    """What becomes of a raw row of `source`."""
     try:
         row = parse(raw)
         text = as_text(to_record(row, spec=source.spec, name=source.name, row_id=f"{source.name}:{raw.ordinal}"))
     except BadRow as bad:
-        return None, f"bad:{bad.reason}"
+        return Judged(None, f"bad:{bad.reason}")
     reason = drop_reason(text, source.spec.filters)
     if reason is not None:
-        return None, f"dropped:{reason}"
+        return Judged(None, f"dropped:{reason}")
+    if source.evaluation is not None and (found := source.evaluation.find(text)):
+        return Judged(None, CONTAMINATED, found)
     held = source.held_out is not None and source.held_out.holds(text)
-    return text, HELD_OUT if held else "kept:"
+    return Judged(text, HELD_OUT if held else "kept:")

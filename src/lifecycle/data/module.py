@@ -23,6 +23,8 @@ from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from torch import Tensor
 
 from lifecycle.batch import Cursor, StepBatch, TokenBatch
+from lifecycle.data import decontamination
+from lifecycle.data.contamination import Decontaminate, evaluation_index
 from lifecycle.data.count import count_positions
 from lifecycle.data.formats import views
 from lifecycle.data.ledger import Ledger, gather, merge, usage
@@ -63,6 +65,7 @@ class DataModule(pl.LightningDataModule):
         exhausted: Literal["error", "drop"],
         epoch_source: str | None,
         bad_rows: BadRows,
+        decontaminate: Decontaminate | None,
         view: str,
         seed: int,
         sequence_length: int,
@@ -93,6 +96,9 @@ class DataModule(pl.LightningDataModule):
             Phase(step=0, row_length=sequence_length, rows=global_batch_tokens // sequence_length),
         )
         self.cache = cache_folder()
+        self.evaluation = evaluation_index(decontaminate, root=root, cache=self.cache) if decontaminate else None
+        if self.evaluation and folder and not prepared:  # prepared rows were looked at when they were prepared
+            decontamination.begin(folder, self.evaluation)
         self.sources = open_sources(
             sources,
             root=root,
@@ -100,6 +106,7 @@ class DataModule(pl.LightningDataModule):
             cache=self.cache,
             quarantine=folder / "quarantine" if folder else None,
             processes=workers,
+            evaluation=self.evaluation,
         )
         check_views(self.sources, view, {s.name: views(s.spec) for s in self.sources})
         self.prepared = open_prepared(prepared, self.sources) if prepared else None

@@ -101,7 +101,7 @@ class _Sign:
     def __call__(self, source: Source, raws: list[RawRow]) -> Signed:
         ordinals, sets = list[int](), list[NDArray[np.uint64]]()
         for raw in raws:
-            text, _ = judge(raw, source)
+            text = judge(raw, source).text
             if text is not None and len(one := shingles(text, self.ngram)):
                 ordinals.append(raw.ordinal)
                 sets.append(one)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from lifecycle import atomic
+from lifecycle.data import decontamination
 from lifecycle.data.judge import HELD_OUT, judge
 from lifecycle.data.module import DataModule
 from lifecycle.data.raw import ENCODE_AT_ONCE
@@ -83,7 +84,9 @@ def _texts(task: _Task, counts: Counter[str]) -> Iterator[tuple[str, str]]:
     ):
         if limit is not None and raw.ordinal >= limit:
             return
-        text, verdict = judge(raw, source)
+        text, verdict, contaminated = judge(raw, source)
+        if contaminated and source.contaminated is not None:
+            decontamination.record(source.contaminated, raw, contaminated)
         held = verdict == HELD_OUT
         if not held:
             counts[verdict] += 1

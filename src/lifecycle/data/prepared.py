@@ -158,7 +158,7 @@ def open_prepared(run: str, sources: list[Source]) -> dict[str, Prepared]:
     have = sorted(p.name for p in (folder / "prepared").iterdir() if p.is_dir())
     faults = [f"{s.name}: not in {run} (it has {', '.join(have)})" for s in sources if s.name not in have]
     stale = [
-        f"{s.name}: its files or their treatment (format, fields, filters, validation, max_rows) have changed"
+        f"{s.name}: its files or their treatment (format, fields, filters, validation, max_rows, decontaminate) changed"
         for s in sources
         if s.name in have and _meta(folder / "prepared" / s.name / "training")["fingerprint"] != s.fingerprint
     ]

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -22,8 +24,12 @@ MOST_BYTES = 16 << 20
 
 def quarantine(path: Path, raw: RawRow, reason: str, *, most_bytes: int = MOST_BYTES) -> None:
     """Append `raw` to the quarantine at `path`, with the first 200 characters of its content, escaped."""
+    append(path, {"file": raw.file, "line": raw.line, "reason": reason, "content": _shown(raw.payload)}, most_bytes)
+
+
+def append(path: Path, entry: Mapping[str, Any], most_bytes: int = MOST_BYTES) -> None:
+    """Append a line to the list at `path`, unless it has grown to `most_bytes`. `entry` has a file and a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    entry = {"file": raw.file, "line": raw.line, "reason": reason, "content": _shown(raw.payload)}
     line = json.dumps(entry) + "\n"  # pure ASCII: readable in any terminal
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:

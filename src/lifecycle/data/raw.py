@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lifecycle.data import decontamination
 from lifecycle.data.files import File
 from lifecycle.data.judge import HELD_OUT, judge
 from lifecycle.data.quarantine import quarantine
@@ -201,9 +202,11 @@ class RawDocuments:
 
     def _usable(self, raw: RawRow) -> str | None:
         """The row's text, or None if it is bad, filtered out, or on the other side of the held-out split."""
-        text, verdict = judge(raw, self.source)
+        text, verdict, contaminated = judge(raw, self.source)
         if self._epoch == 0:  # later passes meet the same rows again
             self._counts[verdict] += 1
+            if contaminated and self.source.contaminated is not None:
+                decontamination.record(self.source.contaminated, raw, contaminated)
         if verdict.startswith("bad:"):
             if self._epoch == 0 and self.source.quarantine is not None:
                 quarantine(self.source.quarantine, raw, verdict[4:])

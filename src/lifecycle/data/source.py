@@ -12,6 +12,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from lifecycle.data.contamination import Index
 from lifecycle.data.files import File, fingerprint
 from lifecycle.data.specs import SourceSpec, ValidationRatio
 
@@ -48,6 +49,7 @@ class Source:
     """One source of a mixture as the readers need it. Picklable; the same in every process.
 
     left_out: numbers of the rows that are not read because of *other* rows, by reason ("near duplicate").
+    evaluation: items that no document may hold. quarantine, contaminated: files that list bad and contaminated rows.
     """
 
     name: str
@@ -57,7 +59,9 @@ class Source:
     bad_rows: BadRows
     held_out: HeldOut | None = None
     left_out: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    evaluation: Index | None = None
     quarantine: Path | None = None
+    contaminated: Path | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -65,6 +69,7 @@ class Source:
         treated = dataclasses.replace(self.spec, weight=1.0, max_epochs=None, domain=None, tokens=None)
         others = {reason: xxhash.xxh3_128_hexdigest(rows.tobytes()) for reason, rows in self.left_out.items()}
         text = f"{fingerprint(self.files)} {_given(treated)!r} {self.held_out!r} {others!r}"
+        text += self.evaluation.key if self.evaluation else ""
         return xxhash.xxh3_128_hexdigest(text.encode())
 
     @property

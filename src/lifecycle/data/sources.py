@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from lifecycle.data.contamination import Index
+from lifecycle.data.decontamination import FOLDER
 from lifecycle.data.duplicates import duplicate_rows
 from lifecycle.data.files import resolve
 from lifecycle.data.near_duplicates import without_near_duplicates
@@ -23,10 +25,11 @@ def open_sources(
     cache: Path,
     quarantine: Path | None,
     processes: int = 1,
+    evaluation: Index | None = None,
 ) -> list[Source]:
     """The training side of every source, in the order of the config. Raises `UserError` naming the source at fault.
 
-    `processes` look for near duplicates, where a source has that filter.
+    `processes` look for near duplicates, where a source has that filter; `evaluation` is what no document may hold.
     """
     opened = []
     for index, (name, spec) in enumerate(specs.items()):
@@ -38,7 +41,9 @@ def open_sources(
             files=resolve(spec, name=name, root=root, cache=cache),
             bad_rows=bad_rows,
             held_out=HeldOut.of(spec),
+            evaluation=evaluation,
             quarantine=quarantine / f"{name}.jsonl" if quarantine else None,
+            contaminated=quarantine.with_name(FOLDER) / f"{name}.jsonl" if quarantine else None,
         )
         if spec.filters.exact_duplicates:
             source = replace(source, left_out={"exact duplicate": duplicate_rows(source.files, spec, name, cache)})

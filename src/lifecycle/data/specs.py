@@ -94,9 +94,9 @@ class SourceSpec:
         flat = [name for value in named for name in (value if isinstance(value, list) else [value])]
         return tuple(dict.fromkeys(part for name in flat for part in (name, name.split(".")[0])))
 
-    def check(self, name: str) -> None:
-        """Raise UserError for the first value that cannot be meant, naming its dotted key."""
-        where = f"data.sources.{name}"
+    def check(self, name: str, where: str | None = None) -> None:
+        """Raise UserError for the first value that cannot be meant, naming its dotted key (below `where`)."""
+        where = where or f"data.sources.{name}"
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
             raise UserError(f"{where}: a source's name is made of letters, digits, '_', '-' and '.' (it names files)")
         self._check_place(where)
