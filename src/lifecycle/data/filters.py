@@ -1,8 +1,8 @@
-"""Which documents are left out, and why: length, Gopher's quality and repetition rules, C4's rules.
+"""Which documents are left out, and why: length, Gopher's quality and repetition rules, C4's rules, language, a score.
 
-A document is kept whole or dropped whole with a stable reason; its text is never edited. Rules and thresholds:
-Gopher, arXiv 2112.11446, appendix A.1.1 and table A1; C4, arXiv 1910.10683, section 2.2, where rules that cut single
-lines there are shares of lines here.
+A document is kept whole or dropped whole with a stable reason; its text is never edited here (`masking.py` does that).
+Rules and thresholds: Gopher, arXiv 2112.11446, appendix A.1.1 and table A1; C4, arXiv 1910.10683, section 2.2, where
+rules that cut single lines there are shares of lines here.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lifecycle.data.classifier import Classifier
+from lifecycle.data.language import LanguageRule, language
 from lifecycle.data.words import ngrams, word_hashes
 from lifecycle.errors import UserError
 
@@ -88,6 +90,10 @@ class FilterSpec:
 
     min_chars, max_chars: length of a document in characters; None: no limit.
     quality: true (both), "gopher" or "c4": the rules to apply, with the thresholds below.
+    language: languages to keep; None: all.
+    classifier: a function of yours that scores documents; None: none.
+    mask_pii: replace mail addresses, telephone, card and US social security numbers and IP addresses by marks: the only
+        filter that edits a document.
     exact_duplicates: drop documents whose exact text came before in the source.
     near_duplicates: drop documents that resemble one before them, in this source or in one named before it that has
         the filter too; `near` says what resembles.
@@ -96,6 +102,9 @@ class FilterSpec:
     min_chars: int | None = None
     max_chars: int | None = None
     quality: bool | Literal["gopher", "c4"] = False
+    language: LanguageRule | None = None
+    classifier: Classifier | None = None
+    mask_pii: bool = False
     exact_duplicates: bool = False
     near_duplicates: bool = False
     near: NearRules = field(default_factory=NearRules)
@@ -109,6 +118,10 @@ class FilterSpec:
         low, high = self.min_chars or 0, self.max_chars
         if low < 0 or (high is not None and high < max(low, 1)):
             raise UserError(f"{where}: min_chars {self.min_chars} and max_chars {high} leave no document")
+        if self.language is not None:
+            self.language.check(f"{where}.language")
+        if self.classifier is not None:
+            self.classifier.check(f"{where}.classifier")
         self.near.check(f"{where}.near")
 
 
@@ -122,6 +135,12 @@ def drop_reason(text: str, spec: FilterSpec) -> str | None:
         return f"gopher: {reason}"
     if spec.quality in (True, "c4") and (reason := c4(text, spec.c4)):
         return f"c4: {reason}"
+    if spec.language is not None:
+        code, probability = language(text)
+        if code not in spec.language.keep or probability < spec.language.min_probability:
+            return "language"
+    if spec.classifier is not None and spec.classifier.score(text) < spec.classifier.threshold:
+        return "classifier"
     return None
 
 

@@ -5,11 +5,13 @@ The verdict is a function of the row alone, so it is the same when rows are stre
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from lifecycle.data.contamination import Found
 from lifecycle.data.filters import drop_reason
 from lifecycle.data.formats import as_text, to_record
+from lifecycle.data.masking import mask
 from lifecycle.data.raw_row import BadRow, RawRow, parse
 from lifecycle.data.source import Source
 
@@ -18,14 +20,15 @@ CONTAMINATED = "dropped:contaminated"
 
 
 class Judged(NamedTuple):
-    """`verdict` is `kept:`, `held:out`, `dropped:REASON` or `bad:REASON`; a dropped or bad row has no text.
+    """`verdict` is `kept:`, `kept:masked`, `held:out`, `dropped:REASON` or `bad:REASON`; the last two have no text.
 
-    contaminated: the evaluation items that it holds, if that is why it was dropped.
+    contaminated: the evaluation items that it holds, if that is why it was dropped. masked: what was replaced in it.
     """
 
     text: str | None
     verdict: str
     contaminated: tuple[Found, ...] = ()
+    masked: Mapping[str, int] = {}
 
 
 def judge(raw: RawRow, source: Source) -> Judged:
@@ -40,5 +43,8 @@ def judge(raw: RawRow, source: Source) -> Judged:
         return Judged(None, f"dropped:{reason}")
     if source.evaluation is not None and (found := source.evaluation.find(text)):
         return Judged(None, CONTAMINATED, found)
+    masked: Mapping[str, int] = {}
+    if source.spec.filters.mask_pii:
+        text, masked = mask(text)
     held = source.held_out is not None and source.held_out.holds(text)
-    return Judged(text, HELD_OUT if held else "kept:")
+    return Judged(text, HELD_OUT if held else "kept:masked" if masked else "kept:", masked=masked)

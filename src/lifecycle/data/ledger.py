@@ -66,6 +66,7 @@ def _rows(totals: list[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "epochs": sum(total["epochs"] for total in totals) / len(totals) if totals else 0.0,
         "rows": counts.total(),
+        "masked": by_kind["kept"].get("masked", 0),
         "dropped": by_kind["dropped"],
         "bad": by_kind["bad"],
         "held_out": sum(by_kind["held"].values()),

@@ -84,7 +84,7 @@ def _texts(task: _Task, counts: Counter[str]) -> Iterator[tuple[str, str]]:
     ):
         if limit is not None and raw.ordinal >= limit:
             return
-        text, verdict, contaminated = judge(raw, source)
+        text, verdict, contaminated, _ = judge(raw, source)
         if contaminated and source.contaminated is not None:
             decontamination.record(source.contaminated, raw, contaminated)
         held = verdict == HELD_OUT

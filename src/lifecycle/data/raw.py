@@ -202,7 +202,7 @@ class RawDocuments:
 
     def _usable(self, raw: RawRow) -> str | None:
         """The row's text, or None if it is bad, filtered out, or on the other side of the held-out split."""
-        text, verdict, contaminated = judge(raw, self.source)
+        text, verdict, contaminated, _ = judge(raw, self.source)
         if self._epoch == 0:  # later passes meet the same rows again
             self._counts[verdict] += 1
             if contaminated and self.source.contaminated is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ class Source:
         others = {reason: xxhash.xxh3_128_hexdigest(rows.tobytes()) for reason, rows in self.left_out.items()}
         text = f"{fingerprint(self.files)} {_given(treated)!r} {self.held_out!r} {others!r}"
         text += self.evaluation.key if self.evaluation else ""
+        text += classifier.version if (classifier := self.spec.filters.classifier) else ""
         return xxhash.xxh3_128_hexdigest(text.encode())
 
     @property
@@ -96,6 +97,9 @@ def _given(value: Any) -> Any:
     """A spec by its values that are not the default: a key that a later version adds changes no fingerprint."""
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
-    plain = type(value)()
-    pairs = ((f.name, getattr(value, f.name), getattr(plain, f.name)) for f in dataclasses.fields(value))
-    return {name: _given(mine) for name, mine, default in pairs if mine != default}
+    given = {}
+    for one in dataclasses.fields(value):
+        default = one.default if one.default_factory is MISSING else one.default_factory()
+        if (mine := getattr(value, one.name)) != default:
+            given[one.name] = _given(mine)
+    return given
