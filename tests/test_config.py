@@ -205,7 +205,9 @@ def test_limits_are_read_from_the_stage() -> None:
     assert (limits.max_steps, limits.max_tokens) == (3, 1_000_000)
 
 
-@pytest.mark.parametrize(("stage", "job"), [("pretrain", False), ("prepare", True), ("tokenizer", True)])
+@pytest.mark.parametrize(
+    ("stage", "job"), [("pretrain", False), ("prepare", True), ("analyze", True), ("tokenizer", True)]
+)
 def test_a_job_is_a_function(stage: str, job: bool) -> None:
     assert config.is_job(config.compose([f"stage={stage}"])) is job
 

@@ -15,6 +15,7 @@ import pytest
 
 from lifecycle.data import near_duplicates, scan
 from lifecycle.data.filters import FilterSpec, NearRules
+from lifecycle.data.minhash import signatures
 from lifecycle.data.source import BadRows, Source
 from lifecycle.data.sources import open_sources
 from lifecycle.data.specs import SourceSpec
@@ -106,6 +107,17 @@ def test_any_number_of_processes_finds_the_same(tmp_path: Path, monkeypatch: pyt
     two = opened(tmp_path, {"a": spec}, processes=2)["a"]
     assert left_out(one) == left_out(two) == list(range(80, 170))
     assert one.fingerprint == two.fingerprint
+
+
+def test_processes_begin_clean_of_the_threads_that_this_one_has_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = [np.arange(5000, dtype=np.uint64)] * 64  # enough for the library to start threads here
+    assert len(signatures(many, 128)) == 64
+    monkeypatch.setattr(scan, "ROWS_AT_ONCE", 40)
+    write(tmp_path / "a.jsonl", [document(n, 2000) for n in range(100)] * 2)
+    spec = SourceSpec(path="a.jsonl", filters=NEAR)
+    assert left_out(opened(tmp_path, {"a": spec}, processes=2)["a"]) == list(range(100, 200))
 
 
 def test_what_was_found_is_kept_and_a_changed_file_is_scanned_anew(tmp_path: Path, monkeypatch: Any) -> None:

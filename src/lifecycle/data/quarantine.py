@@ -24,7 +24,7 @@ MOST_BYTES = 16 << 20
 
 def quarantine(path: Path, raw: RawRow, reason: str, *, most_bytes: int = MOST_BYTES) -> None:
     """Append `raw` to the quarantine at `path`, with the first 200 characters of its content, escaped."""
-    append(path, {"file": raw.file, "line": raw.line, "reason": reason, "content": _shown(raw.payload)}, most_bytes)
+    append(path, {"file": raw.file, "line": raw.line, "reason": reason, "content": shown(raw.payload)}, most_bytes)
 
 
 def append(path: Path, entry: Mapping[str, Any], most_bytes: int = MOST_BYTES) -> None:
@@ -60,7 +60,8 @@ def compact_all(folder: Path) -> None:
         compact(path)
 
 
-def _shown(payload: bytes | dict[str, object]) -> str:
+def shown(payload: bytes | dict[str, object]) -> str:
+    """The first characters of a row as its file holds it, whatever is broken in it."""
     if isinstance(payload, dict):
         return repr(payload)[:SHOWN_CHARACTERS]
     return payload[: 4 * SHOWN_CHARACTERS].decode("utf-8", "backslashreplace")[:SHOWN_CHARACTERS]

@@ -9,12 +9,14 @@ processes, so a pass that was cut short goes on from the position of the last re
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 from lifecycle.data.files import is_remote
@@ -25,10 +27,12 @@ from lifecycle.orphan import end_with_parent
 
 Result = TypeVar("Result")
 Work = Callable[[Source, list[RawRow]], Result]
+Batch = tuple[list[RawRow], Position]  # rows, and where the pass goes on after them
 
 ROWS_AT_ONCE = 256
 BYTES_AT_ONCE = 2 << 20
 REPORT_EVERY_S = 10.0
+PRELOADED = ["lifecycle.data.near_duplicates", "lifecycle.data.measured"]  # imported once for all processes
 
 
 def refuse_remote(source: Source, key: str) -> None:
@@ -48,9 +52,14 @@ def scan(
     `work` can be pickled. `doing` names it in the lines that stderr gets.
     """
     said = started = time.monotonic()
-    begin = start or Position(0, 0, 0)
-    batches = _batches(source, begin)
-    results = _inline(source, work, batches) if processes <= 1 else _pooled(source, work, batches, processes)
+    batches = _batches(source, start or Position(0, 0, 0))
+    few = list(islice(batches, processes))  # a source of so few rows is not worth the processes
+    if len(few) < processes or processes <= 1:
+        results: Iterator[tuple[Result, Position]] = (
+            (work(source, batch), position) for batch, position in chain(few, batches)
+        )
+    else:
+        results = _pooled(source, work, chain(few, batches), processes)
     for result, position in results:
         yield result, position
         if time.monotonic() - said > REPORT_EVERY_S:
@@ -59,7 +68,7 @@ def scan(
             sys.stderr.write(f"data.sources.{source.name}: {doing}, {place}, {said - started:.0f} s\n")
 
 
-def _batches(source: Source, begin: Position) -> Iterator[tuple[list[RawRow], Position]]:
+def _batches(source: Source, begin: Position) -> Iterator[Batch]:
     leaves_out, limit = source.leaves_out(), source.spec.max_rows
     batch, size = list[RawRow](), 0
     for raw in rows(source.files, begin, wanted=lambda ordinal: not leaves_out(ordinal)):
@@ -74,18 +83,15 @@ def _batches(source: Source, begin: Position) -> Iterator[tuple[list[RawRow], Po
         yield batch, batch[-1].next
 
 
-def _inline(
-    source: Source, work: Work[Result], batches: Iterator[tuple[list[RawRow], Position]]
-) -> Iterator[tuple[Result, Position]]:
-    for batch, position in batches:
-        yield work(source, batch), position
-
-
 def _pooled(
-    source: Source, work: Work[Result], batches: Iterator[tuple[list[RawRow], Position]], processes: int
+    source: Source, work: Work[Result], batches: Iterator[Batch], processes: int
 ) -> Iterator[tuple[Result, Position]]:
+    # Not forked from this process: the threads of the libraries that it has used would be missing in the copies, and a
+    # call of such a library would wait for them for ever.
+    clean = multiprocessing.get_context("forkserver")
+    clean.set_forkserver_preload(PRELOADED)
     waiting: deque[tuple[Future[Result], Position]] = deque()
-    with ProcessPoolExecutor(processes, initializer=_begin, initargs=(source, work, os.getpid())) as pool:
+    with ProcessPoolExecutor(processes, clean, initializer=_begin, initargs=(source, work)) as pool:
         try:
             for batch, position in batches:
                 waiting.append((pool.submit(_do, batch), position))
@@ -102,8 +108,8 @@ def _pooled(
 _given: list[Any] = []  # in a process of the pool: the source and the work, sent once and not with every batch
 
 
-def _begin(source: Source, work: Work[Any], parent: int) -> None:
-    end_with_parent(parent)
+def _begin(source: Source, work: Work[Any]) -> None:
+    end_with_parent(os.getppid())
     _given[:] = source, work
 
 

@@ -1,0 +1,222 @@
+"""The analysis of a mixture as a page: analysis.md (its pictures in `analysis/`) and analysis.html, whole in itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, PercentFormatter
+
+from lifecycle import atomic
+from lifecycle.report.canvas import DARK, LIGHT, Theme, canvas, legend, png, style
+from lifecycle.report.render import Block, Heading, Paragraph, Picture, Sheet, to_html, to_markdown
+from lifecycle.report.words import count, number, share, short
+
+PICTURES_FOLDER = "analysis"
+WORTH_SAYING = 4  # passes over a source from which on they teach less and less (arXiv 2305.16264)
+Analysis = Mapping[str, Any]
+
+
+def write_analysis(folder: Path, found: Analysis) -> str:
+    """Write the pages of an analysis (the content of analysis.json) into `folder`; returns what a terminal shows."""
+    light, dark = draw(found, LIGHT), draw(found, DARK)
+    title = f"What the mixture gives: {', '.join(found['sources'])}"
+    page = blocks(found)
+    for name, image in light.items():
+        atomic.write(folder / PICTURES_FOLDER / f"{name}.png", image)
+    atomic.write(folder / "analysis.html", to_html(title, page, light, dark))
+    text = to_markdown(title, page, PICTURES_FOLDER)
+    atomic.write(folder / "analysis.md", text)
+    return terminal(found) + f"\nall of it: {folder / 'analysis.html'}"
+
+
+def terminal(found: Analysis) -> str:
+    """A line a source."""
+    lines = []
+    for name, source in found["sources"].items():
+        rows, kept = sum(source["rows"].values()), kinds(source)["training"]
+        lines.append(
+            f"{name:20} {count(source['documents'])} documents, {short(source['tokens'])} tokens, "
+            f"{number(source['bytes_per_token'])} bytes a token, {number(source['epochs'])} epochs at the budget, "
+            f"{share(kept / rows if rows else None)} of {count(rows)} rows trained on"
+        )
+    return "\n".join(lines)
+
+
+def kinds(source: Analysis) -> dict[str, int]:
+    """Rows of a source by what becomes of them: training, held out, or the reason that they are left out."""
+    out = {"training": 0, "held out": 0}
+    for verdict, rows in source["rows"].items():
+        kind, _, reason = verdict.partition(":")
+        name = {"kept": "training", "held": "held out"}.get(kind, f"{kind}: {reason}")
+        out[name] = out.get(name, 0) + rows
+    return out
+
+
+def blocks(found: Analysis) -> list[Block]:
+    """The page."""
+    sources = found["sources"]
+    out: list[Block] = [
+        Paragraph(f"A run of {short(found['budget_tokens'])} tokens is planned.", "lead"),
+        Sheet(
+            ("source", "share", "documents", "tokens", "bytes a token", "planned tokens", "epochs"),
+            [
+                (
+                    name,
+                    share(s["weight"]),
+                    count(s["documents"]),
+                    count(s["tokens"]),
+                    number(s["bytes_per_token"]),
+                    count(s["planned_tokens"]),
+                    number(s["epochs"]),
+                )
+                for name, s in sources.items()
+            ],
+        ),
+    ]
+    for name, s in sources.items():
+        if s["epochs"] is None or s["epochs"] > WORTH_SAYING:
+            often = "has no training document" if s["epochs"] is None else f"is read {number(s['epochs'], 1)} times"
+            out.append(Paragraph(f"{name} {often}: past about four passes, text teaches less and less.", "warning"))
+    out += [Picture("tokens", "tokens by source"), Heading("Lengths"), Paragraph("Tokens a document.", "note")]
+    points = list(dict.fromkeys(p for s in sources.values() for p in s["length"]))
+    out += [
+        Sheet(
+            ("source", *(f"{p} %" if p != "100" else "longest" for p in points)),
+            [(name, *(count(s["length"].get(p)) for p in points)) for name, s in sources.items()],
+        ),
+        Picture("lengths", "documents by length"),
+        Heading("What becomes of the rows"),
+        Picture("rows", "rows by what becomes of them"),
+    ]
+    for name, s in sources.items():
+        total = sum(s["rows"].values())
+        out.append(
+            Sheet((name, "rows", "share"), [(k, count(n), share(n / total, 2)) for k, n in kinds(s).items() if n])
+        )
+        if s["masked"]:
+            replaced = ", ".join(f"{count(n)} {kind}" for kind, n in s["masked"].items())
+            out.append(Paragraph(f"Replaced by marks in {name}: {replaced}.", "note"))
+    if len(sources) > 1 or any(found["overlaps"][name][name] for name in sources):
+        out += [Heading("Overlaps"), Picture("overlaps", "share of near duplicates between sources")]
+        out.append(
+            Paragraph(
+                "Share of the documents of the source on the left that resemble one of the source above; of itself: an "
+                "earlier one of its own. As the rows were before near duplicates were left out.",
+                "note",
+            )
+        )
+    out.append(Heading("Samples"))
+    for name, s in sources.items():
+        out.append(Sheet((name, "row", "begins"), [sampled(sample) for sample in s["samples"]], numbers=False))
+    return out
+
+
+def sampled(sample: Analysis) -> tuple[str, str, str]:
+    """A sample as a row of a table."""
+    verdict = sample["verdict"].rstrip(":").replace(":", ": ")
+    return verdict, count(sample["row"]), " ".join(sample["text"].split())[:240].replace("`", "'")
+
+
+def draw(found: Analysis, theme: Theme) -> dict[str, bytes]:
+    """Every picture by name, as PNG."""
+    drawn = {}
+    for name, picture in PICTURES.items():
+        with rc_context(style(theme)):
+            drawn[name] = png(picture(found, theme))
+    return drawn
+
+
+def tokens(found: Analysis, theme: Theme) -> Figure:
+    """Tokens that each source has (solid) beside those that the budget asks of it (pale)."""
+    sources = found["sources"]
+    title = "Tokens of each source (solid: one pass, pale: planned)"
+    figure, (axes,) = canvas(theme, title, height=0.75 + 0.55 * len(sources))
+    most = max(max(s["tokens"], s["planned_tokens"]) for s in sources.values()) or 1
+    for place, (s, color) in enumerate(zip(sources.values(), colors(found, theme), strict=True)):
+        axes.barh(place, s["planned_tokens"], height=0.66, color=color, alpha=0.28, linewidth=0)
+        axes.barh(place, s["tokens"], height=0.36, color=color, linewidth=0)
+        note = f"{short(s['tokens'], 3)}, {number(s['epochs'])} epochs"
+        place_of_note = max(s["tokens"], s["planned_tokens"]) + most * 0.015
+        axes.text(place_of_note, place, note, va="center", color=theme.muted, fontsize=9.5)
+    axes.set_yticks(range(len(sources)), list(sources), color=theme.ink)
+    axes.invert_yaxis()
+    axes.set_xlim(0, most * 1.4)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: short(v)))
+    return figure
+
+
+def lengths(found: Analysis, theme: Theme) -> Figure:
+    """The share of each source's documents by length, in bins of half a doubling."""
+    figure, (axes,) = canvas(theme, "Documents by length (share of the source's documents)", height=3.6)
+    for (name, s), color in zip(found["sources"].items(), colors(found, theme), strict=True):
+        bins = {int(start): documents / max(s["documents"], 1) for start, documents in s["histogram"].items()}
+        if bins:
+            starts, shares = sorted(bins), [bins[start] for start in sorted(bins)]
+            axes.step([*starts, starts[-1] * 2**0.5], [*shares, 0], where="post", color=color, label=name)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: short(v)))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("tokens of a document")
+    legend(axes)
+    return figure
+
+
+def rows(found: Analysis, theme: Theme) -> Figure:
+    """What becomes of each source's rows, as parts of the whole."""
+    sources = found["sources"]
+    figure, (axes,) = canvas(theme, "What becomes of the rows", height=1.25 + 0.5 * len(sources))
+    names = list(dict.fromkeys(kind for s in sources.values() for kind, n in kinds(s).items() if n))
+    palette = {name: theme.series[i % len(theme.series)] for i, name in enumerate(names)}
+    for place, s in enumerate(sources.values()):
+        left, total = 0.0, sum(s["rows"].values()) or 1
+        for kind, number_of_rows in kinds(s).items():
+            width = number_of_rows / total
+            if width:
+                first = kind not in axes.get_legend_handles_labels()[1]
+                axes.barh(place, width, left=left, height=0.55, color=palette[kind], label=kind if first else None)
+            left += width
+    axes.set_yticks(range(len(sources)), list(sources), color=theme.ink)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    figure.legend(loc="outside lower left", ncols=4, frameon=False, fontsize=9)
+    return figure
+
+
+def overlaps(found: Analysis, theme: Theme) -> Figure:
+    """A square of sources: how much of the one on the left the one above holds."""
+    names = list(found["sources"])
+    figure, (axes,) = canvas(theme, "Near duplicates between sources", height=1.3 + 0.5 * len(names))
+    axes.grid(visible=False)
+    axes.spines["bottom"].set_visible(False)
+    for i, one in enumerate(names):
+        for j, other in enumerate(names):
+            value = found["overlaps"][one][other]
+            shade = min(1.0, value * 2) ** 0.5 * 0.85
+            axes.barh(i, 0.94, left=j - 0.47, height=0.9, color=theme.series[0], alpha=shade, linewidth=0)
+            axes.text(j, i, share(value, 2), ha="center", va="center", color=theme.ink, fontsize=9.5)
+    axes.set_xticks(range(len(names)), names, color=theme.ink)
+    axes.set_yticks(range(len(names)), names, color=theme.ink)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    return figure
+
+
+def colors(found: Analysis, theme: Theme) -> list[str]:
+    """A source has one colour in the pictures that compare sources."""
+    return [theme.series[i % len(theme.series)] for i in range(len(found["sources"]))]
+
+
+PICTURES: dict[str, Callable[[Analysis, Theme], Figure]] = {
+    "tokens": tokens,
+    "lengths": lengths,
+    "rows": rows,
+    "overlaps": overlaps,
+}
