@@ -159,6 +159,7 @@ def test_a_level_is_read_where_it_is_named() -> None:
     for said, level in (("Level 3", 3.0), ("4", 4.0), (" grade 2.5 ", 2.5), ("Level ?", None)):
         assert record({"question": "q", "answer": "1", "difficulty": said}, spec).level == level
     assert reason({"question": "q", "answer": "1", "difficulty": "hard"}, spec) == "no number in difficulty"
+    assert record({"text": "t", "level": 2}, SourceSpec(path="x", fields={"level": "level"})).level == 2.0
     assert reason({"question": "q", "answer": "1", "difficulty": [3]}, spec) == "wrong type of difficulty: list"
 
 

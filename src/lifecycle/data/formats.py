@@ -6,8 +6,8 @@
     question_answer   question, answer                                MedQuAD, MATH
     messages          messages                                        turns as {role, content} or {from, value}
 
-`spec.fields` maps these names to the row's own; a dotted name goes into a nested mapping. Those in brackets are read
-only where `spec.fields` names them.
+`spec.fields` maps these names to the row's own; a dotted name goes into a nested mapping. Those in brackets, and the
+`level` of difficulty, are read only where `spec.fields` names them.
 """
 
 from __future__ import annotations
@@ -44,9 +44,7 @@ def to_record(row: Mapping[str, Any], *, spec: SourceSpec, name: str, row_id: st
         "messages": _messages,
     }
     parts = make[spec.format](row, spec)
-    if spec.format != "text":
-        parts["level"] = _level(row, spec)
-    return Record(id=row_id, source=name, domain=spec.domain or name, **parts)
+    return Record(id=row_id, source=name, domain=spec.domain or name, level=_level(row, spec), **parts)
 
 
 def asked(row: Mapping[str, Any], spec: SourceSpec) -> str:

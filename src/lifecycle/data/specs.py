@@ -19,7 +19,7 @@ Format = Literal["text", "multiple_choice", "word_problem", "question_answer", "
 SampleBy = Literal["document", "line", "paragraph"]
 
 FIELDS: dict[str, tuple[str, ...]] = {
-    "text": ("text", "title"),
+    "text": ("text", "title", "level"),
     "multiple_choice": ("question", "options", "answer", "explanation", "level"),
     "word_problem": ("question", "answer", "reasoning", "level"),
     "question_answer": ("question", "answer", "level"),
