@@ -83,7 +83,7 @@ def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
     model = _model(cfg, limits)
     data = _data(cfg, folder, limits, hardware)
     model = model.with_vocab(data.tokenizer.vocab_size)
-    timeline = limits.timeline(data.epoch_positions, data.weights[data.epoch_source])
+    timeline = limits.timeline(data.epoch_positions, data.epoch_share)
     steps = timeline.steps
     data.set_plan(
         steps, [Phase(step=s.step, row_length=s.row_length, rows=s.rows, weights=s.weights) for s in timeline.segments]

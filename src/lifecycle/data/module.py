@@ -26,13 +26,16 @@ from lifecycle.batch import Cursor, StepBatch, TokenBatch
 from lifecycle.data import decontamination
 from lifecycle.data.contamination import Decontaminate, evaluation_index
 from lifecycle.data.count import count_positions
+from lifecycle.data.curriculum import Curriculum
 from lifecycle.data.formats import views
 from lifecycle.data.ledger import Ledger, gather, merge, usage
+from lifecycle.data.levels import Level, deal, described, in_order, under_curriculum
 from lifecycle.data.loader import StepLoader, micro_batch_rows
 from lifecycle.data.packing import Piece
 from lifecycle.data.plan import BatchPlan, Mix, Phase
-from lifecycle.data.prepared import PreparedDocuments, open_prepared
+from lifecycle.data.prepared import PreparedDocuments, open_prepared, prepared_tokenizer
 from lifecycle.data.raw import RawDocuments
+from lifecycle.data.scores import ParentLoss
 from lifecycle.data.source import BadRows, Source
 from lifecycle.data.sources import check_views, held_out_source, open_sources, sample_texts
 from lifecycle.data.specs import SourceSpec
@@ -75,6 +78,8 @@ class DataModule(pl.LightningDataModule):
         workers: int,
         folder: Path | None,
         replay_share: float | None = None,
+        curriculum: Curriculum | None = None,
+        parent_loss: ParentLoss | None = None,
     ) -> None:
         super().__init__()
         if not sources:
@@ -89,6 +94,7 @@ class DataModule(pl.LightningDataModule):
         self.mix = Mix(weights=weights, total=PROGRESS, replay=replayed(weights), shares=_initial(replay_share))
         self.weights = self.mix.mean()
         self.epoch_source = epoch_source or max(self.weights, key=lambda n: self.weights[n])
+        self.epoch_share = self.weights.get(self.epoch_source, 0.0)
         if self.epoch_source not in sources:
             raise UserError(f"data.epoch_source is '{self.epoch_source}'; the sources are {', '.join(sources)}")
         self.row_length = sequence_length
@@ -109,11 +115,16 @@ class DataModule(pl.LightningDataModule):
             evaluation=self.evaluation,
         )
         check_views(self.sources, view, {s.name: views(s.spec) for s in self.sources})
+        self.tokenizer = self._open_tokenizer(tokenizer, prepared)
+        unreplayed = replace(self.mix, shares=()).mean()  # also what is not replayed is measured
+        self.levels: dict[str, list[Level]] = {}
+        self._whole = self.sources
+        if curriculum is not None:
+            self._deal(curriculum, parent_loss)
         self.prepared = open_prepared(prepared, self.sources) if prepared else None
-        self.tokenizer = self._open_tokenizer(tokenizer)
         self.held_out = held_out_sets(
-            self.sources,
-            replace(self.mix, shares=()).mean(),  # also what is not replayed is measured
+            self._whole,  # by level or not, what is measured is the same text
+            unreplayed,
             self._held_out_documents,
             tokens=validation_tokens,
             row_length=sequence_length,
@@ -138,20 +149,27 @@ class DataModule(pl.LightningDataModule):
 
     def epoch_positions(self) -> int:
         """Trained positions of one pass over `epoch_source`, which turns passes into steps; counted once, cached."""
-        source = next(s for s in self.sources if s.name == self.epoch_source)
+        source = next(s for s in self._whole if s.name == self.epoch_source)
         if self.prepared is not None:
-            training = self.prepared[source.name].training
-            return training.tokens - training.documents
+            names = [level.source.name for level in self.levels.get(source.name, [])] or [source.name]
+            sides = [self.prepared[name].training for name in names]
+            return sum(training.tokens - training.documents for training in sides)
         return count_positions(source, self.tokenizer, cache=self.cache, seed=self.seed)
 
     def lineage(self) -> dict[str, Any]:
         """For run.json: where every source's rows come from, and one hash over all of them and their treatment."""
         whole = xxhash.xxh3_128_hexdigest("|".join(s.fingerprint for s in self.sources).encode())
-        return {"fingerprint": whole, "paths": {s.name: [file.url for file in s.files[:100]] for s in self.sources}}
+        paths = {s.name: [file.url for file in s.files[:100]] for s in self._whole}
+        return {"fingerprint": whole, "paths": paths, **({"levels": described(self.levels)} if self.levels else {})}
 
     def set_plan(self, steps: int, phases: Sequence[Phase] = ()) -> None:
         """The run ends after `steps` steps, beyond which nothing is read; `phases`: what they are made of, if not all
-        of the same rows."""
+        of the same rows. Raises `UserError` for a phase with a weight of its own for a source under a curriculum."""
+        for name in (name for phase in phases for name in phase.weights or {} if name in self.levels):
+            raise UserError(
+                f"stage.phases weighs {name}, whose levels data.curriculum weighs: leave the weights out of the "
+                "phases, or the source out of data.curriculum.sources"
+            )
         self._stop, self.phases = steps, tuple(phases) or self.phases
         self.mix = replace(self.mix, total=steps)
 
@@ -331,9 +349,23 @@ class DataModule(pl.LightningDataModule):
             state=state,
         )
 
-    def _open_tokenizer(self, tokenizer: str | TokenizerRecipe) -> Tokenizer:
-        if self.prepared is not None:
-            return next(iter(self.prepared.values())).tokenizer
+    def _deal(self, curriculum: Curriculum, parent_loss: ParentLoss | None) -> None:
+        """Put level sources in the place of those under the curriculum, and their weights in the mixture."""
+        specs = {source.name: source.spec for source in self.sources}
+        chosen = under_curriculum(curriculum, specs, self.mix.replay)
+        self.levels = {
+            source.name: deal(source, curriculum, self.tokenizer, self.cache, parent_loss)
+            for source in self.sources
+            if source.name in chosen
+        }
+        self.sources, self._whole = in_order(self.levels, self.sources)
+        weights = {s.name: Weight.of(s.spec.weight, s.name) for s in self.sources}
+        self.mix = replace(self.mix, weights=weights, replay=replayed(weights))
+        self.weights = self.mix.mean()
+
+    def _open_tokenizer(self, tokenizer: str | TokenizerRecipe, prepared: str | None) -> Tokenizer:
+        if prepared is not None:
+            return prepared_tokenizer(prepared)
         if isinstance(tokenizer, str):
             return load(tokenizer)
         key = "|".join(f"{s.name}:{s.fingerprint}:{self.weights[s.name]!r}" for s in self.sources)
@@ -341,7 +373,8 @@ class DataModule(pl.LightningDataModule):
         return from_recipe(tokenizer, texts, self.cache / "tokenizers", f"{key}|{self.seed}")
 
     def _held_out_documents(self, source: Source) -> Documents | None:
-        if self.prepared is not None and source.held_out is not None:  # a split of its own is never prepared
+        # a split of its own is never prepared, nor is the whole of what was dealt out by levels
+        if self.prepared is not None and source.held_out is not None and source.name in self.prepared:
             shards = self.prepared[source.name].validation
             return PreparedDocuments(shards, 1, 0, 1, self.seed, None) if shards.documents else None
         held = held_out_source(source, root=self._root, cache=self.cache)

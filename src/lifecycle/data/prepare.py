@@ -27,7 +27,7 @@ from lifecycle.data.judge import HELD_OUT, judge
 from lifecycle.data.module import DataModule
 from lifecycle.data.raw import ENCODE_AT_ONCE
 from lifecycle.data.readers import Position, rows
-from lifecycle.data.source import Source
+from lifecycle.data.source import Source, among
 from lifecycle.data.tokenizer import Tokenizer
 
 PARTS = 16
@@ -79,8 +79,11 @@ def _texts(task: _Task, counts: Counter[str]) -> Iterator[tuple[str, str]]:
     source = task.source
     leaves_out = source.leaves_out()
     limit = source.spec.max_rows
+    chosen = among(source.rows) if source.rows is not None else lambda row: True
     for raw in rows(
-        source.files, Position(0, 0, 0), wanted=lambda row: row % PARTS == task.part and not leaves_out(row)
+        source.files,
+        Position(0, 0, 0),
+        wanted=lambda row: row % PARTS == task.part and not leaves_out(row) and chosen(row),
     ):
         if limit is not None and raw.ordinal >= limit:
             return

@@ -146,8 +146,12 @@ def _meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def open_prepared(run: str, sources: list[Source]) -> dict[str, Prepared]:
-    """The prepared form of `sources` in run folder `run`; raises `UserError` naming what does not fit."""
+def prepared_tokenizer(run: str) -> Tokenizer:
+    """The tokenizer that made the shards of run folder `run`; raises `UserError` where it prepared nothing."""
+    return load(str(_folder(run) / "tokenizer"))
+
+
+def _folder(run: str) -> Path:
     folder = Path(run)
     if not folder.exists() and not folder.is_absolute():
         folder = Path("outputs") / run
@@ -155,6 +159,12 @@ def open_prepared(run: str, sources: list[Source]) -> dict[str, Prepared]:
         raise UserError(
             f"data.prepared={run}: {folder / 'prepared'} does not exist; make it with stage=prepare run={run}"
         )
+    return folder
+
+
+def open_prepared(run: str, sources: list[Source]) -> dict[str, Prepared]:
+    """The prepared form of `sources` in run folder `run`; raises `UserError` naming what does not fit."""
+    folder = _folder(run)
     have = sorted(p.name for p in (folder / "prepared").iterdir() if p.is_dir())
     faults = [f"{s.name}: not in {run} (it has {', '.join(have)})" for s in sources if s.name not in have]
     stale = [
@@ -166,7 +176,7 @@ def open_prepared(run: str, sources: list[Source]) -> dict[str, Prepared]:
         raise UserError(
             f"data.prepared={run} does not fit data.sources: {'; '.join(faults + stale)}. Run stage=prepare again"
         )
-    tokenizer = load(str(folder / "tokenizer"))
+    tokenizer = prepared_tokenizer(run)
     out = {}
     for source in sources:
         side = folder / "prepared" / source.name

@@ -21,7 +21,7 @@ from lifecycle.data.judge import HELD_OUT, judge
 from lifecycle.data.quarantine import quarantine
 from lifecycle.data.readers import Position, RawRow, rows
 from lifecycle.data.seeds import derive
-from lifecycle.data.source import Source
+from lifecycle.data.source import Source, among
 from lifecycle.data.stream import Exhausted
 from lifecycle.errors import UserError
 
@@ -58,8 +58,9 @@ class RawDocuments:
         self._seed, self._shuffle, self._held = seed, shuffle, held
         self._block_rows = max(1, buffer // streams)
         self._leaves_out, known = source.leaves_out(), source.left_out_counts
-        # Rows named by their number in the source (duplicates, max_rows) need its files whole and in their own order.
-        self._in_order = not shuffle or bool(known) or source.spec.max_rows is not None
+        # Rows named by their number in the source need its files whole and in their own order.
+        by_number = bool(known) or source.spec.max_rows is not None or source.rows is not None
+        self._in_order = not shuffle or by_number
         self._by_file = not self._in_order and len(source.files) >= FILES_PER_STREAM * streams
         known = known if stream == 0 else {}
         state = state or {"epoch": 0, "shift": 0, "position": [0, 0, 0], "counts": known, "index": 0}
@@ -147,8 +148,7 @@ class RawDocuments:
             block = self._epoch, self._position
             texts, ended = self._read_texts()
             if ended:
-                rows_of_pass = self._position.row if not self._by_file else len(self.source.files)
-                self._shift = (self._shift + rows_of_pass) % self._streams
+                self._shift = (self._shift + self._dealt()) % self._streams
                 self._epoch, self._position = self._epoch + 1, Position(0, 0, 0)
                 empty_passes += 1
             if texts:
@@ -165,10 +165,19 @@ class RawDocuments:
         seed = derive(self._seed, "block", self.name, epoch, self._stream, start.file, start.row)
         return np.random.Generator(np.random.Philox(seed)).permutation(size).tolist()
 
+    def _dealt(self) -> int:
+        """How many rows, or files, the pass that ends here has dealt to all streams."""
+        if self.source.rows is not None:
+            return len(self.source.rows)
+        return len(self.source.files) if self._by_file else self._position.row
+
     def _wanted(self) -> Callable[[int], bool]:
         shift, streams, stream, leaves_out = self._shift, self._streams, self._stream, self._leaves_out
         if self._by_file:
             return lambda ordinal: True
+        if self.source.rows is not None:  # dealt by their place among these, or a stream might never have one
+            mine = self.source.rows[(stream - shift) % streams :: streams]
+            return among(np.setdiff1d(mine, self.source.left_out_rows))
         if not self.source.left_out_counts:
             return lambda ordinal: (ordinal + shift) % streams == stream
         return lambda ordinal: (ordinal + shift) % streams == stream and not leaves_out(ordinal)

@@ -44,10 +44,19 @@ class HeldOut:
         return digest < self.ratio * 2**64
 
 
+def among(ordinals: NDArray[np.int64]) -> Callable[[int], bool]:
+    """Whether a number is one of these, at a bit for each number up to the largest."""
+    mask = np.zeros(int(ordinals.max(initial=-1)) + 1, bool)
+    mask[ordinals] = True
+    bits, size = np.packbits(mask, bitorder="little").tobytes(), len(mask)
+    return lambda ordinal: ordinal < size and bool(bits[ordinal >> 3] >> (ordinal & 7) & 1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """One source of a mixture as the readers need it. Picklable; the same in every process.
 
+    rows: ordinals, ascending, of the rows that are read; None: all.
     left_out: numbers of the rows that are not read because of *other* rows, by reason ("near duplicate").
     evaluation: items that no document may hold. quarantine, contaminated: files that list bad and contaminated rows.
     """
@@ -62,6 +71,7 @@ class Source:
     evaluation: Index | None = None
     quarantine: Path | None = None
     contaminated: Path | None = None
+    rows: NDArray[np.int64] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -71,12 +81,19 @@ class Source:
         text = f"{fingerprint(self.files)} {_given(treated)!r} {self.held_out!r} {others!r}"
         text += self.evaluation.key if self.evaluation else ""
         text += classifier.version if (classifier := self.spec.filters.classifier) else ""
+        text += f" {xxhash.xxh3_128_hexdigest(self.rows.tobytes())}" if self.rows is not None else ""
         return xxhash.xxh3_128_hexdigest(text.encode())
 
     @property
     def left_out_counts(self) -> dict[str, int]:
         """Rows left out by the verdict that they are counted under."""
-        return {f"dropped:{reason}": len(rows) for reason, rows in self.left_out.items() if len(rows)}
+        read = {k: v if self.rows is None else np.intersect1d(v, self.rows) for k, v in self.left_out.items()}
+        return {f"dropped:{reason}": len(rows) for reason, rows in read.items() if len(rows)}
+
+    @property
+    def left_out_rows(self) -> NDArray[np.int64]:
+        """Numbers of all rows that are left out, ascending."""
+        return np.unique(np.concatenate([np.zeros(0, np.int64), *self.left_out.values()]))
 
     def leaves_out(self) -> Callable[[int], bool]:
         """Whether a row, named by its number, is left out; one byte a row, where a set of numbers takes sixty."""
