@@ -60,6 +60,7 @@ SUPPLIED: dict[str, tuple[str, ...]] = {
         "workers",
         "folder",
         "replay_share",
+        "parent_loss",
     ),
     "stage": ("model", "setup", "data", "folder", "tokenizer", "parent_view", "seed", "deterministic"),
     "logger": ("folder",),

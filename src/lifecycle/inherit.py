@@ -20,6 +20,7 @@ from lifecycle import config
 from lifecycle.checkpoint import list_committed, step_of
 from lifecycle.checkpoint.weights import load_optimizer
 from lifecycle.data.files import is_remote
+from lifecycle.data.levels import is_level
 from lifecycle.data.module import REPLAY
 from lifecycle.data.weights import Weight
 from lifecycle.errors import UserError
@@ -132,7 +133,8 @@ def _mixture(run: RunFolder) -> dict[str, Any]:
         if name == REPLAY or name.startswith(f"{REPLAY}."):
             continue
         # what was seen, where that is known: a source that was used up has less than its weight
-        weight = float(seen.get(name, {}).get("tokens", 0)) or _mean(source.get("weight", 1.0))
+        tokens = sum(float(row["tokens"]) for part, row in seen.items() if part == name or is_level(part, name))
+        weight = tokens or _mean(source.get("weight", 1.0))
         kept = {key: value for key, value in source.items() if key not in ("max_epochs", "rewards", "weight")}
         out[name] = {
             **kept,

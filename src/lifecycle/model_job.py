@@ -47,7 +47,7 @@ def run_model_job(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> 
         )
     started, began = time.perf_counter(), origin()
     hardware: Hardware = config.build(cfg.hardware)
-    model, tokenizer = _load_model(parent, hardware), _tokenizer(cfg, parent)
+    model, tokenizer = load_model(parent, hardware), _tokenizer(cfg, parent)
     supplies: dict[str, Any] = {
         "model": model,
         "tokenizer": tokenizer,
@@ -75,7 +75,7 @@ def run_model_job(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> 
     )
 
 
-def _load_model(parent: Parent, hardware: Hardware) -> Decoder:
+def load_model(parent: Parent, hardware: Hardware) -> Decoder:
     """The parent's network, ready to be asked; on a GPU in bf16 where it has the units, unless a precision is given."""
     device = torch.device(hardware.device_type())
     half = hardware.precision == "bf16" or (

@@ -35,6 +35,7 @@ from lifecycle.loggers import CsvLogger
 from lifecycle.model import ModelConfig
 from lifecycle.model_job import is_model_job, replaces_last, run_model_job
 from lifecycle.parent import Parent, adopt_parent
+from lifecycle.parent_loss import ParentLoss
 from lifecycle.ranks import end_with_rank_0, leave, rank
 from lifecycle.report import write_report
 from lifecycle.root import Guard
@@ -64,7 +65,7 @@ def run(cfg: DictConfig) -> None:
         if on_model:
             run_model_job(cfg, folder, parent)
         else:
-            _job(cfg, folder) if config.is_job(cfg) else _train(cfg, folder, parent)
+            _job(cfg, folder, parent) if config.is_job(cfg) else _train(cfg, folder, parent)
     except BaseException as error:
         if not on_model:  # which writes its folder at its end: what stands there is the last result
             with contextlib.suppress(OSError):  # a full disk may be what ended it
@@ -81,7 +82,7 @@ def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
     limits: Limits = config.build_limits(cfg.stage)
     hardware: Hardware = config.build(cfg.hardware)
     model = _model(cfg, limits)
-    data = _data(cfg, folder, limits, hardware)
+    data = _data(cfg, folder, limits, hardware, parent)
     model = model.with_vocab(data.tokenizer.vocab_size)
     timeline = limits.timeline(data.epoch_positions, data.epoch_share)
     steps = timeline.steps
@@ -157,7 +158,7 @@ def _trainer(
     )
 
 
-def _job(cfg: DictConfig, folder: RunFolder) -> None:
+def _job(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
     """A job: a function of the data and the run's folder, run without a Trainer."""
     folder.write_config(config.resolved(cfg))
     folder.update(status="running", stage=_stage_name(), **origin())
@@ -170,14 +171,20 @@ def _job(cfg: DictConfig, folder: RunFolder) -> None:
         global_batch_tokens=1024,
         sequence_length=1024,
     )
-    data = _data(cfg, folder, limits, config.build(cfg.hardware), validation_tokens=0)
+    data = _data(cfg, folder, limits, config.build(cfg.hardware), parent, validation_tokens=0)
     result = config.build(cfg.stage, without=config.JOB_ASIDE, data=data, folder=folder.path)
     put_in_order(folder.path)
     folder.update(status="finished", result=result, seconds=round(time.perf_counter() - started, 3))
 
 
 def _data(
-    cfg: DictConfig, folder: RunFolder, limits: Limits, hardware: Hardware, *, validation_tokens: int | None = None
+    cfg: DictConfig,
+    folder: RunFolder,
+    limits: Limits,
+    hardware: Hardware,
+    parent: Parent | None,
+    *,
+    validation_tokens: int | None = None,
 ) -> DataModule:
     data: DataModule = config.build(
         cfg.data,
@@ -190,6 +197,7 @@ def _data(
         workers=hardware.workers,
         folder=folder.path,
         replay_share=replay_share(cfg),
+        parent_loss=ParentLoss(parent, hardware) if parent else None,
     )
     return data
 

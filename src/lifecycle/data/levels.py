@@ -98,6 +98,11 @@ def described(levels: Mapping[str, Sequence[Level]]) -> dict[str, dict[str, dict
     }
 
 
+def is_level(name: str, source: str) -> bool:
+    """Whether `name` is that of a level of `source`."""
+    return name.startswith(f"{source}.level")
+
+
 def _level_source(source: Source, band: str, rows: NDArray[np.int64], weights: dict[float, float]) -> Source:
     name = f"{source.name}.level{band}"
     return replace(

@@ -46,8 +46,9 @@ REMOTE_BYTES = 2 * 2**30  # of files as stored: more is not read over the networ
 class ParentLoss(Protocol):
     """The mean loss a token (nats) of whole documents, bos and eos with them, under one model."""
 
-    key: str
-    """Names the model's weights."""
+    @property
+    def key(self) -> str:
+        """Names the model's weights."""
 
     def __call__(self, documents: list[Ids]) -> list[float]:
         """One number a document; NaN for one that has no token to predict."""
