@@ -10,10 +10,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
-from lifecycle import config, estimate, estimate_table
+from lifecycle import config, curriculum_table, estimate, estimate_table
+from lifecycle.data.level_survey import LevelSize, survey_levels
 from lifecycle.data.loader import micro_batch_rows
 from lifecycle.data.module import cache_folder
 from lifecycle.data.survey import SourceSize, known_tokenizer, survey
+from lifecycle.data.tokenizer import Tokenizer
 from lifecycle.errors import UserError
 from lifecycle.hardware import Hardware, device_name, probe
 from lifecycle.length import Limits
@@ -60,8 +62,19 @@ def dry_run(cfg: DictConfig) -> None:
     console.print(estimate_table.tables(found))
     for size in sizes:
         console.print(f"[dim]{size.name}: {size.how}[/dim]", highlight=False)
-    for line in estimate_table.warnings(found):
+    levels = _levels(arguments, tokenizer)
+    console.print(curriculum_table.tables(levels, found.sources))
+    for line in [*estimate_table.warnings(found), *curriculum_table.warnings(levels, found.sources)]:
         console.print(f"[yellow]{line}[/yellow]", highlight=False)
+
+
+def _levels(arguments: dict[str, Any], tokenizer: Tokenizer | None) -> dict[str, list[LevelSize]]:
+    """Of the sources under a curriculum; none without one."""
+    curriculum = arguments.get("curriculum")
+    if curriculum is None:
+        return {}
+    root, cache = arguments["root"], cache_folder()
+    return survey_levels(curriculum, arguments["sources"], tokenizer=tokenizer, root=root, cache=cache)
 
 
 def _model(cfg: DictConfig, vocabulary: int | None) -> ModelConfig:

@@ -49,6 +49,14 @@ RUN = {
     "git": {"commit": "0123456789abcdef0123456789abcdef01234567", "dirty": False},
     "device": "x86_64, 2 threads",
     "started": 1_790_000_000.0,
+    "data": {
+        "levels": {
+            "topics": {
+                "topics.level1-2": {"rows": 90, "bytes": 4000.0, "weight": {"0.0": 0.2, "0.5": 0.02}},
+                "topics.level2-5": {"rows": 70, "bytes": 9000.0, "weight": {"0.0": 0.0, "0.5": 0.18}},
+            }
+        }
+    },
 }
 BASELINES = {
     "prose": {"unigram": 812.4, "bigram": 141.9, "bytes_per_token": 3.31},

@@ -4,9 +4,11 @@ import struct
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lifecycle.report.canvas import DARK, LIGHT, smooth
+from lifecycle.report.curriculum import curriculum
 from lifecycle.report.pictures import PICTURES, draw, loss
 from lifecycle.report.read import RunData, read_run
 
@@ -90,3 +92,14 @@ def test_smoothing_takes_noise_away() -> None:
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
 def test_a_run_of_few_steps_can_be_smoothed(count: int) -> None:
     assert smooth([2.0] * count) == pytest.approx([2.0] * count)
+
+
+def test_the_levels_of_a_curriculum_fill_the_whole_at_every_progress(run: RunData) -> None:
+    figure = curriculum(run, LIGHT)
+    assert figure is not None
+    easy, hard = (np.asarray(area.get_paths()[0].vertices).tolist() for area in figure.axes[0].collections)
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["2-5", "1-2"]
+    # the easy level reaches from 0 to 1, and from the middle on to a tenth; the hard one lies upon it
+    assert {(0.0, 1.0), (0.5, 0.1), (1.0, 0.1)} <= {(float(x), round(float(y), 6)) for x, y in easy}
+    assert {(0.5, 1.0), (1.0, 1.0), (1.0, 0.1)} <= {(float(x), round(float(y), 6)) for x, y in hard}
+    assert curriculum(replace(run, run={}), LIGHT) is None

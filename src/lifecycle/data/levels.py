@@ -34,7 +34,7 @@ class Level:
     weights: dict[float, float]
 
 
-def under_curriculum(curriculum: Curriculum, specs: dict[str, SourceSpec], replayed: frozenset[str]) -> list[str]:
+def under_curriculum(curriculum: Curriculum, specs: Mapping[str, SourceSpec], replayed: frozenset[str]) -> list[str]:
     """The sources that it orders: those it names; else those with a level, where it goes by levels; else all that are
     not replayed. Raises UserError for none, or one that it cannot order."""
     if unknown := sorted(set(curriculum.sources or []) - set(specs)):
@@ -60,7 +60,7 @@ def under_curriculum(curriculum: Curriculum, specs: dict[str, SourceSpec], repla
 
 
 def deal(
-    source: Source, curriculum: Curriculum, tokenizer: Tokenizer, cache: Path, parent_loss: ParentLoss | None
+    source: Source, curriculum: Curriculum, tokenizer: Tokenizer | None, cache: Path, parent_loss: ParentLoss | None
 ) -> list[Level]:
     """The level sources of one source, easiest first; bands without a row are left out."""
     scores = score_rows(source, curriculum.by, tokenizer=tokenizer, cache=cache, parent_loss=parent_loss)
@@ -110,8 +110,9 @@ def _level_source(source: Source, band: str, rows: NDArray[np.int64], weights: d
         name=name,
         spec=replace(source.spec, domain=source.domain, weight={"table": weights}),
         rows=rows,
-        duplicates=np.intersect1d(source.duplicates, rows),
+        left_out={reason: np.intersect1d(known, rows) for reason, known in source.left_out.items()},
         quarantine=source.quarantine and source.quarantine.with_name(f"{name}.jsonl"),
+        contaminated=source.contaminated and source.contaminated.with_name(f"{name}.jsonl"),
     )
 
 

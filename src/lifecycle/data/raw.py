@@ -31,6 +31,7 @@ ENCODE_AT_ONCE = 64  # texts tokenised together: enough to amortise the call, fe
 
 FEW = 3  # bad rows that a stream may meet in its part of a small source, if the whole source may have as many
 
+
 class RawDocuments:
     """Documents of `source` that stream `stream` of `streams` reads; see the module's text.
 

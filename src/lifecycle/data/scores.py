@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -28,13 +28,16 @@ from lifecycle.data.code_complexity import complexity
 from lifecycle.data.difficulty import rarity, readability, surprisal_bits
 from lifecycle.data.files import is_remote
 from lifecycle.data.formats import to_record
-from lifecycle.data.raw import judge
+from lifecycle.data.judge import HELD_OUT, judge
 from lifecycle.data.readers import Position, RawRow, parse, rows
 from lifecycle.data.source import Source
 from lifecycle.data.tokenizer import Ids, Tokenizer
 from lifecycle.errors import UserError
 
 By = Literal["field", "length", "rarity", "readability", "code", "loss"]
+
+COUNTING: tuple[By, ...] = ("length", "rarity", "loss")
+"""The scores that are made of tokens."""
 
 VERSION = 1  # of the scores; a change of a formula raises it
 PARTS = 16  # of a source, by its rows' ordinals; how many processes share them out does not matter
@@ -69,7 +72,7 @@ class Scores:
 class _Task:
     source: Source
     by: By
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     bits: NDArray[np.float64] | None = None
     parent_loss: ParentLoss | None = None
 
@@ -81,11 +84,12 @@ _Part = tuple[list[int], list[float], list[float]]
 
 
 def score_rows(
-    source: Source, by: By, *, tokenizer: Tokenizer, cache: Path, parent_loss: ParentLoss | None = None
+    source: Source, by: By, *, tokenizer: Tokenizer | None, cache: Path, parent_loss: ParentLoss | None = None
 ) -> Scores:
     """The scores of all rows of `source`; one process of a run computes them, the others wait and read.
 
-    Raises UserError for a large source that is not on this machine, and for `loss` without a parent.
+    `tokenizer` is needed by those of `COUNTING` alone. Raises UserError for a large source that is not on this machine,
+    and for `loss` without a parent.
     """
     if by == "loss" and parent_loss is None:
         raise UserError(
@@ -109,17 +113,17 @@ def score_rows(
     return Scores(*np.load(path))
 
 
-def _key(source: Source, by: By, tokenizer: Tokenizer, parent_loss: ParentLoss | None) -> str:
+def _key(source: Source, by: By, tokenizer: Tokenizer | None, parent_loss: ParentLoss | None) -> str:
     parts = [VERSION, source.fingerprint, by]
-    parts += [tokenizer.sha256] if by in ("length", "rarity", "loss") else []
+    parts += [tokenizer.sha256] if by in COUNTING and tokenizer else []
     parts += [parent_loss.key] if by == "loss" and parent_loss else []
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
 def _score(task: _Task) -> Scores:
     if task.by == "rarity":
-        counts = sum(_each_part(_count_part, task, "counting"), np.zeros(task.tokenizer.vocab_size, np.int64))
-        task = _Task(task.source, task.by, task.tokenizer, bits=surprisal_bits(counts))
+        counts = sum(_each_part(_count_part, task, "counting"))
+        task = replace(task, bits=surprisal_bits(counts))
     parts = list(_each_part(_score_part, task, "scoring"))
     ordinals = np.concatenate([np.array(part[0], np.int64) for part in parts])
     order = np.argsort(ordinals)
@@ -149,6 +153,7 @@ def _each_part(function: Callable[[_Task, int, int], Any], task: _Task, doing: s
 
 def _count_part(task: _Task, part: int, parts: int) -> NDArray[np.int64]:
     """(V,) how often each token occurs."""
+    assert task.tokenizer is not None
     counts = np.zeros(task.tokenizer.vocab_size, np.int64)
     for chunk in _chunks(_rows(task, part, parts)):
         ids = task.tokenizer.encode_batch([text for _, text, _ in chunk if text is not None])
@@ -169,21 +174,20 @@ def _score_part(task: _Task, part: int, parts: int) -> _Part:
 
 
 def _scores_of(task: _Task, texts: list[str], levels: list[float]) -> list[float]:
-    match task.by:
-        case "field":
-            return levels
-        case "length":
-            return [float(len(ids)) for ids in task.tokenizer.encode_batch(texts)]
-        case "rarity":
-            assert task.bits is not None
-            return [rarity(ids, task.bits) for ids in task.tokenizer.encode_batch(texts)]
-        case "readability":
-            return list(map(readability, texts))
-        case "code":
-            return list(map(complexity, texts))
-        case "loss":
-            assert task.parent_loss is not None
-            return task.parent_loss(task.tokenizer.documents(texts))
+    if task.by == "field":
+        return levels
+    if task.by == "readability":
+        return list(map(readability, texts))
+    if task.by == "code":
+        return list(map(complexity, texts))
+    assert task.tokenizer is not None
+    if task.by == "length":
+        return [float(len(ids)) for ids in task.tokenizer.encode_batch(texts)]
+    if task.by == "rarity":
+        assert task.bits is not None
+        return [rarity(ids, task.bits) for ids in task.tokenizer.encode_batch(texts)]
+    assert task.parent_loss is not None
+    return task.parent_loss(task.tokenizer.documents(texts))
 
 
 def _chunks(found: Iterator[_Row]) -> Iterator[list[_Row]]:
@@ -193,13 +197,14 @@ def _chunks(found: Iterator[_Row]) -> Iterator[list[_Row]]:
 
 def _rows(task: _Task, part: int, parts: int) -> Iterator[_Row]:
     """Every row of a part, also those that are not trained on."""
-    repeated = frozenset(task.source.duplicates.tolist())
+    leaves_out = task.source.leaves_out()
     read_level = partial(_level, source=task.source) if task.by == "field" else lambda raw: float("nan")
     for raw in rows(task.source.files, Position(0, 0, 0), wanted=lambda row: row % parts == part):
         if task.source.spec.max_rows is not None and raw.ordinal >= task.source.spec.max_rows:
             return
-        text, verdict = judge(raw, task.source)
-        if text is None or verdict != "kept:" or raw.ordinal in repeated:
+        judged = judge(raw, task.source)
+        text = judged.text
+        if text is None or judged.verdict == HELD_OUT or leaves_out(raw.ordinal):
             yield raw.ordinal, None, float("nan")
         else:
             yield raw.ordinal, text, read_level(raw)

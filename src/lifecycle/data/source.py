@@ -87,8 +87,7 @@ class Source:
     @property
     def left_out_counts(self) -> dict[str, int]:
         """Rows left out by the verdict that they are counted under."""
-        read = {k: v if self.rows is None else np.intersect1d(v, self.rows) for k, v in self.left_out.items()}
-        return {f"dropped:{reason}": len(rows) for reason, rows in read.items() if len(rows)}
+        return {f"dropped:{reason}": len(rows) for reason, rows in self.left_out.items() if len(rows)}
 
     @property
     def left_out_rows(self) -> NDArray[np.int64]:

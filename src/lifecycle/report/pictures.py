@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from lifecycle.report.canvas import Theme, canvas, legend, level, png, smooth, style, ticks, tokens_axis
+from lifecycle.report.curriculum import curriculum
 from lifecycle.report.forgetting import forgetting
 from lifecycle.report.read import RunData
 from lifecycle.report.words import short
@@ -192,6 +193,7 @@ PICTURES: dict[str, Callable[[RunData, Theme], Figure | None]] = {
     "ledger": ledger,
     "learning_rate": rate,
     "throughput": throughput,
+    "curriculum": curriculum,
 }
 
 

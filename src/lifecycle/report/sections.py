@@ -27,6 +27,7 @@ PICTURE_WORDS = {
     "ledger": "Planned and seen tokens of every source",
     "learning_rate": "Learning rate and gradient norm",
     "throughput": "Tokens a second, and the share of time that training waited for data",
+    "curriculum": "Planned share of a source's tokens by level of difficulty, over the run",
 }
 
 
