@@ -67,6 +67,7 @@ def module(folder: Path, *, steps: int = STEPS, **changes: Any) -> DataModule:
         "streams": None,
         "shuffle_buffer": 100,
         "exhausted": "error",
+        "decontaminate": None,
         "epoch_source": None,
         "bad_rows": BadRows(max_share=0.1, min_rows=100),
         "view": "text",

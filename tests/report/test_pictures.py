@@ -98,7 +98,9 @@ def test_the_levels_of_a_curriculum_fill_the_whole_at_every_progress(run: RunDat
     figure = curriculum(run, LIGHT)
     assert figure is not None
     easy, hard = (np.asarray(area.get_paths()[0].vertices).tolist() for area in figure.axes[0].collections)
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["2-5", "1-2"]
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["2-5", "1-2"]
     # the easy level reaches from 0 to 1, and from the middle on to a tenth; the hard one lies upon it
     assert {(0.0, 1.0), (0.5, 0.1), (1.0, 0.1)} <= {(float(x), round(float(y), 6)) for x, y in easy}
     assert {(0.5, 1.0), (1.0, 1.0), (1.0, 0.1)} <= {(float(x), round(float(y), 6)) for x, y in hard}
