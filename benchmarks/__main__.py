@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ("pretrain_step", "families", "generate", "score", "data", "checkpoint", "resume")
+NAMES = ("pretrain_step", "families", "generate", "score", "data", "quality", "checkpoint", "resume")
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lifecycle import config
 from lifecycle.data.classifier import Classifier
 from lifecycle.data.filters import FilterSpec, drop_reason
 from lifecycle.data.judge import judge
@@ -107,6 +108,16 @@ def test_the_fingerprint_changes_with_the_functions_file(module: str) -> None:
     path = Path(f"{module}.py")
     path.write_text(path.read_text().replace("/ 10", "/ 20"))
     assert one.fingerprint != before
+
+
+def test_a_config_says_all_of_it_and_its_faults_are_found_at_once() -> None:
+    words = ["data=files", "data.sources.mine.path=x.jsonl"]
+    at = "data.sources.mine.filters"
+    config.check(config.compose([*words, f"{at}.language={{keep: [en]}}", f"{at}.mask_pii=true"]))
+    with pytest.raises(UserError) as fault:
+        config.check(config.compose([*words, f"{at}.language={{kep: [en]}}", f"{at}.near.ngrams=4"]))
+    assert f"{at}.language.keep is missing" in str(fault.value)
+    assert "near.ngrams" in str(fault.value) and "near.ngram" in str(fault.value)
 
 
 def row(text: str) -> RawRow:

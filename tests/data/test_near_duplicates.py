@@ -6,6 +6,7 @@ import multiprocessing as mp
 import os
 import random
 import signal
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from lifecycle.data import near_duplicates, scan
 from lifecycle.data.filters import FilterSpec, NearRules
 from lifecycle.data.minhash import signatures
+from lifecycle.data.raw import RawDocuments
 from lifecycle.data.source import BadRows, Source
 from lifecycle.data.sources import open_sources
 from lifecycle.data.specs import SourceSpec
@@ -178,6 +180,19 @@ def test_a_killed_scan_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(near_duplicates._Sign, "__call__", counting)
     assert left_out(opened(tmp_path, {"a": spec})["a"]) == list(range(60, 100))
     assert seen == list(range(30, 100))
+
+
+def test_streams_give_the_rows_that_stay_and_count_the_others(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", [document(n % 30) for n in range(50)])
+    spec = SourceSpec(path="a.jsonl", filters=NEAR, max_epochs=1, validation=None)
+    source = opened(tmp_path, {"a": spec})["a"]
+    readers = [
+        RawDocuments(source, lambda texts: [], stream=stream, streams=3, seed=1, buffer=20) for stream in range(3)
+    ]
+    given = sorted(text for reader in readers for text in reader.texts())
+    assert given == sorted(document(n) for n in range(30))
+    counts: Counter[str] = sum((Counter(reader.totals()["counts"]) for reader in readers), Counter())
+    assert counts == {"kept:": 30, "dropped:near duplicate": 20}
 
 
 def test_sources_with_other_rules_are_refused(tmp_path: Path) -> None:
