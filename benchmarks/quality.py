@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.common import main, peak_mb, spread
 
 CACHE = Path(os.environ.get("BENCHMARK_CACHE", Path(tempfile.gettempdir()) / "lifecycle-benchmark")) / "quality"
-BASE_DOCUMENTS = int(os.environ.get("BENCHMARK_DOCUMENTS", 10_000))
+BASE_DOCUMENTS = int(os.environ.get("BENCHMARK_DOCUMENTS", 2500))
 WORDS_A_DOCUMENT, ITEMS, PROCESSES = 500, 1000, 2
 SIZES = (1, 4, 16)
 STEPS = ("filters", "language", "decontaminate", "near_duplicates")

@@ -46,12 +46,17 @@ def terminal(found: Analysis) -> str:
     return "\n".join(lines)
 
 
-def kinds(source: Analysis) -> dict[str, int]:
-    """Rows of a source by what becomes of them: training, held out, or the reason that they are left out."""
+def kinds(source: Analysis, *, brief: bool = False) -> dict[str, int]:
+    """Rows of a source by what becomes of them: training, held out, or the reason that they are left out.
+
+    `brief`: all rules of one set (`gopher`), and all that is bad, together.
+    """
     out = {"training": 0, "held out": 0}
     for verdict, rows in source["rows"].items():
         kind, _, reason = verdict.partition(":")
         name = {"kept": "training", "held": "held out"}.get(kind, f"{kind}: {reason}")
+        if brief:
+            name = {"bad": "broken", "dropped": reason.partition(":")[0]}.get(kind, name)
         out[name] = out.get(name, 0) + rows
     return out
 
@@ -143,6 +148,7 @@ def tokens(found: Analysis, theme: Theme) -> Figure:
         place_of_note = max(s["tokens"], s["planned_tokens"]) + most * 0.015
         axes.text(place_of_note, place, note, va="center", color=theme.muted, fontsize=9.5)
     axes.set_yticks(range(len(sources)), list(sources), color=theme.ink)
+    axes.grid(visible=False, axis="y")
     axes.invert_yaxis()
     axes.set_xlim(0, most * 1.4)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: short(v)))
@@ -158,7 +164,7 @@ def lengths(found: Analysis, theme: Theme) -> Figure:
             starts, shares = sorted(bins), [bins[start] for start in sorted(bins)]
             axes.step([*starts, starts[-1] * 2**0.5], [*shares, 0], where="post", color=color, label=name)
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: short(v)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("tokens of a document")
@@ -170,17 +176,18 @@ def rows(found: Analysis, theme: Theme) -> Figure:
     """What becomes of each source's rows, as parts of the whole."""
     sources = found["sources"]
     figure, (axes,) = canvas(theme, "What becomes of the rows", height=1.25 + 0.5 * len(sources))
-    names = list(dict.fromkeys(kind for s in sources.values() for kind, n in kinds(s).items() if n))
+    names = list(dict.fromkeys(kind for s in sources.values() for kind, n in kinds(s, brief=True).items() if n))
     palette = {name: theme.series[i % len(theme.series)] for i, name in enumerate(names)}
     for place, s in enumerate(sources.values()):
         left, total = 0.0, sum(s["rows"].values()) or 1
-        for kind, number_of_rows in kinds(s).items():
+        for kind, number_of_rows in kinds(s, brief=True).items():
             width = number_of_rows / total
             if width:
                 first = kind not in axes.get_legend_handles_labels()[1]
                 axes.barh(place, width, left=left, height=0.55, color=palette[kind], label=kind if first else None)
             left += width
     axes.set_yticks(range(len(sources)), list(sources), color=theme.ink)
+    axes.grid(visible=False, axis="y")
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
