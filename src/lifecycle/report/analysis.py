@@ -116,14 +116,14 @@ def blocks(found: Analysis) -> list[Block]:
         )
     out.append(Heading("Samples"))
     for name, s in sources.items():
-        out.append(Sheet((name, "row", "begins"), [sampled(sample) for sample in s["samples"]], numbers=False))
+        out.append(Sheet((name, "begins"), [sampled(sample) for sample in s["samples"]], numbers=False))
     return out
 
 
-def sampled(sample: Analysis) -> tuple[str, str, str]:
+def sampled(sample: Analysis) -> tuple[str, str]:
     """A sample as a row of a table."""
     verdict = sample["verdict"].rstrip(":").replace(":", ": ")
-    return verdict, count(sample["row"]), " ".join(sample["text"].split())[:240].replace("`", "'")
+    return f"{verdict}, row {count(sample['row'])}", " ".join(sample["text"].split())[:240].replace("`", "'")
 
 
 def draw(found: Analysis, theme: Theme) -> dict[str, bytes]:
