@@ -86,6 +86,15 @@ def test_the_question_of_an_item_is_looked_for_and_not_its_options(tmp_path: Pat
     assert not made.find("all of the above, none")
 
 
+def test_of_messages_all_is_looked_for(tmp_path: Path) -> None:
+    said = "one two three four five six seven eight nine ten eleven twelve thirteen"
+    turns = [{"role": "user", "content": said}, {"role": "assistant", "content": "fourteen fifteen"}]
+    write(tmp_path / "items.jsonl", [{"messages": turns}])
+    one = EvaluationSet(path="items.jsonl", format="messages")
+    made = evaluation_index(Decontaminate(sets={"chat": one}, share=0.0), root=str(tmp_path), cache=tmp_path)
+    assert made.find(said)[0].set == "chat"
+
+
 def module(folder: Path, **changes: Any) -> DataModule:
     sets = {"exam": EvaluationSet(path="exam.jsonl", format="multiple_choice")}
     arguments: dict[str, Any] = {

@@ -48,8 +48,10 @@ def to_record(row: Mapping[str, Any], *, spec: SourceSpec, name: str, row_id: st
 
 
 def asked(row: Mapping[str, Any], spec: SourceSpec) -> str:
-    """What a row of an evaluation set asks: its question, or the text of plain text. Raises BadRow."""
-    return _string(row, spec, "text" if spec.format == "text" else "question")
+    """What a row of an evaluation set asks: its question; of plain text and of messages all of it. Raises BadRow."""
+    if spec.format in ("text", "messages"):
+        return as_text(to_record(row, spec=spec, name="", row_id=""))
+    return _string(row, spec, "question")
 
 
 def as_text(record: Record) -> str:
