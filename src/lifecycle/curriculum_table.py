@@ -42,13 +42,16 @@ def warnings(levels: Mapping[str, Sequence[LevelSize]], plans: Sequence[SourcePl
 
 def _table(name: str, sizes: Sequence[LevelSize], plan: SourcePlan) -> Table:
     sheet = Table(
-        title=f"Curriculum of {name}: shares of its tokens from each part of the run on",
-        caption="the rows are scored when the run begins; until then levels by rank" if sizes[0].rows is None else None,
+        title=f"Curriculum of {name}: shares of its tokens by progress",
+        caption="its rows are scored when the run begins; until then a level is as large as it is wide"
+        if sizes[0].rows is None
+        else None,
         title_justify="left",
         caption_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        collapse_padding=True,
     )
     turns = list(sizes[0].shares)
     shown = turns if len(turns) <= MOST_COLUMNS else []

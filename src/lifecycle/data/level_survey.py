@@ -21,7 +21,7 @@ from lifecycle.data.weights import Weight
 @dataclass(frozen=True, kw_only=True)
 class LevelSize:
     """One band of a source. `shares`: of the source's tokens, from each progress on; `rows` None: not scored yet, and
-    `part`, its share of the source's text, is then the one that ranks would give."""
+    `part`, its share of the source's text, is then as large as the band is wide."""
 
     band: str
     rows: int | None
@@ -77,7 +77,7 @@ def survey_levels(
 
 
 def _expected(curriculum: Curriculum, name: str) -> list[LevelSize]:
-    """As ranks would have it: a band holds as much of the text as it is wide."""
+    """A band holds as much of the text as it is wide: so it is by rank, and a guess for levels as they are."""
     bounds = curriculum.bounds
     parts = [(high - low) / (bounds[-1] - bounds[0]) for low, high in zip(bounds, bounds[1:], strict=False)]
     schedule = curriculum.schedule(parts, name)
