@@ -23,6 +23,7 @@ def module(folder: Path, sources: dict[str, SourceSpec]) -> DataModule:
         "streams": None,
         "shuffle_buffer": 100,
         "exhausted": "error",
+        "decontaminate": None,
         "epoch_source": None,
         "bad_rows": BadRows(max_share=0.01, min_rows=100),
         "view": "text",

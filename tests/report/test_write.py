@@ -9,6 +9,7 @@ from rich.console import Console
 from lifecycle.errors import UserError
 from lifecycle.report import terminal_summary, write_report
 from lifecycle.report.__main__ import main
+from lifecycle.report.pictures import PICTURES
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def test_the_report_says_what_came_out_beside_the_baselines(folder: Path) -> Non
 
 def test_every_picture_that_the_report_names_is_there(folder: Path) -> None:
     links = re.findall(r"!\[.*?\]\((.*?)\)", (folder / "report.md").read_text())
-    assert len(links) == 6
+    assert len(links) == len(PICTURES)
     assert all((folder / link).is_file() for link in links)
 
 
@@ -53,7 +54,7 @@ def test_the_report_holds_ledger_samples_incidents_and_what_was_used(folder: Pat
 
 def test_the_page_holds_every_picture_and_fetches_nothing(folder: Path) -> None:
     html = (folder / "report.html").read_text()
-    assert html.count("<picture>") == 6
+    assert html.count("<picture>") == len(PICTURES)
     assert "http" not in re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", html)
 
 
