@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from lifecycle.errors import UserError
 from lifecycle.model import Documents, best_kernel, check_kernel, count_pieces
-from lifecycle.model.attention import Kernel, attention, slide
+from lifecycle.model.attention import Kernel, attention, cached_attention, slide
 
 IDS = torch.tensor([[1, 1, 1, 2, 2, 3, 0, 0], [1, 2, 2, 2, 2, 2, 2, 2], [1, 1, 1, 1, 1, 1, 1, 1]])
 
@@ -142,3 +142,20 @@ def test_every_kernel_on_cuda_gives_the_answer_of_the_cpu(kernel: Kernel, kv_hea
         found_grads = torch.autograd.grad(found, halves, up.to(device, torch.bfloat16))
         for a, b in zip((found, *found_grads), (wanted, *wanted_grads), strict=True):
             assert (a.cpu().double() - b).norm() / b.norm() < 2e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+def test_one_query_a_row_is_torchs_own_attention(kv_heads: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(3, *shape, generator=generator).to(dtype) for shape in ((1, 6, 8), *[(kv_heads, 9, 8)] * 2))
+    seen = torch.arange(9) <= torch.tensor([0, 4, 8])[:, None, None, None]
+    added = torch.zeros(3, 1, 1, 9).masked_fill(~seen, -torch.inf)
+    for scale in (None, 0.3):
+        found = cached_attention(q, k, v, added, scale=scale)
+        wanted = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k, v, attn_mask=seen, scale=scale, enable_gqa=True
+        ).transpose(1, 2)
+        torch.testing.assert_close(found, wanted)
+    first = v[0, :, 0].repeat_interleave(6 // kv_heads, dim=0)  # what the row that sees one slot takes whole
+    torch.testing.assert_close(cached_attention(q, k, v, added)[0, 0], first)

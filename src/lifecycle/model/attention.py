@@ -129,10 +129,10 @@ def cached_attention(
     """softmax(scale q k') v over the slots of a cache that `mask_B1TL` shows -> (B, T, H, K); mask: see `Place`."""
     B, T, H, K = q_BTHK.shape
     G = k_BGLK.shape[1]
-    mask = mask_B1TL if mask_B1TL.dtype == torch.bool else mask_B1TL.to(q_BTHK.dtype)
+    mask = mask_B1TL if mask_B1TL.dtype == torch.bool else mask_B1TL.to(q_BTHK.dtype)  # latents may be held wider
     if T == 1:  # the heads of a group are queries of one head: nothing is repeated, and keys are read once
         q = q_BTHK.reshape(B, G, H // G, K)
-        if q.device.type == "cpu" and q.dtype != torch.bfloat16:
+        if q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64):
             return _one_query(q, k_BGLK, v_BGLK, mask, scale).view(B, 1, H, K)
         return F.scaled_dot_product_attention(q, k_BGLK, v_BGLK, attn_mask=mask, scale=scale).view(B, 1, H, K)
     out = F.scaled_dot_product_attention(
@@ -143,10 +143,11 @@ def cached_attention(
 
 def _one_query(q_BGrK: Tensor, k_BGLK: Tensor, v_BGLK: Tensor, added_B11L: Tensor, scale: float | None) -> Tensor:
     """The same in plain products: the CPU's kernel sets up more than it computes for so few queries."""
+    B, G, _, K = q_BGrK.shape
     q, k, v = (x.flatten(0, 1) for x in (q_BGrK, k_BGLK, v_BGLK))
-    scores = torch.bmm(q, k.transpose(1, 2)).view(*q_BGrK.shape[:3], -1)
-    weights = torch.add(added_B11L, scores, alpha=scale or q.shape[-1] ** -0.5).softmax(-1)
-    return torch.bmm(weights.flatten(0, 1), v).view(*q_BGrK.shape[:3], -1)
+    added = added_B11L.expand(B, G, 1, -1).flatten(0, 1)
+    scores = torch.baddbmm(added, q, k.transpose(1, 2), alpha=K**-0.5 if scale is None else scale)
+    return torch.bmm(scores.softmax(-1), v).view(q_BGrK.shape)
 
 
 def _starts(document_ids_BT: Tensor, pieces: int | None) -> Tensor:

@@ -82,7 +82,7 @@ class Cache:
 
     def place(self, position_ids_BT: Tensor, rows_B: Tensor | None) -> Place:
         """Where the tokens of one call stand, made once for all layers. `rows_B` None: call row b is cache row b."""
-        device, (_, G, slots, _) = position_ids_BT.device, self.keys[0].shape
+        device = position_ids_BT.device
         slots_L = torch.arange(self.capacity if self.limit is None else self.limit, device=device)
         # padding (-1) looks at slot 0: a row of attention that sees nothing would not be a number
         own_B1T1 = position_ids_BT.clamp(min=0)[:, None, :, None]
@@ -91,10 +91,15 @@ class Cache:
         if device.type == "cpu":  # its kernels want what is added to the scores, and would make it in every layer
             masks = {w: self._added(mask) for w, mask in masks.items()}
         index_B = torch.arange(len(position_ids_BT), device=device) if rows_B is None else rows_B
-        heads_BG = index_B[:, None] * G + torch.arange(G, device=device)
-        index_BTG = heads_BG[:, None] * slots + position_ids_BT.remainder(slots)[..., None]
         cos, sin = (table[position_ids_BT][:, :, None] for table in self.angles)
-        return Place(cache=self, rows_B=rows_B, index_N=index_BTG.flatten(), masks=masks, angles=(cos, sin))
+        return Place(
+            cache=self,
+            rows_B=rows_B,
+            index_B1=index_B[:, None],
+            positions_BT=position_ids_BT,
+            masks=masks,
+            angles=(cos, sin),
+        )
 
     def _added(self, seen: Tensor) -> Tensor:
         return torch.full(seen.shape, -torch.inf, dtype=self.keys[0].dtype).masked_fill_(seen, 0)
@@ -102,7 +107,7 @@ class Cache:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """The tokens of one call in a cache. index_N: where their keys go among the R * G * (C + 1) of a layer, N = B T G.
+    """The tokens of one call in a cache.
 
     masks: by window, (B, 1, T, L), bool and true where a slot is seen; on a CPU what is added to scores, 0 there and
     -inf elsewhere. angles: cos and signed sin of the tokens' positions, each (B, T, 1, P).
@@ -110,7 +115,8 @@ class Place:
 
     cache: Cache
     rows_B: Tensor | None
-    index_N: Tensor
+    index_B1: Tensor
+    positions_BT: Tensor
     masks: dict[int | None, Tensor]
     angles: tuple[Tensor, Tensor]
 
@@ -140,7 +146,7 @@ class Slots:
         return self._write(self.keys, joint_BT1K)
 
     def _write(self, stored: Tensor, new_BTGK: Tensor) -> Tensor:
-        rows_B, K = self.place.rows_B, stored.shape[-1]
-        stored.view(-1, K).index_copy_(0, self.place.index_N, new_BTGK.reshape(-1, K).to(stored.dtype))
+        place = self.place
+        stored[place.index_B1, :, place.positions_BT] = new_BTGK.to(stored.dtype)
         held = stored[:, :, : self.mask_B1TL.shape[-1]]
-        return held[: len(new_BTGK)] if rows_B is None else held[rows_B]
+        return held[: len(new_BTGK)] if place.rows_B is None else held[place.rows_B]

@@ -1,7 +1,8 @@
-"""A dense decoder for one token a row, with its matrices joined: queries, keys and values are one product.
+"""A dense decoder for one token a row, with its matrices joined: queries, keys and values are one product,
+gate and up another.
 
 The same numbers as the model's own cached forward pass, up to rounding, in fewer and larger kernels: with few rows,
-starting those costs a good part of a step. SiLU and sums are part of the products.
+starting those costs a good part of a step.
 
 Shapes: B rows, D width, V vocabulary, H query heads, G key-value heads, K width of a head.
 """
@@ -21,7 +22,7 @@ from lifecycle.model.decoder import Block, SelfAttention
 from lifecycle.model.layers import FeedForward, RMSNorm
 from lifecycle.model.rope import rotate
 from lifecycle.rollout.prefix import Prefix, attend
-from lifecycle.rollout.products import Packed, gate, linear, matrix
+from lifecycle.rollout.products import Packed, linear, matrix
 
 
 def is_dense(model: Decoder) -> bool:
@@ -72,12 +73,13 @@ class JoinedBlock:
         self._number, self._block, self._attention, self._ffn = number, block, attention, ffn
         self._qkv = linear([attention.q_proj, attention.k_proj, attention.v_proj], rows)
         self._o, self._down = linear([attention.o_proj], rows), linear([ffn.down_proj], rows)
-        self._gate = gate(ffn.gate_proj.weight, ffn.up_proj.weight, rows)
+        self._gate_up = linear([ffn.gate_proj, ffn.up_proj], rows)
         self._heads = [m.weight.shape[0] // attention.head_dim for m in (attention.q_proj, attention.k_proj)]
 
     def __call__(self, x_BD: Tensor, place: Place, prefix: Prefix | None) -> Tensor:
-        x_BD = self._o.plus(self._attended(rms_norm(x_BD, self._block.attention_norm), place, prefix), x_BD)
-        return self._down.plus(self._gate(rms_norm(x_BD, self._block.ffn_norm)), x_BD)
+        x_BD = x_BD + self._o(self._attended(rms_norm(x_BD, self._block.attention_norm), place, prefix))
+        gate, up = self._gate_up(rms_norm(x_BD, self._block.ffn_norm)).chunk(2, dim=-1)
+        return x_BD + self._down(F.silu(gate) * up)
 
     def _attended(self, y_BD: Tensor, place: Place, prefix: Prefix | None) -> Tensor:
         """(B, H K), before the output matrix."""
@@ -103,10 +105,10 @@ class JoinedBlock:
         for product, layers in (
             (self._qkv, [attention.q_proj, attention.k_proj, attention.v_proj]),
             (self._o, [attention.o_proj]),
+            (self._gate_up, [ffn.gate_proj, ffn.up_proj]),
             (self._down, [ffn.down_proj]),
         ):
             product.refresh([m.weight for m in layers], [m.bias for m in layers])
-        self._gate.refresh(ffn.gate_proj.weight, ffn.up_proj.weight)
 
 
 def rms_norm(x: Tensor, norm: RMSNorm) -> Tensor:

@@ -1,7 +1,6 @@
 """Products of few rows with joined matrices, in the layout that the device multiplies fastest.
 
-`Wide` is plain torch. `Packed` is oneDNN on a CPU: matrices laid out for about so many rows, and what follows a product
-(SiLU, times, plus) done while its result is still in registers. Both take in changed weights by `refresh`.
+`Wide` is plain torch, `Packed` is oneDNN on a CPU. Both take over changed weights by `refresh`.
 
 Shapes: B rows, D inputs, N outputs.
 """
@@ -38,10 +37,6 @@ class Wide:
     def __call__(self, x_BD: Tensor) -> Tensor:
         return F.linear(x_BD, self.weight, self.bias)
 
-    def plus(self, x_BD: Tensor, other_BN: Tensor) -> Tensor:
-        """The product + other."""
-        return other_BN + self(x_BD)
-
     def refresh(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
         """In place: recorded graphs know the address."""
         if len(weights) > 1:
@@ -60,23 +55,9 @@ class Packed:
         self._rows = rows
         self.refresh(weights, biases)
 
-    def __call__(self, x_BD: Tensor, then: str = "none") -> Tensor:
-        """`then`: what follows, in oneDNN's words ("swish" is SiLU)."""
-        out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x_BD.float(), self._weight, self._bias, then, [], "")
-        return out.to(x_BD.dtype)
-
-    def plus(self, x_BD: Tensor, other_BN: Tensor) -> Tensor:
-        """The product + other."""
-        return self._with(x_BD, other_BN, "add")
-
-    def times(self, x_BD: Tensor, other_BN: Tensor) -> Tensor:
-        """The product * other."""
-        return self._with(x_BD, other_BN, "mul")
-
-    def _with(self, x_BD: Tensor, other_BN: Tensor, how: str) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
-            x_BD.float(), other_BN.float(), self._weight, self._bias, how
-        )
+    def __call__(self, x_BD: Tensor) -> Tensor:
+        # no SiLU and no sums within the product: oneDNN offers them, and here they take as long as apart from it
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x_BD.float(), self._weight, self._bias, "none", [], "")
         return out.to(x_BD.dtype)
 
     def refresh(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
@@ -84,36 +65,6 @@ class Packed:
         bias = joined_biases(biases)
         self._weight = torch.ops.mkldnn._reorder_linear_weight(joined(weights).float(), self._rows)
         self._bias = None if bias is None else bias.float()
-
-
-class WideGate:
-    """silu(x Gate') * (x Up') (arXiv 2002.05202, eq. 6), both in one product."""
-
-    def __init__(self, gate: Tensor, up: Tensor) -> None:
-        self._both = Wide([gate, up], [])
-
-    def __call__(self, x_BD: Tensor) -> Tensor:
-        gate, up = self._both(x_BD).chunk(2, dim=-1)
-        return F.silu(gate) * up
-
-    def refresh(self, gate: Tensor, up: Tensor) -> None:
-        """Take over changed weights."""
-        self._both.refresh([gate, up], [])
-
-
-class PackedGate:
-    """The same in two products, SiLU within the first, the factor within the second."""
-
-    def __init__(self, gate: Tensor, up: Tensor, rows: int) -> None:
-        self._gate, self._up = Packed([gate], [], rows), Packed([up], [], rows)
-
-    def __call__(self, x_BD: Tensor) -> Tensor:
-        return self._up.times(x_BD, self._gate(x_BD, "swish"))
-
-    def refresh(self, gate: Tensor, up: Tensor) -> None:
-        """Take over changed weights."""
-        self._gate.refresh([gate], [])
-        self._up.refresh([up], [])
 
 
 def linear(layers: Sequence[nn.Linear], rows: int | None) -> Wide | Packed:
@@ -124,11 +75,6 @@ def linear(layers: Sequence[nn.Linear], rows: int | None) -> Wide | Packed:
 def matrix(weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: int | None) -> Wide | Packed:
     """The same for bare matrices."""
     return Wide(weights, biases) if rows is None or not packs(weights[0]) else Packed(weights, biases, rows)
-
-
-def gate(gate: Tensor, up: Tensor, rows: int | None) -> WideGate | PackedGate:
-    """The first half of a SwiGLU."""
-    return WideGate(gate, up) if rows is None or not packs(gate) else PackedGate(gate, up, rows)
 
 
 def joined(weights: Sequence[Tensor]) -> Tensor:
