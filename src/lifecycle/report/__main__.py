@@ -1,24 +1,39 @@
-"""`python -m lifecycle.report RUN_FOLDER ...`: write the report of each run anew and show its short table."""
+"""`python -m lifecycle.report RUN_FOLDER ...`: write the report of each run anew and show its short table.
+
+python -m lifecycle.report --compare FOLDER RUN_FOLDER ...: write the runs side by side into FOLDER and show that table.
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 from rich.console import Console
 
 from lifecycle.errors import UserError
 from lifecycle.report import terminal_summary, write_report
+from lifecycle.report.compare import compare, table, write_comparison
+from lifecycle.report.terminal import sheet
 
 
 def main(arguments: list[str]) -> int:
     """Exit code: 0 done, 2 where a folder is not a run."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__)
-        return 0 if arguments else 2
+    parser = argparse.ArgumentParser(
+        prog="python -m lifecycle.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN_FOLDER", help="folder of a run, such as outputs/demo")
+    parser.add_argument("--compare", metavar="FOLDER", help="write comparison.md and its picture there")
+    chosen = parser.parse_args(arguments)
+    console = Console(soft_wrap=False)
     try:
-        for folder in arguments:
+        if chosen.compare:
+            path = write_comparison(chosen.runs, chosen.compare)
+            console.print(sheet(*table(compare(chosen.runs)), wrap=True))
+            console.print(f"[dim]{path}[/dim]", highlight=False, soft_wrap=True)
+            return 0
+        for folder in chosen.runs:
             write_report(folder)
-            Console(soft_wrap=False).print(terminal_summary(folder))
+            console.print(terminal_summary(folder))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -8,17 +8,16 @@ Beyond the run folder's own names, these entries of run.json are shown where the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
-from lifecycle.peaks import FLOPS_CONVENTION
 from lifecycle.report.commands import going_on
 from lifecycle.report.facts import DomainResult, Headline, headline
 from lifecycle.report.forgetting import measurements, table
 from lifecycle.report.forgetting import verdict as verdict_of_guard
 from lifecycle.report.read import RunData
 from lifecycle.report.render import Block, Code, Heading, Paragraph, Picture, Sample, Sheet
-from lifecycle.report.words import count, number, rate, share, span
+from lifecycle.report.used import convention, mfu_name, used
+from lifecycle.report.words import count, number, share, span
 
 PICTURE_WORDS = {
     "loss": "Loss over tokens: training, held-out, and what counting words reaches",
@@ -45,7 +44,7 @@ def sections(run: RunData, drawn: list[str]) -> list[Block]:
         *_forgetting(run, "forgetting" in drawn),
         *_samples(run),
         *_ledger(run, "ledger" in drawn),
-        *_used(run, facts),
+        *used(run),
         *_incidents(run),
         *_next(run),
     ]
@@ -68,7 +67,7 @@ def _result(run: RunData, facts: Headline) -> list[Block]:
         blocks.append(Paragraph(words, "note"))
     if facts.mfu is not None:
         name = mfu_name(run)
-        blocks.append(Paragraph(f"{name[0].upper()}{name[1:]}: {_convention(run)}", "note"))
+        blocks.append(Paragraph(f"{name[0].upper()}{name[1:]}: {convention(run)}", "note"))
     return blocks
 
 
@@ -132,21 +131,6 @@ def _with_bits(perplexity: float | None, bits: float | None) -> str:
     return number(perplexity) + (f" ({number(bits, 3)})" if bits is not None else "")
 
 
-def mfu_name(run: RunData) -> str:
-    """MFU on an accelerator; on a CPU, whose maker states no usable peak, the share of what was measured."""
-    return "share of measured peak" if "measured" in _choice(run).get("peak_source", "") else "MFU"
-
-
-def _convention(run: RunData) -> str:
-    peak, source = _choice(run).get("peak_flops"), _choice(run).get("peak_source", "source not stated")
-    of = f"{rate(peak)}; {source}" if peak else source
-    return f"tokens per second x FLOPs a token, over the peak ({of}). {FLOPS_CONVENTION}."
-
-
-def _choice(run: RunData) -> Mapping[str, Any]:
-    return run.run.get("choice") or {}
-
-
 def _pictures(drawn: list[str]) -> list[Block]:
     shown = [name for name in drawn if name not in ("ledger", "forgetting")]
     if not shown:
@@ -208,68 +192,6 @@ def _reasons(source: Mapping[str, Any]) -> str:
     found = [(n, reason) for reason, n in (source.get("dropped") or {}).items()]
     found += [(n, f"bad: {reason}") for reason, n in (source.get("bad") or {}).items()]
     return ", ".join(f"{reason} {count(n)}" for n, reason in sorted(found, reverse=True))
-
-
-def _used(run: RunData, facts: Headline) -> list[Block]:
-    rows = [(name, value) for name, value in (*_recipe(run), *_machine(run)) if value]
-    if not rows:
-        return []
-    blocks: list[Block] = [Heading("What was used"), Sheet(("", ""), [list(row) for row in rows], numbers=False)]
-    reasons = _choice(run).get("reasons", ())
-    if reasons:
-        blocks.append(Paragraph("Chosen by the program: " + "; ".join(reasons) + ".", "note"))
-    return blocks
-
-
-def _recipe(run: RunData) -> list[tuple[str, str | None]]:
-    model = run.setting("model") or {}
-    layers = model.get("layers")
-    shape = f"{layers} layers x {model.get('width')}, {model.get('heads')} heads" if layers else ""
-    parameters = run.run.get("parameters")
-    size = f", {parameters / 1e6:,.2f} M parameters" if parameters else ""
-    optimizer = run.setting("stage.optimizer") or {}
-    name = str(optimizer.get("_target_", "")).rsplit(".", 1)[-1]
-    peak = f", peak rate {optimizer['lr']:g}" if isinstance(optimizer.get("lr"), int | float) else ""
-    batch, length = run.setting("stage.global_batch_tokens"), run.setting("stage.sequence_length")
-    schedule = run.setting("stage.schedule.name")
-    return [
-        ("stage", run.run.get("stage")),
-        ("started from", _parent(run.run.get("parent"))),
-        ("model", shape + size if shape else None),
-        ("tokens a step", f"{batch:,} in rows of {length:,}" if batch and length else None),
-        ("optimizer", name + peak + (f", {schedule} schedule" if schedule else "") if name else None),
-        ("tokenizer", f"sha256 {digest[:12]}" if (digest := _digest(run)) else None),
-        ("seed", str(run.setting("seed")) if run.setting("seed") is not None else None),
-    ]
-
-
-def _digest(run: RunData) -> str:
-    value = run.run.get("tokenizer") or run.run.get("tokenizer_sha256") or ""
-    return str(value.get("sha256", "") if isinstance(value, Mapping) else value)
-
-
-def _parent(parent: Any) -> str | None:
-    if not parent:
-        return None
-    return str(parent.get("path", "")) if isinstance(parent, Mapping) else str(parent)
-
-
-def _machine(run: RunData) -> list[tuple[str, str | None]]:
-    choice, git = _choice(run), run.run.get("git") or {}
-    precision = choice.get("precision") or run.setting("hardware.precision")
-    compiled = choice.get("compile", run.setting("hardware.compile"))
-    memory, blocked = run.last("perf/memory_gb"), sum(v or 0.0 for v in run.metrics.get("perf/checkpoint_s", []))
-    started, changed = run.run.get("started"), ", with changes" if git.get("dirty") else ""
-    versions = run.run.get("versions") or {}
-    return [
-        ("device", run.run.get("device")),
-        ("precision", f"{precision}, {'compiled' if compiled is True else 'not compiled'}" if precision else None),
-        ("peak memory", f"{memory:,.2f} GiB" if memory else None),
-        ("blocked by checkpoints", span(blocked) if blocked else None),
-        ("started", f"{datetime.fromtimestamp(started, UTC):%Y-%m-%d %H:%M} UTC" if started else None),
-        ("code", f"`{git['commit'][:12]}`{changed}" if git.get("commit") else None),
-        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or None),
-    ]
 
 
 def _incidents(run: RunData) -> list[Block]:

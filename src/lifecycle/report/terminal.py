@@ -32,12 +32,12 @@ def terminal_summary(run_folder: Path | str) -> RenderableType:
     parts.append(Padding(plain, (1, 0, 0, 0)))
     if facts.domains:
         columns, rows = domain_table(facts)
-        parts.append(_sheet(columns, rows))
+        parts.append(sheet(columns, rows))
     kept = verdict(run)
     if kept:
         parts.append(Text(kept))
         columns, rows = table(run)
-        parts.append(_sheet(columns, rows))
+        parts.append(sheet(columns, rows))
     written = [name for name in ("report.md", "report.html") if (folder / name).exists()]
     if written:
         # Paths are copied by readers: never broken, never highlighted in pieces.
@@ -46,10 +46,13 @@ def terminal_summary(run_folder: Path | str) -> RenderableType:
     return Group(*parts)
 
 
-def _sheet(columns: list[str], rows: list[list[str]]) -> Table:
-    sheet = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+def sheet(columns: list[str], rows: list[list[str]], *, wrap: bool = False) -> Table:
+    """A table of words and numbers; `wrap`: cells may take several lines, else they are cut."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
-        sheet.add_column(column, justify="right" if index else "left", style="bold" if index == 1 else "", no_wrap=True)
+        made.add_column(
+            column, justify="right" if index else "left", style="bold" if index == 1 else "", no_wrap=not wrap
+        )
     for row in rows:
-        sheet.add_row(*map(Text, row))
-    return sheet
+        made.add_row(*map(Text, row))
+    return made

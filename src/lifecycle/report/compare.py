@@ -1,0 +1,178 @@
+"""Several runs side by side: held-out perplexity of every domain at the end of each, as a table and a picture.
+
+    python -m lifecycle.report --compare outputs/comparison outputs/a outputs/b ...
+
+Runs that differ in their seed alone are one row, mean and standard deviation. A cell's change is against the domain's
+first known perplexity: what the first run with that domain began with, else what it ended with.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os.path import commonprefix
+from pathlib import Path
+from statistics import mean, stdev
+
+from matplotlib import rc_context
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from lifecycle import atomic
+from lifecycle.errors import UserError
+from lifecycle.report.canvas import LIGHT, Theme, canvas, png, style
+from lifecycle.report.forgetting import action_words, measurements
+from lifecycle.report.read import RunData, read_run
+from lifecycle.report.render import Block, Paragraph, Picture, Sheet, to_markdown
+from lifecycle.report.words import count, number, span
+
+PICTURE = "perplexity"
+FULL_COLOUR = math.log(2)  # a perplexity halved or doubled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Runs of one recipe: perplexities by domain, one for each run that measured it, and what it took."""
+
+    name: str
+    runs: int
+    perplexity: dict[str, list[float]]
+    tokens: float | None
+    seconds: float | None
+    actions: str
+
+
+def write_comparison(folders: Sequence[Path | str], out: Path | str) -> Path:
+    """Write comparison.md and its picture into `out`; returns the path of the first. Raises UserError for a folder that
+    is no run, and where nothing was measured."""
+    rows = compare(folders)
+    columns, cells = table(rows)
+    words = "Perplexity of held-out text at the end of each run, and its change against the first line that knows it."
+    blocks: list[Block] = [Paragraph(words), Picture(PICTURE, "Perplexity by run and domain"), Sheet(columns, cells)]
+    with rc_context(style(LIGHT)):
+        image = png(matrix(rows, LIGHT))
+    atomic.write(Path(out) / f"{PICTURE}.png", image)
+    path = Path(out) / "comparison.md"
+    atomic.write(path, to_markdown("Comparison", blocks, "."))
+    return path
+
+
+def compare(folders: Sequence[Path | str]) -> list[Row]:
+    """One row for each recipe, in the order given; before them what a first run that had a parent began with."""
+    runs = []
+    for folder in map(Path, folders):
+        run = read_run(folder)
+        if not run.domains:
+            raise UserError(f"{folder} holds no measured run: give folders of runs that were validated")
+        runs.append(run)
+    if not runs:
+        raise UserError("nothing to compare: give the folders of some runs, such as outputs/a outputs/b")
+    groups: dict[str, list[RunData]] = {}
+    for run in runs:
+        groups.setdefault(_recipe(run), []).append(run)
+    rows = [_row(group) for group in groups.values()]
+    start = {domain: [value] for domain in runs[0].domains if (value := _at_start(runs[0], domain)) is not None}
+    if start:
+        rows.insert(0, Row(name="before", runs=1, perplexity=start, tokens=None, seconds=None, actions=""))
+    return rows
+
+
+def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Columns and cells."""
+    domains, acted = _domains(rows), any(row.actions for row in rows)
+    first = _first(rows)
+    columns = ["run", *domains, "tokens", "time", *(["guard"] if acted else [])]
+    cells = []
+    for row in rows:
+        measured = [_cell(row.perplexity.get(domain), first[domain]) for domain in domains]
+        took = [count(row.tokens), span(row.seconds)]
+        cells.append([_named(row), *measured, *took, *([row.actions] if acted else [])])
+    return columns, cells
+
+
+def matrix(rows: Sequence[Row], theme: Theme) -> Figure:
+    """Runs by domains: blue where a perplexity fell, red where it rose, full colour at half or double."""
+    domains, first = _domains(rows), _first(rows)
+    figure, (axes,) = canvas(theme, "Held-out perplexity by run and domain", height=1.1 + 0.6 * len(rows))
+    known = [[row.perplexity.get(domain, []) for domain in domains] for row in rows]
+    colours = [
+        [math.log(mean(line[x]) / first[domain]) if line[x] else math.nan for x, domain in enumerate(domains)]
+        for line in known
+    ]
+    shades = LinearSegmentedColormap.from_list("change", [theme.series[0], theme.surface, theme.series[-1]])
+    axes.imshow(colours, cmap=shades, vmin=-FULL_COLOUR, vmax=FULL_COLOUR, aspect="auto", alpha=0.75)
+    for y, line in enumerate(known):
+        for x, values in enumerate(line):
+            words = _cell(values, first[domains[x]]).replace(" (", "\n(")
+            axes.text(x, y, words, ha="center", va="center", color=theme.ink, fontsize=9.5)
+    axes.set_xticks(range(len(domains)), domains, color=theme.ink)
+    axes.set_yticks(range(len(rows)), [_named(row) for row in rows], color=theme.ink)
+    axes.xaxis.tick_top()
+    axes.spines[:].set_visible(False)
+    axes.grid(visible=False)
+    for edge in range(1, len(rows)):
+        axes.axhline(edge - 0.5, color=theme.surface, linewidth=3)
+    for edge in range(1, len(domains)):
+        axes.axvline(edge - 0.5, color=theme.surface, linewidth=3)
+    return figure
+
+
+def _row(group: Sequence[RunData]) -> Row:
+    names = [run.folder.resolve().name for run in group]
+    common = re.sub(r"[_.-]*(seed|s)?[_.-]*$", "", commonprefix(names)) if len(names) > 1 else names[0]
+    perplexity: dict[str, list[float]] = {}
+    for run in group:
+        for domain in run.domains:
+            if (value := _at_end(run, domain)) is not None:
+                perplexity.setdefault(domain, []).append(value)
+    tokens = [value for run in group if (value := run.last("tokens")) is not None]
+    seconds = [float(run.run["seconds"]) for run in group if run.run.get("seconds") is not None]
+    actions = ["; ".join(filter(None, (action_words(m) for m in measurements(run)))) for run in group]
+    return Row(
+        name=common or names[0],
+        runs=len(group),
+        perplexity=perplexity,
+        tokens=mean(tokens) if tokens else None,
+        seconds=mean(seconds) if seconds else None,
+        actions=" | ".join(dict.fromkeys(filter(None, actions))),
+    )
+
+
+def _recipe(run: RunData) -> str:
+    """What runs of one recipe have in common: all of the config but name and seed."""
+    return repr({key: value for key, value in run.config.items() if key not in ("run", "seed")} or run.folder)
+
+
+def _at_start(run: RunData, domain: str) -> float | None:
+    steps, values = run.series(f"valid/{domain}/perplexity", "step")
+    return values[0] if steps and steps[0] == 0 else None
+
+
+def _at_end(run: RunData, domain: str) -> float | None:
+    """Of the model that the run ended with: a guard may have gone back."""
+    steps, values = run.series(f"valid/{domain}/perplexity", "step")
+    last = run.run.get("restored")
+    kept = [value for step, value in zip(steps, values, strict=True) if not last or step <= last]
+    return kept[-1] if kept else None
+
+
+def _domains(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(domain for row in rows for domain in row.perplexity))
+
+
+def _first(rows: Sequence[Row]) -> dict[str, float]:
+    return {d: mean(next(row.perplexity[d] for row in rows if d in row.perplexity)) for d in _domains(rows)}
+
+
+def _named(row: Row) -> str:
+    return f"{row.name} ({row.runs} seeds)" if row.runs > 1 else row.name
+
+
+def _cell(values: Sequence[float] | None, first: float) -> str:
+    if not values:
+        return ""
+    spread = f" ± {number(stdev(values))}" if len(values) > 1 else ""
+    change = mean(values) / first - 1
+    return number(mean(values)) + spread + (f" ({change:+.1%})" if abs(change) >= 5e-4 else "")
