@@ -13,21 +13,33 @@ def limits(**changes: object) -> Limits:
     return Limits(view="text", global_batch_tokens=1024, sequence_length=128, **{**values, **changes})  # type: ignore[arg-type]
 
 
-def never() -> int:
+def never(*_: object) -> int:
     raise AssertionError("no pass needs to be counted")
 
 
+def quarter(line: Timeline) -> float:
+    return line.tokens() / 4
+
+
 def test_the_first_limit_reached_counts() -> None:
-    assert limits(max_steps=7).timeline(never, 1.0).steps == 7
-    assert limits(max_tokens=10_000).timeline(never, 1.0).steps == 9  # 9 x 1024 = 9,216: the limit is never passed
-    assert limits(max_steps=12, max_tokens=10_000).timeline(never, 1.0).steps == 9
+    assert limits(max_steps=7).timeline(never, never).steps == 7
+    assert limits(max_tokens=10_000).timeline(never, never).steps == 9  # 9 x 1024 = 9,216: the limit is never passed
+    assert limits(max_steps=12, max_tokens=10_000).timeline(never, never).steps == 9
 
 
 def test_a_pass_over_a_source_takes_the_steps_of_its_share() -> None:
     # 5,000 positions are a quarter of the tokens: 20,000 tokens in all a pass, 19.5 steps, and the pass is completed
-    assert limits(max_epochs=1).timeline(lambda: 5000, 0.25).steps == 20
-    assert limits(max_epochs=0.5).timeline(lambda: 5000, 0.25).steps == 10
-    assert limits(max_epochs=2, max_steps=30).timeline(lambda: 5000, 0.25).steps == 30
+    assert limits(max_epochs=1).timeline(lambda: 5000, quarter).steps == 20
+    assert limits(max_epochs=0.5).timeline(lambda: 5000, quarter).steps == 10
+    assert limits(max_epochs=2, max_steps=30).timeline(lambda: 5000, quarter).steps == 30
+
+
+def test_a_pass_waits_for_the_phase_that_reads_the_source() -> None:
+    # nothing of it in the first 10 steps, all of every step from there on: 5,000 positions are 4.9 steps
+    made = limits(max_epochs=1)
+    assert made.timeline(lambda: 5000, lambda line: 1024.0 * max(0, line.steps - 10)).steps == 15
+    with pytest.raises(UserError, match="gives too little to data.epoch_source"):
+        made.timeline(lambda: 5000, lambda line: 1024.0 * min(line.steps, 4))
 
 
 @pytest.mark.parametrize(
@@ -48,7 +60,7 @@ def test_what_cannot_be_meant_is_refused(changes: dict[str, object], words: str)
 
 def test_fewer_tokens_than_a_step_are_refused() -> None:
     with pytest.raises(UserError, match="less than one step"):
-        limits(max_tokens=1000).timeline(never, 1.0)
+        limits(max_tokens=1000).timeline(never, never)
 
 
 def run(*lines: dict[str, Any], **limit: int) -> Timeline:
@@ -61,7 +73,7 @@ def run(*lines: dict[str, Any], **limit: int) -> Timeline:
         phases=[PhaseSpec(**line) for line in lines],
         **{**none, **limit},
     )
-    return made.timeline(never, 1.0)
+    return made.timeline(never, never)
 
 
 def test_without_phases_all_steps_are_alike() -> None:

@@ -45,7 +45,6 @@ __all__ = [
     "starts_from_parent",
 ]
 
-
 GROUPS = ("model", "data", "stage", "hardware", "logger", "callbacks")
 """Root keys that a `_target_` stands under."""
 

@@ -11,14 +11,16 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from lifecycle import config, curriculum_table, estimate, estimate_table
+from lifecycle.data.cache import cache_folder
 from lifecycle.data.level_survey import LevelSize, survey_levels
 from lifecycle.data.loader import micro_batch_rows
-from lifecycle.data.module import cache_folder
+from lifecycle.data.plan import BatchPlan, mixture, phases_of
 from lifecycle.data.survey import SourceSize, known_tokenizer, survey
 from lifecycle.data.tokenizer import Tokenizer
 from lifecycle.errors import UserError
 from lifecycle.hardware import Hardware, device_name, probe
-from lifecycle.length import Limits
+from lifecycle.inherit import replay_share
+from lifecycle.length import Limits, Timeline
 from lifecycle.model import ModelConfig
 
 
@@ -32,9 +34,15 @@ def dry_run(cfg: DictConfig) -> None:
     tokenizer = known_tokenizer(arguments["tokenizer"])
     sizes = survey(arguments["sources"], tokenizer=tokenizer, root=arguments["root"], cache=cache_folder())
     model = _model(cfg, tokenizer.vocab_size if tokenizer else getattr(arguments["tokenizer"], "vocab_size", None))
-    share = {s.name: s.weight / sum(o.weight for o in sizes) for s in sizes}
-    epoch_source = arguments["epoch_source"] or max(share, key=lambda n: share[n])
-    timeline = limits.timeline(lambda: _known(epoch_source, sizes), share[epoch_source])
+    mix = mixture({name: spec.weight for name, spec in arguments["sources"].items()}, replay_share(cfg))
+    means = mix.mean()
+    epoch_source = arguments["epoch_source"] or max(means, key=lambda n: means[n])
+
+    def planned(line: Timeline) -> dict[str, float]:
+        return BatchPlan.of(mix, phases_of(line.segments), line.steps).planned(line.steps)
+
+    timeline = limits.timeline(lambda: _known(epoch_source, sizes), lambda line: planned(line)[epoch_source])
+    tokens = planned(timeline)
     devices = _devices(hardware)
     rows = limits.global_batch_tokens // limits.sequence_length // devices
     found = estimate.estimate(
@@ -45,7 +53,7 @@ def dry_run(cfg: DictConfig) -> None:
         micro_rows=micro_batch_rows(hardware.micro_batch_tokens)(limits.sequence_length, max(1, rows)),
         sources=[
             estimate.SourceEstimate(
-                name=s.name, domain=s.domain, weight=s.weight, tokens=s.tokens, max_epochs=s.max_epochs
+                name=s.name, domain=s.domain, weight=tokens[s.name], tokens=s.tokens, max_epochs=s.max_epochs
             )
             for s in sizes
         ],

@@ -21,9 +21,10 @@ from lifecycle.checkpoint import list_committed, step_of
 from lifecycle.checkpoint.weights import load_optimizer
 from lifecycle.data.files import is_remote
 from lifecycle.data.levels import is_level
-from lifecycle.data.module import REPLAY
+from lifecycle.data.plan import REPLAY
 from lifecycle.data.weights import Weight
 from lifecycle.errors import UserError
+from lifecycle.optim.carry import forget_rows
 from lifecycle.parent import Parent, finished_runs
 from lifecycle.runfolder import RunFolder
 
@@ -67,7 +68,10 @@ def initial_optimizer(cfg: DictConfig, parent: Parent) -> dict[str, Any] | None:
             f"stage.optimizer_state=parent, but {parent.name} has no checkpoint, and only a run's checkpoints hold an "
             "optimizer: type stage.optimizer_state=fresh"
         )
-    return load_optimizer(chosen)
+    state = load_optimizer(chosen)
+    if parent.grown_from is not None:
+        forget_rows(state, parent.grown_from)
+    return state
 
 
 def _rate(cfg: DictConfig, parent: Parent) -> float:
@@ -135,6 +139,8 @@ def _mixture(run: RunFolder) -> dict[str, Any]:
         # what was seen, where that is known: a source that was used up has less than its weight
         tokens = sum(float(row["tokens"]) for part, row in seen.items() if part == name or is_level(part, name))
         weight = tokens or _mean(source.get("weight", 1.0))
+        if not weight:  # measured, never trained on
+            continue
         kept = {key: value for key, value in source.items() if key not in ("max_epochs", "rewards", "weight")}
         out[name] = {
             **kept,

@@ -8,12 +8,13 @@ stage.phases: [{at_steps: 0, sequence_length: 64}, {at_steps: 500, ...}]   chang
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lifecycle.errors import UserError
 
+MOST_STEPS = 2**40
 UNITS = ("at_steps", "at_tokens", "at_fraction")
 
 
@@ -178,11 +179,12 @@ class Limits:
         """Positions of a row in `phase`."""
         return phase.sequence_length or self.sequence_length
 
-    def timeline(self, epoch_positions: Callable[[], int], share: float) -> Timeline:
+    def timeline(self, epoch_positions: Callable[[], int], epoch_tokens: Callable[[Timeline], float]) -> Timeline:
         """The run, step by step.
 
-        `epoch_positions` counts the trained positions of one pass over `data.epoch_source`, which has `share` of the
-        tokens; it is called only if passes are a limit. A limit in tokens is never passed; a pass is completed.
+        `epoch_positions` counts the trained positions of one pass over `data.epoch_source`, `epoch_tokens` those that a
+        run gives to it; they are called only if passes are a limit. A limit in tokens is never passed; a pass is
+        completed. Raises UserError for passes that no run comes to.
         """
         ends: list[Callable[[Timeline], int]] = []
         if (max_steps := self.max_steps) is not None:
@@ -190,8 +192,8 @@ class Limits:
         if (max_tokens := self.max_tokens) is not None:
             ends.append(lambda line: self._steps_within(max_tokens, line))
         if self.max_epochs is not None:
-            needed = self.max_epochs * epoch_positions() / share
-            ends.append(lambda line: line.steps_of(needed))
+            needed = self.max_epochs * epoch_positions()
+            ends.append(lambda line: self._steps_to_give(needed, line, epoch_tokens))
         if not self.phases or self.phases[0].unit != "at_fraction":
             line = self._line(self._begins())
             return Timeline(min(end(line) for end in ends), line.segments)
@@ -232,6 +234,22 @@ class Limits:
             weights=phase.weights,
             rope_theta=phase.rope_theta,
         )
+
+    def _steps_to_give(self, needed: float, line: Timeline, given: Callable[[Timeline], float]) -> int:
+        """The least number of steps that give `needed` positions."""
+
+        def enough(steps: int) -> bool:
+            return given(replace(line, steps=steps)) >= needed * (1 - 1e-12)
+
+        most = 1
+        while not enough(most):
+            most *= 2
+            if most > MOST_STEPS:
+                raise UserError(
+                    f"stage.max_epochs is {self.max_epochs:g}, and the mixture gives too little to data.epoch_source to "
+                    "come to so many passes: raise its weight, or give stage.max_tokens"
+                )
+        return bisect_left(range(most), True, key=enough)
 
     def _steps_within(self, tokens: int, line: Timeline) -> int:
         """As many steps as `tokens` positions allow."""

@@ -26,7 +26,7 @@ from torch import Tensor
 from lifecycle import config
 from lifecycle.checkpoint import list_committed, read_best, step_of
 from lifecycle.checkpoint.weights import load_weights
-from lifecycle.data.module import cache_folder
+from lifecycle.data.cache import cache_folder
 from lifecycle.data.tokenizer import load as load_tokenizer
 from lifecycle.errors import UserError
 from lifecycle.model import ModelConfig
@@ -45,7 +45,8 @@ class Parent:
     """Sizes now, weights when asked for.
 
     folder: where the model lies (a checkpoint's for RUN@...); run: the run it is of, None for a model from elsewhere;
-    tokenizer: a place that `data.tokenizer` understands, None where the parent has none; name: what lineage calls it.
+    tokenizer: a place that `data.tokenizer` understands, None where the parent has none; name: what lineage calls it;
+    grown_from: tokens that it knew, where the run has given it more.
     """
 
     folder: Path
@@ -54,6 +55,7 @@ class Parent:
     tokenizer: str | None
     name: str
     read: Callable[[], dict[str, Tensor]] = field(repr=False)
+    grown_from: int | None = None
 
     @property
     def weights(self) -> dict[str, Tensor]:

@@ -16,7 +16,6 @@ from types import FrameType
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig
-from rich.console import Console
 
 from lifecycle import config
 from lifecycle.callbacks.guard import ForgettingGuard
@@ -24,11 +23,11 @@ from lifecycle.callbacks.saving import SaveOnEvents, periodic
 from lifecycle.checkpoint import CommittedCheckpointIO
 from lifecycle.data.decontamination import put_in_order
 from lifecycle.data.module import DataModule
-from lifecycle.data.plan import Phase
+from lifecycle.data.plan import phases_of
 from lifecycle.dry_run import dry_run
 from lifecycle.errors import DISK_FULL, UserError
 from lifecycle.finish import finish
-from lifecycle.hardware import Hardware, device_name
+from lifecycle.hardware import Hardware
 from lifecycle.inherit import inherit, initial_optimizer, replay_share
 from lifecycle.length import Limits, Timeline
 from lifecycle.loggers import CsvLogger
@@ -37,7 +36,7 @@ from lifecycle.model_job import is_model_job, replaces_last, run_model_job
 from lifecycle.parent import Parent, adopt_parent
 from lifecycle.parent_loss import ParentLoss
 from lifecycle.ranks import end_with_rank_0, leave, rank
-from lifecycle.report import write_report
+from lifecycle.record import begin, finished, record_end, stage_name
 from lifecycle.root import Guard
 from lifecycle.runfolder import RunFolder, origin
 from lifecycle.stages.base import Stage
@@ -58,7 +57,7 @@ def run(cfg: DictConfig) -> None:
         return
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     on_model = is_model_job(cfg)
-    if not replaces_last(cfg, folder) and _finished(folder, cfg):
+    if not replaces_last(cfg, folder) and finished(folder, cfg):
         return
     signal.signal(signal.SIGTERM, _leave)
     try:
@@ -69,7 +68,7 @@ def run(cfg: DictConfig) -> None:
     except BaseException as error:
         if not on_model:  # which writes its folder at its end: what stands there is the last result
             with contextlib.suppress(OSError):  # a full disk may be what ended it
-                _record_end(folder, error)
+                record_end(folder, error)
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise UserError(
                 f"no room for {error.filename or folder.path} ({error.strerror}); what was saved before is intact: "
@@ -84,11 +83,11 @@ def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
     model = _model(cfg, limits)
     data = _data(cfg, folder, limits, hardware, parent)
     model = model.with_vocab(data.tokenizer.vocab_size)
-    timeline = limits.timeline(data.epoch_positions, data.epoch_share)
-    steps = timeline.steps
-    data.set_plan(
-        steps, [Phase(step=s.step, row_length=s.row_length, rows=s.rows, weights=s.weights) for s in timeline.segments]
+    timeline = limits.timeline(
+        data.epoch_positions, lambda line: data.epoch_tokens(line.steps, phases_of(line.segments))
     )
+    steps = timeline.steps
+    data.set_plan(steps, phases_of(timeline.segments))
     work = Work(
         steps=steps,
         tokens_per_step=timeline.tokens() // steps // world_size(hardware),
@@ -100,7 +99,7 @@ def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
     metrics = CsvLogger(folder=folder.path)
     trainer = _trainer(cfg, folder, hardware, start, steps, metrics, data)
     if rank() == 0:
-        _begin(cfg, folder, start, stage, data, parent)
+        begin(cfg, folder, start, stage, data, parent)
         metrics.cut(start.step)
     trainer.fit(stage, data, ckpt_path=start.checkpoint)
     finish(
@@ -161,7 +160,7 @@ def _trainer(
 def _job(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
     """A job: a function of the data and the run's folder, run without a Trainer."""
     folder.write_config(config.resolved(cfg))
-    folder.update(status="running", stage=_stage_name(), **origin())
+    folder.update(status="running", stage=stage_name(), **origin())
     started = time.perf_counter()
     limits = Limits(
         view=cfg.stage.view,
@@ -225,79 +224,6 @@ def _setup(
         initial_weights=parent.weights if parent and start.checkpoint is None else None,
         initial_optimizer=initial_optimizer(cfg, parent) if parent and start.checkpoint is None else None,
     )
-
-
-def _begin(
-    cfg: DictConfig, folder: RunFolder, start: Start, stage: Stage, data: DataModule, parent: Parent | None
-) -> None:
-    """Say what begins, and write it down: config, tokenizer, lineage."""
-    before, sources = folder.lineage(), data.lineage()
-    data.tokenizer.save(folder.path / "tokenizer")
-    folder.update(
-        **(origin() if not before else {"restarted": time.time()}),
-        status="running",
-        stage=_stage_name(),
-        **({} if "parent" in before else parent.lineage() if parent else {"parent": None, "ancestors": []}),
-        domain=",".join(data.held_out),
-        data={"config": config.resolved(cfg)["data"], **sources},
-        tokenizer=data.tokenizer.sha256,
-        parameters=stage.config.parameters(),
-        peak_lr=cfg.stage.optimizer.lr,
-        total_steps=stage.total_steps,
-        choice=start.facts(),
-        device=device_name(config.build(cfg.hardware).device_type()),
-        error=None,
-        overrides=config.overrides(),
-        resumed=before.get("resumed", 0) + (start.checkpoint is not None),
-        damaged=[*before.get("damaged", []), *start.damaged],
-    )
-    say = Console(stderr=True, highlight=False, soft_wrap=True).print
-    if before.get("data", {}).get("fingerprint", sources["fingerprint"]) != sources["fingerprint"]:
-        say("[yellow]the sources' files have changed since the run began: some rows may come twice or never[/yellow]")
-    for line in start.lines():
-        say(f"[dim]{line}[/dim]")
-
-
-def _finished(folder: RunFolder, cfg: DictConfig) -> bool:
-    """Whether the run is done already (and says so). Raises UserError where its config was changed since."""
-    then = folder.config()
-    if then is None:
-        return False
-    now = config.resolved(cfg)
-    changed = config.changed_keys(then, now)
-    if changed:
-        raise UserError(
-            f"run '{folder.path}' was started with other values of: {', '.join(changed)}. Going on would make it "
-            f"another run: take the values of {folder.path / 'config.yaml'}, choose another run=NAME, or delete the "
-            "folder"
-        )
-    longer = any(then["stage"].get(key) != now["stage"].get(key) for key in ("max_steps", "max_tokens", "max_epochs"))
-    if folder.lineage().get("status") != "finished" or longer:
-        return False
-    if rank() == 0:
-        if not config.is_job(cfg) and not (folder.path / "report.md").exists():  # killed while it was drawn
-            write_report(folder.path)
-        report = f"Its report: {folder.path / 'report.md'}. To go on, raise a limit (stage.max_tokens=...); to start"
-        further = "To start" if config.is_job(cfg) else report
-        print(f"run '{folder.path}' is finished; nothing to do. {further} anew, choose another run=NAME")
-    return True
-
-
-def _record_end(folder: RunFolder, error: BaseException) -> None:
-    """Write the end into run.json, if the run had begun at all, and put its quarantine in order."""
-    if rank() != 0:
-        return
-    put_in_order(folder.path)
-    if not folder.lineage():
-        return
-    stopped = isinstance(error, SystemExit | KeyboardInterrupt)
-    folder.update(
-        status="stopped" if stopped else "failed", error=None if stopped else f"{type(error).__name__}: {error}"
-    )
-
-
-def _stage_name() -> str:
-    return str(HydraConfig.get().runtime.choices["stage"])
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:

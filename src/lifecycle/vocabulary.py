@@ -20,8 +20,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from lifecycle.data.cache import cache_folder
 from lifecycle.data.extend import extend
-from lifecycle.data.module import cache_folder
 from lifecycle.data.tokenizer import Tokenizer, load
 from lifecycle.errors import UserError
 from lifecycle.model.grow import grow_config, grow_embeddings
@@ -52,6 +52,7 @@ def _grown(parent: Parent, old: int, new: int, tokenizer: str) -> Parent:
         parent,
         model=model,
         tokenizer=tokenizer,
+        grown_from=old,
         read=lambda: grow_embeddings(parent.weights, old=old, new=new, rows=model.vocab),
     )
 

@@ -182,7 +182,11 @@ def test_parts_of_a_hub_data_set_may_be_its_folders(tmp_path: Path) -> None:
         ({"path": "a", "sample_by": "word"}, "sample_by is 'word'"),
         ({"path": "a", "fields": {"texts": "b"}}, r"fields\.texts: no such field; .*did you mean text"),
         ({"path": "a", "fields": {"text": ["b"]}}, "only options can be several columns"),
-        ({"path": "a", "weight": 0.0}, "weight is 0; weights are positive"),
+        ({"path": "a", "weight": -1.0}, "weight is -1; weights are positive"),
+        (
+            {"path": "a", "weight": 0.0, "validation": None},
+            "weight is 0, so the source would be measured only",
+        ),
         ({"path": "a", "weight": float("nan")}, "weight is nan"),
         ({"path": "a", "max_epochs": 0}, "max_epochs is 0"),
         ({"path": "a", "max_rows": 0}, "max_rows is 0"),

@@ -220,7 +220,7 @@ def test_a_split_or_a_file_of_its_own_is_the_whole_validation_set(texts: Path, b
         changes["prepared"] = str(texts / "made")
     made = module(texts, **changes)
     assert made.held_out["short"].documents == 7
-    trained = made.open_documents("short", 0, 1, None)
+    trained = made.corpus.open_documents("short", 0, 1, None)
     assert "short" in made.tokenizer.decode(trained.next().tolist())
 
 
@@ -229,3 +229,29 @@ def test_a_validation_file_that_gives_nothing_is_refused(texts: Path) -> None:
     spec = SourceSpec(path="short.jsonl", validation="empty.jsonl")
     with pytest.raises(UserError, match=r"data.sources.short.validation is 'empty.jsonl', which gives no document"):
         module(texts, sources={"short": spec}, epoch_source=None)
+
+
+def test_a_source_of_weight_0_is_measured_and_never_read(texts: Path) -> None:
+    sources = {
+        "long": SourceSpec(path="long.jsonl", weight=1.0, validation=ValidationRatio(ratio=0.1)),
+        "short": SourceSpec(path="short.jsonl", weight=0.0, domain="aside", validation=ValidationRatio(ratio=0.1)),
+        "tiny": SourceSpec(path="tiny.jsonl", weight=0.0, domain="aside", validation=ValidationRatio(ratio=0.1)),
+    }
+    data = module(texts, sources=sources)
+    assert data.domains["aside"][0] == 0 and data.held_out["aside"].documents > 5
+    seen = {
+        int(source)
+        for batch in data.train_dataloader()
+        for micro in batch.micro
+        for source in micro.source_ids.unique()
+    }
+    assert seen <= {0, -1}
+    assert data.tokenizer.sha256 == module(texts, sources={"long": sources["long"]}).tokenizer.sha256
+
+
+def test_a_mixture_of_which_nothing_is_trained_on_is_refused(texts: Path) -> None:
+    aside = SourceSpec(path="long.jsonl", weight=0.0, validation=ValidationRatio(ratio=0.1))
+    with pytest.raises(UserError, match="no source has a weight above 0"):
+        module(texts, sources={"long": aside})
+    with pytest.raises(UserError, match=r"data\.sources is empty"):
+        module(texts, sources={})

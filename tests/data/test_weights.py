@@ -42,12 +42,11 @@ def test_a_table_jumps_at_the_steps_where_its_weight_is_another() -> None:
     ("value", "said"),
     [
         (-1.0, "weights are positive"),
-        (0, "weights are positive"),
         ({"start": 1}, "wanted a number"),
         ({"table": {0.2: 1}}, "begins at 0.2"),
         ({"table": {0: 1, 2: 1}}, "ends at 2"),
         ({"start": 1, "end": 0, "shape": "spiral"}, "choose linear or cosine"),
-        ({"table": {0: 0, 0.5: 0}}, "weights are positive"),
+        ({"table": {0: 1, 0.5: -1}}, "weights are positive"),
     ],
 )
 def test_what_no_mixture_could_follow_is_refused(value: Any, said: str) -> None:

@@ -55,6 +55,15 @@ def gather(mine: dict[int, State]) -> dict[int, State]:
     return {s: state for part in parts for s, state in part.items()}
 
 
+def with_tensors(state: Mapping[str, Any]) -> State:
+    """A stream's state with its array as a tensor: a checkpoint holds plain containers and tensors only."""
+    anchor = state["anchor"]
+    sources = {
+        name: {**at, "returned_ids": torch.as_tensor(at["returned_ids"])} for name, at in anchor["sources"].items()
+    }
+    return {**state, "anchor": {**anchor, "sources": sources, "carry_ids": torch.as_tensor(anchor["carry_ids"])}}
+
+
 def _rows(totals: list[Mapping[str, Any]]) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     for total in totals:

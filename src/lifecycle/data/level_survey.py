@@ -9,7 +9,7 @@ from pathlib import Path
 from lifecycle.data.curriculum import Curriculum
 from lifecycle.data.files import is_remote
 from lifecycle.data.levels import deal, under_curriculum
-from lifecycle.data.module import replayed
+from lifecycle.data.plan import replayed
 from lifecycle.data.scores import COUNTING
 from lifecycle.data.source import BadRows
 from lifecycle.data.sources import open_sources

@@ -36,13 +36,15 @@ class Level:
 
 def under_curriculum(curriculum: Curriculum, specs: Mapping[str, SourceSpec], replayed: frozenset[str]) -> list[str]:
     """The sources that it orders: those it names; else those with a level, where it goes by levels; else all that are
-    not replayed. Raises UserError for none, or one that it cannot order."""
+    trained on and not replayed. Raises UserError for none, or one that it cannot order."""
     if unknown := sorted(set(curriculum.sources or []) - set(specs)):
         raise UserError(f"{WHERE}.sources names {unknown[0]}; the sources are {', '.join(specs)}")
     chosen = curriculum.sources or [
         name
         for name, spec in specs.items()
-        if name not in replayed and (curriculum.by != "field" or "level" in spec.fields)
+        if name not in replayed
+        and Weight.of(spec.weight, name).trained
+        and (curriculum.by != "field" or "level" in spec.fields)
     ]
     if not chosen:
         raise UserError(
@@ -51,10 +53,10 @@ def under_curriculum(curriculum: Curriculum, specs: Mapping[str, SourceSpec], re
         )
     for name in chosen:
         weight = Weight.of(specs[name].weight, f"data.sources.{name}.weight")
-        if weight.moves or weight.table is not None:
+        if weight.moves or weight.table is not None or not weight.trained:
             raise UserError(
                 f"data.sources.{name}.weight is {weight}, and the weights of its levels move by {WHERE}: give it a "
-                f"constant weight, or leave it out of {WHERE}.sources"
+                f"constant weight above 0, or leave it out of {WHERE}.sources"
             )
     return chosen
 

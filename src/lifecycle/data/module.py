@@ -8,9 +8,7 @@ the cursors of all logical streams, so a run resumes at the same token on any nu
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,35 +16,26 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-import xxhash
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from torch import Tensor
 
 from lifecycle.batch import Cursor, StepBatch, TokenBatch
-from lifecycle.data import decontamination
-from lifecycle.data.contamination import Decontaminate, evaluation_index
-from lifecycle.data.count import count_positions
+from lifecycle.data.cache import cache_folder
+from lifecycle.data.contamination import Decontaminate
+from lifecycle.data.corpus import Corpus
 from lifecycle.data.curriculum import Curriculum
-from lifecycle.data.formats import views
-from lifecycle.data.ledger import Ledger, gather, merge, usage
-from lifecycle.data.levels import Level, deal, described, in_order, under_curriculum
+from lifecycle.data.ledger import Ledger, gather, merge, usage, with_tensors
 from lifecycle.data.loader import StepLoader, micro_batch_rows
-from lifecycle.data.packing import Piece
-from lifecycle.data.plan import BatchPlan, Mix, Phase
-from lifecycle.data.prepared import PreparedDocuments, open_prepared, prepared_tokenizer
-from lifecycle.data.raw import RawDocuments
+from lifecycle.data.plan import BatchPlan, Phase, mixture, replayed
 from lifecycle.data.scores import ParentLoss
-from lifecycle.data.source import BadRows, Source
-from lifecycle.data.sources import check_views, held_out_source, open_sources, sample_texts
+from lifecycle.data.source import BadRows
 from lifecycle.data.specs import SourceSpec
-from lifecycle.data.stream import Documents, Pieces, State, Stream
-from lifecycle.data.tokenizer import Tokenizer, TokenizerRecipe, from_recipe, load
-from lifecycle.data.validation import collect, held_out_sets, pack
+from lifecycle.data.stream import State, Stream
+from lifecycle.data.tokenizer import TokenizerRecipe
+from lifecycle.data.validation import held_out_sets
 from lifecycle.data.weights import Weight
 from lifecycle.errors import UserError
 
-REPLAY = "replay"
-PROGRESS = 1000  # steps of a run whose length is not known yet, for the means of weights that move
 WINDOW_ROWS = 512  # rows that all streams together pack at once: padding falls and a resume reads more as it grows
 
 
@@ -82,54 +71,47 @@ class DataModule(pl.LightningDataModule):
         parent_loss: ParentLoss | None = None,
     ) -> None:
         super().__init__()
-        if not sources:
-            raise UserError(
-                "data.sources is empty: name at least one, for example data.sources.mine.path=texts/*.jsonl"
-            )
-        self.seed, self.workers = seed, workers
-        self._root, self._buffer, self._dropping = root, shuffle_buffer, exhausted == "drop"
-        self._wanted_streams, self._stop = streams, 0
+        self.seed, self.workers, self.cache = seed, workers, cache_folder()
+        self._dropping, self._wanted_streams, self._stop = exhausted == "drop", streams, 0
         self._micro_rows = micro_batch_rows(micro_batch_tokens)
-        weights = {name: Weight.of(spec.weight, f"data.sources.{name}.weight") for name, spec in sources.items()}
-        self.mix = Mix(weights=weights, total=PROGRESS, replay=replayed(weights), shares=_initial(replay_share))
-        self.weights = self.mix.mean()
-        self.epoch_source = epoch_source or max(self.weights, key=lambda n: self.weights[n])
-        self.epoch_share = self.weights.get(self.epoch_source, 0.0)
+        self.mix = self._whole_mix = mixture({name: spec.weight for name, spec in sources.items()}, replay_share)
+        means = self.mix.mean()
+        self.epoch_source = epoch_source or max(means, key=lambda n: means[n])
         if self.epoch_source not in sources:
             raise UserError(f"data.epoch_source is '{self.epoch_source}'; the sources are {', '.join(sources)}")
         self.row_length = sequence_length
-        self.phases: Sequence[Phase] = (
-            Phase(step=0, row_length=sequence_length, rows=global_batch_tokens // sequence_length),
-        )
-        self.cache = cache_folder()
-        self.evaluation = evaluation_index(decontaminate, root=root, cache=self.cache) if decontaminate else None
-        if self.evaluation and folder and not prepared:  # prepared rows were looked at when they were prepared
-            decontamination.begin(folder, self.evaluation)
-        self.sources = open_sources(
+        rows = global_batch_tokens // sequence_length
+        self.phases: Sequence[Phase] = (Phase(step=0, row_length=sequence_length, rows=rows),)
+        self.corpus = Corpus(
             sources,
+            self.mix,
+            tokenizer=tokenizer,
             root=root,
+            prepared=prepared,
+            shuffle_buffer=shuffle_buffer,
             bad_rows=bad_rows,
-            cache=self.cache,
-            quarantine=folder / "quarantine" if folder else None,
+            decontaminate=decontaminate,
+            view=view,
+            seed=seed,
             processes=workers,
-            evaluation=self.evaluation,
+            folder=folder,
+            cache=self.cache,
+            curriculum=curriculum,
+            parent_loss=parent_loss,
         )
-        check_views(self.sources, view, {s.name: views(s.spec) for s in self.sources})
-        self.tokenizer = self._open_tokenizer(tokenizer, prepared)
-        unreplayed = replace(self.mix, shares=()).mean()  # also what is not replayed is measured
-        self.levels: dict[str, list[Level]] = {}
-        self._whole = self.sources
-        if curriculum is not None:
-            self._deal(curriculum, parent_loss)
-        self.prepared = open_prepared(prepared, self.sources) if prepared else None
+        self.sources, self.tokenizer, self.levels = self.corpus.sources, self.corpus.tokenizer, self.corpus.levels
         self.held_out = held_out_sets(
-            self._whole,  # by level or not, what is measured is the same text
-            unreplayed,
-            self._held_out_documents,
+            self.corpus.whole,  # by level or not, what is measured is the same text
+            replace(self.mix, shares=()).mean(),  # and also what is not replayed
+            self.corpus.open_held_out,
             tokens=validation_tokens,
             row_length=sequence_length,
             byte_count=self.tokenizer.bytes_of,
         )
+        if self.levels:  # they stand in the mixture for what they were dealt from
+            weights = {s.name: Weight.of(s.spec.weight, s.name) for s in self.sources}
+            self.mix = replace(self.mix, weights=weights, replay=replayed(weights))
+        self.weights = self.mix.mean()
         self._cursor: Cursor | None = None
         self._loaded: Cursor | None = None
         self._loader: StepLoader | None = None
@@ -149,18 +131,11 @@ class DataModule(pl.LightningDataModule):
 
     def epoch_positions(self) -> int:
         """Trained positions of one pass over `epoch_source`, which turns passes into steps; counted once, cached."""
-        source = next(s for s in self._whole if s.name == self.epoch_source)
-        if self.prepared is not None:
-            names = [level.source.name for level in self.levels.get(source.name, [])] or [source.name]
-            sides = [self.prepared[name].training for name in names]
-            return sum(training.tokens - training.documents for training in sides)
-        return count_positions(source, self.tokenizer, cache=self.cache, seed=self.seed)
+        return self.corpus.positions(self.epoch_source)
 
-    def lineage(self) -> dict[str, Any]:
-        """For run.json: where every source's rows come from, and one hash over all of them and their treatment."""
-        whole = xxhash.xxh3_128_hexdigest("|".join(s.fingerprint for s in self.sources).encode())
-        paths = {s.name: [file.url for file in s.files[:100]] for s in self._whole}
-        return {"fingerprint": whole, "paths": paths, **({"levels": described(self.levels)} if self.levels else {})}
+    def epoch_tokens(self, steps: int, phases: Sequence[Phase]) -> float:
+        """Positions that a run of `steps` steps, made of `phases`, gives to `epoch_source`."""
+        return BatchPlan.of(self._whole_mix, phases, steps).planned(steps)[self.epoch_source]
 
     def set_plan(self, steps: int, phases: Sequence[Phase] = ()) -> None:
         """The run ends after `steps` steps, beyond which nothing is read; `phases`: what they are made of, if not all
@@ -229,14 +204,8 @@ class DataModule(pl.LightningDataModule):
             raise UserError(
                 "stage.ewc measures on the parent's data, and none is known here: name a source replay in the mixture"
             )
-        pieces: list[Piece] = []
-        total = sum(self.mix.weights[name].at(0) for name in self.mix.replay)
-        for name in sorted(self.mix.replay):
-            wanted = math.ceil(count * self.row_length * self.mix.weights[name].at(0) / total)
-            index = self.source_names.index(name)
-            pieces += collect(self.open_documents(name, 0, 1, None), tokens=wanted, source=index)
-        rows = pack("replay", pieces, self.row_length, 0).batches(1, 0, 1)
-        return rows[:count]
+        shares = {name: self.mix.weights[name].at(0) for name in sorted(self.mix.replay)}
+        return self.corpus.rows(shares, count, self.row_length)
 
     def replay_share(self) -> float:
         """The share of the replayed sources in the tokens of the next step."""
@@ -265,7 +234,7 @@ class DataModule(pl.LightningDataModule):
         cursor = self._cursor or self._loaded
         if cursor is None:
             return {}
-        mine = {s: _with_tensors(state) for s, state in cursor.streams.items()}
+        mine = {s: with_tensors(state) for s, state in cursor.streams.items()}
         shares = [list(change) for change in self.mix.shares]
         return {"step": cursor.step, "streams": gather(mine), "sources": self.source_names, "replay_shares": shares}
 
@@ -291,34 +260,6 @@ class DataModule(pl.LightningDataModule):
         mine = {s: dict(state) for s, state in cursor.streams.items()} if cursor else {}
         return merge(gather(mine), self.sources, self.plan.planned(self._stop))
 
-    # -- building blocks
-
-    def open_documents(
-        self,
-        name: str,
-        stream: int,
-        streams: int,
-        state: State | None,
-        reading: Callable[[int, int], None] | None = None,
-    ) -> Documents:
-        """The training documents of one source that one stream reads."""
-        source = next(s for s in self.sources if s.name == name)
-        if self.prepared is not None:
-            made = self.prepared[name]
-            return PreparedDocuments(
-                made.training, source.spec.max_epochs, stream, streams, self.seed, state, name=name, counts=made.counts
-            )
-        return RawDocuments(
-            source,
-            self.tokenizer.documents,
-            stream=stream,
-            streams=streams,
-            seed=self.seed,
-            buffer=self._buffer,
-            state=state,
-            reading=reading,
-        )
-
     def _open_stream(
         self,
         streams: int,
@@ -327,62 +268,15 @@ class DataModule(pl.LightningDataModule):
         plan: BatchPlan,
         reading: Callable[[int, int, int], None],
     ) -> Stream:
-        at = state["anchor"]["sources"] if state else {}
-        pieces = {
-            s.name: Pieces(
-                self.open_documents(
-                    s.name, index, streams, at[s.name]["documents"] if at else None, partial(reading, s.index)
-                ),
-                s.index,
-                at[s.name] if at else None,
-            )
-            for s in self.sources
-        }
         return Stream(
             index=index,
             streams=streams,
-            sources=pieces,
+            sources=self.corpus.open_pieces(index, streams, state, reading),
             plan=plan,
             seed=self.seed,
             window_rows=WINDOW_ROWS // streams,
             dropping=self._dropping,
             state=state,
-        )
-
-    def _deal(self, curriculum: Curriculum, parent_loss: ParentLoss | None) -> None:
-        """Put level sources in the place of those under the curriculum, and their weights in the mixture."""
-        specs = {source.name: source.spec for source in self.sources}
-        chosen = under_curriculum(curriculum, specs, self.mix.replay)
-        self.levels = {
-            source.name: deal(source, curriculum, self.tokenizer, self.cache, parent_loss)
-            for source in self.sources
-            if source.name in chosen
-        }
-        self.sources, self._whole = in_order(self.levels, self.sources)
-        weights = {s.name: Weight.of(s.spec.weight, s.name) for s in self.sources}
-        self.mix = replace(self.mix, weights=weights, replay=replayed(weights))
-        self.weights = self.mix.mean()
-
-    def _open_tokenizer(self, tokenizer: str | TokenizerRecipe, prepared: str | None) -> Tokenizer:
-        if prepared is not None:
-            return prepared_tokenizer(prepared)
-        if isinstance(tokenizer, str):
-            return load(tokenizer)
-        key = "|".join(f"{s.name}:{s.fingerprint}:{self.weights[s.name]!r}" for s in self.sources)
-        texts = sample_texts(self.sources, self.weights, tokenizer.max_bytes, self.seed)
-        return from_recipe(tokenizer, texts, self.cache / "tokenizers", f"{key}|{self.seed}")
-
-    def _held_out_documents(self, source: Source) -> Documents | None:
-        # a split of its own is never prepared, nor is the whole of what was dealt out by levels
-        if self.prepared is not None and source.held_out is not None and source.name in self.prepared:
-            shards = self.prepared[source.name].validation
-            return PreparedDocuments(shards, 1, 0, 1, self.seed, None) if shards.documents else None
-        held = held_out_source(source, root=self._root, cache=self.cache)
-        if held is None:
-            return None
-        share = held.held_out is not None  # else every row of the split or file is held out
-        return RawDocuments(
-            held, self.tokenizer.documents, stream=0, streams=1, seed=self.seed, buffer=1000, shuffle=False, held=share
         )
 
     def _rank(self) -> tuple[int, int]:
@@ -401,27 +295,3 @@ class DataModule(pl.LightningDataModule):
                 f"the checkpoint was written with {len(self._loaded.streams)} logical streams, this run has {streams}: "
                 f"set data.streams={len(self._loaded.streams)}"
             )
-
-
-def _with_tensors(state: Mapping[str, Any]) -> State:
-    """A stream's state with its array as a tensor: a checkpoint holds plain containers and tensors only."""
-    anchor = state["anchor"]
-    sources = {
-        name: {**at, "returned_ids": torch.as_tensor(at["returned_ids"])} for name, at in anchor["sources"].items()
-    }
-    return {**state, "anchor": {**anchor, "sources": sources, "carry_ids": torch.as_tensor(anchor["carry_ids"])}}
-
-
-def replayed(names: Iterable[str]) -> frozenset[str]:
-    """The sources that bring back what the parent has learned: `replay`, or `replay.*` of its own mixture."""
-    return frozenset(name for name in names if name == REPLAY or name.startswith(f"{REPLAY}."))
-
-
-def _initial(share: float | None) -> tuple[tuple[int, float], ...]:
-    return () if share is None else ((0, share),)
-
-
-def cache_folder() -> Path:
-    """Where derived data is kept between runs: $LIFECYCLE_CACHE, or the user's cache folder."""
-    base = os.environ.get("LIFECYCLE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "lifecycle")
-    return Path(base).expanduser()

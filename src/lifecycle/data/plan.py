@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from lifecycle.data.weights import Weight
 from lifecycle.errors import UserError
 
+REPLAY = "replay"
+PROGRESS = 1000  # steps of a run whose length is not known yet, for the means of weights that move
 MAX_DEFAULT_STREAMS = 16
 WINDOWS_A_RAMP = 64
 """A window is packed with one set of weights: where these move all the time, so many windows follow their way."""
@@ -38,6 +41,20 @@ class Phase:
                 f"a step of {self.rows} rows of {self.row_length} tokens is empty: stage.global_batch_tokens must be "
                 "at least stage.sequence_length, and stage.sequence_length at least 2"
             )
+
+
+class Segment(Protocol):
+    """What a phase takes of a run's timeline, which knows more (see `lifecycle.length`)."""
+
+    step: int
+    row_length: int
+    rows: int
+    weights: dict[str, float] | None
+
+
+def phases_of(segments: Iterable[Segment]) -> list[Phase]:
+    """The segments of a run as the data knows them."""
+    return [Phase(step=s.step, row_length=s.row_length, rows=s.rows, weights=s.weights) for s in segments]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +159,11 @@ class BatchPlan:
             for phase, end in zip(self.phases, bounds[1:], strict=True)
         )
 
+    @staticmethod
+    def of(mix: Mix, phases: Sequence[Phase], steps: int) -> BatchPlan:
+        """Of a run of `steps` steps, whose weights move with its progress."""
+        return BatchPlan(tuple(phases), replace(mix, total=steps))
+
     def planned(self, total: int) -> dict[str, float]:
         """Positions of each source that the steps up to `total` should give out."""
         out = dict.fromkeys(self.mix.weights, 0.0)
@@ -181,3 +203,16 @@ def fixed(weights: Mapping[str, float], *, row_length: int, rows: int) -> BatchP
     """A plan of one phase and constant weights."""
     mix = Mix(weights={name: Weight(start=weight, end=weight) for name, weight in weights.items()})
     return BatchPlan((Phase(step=0, row_length=row_length, rows=rows),), mix)
+
+
+def mixture(weights: Mapping[str, Any], replay_share: float | None) -> Mix:
+    """Of the weights that a config holds, by source, and the share that the replayed ones have from the first step on
+    (None: by their own weights)."""
+    made = Weight.of_sources(weights)
+    shares = () if replay_share is None else ((0, replay_share),)
+    return Mix(weights=made, total=PROGRESS, replay=replayed(made), shares=shares)
+
+
+def replayed(names: Iterable[str]) -> frozenset[str]:
+    """The sources that bring back what the parent has learned: `replay`, or `replay.*` of its own mixture."""
+    return frozenset(name for name in names if name == REPLAY or name.startswith(f"{REPLAY}."))

@@ -70,7 +70,7 @@ def held_out_source(source: Source, *, root: str | None, cache: Path) -> Source 
 
 def sample_texts(sources: list[Source], weights: Mapping[str, float], max_bytes: int, seed: int) -> Iterator[str]:
     """Training texts in the shares of the mixture, up to `max_bytes` or until every source was read once."""
-    readers = {s.name: _texts(s, seed) for s in sources}
+    readers = {s.name: _texts(s, seed) for s in sources if weights[s.name] > 0}
     given = dict.fromkeys(readers, 0)
     while readers and sum(given.values()) < max_bytes:
         name = min(readers, key=lambda n: given[n] / weights[n])

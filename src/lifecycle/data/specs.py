@@ -55,7 +55,7 @@ class SourceSpec:
     sample_by: what a row of a plain text file is.
     domain: what validation is reported by; None: the source's name.
     weight: share of the trained tokens, relative to the other weights: a number, or one that moves with progress,
-        {start, end, shape} or {table: {PROGRESS: WEIGHT}} (see `weights.py`).
+        {start, end, shape} or {table: {PROGRESS: WEIGHT}} (see `weights.py`); 0: measured only, never trained on.
     max_epochs: passes over the source at most; None: no limit.
     max_rows: rows of the source that are read at most, from the start.
     validation: a split's name, a file, `{ratio, seed}`, or None to hold nothing out.
@@ -133,7 +133,12 @@ class SourceSpec:
                 raise UserError(f"{where}.fields.{key} is a list; only options can be several columns: name one")
 
     def _check_amounts(self, where: str) -> None:
-        Weight.of(self.weight, f"{where}.weight")
+        weight = Weight.of(self.weight, f"{where}.weight")
+        if not weight.trained and self.validation is None:
+            raise UserError(
+                f"{where}.weight is 0, so the source would be measured only, and it has no {where}.validation: give it "
+                "one, or remove the source"
+            )
         if self.max_epochs is not None and not self.max_epochs > 0:
             raise UserError(f"{where}.max_epochs is {self.max_epochs}; give a positive number, or null for no limit")
         if self.max_rows is not None and self.max_rows < 1:

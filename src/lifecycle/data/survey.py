@@ -11,7 +11,6 @@ from lifecycle.data.raw import RawDocuments
 from lifecycle.data.source import BadRows, HeldOut, Source
 from lifecycle.data.specs import SourceSpec
 from lifecycle.data.tokenizer import Tokenizer, TokenizerRecipe, load
-from lifecycle.data.weights import Weight
 from lifecycle.errors import UserError
 
 READ_AT_MOST = 32 * 2**20  # bytes of text: a source beyond this is extrapolated from its beginning
@@ -25,7 +24,6 @@ class SourceSize:
 
     name: str
     domain: str
-    weight: float
     tokens: float | None
     max_epochs: float | None
     how: str
@@ -58,17 +56,10 @@ def _size(name: str, spec: SourceSpec, tokenizer: Tokenizer | None, root: str | 
     return SourceSize(
         name=name,
         domain=spec.domain or name,
-        weight=_mean_weight(spec, name),
         tokens=tokens,
         max_epochs=spec.max_epochs,
         how=how,
     )
-
-
-def _mean_weight(spec: SourceSpec, name: str) -> float:
-    """Over the run."""
-    weight = Weight.of(spec.weight, f"data.sources.{name}.weight")
-    return sum(weight.at(step / 1000) for step in range(1001)) / 1001
 
 
 def _measured(

@@ -67,11 +67,13 @@ def held_out_sets(
         domains.setdefault(source.domain, []).append(source)
     packed = {}
     for domain, members in domains.items():
-        share = sum(weights[s.name] for s in members)
+        parts = [weights[s.name] for s in members]
+        if not any(parts):  # measured, never trained on
+            parts = [1.0] * len(members)
         pieces = []
-        for source in members:
+        for source, part in zip(members, parts, strict=True):
             documents = open_documents(source)
-            wanted = int(tokens * weights[source.name] / share)
+            wanted = int(tokens * part / sum(parts))
             found = collect(documents, tokens=wanted, source=source.index) if documents else []
             if isinstance(source.spec.validation, str) and wanted and not found:
                 raise UserError(

@@ -4,6 +4,7 @@ weight: 0.3                                       always
 weight: {start: 0.7, end: 0.2}                    a straight line
 weight: {start: 0.7, end: 0.2, shape: cosine}     end + (start - end) (1 + cos(pi p)) / 2
 weight: {table: {0: 1.0, 0.3: 0.5, 0.8: 0}}       from each progress on
+weight: 0                                         never: its held-out text is measured, and nothing of it is trained on
 """
 
 from __future__ import annotations
@@ -46,6 +47,19 @@ class Weight:
         weight.check(where)
         return weight
 
+    @staticmethod
+    def of_sources(values: Mapping[str, Any]) -> dict[str, Weight]:
+        """By source. Raises UserError for a weight that cannot be meant, and where nothing is trained on."""
+        if not values:
+            raise UserError(
+                "data.sources is empty: name at least one, for example data.sources.mine.path=texts/*.jsonl"
+            )
+        weights = {name: Weight.of(value, f"data.sources.{name}.weight") for name, value in values.items()}
+        if not any(weight.trained for weight in weights.values()):
+            first = next(iter(weights))
+            raise UserError(f"no source has a weight above 0: nothing to train on. Set data.sources.{first}.weight=1")
+        return weights
+
     def check(self, where: str) -> None:
         """Raise UserError for what no mixture could follow."""
         if self.shape not in ("linear", "cosine"):
@@ -56,13 +70,18 @@ class Weight:
                 "run, from 0 (which must be there) to 1"
             )
         values = self.values
-        if not all(math.isfinite(w) and w >= 0 for w in values) or not max(values) > 0:
-            raise UserError(f"{where} is {self}; weights are positive (remove the source to drop it)")
+        if not all(math.isfinite(w) and w >= 0 for w in values):
+            raise UserError(f"{where} is {self}; weights are positive, or 0 for a source that is measured only")
 
     @property
     def values(self) -> list[float]:
         """The weights that it comes to or from."""
         return [self.start, self.end] if self.table is None else list(self.table.values())
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is ever above 0: else the source is measured only."""
+        return max(self.values) > 0
 
     @property
     def moves(self) -> bool:

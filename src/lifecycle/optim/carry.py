@@ -32,6 +32,17 @@ def carry_over(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> No
             optimizer.state[parameter] = {key: _fitted(value, parameter, name) for key, value in found.items()}
 
 
+def forget_rows(state: Mapping[str, Any], first: int) -> None:
+    """Zero the moments of row `first` and all after it in embedding and head, in place: rows that were padding, and
+    are tokens from now on, start as new ones do."""
+    for group in state["param_groups"]:
+        if group["name"] in ("embedding", "head"):
+            for number in group["params"]:
+                for value in state["state"].get(number, {}).values():
+                    if isinstance(value, Tensor) and value.dim() > 0:
+                        value[first:] = 0
+
+
 def _fitted(value: Any, parameter: Tensor, group: str) -> Any:
     if not isinstance(value, Tensor) or value.dim() == 0:
         return value.clone() if isinstance(value, Tensor) else value

@@ -11,10 +11,9 @@ so splitting a step differently changes nothing, `global_step` means what users 
 
 from __future__ import annotations
 
-import contextlib
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -22,7 +21,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from lifecycle.batch import StepBatch, TokenBatch
@@ -31,16 +29,14 @@ from lifecycle.model import (
     Documents,
     ModelConfig,
     best_kernel,
-    build,
     check_kernel,
-    compile_model,
     count_pieces,
 )
 from lifecycle.model.attention import Kernel
-from lifecycle.model.sharding import shard
 from lifecycle.optim import AdamW, Muon, Schedule, clip_gradients
 from lifecycle.optim.carry import carry_over
-from lifecycle.stages.exchange import any_rank, count_tokens, sum_over_ranks
+from lifecycle.stages.building import build_for
+from lifecycle.stages.exchange import any_rank, count_tokens, sum_over_ranks, synchronised
 from lifecycle.stages.meter import Meter
 from lifecycle.stages.routing import add_routing
 from lifecycle.stages.setup import Setup
@@ -102,19 +98,8 @@ class Stage(pl.LightningModule):
         """Build the weights, sharded at birth where the strategy shards."""
         if self.model is not None:
             return
-        model = build(
-            self.config, seed=self.setup_facts.seed, activation_checkpointing=self.setup_facts.activation_checkpointing
-        )
-        if self._initial_weights is not None:
-            model.load_state_dict(self._initial_weights)
-        sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
-        if self.setup_facts.compile:
-            compile_model(model, unit="block" if sharded else "model")
-        if sharded:
-            assert self.device_mesh is not None
-            dtype = torch.bfloat16 if self.setup_facts.bf16 else torch.float32
-            shard(model, self.device_mesh["data_parallel"], param_dtype=dtype, reduce_dtype=torch.float32)
-        self.model = model
+        mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]  # of strategies that shard
+        self.model = build_for(self.setup_facts, self.config, self._initial_weights, mesh)
         self._initial_weights = None
 
     @abstractmethod
@@ -152,7 +137,7 @@ class Stage(pl.LightningModule):
         extra: dict[str, Tensor] = {}
         loads: Tensor | None = None
         for number, micro in enumerate(batch.micro):
-            with self._synchronised(number == len(batch.micro) - 1):
+            with synchronised(self.trainer, last=number == len(batch.micro) - 1):
                 loss, metrics = loss_sum(*self.on_device(micro))
                 loss, loads = add_routing(self.model, loss, metrics, loads)  # type: ignore[arg-type]
                 self.manual_backward(loss * (self.trainer.world_size / counts[0]))
@@ -197,21 +182,6 @@ class Stage(pl.LightningModule):
     def add_penalties(self) -> dict[str, Tensor]:
         """Add to the gradients what depends on the weights alone; the penalties by name. A stage may have one."""
         return {}
-
-    @contextlib.contextmanager
-    def _synchronised(self, last: bool) -> Iterator[None]:
-        """Gradients are exchanged between ranks in the last micro-batch's backward pass only."""
-        strategy_model = self.trainer.strategy.model
-        if self.trainer.world_size == 1 or last:
-            if isinstance(self.trainer.strategy, ModelParallelStrategy):
-                self.model.set_requires_gradient_sync(True)  # type: ignore[union-attr,operator]
-            yield
-        elif isinstance(self.trainer.strategy, ModelParallelStrategy):
-            self.model.set_requires_gradient_sync(False)  # type: ignore[union-attr,operator]
-            yield
-        else:
-            with strategy_model.no_sync():  # type: ignore[union-attr,operator]
-                yield
 
     def _after(self, batch: StepBatch) -> None:
         """Validate if due, and stop when asked to."""

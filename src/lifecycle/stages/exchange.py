@@ -1,10 +1,13 @@
-"""What the ranks of a step tell each other: trained tokens before it, faults and wishes to stop after it."""
+"""What the ranks of a step tell each other: trained tokens, gradients, faults and wishes to stop."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
+import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from lifecycle.batch import TokenBatch
@@ -39,3 +42,16 @@ def any_rank(bad: Tensor, stop: bool) -> tuple[bool, bool]:
         torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
     first, second = flags.tolist()
     return bool(first), bool(second)
+
+
+@contextlib.contextmanager
+def synchronised(trainer: pl.Trainer, *, last: bool) -> Iterator[None]:
+    """Gradients are exchanged between ranks in the last micro-batch's backward pass only."""
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        trainer.lightning_module.model.set_requires_gradient_sync(last or trainer.world_size == 1)  # type: ignore[union-attr,operator]
+        yield
+    elif trainer.world_size == 1 or last:
+        yield
+    else:
+        with trainer.strategy.model.no_sync():  # type: ignore[union-attr,operator]
+            yield

@@ -1,0 +1,171 @@
+"""The documents of a run: its sources under one tokenizer, raw or prepared, whole or dealt out by levels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from lifecycle.batch import TokenBatch
+from lifecycle.data import decontamination
+from lifecycle.data.contamination import Decontaminate, evaluation_index
+from lifecycle.data.count import count_positions
+from lifecycle.data.curriculum import Curriculum
+from lifecycle.data.formats import views
+from lifecycle.data.levels import Level, deal, described, in_order, under_curriculum
+from lifecycle.data.packing import Piece
+from lifecycle.data.plan import Mix
+from lifecycle.data.prepared import PreparedDocuments, open_prepared, prepared_tokenizer
+from lifecycle.data.raw import RawDocuments
+from lifecycle.data.scores import ParentLoss
+from lifecycle.data.source import BadRows, Source
+from lifecycle.data.sources import check_views, held_out_source, open_sources, sample_texts
+from lifecycle.data.specs import SourceSpec
+from lifecycle.data.stream import Documents, Pieces, State
+from lifecycle.data.tokenizer import Tokenizer, TokenizerRecipe, from_recipe, load
+from lifecycle.data.validation import collect, pack
+
+
+class Corpus:
+    """Opens what the streams and the validation read.
+
+    sources: those that are read, levels in the place of what they were dealt from; whole: those of the config; levels:
+    by the name of what was dealt. mix: the mixture of the whole ones.
+    """
+
+    def __init__(
+        self,
+        specs: Mapping[str, SourceSpec],
+        mix: Mix,
+        *,
+        tokenizer: str | TokenizerRecipe,
+        root: str | None,
+        prepared: str | None,
+        shuffle_buffer: int,
+        bad_rows: BadRows,
+        decontaminate: Decontaminate | None,
+        view: str,
+        seed: int,
+        processes: int,
+        folder: Path | None,
+        cache: Path,
+        curriculum: Curriculum | None,
+        parent_loss: ParentLoss | None,
+    ) -> None:
+        self._root, self._buffer, self._seed, self._cache = root, shuffle_buffer, seed, cache
+        evaluation = evaluation_index(decontaminate, root=root, cache=cache) if decontaminate else None
+        if evaluation and folder and not prepared:  # prepared rows were looked at when they were prepared
+            decontamination.begin(folder, evaluation)
+        self.whole = open_sources(
+            specs,
+            root=root,
+            bad_rows=bad_rows,
+            cache=cache,
+            quarantine=folder / "quarantine" if folder else None,
+            processes=processes,
+            evaluation=evaluation,
+        )
+        check_views(self.whole, view, {s.name: views(s.spec) for s in self.whole})
+        self.tokenizer = self._open_tokenizer(tokenizer, prepared, mix.mean())
+        self.levels: dict[str, list[Level]] = {}
+        if curriculum is not None:
+            chosen = under_curriculum(curriculum, specs, mix.replay)
+            dealt = [source for source in self.whole if source.name in chosen]
+            self.levels = {s.name: deal(s, curriculum, self.tokenizer, cache, parent_loss) for s in dealt}
+        self.sources, self.whole = in_order(self.levels, self.whole)
+        self.prepared = open_prepared(prepared, self.sources) if prepared else None
+
+    def open_documents(
+        self,
+        name: str,
+        stream: int,
+        streams: int,
+        state: State | None,
+        reading: Callable[[int, int], None] | None = None,
+    ) -> Documents:
+        """The training documents of one source that one stream reads."""
+        source = next(s for s in self.sources if s.name == name)
+        if self.prepared is not None:
+            made = self.prepared[name]
+            epochs = source.spec.max_epochs
+            return PreparedDocuments(
+                made.training, epochs, stream, streams, self._seed, state, name=name, counts=made.counts
+            )
+        return RawDocuments(
+            source,
+            self.tokenizer.documents,
+            stream=stream,
+            streams=streams,
+            seed=self._seed,
+            buffer=self._buffer,
+            state=state,
+            reading=reading,
+        )
+
+    def open_pieces(
+        self, stream: int, streams: int, state: State | None, reading: Callable[[int, int, int], None]
+    ) -> dict[str, Pieces]:
+        """What one stream reads of every source, from the anchor of its `state` on."""
+        at = state["anchor"]["sources"] if state else {}
+        pieces = {}
+        for s in self.sources:
+            known = at[s.name] if at else None
+            documents = self.open_documents(
+                s.name, stream, streams, known and known["documents"], partial(reading, s.index)
+            )
+            pieces[s.name] = Pieces(documents, s.index, known)
+        return pieces
+
+    def open_held_out(self, source: Source) -> Documents | None:
+        """The held-out documents of one of the whole sources; None for a source without."""
+        # a split of its own is never prepared, nor is the whole of what was dealt out by levels
+        if self.prepared is not None and source.held_out is not None and source.name in self.prepared:
+            shards = self.prepared[source.name].validation
+            return PreparedDocuments(shards, 1, 0, 1, self._seed, None) if shards.documents else None
+        held = held_out_source(source, root=self._root, cache=self._cache)
+        if held is None:
+            return None
+        share = held.held_out is not None  # else every row of the split or file is held out
+        return RawDocuments(
+            held, self.tokenizer.documents, stream=0, streams=1, seed=self._seed, buffer=1000, shuffle=False, held=share
+        )
+
+    def rows(self, shares: Mapping[str, float], count: int, row_length: int) -> list[TokenBatch]:
+        """`count` rows (fewer if there is less) of the training text of the sources in `shares`, one a batch, the same
+        on every rank and whatever was read before."""
+        pieces: list[Piece] = []
+        for name, share in shares.items():
+            wanted = math.ceil(count * row_length * share / sum(shares.values()))
+            index = next(s.index for s in self.sources if s.name == name)
+            pieces += collect(self.open_documents(name, 0, 1, None), tokens=wanted, source=index)
+        return pack(",".join(shares), pieces, row_length, 0).batches(1, 0, 1)[:count]
+
+    def positions(self, name: str) -> int:
+        """Trained positions of one pass over one of the whole sources; counted once, cached."""
+        source = next(s for s in self.whole if s.name == name)
+        if self.prepared is not None:
+            names = [level.source.name for level in self.levels.get(name, [])] or [name]
+            sides = [self.prepared[name].training for name in names]
+            return sum(training.tokens - training.documents for training in sides)
+        return count_positions(source, self.tokenizer, cache=self._cache, seed=self._seed)
+
+    def lineage(self) -> dict[str, Any]:
+        """For run.json: where every source's rows come from, and one hash over all of them and their treatment."""
+        whole = xxhash.xxh3_128_hexdigest("|".join(s.fingerprint for s in self.sources).encode())
+        paths = {s.name: [file.url for file in s.files[:100]] for s in self.whole}
+        return {"fingerprint": whole, "paths": paths, **({"levels": described(self.levels)} if self.levels else {})}
+
+    def _open_tokenizer(
+        self, tokenizer: str | TokenizerRecipe, prepared: str | None, weights: Mapping[str, float]
+    ) -> Tokenizer:
+        if prepared is not None:
+            return prepared_tokenizer(prepared)
+        if isinstance(tokenizer, str):
+            return load(tokenizer)
+        key = "|".join(f"{s.name}:{s.fingerprint}:{weights[s.name]!r}" for s in self.whole)
+        texts = sample_texts(self.whole, weights, tokenizer.max_bytes, self._seed)
+        return from_recipe(tokenizer, texts, self._cache / "tokenizers", f"{key}|{self._seed}")

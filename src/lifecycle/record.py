@@ -1,0 +1,95 @@
+"""What run.json says of a run: how it began, that it is done already, how it ended."""
+
+from __future__ import annotations
+
+import time
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich.console import Console
+
+from lifecycle import config
+from lifecycle.data.decontamination import put_in_order
+from lifecycle.data.module import DataModule
+from lifecycle.errors import UserError
+from lifecycle.hardware import device_name
+from lifecycle.parent import Parent
+from lifecycle.ranks import rank
+from lifecycle.report import write_report
+from lifecycle.runfolder import RunFolder, origin
+from lifecycle.stages.base import Stage
+from lifecycle.start import Start
+
+
+def begin(
+    cfg: DictConfig, folder: RunFolder, start: Start, stage: Stage, data: DataModule, parent: Parent | None
+) -> None:
+    """Say what begins, and write it down: config, tokenizer, lineage."""
+    before, sources = folder.lineage(), data.corpus.lineage()
+    data.tokenizer.save(folder.path / "tokenizer")
+    folder.update(
+        **(origin() if not before else {"restarted": time.time()}),
+        status="running",
+        stage=stage_name(),
+        **({} if "parent" in before else parent.lineage() if parent else {"parent": None, "ancestors": []}),
+        domain=",".join(data.held_out),
+        data={"config": config.resolved(cfg)["data"], **sources},
+        tokenizer=data.tokenizer.sha256,
+        parameters=stage.config.parameters(),
+        peak_lr=cfg.stage.optimizer.lr,
+        total_steps=stage.total_steps,
+        choice=start.facts(),
+        device=device_name(config.build(cfg.hardware).device_type()),
+        error=None,
+        overrides=config.overrides(),
+        resumed=before.get("resumed", 0) + (start.checkpoint is not None),
+        damaged=[*before.get("damaged", []), *start.damaged],
+    )
+    say = Console(stderr=True, highlight=False, soft_wrap=True).print
+    if before.get("data", {}).get("fingerprint", sources["fingerprint"]) != sources["fingerprint"]:
+        say("[yellow]the sources' files have changed since the run began: some rows may come twice or never[/yellow]")
+    for line in start.lines():
+        say(f"[dim]{line}[/dim]")
+
+
+def finished(folder: RunFolder, cfg: DictConfig) -> bool:
+    """Whether the run is done already (and says so). Raises UserError where its config was changed since."""
+    then = folder.config()
+    if then is None:
+        return False
+    now = config.resolved(cfg)
+    changed = config.changed_keys(then, now)
+    if changed:
+        raise UserError(
+            f"run '{folder.path}' was started with other values of: {', '.join(changed)}. Going on would make it "
+            f"another run: take the values of {folder.path / 'config.yaml'}, choose another run=NAME, or delete the "
+            "folder"
+        )
+    longer = any(then["stage"].get(key) != now["stage"].get(key) for key in ("max_steps", "max_tokens", "max_epochs"))
+    if folder.lineage().get("status") != "finished" or longer:
+        return False
+    if rank() == 0:
+        if not config.is_job(cfg) and not (folder.path / "report.md").exists():  # killed while it was drawn
+            write_report(folder.path)
+        report = f"Its report: {folder.path / 'report.md'}. To go on, raise a limit (stage.max_tokens=...); to start"
+        further = "To start" if config.is_job(cfg) else report
+        print(f"run '{folder.path}' is finished; nothing to do. {further} anew, choose another run=NAME")
+    return True
+
+
+def record_end(folder: RunFolder, error: BaseException) -> None:
+    """Write the end into run.json, if the run had begun at all, and put its quarantine in order."""
+    if rank() != 0:
+        return
+    put_in_order(folder.path)
+    if not folder.lineage():
+        return
+    stopped = isinstance(error, SystemExit | KeyboardInterrupt)
+    folder.update(
+        status="stopped" if stopped else "failed", error=None if stopped else f"{type(error).__name__}: {error}"
+    )
+
+
+def stage_name() -> str:
+    """The stage that the command line chose."""
+    return str(HydraConfig.get().runtime.choices["stage"])
