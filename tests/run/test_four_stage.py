@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from lifecycle import config
 from lifecycle.data.tokenizer import load
 from lifecycle.loggers import read_metrics
+from lifecycle.report.compare import compare
 from lifecycle.run import run
 
 STAGES = ("1_wikipedia", "2_reasoning", "3_mathematics", "4_code")
@@ -17,6 +18,11 @@ DOMAINS = ("prose", "reasoning", "mathematics", "code")
 
 def recipe(name: str) -> DictConfig:
     return config.compose([f"experiment=four_stage/{name}"])
+
+
+def ledger(folder: Path) -> dict[str, dict[str, float]]:
+    sources: dict[str, dict[str, float]] = json.loads((folder / "ledger.json").read_text())["sources"]
+    return sources
 
 
 def phases(cfg: DictConfig, *keys: str) -> list[tuple[float, ...]]:
@@ -113,13 +119,19 @@ def test_the_test_form_runs_from_end_to_end(tmp_path: Path, monkeypatch: pytest.
         assert told["status"] == "finished" and len(told["ancestors"]) == max(0, number - 1)
         rows = read_metrics(folder / "metrics.csv")
         measured = {column.split("/")[1] for column in rows if column.endswith("/perplexity")}
-        assert measured == set(DOMAINS[: number + 1])  # what came before is measured too
+        assert measured == set(DOMAINS)  # what came before, and what is still to come
+        trained = {source.removeprefix("replay.") for source, row in ledger(folder).items() if row["seen_tokens"]}
+        assert len(trained) == (1 if not number else 1 + number)
         losses = [loss for loss in rows[f"valid/{DOMAINS[number]}/loss"] if loss is not None]
         assert losses[-1] < losses[0]
         if number:
-            ledger = json.loads((folder / "ledger.json").read_text())
-            again = sum(row["seen_tokens"] for source, row in ledger["sources"].items() if source.startswith("replay"))
-            assert again / ledger["tokens"] == pytest.approx(0.1, abs=0.02)
+            seen = {source: row["seen_tokens"] for source, row in ledger(folder).items()}
+            again = sum(tokens for source, tokens in seen.items() if source.startswith("replay"))
+            assert again / sum(seen.values()) == pytest.approx(0.1, abs=0.02)
+    folders = [tmp_path / "outputs" / f"four_stage_test_{name}" for name in STAGES]
+    compared = compare(folders)
+    assert [row.name for row in compared] == [folder.name for folder in folders]
+    assert all(set(row.perplexity) == set(DOMAINS) for row in compared)
     ids = load(str(folder)).encode_batch(["<think><step><calculation>"])[0]
     assert len(ids) == 3
 
@@ -128,8 +140,8 @@ def test_the_test_form_runs_from_end_to_end(tmp_path: Path, monkeypatch: pytest.
 def test_interleaved_runs_in_its_test_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run(config.compose(["experiment=four_stage/test/interleaved", "logger=csv", "callbacks.progress=false"]))
-    ledger = json.loads((tmp_path / "outputs/four_stage_test_interleaved/ledger.json").read_text())
-    shares = {name: row["seen_tokens"] / ledger["tokens"] for name, row in ledger["sources"].items()}
+    told = json.loads((tmp_path / "outputs/four_stage_test_interleaved/ledger.json").read_text())
+    shares = {name: row["seen_tokens"] / told["tokens"] for name, row in told["sources"].items()}
     assert shares == pytest.approx(
         {"prose": 0.25 + 0.75 * 0.4, "thoughts": 0.225, "sums": 0.15, "code": 0.075}, abs=0.03
     )

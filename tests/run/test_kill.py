@@ -1,5 +1,6 @@
-"""One run killed at 20 moments, with kill -9 and no warning, ends as the run that nobody touched, bit for bit."""
+"""A run killed at many moments, with kill -9 and no warning, ends as the run that nobody touched, bit for bit."""
 
+import json
 import os
 import random
 import signal
@@ -7,7 +8,19 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.run.cli import Run, assert_same_run, facts, lifecycle, make_place, metrics, newest, started, wait_for
+import yaml
+from tests.run.cli import (
+    Run,
+    assert_same_run,
+    facts,
+    lifecycle,
+    make_place,
+    make_texts,
+    metrics,
+    newest,
+    started,
+    wait_for,
+)
 from tests.run.processes import assert_all_end
 
 STEPS = 360
@@ -69,3 +82,72 @@ def test_a_run_killed_at_twenty_random_moments_is_the_run_that_was_not(tmp_path:
     assert metrics(run)["step"] == list(range(1, STEPS + 1))
     assert_same_run(run, place / "outputs" / "whole")
     assert_all_end(*groups)  # workers whose run was killed
+
+
+CHANGING = (
+    "stage=midtrain",
+    "data=graded",
+    "init_from=parent",
+    "curriculum=math",
+    "guard.actions=[replay,rate]",
+    "stage.max_steps=120",
+    "stage.peak_ratio=1.0",
+    "stage.replay.share=0",
+    "stage.phases=[{at_steps: 0, sequence_length: 32, rate: 0.5}, {at_steps: 50, sequence_length: 64, rows: 8},"
+    " {at_steps: 90, rope_theta: 50000}]",
+    "hardware.workers=1",
+    "checkpoint.every_steps=3",
+    "validation.every_steps=10",
+    "validation.tokens=2000",
+)
+
+
+def make_graded(place: Path) -> None:
+    """Text with the parent's words in another order, with levels, and a source whose weight jumps."""
+    rows = [
+        {"text": f"{n} " + "bank river near house grey that " * (2 + n % 9), "level": 1 + n % 5} for n in range(300)
+    ]
+    (place / "graded.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (place / "other.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in make_texts("other", 200, 60)))
+    held = {"validation": {"ratio": 0.1, "seed": 1}}
+    sources = {
+        "graded": {"path": "graded.jsonl", "fields": {"level": "level"}, **held},
+        "other": {"path": "other.jsonl", "weight": {"table": {0: 0.2, 0.5: 0.05}}, **held},
+    }
+    node = {"defaults": ["_engine", "_self_"], "tokenizer": "unused", "shuffle_buffer": 64, "sources": sources}
+    (place / "conf/data/graded.yaml").write_text(yaml.safe_dump(node, sort_keys=False))
+
+
+def boundaries(run: Path) -> dict[str, int]:
+    """The steps at which something changes in the run that nobody touched, by what it is."""
+    acted = {
+        f"{m['action']} at {m['step']}": m["step"] for m in facts(run, "forgetting.json")["measurements"] if m["action"]
+    }
+    return {"length": 50, "rope": 90, "first level": 36, "second level": 72, "weights": 60, **acted}
+
+
+@pytest.mark.slow
+def test_a_run_killed_around_everything_that_changes_is_the_run_that_was_not(tmp_path: Path) -> None:
+    place, draw = make_place(tmp_path), random.Random(10)
+    make_graded(place)
+    lifecycle(place, "run=parent")
+    lifecycle(place, "run=whole", *CHANGING)
+    changes = boundaries(place / "outputs/whole")
+    assert any(name.startswith("replay") for name in changes) and any(name.startswith("rate") for name in changes)
+    run = place / "outputs/killed"
+    moments = sorted([*changes.values(), *draw.choices(list(changes.values()), k=10)])
+    moments = sorted(draw.sample(moments, 10))
+    reached = []
+    for number, at in enumerate(moments):
+        with started(place, "run=killed", *CHANGING, cold=number % 3 == 0) as process:
+            wait_for(lambda at=at: newest(run) >= at - 3, process)  # type: ignore[misc]
+            time.sleep(draw.uniform(0.0, 0.25))  # a few steps: before it, in it, or after it
+            assert process.poll() is None, f"it ended by itself: {process.end()}"
+            (os.killpg if number % 2 else os.kill)(process.pid, signal.SIGKILL)
+            process.end()
+        reached.append(newest(run))
+    lifecycle(place, "run=killed", *CHANGING)
+    print(f"changes: {changes}; killed near {moments}, with these steps saved: {reached}")
+    assert facts(run)["resumed"] >= 9
+    assert facts(run, "forgetting.json") == facts(place / "outputs/whole", "forgetting.json")
+    assert_same_run(run, place / "outputs/whole")
