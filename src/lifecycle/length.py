@@ -246,8 +246,8 @@ class Limits:
             most *= 2
             if most > MOST_STEPS:
                 raise UserError(
-                    f"stage.max_epochs is {self.max_epochs:g}, and the mixture gives too little to data.epoch_source to "
-                    "come to so many passes: raise its weight, or give stage.max_tokens"
+                    f"stage.max_epochs is {self.max_epochs:g}, and the mixture gives too little to data.epoch_source "
+                    "to come to so many passes: raise its weight, or give stage.max_tokens"
                 )
         return bisect_left(range(most), True, key=enough)
 
