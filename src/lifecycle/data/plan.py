@@ -46,10 +46,14 @@ class Phase:
 class Segment(Protocol):
     """What a phase takes of a run's timeline, which knows more (see `lifecycle.length`)."""
 
-    step: int
-    row_length: int
-    rows: int
-    weights: dict[str, float] | None
+    @property
+    def step(self) -> int: ...
+    @property
+    def row_length(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def weights(self) -> Mapping[str, float] | None: ...
 
 
 def phases_of(segments: Iterable[Segment]) -> list[Phase]:
