@@ -90,13 +90,15 @@ def test_a_thousand_sequences_do_not_depend_on_their_batch(model: Decoder) -> No
     assert all(count <= 2 for count in differ.values())
 
 
-def test_deterministic_sequences_depend_on_their_batch_in_no_bit(model: Decoder) -> None:
-    asked, sampling = prompts(60, seed=3), settings(samples=2, top_k=40, max_new_tokens=8)
+@pytest.mark.parametrize("name", [None, *VARIANTS])
+def test_deterministic_sequences_depend_on_their_batch_in_no_bit(model: Decoder, name: str | None) -> None:
+    count, decoder = (60, model) if name is None else (12, build(VARIANTS[name], seed=4))
+    asked, sampling = prompts(count, seed=3, longest=20), settings(samples=2, top_k=40, max_new_tokens=8)
     facts = []
     for slots, shuffled in ((16, False), (1, False), (7, True)):
-        order = random.Random(slots).sample(range(60), 60) if shuffled else list(range(60))
+        order = random.Random(slots).sample(range(count), count) if shuffled else list(range(count))
         found = generate(
-            model,
+            decoder,
             [asked[i] for i in order],
             sampling,
             seed=1,

@@ -26,7 +26,7 @@ from torch import distributed
 
 from lifecycle.batch import Rollout
 from lifecycle.errors import UserError
-from lifecycle.model import Cache, Decoder
+from lifecycle.model import Cache, Decoder, fixed_shapes
 from lifecycle.rollout.call import Call, NewToken
 from lifecycle.rollout.collect import Collected, best
 from lifecycle.rollout.decode import cache_dtype, compute_dtype, is_plain, prepare
@@ -75,12 +75,13 @@ def generate(
 
 
 class Engine:
-    """Samples from one model, whose weights may change in place between calls.
+    """Samples from one model, whose weights may change in place between calls (not through `.data`, which torch itself
+    does not see).
 
     slots: sequences decoded at a time. prefill_chunk: tokens of prompts in one forward pass. deterministic: no sequence
     depends on the others in any bit. compiled: the decode step goes through torch.compile. graphs: it is recorded as
-    CUDA graphs (None: on CUDA, for a model on one device). dtype: of the cache; None is
-    the compute dtype.
+    CUDA graphs (None: on CUDA, for a model without experts on one device). dtype: of the cache; None is the compute
+    dtype.
 
     Call it under autocast for bf16 over fp32 weights, or give it bf16 weights. Over a sharded model every rank calls,
     with prompts of its own, and all step until all are done.
@@ -104,11 +105,18 @@ class Engine:
         self._device = model.embedding.weight.device
         self._plain = is_plain(model)
         self._shared = not self._plain and distributed.is_available() and distributed.is_initialized()
-        self._graphs = (self._device.type == "cuda" and self._plain) if graphs is None else graphs
+        experts = model.config.moe is not None
+        if deterministic and self._shared:
+            raise UserError(
+                "deterministic sampling over several ranks: their products depend on the rows of each and would come "
+                "apart; sample on one device, or without deterministic"
+            )
+        if graphs and experts:
+            raise UserError("graphs=True: how many tokens an expert gets is not known beforehand; leave graphs out")
+        self._graphs = (self._device.type == "cuda" and self._plain and not experts) if graphs is None else graphs
         self._step: DecodeStep | None = None
         self._prefill_model = model
         self._prepared_for: torch.dtype | None = None
-        self._addresses: list[int] = []
 
     def generate(
         self,
@@ -195,12 +203,7 @@ class Engine:
                 decode, slots=self._slots, device=self._device, compiled=self._compiled, graphs=self._graphs
             )
             self._prepared_for = dtype
-        else:
-            self._step.decode.refresh()
-        addresses = [parameter.data_ptr() for parameter in self._model.parameters()] if self._graphs else []
-        if addresses != self._addresses:
-            self._step.forget_recordings()
-            self._addresses = addresses
+        self._step.refresh(self._model)
         if self._step.cache is None or self._step.cache.capacity < capacity:
             self._step.set_cache(
                 Cache.empty(
@@ -280,6 +283,8 @@ class Engine:
     def _context(self) -> AbstractContextManager[object]:
         """No gradients, and autocast as the prepared weights want it."""
         stack = ExitStack()
+        if self._deterministic:
+            stack.enter_context(fixed_shapes())
         stack.enter_context(torch.no_grad() if self._shared else torch.inference_mode())
         device_type = self._device.type
         if torch.is_autocast_enabled(device_type):
