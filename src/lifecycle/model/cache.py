@@ -100,7 +100,7 @@ class Cache:
         )
 
     def _slots(self, position_ids_BT: Tensor, rows_B: Tensor | None) -> Tensor:
-        """(B T G,) which line of a layer's (R G (C + 1), K) each key of a call goes to; padding to the last of a row."""
+        """(B T G,) the line of a layer's (R G (C + 1), K) that each key of a call goes to; padding to a row's last."""
         heads, slots = self.keys[0].shape[1], self.capacity + 1
         device = position_ids_BT.device
         row_B = torch.arange(len(position_ids_BT), device=device) if rows_B is None else rows_B
@@ -115,8 +115,9 @@ class Cache:
 class Place:
     """The tokens of one call in a cache.
 
-    slots_M: of the call's keys, see `Cache._slots`. masks: by window, (B, 1, T, L), bool and true where a slot is seen; on a CPU what is added to scores, 0 there and
-    -inf elsewhere. angles: cos and signed sin of the tokens' positions, each (B, T, 1, P).
+    slots_M: of the call's keys, see `Cache._slots`. masks: by window, (B, 1, T, L), bool and true where a slot is seen;
+    on a CPU what is added to scores, 0 there and -inf elsewhere. angles: cos and signed sin of the tokens' positions,
+    each (B, T, 1, P).
     """
 
     cache: Cache

@@ -27,7 +27,6 @@ from torch.nn import functional as F
 from lifecycle.model.layers import FeedForward
 from lifecycle.model.switches import MoE
 
-
 _FIXED: ContextVar[bool] = ContextVar("fixed shapes of experts' products", default=False)
 
 
