@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lifecycle.data.contamination import Index
 from lifecycle.data.decontamination import FOLDER
-from lifecycle.data.duplicates import duplicate_rows
+from lifecycle.data.duplicates import REASON, duplicate_rows
 from lifecycle.data.files import resolve
 from lifecycle.data.near_duplicates import without_near_duplicates
 from lifecycle.data.raw import RawDocuments
@@ -29,7 +29,7 @@ def open_sources(
 ) -> list[Source]:
     """The training side of every source, in the order of the config. Raises `UserError` naming the source at fault.
 
-    `processes` look for near duplicates, where a source has that filter; `evaluation` is what no document may hold.
+    `processes` look for duplicates, where a source has such a filter; `evaluation` is what no document may hold.
     """
     opened = []
     for index, (name, spec) in enumerate(specs.items()):
@@ -46,7 +46,8 @@ def open_sources(
             contaminated=quarantine.with_name(FOLDER) / f"{name}.jsonl" if quarantine else None,
         )
         if spec.filters.exact_duplicates:
-            source = replace(source, left_out={"exact duplicate": duplicate_rows(source.files, spec, name, cache)})
+            again = duplicate_rows(source, cache=cache, processes=processes)
+            source = replace(source, left_out={REASON: again})
         opened.append(source)
     return without_near_duplicates(opened, cache=cache, processes=processes)
 
