@@ -126,7 +126,7 @@ def _model(cfg: DictConfig, limits: Limits) -> ModelConfig:
     if limits.sequence_length > model.max_positions:
         raise UserError(
             f"stage.sequence_length is {limits.sequence_length}, more than model.max_positions={model.max_positions}: "
-            "shorten the rows, or choose a model with more positions"
+            f"shorten the rows (stage.sequence_length={model.max_positions}), or choose a model with more positions"
         )
     return model
 
