@@ -14,7 +14,7 @@ from lifecycle import config, curriculum_table, estimate, estimate_table
 from lifecycle.data.cache import cache_folder
 from lifecycle.data.level_survey import LevelSize, survey_levels
 from lifecycle.data.loader import micro_batch_rows
-from lifecycle.data.plan import BatchPlan, mixture, phases_of
+from lifecycle.data.plan import BatchPlan, largest, mixture, phases_of
 from lifecycle.data.survey import SourceSize, known_tokenizer, survey
 from lifecycle.data.tokenizer import Tokenizer
 from lifecycle.errors import UserError
@@ -35,8 +35,7 @@ def dry_run(cfg: DictConfig) -> None:
     sizes = survey(arguments["sources"], tokenizer=tokenizer, root=arguments["root"], cache=cache_folder())
     model = _model(cfg, tokenizer.vocab_size if tokenizer else getattr(arguments["tokenizer"], "vocab_size", None))
     mix = mixture({name: spec.weight for name, spec in arguments["sources"].items()}, replay_share(cfg))
-    means = mix.mean()
-    epoch_source = arguments["epoch_source"] or max(means, key=lambda n: means[n])
+    epoch_source = arguments["epoch_source"] or largest(mix)
 
     def planned(line: Timeline) -> dict[str, float]:
         return BatchPlan.of(mix, phases_of(line.segments), line.steps).planned(line.steps)

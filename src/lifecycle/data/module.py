@@ -26,7 +26,7 @@ from lifecycle.data.corpus import Corpus
 from lifecycle.data.curriculum import Curriculum
 from lifecycle.data.ledger import Ledger, gather, merge, usage, with_tensors
 from lifecycle.data.loader import StepLoader, micro_batch_rows
-from lifecycle.data.plan import BatchPlan, Phase, mixture, replayed
+from lifecycle.data.plan import BatchPlan, Phase, largest, mixture, replayed
 from lifecycle.data.scores import ParentLoss
 from lifecycle.data.source import BadRows
 from lifecycle.data.specs import SourceSpec
@@ -75,8 +75,7 @@ class DataModule(pl.LightningDataModule):
         self._dropping, self._wanted_streams, self._stop = exhausted == "drop", streams, 0
         self._micro_rows = micro_batch_rows(micro_batch_tokens)
         self.mix = self._whole_mix = mixture({name: spec.weight for name, spec in sources.items()}, replay_share)
-        means = self.mix.mean()
-        self.epoch_source = epoch_source or max(means, key=lambda n: means[n])
+        self.epoch_source = epoch_source or largest(self.mix)
         if self.epoch_source not in sources:
             raise UserError(f"data.epoch_source is '{self.epoch_source}'; the sources are {', '.join(sources)}")
         self.row_length = sequence_length

@@ -217,6 +217,14 @@ def mixture(weights: Mapping[str, Any], replay_share: float | None) -> Mix:
     return Mix(weights=made, total=PROGRESS, replay=replayed(made), shares=shares)
 
 
+def largest(mix: Mix) -> str:
+    """The source of largest mean weight: of the run's own, if it trains on any, for passes over what is replayed say
+    nothing of the run."""
+    means = mix.mean()
+    own = [name for name, weight in means.items() if weight and name not in mix.replay]
+    return max(own or means, key=lambda name: means[name])
+
+
 def replayed(names: Iterable[str]) -> frozenset[str]:
     """The sources that bring back what the parent has learned: `replay`, or `replay.*` of its own mixture."""
     return frozenset(name for name in names if name == REPLAY or name.startswith(f"{REPLAY}."))
