@@ -70,7 +70,7 @@ class Parent:
         if step_of(self.folder) is not None:
             parent["step"] = step_of(self.folder)
         ancestors = [*before.get("ancestors", []), *([before["parent"]] if before.get("parent") else [])]
-        return {"parent": parent, "ancestors": ancestors}
+        return {"parent": _with_data(parent), "ancestors": [_with_data(one) for one in ancestors]}
 
 
 def adopt_parent(cfg: DictConfig) -> Parent | None:
@@ -136,6 +136,12 @@ def history(folder: RunFolder) -> list[Mapping[str, Any]]:
     lineage = folder.lineage()
     before = [*lineage.get("ancestors", []), *([lineage["parent"]] if lineage.get("parent") else [])]
     return [*(RunFolder(Path(entry["path"])).lineage() or entry for entry in before), lineage]
+
+
+def _with_data(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of the lineage with the fingerprint of the data that made it, where that is known."""
+    data = RunFolder(Path(entry["path"])).lineage().get("data", {})
+    return {**({"data_fingerprint": data["fingerprint"]} if "fingerprint" in data else {}), **entry}
 
 
 def _from_files(place: Path, run: RunFolder | None = None) -> Parent:

@@ -71,8 +71,8 @@ def repeated(rows: NDArray[np.int64], digests: NDArray[np.uint64]) -> NDArray[np
 def _key(source: Source) -> str:
     """What the texts of a source depend on."""
     spec = source.spec
-    form = (VERSION, fingerprint(source.files), spec.format, sorted(spec.fields.items()), spec.answer_base)
-    form += (spec.step_tags, spec.sample_by, spec.max_rows)
+    written = (spec.format, sorted(spec.fields.items()), spec.answer_base, spec.step_tags, spec.sample_by)
+    form = (VERSION, fingerprint(source.files), written, spec.max_rows)
     return hashlib.sha256(repr(form).encode()).hexdigest()[:32]
 
 

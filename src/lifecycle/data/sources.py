@@ -9,8 +9,10 @@ from pathlib import Path
 from lifecycle.data.contamination import Index
 from lifecycle.data.decontamination import FOLDER
 from lifecycle.data.duplicates import REASON, duplicate_rows
-from lifecycle.data.files import resolve
+from lifecycle.data.files import File, resolve
+from lifecycle.data.generations import generation_of
 from lifecycle.data.near_duplicates import without_near_duplicates
+from lifecycle.data.plan import REPLAY
 from lifecycle.data.raw import RawDocuments
 from lifecycle.data.source import BadRows, HeldOut, Source
 from lifecycle.data.specs import SourceSpec
@@ -38,7 +40,7 @@ def open_sources(
             name=name,
             index=index,
             spec=spec,
-            files=resolve(spec, name=name, root=root, cache=cache),
+            files=_files(spec, name, root, cache),
             bad_rows=bad_rows,
             held_out=HeldOut.of(spec),
             evaluation=evaluation,
@@ -52,6 +54,18 @@ def open_sources(
     return without_near_duplicates(opened, cache=cache, processes=processes)
 
 
+def _files(spec: SourceSpec, name: str, root: str | None, cache: Path) -> tuple[File, ...]:
+    try:
+        return resolve(spec, name=name, root=root, cache=cache)
+    except UserError as fault:
+        if generation_of(name) is None or name == REPLAY:
+            raise
+        raise UserError(
+            f"{fault}. An ancestor of this run was trained on it: put it back, or name a source {REPLAY} "
+            f"(+data.sources.{REPLAY}.path=...), which stands in the place of all that ancestors were trained on"
+        ) from fault
+
+
 def held_out_source(source: Source, *, root: str | None, cache: Path) -> Source | None:
     """The validation side of a source: the same files for a hash share, others for a split or a file; None without."""
     spec = source.spec
@@ -62,9 +76,8 @@ def held_out_source(source: Source, *, root: str | None, cache: Path) -> Source 
         return replace(source, spec=once)
     assert isinstance(spec.validation, str)
     split = replace(once, max_rows=None, split=spec.validation, validation=None)
-    named = not spec.hub and not (isinstance(spec.path, dict) and spec.validation in spec.path)
-    if named:
-        split = replace(once, max_rows=None, hub=None, path=spec.validation, validation=None)
+    if spec.validation_file is not None:
+        split = replace(once, max_rows=None, path=spec.validation_file, validation=None)
     files = resolve(split, name=source.name, root=root, cache=cache)
     return replace(source, spec=split, files=files, held_out=None, left_out={})
 
