@@ -70,6 +70,13 @@ def test_every_generation_is_measured_and_those_that_are_chosen_are_replayed(
     assert [generation_of(name) for name in found] == [0, 1, 2, 2]
 
 
+def test_what_runs_that_are_gone_were_trained_on_is_still_measured(tmp_path: Path) -> None:
+    parent = three(tmp_path)
+    for number in (0, 1):
+        (tmp_path / f"outputs/run{number}/run.json").unlink()
+    assert weights(parent, "all") == {"replay.d": 1.0, "replay.1.c": 0.0, "replay.2.a": 0.0}
+
+
 def test_what_cannot_be_measured_or_is_measured_already_is_not_opened_for_nothing(tmp_path: Path) -> None:
     first = {"sources": {"a": source("a.jsonl"), "blind": source("b.jsonl", validation=None), "c": source("c.jsonl")}}
     parent = chain(tmp_path, first, {"sources": {"a": source("a.jsonl", 7, max_epochs=2)}})

@@ -16,7 +16,7 @@ from typing import Any
 
 from lifecycle.data.contamination import RULE, Decontaminate, EvaluationSet
 from lifecycle.data.files import place
-from lifecycle.data.generations import replay_name
+from lifecycle.data.generations import replay_name, replayed_later
 from lifecycle.data.levels import is_level
 from lifecycle.data.plan import REPLAY
 from lifecycle.data.specs import SourceSpec
@@ -44,6 +44,10 @@ def replayed_sources(parent: Parent, ancestors: Any, *, share: float) -> dict[st
             made = {**source, "weight": weight * source["weight"] / total}
             if made["weight"] or _can_be_measured(made, out.values()):
                 out[replay_name(generation, name)] = made
+    for name, source in runs[-1].lineage()["data"]["config"]["sources"].items():
+        # of runs whose folders are gone: the oldest that is there knows what it took over from them
+        if (older := replayed_later(name, len(runs))) and _can_be_measured(source, out.values()):
+            out[older] = {**source, "weight": 0.0}
     return out
 
 

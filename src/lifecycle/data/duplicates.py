@@ -3,7 +3,7 @@
     source -> texts -> 128-bit digests (kept on disk) -> ordinals of all but the first of equal ones
 
 Streams then drop by ordinal and share nothing: what is a duplicate does not depend on who reads which rows. A row takes
-24 bytes on disk, and about ten of memory while equal ones are found. A pass that was cut short goes on where it was.
+24 bytes on disk, and about six of memory while equal ones are found. A pass that was cut short goes on where it was.
 """
 
 from __future__ import annotations
@@ -58,10 +58,11 @@ def duplicate_rows(source: Source, *, cache: Path, processes: int) -> NDArray[np
 def repeated(rows: NDArray[np.int64], digests: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Those of `rows` (N,), ascending, whose digest (N, 2) came before. Both may be mapped: they are read in parts."""
     found = [np.zeros(0, np.int64)]
+    part_of = digests[:, 0].astype(np.uint8) % PARTS
     for part in range(PARTS):
-        mine = np.flatnonzero(digests[:, 0] % np.uint64(PARTS) == part)
+        mine = np.flatnonzero(part_of == part)
         high, low = digests[mine].T
-        order = np.lexsort((mine, low, high))
+        order = np.lexsort((low, high))  # stable: equal ones stay in the order of the rows
         high, low = high[order], low[order]
         again = (high[1:] == high[:-1]) & (low[1:] == low[:-1])
         found.append(rows[mine[order[1:][again]]])

@@ -9,7 +9,7 @@ import re
 
 from lifecycle.data.plan import REPLAY
 
-NAME = re.compile(rf"{REPLAY}(?:\.(?:(\d+)\.)?.+)?")
+NAME = re.compile(rf"{REPLAY}\.(?:(\d+)\.)?(.+)")
 NUMBERED = re.compile(r"\d+\.")
 
 
@@ -22,4 +22,11 @@ def replay_name(generation: int, name: str) -> str:
 def generation_of(name: str) -> int | None:
     """The generation whose mixture a replayed source is of; None for a source of the run's own mixture."""
     found = NAME.fullmatch(name)
-    return int(found[1] or 0) if found else None
+    return int(found[1] or 0) if found else 0 if name == REPLAY else None
+
+
+def replayed_later(name: str, generations: int) -> str | None:
+    """What the source that one run calls `name` is called in a run of so many generations later, where it is replayed
+    in both; None for a source of its own mixture."""
+    found = NAME.fullmatch(name)
+    return replay_name(int(found[1] or 0) + generations, found[2]) if found else None
