@@ -24,7 +24,7 @@ from lifecycle.data.filters import NearRules
 from lifecycle.data.generations import generation_of
 from lifecycle.data.judge import judge
 from lifecycle.data.kept_scan import alone, kept_scan
-from lifecycle.data.minhash import ALGORITHM, Signatures, repeated, signatures, similar_pairs
+from lifecycle.data.minhash import ALGORITHM, PAIRING, Signatures, repeated, signatures, similar_pairs
 from lifecycle.data.raw_row import RawRow
 from lifecycle.data.scan import refuse_remote
 from lifecycle.data.source import Source
@@ -90,7 +90,7 @@ def near_pairs(
         )
         for source, key in zip(sources, keys, strict=True)
     ]
-    form = hashlib.sha256("|".join([*keys, repr(rules.threshold)]).encode()).hexdigest()[:32]
+    form = hashlib.sha256("|".join([*keys, repr((PAIRING, rules.threshold))]).encode()).hexdigest()[:32]
     path = cache / "near_duplicates" / f"{form}.npy"
     with alone(path):
         if not path.exists():
