@@ -125,6 +125,12 @@ def test_a_checkpoint_is_named_by_its_step_or_as_the_best(stopped: Path, word: s
     assert lineage["path"] == str(stopped.resolve()) and lineage["step"] == step
 
 
+def test_a_checkpoint_has_the_base_of_the_positions_that_its_phase_had(stopped: Path) -> None:
+    saved = {"state_dict": {}, "global_step": 9, "stage": {"rope_theta": 5e4}}
+    CommittedCheckpointIO(async_save=False).save_checkpoint(saved, stopped / "checkpoints/step-00000009")
+    assert [find_parent(f"stopped@{step}").model.rope_theta for step in (8, 9)] == [LLAMA.rope_theta, 5e4]
+
+
 def test_a_checkpoint_that_is_not_there_is_answered_with_those_that_are(stopped: Path) -> None:
     for word in ("stopped@5", "stopped@last"):
         with pytest.raises(UserError, match=r"run outputs/stopped has stopped@4, stopped@8, stopped@best"):

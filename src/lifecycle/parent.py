@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lifecycle import config
 from lifecycle.checkpoint import list_committed, read_best, step_of
-from lifecycle.checkpoint.weights import load_weights
+from lifecycle.checkpoint.weights import load_stage, load_weights
 from lifecycle.data.cache import cache_folder
 from lifecycle.data.tokenizer import load as load_tokenizer
 from lifecycle.errors import UserError
@@ -61,6 +61,11 @@ class Parent:
     def weights(self) -> dict[str, Tensor]:
         """fp32, by our names; read from the files by every call. Errors: `UserError` where they do not fit."""
         return self.read()
+
+    @property
+    def domains(self) -> set[str]:
+        """Those that its run was measured on; none of a model from elsewhere."""
+        return set(filter(None, str(self.run.lineage().get("domain") or "").split(","))) if self.run else set()
 
     def lineage(self) -> dict[str, Any]:
         """For run.json: the parent and its own ancestors."""
@@ -192,10 +197,11 @@ def _from_checkpoint(run: RunFolder, which: str, name: str) -> Parent:
     sizes = DictConfig({"model": written["model"]})
     model: ModelConfig = config.build(sizes.model)
     path = steps[wanted]
+    theta = load_stage(path).get("rope_theta", model.rope_theta)  # a phase may have changed it on the way
     return Parent(
         folder=path,
         run=run,
-        model=model.with_vocab(load_tokenizer(str(tokenizer)).vocab_size),
+        model=replace(model.with_vocab(load_tokenizer(str(tokenizer)).vocab_size), rope_theta=theta),
         tokenizer=str(tokenizer.resolve()),
         name=str(run.path.resolve()),
         read=lambda: _stripped(load_weights(path)),
