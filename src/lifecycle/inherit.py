@@ -16,7 +16,7 @@ from omegaconf import DictConfig, open_dict
 
 from lifecycle import config
 from lifecycle.checkpoint import list_committed, step_of
-from lifecycle.checkpoint.weights import load_optimizer
+from lifecycle.checkpoint.weights import is_sharded, load_optimizer
 from lifecycle.data.plan import REPLAY
 from lifecycle.errors import UserError
 from lifecycle.model_job import is_model_job
@@ -57,20 +57,35 @@ def replay_share(cfg: DictConfig) -> float | None:
 
 
 def initial_optimizer(cfg: DictConfig, parent: Parent) -> dict[str, Any] | None:
-    """The state of the parent's optimizer after its last step, where `stage.optimizer_state` asks for it."""
+    """The state of the optimizer that made the parent's weights, where `stage.optimizer_state` asks for it."""
     if cfg.stage.get("optimizer_state") != "parent":
         return None
-    committed = list_committed(parent.run.checkpoints) if parent.run else []
-    chosen = parent.folder if step_of(parent.folder) is not None else committed[-1] if committed else None
+    state = load_optimizer(optimizer_checkpoint(parent))
+    if parent.grown_from is not None:
+        forget_rows(state, parent.grown_from)
+    return state
+
+
+def optimizer_checkpoint(parent: Parent) -> Path:
+    """The checkpoint whose optimizer made the parent's weights. Raises UserError without one, and for one in shards."""
+    chosen = parent.folder if step_of(parent.folder) is not None else _exported(parent.run)
     if chosen is None:
         raise UserError(
             f"stage.optimizer_state=parent, but {parent.name} has no checkpoint, and only a run's checkpoints hold an "
             "optimizer: type stage.optimizer_state=fresh"
         )
-    state = load_optimizer(chosen)
-    if parent.grown_from is not None:
-        forget_rows(state, parent.grown_from)
-    return state
+    if is_sharded(chosen):
+        raise UserError(
+            f"stage.optimizer_state=parent, but {chosen} was saved by hardware.strategy=fsdp, and the optimizer in its "
+            "shards cannot be taken over: type stage.optimizer_state=fresh"
+        )
+    return chosen
+
+
+def _exported(run: RunFolder | None) -> Path | None:
+    """The checkpoint that a run's exported weights are of: its last, or the one that a guard went back to."""
+    committed = {step_of(path) or 0: path for path in list_committed(run.checkpoints)} if run else {}
+    return committed.get(run.lineage().get("restored") or max(committed)) if run and committed else None
 
 
 def _rate(cfg: DictConfig, parent: Parent) -> float:

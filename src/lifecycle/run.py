@@ -53,7 +53,7 @@ def run(cfg: DictConfig) -> None:
     parent = extend_vocabulary(cfg, adopt_parent(cfg))
     inherit(cfg, parent)
     if cfg.dry_run:
-        dry_run(cfg)
+        dry_run(cfg, parent)
         return
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     on_model = is_model_job(cfg)
