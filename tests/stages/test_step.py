@@ -152,19 +152,23 @@ class Kept(pl.loggers.Logger):
         pass
 
 
-def train(made: Pretrain, steps: Sequence[list[TokenBatch]], folder: Path) -> dict[int, dict[str, float]]:
-    logger = Kept()
-    trainer = pl.Trainer(
+def trainer_of(steps: int, folder: Path, **more: Any) -> pl.Trainer:
+    return pl.Trainer(
         accelerator="cpu",
-        max_steps=len(steps),
+        max_steps=steps,
         max_epochs=-1,
-        logger=logger,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         limit_val_batches=0,
         default_root_dir=folder,
+        **more,
     )
+
+
+def train(made: Pretrain, steps: Sequence[list[TokenBatch]], folder: Path) -> dict[int, dict[str, float]]:
+    logger = Kept()
+    trainer = trainer_of(len(steps), folder, logger=logger)
     trainer.fit(made, Batches(steps))
     assert trainer.global_step == len(steps)
     return logger.rows
@@ -270,19 +274,19 @@ def test_a_run_that_is_told_to_stop_in_its_first_measurement_takes_no_step(tmp_p
 
     made = stage()
     made.validation_due = made.stop_asked = True
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=STEPS,
-        max_epochs=-1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        default_root_dir=tmp_path,
-    )
+    trainer = trainer_of(STEPS, tmp_path, logger=False)
     trainer.fit(made, Measured([whole(s) for s in range(STEPS)]))
     assert trainer.global_step == 0 and made.preempted and made.validation_due
+
+
+def test_a_guard_can_end_a_run_before_its_next_step(tmp_path: Path) -> None:
+    class Ends(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+            trainer.should_stop = trainer.global_step == 1
+
+    trainer = trainer_of(STEPS, tmp_path, logger=False, callbacks=[Ends()])
+    trainer.fit(stage(), Batches([whole(s) for s in range(STEPS)]))
+    assert trainer.global_step == 1
 
 
 def test_validation_sums_what_token_losses_give() -> None:

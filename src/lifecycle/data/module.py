@@ -192,11 +192,6 @@ class DataModule(pl.LightningDataModule):
 
     # -- replay
 
-    @property
-    def retained(self) -> list[str]:
-        """Domains of what is replayed, which the parent knew."""
-        return [d for d in self.held_out if any(s.domain == d and s.name in self.mix.replay for s in self.sources)]
-
     def replayed_rows(self, count: int) -> list[TokenBatch]:
         """`count` rows (fewer if there is less) of the replayed sources' training text, one a batch, the same on every
         rank and whatever was read before."""

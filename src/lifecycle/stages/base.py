@@ -47,7 +47,7 @@ class Stage(pl.LightningModule):
     """
 
     starts_from_parent = False
-    guard_actions: frozenset[str] = frozenset()
+    guard_actions: frozenset[str] = frozenset({"rate", "restore"})
 
     def __init__(
         self, *, model: ModelConfig, optimizer: AdamW | Muon, schedule: Schedule, skipping: Skipping, setup: Setup
@@ -66,6 +66,7 @@ class Stage(pl.LightningModule):
         self.validation_due = False
         self.rate_scale = 1.0  # what a guard has made of the rate
         self.restore: int | None = None  # the step whose checkpoint a guard ends the run with; 0: none was good
+        self.safe_at: int | None = None  # the last step that a guard may go back to
         self._measured: list[tuple[int, dict[str, float]]] = []
         self.best: tuple[float, int] | None = None
         self.improved_at: int | None = None
@@ -186,9 +187,10 @@ class Stage(pl.LightningModule):
         if self.preempted:
             self.trainer.should_stop = True
 
-    def on_train_batch_start(self, batch: StepBatch, batch_idx: int) -> None:
-        """What passed since the last step's hooks ended was waiting for data."""
+    def on_train_batch_start(self, batch: StepBatch, batch_idx: int) -> int | None:
+        """What passed since the last step's hooks ended was waiting for data; -1: a guard has ended the run."""
         self.meter.waited(time.perf_counter() - self._ready_at)
+        return -1 if self.trainer.should_stop else None
 
     def on_train_batch_end(self, outputs: Any, batch: StepBatch, batch_idx: int) -> None:
         """All hooks of the step are done, checkpoints too: from here on the run waits for its data."""

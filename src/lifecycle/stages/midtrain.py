@@ -69,7 +69,7 @@ class Midtrain(Stage):
     """
 
     starts_from_parent = True
-    guard_actions = frozenset({"replay", "rate", "restore"})
+    guard_actions = Stage.guard_actions | {"replay"}
 
     def __init__(
         self,
