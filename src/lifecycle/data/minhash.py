@@ -5,7 +5,7 @@ component with probability J, their Jaccard similarity (Broder 1997). Cut into b
 share a band with probability 1 - (1 - J^r)^b (Rajaraman & Ullman, Mining of Massive Datasets, section 3.4). Pairs that
 share one are then compared by whole signatures.
 
-Letters: N sets, K permutations, P pairs. Signatures may lie on disk: a band is one pass over them, and about 32 bytes
+Letters: N sets, K permutations, P pairs. Signatures may lie on disk: a band is one pass over them, and about 40 bytes
 a set are in memory.
 """
 

@@ -6,7 +6,7 @@ The order is that of the config's sources, then of their rows. What is replayed 
 only: it brings back what was trained on, and that a later mixture has it too is no reason to lose it.
 
 A source's signatures are made once and kept in the cache with 8 + 4 * permutations bytes a document (520 with 128), and
-a scan that was cut short goes on where it was; the pairs of a mixture need about 32 bytes a document of memory. Cost
+a scan that was cut short goes on where it was; the pairs of a mixture need about 40 bytes a document of memory. Cost
 grows linearly with the text.
 """
 
