@@ -21,7 +21,8 @@ class Stage(SimpleNamespace):
 
     def __init__(self) -> None:
         meter = SimpleNamespace(log=lambda *args: None, say=lambda line: None)
-        super().__init__(meter=meter, restore=None, safe_at=None, rate_scale=1.0, validation_due=False, found=[])
+        super().__init__(meter=meter, restore=None, safe_at=None, rate_scale=1.0, validation_due=False)
+        self.found: list[Any] = []
 
     def measured(self, step: int, perplexity: float) -> None:
         self.found.append((step, {"valid/old/perplexity": perplexity}))
