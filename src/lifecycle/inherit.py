@@ -10,6 +10,7 @@ All of it is written into the config before anything is built, so config.yaml sa
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, open_dict
@@ -23,6 +24,7 @@ from lifecycle.model_job import is_model_job
 from lifecycle.optim.carry import forget_rows
 from lifecycle.parent import Parent, finished_runs
 from lifecycle.replay import kept_out, replayed_sources
+from lifecycle.runfolder import RunFolder
 
 
 def inherit(cfg: DictConfig, parent: Parent | None) -> None:
