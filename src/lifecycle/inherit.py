@@ -97,4 +97,12 @@ def _rate(cfg: DictConfig, parent: Parent) -> float:
             f"stage.optimizer.lr is null, which means the parent's peak rate times stage.peak_ratio, but the rate of "
             f"{parent.name} is not known: type stage.optimizer.lr=... (1e-5 to 1e-4 is usual)"
         )
+    theirs, own = (str(stage["optimizer"]["_target_"]) for stage in ((parent.run.config() or {})["stage"], cfg.stage))
+    if theirs != own:
+        kind = theirs.rpartition(".")[2]
+        raise UserError(
+            f"stage.optimizer.lr is null, which means the parent's peak rate times stage.peak_ratio, but {parent.name} "
+            f"was trained with {kind}, whose rates mean nothing to {own.rpartition('.')[2]}: type "
+            f"optimizer={kind.lower()}, or stage.optimizer.lr=..."
+        )
     return float(peak) * float(cfg.stage.peak_ratio)
