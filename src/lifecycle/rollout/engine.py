@@ -27,7 +27,7 @@ from torch import distributed
 from lifecycle.batch import Rollout
 from lifecycle.errors import UserError
 from lifecycle.model import Cache, Decoder
-from lifecycle.rollout.call import Call, NewToken
+from lifecycle.rollout.call import Call, NewToken, OneAtATime
 from lifecycle.rollout.collect import Collected, best
 from lifecycle.rollout.decode import cache_dtype, compute_dtype, is_plain, prepare
 from lifecycle.rollout.sampling import Sampling
@@ -99,6 +99,10 @@ class Engine:
     ) -> None:
         if slots < 1 or prefill_chunk < 1:
             raise UserError(f"the engine has slots={slots}, prefill_chunk={prefill_chunk}; both must be 1 or more")
+        if deterministic and (compiled or graphs):
+            raise UserError(
+                "the engine's deterministic steps run eagerly: leave out compiled and graphs, or deterministic"
+            )
         self._model, self._slots, self._prefill_chunk, self._deterministic = model, slots, prefill_chunk, deterministic
         self._compiled, self._dtype = compiled, dtype
         self._device = model.embedding.weight.device
@@ -109,6 +113,7 @@ class Engine:
         self._prefill_model = model
         self._prepared_for: torch.dtype | None = None
         self._addresses: list[int] = []
+        self._alone = OneAtATime()
 
     def generate(
         self,
@@ -129,10 +134,11 @@ class Engine:
         Errors: `UserError` for prompts that are empty, too long or not of the vocabulary; `FloatingPointError` where
         logits are not finite.
         """
-        call = self._begin(prompts, sampling, seed, step, prompt_ids, tokenizer)
-        for new in self._run(call, watched=on_token is not None):
-            if on_token is not None:
-                on_token(new.prompt, new.sample, new.token)
+        with self._alone:
+            call = self._begin(prompts, sampling, seed, step, prompt_ids, tokenizer)
+            for new in self._run(call, watched=on_token is not None):
+                if on_token is not None:
+                    on_token(new.prompt, new.sample, new.token)
         rollout = call.out.rollout(
             [prompt for prompt in prompts for _ in range(sampling.drawn)],
             samples=sampling.drawn,
@@ -153,8 +159,10 @@ class Engine:
         tokenizer: Decoding | None = None,
         prompt_ids: Sequence[int] | None = None,
     ) -> Iterator[NewToken]:
-        """The tokens of all completions, those of one decode step after another."""
-        yield from self._run(self._begin(prompts, sampling, seed, step, prompt_ids, tokenizer), watched=True)
+        """The tokens of all completions, those of one decode step after another. Until the last is read, or the
+        stream is closed, the engine takes no other call."""
+        with self._alone:
+            yield from self._run(self._begin(prompts, sampling, seed, step, prompt_ids, tokenizer), watched=True)
 
     # -- a call
 
