@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lifecycle.errors import UserError
 
+CONFIG, GENERATION = "config.json", "generation_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 FUSED = "gate_up_proj"  # the name under which transformers holds two matrices of all experts in memory
