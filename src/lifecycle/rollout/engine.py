@@ -18,7 +18,7 @@ Shapes: N sequences, R rows decoded, B lines of a prefill, T positions or most n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 
 import torch
@@ -101,7 +101,7 @@ class Engine:
             raise UserError(f"the engine has slots={slots}, prefill_chunk={prefill_chunk}; both must be 1 or more")
         if deterministic and (compiled or graphs):
             raise UserError(
-                "the engine's deterministic steps run eagerly: leave out compiled and graphs, or deterministic"
+                "deterministic steps run eagerly: leave out compiled, graphs (hardware.compile=false) or deterministic"
             )
         self._model, self._slots, self._prefill_chunk, self._deterministic = model, slots, prefill_chunk, deterministic
         self._compiled, self._dtype = compiled, dtype
@@ -158,7 +158,7 @@ class Engine:
         step: int = 0,
         tokenizer: Decoding | None = None,
         prompt_ids: Sequence[int] | None = None,
-    ) -> Iterator[NewToken]:
+    ) -> Generator[NewToken, None, None]:
         """The tokens of all completions, those of one decode step after another. Until the last is read, or the
         stream is closed, the engine takes no other call."""
         with self._alone:

@@ -64,14 +64,14 @@ def test_a_chat_model_stops_at_the_end_of_its_turn_in_transformers(tmp_path: Pat
     model, end = build(replace(LLAMA, vocab_size=320, tied_head=False), seed=1), tokenizer.end_ids[1]
     with torch.no_grad():  # every hidden state is the same, and the head answers it with the end of the turn
         model.embedding.weight.fill_(1.0)
-        for block in model.blocks:
-            block.attention.o_proj.weight.zero_()
-            block.ffn.down_proj.weight.zero_()
+        for name, weight in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight.zero_()
         model.head_weight.zero_()[end] = 1.0
     export(model, tmp_path, tokenizer=tokenizer)
     other, words = theirs(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     assert other.generation_config.eos_token_id == list(tokenizer.end_ids)
-    asked = words.apply_chat_template(
+    asked: Any = words.apply_chat_template(
         [{"role": "user", "content": "what?"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
     answer = other.generate(**asked, max_new_tokens=8, do_sample=False)[0, asked["input_ids"].shape[1] :]
