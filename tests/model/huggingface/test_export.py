@@ -210,7 +210,22 @@ def test_the_card_tells_what_the_model_was_trained_on_stage_by_stage(tmp_path: P
     assert "apply_chat_template" in (tmp_path / "README.md").read_text()
 
 
-def test_a_soft_cap_that_their_class_leaves_out_is_said_and_comes_back(tmp_path: Path) -> None:
-    export(made(replace(LLAMA, logit_softcap=30.0)), tmp_path)
-    assert "30.0 tanh(logits / 30.0)" in (tmp_path / "README.md").read_text()
-    assert load_pretrained(tmp_path)[0].logit_softcap == 30.0
+def test_a_soft_cap_that_their_class_leaves_out_comes_back_and_the_card_says_how(tmp_path: Path) -> None:
+    model = made(replace(LLAMA, logit_softcap=3.0))
+    export(model, tmp_path)
+    assert load_pretrained(tmp_path)[0].logit_softcap == 3.0
+    code = (tmp_path / "README.md").read_text().split("```python\n")[1].split("\n")[0]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    inputs = {"input_ids": IDS[:1], "attention_mask": torch.ones_like(IDS[:1])}
+    other, ours = theirs(tmp_path), our_logits(model)[:1, -1].detach()
+    assert not torch.allclose(other(**inputs).logits[:, -1].detach(), ours, rtol=0.1)
+    found = other.generate(
+        **inputs,
+        max_new_tokens=1,
+        do_sample=False,
+        logits_processor=names["cap"],
+        output_scores=True,
+        return_dict_in_generate=True,
+    )
+    torch.testing.assert_close(found.scores[0], ours, rtol=1e-4, atol=1e-4)
