@@ -14,9 +14,10 @@ from tests.rollout.vllm_stand_in import stand_in
 from lifecycle import config
 from lifecycle.data.tokenizer import train_bpe
 from lifecycle.errors import UserError
-from lifecycle.model import ModelConfig, build
+from lifecycle.model import Decoder, ModelConfig, build
 from lifecycle.model.huggingface import export
 from lifecycle.parent import find_parent
+from lifecycle.rollout import Engine
 from lifecycle.run import run
 
 TOKENIZER = train_bpe(["def return the value of it " * 5] * 20, vocab_size=320, digits=1)
@@ -209,6 +210,21 @@ def test_a_model_that_vllm_cannot_read_as_it_lies_is_exported_for_it(
     monkeypatch.setattr("lifecycle.parent.find_parent", lambda name: as_gguf)
     generate("init_from=theirs", "stage.prompt=return the", "stage.engine=vllm")
     assert read == [True] and not Path(module.settings["model"]).exists()
+
+
+def test_the_engine_is_as_hardware_and_stage_say(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, Any]] = []
+
+    class Watched(Engine):
+        def __init__(self, model: Decoder, **settings: Any) -> None:
+            made.append(settings)
+            super().__init__(model, **settings | {"compiled": False})  # it takes a minute
+
+    monkeypatch.setattr("lifecycle.rollout.job.Engine", Watched)
+    for words in ([], ["hardware.compile=true", "stage.slots=3", "stage.prefill_chunk=5"]):
+        generate("stage.prompt=return the", *words)
+    wanted = [(False, 16, 1024), (True, 3, 5)]
+    assert [(s["compiled"], s["slots"], s["prefill_chunk"]) for s in made] == wanted
 
 
 def test_what_an_engine_would_leave_aside_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
