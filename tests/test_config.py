@@ -48,6 +48,31 @@ def test_debug_makes_any_stage_small(stage: str) -> None:
     assert cfg.model.width <= 64
 
 
+EXAMINED = {
+    "GBaker/MedQA-USMLE-4-options",
+    "openlifescienceai/medmcqa",
+    "qiaojin/PubMedQA",
+    "openai/gsm8k",
+    "DigitalLearningGmbH/MATH-lighteval",
+}
+"""Data sets with splits that models are evaluated on."""
+
+
+@pytest.mark.parametrize("data", usage.choices(CONF, "data"))
+def test_a_mixture_keeps_out_the_evaluation_splits_of_what_it_trains_on(data: str) -> None:
+    cfg = config.compose([f"data={data}"])
+    trained = {source.get("hub") for source in cfg.data.sources.values()} & EXAMINED
+    sets = cfg.data.decontaminate.sets.values() if cfg.data.decontaminate else []
+    assert trained <= {one.hub for one in sets}
+
+
+@pytest.mark.parametrize("data", ["reasoning", "midtrain/reasoning_heavy"])
+def test_traces_of_reasoning_are_mid_trained_in_long_rows(data: str) -> None:
+    assert config.compose(["stage=midtrain", f"data={data}"]).stage.sequence_length == 4096
+    typed = config.compose(["stage=midtrain", f"data={data}", "stage.sequence_length=2048"])
+    assert typed.stage.sequence_length == 2048
+
+
 def test_defaults_are_those_that_the_interfaces_name() -> None:
     cfg = config.compose()
     choices = {"stage", "model", "data"}

@@ -38,7 +38,7 @@ def told(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, float]:
             *words,
         ]
     )
-    dry_run(cfg)
+    dry_run(cfg, None)
     lines = [re.split(r"\s{2,}|[│|]", line.strip()) for line in capsys.readouterr().out.splitlines()]
     return {
         cells[0].strip(): float(found[0])

@@ -57,6 +57,7 @@ def of(
     micro_rows: int = 16,
     device: str = "a100",
     free_disk: float | None = None,
+    kept_copies: int = 0,
 ) -> Estimate:
     return estimate(
         model,
@@ -72,6 +73,7 @@ def of(
         keep_last=3,
         checkpoint_every_steps=30,
         free_disk=free_disk,
+        kept_copies=kept_copies,
     )
 
 
@@ -94,6 +96,13 @@ def test_weights_gradients_and_optimizer_are_sixteen_bytes_a_parameter() -> None
     memory = of().memory
     assert memory.weights + memory.gradients + memory.optimizer == 16 * MODEL.parameters()
     assert memory.compute_copies == 2 * MODEL.parameters()
+
+
+def test_copies_of_the_weights_are_in_memory_and_in_every_checkpoint() -> None:
+    without, springs = of(), of(kept_copies=2)
+    assert springs.memory.total - without.memory.total == 8 * MODEL.parameters()
+    assert springs.disk.checkpoint - without.disk.checkpoint == 8 * MODEL.parameters()
+    assert "copies of weights that the stage keeps" in plain(springs) and "stage keeps" not in plain(without)
 
 
 def test_sharding_divides_the_state_but_not_the_activations() -> None:
@@ -123,7 +132,7 @@ def test_activations_are_what_autograd_saves(precision: Literal["fp32", "bf16"])
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), bf16:
         network(torch.zeros_like(positions), positions, None)
     memory, _ = memory_of(
-        small, rows=rows, length=length, precision=precision, states=2, shards=1, chunk=1,
+        small, rows=rows, length=length, precision=precision, states=2, kept=0, shards=1, chunk=1,
         checkpointing=False, compiled=False, workspace=0,
     )  # fmt: skip
     assert memory.activations == pytest.approx(sum(saved.values()), rel=0.15)

@@ -91,6 +91,12 @@ def test_rows_get_fewer_as_they_get_longer_and_tokens_stay() -> None:
     assert line.tokens_by_length() == {64: 5 * 1024, 512: 4 * 1024}
 
 
+def test_the_base_of_the_positions_stays_until_a_line_changes_it() -> None:
+    lines: list[dict[str, Any]] = [{"at_steps": 0}, {"at_steps": 3, "rope_theta": 5e4}, {"at_steps": 6, "rate": 0.5}]
+    line = run(*lines, max_steps=9)
+    assert [line.rope_theta(step) for step in (0, 2, 3, 6, 8)] == [None, None, 5e4, 5e4, 5e4]
+
+
 @pytest.mark.parametrize("unit", ["at_steps", "at_tokens", "at_fraction"])
 def test_the_three_units_mean_the_same(unit: str) -> None:
     begins = {"at_steps": (0, 10), "at_tokens": (0, 10 * 256), "at_fraction": (0, 0.25)}[unit]

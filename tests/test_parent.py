@@ -11,9 +11,10 @@ import torch
 from tests.model.huggingface.families import CONFIGS, DEEPSEEK, LLAMA, made
 from tests.model.huggingface.test_gguf import head_of, tensors_of, write_gguf
 
-from lifecycle import config, parent
+from lifecycle import config, inherit, parent
 from lifecycle.checkpoint import CommittedCheckpointIO, mark_best
 from lifecycle.errors import UserError
+from lifecycle.inherit import optimizer_checkpoint
 from lifecycle.model import ModelConfig
 from lifecycle.model.huggingface import export
 from lifecycle.parent import adopt_parent, find_parent, history
@@ -142,6 +143,20 @@ def test_a_checkpoint_is_named_by_its_step_or_as_the_best(stopped: Path, word: s
     assert all(torch.equal(found.weights[name], value) for name, value in wanted.items())
     lineage = found.lineage()["parent"]
     assert lineage["path"] == str(stopped.resolve()) and lineage["step"] == step
+
+
+def test_a_checkpoint_has_the_base_of_the_positions_that_its_phase_had(stopped: Path) -> None:
+    saved = {"state_dict": {}, "global_step": 9, "stage": {"rope_theta": 5e4}}
+    CommittedCheckpointIO(async_save=False).save_checkpoint(saved, stopped / "checkpoints/step-00000009")
+    assert [find_parent(f"stopped@{step}").model.rope_theta for step in (8, 9)] == [LLAMA.rope_theta, 5e4]
+
+
+def test_an_optimizer_in_shards_is_refused_with_what_to_type(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = find_parent("stopped@4")
+    assert optimizer_checkpoint(found) == found.folder
+    monkeypatch.setattr(inherit, "is_sharded", lambda path: True)
+    with pytest.raises(UserError, match=r"saved by hardware.strategy=fsdp.*type stage.optimizer_state=fresh"):
+        optimizer_checkpoint(found)
 
 
 def test_a_checkpoint_that_is_not_there_is_answered_with_those_that_are(stopped: Path) -> None:

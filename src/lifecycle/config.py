@@ -21,6 +21,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lifecycle import usage
+from lifecycle.between import faults_between
 from lifecycle.command import compose, conf_dir, hydra_main, overrides
 from lifecycle.errors import UserError
 from lifecycle.length import Limits
@@ -121,7 +122,7 @@ def check(cfg: DictConfig) -> None:
     for group in GROUPS:
         if isinstance(plain.get(group), Mapping):
             _check_group(group, plain[group], walk)
-    _check_guard(plain, walk)
+    walk.faults += faults_between(plain, guard_actions=_guard_actions(plain.get("stage"), walk))
     faults = [fault for fault in dict.fromkeys(walk.faults) if not fault.startswith(tuple(unread))]
     if faults:
         lines = "\n".join(f"  - {fault}" for fault in faults)
@@ -159,19 +160,12 @@ def _check_group(group: str, node: Mapping[str, Any], walk: Walk) -> None:
         walk.arguments(target, node, (group,), supplied=supplied, aside=aside)
 
 
-def _check_guard(plain: Mapping[str, Any], walk: Walk) -> None:
-    """Refuse an action of the guard that the stage cannot take."""
-    stage, guard = plain.get("stage"), plain.get("guard")
-    if not isinstance(stage, Mapping) or not isinstance(guard, Mapping) or not isinstance(guard.get("actions"), list):
-        return
-    able: frozenset[str] = getattr(walk.locate(stage.get("_target_", ""), ("stage",)), "guard_actions", frozenset())
-    unable = [str(action) for action in guard["actions"] if action not in able]
-    if unable:
-        takes = ", ".join(sorted(able)) or "none"
-        walk.faults.append(
-            f"guard.actions has {', '.join(unable)}, which this stage cannot take (it takes {takes}): type "
-            f"guard.actions=[{','.join(a for a in guard['actions'] if a in able)}]"
-        )
+def _guard_actions(stage: Any, walk: Walk) -> frozenset[str]:
+    """What a forgetting guard may do in a run of this stage; a job takes none."""
+    if not isinstance(stage, Mapping) or "_target_" not in stage:
+        return frozenset()
+    able: frozenset[str] = getattr(walk.locate(stage["_target_"], ("stage",)), "guard_actions", frozenset())
+    return able
 
 
 def _resolve(cfg: DictConfig, at: Place, walk: Walk) -> dict[str, Any]:

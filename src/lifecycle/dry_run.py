@@ -14,20 +14,25 @@ from lifecycle import config, curriculum_table, estimate, estimate_table
 from lifecycle.data.cache import cache_folder
 from lifecycle.data.level_survey import LevelSize, survey_levels
 from lifecycle.data.loader import micro_batch_rows
-from lifecycle.data.plan import BatchPlan, mixture, phases_of
+from lifecycle.data.plan import BatchPlan, largest, mixture, phases_of
 from lifecycle.data.survey import SourceSize, known_tokenizer, survey
 from lifecycle.data.tokenizer import Tokenizer
 from lifecycle.errors import UserError
 from lifecycle.hardware import Hardware, device_name, probe
-from lifecycle.inherit import replay_share
+from lifecycle.inherit import optimizer_checkpoint, replay_share
 from lifecycle.length import Limits, Timeline
 from lifecycle.model import ModelConfig
+from lifecycle.parent import Parent
+
+EWC_COPIES = 2  # of the weights: the parent's, and how stiff the spring of each is
 
 
-def dry_run(cfg: DictConfig) -> None:
+def dry_run(cfg: DictConfig, parent: Parent | None) -> None:
     """Print parameters, FLOPs, memory, tokens and epochs by source, steps, hours and disk of the run that `cfg` is."""
     if config.is_job(cfg):
         raise UserError("dry_run=true is for stages that train; this stage is a job, which is cheap: run it without")
+    if parent is not None and cfg.stage.get("optimizer_state") == "parent":
+        optimizer_checkpoint(parent)  # refuses what the run would
     limits: Limits = config.build_limits(cfg.stage)
     hardware: Hardware = config.build(cfg.hardware)
     arguments = config.arguments(cfg.data)
@@ -35,8 +40,7 @@ def dry_run(cfg: DictConfig) -> None:
     sizes = survey(arguments["sources"], tokenizer=tokenizer, root=arguments["root"], cache=cache_folder())
     model = _model(cfg, tokenizer.vocab_size if tokenizer else getattr(arguments["tokenizer"], "vocab_size", None))
     mix = mixture({name: spec.weight for name, spec in arguments["sources"].items()}, replay_share(cfg))
-    means = mix.mean()
-    epoch_source = arguments["epoch_source"] or max(means, key=lambda n: means[n])
+    epoch_source = arguments["epoch_source"] or largest(mix)
 
     def planned(line: Timeline) -> dict[str, float]:
         return BatchPlan.of(mix, phases_of(line.segments), line.steps).planned(line.steps)
@@ -61,8 +65,9 @@ def dry_run(cfg: DictConfig) -> None:
         world_size=devices,
         sharded=hardware.strategy == "fsdp",
         keep_last=cfg.checkpoint.keep_last,
-        milestones=len(cfg.checkpoint.milestones),
+        milestones=len(cfg.checkpoint.milestones) + ("restore" in cfg.guard.actions),
         checkpoint_every_steps=cfg.checkpoint.every_steps,
+        kept_copies=EWC_COPIES if cfg.stage.get("ewc") is not None else 0,
         free_disk=shutil.disk_usage(_existing(Path.cwd())).free,
         **_device(hardware),
     )

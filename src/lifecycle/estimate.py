@@ -106,6 +106,7 @@ def estimate(
     sharded: bool,
     precision: Literal["fp32", "bf16"] = "bf16",
     optimizer_states_per_param: int = 2,
+    kept_copies: int = 0,
     logits_chunk_tokens: int = 1024,
     device_name: str = "",
     peak_flops: float | None = None,
@@ -118,7 +119,8 @@ def estimate(
     """Count everything; start nothing. `tokens_per_step` is global; `micro_rows` is of one device.
 
     `device_name` (torch's, or the name of the hardware config) is looked up for peak and memory where `peak_flops`
-    (FLOP/s of one device), `hardware.peak_tflops` and `device_memory` (bytes) do not say them.
+    (FLOP/s of one device), `hardware.peak_tflops` and `device_memory` (bytes) do not say them. `kept_copies` of the
+    weights are in memory and in every checkpoint.
     """
     entry = find_device(device_name)
     peak = peak_flops if peak_flops is not None else hardware.peak(device_name, precision)
@@ -130,6 +132,7 @@ def estimate(
         length=sequence_length,
         precision=precision,
         states=optimizer_states_per_param,
+        kept=kept_copies,
         shards=world_size if sharded else 1,
         chunk=logits_chunk_tokens,
         checkpointing=hardware.activation_checkpointing,
@@ -159,7 +162,9 @@ def estimate(
         rows_that_fit=None if room is None else max(0, int((room - memory.state - memory.logits) // per_row)),
         sources=_sources(sources, tokens),
         hours=None if peak is None else {m: work / (peak * world_size * m) / 3600 for m in MFU_ROWS},
-        disk=_disk(model, optimizer_states_per_param, keep_last, milestones, steps, checkpoint_every_steps),
+        disk=_disk(
+            model, optimizer_states_per_param + kept_copies, keep_last, milestones, steps, checkpoint_every_steps
+        ),
         free_disk=free_disk,
     )
 

@@ -61,11 +61,13 @@ class ModelLike(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes on one device, by part. `checkpointed`: what the activations are with hardware.activation_checkpointing."""
+    """Bytes on one device, by part. `kept_copies`: of the whole weights, beside them. `checkpointed`: what the
+    activations are with hardware.activation_checkpointing."""
 
     weights: float
     gradients: float
     optimizer: float
+    kept_copies: float
     compute_copies: float
     activations: float
     checkpointed: float
@@ -82,7 +84,8 @@ class Memory:
     @property
     def state(self) -> float:
         """What does not grow with the micro-batch."""
-        return self.weights + self.gradients + self.optimizer + self.compute_copies + self.workspace
+        copies = self.kept_copies + self.compute_copies
+        return self.weights + self.gradients + self.optimizer + copies + self.workspace
 
 
 def memory_of(
@@ -92,13 +95,14 @@ def memory_of(
     length: int,
     precision: str,
     states: int,
+    kept: int,
     shards: int,
     chunk: int,
     checkpointing: bool,
     compiled: bool,
     workspace: float,
 ) -> tuple[Memory, float]:
-    """Memory of the chosen batch, and the activation bytes of one row more."""
+    """Memory of the chosen batch, and the activation bytes of one row more. `kept`: copies of the weights."""
     count, vocab = model.parameters(), model.vocab_size or 0
     size = BF16 if precision == "bf16" else FP32
     residual, inner = (2 if compiled else 4) * model.width * FP32, _inner_elements(model, compiled) * size
@@ -115,6 +119,7 @@ def memory_of(
         weights=FP32 * count / shards,
         gradients=FP32 * count / shards,
         optimizer=FP32 * states * count / shards,
+        kept_copies=FP32 * kept * count,
         compute_copies=copies,
         activations=full,
         checkpointed=saved,

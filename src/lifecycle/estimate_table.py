@@ -127,6 +127,8 @@ def _memory(e: Estimate) -> Table:
     sheet.add_row("weights (fp32)", _number(memory.weights))
     sheet.add_row("gradients (fp32)", _number(memory.gradients))
     sheet.add_row("optimizer state (fp32)", _number(memory.optimizer))
+    if memory.kept_copies:
+        sheet.add_row("copies of weights that the stage keeps", _number(memory.kept_copies))
     sheet.add_row("copies of weights to compute with", _number(memory.compute_copies))
     used = {True: memory.checkpointed, False: memory.activations}
     sheet.add_row(

@@ -20,6 +20,7 @@ from lifecycle.checkpoint.weights import load_weights
 from lifecycle.data.baselines import baselines
 from lifecycle.data.decontamination import put_in_order
 from lifecycle.data.module import DataModule
+from lifecycle.errors import UserError
 from lifecycle.model import Decoder
 from lifecycle.model.huggingface import export
 from lifecycle.parent import history
@@ -64,6 +65,7 @@ def finish(
     )
     if not finished:
         return
+    stage.enter((stage.restore or stage.global_step) - 1)  # the phase of the restored step may have another base
     with torch.device("meta"):
         model = Decoder(stage.config)
     model.load_state_dict(weights, assign=True)
@@ -86,7 +88,13 @@ def finish(
 
 def restored_weights(folder: RunFolder, stage: Stage) -> dict[str, Tensor]:
     """Those of the checkpoint that a guard ended the run with, on every rank."""
-    path = next(path for path in list_committed(folder.checkpoints) if step_of(path) == stage.restore)
+    path = next((path for path in list_committed(folder.checkpoints) if step_of(path) == stage.restore), None)
+    if path is None:
+        raise UserError(
+            f"the guard ended the run {folder.path} with the checkpoint of step {stage.restore}, which is not in "
+            f"{folder.checkpoints} any more: put it back and start the same command again, or take another checkpoint "
+            f"(init_from={folder.path.name}@STEP)"
+        )
     return {name.removeprefix("model."): value.float() for name, value in load_weights(path).items()}
 
 

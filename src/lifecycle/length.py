@@ -20,12 +20,12 @@ UNITS = ("at_steps", "at_tokens", "at_fraction")
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseSpec:
-    """One line of `stage.phases`: what holds from a point of the run on. None keeps the stage's own value.
+    """One line of `stage.phases`: what holds from a point of the run on. None is the stage's own value.
 
     at_steps, at_tokens, at_fraction: where it begins; exactly one of the three, the same in all lines, the first at 0.
     sequence_length: positions of a row. rows: of a step; None: as many as fill global_batch_tokens. rate: what the
     learning rate is multiplied with. weights: of the sources, those not named get none. rope_theta: the base of the
-    rotary positions; longer rows want a larger one.
+    rotary positions, which stays (None: that of the line before); longer rows want a larger one.
     """
 
     at_steps: int | None = None
@@ -90,6 +90,11 @@ class Timeline:
     def rate(self, step: int) -> float:
         """What the learning rate of `step` is multiplied with."""
         return self.at(step).rate
+
+    def rope_theta(self, step: int) -> float | None:
+        """The base of the rotary positions that the phases up to `step` have set; None for the model's own."""
+        named = [s.rope_theta for s in self.segments if s.step <= step and s.rope_theta is not None]
+        return named[-1] if named else None
 
     def tokens(self, steps: int | None = None) -> int:
         """Positions of the first `steps` steps; None: of all."""

@@ -17,7 +17,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from lifecycle import config
 from lifecycle.checkpoint import list_committed, read_best, step_of
-from lifecycle.checkpoint.weights import load_weights
+from lifecycle.checkpoint.weights import load_stage, load_weights
 from lifecycle.data.cache import cache_folder
 from lifecycle.data.tokenizer import load as load_tokenizer
 from lifecycle.errors import UserError
@@ -71,6 +71,11 @@ class Parent:
         found = next((place / GENERATION for place in places if (place / GENERATION).is_file()), None)
         return json.loads(found.read_text(encoding="utf-8")) if found else {}
 
+    @property
+    def domains(self) -> set[str]:
+        """Those that its run was measured on; none of a model from elsewhere."""
+        return set(filter(None, str(self.run.lineage().get("domain") or "").split(","))) if self.run else set()
+
     def lineage(self) -> dict[str, Any]:
         """For run.json: the parent and its own ancestors."""
         before = self.run.lineage() if self.run else {}
@@ -79,7 +84,7 @@ class Parent:
         if step_of(self.folder) is not None:
             parent["step"] = step_of(self.folder)
         ancestors = [*before.get("ancestors", []), *([before["parent"]] if before.get("parent") else [])]
-        return {"parent": parent, "ancestors": ancestors}
+        return {"parent": _with_data(parent), "ancestors": [_with_data(one) for one in ancestors]}
 
 
 def adopt_parent(cfg: DictConfig) -> Parent | None:
@@ -147,6 +152,12 @@ def history(folder: RunFolder) -> list[Mapping[str, Any]]:
     return [*(RunFolder(Path(entry["path"])).lineage() or entry for entry in before), lineage]
 
 
+def _with_data(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of the lineage with the fingerprint of the data that made it, where that is known."""
+    data = RunFolder(Path(entry["path"])).lineage().get("data", {})
+    return {**({"data_fingerprint": data["fingerprint"]} if "fingerprint" in data else {}), **entry}
+
+
 def _from_files(place: Path, run: RunFolder | None = None) -> Parent:
     """A Hugging Face folder, or GGUF."""
     file = gguf_file(place)
@@ -206,10 +217,11 @@ def _from_checkpoint(run: RunFolder, which: str, name: str) -> Parent:
     sizes = DictConfig({"model": written["model"]})
     model: ModelConfig = config.build(sizes.model)
     path = steps[wanted]
+    theta = load_stage(path).get("rope_theta", model.rope_theta)  # a phase may have changed it on the way
     return Parent(
         folder=path,
         run=run,
-        model=model.with_vocab(load_tokenizer(str(tokenizer)).vocab_size),
+        model=replace(model.with_vocab(load_tokenizer(str(tokenizer)).vocab_size), rope_theta=theta),
         tokenizer=str(tokenizer.resolve()),
         name=str(run.path.resolve()),
         read=lambda: _stripped(load_weights(path)),

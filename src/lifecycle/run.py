@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -27,6 +28,7 @@ from lifecycle.data.plan import phases_of
 from lifecycle.dry_run import dry_run
 from lifecycle.errors import DISK_FULL, UserError
 from lifecycle.finish import finish
+from lifecycle.guarded import check_guard, guards
 from lifecycle.hardware import Hardware
 from lifecycle.inherit import inherit, initial_optimizer, replay_share
 from lifecycle.length import Limits, Timeline
@@ -37,7 +39,6 @@ from lifecycle.parent import Parent, adopt_parent
 from lifecycle.parent_loss import ParentLoss
 from lifecycle.ranks import end_with_rank_0, leave, rank
 from lifecycle.record import begin, finished, record_end, stage_name
-from lifecycle.root import Guard
 from lifecycle.runfolder import RunFolder, origin
 from lifecycle.stages.base import Stage
 from lifecycle.stages.setup import Setup
@@ -52,8 +53,9 @@ def run(cfg: DictConfig) -> None:
     config.check(cfg)
     parent = extend_vocabulary(cfg, adopt_parent(cfg))
     inherit(cfg, parent)
+    check_guard(cfg, parent)
     if cfg.dry_run:
-        dry_run(cfg)
+        dry_run(cfg, parent)
         return
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     on_model = is_model_job(cfg)
@@ -97,7 +99,8 @@ def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
     setup = _setup(cfg, timeline, hardware, start, data, parent)
     stage: Stage = config.build(cfg.stage, without=Limits, model=model, setup=setup)
     metrics = CsvLogger(folder=folder.path)
-    trainer = _trainer(cfg, folder, hardware, start, steps, metrics, data)
+    watching = guards(cfg, folder.path, data, parent)
+    trainer = _trainer(cfg, folder, hardware, start, steps, metrics, watching)
     if rank() == 0:
         begin(cfg, folder, start, stage, data, parent)
         metrics.cut(start.step)
@@ -107,7 +110,7 @@ def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
         folder,
         stage,
         data,
-        finished=stage.global_step >= steps or bool(stage.restore),
+        finished=stage.global_step >= steps if stage.restore is None else stage.restore > 0,
         export_dtype=cfg.export.dtype,
         shard_gb=cfg.export.shard_gb,
         generation=generation,
@@ -128,7 +131,7 @@ def _model(cfg: DictConfig, limits: Limits) -> ModelConfig:
     if limits.sequence_length > model.max_positions:
         raise UserError(
             f"stage.sequence_length is {limits.sequence_length}, more than model.max_positions={model.max_positions}: "
-            "shorten the rows, or choose a model with more positions"
+            f"shorten the rows (stage.sequence_length={model.max_positions}), or choose a model with more positions"
         )
     return model
 
@@ -140,16 +143,15 @@ def _trainer(
     start: Start,
     steps: int,
     metrics: CsvLogger,
-    data: DataModule,
+    watching: Sequence[ForgettingGuard],
 ) -> Trainer:
-    guards = [ForgettingGuard(Guard(**cfg.guard), folder=folder.path, retained=data.retained)] if data.retained else []
     return build_trainer(
         hardware,
         start.choice,
         total_steps=steps,
         callbacks=[
             *config.build(cfg.callbacks, folder=folder.path),
-            *guards,
+            *watching,
             SaveOnEvents(folder=folder.checkpoints, every_steps=cfg.checkpoint.every_steps),
             periodic(folder.checkpoints, cfg.checkpoint.every_steps),
         ],

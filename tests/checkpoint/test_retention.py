@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lifecycle.checkpoint import CommittedCheckpointIO, keep, list_committed, mark_best, read_best
+from lifecycle.checkpoint import CommittedCheckpointIO, keep, list_committed, mark_best, mark_safe, read_best
 from lifecycle.errors import UserError
 
 
@@ -18,14 +18,14 @@ def save(writer: CommittedCheckpointIO, folder: Path, step: int) -> None:
 
 
 def test_the_last_k_the_best_and_the_milestones_stay() -> None:
-    assert keep([50, 10, 20, 30, 40], keep_last=2, best=20, milestones=[10, 15]) == {10, 20, 40, 50}
-    assert keep([10], keep_last=3, best=None, milestones=[]) == {10}
-    assert keep([], keep_last=1, best=5, milestones=[6]) == set()
+    assert keep([50, 10, 20, 30, 40], keep_last=2, marked=[20], milestones=[10, 15]) == {10, 20, 40, 50}
+    assert keep([10], keep_last=3, marked=[None], milestones=[]) == {10}
+    assert keep([], keep_last=1, marked=[5], milestones=[6]) == set()
 
 
 def test_keeping_none_is_refused() -> None:
     with pytest.raises(UserError, match="checkpoint.keep_last is 0"):
-        keep([1], keep_last=0, best=None, milestones=[])
+        keep([1], keep_last=0, marked=[None], milestones=[])
 
 
 def test_each_commit_prunes(tmp_path: Path) -> None:
@@ -50,6 +50,22 @@ def test_the_old_best_stays_until_the_new_best_is_committed(tmp_path: Path) -> N
     mark_best(tmp_path, 4, 1.0)  # again after a crash
     save(writer, tmp_path, 4)
     assert steps(tmp_path) == [4]
+
+
+def test_what_a_guard_may_go_back_to_stays_until_there_is_a_later_one(tmp_path: Path) -> None:
+    writer = CommittedCheckpointIO(keep_last=1, async_save=False)
+    mark_safe(tmp_path, 1)
+    mark_best(tmp_path, 1, 2.0)
+    for step in (1, 2):
+        save(writer, tmp_path, step)
+    mark_best(tmp_path, 3, 1.0)  # what is best for the new text need not be safe
+    save(writer, tmp_path, 3)
+    assert steps(tmp_path) == [1, 3]
+    mark_safe(tmp_path, 5)
+    save(writer, tmp_path, 4)
+    assert steps(tmp_path) == [1, 3, 4]
+    save(writer, tmp_path, 5)
+    assert steps(tmp_path) == [3, 5]
 
 
 def test_the_checkpoint_just_written_stays_beside_later_ones(tmp_path: Path) -> None:

@@ -52,6 +52,24 @@ def test_the_share_is_that_of_the_items_ngrams(tmp_path: Path) -> None:
     assert not index(tmp_path, [" ".join(numbers)], ngram=3, share=0.0).find("n4 n5 n7 n6")
 
 
+def test_a_set_can_have_a_rule_of_its_own(tmp_path: Path) -> None:
+    numbers = [f"n{i}" for i in range(20)]
+    write(tmp_path / "items.jsonl", [{"text": " ".join(numbers)}])
+    strict = EvaluationSet(path="items.jsonl", ngram=3, share=0.0)
+    sets = {"usual": EvaluationSet(path="items.jsonl"), "strict": strict}
+    made = evaluation_index(Decontaminate(sets=sets), root=str(tmp_path), cache=tmp_path)
+    assert [found.set for found in made.find("n4 n5 n6")] == ["strict"]
+    assert [found.set for found in made.find(" ".join(numbers[:17]))] == ["usual", "strict"]
+    plain = Decontaminate(sets={"usual": sets["usual"], "strict": sets["usual"]})
+    assert made.key != evaluation_index(plain, root=str(tmp_path), cache=tmp_path).key
+
+
+def test_the_rule_of_a_set_is_checked(tmp_path: Path) -> None:
+    sets = {"exam": EvaluationSet(path="items.jsonl", share=2.0)}
+    with pytest.raises(UserError, match=r"data\.decontaminate\.sets\.exam\.share is 2\.0"):
+        evaluation_index(Decontaminate(sets=sets), root=str(tmp_path), cache=tmp_path)
+
+
 def test_a_short_item_is_looked_for_whole_and_a_very_short_one_not_at_all(tmp_path: Path) -> None:
     made = index(tmp_path, ["What is the name of the longest bone here?", "Why is that?"])
     assert made.sets["exam"] == {"items": 1, "short": 1, "bad": 0}

@@ -67,6 +67,21 @@ def test_a_row_goes_only_where_one_that_stays_resembles_it() -> None:
     assert repeated(np.zeros((0, 2), np.int64)) == []
 
 
+def test_two_copies_do_not_both_stay_because_what_stood_before_them_went() -> None:
+    # 21 bands of 6 of 128 components; similar: at least 103 equal. `copy` differs from `first` once in every band and
+    # six times in the third; either go-between is that copy but for one band, which it has of `first`.
+    first = np.zeros(128, np.uint32)
+    copy = first.copy()
+    copy[[*range(0, 126, 6), *range(13, 18)]] = 1
+    between = [copy.copy(), copy.copy()]
+    between[0][0:6] = between[1][6:12] = 0
+    signed = np.stack([first, *between, copy, copy])
+    agree = [int((signed[i] == signed[j]).sum()) for i, j in ((0, 1), (0, 2), (1, 3), (2, 3), (0, 3))]
+    assert agree == [103, 103, 127, 127, 102] and bands(128, 0.8) == (21, 6)
+    # in every band the copies meet a go-between first, and both go-betweens go for `first`
+    assert repeated(similar_pairs(Signatures([signed]), 0.8)) == [1, 2, 4]
+
+
 def test_ten_thousand_copies_of_one_text_are_compared_with_the_first_alone() -> None:
     one = np.random.default_rng(0).integers(0, 2**32, (1, 128), dtype=np.uint32)
     pairs = similar_pairs(Signatures([np.repeat(one, 10_000, axis=0)]), 0.8)

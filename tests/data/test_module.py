@@ -231,6 +231,31 @@ def test_a_validation_file_that_gives_nothing_is_refused(texts: Path) -> None:
         module(texts, sources={"short": spec}, epoch_source=None)
 
 
+def test_a_source_of_weight_0_is_measured_beside_others_of_its_domain(texts: Path) -> None:
+    held = ValidationRatio(ratio=0.1)
+    sources = {
+        "long": SourceSpec(path="long.jsonl", weight=1.0, domain="all", validation=held),
+        "short": SourceSpec(path="short.jsonl", weight=0.0, domain="all", validation=held),
+    }
+    found = module(texts, sources=sources).held_out["all"].rows["source_ids"]
+    assert set(found[found >= 0].tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ({"replay.long": 0.9, "short": 0.06, "tiny": 0.04}, "short"),
+        ({"replay": 0.9, "short": 0.0, "tiny": 0.1}, "tiny"),
+        ({"replay.long": 0.4, "replay.tiny": 0.6}, "replay.tiny"),
+    ],
+)
+def test_passes_are_counted_over_the_largest_source_that_is_not_replayed(
+    texts: Path, weights: dict[str, float], expected: str
+) -> None:
+    sources = {name: SourceSpec(path="tiny.jsonl", weight=weight) for name, weight in weights.items()}
+    assert module(texts, sources=sources).epoch_source == expected
+
+
 def test_a_source_of_weight_0_is_measured_and_never_read(texts: Path) -> None:
     sources = {
         "long": SourceSpec(path="long.jsonl", weight=1.0, validation=ValidationRatio(ratio=0.1)),
@@ -255,3 +280,9 @@ def test_a_mixture_of_which_nothing_is_trained_on_is_refused(texts: Path) -> Non
         module(texts, sources={"long": aside})
     with pytest.raises(UserError, match=r"data\.sources is empty"):
         module(texts, sources={})
+
+
+def test_files_of_an_ancestor_that_are_gone_are_said_with_the_way_round(texts: Path) -> None:
+    sources = {"long": SourceSpec(path="long.jsonl"), "replay.1.web": SourceSpec(path="gone.jsonl", weight=0.0)}
+    with pytest.raises(UserError, match=r"replay\.1\.web\.path: nothing matches .*data\.sources\.replay\.path=\.\.\."):
+        module(texts, sources=sources)

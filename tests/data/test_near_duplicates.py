@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lifecycle.data import near_duplicates, scan
+from lifecycle.data import kept_scan, near_duplicates, scan
 from lifecycle.data.filters import FilterSpec, NearRules
 from lifecycle.data.minhash import signatures
 from lifecycle.data.raw import RawDocuments
@@ -127,7 +127,7 @@ def test_what_was_found_is_kept_and_a_changed_file_is_scanned_anew(tmp_path: Pat
     specs = {"a": SourceSpec(path="a.jsonl", filters=NEAR)}
     before = opened(tmp_path, specs)["a"].fingerprint
     with monkeypatch.context() as patched:
-        patched.setattr(near_duplicates, "scan", None)  # not called again
+        patched.setattr(kept_scan, "scan", None)  # not called again
         assert opened(tmp_path, specs)["a"].fingerprint == before
         stricter = {"a": SourceSpec(path="a.jsonl", filters=replace(NEAR, near=NearRules(threshold=0.5)))}
         opened(tmp_path, stricter)
@@ -160,7 +160,7 @@ def killed(folder: Path, spec: SourceSpec) -> None:
 
 def test_a_killed_scan_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan, "ROWS_AT_ONCE", 5)
-    monkeypatch.setattr(near_duplicates, "KEPT_EVERY", 3)
+    monkeypatch.setattr(kept_scan, "KEPT_EVERY", 3)
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress("\n".join(json.dumps({"text": document(n % 60)}) for n in range(100)).encode()))
     spec = SourceSpec(path="a.jsonl.gz", filters=NEAR)
@@ -203,6 +203,14 @@ def test_sources_with_other_rules_are_refused(tmp_path: Path) -> None:
     }
     with pytest.raises(UserError, match=r"sources\.b\.filters\.near differs from data\.sources\.a\.filters\.near"):
         opened(tmp_path, specs)
+
+
+def test_what_is_replayed_is_compared_within_its_own_generation(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", [document(1), document(2), edited(document(1), 2)])
+    spec, other = (SourceSpec(path="a.jsonl", filters=replace(NEAR, near=NearRules(ngram=n))) for n in (5, 4))
+    specs = {"mine": spec, "replay.mine": other, "replay.more": other, "replay.1.mine": spec}
+    found = opened(tmp_path, specs)
+    assert [left_out(found[name]) for name in specs] == [[2], [2], [0, 1, 2], [2]]
 
 
 @pytest.mark.parametrize(("key", "value"), [("threshold", 0.0), ("threshold", 1.2), ("ngram", 0), ("permutations", 8)])

@@ -42,7 +42,7 @@ def of(folder: Path, tokenizer: Tokenizer, by: By, made: Source, **more: Any) ->
 def test_rows_that_are_not_trained_on_have_no_score_and_no_size(tmp_path: Path, tokenizer: Tokenizer) -> None:
     rows = [{"text": "one"}, "{broken", {"text": "héllo"}, {"text": "one"}, {"text": "x" * 50}, {"text": "late"}]
     made = source(tmp_path, rows, max_rows=5)
-    made = replace(made, left_out={"exact duplicate": duplicate_rows(made.files, made.spec, "s", tmp_path / "cache")})
+    made = replace(made, left_out={"exact duplicate": duplicate_rows(made, cache=tmp_path / "cache", processes=1)})
     found = of(tmp_path, tokenizer, "readability", made)
     assert found.size.tolist() == [3, 0, 6, 0, 50]
     assert np.isnan(found.score).tolist() == [False, True, False, True, False]

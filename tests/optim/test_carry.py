@@ -35,6 +35,16 @@ def test_moments_go_over_and_new_rows_start_at_zero() -> None:
     assert [group["lr"] for group in after.param_groups] == [0.1, 0.1]
 
 
+@pytest.mark.parametrize(("kernel", "device"), [("fused", "meta"), ("capturable", "meta"), ("none", "cpu")])
+def test_the_count_of_steps_is_where_the_kernel_counts(kernel: str, device: str) -> None:
+    before, after = stepped(2, "matrix"), optimizer(2, "matrix")
+    group = after.param_groups[0]
+    group["params"] = [torch.nn.Parameter(torch.zeros(2, 3, device="meta"))]
+    group |= {kernel: True}
+    carry_over(before.state_dict(), after)
+    assert after.state[group["params"][0]]["step"].device.type == device
+
+
 def test_what_was_padding_and_is_a_token_now_starts_at_zero_too() -> None:
     state = copy.deepcopy(stepped(4, "embedding", "matrix").state_dict())
     forget_rows(state, 3)

@@ -13,7 +13,8 @@ from tests.two_ranks import leave
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
-from lifecycle.model import build
+from lifecycle.errors import UserError
+from lifecycle.model import Decoder, build
 from lifecycle.model.sharding import shard
 from lifecycle.rollout import Engine, Sampling, generate
 
@@ -36,6 +37,7 @@ def main(rank: int, store: str, folder: Path) -> None:
             at = 2 * int(found.prompt_id[row]) + int(found.sample[row])
             assert found.completion(row) == wanted.completion(at)
             assert torch.allclose(found.logprobs[row][found.mask[row]], wanted.logprobs[at][wanted.mask[at]], atol=1e-5)
+    refuse_deterministic(model)
     train(model)
     replica = build(TIED, seed=1)
     wrapped = DistributedDataParallel(replica)
@@ -46,6 +48,16 @@ def main(rank: int, store: str, folder: Path) -> None:
     ]
     (folder / f"done-{rank}").touch()
     leave()
+
+
+def refuse_deterministic(model: Decoder) -> None:
+    """Ranks with other numbers of tiles would wait for each other for ever."""
+    try:
+        Engine(model, deterministic=True)
+    except UserError as error:
+        assert "deterministic sampling over several ranks" in str(error)
+    else:
+        raise AssertionError("it was not refused")
 
 
 def train(model: torch.nn.Module) -> None:

@@ -4,6 +4,7 @@ import io
 import math
 import random
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -90,13 +91,15 @@ def test_a_thousand_sequences_do_not_depend_on_their_batch(model: Decoder) -> No
     assert all(count <= 2 for count in differ.values())
 
 
-def test_deterministic_sequences_depend_on_their_batch_in_no_bit(model: Decoder) -> None:
-    asked, sampling = prompts(60, seed=3), settings(samples=2, top_k=40, max_new_tokens=8)
+@pytest.mark.parametrize("name", [None, *VARIANTS])
+def test_deterministic_sequences_depend_on_their_batch_in_no_bit(model: Decoder, name: str | None) -> None:
+    count, decoder = (60, model) if name is None else (12, build(VARIANTS[name], seed=4))
+    asked, sampling = prompts(count, seed=3, longest=20), settings(samples=2, top_k=40, max_new_tokens=8)
     facts = []
     for slots, shuffled in ((16, False), (1, False), (7, True)):
-        order = random.Random(slots).sample(range(60), 60) if shuffled else list(range(60))
+        order = random.Random(slots).sample(range(count), count) if shuffled else list(range(count))
         found = generate(
-            model,
+            decoder,
             [asked[i] for i in order],
             sampling,
             seed=1,
@@ -134,6 +137,22 @@ def test_changed_weights_are_seen_and_the_cache_is_kept() -> None:
     longer = engine.generate(asked, settings(max_new_tokens=40), seed=0)
     assert longer.token_ids[:, :12].tolist() == again.token_ids.tolist()
     assert mismatch(changing, longer, sampling) < 1e-5
+
+
+def test_weights_that_did_not_change_are_not_laid_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, sampling, asked = build(CONFIG, seed=2), settings(), prompts(2)
+    engine = Engine(kind, slots=2)
+    first = engine.generate(asked, sampling, seed=0)
+    step = engine._step
+    assert step is not None
+    refresh = Mock(wraps=step.decode.refresh)
+    monkeypatch.setattr(step.decode, "refresh", refresh)
+    assert torch.equal(engine.generate(asked, sampling, seed=0).token_ids, first.token_ids)
+    assert refresh.call_count == 0
+    with torch.no_grad():
+        kind.blocks[0].ffn.down_proj.weight.add_(0.5)  # type: ignore[union-attr,operator]
+    changed = engine.generate(asked, sampling, seed=0)
+    assert refresh.call_count == 1 and mismatch(kind, changed, sampling) < 1e-5
 
 
 class Letters:

@@ -7,6 +7,7 @@ import torch
 from tests.model.variants import VARIANTS
 from tests.rollout.sampled import CONFIG, mismatch, prompts, settings
 
+from lifecycle.errors import UserError
 from lifecycle.model import Decoder, build, compile_model
 from lifecycle.rollout import Engine, generate
 
@@ -68,4 +69,11 @@ def test_recorded_graphs_draw_what_eager_steps_draw() -> None:
         found = engine.generate(asked, sampling, seed=0)
         same = sum(found.completion(row) == wanted.completion(row) for row in range(len(wanted)))
         assert same >= len(wanted) - 1
-    assert torch.equal(generate(kind, asked, sampling, seed=0, deterministic=True).prompt_id, wanted.prompt_id)
+    alone, many = (generate(kind, asked, sampling, seed=0, slots=slots, deterministic=True) for slots in (1, 8))
+    assert torch.equal(alone.token_ids, many.token_ids) and torch.equal(alone.logprobs, many.logprobs)
+
+
+def test_experts_are_never_recorded() -> None:
+    kind = build(VARIANTS["mixtral"], seed=1)
+    with pytest.raises(UserError, match="how many tokens an expert gets is not known beforehand"):
+        Engine(kind, graphs=True)

@@ -137,6 +137,8 @@ def words(*overrides: str) -> list[str]:
     toy = [word for word in TOY if word.partition("=")[0] not in keys]
     if "init_from" in keys:
         toy = [word for word in toy if not word.startswith("model.")]
+    if "stage=prepare" in overrides:  # a job takes no steps
+        toy = [word for word in toy if not word.startswith("stage.")]
     return ["--config-dir", "conf", *toy, *overrides]
 
 

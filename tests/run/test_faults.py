@@ -254,7 +254,10 @@ def test_resume_from_a_path_goes_on_from_there(place: Path, whole: Path) -> None
         ("data.sources.long.path=nowhere/*.jsonl", ("data.sources.long", "nowhere/*.jsonl")),
         ("data.tokenizer=long.jsonl", ("data.tokenizer", "long.jsonl", "tokenizer.json")),
         ("data.tokenizer=conf", ("data.tokenizer", "conf", "tokenizer.json")),
-        ("model.max_positions=64", ("stage.sequence_length is 128", "model.max_positions=64", "shorten the rows")),
+        (
+            "model.max_positions=64",
+            ("stage.sequence_length is 128", "model.max_positions=64", "(stage.sequence_length=64)"),
+        ),
     ],
 )
 def test_wrong_input_ends_in_words_that_say_what_to_do(place: Path, word: str, said: tuple[str, ...]) -> None:

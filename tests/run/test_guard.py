@@ -6,7 +6,20 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tests.run.cli import assert_same_run, cut_back, facts, lifecycle, metrics, newest, step_folder, write_rows
+from tests.run.cli import (
+    assert_same_run,
+    assert_same_weights,
+    cut_back,
+    facts,
+    lifecycle,
+    metrics,
+    newest,
+    step_folder,
+    write_rows,
+)
+
+from lifecycle.inherit import optimizer_checkpoint
+from lifecycle.parent import find_parent
 
 HARSH = (
     "stage=midtrain",
@@ -75,6 +88,54 @@ def test_it_ends_a_run_with_the_last_checkpoint_that_was_good(place: Path, whole
     assert torch.equal(load_file(run / "model/model.safetensors")["model.embed_tokens.weight"], kept)
 
 
+def test_it_goes_back_to_a_checkpoint_that_few_are_kept_of(place: Path, whole: Path) -> None:
+    """Steps are saved and measured at other times; from step 9 on the rate is far too high, and another base holds."""
+    few = ("stage.peak_ratio=30", "checkpoint.every_steps=3", "checkpoint.keep_last=1", "guard.actions=[restore]")
+    jump = "stage.phases=[{at_steps: 0, rate: 0.001}, {at_steps: 9, rope_theta: 2.0}]"
+    kept = [word for word in HARSH if not word.startswith(("stage.peak_ratio", "checkpoint."))]
+    lifecycle(place, "run=few", *kept, *few, jump)
+    run = place / "outputs/few"
+    last = facts(run, "forgetting.json")["measurements"][-1]
+    assert (last["action"], last["step"], last["to"], facts(run)["restored"]) == ("restore", 12, 8, 8)
+    assert newest(run) == 12 and facts(run / "checkpoints", "safe.json")["step"] == 8
+    base = facts(whole / "model", "config.json")["rope_parameters"]["rope_theta"]
+    assert facts(run / "model", "config.json")["rope_parameters"]["rope_theta"] == base
+    assert optimizer_checkpoint(find_parent(str(run))) == step_folder(run, 8)
+    assert find_parent(f"{run}@12").model.rope_theta == 2.0
+    again = place / "outputs/few-again"
+    cut_back(run, again, 12)  # killed while it was finishing
+    lifecycle(place, "run=few-again", *kept, *few, jump)
+    assert_same_weights(again, run)
+
+
+def test_a_run_that_is_ended_after_its_last_step_stays_ended(place: Path, whole: Path) -> None:
+    kept = [word for word in HARSH if not word.startswith(("stage.max_steps", "stage.peak_ratio"))]
+    high = ("stage.max_steps=4", "stage.peak_ratio=100", "guard.actions=[restore]")
+    for _ in range(2):  # the second finds all steps taken
+        done = lifecycle(place, "run=never", *kept, *high, code=2)
+        assert "no checkpoint was below" in " ".join(done.err.split())
+    assert facts(place / "outputs/never")["status"] == "failed" and not (place / "outputs/never/model").exists()
+
+
+def test_a_replay_of_weight_0_is_measured_springs_are_made_of_it_and_the_guard_can_raise_it(
+    place: Path, whole: Path
+) -> None:
+    own = "data.sources.replay={path: long.jsonl, weight: 0, validation: {ratio: 0.1, seed: 1}}"
+    lifecycle(place, "run=raised", *HARSH, own, ACTING, "stage.ewc={strength: 1e-6, rows: 4}")
+    run = place / "outputs/raised"
+    raised = [m for m in facts(run, "forgetting.json")["measurements"] if m["action"] == "replay"]
+    assert raised[0]["share"] == 0 and raised[0]["to"] == pytest.approx(0.1)
+    assert facts(run, "ledger.json")["sources"]["replay"]["seen_tokens"] > 0
+
+
+def test_any_stage_that_begins_with_a_parent_watches_what_both_measure(place: Path, whole: Path) -> None:
+    short = ("stage.max_steps=8", "validation.every_steps=4", "validation.tokens=2000", "stage.optimizer.lr=1e-4")
+    lifecycle(place, "run=longer", "init_from=whole", *short, "guard.actions=[rate,restore]")
+    history = facts(place / "outputs/longer", "forgetting.json")
+    assert history["retained"] == ["long", "short", "tiny"]
+    assert [m["step"] for m in history["measurements"]] == [0, 4, 8]
+
+
 def test_springs_hold_what_replay_would_and_are_in_the_checkpoint(place: Path, whole: Path) -> None:
     springs = "stage.ewc={strength: 1000.0, rows: 16}"
     for name, more in (("free", ()), ("held", (springs,))):
@@ -91,6 +152,25 @@ def test_springs_hold_what_replay_would_and_are_in_the_checkpoint(place: Path, w
     assert_same_run(again, run)
 
 
-def test_an_action_that_the_stage_cannot_take_is_refused(place: Path) -> None:
-    done = lifecycle(place, "run=refused", "guard.actions=[rate]", code=2)
-    assert "guard.actions has rate, which this stage cannot take (it takes none)" in done.err.replace("\n", " ")
+MODEL = ("init_from=outputs/whole/model", "stage.optimizer.lr=1e-4")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("guard.actions=[replay]",), "has replay, which this stage cannot take (it takes rate, restore)"),
+        (("guard.actions=[rate]",), "the run starts from fresh weights, which forget nothing"),
+        ((*HARSH, "validation.every_steps=null", "guard.actions=[rate]"), "validation.every_steps is null"),
+        ((*HARSH, *MODEL, "guard.actions=[rate]"), "the run has no held-out text of what"),
+        ((*HARSH, *MODEL, "guard.actions=[rate]", "dry_run=true"), "the run has no held-out text of what"),
+        (
+            (*HARSH, *MODEL, "guard.actions=[replay]")
+            + ("data.sources.replay={path: long.jsonl, weight: 1, validation: null}",),
+            "the run has no held-out text of what",
+        ),
+    ],
+)
+def test_a_guard_that_could_not_act_is_refused(place: Path, whole: Path, overrides: tuple[str, ...], said: str) -> None:
+    typed = {word.partition("=")[0]: word for word in overrides}  # the last of a key counts
+    done = lifecycle(place, "run=refused", *typed.values(), code=2)
+    assert said in " ".join(done.err.split())

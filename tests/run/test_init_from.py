@@ -24,6 +24,7 @@ def test_a_run_goes_on_from_any_checkpoint_of_another_and_is_resumed_without_it(
         ended = load_file(run / "model/model.safetensors")["model.embed_tokens.weight"]
         torch.testing.assert_close(ended, begun, rtol=0, atol=1e-20)
         assert facts(run)["tokenizer"] == facts(whole)["tokenizer"]
+        assert facts(run)["parent"]["data_fingerprint"] == facts(whole)["data"]["fingerprint"]
     card = (place / "outputs/from-whole-16/model/README.md").read_text()
     assert "| 1. pretrain | long |" in card and "| 2. pretrain | long |" in card
 

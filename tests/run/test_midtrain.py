@@ -1,6 +1,7 @@
 """Mid-training from a finished run, end to end: what it inherits, what it replays, and rows that grow on the way."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -65,17 +66,69 @@ def test_several_in_a_row_replay_the_generations_that_are_asked_for(place: Path,
     assert [entry["path"] for entry in facts(place / "outputs/two")["ancestors"]] == [str(whole)]
 
 
+def test_domains_of_every_generation_are_measured_whichever_are_replayed(place: Path, whole: Path) -> None:
+    lifecycle(place, "run=first", *MID, "stage.max_steps=4")
+    lifecycle(place, "run=second", *MID, "init_from=first", "stage.max_steps=4", "data.sources.new.domain=newer")
+    run = place / "outputs/second"
+    sources = facts(run)["data"]["config"]["sources"]
+    assert {name: s["weight"] for name, s in sources.items() if name != "new"} == {
+        "replay.new": 1.0,
+        **{f"replay.1.{name}": 0.0 for name in ("long", "short", "tiny")},
+    }
+    ledger = facts(run, "ledger.json")["sources"]
+    assert ledger["replay.new"]["seen_tokens"] > 0 == ledger["replay.1.long"]["seen_tokens"]
+    measured = facts(run, "forgetting.json")["measurements"][-1]
+    assert set(measured["forgetting"]) == {"new", "long", "short", "tiny"}
+
+
+def test_what_the_parent_kept_out_of_its_text_does_not_come_back(place: Path, whole: Path) -> None:
+    rows = [json.loads(line) for line in (place / "short.jsonl").read_text().splitlines()]
+    salt = [row["text"] for row in rows if len(row["text"].split()) > 14][:20]
+    write_rows(place / "exam.jsonl", salt)
+    look = "data.decontaminate={sets: {exam: {path: exam.jsonl}}}"
+    lifecycle(place, "run=clean", look, "init_from=whole", "stage.max_steps=4", "stage.optimizer.lr=1e-3")
+    lifecycle(place, "run=cleaner", *MID, "init_from=clean", "stage.max_steps=12", "stage.replay.share=0.9")
+    run = place / "outputs/cleaner"
+    assert facts(run)["data"]["config"]["decontaminate"]["sets"]["exam"]["path"] == str(place / "exam.jsonl")
+    found = facts(run, "decontamination.json")["sources"]
+    assert found["replay.short"]["exam"] > 0
+
+
+def test_prepared_data_is_read_and_what_is_replayed_comes_from_its_files(place: Path, whole: Path) -> None:
+    lifecycle(place, "run=shards", "stage=prepare", "data=new", "init_from=whole")
+    short = ("stage.max_steps=8", "stage.replay.share=0.25")
+    lifecycle(place, "run=of-shards", *MID, *short, "data.prepared=shards")
+    run = place / "outputs/of-shards"
+    seen = {name: row["seen_tokens"] for name, row in facts(run, "ledger.json")["sources"].items()}
+    assert all(seen[name] > 0 for name in ("new", "replay.long", "replay.short"))
+    lifecycle(place, "run=of-files", *MID, *short)
+    first = [metrics(place / f"outputs/{name}")["valid/new/perplexity"][0] for name in ("of-shards", "of-files")]
+    assert first[0] == pytest.approx(first[1], rel=0.02)  # of the same held-out texts, though not the same choice
+    cut_back(run, place / "outputs/again", 4)
+    lifecycle(place, "run=again", *MID, *short, "data.prepared=shards")
+    assert_same_run(place / "outputs/again", run)
+
+
+def test_shards_of_another_tokenizer_than_the_parents_are_refused(place: Path, whole: Path) -> None:
+    recipe = "data.tokenizer={vocab_size: 300, digits: 1, max_bytes: 20000}"
+    lifecycle(place, "run=foreign", "stage=prepare", "data=new", recipe)
+    done = lifecycle(place, "run=refused", *MID, "data.prepared=foreign", code=2)
+    said = done.err.replace("\n", " ")
+    assert "ids of another tokenizer" in said and "stage=prepare init_from=PARENT" in said
+
+
 def test_rows_rates_and_rope_change_on_the_way_and_a_resumed_run_is_the_same(place: Path, whole: Path) -> None:
     lifecycle(place, "run=growing", *MID, GROWING)
     run = place / "outputs/growing"
-    for step in (4, 8, 12, 16):
+    for step in (4, 8, 12, 16, 24):  # after 24 no step is left, only the export
         again = place / f"outputs/again-{step}"
         cut_back(run, again, step)
         lifecycle(place, f"run=again-{step}", *MID, GROWING)
         assert facts(again)["resumed"] == 1
         assert_same_run(again, run)
-    config = json.loads((run / "model/config.json").read_text())
-    assert config["rope_parameters"]["rope_theta"] == 50000
+    for folder in (run, place / "outputs/again-24"):
+        config = json.loads((folder / "model/config.json").read_text())
+        assert config["rope_parameters"]["rope_theta"] == 50000
     tokens = metrics(run)["tokens"]
     assert tokens[-1] is not None and 19_000 < tokens[-1] < 18 * 1024 + 6 * 512
 
@@ -114,6 +167,14 @@ def test_the_optimizer_goes_on_with_the_parents_moments(place: Path, whole: Path
             + ("stage.optimizer_state=parent",),
             "has no checkpoint",
         ),
+        (
+            ("init_from=outputs/whole/model", "stage.replay.share=0", "stage.optimizer.lr=1e-4")
+            + ("stage.optimizer_state=parent", "dry_run=true"),
+            "has no checkpoint",
+        ),
+        (("stage.phases=[{at_steps: 0, weights: {nwe: 1.0}}]",), "weighs nwe, and there is no such source"),
+        (("stage.phases=[{at_steps: 0, weights: {nwe: 1.0}}]", "dry_run=true"), "did you mean new?"),
+        (("stage.phases=[{at_steps: 0, weights: {nwe: 1.0}}]", "stage.max_epochs=1"), "did you mean new?"),
         (("stage.replay.share=1.5",), "stage.replay.share is 1.5"),
         (("stage.phases=[{at_steps: 0, sequence_lenght: 64}]",), "did you mean"),
     ],
@@ -121,6 +182,7 @@ def test_the_optimizer_goes_on_with_the_parents_moments(place: Path, whole: Path
 def test_what_the_parent_cannot_give_is_said(place: Path, overrides: tuple[str, ...], said: str) -> None:
     typed = {word.partition("=")[0] for word in overrides}
     kept = [word for word in MID if word.partition("=")[0] not in typed]
+    shutil.rmtree(place / "outputs/refused", ignore_errors=True)  # some are refused only when their folder is there
     done = lifecycle(place, "run=refused", *kept, *overrides, code=2)
     assert said in done.err.replace("\n", " ")
 

@@ -84,7 +84,7 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     lines = [json.dumps(ROW | {key: f"{number} {ROW[key]}" for key in numbered}) for number in range(200)]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     item = "Which of these eight words is in no row of the other file?"
-    (tmp_path / "items.jsonl").write_text(json.dumps({**ROW, "text": item, "question": item}))
+    (tmp_path / "items.jsonl").write_text(json.dumps({**ROW, "text": item, "question": item, "problem": item}))
     return tmp_path
 
 
@@ -93,7 +93,7 @@ def local(data: str) -> list[str]:
     cfg = config.compose([f"data={data}"])
     out = [f"data={data}", "data.shuffle_buffer=100"]
     for name in (cfg.data.decontaminate or {}).get("sets", {}):
-        out += [f"data.decontaminate.sets.{name}.{key}" for key in ("hub=null", "path=items.jsonl")]
+        out += [f"data.decontaminate.sets.{name}.{key}" for key in ("hub=null", "config=null", "path=items.jsonl")]
     for name, source in cfg.data.sources.items():
         at = f"data.sources.{name}"
         if str(source.get("path") or "").startswith("python://"):

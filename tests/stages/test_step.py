@@ -14,7 +14,7 @@ from lifecycle.batch import Cursor, StepBatch, TokenBatch
 from lifecycle.data.packing import COLUMNS, Piece, Row, arrays
 from lifecycle.data.plan import fixed
 from lifecycle.errors import UserError
-from lifecycle.length import Timeline
+from lifecycle.length import Segment, Timeline
 from lifecycle.losses import token_losses
 from lifecycle.model import Documents, ModelConfig, build
 from lifecycle.optim import AdamW, Schedule
@@ -104,7 +104,14 @@ def padded(step: int) -> list[TokenBatch]:
     return [batch([[a], [b], [c], [d], [], [e], [f], [h], [g]])]
 
 
-def stage(*, max_skipped: int = 0, lr: float = 1e-2, log_every: int = 1, model: ModelConfig = MODEL) -> Pretrain:
+def stage(
+    *,
+    max_skipped: int = 0,
+    lr: float = 1e-2,
+    log_every: int = 1,
+    model: ModelConfig = MODEL,
+    timeline: Timeline | None = None,
+) -> Pretrain:
     return Pretrain(
         model=model,
         optimizer=AdamW(lr=lr, embedding_lr=None, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8, grad_clip=1.0),
@@ -113,7 +120,7 @@ def stage(*, max_skipped: int = 0, lr: float = 1e-2, log_every: int = 1, model: 
         max_norm_ratio=None,
         z_loss=1e-4,
         setup=Setup(
-            timeline=Timeline.even(STEPS, rows=1, row_length=LENGTH),
+            timeline=timeline or Timeline.even(STEPS, rows=1, row_length=LENGTH),
             seed=1,
             source_names=["a", "b"],
             domains={},
@@ -145,19 +152,23 @@ class Kept(pl.loggers.Logger):
         pass
 
 
-def train(made: Pretrain, steps: Sequence[list[TokenBatch]], folder: Path) -> dict[int, dict[str, float]]:
-    logger = Kept()
-    trainer = pl.Trainer(
+def trainer_of(steps: int, folder: Path, **more: Any) -> pl.Trainer:
+    return pl.Trainer(
         accelerator="cpu",
-        max_steps=len(steps),
+        max_steps=steps,
         max_epochs=-1,
-        logger=logger,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         limit_val_batches=0,
         default_root_dir=folder,
+        **more,
     )
+
+
+def train(made: Pretrain, steps: Sequence[list[TokenBatch]], folder: Path) -> dict[int, dict[str, float]]:
+    logger = Kept()
+    trainer = trainer_of(len(steps), folder, logger=logger)
     trainer.fit(made, Batches(steps))
     assert trainer.global_step == len(steps)
     return logger.rows
@@ -237,6 +248,45 @@ def test_past_the_stated_number_of_skipped_steps_the_run_ends(tmp_path: Path) ->
         patch.setattr(Pretrain, "_loss_sum", lambda self, batch, seen: (self.model.norm.weight.sum() * torch.nan, {}))
         with pytest.raises(UserError, match="more than stage.max_skipped=0"):
             train(made, [whole(0)], tmp_path)
+
+
+def saved(step: int) -> dict[str, Any]:
+    """What a stage reads of a checkpoint after `step` steps."""
+    skipping = {"skipped": 0, "taken": step, "mean": 1.0}
+    facts = {"skipping": skipping, "validation_due": False, "rate_scale": 1.0, "best": None}
+    return {"global_step": step, "stage": {**facts, "meter": stage().meter.state()}}
+
+
+def test_a_stage_that_is_loaded_has_the_base_of_the_last_step_before_any_is_taken() -> None:
+    early, late = Segment(step=0, row_length=LENGTH, rows=1), Segment(step=2, row_length=LENGTH, rows=1, rope_theta=5e4)
+    for step, theta in ((2, 1e4), (3, 5e4)):
+        made = stage(timeline=Timeline(9, (early, late)))
+        made.configure_model()
+        made.on_load_checkpoint(saved(step))
+        assert made.model is not None
+        assert made.config.rope_theta == made.model.config.rope_theta == theta
+
+
+def test_a_run_that_is_told_to_stop_in_its_first_measurement_takes_no_step(tmp_path: Path) -> None:
+    class Measured(Batches):
+        def val_dataloader(self) -> Any:
+            return {"a": whole(0)}
+
+    made = stage()
+    made.validation_due = made.stop_asked = True
+    trainer = trainer_of(STEPS, tmp_path, logger=False)
+    trainer.fit(made, Measured([whole(s) for s in range(STEPS)]))
+    assert trainer.global_step == 0 and made.preempted and made.validation_due
+
+
+def test_a_guard_can_end_a_run_before_its_next_step(tmp_path: Path) -> None:
+    class Ends(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+            trainer.should_stop = trainer.global_step == 1
+
+    trainer = trainer_of(STEPS, tmp_path, logger=False, callbacks=[Ends()])
+    trainer.fit(stage(), Batches([whole(s) for s in range(STEPS)]))
+    assert trainer.global_step == 1
 
 
 def test_validation_sums_what_token_losses_give() -> None:

@@ -1,7 +1,8 @@
 """The forgetting guard: looks at every validation of what the parent knew, and acts through stage and data module.
 
 It measures before the first step and whenever the run validates. An action binds before the step's checkpoint is
-written and is in it, so a run that is killed decides the same again. `forgetting.json` holds the whole history.
+written and is in it, so a run that is killed decides the same again. Where it may `restore`, every measurement that was
+below `stop` is saved, and the last of them stays. `forgetting.json` holds the whole history.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lifecycle import atomic
 from lifecycle.callbacks.forgetting import History, Measurement, judge
-from lifecycle.checkpoint import list_committed, step_of
+from lifecycle.checkpoint import CommittedCheckpointIO, list_committed, step_of
 from lifecycle.root import Guard
 
 NAME = "forgetting.json"
@@ -35,12 +36,17 @@ class ForgettingGuard(Callback):
         stage: Any = pl_module
         if not self.history.measurements and trainer.global_step == 0:
             stage.validation_due = True
-        elif self.history.measurements and self.history.measurements[-1].action == "restore":
-            stage.restore, trainer.should_stop = int(self.history.measurements[-1].to or 0), True
+        trainer.should_stop |= stage.restore is not None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Judge what was measured before the step: at the start, or after a preemption in the middle of it."""
+        self._look(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Judge what was measured since the last step; comes before the callbacks that save."""
-        stage: Any = pl_module
+        """Judge what was measured after the step; comes before the callbacks that save."""
+        self._look(trainer, pl_module)
+
+    def _look(self, trainer: Trainer, stage: Any) -> None:
         for step, metrics in stage.take_measurements():
             perplexity = {
                 key.split("/", 1)[1].removesuffix("/perplexity"): value
@@ -53,6 +59,8 @@ class ForgettingGuard(Callback):
             )
             found = self._act(found, trainer, stage)
             self.history.measurements.append(found)
+            if step and found.level != "stop" and "restore" in self.spec.actions:
+                stage.safe_at = step
             if step:  # the row of the start has no tokens of its own
                 stage.meter.log(step, {f"guard/{name}/forgetting": lost for name, lost in found.forgetting.items()})
             stage.meter.say(line(found))
@@ -66,12 +74,19 @@ class ForgettingGuard(Callback):
         if found.action == "rate":
             stage.rate_scale = found.to
         if found.action == "restore":
-            committed = [step_of(path) or 0 for path in list_committed(self._folder / "checkpoints")]
-            known = History([*self.history.measurements, found])
-            stage.restore = max(known.safe_steps(committed), default=0)
+            stage.restore = self._safe_step(found, trainer)
             trainer.should_stop = True
             found = replace(found, to=stage.restore)
         return found if found.action is None else replace(found, binds=trainer.global_step)
+
+    def _safe_step(self, found: Measurement, trainer: Trainer) -> int:
+        """The last step below `stop` that has a checkpoint, 0 without one; as rank 0, which writes them, sees it."""
+        writer = trainer.strategy.checkpoint_io
+        if isinstance(writer, CommittedCheckpointIO):
+            writer.wait()
+        committed = [step_of(path) or 0 for path in list_committed(self._folder / "checkpoints")]
+        known = History([*self.history.measurements, found])
+        return int(trainer.strategy.broadcast(max(known.safe_steps(committed), default=0)))
 
     def _write(self) -> None:
         content = {"retained": self.retained, "measurements": [m.plain() for m in self.history.measurements]}

@@ -1,4 +1,5 @@
-"""When a checkpoint is written beyond the periodic ones: a new best, a preemption, the end; and what it cost."""
+"""When a checkpoint is written beyond the periodic ones: a new best, one that a guard may go back to, a preemption, the
+end; and what it cost."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lifecycle.checkpoint import CommittedCheckpointIO, mark_best
+from lifecycle.checkpoint import CommittedCheckpointIO, mark_best, mark_safe
 
 
 def step_name(step: int) -> str:
@@ -34,7 +35,8 @@ def periodic(folder: Path, every_steps: int) -> ModelCheckpoint:
 
 
 class SaveOnEvents(Callback):
-    """Saves after the step that gave the best validation loss, that met a SIGTERM, or that was the last.
+    """Saves after the step that gave the best validation loss, that a guard may go back to, that met a SIGTERM, or that
+    was the last.
 
     SIGTERM sets the stage's `stop_asked`; the step in flight is finished and saved on all ranks.
     """
@@ -58,21 +60,23 @@ class SaveOnEvents(Callback):
         self._mark(trainer, pl_module)
 
     def _mark(self, trainer: Trainer, stage: Any) -> bool:
-        """Whether the step just taken is the best so far; the first look points `best.json` at it."""
+        """Whether the step just taken is the best so far, or a safe one; the first look points best.json, safe.json."""
         step = trainer.global_step
-        if stage.improved_at != step:
-            return False
-        if step != self._marked and trainer.is_global_zero:
-            mark_best(self._folder, step, stage.best[0])
-        self._marked = step
-        return True
+        best, safe = stage.improved_at == step, stage.safe_at == step
+        if (best or safe) and step != self._marked:
+            if best and trainer.is_global_zero:
+                mark_best(self._folder, step, stage.best[0])
+            if safe and trainer.is_global_zero:
+                mark_safe(self._folder, step)
+            self._marked = step
+        return best or safe
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Save if something happened at this step; the periodic callback comes after and finds it saved."""
         stage: Any = pl_module
         step = trainer.global_step
-        best = self._mark(trainer, stage)
-        if (best or stage.preempted or step == stage.total_steps) and step % self._every:
+        marked, ended = self._mark(trainer, stage), step == stage.total_steps or stage.restore is not None
+        if (marked or ended or stage.preempted) and step % self._every:
             trainer.save_checkpoint(self._folder / step_name(step))
         writer = trainer.strategy.checkpoint_io
         if isinstance(writer, CommittedCheckpointIO):

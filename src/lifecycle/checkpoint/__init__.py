@@ -3,7 +3,7 @@
 from lifecycle.checkpoint.io import CommittedCheckpointIO, load
 from lifecycle.checkpoint.manifest import CheckpointError, Entry, Manifest, verify
 from lifecycle.checkpoint.protocol import last_good, list_committed, step_of
-from lifecycle.checkpoint.retention import keep, mark_best, prune, read_best
+from lifecycle.checkpoint.retention import keep, mark_best, mark_safe, prune, read_best
 from lifecycle.checkpoint.sharded import ShardedStrategy
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "list_committed",
     "load",
     "mark_best",
+    "mark_safe",
     "prune",
     "read_best",
     "step_of",

@@ -1,4 +1,4 @@
-"""The weights of a committed checkpoint, or its optimizer, without the rest: for a run that starts from them."""
+"""Parts of a committed checkpoint (weights, optimizer, what the stage kept) for a run that starts from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from lifecycle.checkpoint.io import load
 from lifecycle.checkpoint.manifest import check_hashes, read_manifest, verify
-from lifecycle.checkpoint.snapshot import WEIGHTS
+from lifecycle.checkpoint.snapshot import TREE, WEIGHTS
 
 SHARDED = "state_dict."
 
@@ -22,6 +22,18 @@ def load_optimizer(path: Path) -> dict[str, Any]:
     """The optimizer's `state_dict` in the checkpoint `path`, on the CPU. Raises `CheckpointError` for damage, and for
     one that was saved in shards."""
     state: dict[str, Any] = load(path)["optimizer_states"][0]
+    return state
+
+
+def is_sharded(path: Path) -> bool:
+    """Whether the checkpoint `path` was saved by hardware.strategy=fsdp."""
+    return WEIGHTS not in read_manifest(path).files
+
+
+def load_stage(path: Path) -> dict[str, Any]:
+    """What the stage kept in the checkpoint `path`, without its large tensors. Raises `CheckpointError` for damage."""
+    check_hashes(path, read_manifest(path), [TREE])
+    state: dict[str, Any] = torch.load(path / TREE, weights_only=True, map_location="cpu").get("stage", {})
     return state
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,12 +25,16 @@ from lifecycle.data.specs import Format, SampleBy, SourceSpec
 from lifecycle.data.words import ngrams, word_hashes, words
 from lifecycle.errors import UserError
 
+RULE = ("ngram", "share", "min_words")
 SIEVE_BITS = 22  # a table of 4 MB says at once of nearly every n-gram that no item has it
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSet:
-    """Where the items of an evaluation set lie and how their rows are read: keys as of a source."""
+    """Where the items of an evaluation set lie and how their rows are read: keys as of a source.
+
+    ngram, share, min_words: the rule that they are looked for by; None: that of all sets.
+    """
 
     hub: str | None = None
     config: str | None = None
@@ -39,6 +43,10 @@ class EvaluationSet:
     format: Format = "text"
     fields: dict[str, str | list[str]] = field(default_factory=dict)
     sample_by: SampleBy = "line"
+    # Not shown: an index is known by what is shown, and one of sets without a rule of their own stays the same.
+    ngram: int | None = field(default=None, repr=False)
+    share: float | None = field(default=None, repr=False)
+    min_words: int | None = field(default=None, repr=False)
 
     def spec(self) -> SourceSpec:
         """As a source that is read once and never trained on."""
@@ -71,13 +79,24 @@ class Decontaminate:
         """Raise UserError for the first value that cannot be meant."""
         if not self.sets:
             raise UserError("data.decontaminate.sets is empty: name an evaluation set, or set data.decontaminate=null")
-        for key, least in (("ngram", 1), ("min_words", 1)):
-            if getattr(self, key) < least:
-                raise UserError(f"data.decontaminate.{key} is {getattr(self, key)}; wanted {least} or more")
-        if not 0 <= self.share <= 1:
-            raise UserError(f"data.decontaminate.share is {self.share}; wanted a share from 0 (one n-gram) to 1 (all)")
+        _check_rule(self, "data.decontaminate")
         for name, one in self.sets.items():
-            one.spec().check(name, where=f"data.decontaminate.sets.{name}")
+            where = f"data.decontaminate.sets.{name}"
+            one.spec().check(name, where=where)
+            _check_rule(self.of(one), where)
+
+    def of(self, one: EvaluationSet) -> Decontaminate:
+        """The rule that one set is looked for by."""
+        own = {key: value for key in RULE if (value := getattr(one, key)) is not None}
+        return replace(self, sets={}, **own)
+
+
+def _check_rule(rule: Decontaminate, where: str) -> None:
+    for key in ("ngram", "min_words"):
+        if getattr(rule, key) < 1:
+            raise UserError(f"{where}.{key} is {getattr(rule, key)}; wanted 1 or more")
+    if not 0 <= rule.share <= 1:
+        raise UserError(f"{where}.share is {rule.share}; wanted a share from 0 (one n-gram) to 1 (all)")
 
 
 class Found(NamedTuple):
@@ -122,7 +141,8 @@ class Index:
     """The items of all evaluation sets, ready to be looked for. Picklable; the same in every process.
 
     sets: by name, items looked for (`items`), those of too few words (`short`), unusable rows (`bad`).
-    key: a hash of the sets' files and the rule.
+    key: a hash of the sets' files and the rule. By item: its set and row (`names`), the number of its n-grams
+    (`sizes`), and the share of them that makes a document hold it (`shares`).
     """
 
     rule: Decontaminate
@@ -130,6 +150,7 @@ class Index:
     key: str
     names: Sequence[tuple[str, int]]
     sizes: NDArray[np.int64]
+    shares: NDArray[np.float64]
     tables: Sequence[_Table]
 
     def find(self, text: str) -> tuple[Found, ...]:
@@ -141,7 +162,7 @@ class Index:
             items, places = table.hits(hashes)
             for item, count in zip(*np.unique(items, return_counts=True), strict=True):
                 share = count / self.sizes[item]
-                if share >= self.rule.share:
+                if share >= self.shares[item]:
                     place = int(places[items == item].min())
                     name, row = self.names[item]
                     gram = " ".join(parts[place : place + table.n])
@@ -152,34 +173,37 @@ class Index:
 def evaluation_index(rule: Decontaminate, *, root: str | None, cache: Path) -> Index:
     """Read the sets and index their items. Raises UserError for a set that cannot be read or has no item."""
     rule.check()
-    names, sizes, sets = list[tuple[str, int]](), list[int](), dict[str, dict[str, int]]()
+    names, sizes, shares, sets = list[tuple[str, int]](), list[int](), list[float](), dict[str, dict[str, int]]()
     grams: dict[int, list[NDArray[np.uint64]]] = {}
     owners: dict[int, list[int]] = {}
     key = hashlib.sha256(repr((rule.ngram, rule.share, rule.min_words)).encode())
     for name, one in rule.sets.items():
         spec = one.spec()
         files = resolve(spec, name=name, root=root, cache=cache, where=f"data.decontaminate.sets.{name}")
-        key.update(f"{name} {one!r} {fingerprint(files)}".encode())
+        own = rule.of(one)
+        differs = "" if own == replace(rule, sets={}) else f" {own!r}"
+        key.update(f"{name} {one!r} {fingerprint(files)}{differs}".encode())
         counts = {"items": 0, "short": 0, "bad": 0}
         for row, hashes in _items(files, spec, counts):
-            if len(hashes) < rule.min_words:
+            if len(hashes) < own.min_words:
                 counts["short"] += 1
                 continue
             counts["items"] += 1
-            n = min(rule.ngram, len(hashes))
-            own = np.unique(ngrams(hashes, n))
-            grams.setdefault(n, []).append(own)
+            n = min(own.ngram, len(hashes))
+            distinct = np.unique(ngrams(hashes, n))
+            grams.setdefault(n, []).append(distinct)
             owners.setdefault(n, []).append(len(names))
             names.append((name, row))
-            sizes.append(len(own))
+            sizes.append(len(distinct))
+            shares.append(own.share)
         if not counts["items"]:
             raise UserError(
                 f"data.decontaminate.sets.{name} has no item to look for ({counts['short']} of fewer than "
-                f"{rule.min_words} words, {counts['bad']} unusable rows): check its path, format and fields"
+                f"{own.min_words} words, {counts['bad']} unusable rows): check its path, format and fields"
             )
         sets[name] = counts
     tables = [_Table.of(n, grams[n], owners[n]) for n in sorted(grams)]
-    return Index(rule, sets, key.hexdigest()[:32], names, np.array(sizes, np.int64), tables)
+    return Index(rule, sets, key.hexdigest()[:32], names, np.array(sizes, np.int64), np.array(shares), tables)
 
 
 def _items(files: tuple[File, ...], spec: SourceSpec, counts: dict[str, int]) -> Any:

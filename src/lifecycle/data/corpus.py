@@ -15,6 +15,7 @@ from lifecycle.data import decontamination
 from lifecycle.data.contamination import Decontaminate, evaluation_index
 from lifecycle.data.count import count_positions
 from lifecycle.data.curriculum import Curriculum
+from lifecycle.data.files import place
 from lifecycle.data.formats import views
 from lifecycle.data.levels import Level, deal, described, in_order, under_curriculum
 from lifecycle.data.packing import Piece
@@ -58,8 +59,6 @@ class Corpus:
     ) -> None:
         self._root, self._buffer, self._seed, self._cache = root, shuffle_buffer, seed, cache
         evaluation = evaluation_index(decontaminate, root=root, cache=cache) if decontaminate else None
-        if evaluation and folder and not prepared:  # prepared rows were looked at when they were prepared
-            decontamination.begin(folder, evaluation)
         self.whole = open_sources(
             specs,
             root=root,
@@ -77,7 +76,10 @@ class Corpus:
             dealt = [source for source in self.whole if source.name in chosen]
             self.levels = {s.name: deal(s, curriculum, self.tokenizer, cache, parent_loss) for s in dealt}
         self.sources, self.whole = in_order(self.levels, self.whole)
-        self.prepared = open_prepared(prepared, self.sources) if prepared else None
+        # what is replayed was in another mixture when this one was prepared: it is read from its files
+        self.prepared = open_prepared(prepared, self.sources, may_lack=mix.replay) if prepared else {}
+        if evaluation and folder and len(self.prepared) < len(self.sources):  # prepared rows were looked at before
+            decontamination.begin(folder, evaluation)
 
     def open_documents(
         self,
@@ -89,8 +91,7 @@ class Corpus:
     ) -> Documents:
         """The training documents of one source that one stream reads."""
         source = next(s for s in self.sources if s.name == name)
-        if self.prepared is not None:
-            made = self.prepared[name]
+        if (made := self.prepared.get(name)) is not None:
             epochs = source.spec.max_epochs
             return PreparedDocuments(
                 made.training, epochs, stream, streams, self._seed, state, name=name, counts=made.counts
@@ -123,7 +124,7 @@ class Corpus:
     def open_held_out(self, source: Source) -> Documents | None:
         """The held-out documents of one of the whole sources; None for a source without."""
         # a split of its own is never prepared, nor is the whole of what was dealt out by levels
-        if self.prepared is not None and source.held_out is not None and source.name in self.prepared:
+        if source.held_out is not None and source.name in self.prepared:
             shards = self.prepared[source.name].validation
             return PreparedDocuments(shards, 1, 0, 1, self._seed, None) if shards.documents else None
         held = held_out_source(source, root=self._root, cache=self._cache)
@@ -147,8 +148,8 @@ class Corpus:
     def positions(self, name: str) -> int:
         """Trained positions of one pass over one of the whole sources; counted once, cached."""
         source = next(s for s in self.whole if s.name == name)
-        if self.prepared is not None:
-            names = [level.source.name for level in self.levels.get(name, [])] or [name]
+        names = [level.source.name for level in self.levels.get(name, [])] or [name]
+        if names[0] in self.prepared:
             sides = [self.prepared[name].training for name in names]
             return sum(training.tokens - training.documents for training in sides)
         return count_positions(source, self.tokenizer, cache=self._cache, seed=self._seed)
@@ -157,13 +158,14 @@ class Corpus:
         """For run.json: where every source's rows come from, and one hash over all of them and their treatment."""
         whole = xxhash.xxh3_128_hexdigest("|".join(s.fingerprint for s in self.sources).encode())
         paths = {s.name: [file.url for file in s.files[:100]] for s in self.whole}
-        return {"fingerprint": whole, "paths": paths, **({"levels": described(self.levels)} if self.levels else {})}
+        levels = {"levels": described(self.levels)} if self.levels else {}
+        return {"fingerprint": whole, "root": place("", self._root), "paths": paths, **levels}
 
     def _open_tokenizer(
         self, tokenizer: str | TokenizerRecipe, prepared: str | None, weights: Mapping[str, float]
     ) -> Tokenizer:
         if prepared is not None:
-            return prepared_tokenizer(prepared)
+            return prepared_tokenizer(prepared, tokenizer)
         if isinstance(tokenizer, str):
             return load(tokenizer)
         key = "|".join(f"{s.name}:{s.fingerprint}:{weights[s.name]!r}" for s in self.whole)

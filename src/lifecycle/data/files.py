@@ -100,6 +100,16 @@ def is_remote(url: str) -> bool:
     return "://" in url
 
 
+def place(url: str, root: str | None) -> str:
+    """An absolute path, or an address: `url` as it is read where relative paths start at `root` (None: right here)."""
+    if is_remote(url):
+        return url
+    url = os.path.expanduser(url)
+    if root and is_remote(root) and not os.path.isabs(url):
+        return f"{root.rstrip('/')}/{url}"
+    return os.path.abspath(os.path.join(os.path.expanduser(root or ""), url))
+
+
 def _as_list(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
@@ -109,7 +119,7 @@ def _files(urls: list[str], *, where: str, root: str | None, cache: Path, spec: 
     for url in urls:
         if url.startswith("python://"):
             found |= _python_text(url, where=where, cache=cache)
-        elif is_remote(placed := _place(url, root)):
+        elif is_remote(placed := place(url, root)):
             found |= _remote(placed, where=where)
         else:
             found |= _local(placed, where=where)
@@ -119,15 +129,6 @@ def _files(urls: list[str], *, where: str, root: str | None, cache: Path, spec: 
     )
     _refuse_giant_documents(files, where)
     return files
-
-
-def _place(url: str, root: str | None) -> str:
-    if is_remote(url):
-        return url
-    url = os.path.expanduser(url)
-    if root and is_remote(root) and not os.path.isabs(url):
-        return f"{root.rstrip('/')}/{url}"
-    return os.path.abspath(os.path.join(os.path.expanduser(root or ""), url))
 
 
 def _python_text(url: str, *, where: str, cache: Path) -> dict[str, tuple[int, str]]:
@@ -191,10 +192,10 @@ def _hub_files(spec: SourceSpec, split: str, *, where: str, root: str | None) ->
     import datasets  # takes a second to import, and only hub names need it
 
     hub = str(spec.hub)
-    local = _place(hub, root)
-    place = local if os.path.isdir(local) else hub
+    local = place(hub, root)
+    found = local if os.path.isdir(local) else hub
     try:
-        builder = datasets.load_dataset_builder(place, spec.config, data_dir=spec.data_dir)
+        builder = datasets.load_dataset_builder(found, spec.config, data_dir=spec.data_dir)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise UserError(
             f"{where}.hub is {hub!r}: {error} Check the name; a gated set needs `hf auth login`."

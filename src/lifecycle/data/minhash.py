@@ -5,7 +5,7 @@ component with probability J, their Jaccard similarity (Broder 1997). Cut into b
 share a band with probability 1 - (1 - J^r)^b (Rajaraman & Ullman, Mining of Massive Datasets, section 3.4). Pairs that
 share one are then compared by whole signatures.
 
-Letters: N sets, K permutations, P pairs. Signatures may lie on disk: a band is one pass over them, and about 32 bytes
+Letters: N sets, K permutations, P pairs. Signatures may lie on disk: a band is one pass over them, and about 40 bytes
 a set are in memory.
 """
 
@@ -20,6 +20,7 @@ from rensa import RMinHash
 
 SEED = 1
 ALGORITHM = int(RMinHash.ALGORITHM_VERSION)  # signatures of another version cannot be compared with these
+PAIRING = 2  # of `similar_pairs`: pairs that were kept by another version are formed again
 RECALL = 0.99  # a pair at the threshold shares a band with at least this probability
 ROUNDS = 8  # comparisons of a set within one band at most: keeps the cost linear where a band holds very many
 AT_ONCE = 1 << 14  # pairs, and sets, worked on together
@@ -80,16 +81,20 @@ class Signatures:
 def similar_pairs(signatures: Signatures, threshold: float) -> NDArray[np.int64]:
     """(P, 2) numbers i < j of sets whose estimated similarity reaches `threshold`, by j and then i.
 
-    Not every pair of a cluster: within a band, sets that resemble the first of them are paired with it alone.
+    Not every pair of a cluster: within a band, sets that resemble the first of them are paired with it alone. But all
+    that `repeated` needs: where the first goes itself, those that were paired with it are compared again.
     """
     size = len(signatures)
     if size < 2:
         return np.zeros((0, 2), np.int64)
-    count, width = bands(signatures.parts[0].shape[1], threshold)
+    stay = doubtful = np.arange(size)
     found = np.zeros(0, np.int64)  # j * N + i
-    for band in range(count):
-        keys = signatures.band(band * width, (band + 1) * width)
-        found = np.union1d(found, _meet(signatures, keys, threshold, found))
+    while len(doubtful):
+        known = len(found)
+        found = _through_bands(signatures, threshold, found, stay, doubtful)
+        if len(found) == known:
+            break
+        stay, doubtful = _standing(found, size)
     return np.stack([found % size, found // size], axis=1)
 
 
@@ -102,12 +107,41 @@ def repeated(pairs: NDArray[np.int64]) -> list[int]:
     return sorted(gone)
 
 
-def _meet(
-    signatures: Signatures, keys: NDArray[np.uint64], threshold: float, known: NDArray[np.int64]
+def _standing(found: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Those of `size` sets that stay, and those among them that resemble one which goes: what they were paired with in
+    a band is not there any more, and another that resembles them may be."""
+    gone = np.zeros(size, bool)
+    gone[repeated(np.stack([found % size, found // size], axis=1))] = True
+    paired = np.unique(found // size)
+    return np.flatnonzero(~gone), paired[~gone[paired]]
+
+
+def _through_bands(
+    signatures: Signatures,
+    threshold: float,
+    found: NDArray[np.int64],
+    among: NDArray[np.int64],
+    about: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """Codes j * N + i of the similar pairs among sets with equal keys."""
+    """`found` and the codes of more similar pairs: of the sets `among` that share a band with one of `about`."""
+    count, width = bands(signatures.parts[0].shape[1], threshold)
+    for band in range(count):
+        keys = signatures.band(band * width, (band + 1) * width)
+        near = among if len(about) == len(among) else among[np.isin(keys[among], keys[about])]
+        found = np.union1d(found, _meet(signatures, keys, near, threshold, found))
+    return found
+
+
+def _meet(
+    signatures: Signatures,
+    keys: NDArray[np.uint64],
+    among: NDArray[np.int64],
+    threshold: float,
+    known: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Codes j * N + i of the similar pairs among the sets `among` (ascending) with equal keys."""
     size, out = len(keys), [np.zeros(0, np.int64)]
-    member = np.argsort(keys, kind="stable")
+    member = among[np.argsort(keys[among], kind="stable")]
     group = keys[member]
     for _ in range(ROUNDS):
         starts = np.append(True, group[1:] != group[:-1])

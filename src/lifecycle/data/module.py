@@ -26,7 +26,7 @@ from lifecycle.data.corpus import Corpus
 from lifecycle.data.curriculum import Curriculum
 from lifecycle.data.ledger import Ledger, gather, merge, usage, with_tensors
 from lifecycle.data.loader import StepLoader, micro_batch_rows
-from lifecycle.data.plan import BatchPlan, Phase, mixture, replayed
+from lifecycle.data.plan import BatchPlan, Phase, largest, mixture, parts, replayed
 from lifecycle.data.scores import ParentLoss
 from lifecycle.data.source import BadRows
 from lifecycle.data.specs import SourceSpec
@@ -75,8 +75,7 @@ class DataModule(pl.LightningDataModule):
         self._dropping, self._wanted_streams, self._stop = exhausted == "drop", streams, 0
         self._micro_rows = micro_batch_rows(micro_batch_tokens)
         self.mix = self._whole_mix = mixture({name: spec.weight for name, spec in sources.items()}, replay_share)
-        means = self.mix.mean()
-        self.epoch_source = epoch_source or max(means, key=lambda n: means[n])
+        self.epoch_source = epoch_source or largest(self.mix)
         if self.epoch_source not in sources:
             raise UserError(f"data.epoch_source is '{self.epoch_source}'; the sources are {', '.join(sources)}")
         self.row_length = sequence_length
@@ -139,14 +138,15 @@ class DataModule(pl.LightningDataModule):
 
     def set_plan(self, steps: int, phases: Sequence[Phase] = ()) -> None:
         """The run ends after `steps` steps, beyond which nothing is read; `phases`: what they are made of, if not all
-        of the same rows. Raises `UserError` for a phase with a weight of its own for a source under a curriculum."""
+        of the same rows. Raises `UserError` for a phase whose weights do not fit the sources, or weigh one under a
+        curriculum."""
         for name in (name for phase in phases for name in phase.weights or {} if name in self.levels):
             raise UserError(
                 f"stage.phases weighs {name}, whose levels data.curriculum weighs: leave the weights out of the "
                 "phases, or the source out of data.curriculum.sources"
             )
-        self._stop, self.phases = steps, tuple(phases) or self.phases
-        self.mix = replace(self.mix, total=steps)
+        plan = BatchPlan.of(self.mix, phases or self.phases, steps)
+        self._stop, self.phases, self.mix = steps, plan.phases, plan.mix
 
     @property
     def plan(self) -> BatchPlan:
@@ -192,11 +192,6 @@ class DataModule(pl.LightningDataModule):
 
     # -- replay
 
-    @property
-    def retained(self) -> list[str]:
-        """Domains of what is replayed, which the parent knew."""
-        return [d for d in self.held_out if any(s.domain == d and s.name in self.mix.replay for s in self.sources)]
-
     def replayed_rows(self, count: int) -> list[TokenBatch]:
         """`count` rows (fewer if there is less) of the replayed sources' training text, one a batch, the same on every
         rank and whatever was read before."""
@@ -204,7 +199,7 @@ class DataModule(pl.LightningDataModule):
             raise UserError(
                 "stage.ewc measures on the parent's data, and none is known here: name a source replay in the mixture"
             )
-        shares = {name: self.mix.weights[name].at(0) for name in sorted(self.mix.replay)}
+        shares = parts({name: self.mix.weights[name].at(0) for name in sorted(self.mix.replay)})
         return self.corpus.rows(shares, count, self.row_length)
 
     def replay_share(self) -> float:

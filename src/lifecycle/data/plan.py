@@ -7,6 +7,7 @@ packed beyond, if the change was decided later (see `Mix.changed`).
 
 from __future__ import annotations
 
+import difflib
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,10 +47,14 @@ class Phase:
 class Segment(Protocol):
     """What a phase takes of a run's timeline, which knows more (see `lifecycle.length`)."""
 
-    step: int
-    row_length: int
-    rows: int
-    weights: dict[str, float] | None
+    @property
+    def step(self) -> int: ...
+    @property
+    def row_length(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def weights(self) -> Mapping[str, float] | None: ...
 
 
 def phases_of(segments: Iterable[Segment]) -> list[Phase]:
@@ -75,16 +80,17 @@ class Mix:
         """Shares of the tokens at `step`, which add up to 1; `own`: a phase's weights, instead of the mix's."""
         progress = min(step / max(self.total - 1, 1), 1.0)
         weights = {
-            name: weight.at(progress) if own is None or name in self.replay else own.get(name, 0.0)
+            name: weight.at(progress) if own is None or is_inherited(name) else own.get(name, 0.0)
             for name, weight in self.weights.items()
         }
-        share = self.share(step)
+        share, total = self.share(step), sum(weights.values())
         if share is None:
-            total = sum(weights.values())
+            if not total:
+                raise UserError(f"at step {step} no source has a weight above 0: give one a weight that does not end")
             return {name: weight / total for name, weight in weights.items()}
-        sums = {side: sum(w for n, w in weights.items() if (n in self.replay) == side) for side in (True, False)}
-        parts = {True: share, False: 1.0 - share}
-        return {n: parts[n in self.replay] * w / (sums[n in self.replay] or 1.0) for n, w in weights.items()}
+        back = parts({name: weight for name, weight in weights.items() if name in self.replay})
+        rest = sum(weight for name, weight in weights.items() if name not in back) or 1.0
+        return {n: share * back[n] if n in back else (1.0 - share) * w / rest for n, w in weights.items()}
 
     def share(self, step: int) -> float | None:
         """The replayed sources' share at `step`; None without any."""
@@ -161,7 +167,10 @@ class BatchPlan:
 
     @staticmethod
     def of(mix: Mix, phases: Sequence[Phase], steps: int) -> BatchPlan:
-        """Of a run of `steps` steps, whose weights move with its progress."""
+        """Of a run of `steps` steps, whose weights move with its progress. Raises UserError for a phase whose weights
+        are not of its sources, or leave nothing to train on."""
+        for number, phase in enumerate(phases):
+            _check_weights(f"stage.phases[{number}].weights", phase.weights, mix)
         return BatchPlan(tuple(phases), replace(mix, total=steps))
 
     def planned(self, total: int) -> dict[str, float]:
@@ -213,6 +222,43 @@ def mixture(weights: Mapping[str, Any], replay_share: float | None) -> Mix:
     return Mix(weights=made, total=PROGRESS, replay=replayed(made), shares=shares)
 
 
+def largest(mix: Mix) -> str:
+    """The source of largest mean weight: of the run's own, if it trains on any, for passes over what is replayed say
+    nothing of the run."""
+    means = mix.mean()
+    own = [name for name, weight in means.items() if weight and name not in mix.replay]
+    return max(own or means, key=lambda name: means[name])
+
+
 def replayed(names: Iterable[str]) -> frozenset[str]:
     """The sources that bring back what the parent has learned: `replay`, or `replay.*` of its own mixture."""
-    return frozenset(name for name in names if name == REPLAY or name.startswith(f"{REPLAY}."))
+    return frozenset(name for name in names if name == REPLAY or is_inherited(name))
+
+
+def is_inherited(name: str) -> bool:
+    """Whether it is a source of the parent's own mixture, whose share of the tokens is `stage.replay.share`."""
+    return name.startswith(f"{REPLAY}.")
+
+
+def parts(weights: Mapping[str, float]) -> dict[str, float]:
+    """Each weight's part of their sum; equal parts where all are 0: who asks for a share of such sources means some."""
+    total = sum(weights.values())
+    return {name: weight / total if total else 1.0 / len(weights) for name, weight in weights.items()}
+
+
+def _check_weights(where: str, own: Mapping[str, float] | None, mix: Mix) -> None:
+    for name, weight in (own or {}).items():
+        if is_inherited(name):
+            raise UserError(
+                f"{where} weighs {name}, which is replayed from the parent's mixture: leave it out (all of the replay "
+                f"has stage.replay.share), or name a source {REPLAY} of your own, which phases may weigh"
+            )
+        if name not in mix.weights:
+            sources = [source for source in mix.weights if not is_inherited(source)]
+            near = difflib.get_close_matches(name, sources, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"the sources are {', '.join(sources)}"
+            raise UserError(f"{where} weighs {name}, and there is no such source; {hint}")
+        if not (math.isfinite(weight) and weight >= 0):
+            raise UserError(f"{where}.{name} is {weight}; weights are positive, or 0 for none of it")
+    if own is not None and not sum(own.values()):
+        raise UserError(f"{where} gives no source a weight above 0: name one that is trained on, or leave it out")

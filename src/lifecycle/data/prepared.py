@@ -11,7 +11,7 @@ one number, and a resume costs the same anywhere.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from lifecycle.data.permutation import permute
 from lifecycle.data.seeds import derive
 from lifecycle.data.source import Source
 from lifecycle.data.stream import Exhausted
-from lifecycle.data.tokenizer import Tokenizer, load
+from lifecycle.data.tokenizer import Tokenizer, TokenizerRecipe, load
 from lifecycle.errors import UserError
 
 LOOKED_UP_AT_ONCE = 512  # elements of the permutation computed together
@@ -70,7 +70,6 @@ class Prepared:
 
     training: Shards
     validation: Shards
-    tokenizer: Tokenizer
     counts: dict[str, int]
 
 
@@ -146,9 +145,17 @@ def _meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def prepared_tokenizer(run: str) -> Tokenizer:
-    """The tokenizer that made the shards of run folder `run`; raises `UserError` where it prepared nothing."""
-    return load(str(_folder(run) / "tokenizer"))
+def prepared_tokenizer(run: str, wanted: str | TokenizerRecipe) -> Tokenizer:
+    """The tokenizer that made the shards of run folder `run`; raises `UserError` where it prepared nothing, or where
+    `wanted` lies on this machine, as a parent's does, and is another one."""
+    made_by = load(str(_folder(run) / "tokenizer"))
+    here = isinstance(wanted, str) and Path(wanted).expanduser().exists()
+    if here and load(str(wanted)).sha256 != made_by.sha256:
+        raise UserError(
+            f"data.prepared={run} holds the ids of another tokenizer than {wanted}, the one of this run: prepare the "
+            "data again with it (stage=prepare init_from=PARENT, or data.tokenizer=FOLDER), under another run=NAME"
+        )
+    return made_by
 
 
 def _folder(run: str) -> Path:
@@ -162,10 +169,12 @@ def _folder(run: str) -> Path:
     return folder
 
 
-def open_prepared(run: str, sources: list[Source]) -> dict[str, Prepared]:
-    """The prepared form of `sources` in run folder `run`; raises `UserError` naming what does not fit."""
+def open_prepared(run: str, sources: list[Source], may_lack: Collection[str] = ()) -> dict[str, Prepared]:
+    """The prepared form of `sources` in run folder `run`, but for those of `may_lack` that it does not have; raises
+    `UserError` naming what does not fit."""
     folder = _folder(run)
     have = sorted(p.name for p in (folder / "prepared").iterdir() if p.is_dir())
+    sources = [s for s in sources if s.name in have or s.name not in may_lack]
     faults = [f"{s.name}: not in {run} (it has {', '.join(have)})" for s in sources if s.name not in have]
     stale = [
         f"{s.name}: its files or their treatment (format, fields, filters, validation, max_rows, decontaminate) changed"
@@ -174,16 +183,14 @@ def open_prepared(run: str, sources: list[Source]) -> dict[str, Prepared]:
     ]
     if faults or stale:
         raise UserError(
-            f"data.prepared={run} does not fit data.sources: {'; '.join(faults + stale)}. Run stage=prepare again"
+            f"data.prepared={run} does not fit data.sources: {'; '.join(faults + stale)}. Run stage=prepare again, "
+            "with this run's init_from if it has one: its evaluation sets are inherited"
         )
-    tokenizer = prepared_tokenizer(run)
     out = {}
     for source in sources:
         side = folder / "prepared" / source.name
         meta = _meta(side / "training")
-        out[source.name] = Prepared(
-            open_shards(side / "training"), open_shards(side / "validation"), tokenizer, meta["counts"]
-        )
+        out[source.name] = Prepared(open_shards(side / "training"), open_shards(side / "validation"), meta["counts"])
         if not out[source.name].training.documents:
             raise UserError(f"data.sources.{source.name} has no training document in prepared run {run}")
     return out

@@ -32,7 +32,11 @@ Batch = tuple[list[RawRow], Position]  # rows, and where the pass goes on after 
 ROWS_AT_ONCE = 256
 BYTES_AT_ONCE = 2 << 20
 REPORT_EVERY_S = 10.0
-PRELOADED = ["lifecycle.data.near_duplicates", "lifecycle.data.measured"]  # imported once for all processes
+PRELOADED = [
+    "lifecycle.data.duplicates",
+    "lifecycle.data.near_duplicates",
+    "lifecycle.data.measured",
+]  # imported once for all processes
 
 
 def refuse_remote(source: Source, key: str) -> None:

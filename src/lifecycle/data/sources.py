@@ -8,9 +8,11 @@ from pathlib import Path
 
 from lifecycle.data.contamination import Index
 from lifecycle.data.decontamination import FOLDER
-from lifecycle.data.duplicates import duplicate_rows
-from lifecycle.data.files import resolve
+from lifecycle.data.duplicates import REASON, duplicate_rows
+from lifecycle.data.files import File, resolve
+from lifecycle.data.generations import generation_of
 from lifecycle.data.near_duplicates import without_near_duplicates
+from lifecycle.data.plan import REPLAY
 from lifecycle.data.raw import RawDocuments
 from lifecycle.data.source import BadRows, HeldOut, Source
 from lifecycle.data.specs import SourceSpec
@@ -29,7 +31,7 @@ def open_sources(
 ) -> list[Source]:
     """The training side of every source, in the order of the config. Raises `UserError` naming the source at fault.
 
-    `processes` look for near duplicates, where a source has that filter; `evaluation` is what no document may hold.
+    `processes` look for duplicates, where a source has such a filter; `evaluation` is what no document may hold.
     """
     opened = []
     for index, (name, spec) in enumerate(specs.items()):
@@ -38,7 +40,7 @@ def open_sources(
             name=name,
             index=index,
             spec=spec,
-            files=resolve(spec, name=name, root=root, cache=cache),
+            files=_files(spec, name, root, cache),
             bad_rows=bad_rows,
             held_out=HeldOut.of(spec),
             evaluation=evaluation,
@@ -46,9 +48,22 @@ def open_sources(
             contaminated=quarantine.with_name(FOLDER) / f"{name}.jsonl" if quarantine else None,
         )
         if spec.filters.exact_duplicates:
-            source = replace(source, left_out={"exact duplicate": duplicate_rows(source.files, spec, name, cache)})
+            again = duplicate_rows(source, cache=cache, processes=processes)
+            source = replace(source, left_out={REASON: again})
         opened.append(source)
     return without_near_duplicates(opened, cache=cache, processes=processes)
+
+
+def _files(spec: SourceSpec, name: str, root: str | None, cache: Path) -> tuple[File, ...]:
+    try:
+        return resolve(spec, name=name, root=root, cache=cache)
+    except UserError as fault:
+        if generation_of(name) is None or name == REPLAY:
+            raise
+        raise UserError(
+            f"{fault}. An ancestor of this run was trained on it: put it back, or name a source {REPLAY} "
+            f"(+data.sources.{REPLAY}.path=...), which stands in the place of all that ancestors were trained on"
+        ) from fault
 
 
 def held_out_source(source: Source, *, root: str | None, cache: Path) -> Source | None:
@@ -61,9 +76,8 @@ def held_out_source(source: Source, *, root: str | None, cache: Path) -> Source 
         return replace(source, spec=once)
     assert isinstance(spec.validation, str)
     split = replace(once, max_rows=None, split=spec.validation, validation=None)
-    named = not spec.hub and not (isinstance(spec.path, dict) and spec.validation in spec.path)
-    if named:
-        split = replace(once, max_rows=None, hub=None, path=spec.validation, validation=None)
+    if spec.validation_file is not None:
+        split = replace(once, max_rows=None, path=spec.validation_file, validation=None)
     files = resolve(split, name=source.name, root=root, cache=cache)
     return replace(source, spec=split, files=files, held_out=None, left_out={})
 

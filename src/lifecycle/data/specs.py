@@ -94,6 +94,14 @@ class SourceSpec:
         flat = [name for value in named for name in (value if isinstance(value, list) else [value])]
         return tuple(dict.fromkeys(part for name in flat for part in (name, name.split(".")[0])))
 
+    @property
+    def validation_file(self) -> str | None:
+        """The file that is held out; None where `validation` is a share, a split, or nothing."""
+        value = self.validation
+        if not isinstance(value, str) or self.hub is not None:
+            return None
+        return None if isinstance(self.path, dict) and value in self.path else value
+
     def check(self, name: str, where: str | None = None) -> None:
         """Raise UserError for the first value that cannot be meant, naming its dotted key (below `where`)."""
         where = where or f"data.sources.{name}"

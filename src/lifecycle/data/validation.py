@@ -67,9 +67,9 @@ def held_out_sets(
         domains.setdefault(source.domain, []).append(source)
     packed = {}
     for domain, members in domains.items():
-        parts = [weights[s.name] for s in members]
-        if not any(parts):  # measured, never trained on
-            parts = [1.0] * len(members)
+        trained = [weights[s.name] for s in members if weights[s.name]]
+        mean = sum(trained) / len(trained) if trained else 1.0
+        parts = [weights[s.name] or mean for s in members]  # of weight 0: measured, never trained on
         pieces = []
         for source, part in zip(members, parts, strict=True):
             documents = open_documents(source)

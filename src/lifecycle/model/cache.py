@@ -90,16 +90,22 @@ class Cache:
         masks = {w: seen if w is None else seen & (slots_L > own_B1T1 - w) for w in dict.fromkeys(self.windows)}
         if device.type == "cpu":  # its kernels want what is added to the scores, and would make it in every layer
             masks = {w: self._added(mask) for w, mask in masks.items()}
-        index_B = torch.arange(len(position_ids_BT), device=device) if rows_B is None else rows_B
         cos, sin = (table[position_ids_BT][:, :, None] for table in self.angles)
         return Place(
             cache=self,
             rows_B=rows_B,
-            index_B1=index_B[:, None],
-            positions_BT=position_ids_BT,
+            slots_M=self._slots(position_ids_BT, rows_B),
             masks=masks,
             angles=(cos, sin),
         )
+
+    def _slots(self, position_ids_BT: Tensor, rows_B: Tensor | None) -> Tensor:
+        """(B T G,) the line of a layer's (R G (C + 1), K) that each key of a call goes to; padding to a row's last."""
+        heads, slots = self.keys[0].shape[1], self.capacity + 1
+        device = position_ids_BT.device
+        row_B = torch.arange(len(position_ids_BT), device=device) if rows_B is None else rows_B
+        head_BG = row_B[:, None] * heads + torch.arange(heads, device=device)
+        return (head_BG[:, None] * slots + (position_ids_BT % slots)[:, :, None]).flatten()
 
     def _added(self, seen: Tensor) -> Tensor:
         return torch.full(seen.shape, -torch.inf, dtype=self.keys[0].dtype).masked_fill_(seen, 0)
@@ -109,14 +115,14 @@ class Cache:
 class Place:
     """The tokens of one call in a cache.
 
-    masks: by window, (B, 1, T, L), bool and true where a slot is seen; on a CPU what is added to scores, 0 there and
-    -inf elsewhere. angles: cos and signed sin of the tokens' positions, each (B, T, 1, P).
+    slots_M: of the call's keys, see `Cache._slots`. masks: by window, (B, 1, T, L), bool and true where a slot is seen;
+    on a CPU what is added to scores, 0 there and -inf elsewhere. angles: cos and signed sin of the tokens' positions,
+    each (B, T, 1, P).
     """
 
     cache: Cache
     rows_B: Tensor | None
-    index_B1: Tensor
-    positions_BT: Tensor
+    slots_M: Tensor
     masks: dict[int | None, Tensor]
     angles: tuple[Tensor, Tensor]
 
@@ -147,6 +153,7 @@ class Slots:
 
     def _write(self, stored: Tensor, new_BTGK: Tensor) -> Tensor:
         place = self.place
-        stored[place.index_B1, :, place.positions_BT] = new_BTGK.to(stored.dtype)
+        lines = stored.view(-1, stored.shape[-1])
+        lines.index_copy_(0, place.slots_M, new_BTGK.reshape(-1, stored.shape[-1]).to(stored.dtype))
         held = stored[:, :, : self.mask_B1TL.shape[-1]]
         return held[: len(new_BTGK)] if place.rows_B is None else held[place.rows_B]

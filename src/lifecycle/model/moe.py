@@ -14,6 +14,10 @@ of an expert.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +26,19 @@ from torch.nn import functional as F
 
 from lifecycle.model.layers import FeedForward
 from lifecycle.model.switches import MoE
+
+_FIXED: ContextVar[bool] = ContextVar("fixed shapes of experts' products", default=False)
+
+
+@contextmanager
+def fixed_shapes() -> Iterator[None]:
+    """Within it every expert multiplies as many rows as there are tokens, however few are its own: what it makes of a
+    token then has the same bits whatever the other tokens chose. Slower, and without gradients."""
+    token = _FIXED.set(True)
+    try:
+        yield
+    finally:
+        _FIXED.reset(token)
 
 
 class Routing(NamedTuple):
@@ -68,9 +85,11 @@ class Experts(nn.Module):
         back_M = torch.empty_like(order_M)
         back_M[order_M] = torch.arange(len(order_M), device=order_M.device)
         ends_E = torch.searchsorted(sorted_M, torch.arange(len(self.gate_proj), device=x_ND.device), right=True)
-        x_MD = spread(x_ND, order_M, back_M)
-        inner_MF = F.silu(grouped_linear(x_MD, self.gate_proj, ends_E)) * grouped_linear(x_MD, self.up_proj, ends_E)
-        out_MD = grouped_linear(inner_MF, self.down_proj, ends_E)
+        x_MD, linear = spread(x_ND, order_M, back_M), grouped_linear
+        if _FIXED.get():  # a token visits an expert once at most
+            linear = partial(padded_linear, rows=len(x_ND))
+        inner_MF = F.silu(linear(x_MD, self.gate_proj, ends_E)) * linear(x_MD, self.up_proj, ends_E)
+        out_MD = linear(inner_MF, self.down_proj, ends_E)
         out_NAD = spread(out_MD, back_M, order_M).unflatten(0, chosen_NA.shape)
         return torch.bmm(weights_NA.to(out_NAD.dtype)[:, None], out_NAD)[:, 0]
 
@@ -168,6 +187,17 @@ def grouped_linear(x_MD: Tensor, weight_EFD: Tensor, ends_E: Tensor) -> Tensor:
         return F.grouped_mm(x_MD, weight_EFD.mT, offs=ends_E.to(torch.int32))
     out: Tensor = _grouped_linear(x_MD, weight_EFD, ends_E)
     return out
+
+
+def padded_linear(x_MD: Tensor, weight_EFD: Tensor, ends_E: Tensor, *, rows: int) -> Tensor:
+    """The same in products of `rows` rows each, filled up with zeros; without gradients."""
+    out, start = [], 0
+    for weight_FD, end in zip(weight_EFD, ends_E.tolist(), strict=True):
+        if end > start:
+            filled = F.pad(x_MD[start:end], (0, 0, 0, rows - (end - start)))
+            out.append(F.linear(filled, weight_FD)[: end - start])
+        start = end
+    return torch.cat(out)
 
 
 def spread(x_ND: Tensor, order_M: Tensor, back_M: Tensor) -> Tensor:

@@ -26,10 +26,14 @@ def carry_over(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> No
             f"stage.optimizer_state=parent: the parent's optimizer has the groups {', '.join(theirs)}, this one has "
             f"{', '.join(ours)}: choose the parent's optimizer (optimizer=...), or stage.optimizer_state=fresh"
         )
-    for name, parameters in ours.items():
-        for number, parameter in zip(theirs[name], parameters, strict=True):
+    for group in optimizer.param_groups:
+        on_device = group.get("fused") or group.get("capturable")  # such a kernel counts its steps there
+        for number, parameter in zip(theirs[group["name"]], group["params"], strict=True):
             found = state["state"].get(number, {})
-            optimizer.state[parameter] = {key: _fitted(value, parameter, name) for key, value in found.items()}
+            optimizer.state[parameter] = {
+                key: _fitted(value, parameter, group["name"], count_on=parameter.device if on_device else None)
+                for key, value in found.items()
+            }
 
 
 def forget_rows(state: Mapping[str, Any], first: int) -> None:
@@ -43,9 +47,11 @@ def forget_rows(state: Mapping[str, Any], first: int) -> None:
                         value[first:] = 0
 
 
-def _fitted(value: Any, parameter: Tensor, group: str) -> Any:
-    if not isinstance(value, Tensor) or value.dim() == 0:
-        return value.clone() if isinstance(value, Tensor) else value
+def _fitted(value: Any, parameter: Tensor, group: str, *, count_on: torch.device | None) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    if value.dim() == 0:
+        return torch.empty_like(value, device=count_on).copy_(value)
     if value.shape[1:] != parameter.shape[1:] or len(value) > len(parameter):
         raise UserError(
             f"stage.optimizer_state=parent: a parameter of group {group} is {tuple(parameter.shape)}, the parent's "

@@ -26,7 +26,7 @@ from torch import distributed
 
 from lifecycle.batch import Rollout
 from lifecycle.errors import UserError
-from lifecycle.model import Cache, Decoder
+from lifecycle.model import Cache, Decoder, fixed_shapes
 from lifecycle.rollout.call import Call, NewToken, OneAtATime
 from lifecycle.rollout.collect import Collected, best
 from lifecycle.rollout.decode import cache_dtype, compute_dtype, is_plain, prepare
@@ -40,7 +40,6 @@ TILE = 8
 
 FIXED_CHUNK = 64
 """Positions of every prefill in deterministic mode."""
-
 
 OnToken = Callable[[int, int, int], None]
 
@@ -75,12 +74,13 @@ def generate(
 
 
 class Engine:
-    """Samples from one model, whose weights may change in place between calls.
+    """Samples from one model, whose weights may change in place between calls (not through `.data`, which torch itself
+    does not see).
 
     slots: sequences decoded at a time. prefill_chunk: tokens of prompts in one forward pass. deterministic: no sequence
     depends on the others in any bit. compiled: the decode step goes through torch.compile. graphs: it is recorded as
-    CUDA graphs (None: on CUDA, for a model on one device). dtype: of the cache; None is
-    the compute dtype.
+    CUDA graphs (None: on CUDA, for a model without experts on one device). dtype: of the cache; None is the compute
+    dtype.
 
     Call it under autocast for bf16 over fp32 weights, or give it bf16 weights. Over a sharded model every rank calls,
     with prompts of its own, and all step until all are done.
@@ -100,19 +100,24 @@ class Engine:
         if slots < 1 or prefill_chunk < 1:
             raise UserError(f"the engine has slots={slots}, prefill_chunk={prefill_chunk}; both must be 1 or more")
         if deterministic and (compiled or graphs):
-            raise UserError(
-                "deterministic steps run eagerly: leave out compiled, graphs (hardware.compile=false) or deterministic"
-            )
+            raise UserError("deterministic steps run eagerly: leave out compiled (hardware.compile=false) and graphs")
         self._model, self._slots, self._prefill_chunk, self._deterministic = model, slots, prefill_chunk, deterministic
         self._compiled, self._dtype = compiled, dtype
         self._device = model.embedding.weight.device
         self._plain = is_plain(model)
         self._shared = not self._plain and distributed.is_available() and distributed.is_initialized()
-        self._graphs = (self._device.type == "cuda" and self._plain) if graphs is None else graphs
+        experts = model.config.moe is not None
+        if deterministic and self._shared:
+            raise UserError(
+                "deterministic sampling over several ranks: their products depend on the rows of each and would come "
+                "apart; sample on one device, or without deterministic"
+            )
+        if graphs and experts:
+            raise UserError("graphs=True: how many tokens an expert gets is not known beforehand; leave graphs out")
+        self._graphs = (self._device.type == "cuda" and self._plain and not experts) if graphs is None else graphs
         self._step: DecodeStep | None = None
         self._prefill_model = model
         self._prepared_for: torch.dtype | None = None
-        self._addresses: list[int] = []
         self._alone = OneAtATime()
 
     def generate(
@@ -203,12 +208,7 @@ class Engine:
                 decode, slots=self._slots, device=self._device, compiled=self._compiled, graphs=self._graphs
             )
             self._prepared_for = dtype
-        else:
-            self._step.decode.refresh()
-        addresses = [parameter.data_ptr() for parameter in self._model.parameters()] if self._graphs else []
-        if addresses != self._addresses:
-            self._step.forget_recordings()
-            self._addresses = addresses
+        self._step.refresh(self._model)
         if self._step.cache is None or self._step.cache.capacity < capacity:
             self._step.set_cache(
                 Cache.empty(
@@ -288,6 +288,8 @@ class Engine:
     def _context(self) -> AbstractContextManager[object]:
         """No gradients, and autocast as the prepared weights want it."""
         stack = ExitStack()
+        if self._deterministic:
+            stack.enter_context(fixed_shapes())
         stack.enter_context(torch.no_grad() if self._shared else torch.inference_mode())
         device_type = self._device.type
         if torch.is_autocast_enabled(device_type):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lifecycle.model import Cache, Decoder
 from lifecycle.rollout.collect import Collected
-from lifecycle.rollout.decode import Step, eagerly
+from lifecycle.rollout.decode import Step, Version, eagerly
 from lifecycle.rollout.prefix import Prefix, prefix_of, shared_length
 from lifecycle.rollout.sampling import Sampling, device_ids, draw, uniforms
 from lifecycle.rollout.schedule import NUMBER, PLACE, POSITION, SEED, TOKEN, Chunk, Ints, Move
@@ -45,6 +45,7 @@ class DecodeStep:
         self._table = torch.zeros(5, slots, dtype=torch.long, device=device)
         self._compute = torch.compile(self._eager, dynamic=False) if compiled else self._eager
         self._recorded: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor]]] = {}
+        self._version: Version | None = None
         self._sampling: Sampling | None = None
         self._seen: Tensor | None = None
         self._banned: Tensor | None = None
@@ -65,9 +66,14 @@ class DecodeStep:
         self._seen = torch.zeros(self._slots, vocab, dtype=torch.bool, device=self._device) if penalised else None
         self._recorded.clear()
 
-    def forget_recordings(self) -> None:
-        """The weights stand somewhere else."""
-        self._recorded.clear()
+    def refresh(self, model: Decoder) -> None:
+        """Take over the model's weights where they have changed since the last call."""
+        last, self._version = self._version, Version.of(model)
+        if last is None or self._version.surely_is(last):  # it is made with the weights of the first call
+            return
+        self.decode.refresh()
+        if self._version.addresses != last.addresses:
+            self._recorded.clear()
 
     def set_table(self, table: Ints, entered: Mapping[int, Sequence[int]]) -> None:
         """Rows came or went; table: (5, S), see schedule.py; `entered`: the prompts of those that came."""

@@ -24,18 +24,11 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from lifecycle.batch import StepBatch, TokenBatch
-from lifecycle.model import (
-    Decoder,
-    Documents,
-    ModelConfig,
-    best_kernel,
-    check_kernel,
-    count_pieces,
-)
+from lifecycle.model import Decoder, Documents, ModelConfig, count_pieces
 from lifecycle.model.attention import Kernel
 from lifecycle.optim import AdamW, Muon, Schedule, clip_gradients
 from lifecycle.optim.carry import carry_over
-from lifecycle.stages.building import build_for
+from lifecycle.stages.building import build_for, kernel_for
 from lifecycle.stages.exchange import any_rank, count_tokens, sum_over_ranks, synchronised
 from lifecycle.stages.meter import Meter
 from lifecycle.stages.routing import add_routing
@@ -54,7 +47,7 @@ class Stage(pl.LightningModule):
     """
 
     starts_from_parent = False
-    guard_actions: frozenset[str] = frozenset()
+    guard_actions: frozenset[str] = frozenset({"rate", "restore"})
 
     def __init__(
         self, *, model: ModelConfig, optimizer: AdamW | Muon, schedule: Schedule, skipping: Skipping, setup: Setup
@@ -73,6 +66,7 @@ class Stage(pl.LightningModule):
         self.validation_due = False
         self.rate_scale = 1.0  # what a guard has made of the rate
         self.restore: int | None = None  # the step whose checkpoint a guard ends the run with; 0: none was good
+        self.safe_at: int | None = None  # the last step that a guard may go back to
         self._measured: list[tuple[int, dict[str, float]]] = []
         self.best: tuple[float, int] | None = None
         self.improved_at: int | None = None
@@ -128,7 +122,7 @@ class Stage(pl.LightningModule):
 
     def take_step(self, batch: StepBatch, loss_sum: LossSum) -> None:
         """One optimizer step on `batch`; `loss_sum` gives a micro-batch's summed loss and summed metrics."""
-        self._enter(batch.step)
+        self.enter(batch.step)
         optimizer = self.optimizer()
         counts = count_tokens(batch.micro, len(self.setup_facts.source_names), self.device)
         for group in optimizer.param_groups:
@@ -172,9 +166,9 @@ class Stage(pl.LightningModule):
         )
         self._after(batch)
 
-    def _enter(self, step: int) -> None:
-        """The base of the rotary positions is that of the step's phase."""
-        theta = self.setup_facts.timeline.at(step).rope_theta or self._rope_theta
+    def enter(self, step: int) -> None:
+        """The base of the rotary positions is that of step `step` (counted from 0)."""
+        theta = self.setup_facts.timeline.rope_theta(step) or self._rope_theta
         if theta != self.config.rope_theta:
             self.config = replace(self.config, rope_theta=theta)
             self.model.config = self.config  # type: ignore[union-attr]
@@ -193,9 +187,10 @@ class Stage(pl.LightningModule):
         if self.preempted:
             self.trainer.should_stop = True
 
-    def on_train_batch_start(self, batch: StepBatch, batch_idx: int) -> None:
-        """What passed since the last step's hooks ended was waiting for data."""
+    def on_train_batch_start(self, batch: StepBatch, batch_idx: int) -> int | None:
+        """What passed since the last step's hooks ended was waiting for data; -1: a guard has ended the run."""
         self.meter.waited(time.perf_counter() - self._ready_at)
+        return -1 if self.trainer.should_stop else None
 
     def on_train_batch_end(self, outputs: Any, batch: StepBatch, batch_idx: int) -> None:
         """All hooks of the step are done, checkpoints too: from here on the run waits for its data."""
@@ -204,9 +199,10 @@ class Stage(pl.LightningModule):
     # -- validation
 
     def on_train_start(self) -> None:
-        """A validation that was cut short by a preemption comes first."""
+        """A validation that was cut short by a preemption comes first; one that is cut short here is the end."""
         self.meter.start(self.trainer, self.config, self.global_step)
         self.validate_if_due(self.global_step)
+        self.trainer.should_stop |= self.preempted
         self._ready_at = time.perf_counter()
 
     def on_train_end(self) -> None:
@@ -261,6 +257,8 @@ class Stage(pl.LightningModule):
             "skipping": self.skipping.state(),
             "validation_due": self.validation_due,
             "rate_scale": self.rate_scale,
+            "restore": self.restore,
+            "rope_theta": self.config.rope_theta,
             "best": list(self.best) if self.best else None,
             "meter": self.meter.state(),
         }
@@ -270,7 +268,8 @@ class Stage(pl.LightningModule):
         state = checkpoint["stage"]
         self.skipping.restore(state["skipping"], self.device)
         self.validation_due = state["validation_due"]
-        self.rate_scale = state["rate_scale"]
+        self.rate_scale, self.restore = state["rate_scale"], state.get("restore")
+        self.enter(checkpoint["global_step"] - 1)  # a run may have no step to take, only to validate or to export
         self.best = (state["best"][0], state["best"][1]) if state["best"] else None
         self.meter.restore(state["meter"])
 
@@ -287,9 +286,5 @@ class Stage(pl.LightningModule):
 
     @cached_property
     def kernel(self) -> Kernel:
-        """The attention kernel of the run: the config's, or the fastest that is installed."""
-        wanted = self.setup_facts.attention
-        if wanted == "auto":
-            return best_kernel(self.device, torch.bfloat16 if self.setup_facts.bf16 else torch.float32)
-        check_kernel(wanted, self.device)
-        return wanted
+        """The attention kernel of the run."""
+        return kernel_for(self.setup_facts, self.device)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from lifecycle.model import Decoder, ModelConfig, build, compile_model
+from lifecycle.model import Decoder, ModelConfig, best_kernel, build, check_kernel, compile_model
+from lifecycle.model.attention import Kernel
 from lifecycle.model.sharding import shard
 from lifecycle.stages.setup import Setup
 
@@ -27,3 +28,11 @@ def build_for(
         dtype = torch.bfloat16 if setup.bf16 else torch.float32
         shard(model, mesh, param_dtype=dtype, reduce_dtype=torch.float32)
     return model
+
+
+def kernel_for(setup: Setup, device: torch.device) -> Kernel:
+    """The attention kernel of a run: the config's, or the fastest that is installed."""
+    if setup.attention == "auto":
+        return best_kernel(device, torch.bfloat16 if setup.bf16 else torch.float32)
+    check_kernel(setup.attention, device)
+    return setup.attention

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from lifecycle.batch import StepBatch, TokenBatch
@@ -69,7 +68,7 @@ class Midtrain(Stage):
     """
 
     starts_from_parent = True
-    guard_actions = frozenset({"replay", "rate", "restore"})
+    guard_actions = Stage.guard_actions | {"replay"}
 
     def __init__(
         self,
@@ -95,9 +94,10 @@ class Midtrain(Stage):
 
     def on_train_start(self) -> None:
         """Before the first step the springs are made; later they come with the checkpoint."""
-        if self.ewc is not None and self._springs is None:
-            if isinstance(self.trainer.strategy, ModelParallelStrategy):
-                raise UserError("stage.ewc keeps two more copies of whole weights: hardware.strategy must not be fsdp")
+        if self._springs is not None:  # they were read before the run had its device
+            anchors, fisher = ([t.to(self.device) for t in part] for part in self._springs)
+            self._springs = anchors, fisher
+        elif self.ewc is not None:
             self._springs = self._make_springs(self.ewc)
         super().on_train_start()
 
@@ -130,9 +130,7 @@ class Midtrain(Stage):
         """Take them back."""
         super().on_load_checkpoint(checkpoint)
         springs = checkpoint["stage"].get("springs")
-        if springs is not None:
-            anchors, fisher = ([t.to(self.device) for t in part] for part in springs)
-            self._springs = anchors, fisher
+        self._springs = None if springs is None else (springs[0], springs[1])
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
         """One optimizer step on this rank's share of the global batch."""
