@@ -20,7 +20,7 @@ def cells(notebook: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = make_place(tmp_path_factory.mktemp("place"))
-    lifecycle(place, "run=first", "stage.max_steps=8")
+    lifecycle(place, "run=first", "stage.max_steps=8", "model.logit_softcap=2")  # what an export leaves out
     lifecycle(place, "run=second", "stage.max_steps=8", "init_from=outputs/first")
     return place / "outputs/second"
 

@@ -52,6 +52,25 @@ def test_weights_are_read_when_they_are_asked_for_and_not_before() -> None:
         _ = found.weights
 
 
+def test_a_run_that_was_started_again_does_not_hand_out_its_older_model() -> None:
+    folder = finished_run("demo")
+    RunFolder(folder).update(status="running")
+    found = find_parent("demo")  # for a run that goes on, which asks for no weights
+    assert found.model == LLAMA
+    with pytest.raises(UserError, match="started again and is running.*or type init_from=outputs/demo/model"):
+        _ = found.weights
+    assert torch.equal(find_parent("outputs/demo/model").weights["norm.weight"], made(LLAMA).norm.weight)
+
+
+def test_the_generation_settings_are_those_beside_the_weights_or_of_the_run() -> None:
+    folder = finished_run("demo")
+    (folder / "model/generation_config.json").write_text('{"eos_token_id": [1, 2]}')
+    assert find_parent("demo").generation == {"eos_token_id": [1, 2]}
+    checkpoint = replace(find_parent("demo"), folder=folder / "checkpoints/step-00000004")
+    assert checkpoint.generation == {"eos_token_id": [1, 2]}
+    assert replace(checkpoint, run=None).generation == {}
+
+
 @pytest.mark.parametrize("name", ["qwen2_moe", "deepseek_v3_yarn"])
 def test_the_config_takes_over_every_part_of_the_parents_architecture(name: str) -> None:
     finished_run("demo", CONFIGS[name])

@@ -36,9 +36,19 @@ SAMPLE_TOKENS = 64
 
 
 def finish(
-    folder: RunFolder, stage: Stage, data: DataModule, *, finished: bool, export_dtype: str, shard_gb: float
+    folder: RunFolder,
+    stage: Stage,
+    data: DataModule,
+    *,
+    finished: bool,
+    export_dtype: str,
+    shard_gb: float,
+    generation: Mapping[str, Any],
 ) -> None:
-    """Write a run's results; every rank must call, rank 0 writes. A stopped run leaves ledger and lineage only."""
+    """Write a run's results; every rank must call, rank 0 writes. A stopped run leaves ledger and lineage only.
+
+    generation: the parent's generation_config.json, which goes on with the exported model.
+    """
     ledger = data.ledger()
     weights = {} if not finished else full_weights(stage) if not stage.restore else restored_weights(folder, stage)
     if not stage.trainer.is_global_zero:
@@ -66,6 +76,7 @@ def finish(
         dtype=export_dtype,
         shard_gb=shard_gb,
         history=history(folder),
+        generation=generation,
     )
     _write_json(folder.path / "samples.json", samples(model.to(stage.device).eval(), data, stage))
     _write_json(folder.path / "baselines.json", baselines(data))

@@ -20,8 +20,15 @@ from lifecycle.data.tokenizer import Tokenizer, load
 from lifecycle.errors import UserError
 from lifecycle.hardware import Hardware, device_name, probe
 from lifecycle.model import Decoder
+from lifecycle.model.precision import dtype_of
 from lifecycle.parent import Parent, finished_runs
 from lifecycle.runfolder import RunFolder, origin
+
+TRAINING_KEYS = tuple(
+    f"hardware.{key}="
+    for key in ("activation_checkpointing", "attention", "micro_batch_tokens", "peak_tflops", "workers")
+)
+"""What a job on a model has no use for, as it would be typed."""
 
 
 def is_model_job(cfg: DictConfig) -> bool:
@@ -47,13 +54,16 @@ def run_model_job(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> 
         )
     started, began = time.perf_counter(), origin()
     hardware: Hardware = config.build(cfg.hardware)
+    _check_hardware(name, hardware)
     model, tokenizer = load_model(parent, hardware), _tokenizer(cfg, parent)
     supplies: dict[str, Any] = {
         "model": model,
         "tokenizer": tokenizer,
         "parent_view": _view(parent),
+        "parent_folder": parent.folder if (parent.folder / "config.json").is_file() else None,
         "seed": cfg.seed,
         "deterministic": cfg.deterministic,
+        "compiled": None if hardware.compile == "auto" else hardware.compile,
         "folder": folder.path,
     }
     wanted = config.needs(cfg.stage)
@@ -75,16 +85,40 @@ def run_model_job(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> 
     )
 
 
+def _check_hardware(name: str, hardware: Hardware) -> None:
+    """Refuse what a job on one device would leave unread. Raises UserError that lists all of it."""
+    devices = hardware.devices if hardware.devices == "auto" else int(hardware.devices)
+    faults = [
+        f"hardware.{key} is {value}; type hardware.{key}={wanted}"
+        for key, value, wanted in (
+            ("devices", devices, 1),
+            ("num_nodes", hardware.num_nodes, 1),
+            ("strategy", hardware.strategy, "auto"),
+        )
+        if value not in ("auto", wanted)
+    ]
+    typed = [word for word in config.overrides() if word.startswith(TRAINING_KEYS)]
+    faults += [f"{word} is of training alone; leave it out" for word in typed]
+    if faults:
+        lines = "\n".join(f"  - {fault}" for fault in faults)
+        raise UserError(f"stage={name} runs in one process on one device:\n{lines}")
+
+
 def load_model(parent: Parent, hardware: Hardware) -> Decoder:
-    """The parent's network, ready to be asked; on a GPU in bf16 where it has the units, unless a precision is given."""
+    """The parent's network, ready to be asked; on a GPU in bf16 where it has the units, unless a precision is given.
+
+    What autocast would compute in fp32 (norms, routers) stays in fp32.
+    """
     device = torch.device(hardware.device_type())
     half = hardware.precision == "bf16" or (
         hardware.precision == "auto" and device.type == "cuda" and probe("cuda").has_bf16
     )
+    dtype = torch.bfloat16 if half else torch.float32
     with torch.device("meta"):
         model = Decoder(parent.model)
-    model.load_state_dict(parent.weights, assign=True)
-    return model.to(device, torch.bfloat16 if half else torch.float32).eval().requires_grad_(False)
+    weights = {name: weight.to(device, dtype_of(name, dtype)) for name, weight in parent.weights.items()}
+    model.load_state_dict(weights, assign=True)
+    return model.eval().requires_grad_(False)
 
 
 def _tokenizer(cfg: DictConfig, parent: Parent) -> Tokenizer:

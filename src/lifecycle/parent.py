@@ -12,6 +12,7 @@ once, the weights are read (and fetched) when they are asked for: a dry run or a
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 import tempfile
@@ -32,6 +33,7 @@ from lifecycle.errors import UserError
 from lifecycle.model import ModelConfig
 from lifecycle.model.huggingface import load_pretrained, read_config
 from lifecycle.model.huggingface.gguf import gguf_file, tokenizer_gguf
+from lifecycle.model.huggingface.stored import GENERATION
 from lifecycle.runfolder import RunFolder
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -61,6 +63,13 @@ class Parent:
     def weights(self) -> dict[str, Tensor]:
         """fp32, by our names; read from the files by every call. Errors: `UserError` where they do not fit."""
         return self.read()
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """Its generation_config.json (what ends a completion, how one is drawn); empty where there is none."""
+        places = [self.folder, *([self.run.path / "model"] if self.run else [])]
+        found = next((place / GENERATION for place in places if (place / GENERATION).is_file()), None)
+        return json.loads(found.read_text(encoding="utf-8")) if found else {}
 
     @property
     def domains(self) -> set[str]:
@@ -162,7 +171,18 @@ def _from_files(place: Path, run: RunFolder | None = None) -> Parent:
         model=read_config(place),
         tokenizer=tokenizer,
         name=str((run.path if run else place).resolve()),
-        read=lambda: load_pretrained(place)[1],
+        read=lambda: _read_export(place, run),
+    )
+
+
+def _read_export(place: Path, run: RunFolder | None) -> dict[str, Tensor]:
+    """Its weights, asked for by a new run alone. Raises UserError where the run that wrote them has gone on since."""
+    status = run.lineage().get("status") if run else None
+    if run is None or status in (None, "finished"):
+        return load_pretrained(place)[1]
+    raise UserError(
+        f"init_from: run {run.path} was started again and is {status}, so {place} is from before: let it finish "
+        f"first, take one of its checkpoints ({_checkpoints(run.path)}), or type init_from={place} for the older model"
     )
 
 

@@ -104,6 +104,7 @@ def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
     if rank() == 0:
         begin(cfg, folder, start, stage, data, parent)
         metrics.cut(start.step)
+    generation = parent.generation if parent else {}  # now: the parent need not be there at the end
     trainer.fit(stage, data, ckpt_path=start.checkpoint)
     finish(
         folder,
@@ -112,6 +113,7 @@ def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
         finished=stage.global_step >= steps if stage.restore is None else stage.restore > 0,
         export_dtype=cfg.export.dtype,
         shard_gb=cfg.export.shard_gb,
+        generation=generation,
     )
     leave()
     if stage.restore == 0:

@@ -69,8 +69,10 @@ def test_all_faults_come_in_one_error() -> None:
 
 
 def test_an_unknown_family_is_named_with_those_known() -> None:
-    with pytest.raises(UserError, match="'gpt2'; choose one of llama, mistral"):
-        replace(TINY, family="gpt2")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="'gpt2'; choose one of deepseek_v2, deepseek_v3"):
+        replace(TINY, family="gpt2")
+    with pytest.raises(UserError, match="'lama'.*: type model.family=llama"):
+        replace(TINY, family="lama")
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -220,6 +220,30 @@ def test_the_stream_is_the_rollout_token_by_token(model: Decoder) -> None:
     assert [reasons[p, s] for p in range(5) for s in range(2)] == rollout.stop_reason
 
 
+def test_an_engine_takes_one_call_at_a_time(model: Decoder) -> None:
+    asked, engine = prompts(3), Engine(model, slots=3)
+    wanted = generate(model, asked, settings(), seed=0)
+    stream = engine.stream(asked, settings(), seed=0)
+    next(stream)
+    for other in (
+        lambda: engine.generate(asked, settings(), seed=1),
+        lambda: next(engine.stream(asked, settings(), seed=1)),
+    ):
+        with pytest.raises(UserError, match="in the middle of another call.*close"):
+            other()
+    stream.close()
+    with pytest.raises(UserError, match="prompt 0 is empty"):
+        engine.generate([[]], settings(), seed=0)  # a call that is refused lets go, too
+    assert torch.equal(engine.generate(asked, settings(), seed=0).token_ids, wanted.token_ids)
+
+
+def test_what_runs_eagerly_is_not_said_to_be_compiled(model: Decoder) -> None:
+    ways: list[dict[str, Any]] = [{"compiled": True}, {"graphs": True}]
+    for how in ways:
+        with pytest.raises(UserError, match="run eagerly: leave out"):
+            Engine(model, deterministic=True, **how)
+
+
 def test_a_rollout_enters_a_loss_and_survives_a_checkpoint(model: Decoder) -> None:
     rollout = generate(model, prompts(3), settings(stop_ids=(1, 2, 3)), seed=0)
     weight = torch.ones((), requires_grad=True)

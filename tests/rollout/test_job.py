@@ -2,17 +2,22 @@
 
 import io
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from tests.rollout.vllm_stand_in import stand_in
 
 from lifecycle import config
 from lifecycle.data.tokenizer import train_bpe
 from lifecycle.errors import UserError
-from lifecycle.model import ModelConfig, build
+from lifecycle.model import Decoder, ModelConfig, build
 from lifecycle.model.huggingface import export
+from lifecycle.parent import find_parent
+from lifecycle.rollout import Engine
 from lifecycle.run import run
 
 TOKENIZER = train_bpe(["def return the value of it " * 5] * 20, vocab_size=320, digits=1)
@@ -169,3 +174,65 @@ def test_without_a_model_it_says_what_to_type(place: Path) -> None:
     with pytest.raises(UserError, match="init_from=RUN.*finished runs here: mine"):
         run(config.compose(["stage=generate", "stage.prompt=return"]))
     assert not (place / "outputs/generate/run.json").exists()
+
+
+def test_with_vllm_the_mismatch_is_in_the_result_and_said(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = stand_in(build(MODEL, seed=1), shift=0.5)
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    generate("stage.prompt=return the", "stage.engine=vllm", "stage.slots=3", "hardware.compile=false")
+    result = facts(place / "outputs/generate")["result"]
+    assert result["rollout/mismatch_mean"] == pytest.approx(0.5, abs=1e-3)
+    assert result["rollout/mismatch_max"] == pytest.approx(0.5, abs=1e-3)
+    assert "rollout/mismatch_mean 0.5  rollout/mismatch_max 0.5" in capsys.readouterr().err
+    told = {key: module.settings[key] for key in ("model", "max_num_seqs", "enforce_eager")}
+    assert told == {"model": "outputs/mine/model", "max_num_seqs": 3, "enforce_eager": True}
+    generate("stage.prompt=return the")
+    assert "rollout/mismatch_max" not in facts(place / "outputs/generate")["result"]
+
+
+def test_a_model_that_vllm_cannot_read_as_it_lies_is_exported_for_it(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = stand_in(build(MODEL, seed=1))
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    read: list[bool] = []
+
+    class LLM(module.LLM):  # type: ignore[name-defined]
+        def __init__(self, **settings: Any) -> None:
+            read.append((Path(settings["model"]) / "model.safetensors").is_file())
+            super().__init__(**settings)
+
+    module.LLM = LLM  # type: ignore[attr-defined]
+    theirs = find_parent("theirs")
+    as_gguf = replace(theirs, folder=place / "elsewhere")
+    monkeypatch.setattr("lifecycle.parent.find_parent", lambda name: as_gguf)
+    generate("init_from=theirs", "stage.prompt=return the", "stage.engine=vllm")
+    assert read == [True] and not Path(module.settings["model"]).exists()
+
+
+def test_the_engine_is_as_hardware_and_stage_say(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, Any]] = []
+
+    class Watched(Engine):
+        def __init__(self, model: Decoder, **settings: Any) -> None:
+            made.append(settings)
+            super().__init__(model, **settings | {"compiled": False})  # it takes a minute
+
+    monkeypatch.setattr("lifecycle.rollout.job.Engine", Watched)
+    for words in ([], ["hardware.compile=true", "stage.slots=3", "stage.prefill_chunk=5"]):
+        generate("stage.prompt=return the", *words)
+    wanted = [(False, 16, 1024), (True, 3, 5)]
+    assert [(s["compiled"], s["slots"], s["prefill_chunk"]) for s in made] == wanted
+
+
+def test_what_an_engine_would_leave_aside_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    for words, said in (
+        (["stage.engine=vllm"], r"pip install 'lifecycle\[vllm\]'.*stage.engine=own"),
+        (["stage.engine=vllm", "deterministic=true"], "deterministic=true, but vLLM's draws depend on"),
+        (["hardware.compile=true", "deterministic=true"], "deterministic steps run eagerly.*hardware.compile=false"),
+    ):
+        with pytest.raises(UserError, match=said):
+            generate("stage.prompt=return", *words)

@@ -10,7 +10,7 @@ import pytest
 from lifecycle.data.bpe import BOS, EOS
 from lifecycle.data.tokenizer import Tokenizer, train_bpe
 from lifecycle.errors import UserError
-from lifecycle.rollout.prompts import Prompt, encode, end_ids, read_prompts
+from lifecycle.rollout.prompts import Prompt, encode, read_prompts
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +97,8 @@ def test_a_model_without_a_template_takes_no_turns(tokenizer: Tokenizer) -> None
     bare.hf.chat_template = None
     with pytest.raises(UserError, match="no chat template"):
         encode([Prompt(id="0", text="a")], bare, chat=True, system=None, begin=True)
-    assert end_ids(bare) == (bare.eos_id,)
+    assert bare.end_ids == (bare.eos_id,)
 
 
 def test_a_completion_ends_with_the_text_or_with_the_turn(tokenizer: Tokenizer) -> None:
-    assert end_ids(tokenizer) == (tokenizer.eos_id, tokenizer.hf.convert_tokens_to_ids("<|end|>"))
+    assert tokenizer.end_ids == (tokenizer.eos_id, tokenizer.hf.convert_tokens_to_ids("<|end|>"))

@@ -1,17 +1,23 @@
 """The scoring pass gives the numbers of the rollout; vLLM's answers become a rollout with the mismatch in it."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from tests.rollout.test_engine import CONFIG, OPTIONS, prompts, settings
+from tests.rollout.sampled import CONFIG, prompts, settings
+from tests.rollout.test_engine import OPTIONS
+from tests.rollout.vllm_stand_in import stand_in
 
+from lifecycle.data.tokenizer import train_bpe
 from lifecycle.errors import UserError
 from lifecycle.model import Decoder, build
-from lifecycle.rollout import Sampling, generate
+from lifecycle.model.huggingface import export
+from lifecycle.rollout import generate
+from lifecycle.rollout import score as scoring
 from lifecycle.rollout.score import score
 from lifecycle.rollout.vllm import VllmEngine
 
@@ -22,42 +28,26 @@ def model() -> Decoder:
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_scoring_finds_what_sampling_wrote(model: Decoder, options: dict[str, Any]) -> None:
+def test_scoring_finds_what_sampling_wrote(
+    model: Decoder, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     sampling = settings(**options)
     rollout = generate(model, prompts(5), sampling, seed=0)
-    for row, prompt in enumerate(rollout.prompts):
-        found, mask = score(model, prompt, rollout.completion(row), sampling), rollout.mask[row]
-        held = (rollout.logprobs, rollout.full_logprobs, rollout.entropy, rollout.threshold)
-        for ours, theirs in zip(found, held, strict=True):
-            torch.testing.assert_close(ours, theirs[row][mask], atol=1e-5, rtol=1e-5)
+    drawn = [rollout.completion(row) for row in range(len(rollout))]
+    for positions, logits in ((scoring.POSITIONS, scoring.LOGITS), (70, 5 * CONFIG.vocab), (1, 1)):
+        monkeypatch.setattr(scoring, "POSITIONS", positions)
+        monkeypatch.setattr(scoring, "LOGITS", logits)
+        for row, found in enumerate(score(model, rollout.prompts, drawn, sampling)):
+            held = (rollout.logprobs, rollout.full_logprobs, rollout.entropy, rollout.threshold)
+            for ours, theirs in zip(found, held, strict=True):
+                torch.testing.assert_close(ours, theirs[row][rollout.mask[row]], atol=1e-5, rtol=1e-5)
 
 
-def stand_in(model: Decoder, shift: float) -> ModuleType:
-    """A module with the part of vLLM's interface that is used, drawing with our engine; log-probabilities shifted."""
-
-    class LLM:
-        def __init__(self, **settings: Any) -> None:
-            assert settings["logprobs_mode"] == "processed_logprobs"
-
-        def generate(self, asked: list[dict[str, list[int]]], parameters: list[Any], use_tqdm: bool) -> list[Any]:
-            return [self.one(a["prompt_token_ids"], p) for a, p in zip(asked, parameters, strict=True)]
-
-        def one(self, prompt: list[int], p: Any) -> Any:
-            sampling = Sampling(max_new_tokens=p.max_tokens, top_k=p.top_k or None, stop_ids=tuple(p.stop_token_ids))
-            rollout = generate(model, [prompt], sampling, seed=p.seed)
-            ids, values = rollout.completion(0), rollout.logprobs[0].tolist()
-            stopped = rollout.stop_reason[0] == "stop_id"
-            logprobs = [{i: SimpleNamespace(logprob=v + shift)} for i, v in zip(ids, values, strict=True)]
-            output = SimpleNamespace(
-                token_ids=tuple(ids),
-                logprobs=logprobs,
-                finish_reason="stop" if stopped else "length",
-                stop_reason=ids[-1] if stopped else None,
-            )
-            return SimpleNamespace(outputs=[output])
-
-    module = ModuleType("vllm")
-    module.LLM, module.SamplingParams = LLM, SimpleNamespace  # type: ignore[attr-defined]
+@pytest.fixture
+def vllm(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """vLLM, as far as it is asked."""
+    module = stand_in(model)
+    monkeypatch.setitem(sys.modules, "vllm", module)
     return module
 
 
@@ -74,6 +64,69 @@ def test_what_vllm_answers_becomes_a_rollout(model: Decoder, monkeypatch: pytest
     assert bool((rollout.full_logprobs >= rollout.threshold)[rollout.mask].all())
 
 
+@pytest.mark.parametrize("options", [*OPTIONS, {"min_p": 0.1, "top_k": 5}, {"top_k": 8, "top_p": 0.7}], ids=str)
+def test_a_setting_means_to_vllm_what_it_means_here(
+    model: Decoder, vllm: ModuleType, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    rollout = VllmEngine(tmp_path, scorer=model).generate(prompts(5), settings(**options), seed=0)
+    assert rollout.meta["mismatch"]["max"] < 2e-5
+    if (
+        options.get("temperature") == 0
+    ):  # where theirs are of temperature 1, and the rollout's are of what was drawn from
+        assert float(rollout.logprobs.abs().max()) < 1e-5 and float(rollout.full_logprobs.min()) < -0.01
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"temperature": 2.5}, "temperature is 2.5; vLLM draws at 0 and from 0.01 to 2.0"),
+        ({"temperature": 0.001}, "temperature is 0.001"),
+        ({"min_p": 0.1, "top_p": 0.9}, "min_p is 0.1 beside top_p=0.9"),
+        ({"banned_ids": tuple(range(1025))}, "1025 tokens are banned"),
+        ({"stop_strings": ("a",)}, "the model's folder has no tokenizer"),
+    ],
+    ids=str,
+)
+def test_settings_that_vllm_reads_otherwise_are_refused(
+    model: Decoder, vllm: ModuleType, tmp_path: Path, options: dict[str, Any], said: str
+) -> None:
+    engine, letters = VllmEngine(tmp_path, scorer=model), SimpleNamespace(decode=lambda ids: "")
+    with pytest.raises(UserError, match=f"vLLM cannot sample so.*stage.engine=own(.|\\n)*{said}"):
+        engine.generate([[1]], settings(**options), seed=0, tokenizer=letters)
+
+
+@pytest.mark.parametrize("reason", ["abort", "error", "repetition"])
+def test_a_completion_that_vllm_gave_up_is_none(
+    model: Decoder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reason: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", stand_in(model, ended=reason))
+    with pytest.raises(RuntimeError, match=f"with '{reason}', not with 'stop' or 'length'"):
+        VllmEngine(tmp_path, scorer=model).generate([[1]], settings(), seed=0)
+
+
+def test_other_weights_are_taken_over_when_told_and_only_then(model: Decoder, vllm: ModuleType, tmp_path: Path) -> None:
+    engine = VllmEngine(tmp_path, scorer=model)
+    with pytest.raises(UserError, match=r"has version 0 of the weights, and version 1 is asked for.*refresh\(folder"):
+        engine.generate([[1]], settings(), seed=0, weights_version=1)
+    engine.refresh(tmp_path / "next", weights_version=1)
+    assert vllm.told == [("reload_weights", {"weights_path": str(tmp_path / "next")}), ("reset_prefix_cache", {})]
+    assert engine.generate([[1]], settings(), seed=0, weights_version=1).weights_version == 1
+
+
+def test_vllm_computes_in_the_precision_of_the_scorer(model: Decoder, vllm: ModuleType, tmp_path: Path) -> None:
+    VllmEngine(tmp_path, scorer=model, slots=7, prefill_chunk=5)
+    assert (vllm.settings["dtype"], vllm.settings["skip_tokenizer_init"]) == ("float32", True)
+    assert (vllm.settings["max_num_seqs"], vllm.settings["max_num_batched_tokens"]) == (7, 7)
+    with torch.autocast("cpu", torch.bfloat16):
+        VllmEngine(tmp_path, scorer=model)
+    assert vllm.settings["dtype"] == "bfloat16"
+
+
+def test_a_soft_cap_that_vllm_leaves_out_is_refused(vllm: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"logit_softcap is 30\.0, which vLLM's llama leaves out"):
+        VllmEngine(tmp_path, scorer=build(replace(CONFIG, logit_softcap=30.0), seed=1))
+
+
 def test_without_vllm_the_error_says_what_to_install(
     model: Decoder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -86,10 +139,16 @@ def test_without_vllm_the_error_says_what_to_install(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_vllm_and_our_model_agree(tmp_path: Path) -> None:
     pytest.importorskip("vllm")
-    from lifecycle.model.huggingface import export
-
-    kind = build(CONFIG, seed=1, device=torch.device("cuda"))
-    export(kind, tmp_path, tokenizer=None, dtype="fp32")
-    rollout = VllmEngine(tmp_path, scorer=kind, dtype="float32").generate(prompts(4), settings(top_k=10), seed=0)
-    print(rollout.meta)
-    assert rollout.meta["mismatch"]["mean"] < 0.01
+    tokenizer = train_bpe(["def return the value of it " * 5] * 20, vocab_size=320, digits=1)
+    sizes = replace(CONFIG, head_dim=64, width=128, heads=2, kv_heads=1, ffn_width=256, vocab_size=320, init_std=0.1)
+    kind, other = (build(sizes, seed=seed, device=torch.device("cuda")) for seed in (1, 2))
+    export(kind, tmp_path / "first", tokenizer=tokenizer)
+    export(other, tmp_path / "next", tokenizer=tokenizer)
+    engine = VllmEngine(tmp_path / "first", scorer=kind, memory_share=0.2)
+    for version in (0, 1):
+        for options in ({"top_k": 10}, {"temperature": 0.0}, {"min_p": 0.05, "top_k": 20}, {"top_p": 0.9}):
+            rollout = engine.generate(prompts(4), settings(**options), seed=0, weights_version=version)
+            print(version, options, rollout.meta)
+            assert rollout.meta["mismatch"]["mean"] < 0.01
+        kind.load_state_dict(other.state_dict())
+        engine.refresh(tmp_path / "next", weights_version=1)

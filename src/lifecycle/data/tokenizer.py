@@ -28,6 +28,7 @@ from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lifecycle.data.bpe import Digits, check_settings, train, well_formed
+from lifecycle.data.endings import end_ids
 from lifecycle.errors import UserError
 
 Ids = NDArray[np.int32]
@@ -101,6 +102,11 @@ class Tokenizer:
         for index, added in self._backend.get_added_tokens_decoder().items():
             lengths[index] = 0 if added.special else len(added.content.encode())
         return lengths
+
+    @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end a completion: eos, and what ends a turn where there is a chat template."""
+        return end_ids(self.hf, self.eos_id)
 
     @cached_property
     def sha256(self) -> str:

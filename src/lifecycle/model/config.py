@@ -7,10 +7,10 @@ and the names of the Hugging Face architectures are in huggingface.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import get_args
+from difflib import get_close_matches
 
 from lifecycle.errors import UserError
-from lifecycle.model.families import Family, family_faults
+from lifecycle.model.family import FAMILIES, family_faults, family_of
 from lifecycle.model.switches import Latent, MoE, RopeScaling, not_positive
 
 VOCAB_MULTIPLE = 64
@@ -28,7 +28,7 @@ class ModelConfig:
     and head_dim is nope_dim + rope_dim; ffn_width is that of the dense blocks.
     """
 
-    family: Family
+    family: str
     layers: int
     width: int
     heads: int
@@ -53,10 +53,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         faults = [*self._sizes(), *self._combinations(), *self._latent_faults()]
-        if self.family in get_args(Family):
+        if self.family in FAMILIES:
             faults += family_faults(self)
         else:
-            faults.append(f"model.family is {self.family!r}; choose one of {', '.join(get_args(Family))}")
+            near = [f": type model.family={name}" for name in get_close_matches(str(self.family), FAMILIES, n=1)]
+            faults.append(f"model.family is {self.family!r}; choose one of {', '.join(FAMILIES)}{''.join(near)}")
         if faults:
             raise UserError("model: this decoder cannot be built:\n" + "\n".join(f"  - {fault}" for fault in faults))
 
@@ -133,7 +134,8 @@ class ModelConfig:
     @property
     def router_bias(self) -> bool:
         """Whether routers carry a choice bias: it is moved by training, or the family's architecture holds one."""
-        return self.moe is not None and (self.moe.bias_rate > 0 or self.family in ("glm4_moe", "deepseek_v3"))
+        experts = family_of(self.family).switches.experts
+        return self.moe is not None and (self.moe.bias_rate > 0 or (experts is not None and experts.bias))
 
     def with_vocab(self, tokens: int) -> ModelConfig:
         """The same model with room for `tokens` tokens: padded up to a multiple of 64, or the stated number if given.

@@ -25,6 +25,24 @@ class NewToken:
     stop_reason: StopReason | None
 
 
+class OneAtATime:
+    """Held while a call uses the engine's cache, which knows one call. Errors: `UserError` for a second beside it."""
+
+    def __init__(self) -> None:
+        self._held = False
+
+    def __enter__(self) -> None:
+        if self._held:
+            raise UserError(
+                "this engine is in the middle of another call, and a second one would write over its cache: read that "
+                "stream to its end, or close() it, first; streams side by side need an Engine each"
+            )
+        self._held = True
+
+    def __exit__(self, *_: object) -> None:
+        self._held = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """numbers: stable numbers of the prompts; seeds: of the sequences; longest: positions that one may reach."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lifecycle.model import Cache, Decoder
+from lifecycle.model.precision import dtype_of
 from lifecycle.rollout.joined import Joined, is_dense
 from lifecycle.rollout.prefix import Prefix
 from lifecycle.rollout.products import has_bf16_units
@@ -108,19 +109,14 @@ def prepare(model: Decoder, *, rows: int, packed: bool = True) -> tuple[Decoder,
 
 
 class Cast:
-    """A copy of a model whose matrices are in the compute dtype, as autocast would cast them at every product.
-
-    Norms and routers keep their dtype: autocast computes them in fp32.
-    """
+    """A copy of a model whose matrices are in the compute dtype, as autocast would cast them at every product."""
 
     def __init__(self, model: Decoder, dtype: torch.dtype) -> None:
         self._source = model
         with torch.device("meta"):
             self.model = Decoder(model.config)
-        kept = ("norm.weight", "router.weight", "router.bias")
         weights = {
-            name: weight.detach().clone() if name.endswith(kept) else weight.detach().to(dtype)
-            for name, weight in model.state_dict().items()
+            name: weight.detach().to(dtype_of(name, dtype), copy=True) for name, weight in model.state_dict().items()
         }
         self.model.load_state_dict(weights, assign=True)
 

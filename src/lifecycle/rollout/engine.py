@@ -18,7 +18,7 @@ Shapes: N sequences, R rows decoded, B lines of a prefill, T positions or most n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 
 import torch
@@ -27,7 +27,7 @@ from torch import distributed
 from lifecycle.batch import Rollout
 from lifecycle.errors import UserError
 from lifecycle.model import Cache, Decoder, fixed_shapes
-from lifecycle.rollout.call import Call, NewToken
+from lifecycle.rollout.call import Call, NewToken, OneAtATime
 from lifecycle.rollout.collect import Collected, best
 from lifecycle.rollout.decode import cache_dtype, compute_dtype, is_plain, prepare
 from lifecycle.rollout.sampling import Sampling
@@ -40,7 +40,6 @@ TILE = 8
 
 FIXED_CHUNK = 64
 """Positions of every prefill in deterministic mode."""
-
 
 OnToken = Callable[[int, int, int], None]
 
@@ -100,6 +99,8 @@ class Engine:
     ) -> None:
         if slots < 1 or prefill_chunk < 1:
             raise UserError(f"the engine has slots={slots}, prefill_chunk={prefill_chunk}; both must be 1 or more")
+        if deterministic and (compiled or graphs):
+            raise UserError("deterministic steps run eagerly: leave out compiled (hardware.compile=false) and graphs")
         self._model, self._slots, self._prefill_chunk, self._deterministic = model, slots, prefill_chunk, deterministic
         self._compiled, self._dtype = compiled, dtype
         self._device = model.embedding.weight.device
@@ -117,6 +118,7 @@ class Engine:
         self._step: DecodeStep | None = None
         self._prefill_model = model
         self._prepared_for: torch.dtype | None = None
+        self._alone = OneAtATime()
 
     def generate(
         self,
@@ -137,10 +139,11 @@ class Engine:
         Errors: `UserError` for prompts that are empty, too long or not of the vocabulary; `FloatingPointError` where
         logits are not finite.
         """
-        call = self._begin(prompts, sampling, seed, step, prompt_ids, tokenizer)
-        for new in self._run(call, watched=on_token is not None):
-            if on_token is not None:
-                on_token(new.prompt, new.sample, new.token)
+        with self._alone:
+            call = self._begin(prompts, sampling, seed, step, prompt_ids, tokenizer)
+            for new in self._run(call, watched=on_token is not None):
+                if on_token is not None:
+                    on_token(new.prompt, new.sample, new.token)
         rollout = call.out.rollout(
             [prompt for prompt in prompts for _ in range(sampling.drawn)],
             samples=sampling.drawn,
@@ -160,9 +163,11 @@ class Engine:
         step: int = 0,
         tokenizer: Decoding | None = None,
         prompt_ids: Sequence[int] | None = None,
-    ) -> Iterator[NewToken]:
-        """The tokens of all completions, those of one decode step after another."""
-        yield from self._run(self._begin(prompts, sampling, seed, step, prompt_ids, tokenizer), watched=True)
+    ) -> Generator[NewToken, None, None]:
+        """The tokens of all completions, those of one decode step after another. Until the last is read, or the
+        stream is closed, the engine takes no other call."""
+        with self._alone:
+            yield from self._run(self._begin(prompts, sampling, seed, step, prompt_ids, tokenizer), watched=True)
 
     # -- a call
 

@@ -2,12 +2,13 @@
 
     python -m lifecycle stage=generate init_from=outputs/demo stage.prompt='Return the' stage.temperature=0.8
     python -m lifecycle stage=generate init_from=outputs/demo stage.file=prompts.jsonl stage.samples=8 run=answers
+    python -m lifecycle stage=generate init_from=outputs/demo stage.file=prompts.jsonl stage.engine=vllm hardware=a100
     cat prompts.txt | python -m lifecycle stage=generate init_from=outputs/demo stage.file=- stage.output=-
 
-    read prompts -> ids (chat template or document) -> rollout.generate -> JSON Lines, or a stream of text
+    read prompts -> ids (chat template or document) -> an engine -> JSON Lines, or a stream of text
 
-A completion depends on the seed, its prompt's place in the list and its number, on nothing else: the same command gives
-the same text, however many prompts stand beside it.
+With our own engine a completion depends on the seed, its prompt's place in the list and its number, on nothing else:
+the same command gives the same text, however many prompts stand beside it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,11 +25,14 @@ from typing import Any, Literal
 
 from lifecycle import atomic
 from lifecycle.batch import Rollout
+from lifecycle.errors import UserError
 from lifecycle.model import Decoder
-from lifecycle.rollout import engine
-from lifecycle.rollout.prompts import ChatTokenizer, Prompt, encode, end_ids, read_prompts
+from lifecycle.model.huggingface import export
+from lifecycle.rollout.engine import Engine
+from lifecycle.rollout.prompts import ChatTokenizer, Prompt, encode, read_prompts
 from lifecycle.rollout.sampling import Sampling
 from lifecycle.rollout.stream import Stream
+from lifecycle.rollout.vllm import VllmEngine
 
 NAME = "completions.jsonl"
 TEXT = "text"
@@ -39,8 +44,10 @@ def generate(
     model: Decoder,
     tokenizer: ChatTokenizer,
     parent_view: str | None,
+    parent_folder: Path | None,
     seed: int,
     deterministic: bool,
+    compiled: bool | None,
     folder: Path,
     prompt: str | list[str] | None,
     file: str | None,
@@ -57,12 +64,15 @@ def generate(
     samples: int,
     best_of: int | None,
     best_by: Literal["mean", "sum"],
+    engine: Literal["own", "vllm"],
     slots: int,
+    prefill_chunk: int,
 ) -> dict[str, Any]:
-    """Complete the prompts; what was done, for run.json. The first six arguments come from the run.
+    """Complete the prompts; what was done, for run.json. The arguments as far as `folder` come from the run.
 
-    parent_view: what the model was last trained on, None for a model from elsewhere. Raises UserError for prompts that
-    cannot be read, are empty or too long, and for sampling settings that do not fit.
+    parent_view: what the model was last trained on, None for a model from elsewhere. parent_folder: where it lies in
+    Hugging Face's form, None where it does not. compiled: None leaves it to the engine. Raises UserError for prompts
+    that cannot be read, are empty or too long, and for settings that do not fit.
     """
     prompts = read_prompts(prompt, file)
     turns = _by_template(chat, parent_view, tokenizer)
@@ -73,7 +83,7 @@ def generate(
         top_p=top_p,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
-        stop_ids=end_ids(tokenizer),
+        stop_ids=tokenizer.end_ids,
         stop_strings=tuple(stop),
         banned_ids=tuple(range(tokenizer.vocab_size, model.config.vocab)),  # rows that only fill the matrix up
         samples=samples,
@@ -84,20 +94,54 @@ def generate(
     openings = [prompt.opening for prompt in prompts]
     shown = Stream(sys.stdout, tokenizer, openings, samples=samples, continues=not turns) if output is None else None
     started = time.perf_counter()
-    rollout = engine.generate(
-        model,
-        ids,
-        sampling,
-        seed=seed,
-        tokenizer=tokenizer,
-        slots=slots,
-        deterministic=deterministic,
-        on_token=shown.token if shown and best_of is None and sys.stdout.isatty() else None,
-    )
+    if engine == "own":
+        ours = Engine(
+            model, slots=slots, prefill_chunk=prefill_chunk, deterministic=deterministic, compiled=bool(compiled)
+        )
+        grows = shown.token if shown and best_of is None and sys.stdout.isatty() else None
+        rollout = ours.generate(ids, sampling, seed=seed, tokenizer=tokenizer, on_token=grows)
+    else:
+        if deterministic:
+            raise UserError(
+                "deterministic=true, but vLLM's draws depend on what is computed beside them: type deterministic=false "
+                "or stage.engine=own"
+            )
+        theirs = _vllm(model, tokenizer, parent_folder, slots=slots, prefill_chunk=prefill_chunk, compiled=compiled)
+        rollout = theirs.generate(ids, sampling, seed=seed, tokenizer=tokenizer)
     if shown:
         shown.rest(rollout.text)
-    done = {"prompts": len(prompts), "seconds": round(time.perf_counter() - started, 3)}
+    done = {"prompts": len(prompts), "seconds": round(time.perf_counter() - started, 3), **_mismatch(rollout)}
     return done | _write(_rows(rollout, prompts), output, folder)
+
+
+def _vllm(
+    model: Decoder,
+    tokenizer: ChatTokenizer,
+    folder: Path | None,
+    *,
+    slots: int,
+    prefill_chunk: int,
+    compiled: bool | None,
+) -> VllmEngine:
+    """A model that lies in another form than Hugging Face's (a checkpoint, GGUF) is exported for vLLM to read."""
+    with tempfile.TemporaryDirectory(prefix="lifecycle-") as made:
+        if folder is None:
+            export(model, Path(made), tokenizer=tokenizer)
+        return VllmEngine(
+            folder or Path(made),
+            scorer=model,
+            slots=slots,
+            prefill_chunk=prefill_chunk,
+            compiled=compiled is not False,
+        )
+
+
+def _mismatch(rollout: Rollout) -> dict[str, float]:
+    """How far the engine's log-probabilities are from our model's, in nats, also said; nothing where they are ours."""
+    found = {f"rollout/mismatch_{key}": value for key, value in rollout.meta.get("mismatch", {}).items()}
+    if found:
+        print("  ".join(f"{key} {value:.3g}" for key, value in found.items()), file=sys.stderr)
+    return found
 
 
 def _by_template(chat: bool | Literal["auto"], parent_view: str | None, tokenizer: ChatTokenizer) -> bool:

@@ -18,19 +18,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lifecycle.errors import UserError
+from lifecycle.model.huggingface.out import TokenizerFiles
 
 LINE_FORM = 'a text file has a prompt a line, a .jsonl file {"prompt": "..."} or {"messages": [...]} a line'
 
 
-class ChatTokenizer(Protocol):
+class ChatTokenizer(TokenizerFiles, Protocol):
     """What turning prompts into ids asks of a tokenizer."""
 
     @property
     def hf(self) -> Any: ...
-    @property
-    def bos_id(self) -> int: ...
-    @property
-    def eos_id(self) -> int: ...
     @property
     def vocab_size(self) -> int: ...
 
@@ -186,14 +183,3 @@ def _ids_of_turns(messages: Sequence[Mapping[str, str]], tokenizer: ChatTokenize
             "take it out of the message"
         )
     return [*ids, *ids_of(frame)]
-
-
-def end_ids(tokenizer: ChatTokenizer) -> tuple[int, ...]:
-    """The tokens that end a completion: end of text, and what the chat template puts behind a turn of the assistant."""
-    if not tokenizer.hf.chat_template:
-        return (tokenizer.eos_id,)
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\ue000"}]
-    behind = str(tokenizer.hf.apply_chat_template(turns, tokenize=False)).partition("\ue000")[2]
-    ids = tokenizer.hf(behind, add_special_tokens=False).input_ids[:1]
-    marks = {index for index, token in tokenizer.hf.added_tokens_decoder.items() if token.special}
-    return tuple(dict.fromkeys((tokenizer.eos_id, *(int(i) for i in ids if i in marks))))

@@ -1,4 +1,7 @@
-"""When a completion ends, and why: a stop token, a stop string in its text, or no room for another token."""
+"""When a completion ends, and why: a stop token, a stop string in its text, or no room for another token.
+
+Completions are whole tokens: what follows a stop string inside the token that completes it stays in ids and text.
+"""
 
 from __future__ import annotations
 

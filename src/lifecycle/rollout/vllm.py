@@ -2,11 +2,12 @@
 
     engine = VllmEngine(folder, scorer=model)                # an exported folder, and the same weights in our model
     rollout = engine.generate(prompts, sampling, seed=1)     # rollout.meta["mismatch"]: how far the two disagree
+    engine.refresh(folder, weights_version=1)                # other weights, in the scorer as well
 
-vLLM (0.11 and later, the V1 engine) draws with its own generators and kernels. Its log-probabilities under the sampling
-distribution are kept as they are, because importance ratios need the distribution that was really drawn from;
-everything else of the rollout comes from a scoring pass of our model, and so does the mismatch. Install it with
-`pip install lifecycle[vllm]`; it wants an accelerator.
+vLLM draws with its own generators and kernels. Its log-probabilities under the sampling distribution are kept as they
+are, because importance ratios need the distribution that was really drawn from; everything else of the rollout comes
+from a scoring pass of our model, and so does the mismatch. Settings that vLLM would read otherwise than our engine are
+refused. Install it with `pip install lifecycle[vllm]`; it wants an accelerator.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from lifecycle.errors import UserError
 from lifecycle.model import Decoder
 from lifecycle.rollout.call import sequences
 from lifecycle.rollout.collect import best
+from lifecycle.rollout.decode import compute_dtype
 from lifecycle.rollout.sampling import Sampling
 from lifecycle.rollout.score import Scored, score
 from lifecycle.rollout.stopping import Decoding, check_stops
@@ -30,30 +32,66 @@ from lifecycle.rollout.stopping import Decoding, check_stops
 BANNED_BIAS = -100.0
 """vLLM's least bias of a logit."""
 
+MOST_BIASED = 1024
+"""Tokens that may have a bias in a request of vLLM (MAX_NUM_LOGIT_BIAS_TOKENS of its GPU runner)."""
+
+TEMPERATURES = (0.01, 2.0)
+"""vLLM raises lower ones to the first, with a warning alone, and refuses those above the second."""
+
 
 class VllmEngine:
     """Samples with vLLM from the model in `folder`; `scorer` holds the same weights.
 
-    memory_share: of the accelerator's memory that vLLM may take. Errors: `UserError` where vLLM is not installed.
+    dtype: of vLLM's products; None is the scorer's compute dtype, so that the mismatch is not that of two precisions.
+    slots, prefill_chunk: as in our engine. compiled: False runs vLLM without torch.compile and graphs. memory_share: of
+    the accelerator's memory that vLLM may take. Errors: `UserError` where vLLM is not installed, or leaves a part of
+    the model out.
     """
 
-    def __init__(self, folder: Path, *, scorer: Decoder, dtype: str = "auto", memory_share: float = 0.5) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        scorer: Decoder,
+        weights_version: int = 0,
+        dtype: torch.dtype | None = None,
+        slots: int = 32,
+        prefill_chunk: int = 1024,
+        compiled: bool = True,
+        memory_share: float = 0.5,
+    ) -> None:
         try:
             self._vllm = importlib.import_module("vllm")
         except ImportError as error:
             raise UserError(
-                f"the vLLM engine needs vLLM, which cannot be imported ({error}); pip install 'lifecycle[vllm]', or "
-                "use lifecycle.rollout.Engine"
+                f"the vLLM engine needs vLLM, which cannot be imported ({error}): pip install 'lifecycle[vllm]', or "
+                "take our own (stage.engine=own, lifecycle.rollout.Engine)"
             ) from error
-        self._scorer = scorer
+        if scorer.config.logit_softcap is not None:
+            raise UserError(
+                f"model.logit_softcap is {scorer.config.logit_softcap}, which vLLM's {scorer.config.family} leaves out "
+                "of its draws: sample with our own engine (stage.engine=own)"
+            )
+        self._scorer, self._version = scorer, weights_version
+        self._has_tokenizer = (folder / "tokenizer_config.json").is_file()
         self._llm = self._vllm.LLM(
             model=str(folder),
-            dtype=dtype,
+            dtype=str(dtype or compute_dtype(scorer)).removeprefix("torch."),
+            skip_tokenizer_init=not self._has_tokenizer,
             gpu_memory_utilization=memory_share,
             max_model_len=scorer.config.max_positions,
+            max_num_seqs=slots,
+            max_num_batched_tokens=max(slots, prefill_chunk),
+            enforce_eager=not compiled,
             enable_prefix_caching=True,  # a prompt is prefilled once for its samples
             logprobs_mode="processed_logprobs",  # after penalty, temperature and truncation: what was drawn from
         )
+
+    def refresh(self, folder: Path, *, weights_version: int) -> None:
+        """Take over the weights of another export of the same model; the scorer must have them too."""
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+        self._llm.reset_prefix_cache()  # it holds keys and values of the weights before
+        self._version = weights_version
 
     def generate(
         self,
@@ -67,7 +105,19 @@ class VllmEngine:
         weights_version: int = 0,
     ) -> Rollout:
         """As `lifecycle.rollout.Engine.generate`; meta["mismatch"] has mean and max of |vLLM's - our| log-probability
-        over all tokens, in nats. The draws are not those of our engine."""
+        over all tokens, in nats. The draws are not those of our engine.
+
+        At temperature 0 vLLM gives the log-probabilities of temperature 1, so they are compared with our
+        `full_logprobs`, and `logprobs` are our own. Errors: `UserError` for settings that vLLM reads otherwise than
+        ours and for another version of the weights than vLLM has; `RuntimeError` for completions that it gave up.
+        """
+        if weights_version != self._version:
+            raise UserError(
+                f"vLLM has version {self._version} of the weights, and version {weights_version} is asked for: export "
+                f"it and call refresh(folder, weights_version={weights_version}) first"
+            )
+        check_stops(sampling, tokenizer)
+        self._check(sampling)
         config = self._scorer.config
         numbers, seeds, limits = sequences(
             *(prompts, sampling),
@@ -77,7 +127,6 @@ class VllmEngine:
             positions=config.max_positions,
             vocab=config.vocab,
         )
-        check_stops(sampling, tokenizer)
         each = [
             (prompt, number, s) for prompt, number in zip(prompts, numbers, strict=True) for s in range(sampling.drawn)
         ]
@@ -87,21 +136,40 @@ class VllmEngine:
             use_tqdm=False,
         )
         found = [output.outputs[0] for output in outputs]
-        scored = [
-            score(self._scorer, prompt, list(one.token_ids), sampling)
-            for (prompt, _, _), one in zip(each, found, strict=True)
-        ]
+        reasons = [_reason(one, sampling, limit) for one, limit in zip(found, limits, strict=True)]
+        scored = score(self._scorer, [prompt for prompt, _, _ in each], [one.token_ids for one in found], sampling)
         rollout = Rollout(
             prompt_id=torch.tensor([number for _, number, _ in each], dtype=torch.long),
             sample=torch.tensor([sample for _, _, sample in each], dtype=torch.long),
             seed=torch.tensor(seeds, dtype=torch.long),
             prompts=[list(prompt) for prompt, _, _ in each],
             text=["" if tokenizer is None else tokenizer.decode(list(one.token_ids)) for one in found],
-            stop_reason=[_reason(one, sampling, limit) for one, limit in zip(found, limits, strict=True)],
+            stop_reason=reasons,
             weights_version=weights_version,
-            **_tensors(found, scored),
+            **_tensors(found, scored, greedy=sampling.temperature == 0),
         )
         return rollout if sampling.best_of is None else best(rollout, sampling)
+
+    def _check(self, sampling: Sampling) -> None:
+        """Refuse what vLLM would read otherwise than our engine, or not at all."""
+        faults, (low, high) = [], TEMPERATURES
+        if sampling.temperature and not low <= sampling.temperature <= high:
+            faults.append(f"temperature is {sampling.temperature}; vLLM draws at 0 and from {low} to {high}")
+        if sampling.min_p is not None and sampling.top_p is not None and sampling.top_p < 1:
+            faults.append(
+                f"min_p is {sampling.min_p} beside top_p={sampling.top_p}; vLLM takes top_p within what min_p kept, "
+                "ours before it: leave one out"
+            )
+        if len(sampling.banned_ids) > MOST_BIASED:
+            faults.append(
+                f"{len(sampling.banned_ids)} tokens are banned (those that only fill the vocabulary up count); vLLM "
+                f"takes {MOST_BIASED}"
+            )
+        if sampling.stop_strings and not self._has_tokenizer:
+            faults.append("stop_strings are given, and the model's folder has no tokenizer for vLLM to look with")
+        if faults:
+            lines = "\n".join(f"  - {fault}" for fault in faults)
+            raise UserError(f"vLLM cannot sample so; change it, or take our own engine (stage.engine=own):\n{lines}")
 
     def _parameters(self, sampling: Sampling, seed: int, limit: int) -> Any:
         return self._vllm.SamplingParams(
@@ -116,6 +184,7 @@ class VllmEngine:
             logit_bias={token: BANNED_BIAS for token in sampling.banned_ids} or None,
             stop_token_ids=list(sampling.stop_ids),
             stop=list(sampling.stop_strings),
+            detokenize=bool(sampling.stop_strings),  # the text of the rollout is our tokenizer's
             include_stop_str_in_output=True,
             ignore_eos=True,  # stop_ids says what ends a completion
             logprobs=0,  # of the drawn token alone
@@ -125,10 +194,15 @@ class VllmEngine:
 def _reason(one: Any, sampling: Sampling, limit: int) -> StopReason:
     if one.finish_reason == "stop":
         return "stop_string" if isinstance(one.stop_reason, str) else "stop_id"
-    return "length" if limit == sampling.max_new_tokens else "capacity"
+    if one.finish_reason == "length":
+        return "length" if limit == sampling.max_new_tokens else "capacity"
+    raise RuntimeError(
+        f"vLLM ended a completion of {len(one.token_ids)} tokens with {one.finish_reason!r}, not with 'stop' or "
+        "'length': its log above says why"
+    )
 
 
-def _tensors(found: Sequence[Any], scored: Sequence[Scored]) -> dict[str, Any]:
+def _tensors(found: Sequence[Any], scored: Sequence[Scored], *, greedy: bool) -> dict[str, Any]:
     """The tensors of a rollout, and its meta."""
     longest = max((len(one.token_ids) for one in found), default=0)
     token_ids = torch.zeros(len(found), longest, dtype=torch.long)
@@ -139,8 +213,8 @@ def _tensors(found: Sequence[Any], scored: Sequence[Scored]) -> dict[str, Any]:
         ids = list(one.token_ids)
         theirs = torch.tensor([at[token].logprob for at, token in zip(one.logprobs, ids, strict=True)])
         token_ids[row, : len(ids)], mask[row, : len(ids)] = torch.tensor(ids), True
-        facts[:, row, : len(ids)] = torch.stack((theirs, *own[1:]))
-        gaps.append((theirs - own.logprobs).abs())
+        facts[:, row, : len(ids)] = torch.stack((own.logprobs if greedy else theirs, *own[1:]))
+        gaps.append((theirs - (own.full_logprobs if greedy else own.logprobs)).abs())
     gap = torch.cat(gaps) if gaps else torch.zeros(1)
     names = ("logprobs", "full_logprobs", "entropy", "threshold")
     mismatch = {"mean": float(gap.mean()), "max": float(gap.max())}

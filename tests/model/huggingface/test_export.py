@@ -1,6 +1,7 @@
 """What an export holds beside the weights, in how many files, and what stays whole when it is cut short."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.model.huggingface.families import DEEPSEEK, IDS, LLAMA, made, our_logits, theirs
+from transformers import AutoTokenizer
 
+from lifecycle.data.tokenizer import train_bpe
 from lifecycle.errors import UserError
 from lifecycle.model import build
 from lifecycle.model.huggingface import export, load_pretrained
@@ -23,8 +26,8 @@ class Marks:
 
     bos_id, eos_id, pad_id = 5, 7, 7
 
-    def __init__(self, template: str | None = None) -> None:
-        self.template = template
+    def __init__(self, template: str | None = None, *, end_ids: tuple[int, ...] = (7,)) -> None:
+        self.template, self.end_ids = template, end_ids
 
     def save(self, folder: Path) -> None:
         (folder / "tokenizer.json").write_text("{}")
@@ -56,6 +59,35 @@ def test_the_tokenizers_marks_go_along_and_pad_freezes_nothing(tmp_path: Path) -
     assert other.get_input_embeddings().padding_idx is None
 
 
+def test_a_chat_model_stops_at_the_end_of_its_turn_in_transformers(tmp_path: Path) -> None:
+    tokenizer = train_bpe(["what is this? it is a word. " * 5] * 20, vocab_size=300, digits=1)
+    model, end = build(replace(LLAMA, vocab_size=320, tied_head=False), seed=1), tokenizer.end_ids[1]
+    with torch.no_grad():  # every hidden state is the same, and the head answers it with the end of the turn
+        model.embedding.weight.fill_(1.0)
+        for name, weight in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight.zero_()
+        model.head_weight.zero_()[end] = 1.0
+    export(model, tmp_path, tokenizer=tokenizer)
+    other, words = theirs(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert other.generation_config.eos_token_id == list(tokenizer.end_ids)
+    asked: Any = words.apply_chat_template(
+        [{"role": "user", "content": "what?"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    answer = other.generate(**asked, max_new_tokens=8, do_sample=False)[0, asked["input_ids"].shape[1] :]
+    assert answer.tolist() == [end] and words.decode(answer) == "<|end|>"
+
+
+def test_the_parents_generation_settings_go_on(tmp_path: Path) -> None:
+    theirs_was = {"eos_token_id": [9, 7], "temperature": 0.6, "bos_token_id": 3, "transformers_version": "4.0.0"}
+    export(build(LLAMA, seed=1), tmp_path, tokenizer=Marks(end_ids=(7, 8)), generation=theirs_was)
+    written = json.loads((tmp_path / "generation_config.json").read_text())
+    assert written == {"bos_token_id": 3, "pad_token_id": 7, "temperature": 0.6, "eos_token_id": [7, 8, 9]}
+    assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] == 7
+    export(build(LLAMA, seed=1), tmp_path, tokenizer=Marks(), generation={"eos_token_id": 7})
+    assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == 7
+
+
 def test_a_large_model_is_cut_into_files_that_load_as_one(tmp_path: Path) -> None:
     model = made(DEEPSEEK)
     export(model, tmp_path, shard_gb=20e-6)
@@ -84,8 +116,9 @@ def test_an_export_leaves_nothing_but_its_files_and_replaces_an_older_one(tmp_pa
         assert torch.equal(embedding, build(TIED, seed=seed).embedding.weight)
 
 
-def test_files_cut_short_are_not_taken_for_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_older_model_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     export(build(TIED, seed=1), tmp_path, shard_gb=3e-5)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     written = []
 
     def full_disk(weights: dict[str, Any], path: Path, **kwargs: Any) -> None:
@@ -97,8 +130,53 @@ def test_files_cut_short_are_not_taken_for_a_model(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(writing, "save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         export(build(TIED, seed=2), tmp_path, shard_gb=3e-5)
-    with pytest.raises(UserError, match="neither model.safetensors nor model.safetensors.index.json is there"):
-        load_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("older", [5.0, 3e-5], ids=["one file", "several"])
+@pytest.mark.parametrize("newer", [5.0, 3e-5], ids=["by one file", "by several"])
+def test_a_kill_never_leaves_new_files_beside_old_ones(
+    older: float, newer: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before every change in the folder itself, in turn; nothing is put in order behind a kill."""
+    wider = replace(TIED, rope_theta=5e5)  # the same shapes: weights and config.json of two models would load
+    allowed, ends = 0, 0
+
+    def until_killed(change: Any) -> Any:
+        def changed(*arguments: Any, **named: Any) -> None:
+            nonlocal allowed
+            allowed -= 1
+            if allowed < 0:
+                raise KeyboardInterrupt
+            change(*arguments, **named)
+
+        return changed
+
+    for number in range(20):
+        folder, allowed = tmp_path / str(number), number
+        export(build(TIED, seed=1), folder, shard_gb=older)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", until_killed(Path.unlink))
+            patch.setattr(Path, "replace", until_killed(Path.replace))
+            patch.setattr(shutil, "rmtree", lambda *a, **k: None)
+            try:
+                export(build(wider, seed=2), folder, shard_gb=newer)
+            except KeyboardInterrupt:
+                ends += 1
+        found = _held(folder)
+        assert found in (None, (TIED.rope_theta, 1), (wider.rope_theta, 2))
+        export(build(wider, seed=2), folder, shard_gb=newer)
+        assert _held(folder) == (wider.rope_theta, 2) and not list(folder.glob(".*"))
+    assert 3 < ends < 20
+
+
+def _held(folder: Path) -> tuple[float, int] | None:
+    """Whose sizes and whose weights a folder holds; None where it is not taken for a model."""
+    if not (folder / "config.json").is_file():
+        return None
+    config, weights = load_pretrained(folder)
+    seeds = [s for s in (1, 2) if torch.equal(weights["embedding.weight"], build(TIED, seed=s).embedding.weight)]
+    return config.rope_theta, seeds[0]
 
 
 RUNS: list[dict[str, Any]] = [
@@ -132,7 +210,22 @@ def test_the_card_tells_what_the_model_was_trained_on_stage_by_stage(tmp_path: P
     assert "apply_chat_template" in (tmp_path / "README.md").read_text()
 
 
-def test_a_soft_cap_that_their_class_leaves_out_is_said_and_comes_back(tmp_path: Path) -> None:
-    export(made(replace(LLAMA, logit_softcap=30.0)), tmp_path)
-    assert "30.0 tanh(logits / 30.0)" in (tmp_path / "README.md").read_text()
-    assert load_pretrained(tmp_path)[0].logit_softcap == 30.0
+def test_a_soft_cap_that_their_class_leaves_out_comes_back_and_the_card_says_how(tmp_path: Path) -> None:
+    model = made(replace(LLAMA, logit_softcap=3.0))
+    export(model, tmp_path)
+    assert load_pretrained(tmp_path)[0].logit_softcap == 3.0
+    code = (tmp_path / "README.md").read_text().split("```python\n")[1].split("\n")[0]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    inputs = {"input_ids": IDS[:1], "attention_mask": torch.ones_like(IDS[:1])}
+    other, ours = theirs(tmp_path), our_logits(model)[:1, -1].detach()
+    assert not torch.allclose(other(**inputs).logits[:, -1].detach(), ours, rtol=0.1)
+    found = other.generate(
+        **inputs,
+        max_new_tokens=1,
+        do_sample=False,
+        logits_processor=names["cap"],
+        output_scores=True,
+        return_dict_in_generate=True,
+    )
+    torch.testing.assert_close(found.scores[0], ours, rtol=1e-4, atol=1e-4)

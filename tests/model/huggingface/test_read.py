@@ -119,7 +119,7 @@ LINEAR = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
         (
             "llama",
             {"model_type": "gpt2"},
-            "model_type is 'gpt2'; the architectures known here are llama, mistral, qwen2",
+            "model_type is 'gpt2'; the architectures known here are deepseek_v2, deepseek_v3, glm4_moe",
         ),
         ("llama", {"attention_bias": True}, "attention_bias is True; only False is built"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu' is built"),

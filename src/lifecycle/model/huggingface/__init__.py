@@ -4,8 +4,7 @@
     config, weights = load_pretrained(folder)         ->  Decoder(config).load_state_dict(weights)
 
 Ours and theirs hold the same numbers: the way out and back changes names, pulls experts apart, and orders the rows of
-rotary queries and keys, but no bits. A family is a row in families.py, its keys in describe.py and its names in
-names.py.
+rotary queries and keys, but no bits. A family is one file in model/families.
 """
 
 from lifecycle.model.huggingface.names import names

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lifecycle.model.config import ModelConfig
+from lifecycle.model.family import family_of
 from lifecycle.model.switches import RopeScaling
 
 YARN = ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")
@@ -26,7 +27,7 @@ def rope_parameters(config: ModelConfig) -> dict[str, Any]:
         rope |= {key: getattr(scaling, key) for key in keys if getattr(scaling, key) is not None}
     # where transformers 4, and what is built on it, looks; it would silently take its own default otherwise
     older: dict[str, Any] = {"rope_theta": theta, "rope_scaling": None if len(rope) == 1 else dict(rope)}
-    if config.family == "glm4_moe":
+    if family_of(config.family).switches.partial_rotary:
         rope["partial_rotary_factor"] = older["partial_rotary_factor"] = config.rotary_share
     return {"rope_parameters": rope | {"rope_theta": theta}, **older}
 
@@ -45,8 +46,9 @@ def read_rope(full: Mapping[str, Any]) -> tuple[RopeScaling | None, list[str]]:
     rope = full["rope_parameters"]
     kind = rope.get("rope_type", "default")
     faults = []
-    if full["model_type"] != "glm4_moe" and rope.get("partial_rotary_factor") not in (None, 1.0):
-        faults.append(f"partial_rotary_factor is {rope['partial_rotary_factor']}; only glm4_moe turns a part")
+    whole = not family_of(full["model_type"]).switches.partial_rotary
+    if whole and rope.get("partial_rotary_factor") not in (None, 1.0):
+        faults.append(f"partial_rotary_factor is {rope['partial_rotary_factor']}; only 1.0 is built for this family")
     if kind == "default":
         return None, faults
     if kind not in ("linear", "yarn", "llama3"):

@@ -116,8 +116,13 @@ def _remarks(config: ModelConfig) -> str:
         return ""
     c = config.logit_softcap
     return (
-        f"The logits were trained as {c} tanh(logits / {c}). This architecture of `transformers` leaves that out: the "
-        "most likely token is the same, sampled ones are drawn from a sharper distribution.\n"
+        f"The logits were trained as {c} tanh(logits / {c}). This architecture of `transformers`, and of what is built "
+        "like it (vLLM, llama.cpp), leaves that out: the most likely token is the same, but sampled ones are drawn "
+        "from a sharper distribution, and log-probabilities and perplexities are others, until the cap is applied:\n\n"
+        "```python\n"
+        f"cap = [lambda ids, logits: {c} * (logits / {c}).tanh()]\n"
+        "model.generate(**inputs, do_sample=True, logits_processor=cap)\n"
+        "```\n"
     )
 
 

@@ -10,56 +10,18 @@ Shapes: E experts, F width of the feed-forward part, D width, R rows of a matrix
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Decoder
+from lifecycle.model.family import family_of
 
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
 OUTSIDE = {"embedding.weight": EMBEDDING, "norm.weight": "model.norm.weight", "head.weight": HEAD}
-
-NORMS = {
-    "attention_norm.weight": "input_layernorm.weight",
-    "ffn_norm.weight": "post_attention_layernorm.weight",
-}
-ATTENTION = {
-    f"attention.{name}": f"self_attn.{name}"
-    for name in (
-        *(f"{matrix}_proj.weight" for matrix in "qkvo"),
-        *(f"{matrix}_proj.bias" for matrix in "qkv"),
-        *(f"{matrix}_norm.weight" for matrix in "qk"),
-    )
-}
-LATENT = {
-    "attention.q_proj.weight": "self_attn.q_proj.weight",
-    "attention.q_down.weight": "self_attn.q_a_proj.weight",
-    "attention.q_norm.weight": "self_attn.q_a_layernorm.weight",
-    "attention.q_up.weight": "self_attn.q_b_proj.weight",
-    "attention.kv_down.weight": "self_attn.kv_a_proj_with_mqa.weight",
-    "attention.kv_norm.weight": "self_attn.kv_a_layernorm.weight",
-    "attention.kv_up.weight": "self_attn.kv_b_proj.weight",
-    "attention.o_proj.weight": "self_attn.o_proj.weight",
-}
-MATRICES = ("gate_proj", "up_proj", "down_proj")
-DENSE = {f"ffn.{matrix}.weight": f"mlp.{matrix}.weight" for matrix in MATRICES}
-EXPERTS = {
-    "ffn.router.weight": "mlp.gate.weight",
-    "ffn.router.bias": "mlp.gate.e_score_correction_bias",
-    **{f"ffn.experts.{matrix}": f"mlp.experts.*.{matrix}.weight" for matrix in MATRICES},
-    **{f"ffn.shared.{matrix}.weight": f"mlp.shared_experts.{matrix}.weight" for matrix in MATRICES},
-}
-MIXTRAL = {
-    "ffn.router.weight": "block_sparse_moe.gate.weight",
-    "ffn.experts.gate_proj": "block_sparse_moe.experts.*.w1.weight",
-    "ffn.experts.up_proj": "block_sparse_moe.experts.*.w3.weight",
-    "ffn.experts.down_proj": "block_sparse_moe.experts.*.w2.weight",
-}
-QWEN2_SHARED = {
-    **{f"ffn.shared.{matrix}.weight": f"mlp.shared_expert.{matrix}.weight" for matrix in MATRICES},
-    "ffn.shared_gate.weight": "mlp.shared_expert_gate.weight",
-}
 
 IN_FP32 = "e_score_correction_bias"
 """Never rounded: an expert's turn hangs on differences that half precision cannot hold."""
@@ -76,20 +38,11 @@ def names(config: ModelConfig) -> dict[str, str]:
 
     A tied head is the embedding and has no name of its own.
     """
-    inside = _inside(config)
+    inside = family_of(config.family).tensors
     return {ours: _theirs(ours, inside) for ours in shapes(config)}
 
 
-def _inside(config: ModelConfig) -> dict[str, str]:
-    inside = NORMS | DENSE | (ATTENTION if config.latent is None else LATENT)
-    if config.moe is None:
-        return inside
-    if config.family == "mixtral":
-        return inside | MIXTRAL
-    return inside | EXPERTS | (QWEN2_SHARED if config.family == "qwen2_moe" else {})
-
-
-def _theirs(ours: str, inside: dict[str, str]) -> str:
+def _theirs(ours: str, inside: Mapping[str, str]) -> str:
     if ours in OUTSIDE:
         return OUTSIDE[ours]
     _, layer, rest = ours.split(".", 2)

@@ -3,7 +3,7 @@
     export(model, folder, tokenizer=tokenizer, history=[{...}, {...}])
 
 config.json, generation_config.json, the tokenizer with its chat template, README.md (the model card) and the weights:
-model.safetensors, or several files and their index. The weights come last, so a folder that has them is whole.
+model.safetensors, or several files and their index. A folder that has a config.json is whole (see whole.py).
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +25,14 @@ from lifecycle.model.decoder import Decoder
 from lifecycle.model.huggingface.card import model_card
 from lifecycle.model.huggingface.describe import describe
 from lifecycle.model.huggingface.names import IN_FP32, names, parts, rows
-from lifecycle.model.huggingface.stored import INDEX, SINGLE
+from lifecycle.model.huggingface.stored import CONFIG, GENERATION, INDEX, SINGLE
+from lifecycle.model.huggingface.whole import whole
+
+OF_THEIR_VERSION = ("transformers_version", "_from_model_config")
+"""Keys of a generation_config.json that say how the file was made."""
+
+STALE = ("model*.safetensors", INDEX)
+"""What an older export may have had and a new one need not have."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -40,6 +46,10 @@ class TokenizerFiles(Protocol):
     def eos_id(self) -> int: ...
     @property
     def pad_id(self) -> int: ...
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """What ends a completion, eos first."""
+        ...
 
     def save(self, folder: Path) -> None:
         """Write the files of `transformers` into a folder."""
@@ -67,13 +77,14 @@ def export(
     dtype: str = "fp32",
     shard_gb: float = 5.0,
     history: Sequence[Mapping[str, Any]] = (),
+    generation: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `folder` for `AutoModelForCausalLM.from_pretrained`, and `AutoTokenizer` if a tokenizer is given.
 
     dtype of the weights: fp32 (exact), bf16 or fp16. shard_gb: size of a weight file in 10^9 bytes; a model that is
     larger is cut into several. history: the `run.json` of each stage that made the weights, first to last, for the
-    model card. Each file is written beside its place and renamed into it. Errors: `UserError` for another dtype or a
-    size that is not above 0.
+    model card. generation: the parent's generation_config.json, which is carried on. Errors: `UserError` for another
+    dtype or a size that is not above 0.
     """
     if dtype not in DTYPES:
         raise UserError(f"export.dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
@@ -81,21 +92,31 @@ def export(
         raise UserError(f"export.shard_gb is {shard_gb}; it is the size of a weight file in GB, above 0")
     config, weights = to_huggingface(model)
     config["dtype"] = str(DTYPES[dtype]).removeprefix("torch.")
-    generation: dict[str, Any] = {"do_sample": True}
-    folder.mkdir(parents=True, exist_ok=True)
-    if tokenizer is not None:
-        tokenizer.save(folder)
-        config |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-        # pad stands here only: in config.json it would freeze that row of the embedding, and pad is often eos
-        generation |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-        generation["pad_token_id"] = tokenizer.pad_id
-    for name, content in (("config.json", config), ("generation_config.json", generation)):
-        _replace(folder / name, partial(_write_json, content=content))
     place = folder.resolve()
     name = place.parent.name if place.name == "model" else place.name  # outputs/RUN/model is the model of RUN
-    card = model_card(model.config, config, history=history, name=name, template=_talks(folder))
-    _replace(folder / "README.md", lambda path: path.write_text(card, encoding="utf-8"))
-    _write_weights(folder, {name: weight.detach() for name, weight in weights.items()}, DTYPES[dtype], shard_gb)
+    with whole(folder, marker=CONFIG, stale=STALE if tokenizer is None else (*STALE, "*.jinja")) as aside:
+        if tokenizer is not None:
+            tokenizer.save(aside)
+            config |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+        _write_json(aside / GENERATION, generation_config(tokenizer, generation or {}))
+        card = model_card(model.config, config, history=history, name=name, template=_talks(aside))
+        (aside / "README.md").write_text(card, encoding="utf-8")
+        _write_weights(aside, {name: weight.detach() for name, weight in weights.items()}, DTYPES[dtype], shard_gb)
+        _write_json(aside / CONFIG, config)
+
+
+def generation_config(tokenizer: TokenizerFiles | None, parent: Mapping[str, Any]) -> dict[str, Any]:
+    """How a completion is drawn where nobody says otherwise: as from the parent, and it ends at every mark that ends
+    one, those of the parent too."""
+    kept = {key: value for key, value in parent.items() if key not in OF_THEIR_VERSION}
+    if tokenizer is None:
+        return kept or {"do_sample": True}
+    theirs = kept.get("eos_token_id")
+    theirs = theirs if isinstance(theirs, list) else [theirs]
+    ends = list(dict.fromkeys([*tokenizer.end_ids, *(index for index in theirs if index is not None)]))
+    # pad stands here only: in config.json it would freeze that row of the embedding, and pad is often eos
+    marks = {"bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id}
+    return marks | (kept or {"do_sample": True}) | {"eos_token_id": ends if len(ends) > 1 else ends[0]}
 
 
 def _talks(folder: Path) -> bool:
@@ -106,24 +127,16 @@ def _talks(folder: Path) -> bool:
 
 
 def _write_weights(folder: Path, weights: dict[str, Tensor], dtype: torch.dtype, shard_gb: float) -> None:
-    """One file, or several with the index last; then the files of an earlier export that this one has no use for."""
+    """One file, or several and their index."""
     shards = list(_shards(weights, dtype, shard_gb * 1e9))
     files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     files = files if len(shards) > 1 else [SINGLE]
-    stale = {path.name for path in folder.glob("model*.safetensors")} | {INDEX}
-    if len(shards) > 1:  # while these are written, no list may speak for a mixture of new and old ones
-        for name in (SINGLE, INDEX):
-            (folder / name).unlink(missing_ok=True)
     for file, shard in zip(files, shards, strict=True):
-        _replace(folder / file, partial(_write_shard, weights={name: weights[name] for name in shard}, dtype=dtype))
+        _write_shard(folder / file, weights={name: weights[name] for name in shard}, dtype=dtype)
     if len(shards) > 1:
         sizes = sum(_bytes(name, weight, dtype) for name, weight in weights.items())
         where = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
-        index = {"metadata": {"total_size": sizes}, "weight_map": where}
-        _replace(folder / INDEX, partial(_write_json, content=index))
-        stale.discard(INDEX)
-    for name in stale - set(files):
-        (folder / name).unlink(missing_ok=True)
+        _write_json(folder / INDEX, {"metadata": {"total_size": sizes}, "weight_map": where})
 
 
 def _shards(weights: Mapping[str, Tensor], dtype: torch.dtype, limit: float) -> Iterator[list[str]]:
@@ -148,7 +161,7 @@ def _bytes(name: str, weight: Tensor, dtype: torch.dtype) -> int:
     return weight.numel() * _dtype(name, dtype).itemsize
 
 
-def _write_json(path: Path, *, content: Mapping[str, Any]) -> None:
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -158,15 +171,7 @@ def _write_shard(path: Path, *, weights: dict[str, Tensor], dtype: torch.dtype) 
     try:
         save_file(cast, path, metadata={"format": "pt"})
     except SafetensorError as error:  # a full disk, say: it hands the system's error on in words only
-        path.unlink(missing_ok=True)
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """A reader sees the old file or the new one, never a part."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    write(aside)
-    aside.replace(path)

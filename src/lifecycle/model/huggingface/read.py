@@ -23,7 +23,8 @@ from torch import Tensor
 
 from lifecycle.errors import UserError
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.huggingface.describe import GROUPED, understand
+from lifecycle.model.family import family_of
+from lifecycle.model.huggingface.describe import understand
 from lifecycle.model.huggingface.gguf import describe_gguf, gguf_file, tensors_gguf
 from lifecycle.model.huggingface.names import EMBEDDING, HEAD, names, parts, rows, shapes
 from lifecycle.model.huggingface.stored import Stored, from_files, from_memory, plain
@@ -52,7 +53,7 @@ def load_pretrained(place: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         return config, _gather(config, tensors_gguf(file), described, str(file))
     described = _described(place)
     config = understand(described, place=str(place))
-    found = plain(from_files(place), mixtral=config.family == "mixtral", block=_block(described, place))
+    found = plain(from_files(place), family_of(config.family).tensors, block=_block(described, place))
     return config, _gather(config, found, described, str(place))
 
 
@@ -65,7 +66,7 @@ def from_huggingface(
     every tensor that is missing, is too many, or has another shape.
     """
     config = understand(described, place=place)
-    found = plain(from_memory(weights), mixtral=config.family == "mixtral")
+    found = plain(from_memory(weights), family_of(config.family).tensors)
     return config, _gather(config, found, described, place)
 
 
@@ -115,10 +116,10 @@ def _without_copies(config: ModelConfig, found: Mapping[str, Stored], place: str
     """The tensors less what files carry beside a network: rotary tables, a tied head equal to the embedding, and the
     blocks after the last, which predict further tokens (arXiv 2412.19437, section 2.2) and are not built here."""
     further = re.compile(r"model\.layers\.(\d+)\.")
-    left = {}
+    may_be_more, left = family_of(config.family).predicts_further, {}
     for name, stored in found.items():
         layer = further.match(name)
-        beyond = layer is not None and config.family in GROUPED and int(layer[1]) >= config.layers
+        beyond = layer is not None and may_be_more and int(layer[1]) >= config.layers
         if not beyond and not name.endswith(DERIVED):
             left[name] = stored
     if config.tied_head and HEAD in left:

@@ -18,7 +18,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lifecycle.errors import UserError
+from lifecycle.model.interchange import MATRICES
 
+CONFIG, GENERATION = "config.json", "generation_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 FUSED = "gate_up_proj"  # the name under which transformers holds two matrices of all experts in memory
@@ -78,17 +80,19 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def plain(
-    found: Mapping[str, Stored], *, mixtral: bool = False, block: tuple[int, int] | None = None
+    found: Mapping[str, Stored], tensors: Mapping[str, str], *, block: tuple[int, int] | None = None
 ) -> dict[str, Stored]:
     """The same network under the names that folders on the hub have: one matrix for each expert, and no scales.
 
-    block: rows and columns that share a scale in 8-bit files.
+    tensors: the family's names inside a block. block: rows and columns that share a scale in 8-bit files.
     """
-    gate, up, down = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
+    lie = {matrix: tensors.get(f"ffn.experts.{matrix}", f"mlp.experts.*.{matrix}.weight") for matrix in MATRICES}
+    place = lie["gate_proj"].partition(".")[0]  # which transformers calls mlp in memory, whatever it is in a folder
+    gate, up, down = (lie[matrix].split(".")[-2] for matrix in MATRICES)
     out: dict[str, Stored] = {}
     for name, stored in (_unscaled(found, block) if block else found).items():
-        if mixtral:
-            name = name.replace(".mlp.", ".block_sparse_moe.")
+        if "ffn.experts.gate_proj" in tensors:
+            name = name.replace(".mlp.", f".{place}.")
         stem, _, last = name.rpartition(".")
         if not stem.endswith(".experts") or len(stored.shape) != 3:
             out[name] = stored

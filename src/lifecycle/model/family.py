@@ -1,31 +1,27 @@
-"""Families: which switches the architectures of `transformers` have, so that every model that is built can be exported.
+"""What a family is: the switches of an architecture of `transformers`, and how its files say them.
 
-A family is the `model_type` that a model exports to. To add one: a row here, its names in huggingface, and YAML files.
+A family is the `model_type` that a model exports to, and one file in families/, found by its name. What it holds
+decides what can be built (`family_faults`), what config.json says and means, and what the tensors of a folder are
+called; so every model that is built can be exported.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
+from lifecycle.model import families
+from lifecycle.model.interchange import BLOCK, PLAIN
 from lifecycle.model.switches import MoE, Score
 
 if TYPE_CHECKING:  # config.py reads this module
     from lifecycle.model.config import ModelConfig
 
-Family = Literal[
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "mixtral",
-    "qwen2_moe",
-    "qwen3_moe",
-    "glm4_moe",
-    "deepseek_v2",
-    "deepseek_v3",
-]
-"""The architecture of `transformers` that a model exports to."""
+FAMILIES = tuple(sorted(module.name for module in pkgutil.iter_modules(families.__path__)))
+"""The names of all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,29 +55,37 @@ class Switches:
 
 V3 = Routing(score="sigmoid", shared="plain", groups=True, scale=True, bias=True)
 
-SWITCHES: dict[Family, Switches] = {
-    "llama": Switches(whole_heads=True),
-    "mistral": Switches(sliding="all"),
-    "qwen2": Switches(qkv_bias=True, sliding="from"),
-    "qwen3": Switches(qk_norm=True, sliding="from"),
-    "mixtral": Switches(
-        sliding="all", experts=Routing(score="softmax", normalise=True, dense_first=False), dense=False
-    ),
-    "qwen2_moe": Switches(qkv_bias=None, experts=Routing(score="softmax", shared="gated"), dense=False),
-    "qwen3_moe": Switches(qk_norm=True, sliding="all", experts=Routing(score="softmax"), dense=False),
-    "glm4_moe": Switches(qkv_bias=None, qk_norm=None, partial_rotary=True, experts=V3),
-    "deepseek_v2": Switches(
-        whole_heads=True,
-        latent=True,
-        experts=Routing(score="softmax", normalise=False, shared="plain", groups=True, scale=True),
-    ),
-    "deepseek_v3": Switches(latent=True, experts=V3),
-}
+
+def _nothing(full: Mapping[str, Any]) -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """architecture: their class. keys: what their config.json says of a model beside what all say; read: the fields of
+    a `ModelConfig` that follow from a config.json with their defaults filled in. tensors: inside a block, our names and
+    theirs. only: keys that change the network, and the only values that ours has; methods: theirs of choosing experts
+    that are built. predicts_further: files may hold blocks after the last, which are not read."""
+
+    architecture: str
+    switches: Switches
+    keys: Callable[[ModelConfig], dict[str, Any]]
+    read: Callable[[Mapping[str, Any]], dict[str, Any]] = _nothing
+    tensors: Mapping[str, str] = field(default_factory=lambda: BLOCK)
+    only: Mapping[str, Any] = field(default_factory=lambda: PLAIN)
+    methods: tuple[str, ...] = ()
+    predicts_further: bool = False
+
+
+def family_of(name: str) -> Family:
+    """The family of that name, one of `FAMILIES`."""
+    found: Family = importlib.import_module(f"{families.__name__}.{name}").FAMILY
+    return found
 
 
 def family_faults(config: ModelConfig) -> list[str]:
     """Every switch of the model that its family's architecture does not have, with what to type."""
-    family = SWITCHES[config.family]
+    family = family_of(config.family).switches
     faults = []
     for key, wanted in (("qkv_bias", family.qkv_bias), ("qk_norm", family.qk_norm)):
         value = getattr(config, key)

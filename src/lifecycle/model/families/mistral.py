@@ -1,0 +1,9 @@
+"""Mistral: llama, and a sliding window in every block (arXiv 2310.06825)."""
+
+from lifecycle.model.family import Family, Switches
+
+FAMILY = Family(
+    architecture="MistralForCausalLM",
+    switches=Switches(sliding="all"),
+    keys=lambda config: {"sliding_window": config.sliding_window},
+)
