@@ -48,15 +48,14 @@ def test_a_stopped_run_is_the_same_across_every_change_of_level(place: Path) -> 
 
 
 def test_the_next_run_replays_the_whole_source(place: Path) -> None:
-    """Not its levels, and by what was seen of all of them."""
+    """Not its levels, and by what was seen of all of them; the sources of its own parent are measured."""
     lifecycle(place, "run=first", *MID, "curriculum=math", "stage.max_steps=4", "stage.replay.share=0")
     lifecycle(place, "run=second", *MID, "init_from=first", "stage.max_steps=4", "curriculum=math")
     sources = facts(place / "outputs/second")["data"]["config"]["sources"]
-    assert set(sources) == {"graded", "replay.graded"}
-    assert {name.partition(".level")[0] for name in facts(place / "outputs/second", "ledger.json")["sources"]} == {
-        "graded",
-        "replay.graded",
-    }
+    whole = {f"replay.1.{name}" for name in ("long", "short", "tiny")}
+    assert set(sources) == {"graded", "replay.graded", *whole}
+    ledger = facts(place / "outputs/second", "ledger.json")["sources"]
+    assert {name.partition(".level")[0] for name in ledger} == set(sources)
 
 
 @pytest.mark.parametrize(("choice", "by"), [("competence", "loss"), ("code", "length")])
