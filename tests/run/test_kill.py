@@ -90,6 +90,7 @@ CHANGING = (
     "init_from=parent",
     "curriculum=math",
     "guard.actions=[replay,rate]",
+    "guard.replay_max=0.1",  # one raise, and the next action is another
     "stage.max_steps=120",
     "stage.peak_ratio=1.0",
     "stage.replay.share=0",
@@ -126,6 +127,11 @@ def boundaries(run: Path) -> dict[str, int]:
     return {"length": 50, "rope": 90, "first level": 36, "second level": 72, "weights": 60, **acted}
 
 
+def near(run: Path, at: int, *, start: int) -> bool:
+    """Whether the start of this number, from 0, has begun and there is a checkpoint close before step `at`."""
+    return newest(run) >= at - 3 and facts(run)["resumed"] == start
+
+
 @pytest.mark.slow
 def test_a_run_killed_around_everything_that_changes_is_the_run_that_was_not(tmp_path: Path) -> None:
     place, draw = make_place(tmp_path), random.Random(10)
@@ -140,7 +146,7 @@ def test_a_run_killed_around_everything_that_changes_is_the_run_that_was_not(tmp
     reached = []
     for number, at in enumerate(moments):
         with started(place, "run=killed", *CHANGING, cold=number % 3 == 0) as process:
-            wait_for(lambda at=at: newest(run) >= at - 3, process)  # type: ignore[misc]
+            wait_for(lambda at=at, n=number: near(run, at, start=n), process)  # type: ignore[misc]
             time.sleep(draw.uniform(0.0, 0.25))  # a few steps: before it, in it, or after it
             assert process.poll() is None, f"it ended by itself: {process.end()}"
             (os.killpg if number % 2 else os.kill)(process.pid, signal.SIGKILL)
