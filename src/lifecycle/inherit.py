@@ -92,7 +92,7 @@ def _exported(run: RunFolder | None) -> Path | None:
 
 def _rate(cfg: DictConfig, parent: Parent) -> float:
     peak = parent.run.lineage().get("peak_lr") if parent.run else None
-    if peak is None:
+    if parent.run is None or peak is None:
         raise UserError(
             f"stage.optimizer.lr is null, which means the parent's peak rate times stage.peak_ratio, but the rate of "
             f"{parent.name} is not known: type stage.optimizer.lr=... (1e-5 to 1e-4 is usual)"
