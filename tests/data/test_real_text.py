@@ -1,4 +1,4 @@
-"""On real text: duplicates between textbooks, and examination questions that were hidden in them, are found and no others.
+"""On real text: duplicates between textbooks, and examination questions hidden in them, are found and nothing else.
 
 The plain answers beside which they are held are made here, of sets of word n-grams, with no code of the project.
 """
@@ -38,7 +38,8 @@ def grams(text: str, n: int) -> set[tuple[str, ...]]:
 
 def near(texts: list[str]) -> set[int]:
     """Places of the texts that resemble an earlier one that stays, by every pair's Jaccard similarity."""
-    sets, gone = [grams(text, NGRAM) for text in texts], set()
+    sets: list[set[tuple[str, ...]]] = [grams(text, NGRAM) for text in texts]
+    gone: set[int] = set()
     for first, second in combinations(range(len(texts)), 2):
         few, many = sorted((len(sets[first]), len(sets[second])))
         if {first, second} & gone or few < THRESHOLD * many:
