@@ -120,6 +120,13 @@ def test_a_choice_in_the_users_own_folder_is_found(command: Command, tmp_path: P
     assert saved["model"]["layers"] == 3
 
 
+def test_a_config_with_the_name_of_a_shipped_one_is_refused(command: Command, tmp_path: Path) -> None:
+    write(tmp_path / "mine" / "data" / "midtrain" / "medical.yaml", "defaults: [/data/python_stdlib@_here_]\n")
+    code, text = command("--config-dir", "mine", "data=midtrain/medical")
+    assert code == 2 and "mine/data/midtrain/medical.yaml has the name of a config of lifecycle's own" in text
+    assert "such as my_medical.yaml" in text and runs() == []
+
+
 def test_a_choice_in_a_folder_gives_a_flat_run_name(command: Command, tmp_path: Path) -> None:
     write(tmp_path / "mine" / "data" / "own" / "set.yaml", "defaults: [/data/python_stdlib@_here_]\n")
     assert command("--config-dir", "mine", "data=own/set")[0] == 0

@@ -114,9 +114,23 @@ def _named(words: list[str]) -> list[str]:
 def _user_folders(words: Sequence[str]) -> list[Path]:
     """Folders of the user's own groups (`--config-dir F`, `--config-dir=F`, `-cd F`)."""
     flags = [i for i, word in enumerate(words[:-1]) if word in ("--config-dir", "-cd")]
-    return [Path(words[i + 1]) for i in flags] + [
+    folders = [Path(words[i + 1]) for i in flags] + [
         Path(word.partition("=")[2]) for word in words if word.startswith("--config-dir=")
     ]
+    for folder in folders:
+        _refuse_namesakes(folder)
+    return folders
+
+
+def _refuse_namesakes(folder: Path) -> None:
+    """Hydra would read the shipped config of the same name, and say nothing."""
+    for path in sorted(folder.glob("*/**/*.yaml")):
+        if (conf_dir() / path.relative_to(folder)).is_file():
+            group, name = path.relative_to(folder).parts[0], path.stem
+            raise UserError(
+                f"{path} has the name of a config of lifecycle's own, and {group}={name} would read that one: give "
+                f"yours another name, such as my_{path.name}"
+            )
 
 
 def _forced(words: Sequence[str], *folders: Path) -> list[str]:

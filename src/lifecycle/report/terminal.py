@@ -51,7 +51,11 @@ def sheet(columns: list[str], rows: list[list[str]], *, wrap: bool = False) -> T
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         made.add_column(
-            column, justify="right" if index else "left", style="bold" if index == 1 else "", no_wrap=not wrap
+            column,
+            justify="right" if index else "left",
+            style="bold" if index == 1 else "",
+            no_wrap=not wrap,
+            overflow="fold" if wrap else "ellipsis",
         )
     for row in rows:
         made.add_row(*map(Text, row))
