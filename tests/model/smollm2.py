@@ -50,4 +50,6 @@ def convert() -> Path:
 
 if __name__ == "__main__":
     place = convert()
-    print(f"{place} is ready: lifecycle stage=generate init_from={place} stage.temperature=0 stage.prompt='What is the capital of France?'")
+    print(
+        f"{place} is ready: lifecycle stage=generate init_from={place} stage.temperature=0 stage.prompt='What is the capital of France?'"
+    )
