@@ -14,7 +14,7 @@ for seed in 1 2 3; do
   medicine none $seed stage.replay.share=0
   medicine tenth $seed stage.replay.share=0.1
   medicine third $seed stage.replay.share=0.3
-  medicine guarded $seed stage.replay.share=0 'guard.actions=[replay,rate]' guard.watch=0.03 guard.act=0.05
+  medicine guarded $seed stage.replay.share=0 'guard.actions=[replay]' guard.watch=0.02 guard.act=0.03
 done
 medicine late 1 stage.replay.share=0 'guard.actions=[replay]' # at the thresholds of conf/config.yaml
 python -m lifecycle.report --compare outputs/midtrain/compared outputs/midtrain/none_s? outputs/midtrain/tenth_s? \
