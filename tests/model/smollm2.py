@@ -50,6 +50,5 @@ def convert() -> Path:
 
 if __name__ == "__main__":
     place = convert()
-    print(
-        f"{place} is ready: lifecycle stage=generate init_from={place} stage.temperature=0 stage.prompt='What is the capital of France?'"
-    )
+    command = f"lifecycle stage=generate init_from={place} stage.temperature=0"
+    print(f"{place} is ready: {command} stage.prompt='What is the capital of France?'")
