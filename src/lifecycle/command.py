@@ -54,7 +54,10 @@ def hydra_main(task: Task) -> int:
     inside: list[bool] = []
     main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_watched(task, inside))
     try:
-        sys.argv[1:] = _forced(_named(words), conf_dir(), *_user_folders(words))
+        folders = _user_folders(words)
+        for folder in folders:
+            _refuse_namesakes(folder)
+        sys.argv[1:] = _forced(_named(words), conf_dir(), *folders)
         main()
     except UserError as error:
         print(f"lifecycle: {error}", file=sys.stderr)
@@ -114,12 +117,9 @@ def _named(words: list[str]) -> list[str]:
 def _user_folders(words: Sequence[str]) -> list[Path]:
     """Folders of the user's own groups (`--config-dir F`, `--config-dir=F`, `-cd F`)."""
     flags = [i for i, word in enumerate(words[:-1]) if word in ("--config-dir", "-cd")]
-    folders = [Path(words[i + 1]) for i in flags] + [
+    return [Path(words[i + 1]) for i in flags] + [
         Path(word.partition("=")[2]) for word in words if word.startswith("--config-dir=")
     ]
-    for folder in folders:
-        _refuse_namesakes(folder)
-    return folders
 
 
 def _refuse_namesakes(folder: Path) -> None:
