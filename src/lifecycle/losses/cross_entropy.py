@@ -30,7 +30,8 @@ CPU_CHUNK_BYTES = 16 << 20
 DEVICE_CHUNK_BYTES = 1 << 30
 """The same on an accelerator: large enough that products keep it busy and the weight's gradient is visited rarely."""
 
-LEAST_CHUNK_TOKENS = 256
+LEAST_CHUNK_TOKENS = 512
+"""Fewer would read the head too often."""
 
 Terms = tuple[Tensor, Tensor, Tensor]
 

@@ -67,55 +67,74 @@ class _TokenLogprobs(torch.autograd.Function):
         compute: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
         weight = weight_VD.to(compute)
-        out_2N = torch.empty(2, len(ids_N), dtype=sum_dtype(compute), device=hidden_ND.device)
+        room_2CV = _room(weight, min(chunk, len(ids_N)))
+        out_2N = torch.empty(2, len(ids_N), dtype=room_2CV.dtype, device=hidden_ND.device)
         for part in chunks(len(ids_N), chunk):
-            logits_CV = hidden_ND[part].to(compute) @ weight.T
-            l_CV, _ = _log_softmax(logits_CV, temperature, softcap, banned_ids)
+            l_CV, p_CV, _ = _softmax(hidden_ND[part], weight, temperature, softcap, banned_ids, room_2CV)
             edge_C = None if threshold_N is None else threshold_N[part]
-            out_2N[:, part] = torch.stack(_terms(l_CV, ids_N[part], edge_C))
+            out_2N[:, part] = torch.stack(_terms(l_CV, p_CV, ids_N[part], edge_C))
         ctx.save_for_backward(hidden_ND, weight_VD, ids_N, threshold_N, banned_ids, out_2N[1])
         ctx.settings = (temperature, softcap, chunk, compute)
+        ctx.set_materialize_grads(False)  # None for the one of the two that no gradient reaches
         logp_N, entropy_N = out_2N[0].clone(), out_2N[1].clone()
         return logp_N, entropy_N
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_logp_N: Tensor, grad_entropy_N: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_logp_N: Tensor | None, grad_entropy_N: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_VD, ids_N, threshold_N, banned_ids, entropy_N = ctx.saved_tensors
         temperature, softcap, chunk, compute = ctx.settings
         weight = weight_VD.to(compute)
         grad_hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
-        sums = sum_dtype(compute)
-        grad_weight = torch.zeros(weight.shape, dtype=sums, device=weight.device) if ctx.needs_input_grad[1] else None
+        room_2CV = _room(weight, min(chunk, len(ids_N)))
+        zeros = {"dtype": room_2CV.dtype, "device": weight.device}
+        grad_weight = torch.zeros(weight.shape, **zeros) if ctx.needs_input_grad[1] else None
+        by_logp_N = torch.zeros(len(ids_N), **zeros) if grad_logp_N is None else grad_logp_N / temperature
+        by_entropy_N = None if grad_entropy_N is None else grad_entropy_N / temperature
         for part in chunks(len(ids_N), chunk):
-            hidden = hidden_ND[part].to(compute)
-            l_CV, slope_CV = _log_softmax(hidden @ weight.T, temperature, softcap, banned_ids)
+            l_CV, p_CV, slope_CV = _softmax(hidden_ND[part], weight, temperature, softcap, banned_ids, room_2CV)
             edge_C = None if threshold_N is None else threshold_N[part]
-            grad_CV = _gradient(l_CV, ids_N[part], edge_C, grad_logp_N[part], grad_entropy_N[part], entropy_N[part])
-            grad_CV = grad_CV / temperature if slope_CV is None else grad_CV * slope_CV / temperature
-            grad_logits = grad_CV.to(compute)
+            by_entropy = None if by_entropy_N is None else (by_entropy_N[part], entropy_N[part])
+            grad_CV = _gradient(l_CV, p_CV, ids_N[part], edge_C, by_logp_N[part], by_entropy)
+            grad_logits = (grad_CV if slope_CV is None else grad_CV.mul_(slope_CV)).to(compute)
             if grad_hidden is not None:
                 grad_hidden[part] = grad_logits @ weight
             if grad_weight is not None:
-                add_product(grad_weight, grad_logits.T, hidden)
+                add_product(grad_weight, grad_logits.T, hidden_ND[part].to(compute))
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight_VD.dtype)
         return (grad_hidden, grad_weight, *[None] * 7)
 
 
-def _log_softmax(
-    logits_CV: Tensor, temperature: float, softcap: float | None, banned_ids: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """l, and how steeply the cap rises at each logit (None without one)."""
-    z_CV, slope_CV = logits_CV.to(sum_dtype(logits_CV.dtype)), None
+def _room(weight: Tensor, tokens: int) -> Tensor:
+    """(2, C, V) for the logits of all chunks in turn: on a CPU new memory costs more than what is done in it."""
+    return torch.empty(2, tokens, len(weight), dtype=sum_dtype(weight.dtype), device=weight.device)
+
+
+def _softmax(
+    hidden_CD: Tensor,
+    weight: Tensor,
+    temperature: float,
+    softcap: float | None,
+    banned_ids: Tensor | None,
+    room_2CV: Tensor,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """l and exp(l), which are the room, and how steeply the cap rises at each logit (None without one)."""
+    z_CV, l_CV, slope_CV = room_2CV[0, : len(hidden_CD)], room_2CV[1, : len(hidden_CD)], None
+    if z_CV.dtype == weight.dtype:
+        torch.mm(hidden_CD.to(weight.dtype), weight.T, out=z_CV)
+    else:
+        z_CV.copy_(hidden_CD.to(weight.dtype) @ weight.T)
     if softcap is not None:
-        tanh_CV = torch.tanh(z_CV / softcap)
-        z_CV, slope_CV = softcap * tanh_CV, 1 - tanh_CV.square()
+        z_CV.div_(softcap).tanh_()
+        slope_CV = 1 - z_CV.square()
+        z_CV.mul_(softcap)
     if temperature != 1:
-        z_CV = z_CV / temperature
+        z_CV.div_(temperature)
     if banned_ids is not None and len(banned_ids):
-        z_CV = z_CV.index_fill(1, banned_ids, BANNED)
-    return z_CV.log_softmax(-1), slope_CV
+        z_CV.index_fill_(1, banned_ids, BANNED)
+    torch.log_softmax(z_CV, -1, out=l_CV)
+    return l_CV, torch.exp(l_CV, out=z_CV), slope_CV
 
 
 def _kept(l_CV: Tensor, ids_C: Tensor, edge_C: Tensor) -> Tensor:
@@ -123,9 +142,8 @@ def _kept(l_CV: Tensor, ids_C: Tensor, edge_C: Tensor) -> Tensor:
     return (l_CV >= edge_C[:, None].to(l_CV.dtype)).scatter_(1, ids_C[:, None], True)
 
 
-def _terms(l_CV: Tensor, ids_C: Tensor, edge_C: Tensor | None) -> tuple[Tensor, Tensor]:
+def _terms(l_CV: Tensor, p_CV: Tensor, ids_C: Tensor, edge_C: Tensor | None) -> tuple[Tensor, Tensor]:
     """(logp, entropy) of one chunk."""
-    p_CV = l_CV.exp()
     entropy_C = -torch.linalg.vecdot(p_CV, l_CV)
     logp_C = l_CV.gather(1, ids_C[:, None])[:, 0]
     if edge_C is None:
@@ -136,14 +154,25 @@ def _terms(l_CV: Tensor, ids_C: Tensor, edge_C: Tensor | None) -> tuple[Tensor, 
 
 
 def _gradient(
-    l_CV: Tensor, ids_C: Tensor, edge_C: Tensor | None, by_logp_C: Tensor, by_entropy_C: Tensor, entropy_C: Tensor
+    l_CV: Tensor,
+    p_CV: Tensor,
+    ids_C: Tensor,
+    edge_C: Tensor | None,
+    by_logp_C: Tensor,
+    by_entropy: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
-    """(C, V) gradient of by_logp * logp + by_entropy * entropy with respect to z."""
-    p_CV = l_CV.exp()
-    q_CV = p_CV
-    if edge_C is not None:
-        q_CV = p_CV * _kept(l_CV, ids_C, edge_C)
-        q_CV = q_CV / q_CV.sum(-1, keepdim=True)
-    grad_CV = q_CV * -by_logp_C[:, None]
+    """(C, V) gradient of by_logp * logp + by_entropy * entropy with respect to z.
+
+    by_entropy: with the entropies, None where it is not wanted. Overwrites l and p.
+    """
+    kept_CV = None if edge_C is None else _kept(l_CV, ids_C, edge_C)
+    of_entropy_CV = None
+    if by_entropy is not None:
+        by_entropy_C, entropy_C = by_entropy
+        of_entropy_CV = l_CV.add_(entropy_C[:, None]).mul_(p_CV).mul_(-by_entropy_C[:, None])
+    if kept_CV is not None:
+        p_CV.mul_(kept_CV)
+        p_CV.div_(p_CV.sum(-1, keepdim=True))
+    grad_CV = p_CV.mul_(-by_logp_C[:, None])
     grad_CV.scatter_add_(1, ids_C[:, None], by_logp_C[:, None].to(grad_CV.dtype))
-    return grad_CV - by_entropy_C[:, None] * p_CV * (l_CV + entropy_C[:, None])
+    return grad_CV if of_entropy_CV is None else grad_CV.add_(of_entropy_CV)

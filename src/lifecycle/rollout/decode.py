@@ -1,6 +1,7 @@
 """One token more in many rows: the decoder of a model, made ready once for each version of its weights.
 
-A dense model on one device is decoded with its matrices joined (see joined.py). Under autocast the weights are cast
+A dense model on one device is decoded with its matrices joined (see joined.py), on a CPU with a C compiler by one call
+a token (see fused.py). Under autocast the weights are cast
 once, not at every token. On a CPU without bf16 units, bf16 products are made in fp32 and rounded, which is what those
 units do, only faster than their emulation. Every other model (experts, latent attention, sharded, adapted) is called as
 is.
@@ -20,8 +21,10 @@ from torch.distributed.tensor import DTensor
 
 from lifecycle.model import Cache, Decoder
 from lifecycle.model.precision import dtype_of
+from lifecycle.rollout import fused
+from lifecycle.rollout.fused import Fused
 from lifecycle.rollout.joined import Joined, is_dense
-from lifecycle.rollout.prefix import Prefix
+from lifecycle.rollout.lending import Lent
 from lifecycle.rollout.products import has_bf16_units
 
 JOINED_BYTES = 4 << 30
@@ -31,13 +34,13 @@ JOINED_BYTES = 4 << 30
 class Step(Protocol):
     """Logits (B, V) of the next token of every row, and the fresh weights whenever they have changed.
 
-    shares: whether a `prefix` of several rows makes it faster; the others leave it aside.
+    lends: whether it reads what rows of the cache have in common from one of them; the others leave `lent` aside.
     """
 
-    shares: bool
+    lends: bool
 
     def __call__(
-        self, ids_B1: Tensor, positions_B1: Tensor, cache: Cache, rows_B: Tensor | None, prefix: Prefix | None = None
+        self, ids_B1: Tensor, positions_B1: Tensor, cache: Cache, rows_B: Tensor | None, lent: Lent | None = None
     ) -> Tensor: ...
 
     def refresh(self) -> None: ...
@@ -55,7 +58,7 @@ def cache_dtype(model: Decoder, step: Step) -> torch.dtype:
     """Of the keys and values that the step reads fastest; a wider one holds the same numbers."""
     dtype = compute_dtype(model)
     emulated = dtype == torch.bfloat16 and not has_bf16_units(model.embedding.weight.device)
-    return torch.float32 if emulated and isinstance(step, Joined) else dtype
+    return torch.float32 if emulated and isinstance(step, Fused | Joined) else dtype
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,10 @@ def prepare(model: Decoder, *, rows: int, packed: bool = True) -> tuple[Decoder,
     ready = model if cast is None else cast.model
     size = sum(p.numel() for p in ready.parameters()) * dtype.itemsize
     if is_dense(ready) and size <= JOINED_BYTES:
-        return ready, Joined(ready, rows=rows if packed else None, refresh_model=cast.refresh if cast else None)
+        refresh_model = cast.refresh if cast else None
+        if packed and fused.fits(ready):
+            return ready, Fused(ready, refresh_model=refresh_model)
+        return ready, Joined(ready, rows=rows if packed else None, refresh_model=refresh_model)
     return ready, AsItIs(ready, cast=cast)
 
 
@@ -129,13 +135,13 @@ class Cast:
 class AsItIs:
     """The model itself, with its own cached forward pass."""
 
-    shares = False
+    lends = False
 
     def __init__(self, model: Decoder, *, cast: Cast | None = None) -> None:
         self._model, self._cast = model, cast
 
     def __call__(
-        self, ids_B1: Tensor, positions_B1: Tensor, cache: Cache, rows_B: Tensor | None, prefix: Prefix | None = None
+        self, ids_B1: Tensor, positions_B1: Tensor, cache: Cache, rows_B: Tensor | None, lent: Lent | None = None
     ) -> Tensor:
         with eagerly(self._model):
             hidden_B1D = self._model(ids_B1, positions_B1, cache=cache, rows=rows_B)

@@ -21,8 +21,8 @@ from lifecycle.model.cache import Place
 from lifecycle.model.decoder import Block, SelfAttention
 from lifecycle.model.layers import FeedForward, RMSNorm
 from lifecycle.model.rope import rotate
-from lifecycle.rollout.prefix import Prefix, attend
-from lifecycle.rollout.products import Packed, linear, matrix
+from lifecycle.rollout.lending import Lent
+from lifecycle.rollout.products import linear, matrix
 
 
 def is_dense(model: Decoder) -> bool:
@@ -36,21 +36,22 @@ class Joined:
     refresh_model: brings the model's own weights up to date first, where it is a cast copy.
     """
 
+    lends = False
+
     def __init__(self, model: Decoder, *, rows: int | None, refresh_model: Callable[[], None] | None) -> None:
         self._model, self._refresh_model = model, refresh_model
         self._blocks = [JoinedBlock(block, number, rows=rows) for number, block in enumerate(_blocks(model))]
         self._head = matrix([model.head_weight], [], rows)
-        self.shares = isinstance(self._head, Packed)
 
     def __call__(
-        self, ids_B1: Tensor, positions_B1: Tensor, cache: Cache, rows_B: Tensor | None, prefix: Prefix | None = None
+        self, ids_B1: Tensor, positions_B1: Tensor, cache: Cache, rows_B: Tensor | None, lent: Lent | None = None
     ) -> Tensor:
         """Logits (B, V), see `Step`."""
         model = self._model
         place = cache.place(positions_B1, rows_B)
         x_BD = F.embedding(ids_B1[:, 0], model.embedding.weight)
         for block in self._blocks:
-            x_BD = block(x_BD, place, prefix)
+            x_BD = block(x_BD, place)
         logits_BV = self._head(rms_norm(x_BD, model.norm))
         cap = model.config.logit_softcap
         return logits_BV if cap is None else cap * torch.tanh(logits_BV / cap)
@@ -76,12 +77,12 @@ class JoinedBlock:
         self._gate_up = linear([ffn.gate_proj, ffn.up_proj], rows)
         self._heads = [m.weight.shape[0] // attention.head_dim for m in (attention.q_proj, attention.k_proj)]
 
-    def __call__(self, x_BD: Tensor, place: Place, prefix: Prefix | None) -> Tensor:
-        x_BD = x_BD + self._o(self._attended(rms_norm(x_BD, self._block.attention_norm), place, prefix))
+    def __call__(self, x_BD: Tensor, place: Place) -> Tensor:
+        x_BD = x_BD + self._o(self._attended(rms_norm(x_BD, self._block.attention_norm), place))
         gate, up = self._gate_up(rms_norm(x_BD, self._block.ffn_norm)).chunk(2, dim=-1)
         return x_BD + self._down(F.silu(gate) * up)
 
-    def _attended(self, y_BD: Tensor, place: Place, prefix: Prefix | None) -> Tensor:
+    def _attended(self, y_BD: Tensor, place: Place) -> Tensor:
         """(B, H K), before the output matrix."""
         attention, (H, G) = self._attention, self._heads
         q_k_v = self._qkv(y_BD).view(len(y_BD), 1, -1, attention.head_dim)
@@ -92,11 +93,7 @@ class JoinedBlock:
             k = rotate(rms_norm(q_k_v[:, :, H : H + G], attention.k_norm), *place.angles)
         slots = place.layer(self._number)
         held_k, held_v = slots.write(k, q_k_v[:, :, H + G :])
-        q = q.to(held_k.dtype)
-        if prefix is None:
-            seen = cached_attention(q, held_k, held_v, slots.mask_B1TL)
-        else:
-            seen = attend(q[:, 0], held_k, held_v, slots.mask_B1TL[:, 0], prefix, self._number)
+        seen = cached_attention(q.to(held_k.dtype), held_k, held_v, slots.mask_B1TL)
         return seen.reshape(len(y_BD), -1).to(y_BD.dtype)
 
     def refresh(self) -> None:

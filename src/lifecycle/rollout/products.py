@@ -21,11 +21,16 @@ def has_bf16_units(device: torch.device) -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def packs(weight: Tensor) -> bool:
-    """Whether `Packed` is the faster for a matrix like this."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+def computed_in_fp32(weight: Tensor) -> bool:
+    """Whether products with it are best made in fp32 on a CPU: bf16 numbers too, where their products are emulated."""
+    if weight.device.type != "cpu":
         return False
     return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and not has_bf16_units(weight.device))
+
+
+def packs(weight: Tensor) -> bool:
+    """Whether `Packed` is the faster for a matrix like this."""
+    return torch.backends.mkldnn.is_available() and computed_in_fp32(weight)
 
 
 class Wide:

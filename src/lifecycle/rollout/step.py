@@ -17,7 +17,7 @@ from torch import Tensor
 from lifecycle.model import Cache, Decoder
 from lifecycle.rollout.collect import Collected
 from lifecycle.rollout.decode import Step, Version, eagerly
-from lifecycle.rollout.prefix import Prefix, prefix_of, shared_length
+from lifecycle.rollout.lending import Lent, lent
 from lifecycle.rollout.sampling import Sampling, device_ids, draw, uniforms
 from lifecycle.rollout.schedule import NUMBER, PLACE, POSITION, SEED, TOKEN, Chunk, Ints, Move
 
@@ -49,8 +49,7 @@ class DecodeStep:
         self._sampling: Sampling | None = None
         self._seen: Tensor | None = None
         self._banned: Tensor | None = None
-        self._prefix: Prefix | None = None
-        self._shared_by: tuple[list[int], int] = ([], 0)
+        self._lent: Lent | None = None
 
     def set_cache(self, cache: Cache) -> None:
         """Another cache, larger than the last."""
@@ -84,16 +83,10 @@ class DecodeStep:
                 self._seen[row, torch.tensor(prompt, device=self._device)] = True
 
     def share(self, groups: Mapping[int, list[int]], prompts: Sequence[Sequence[int]]) -> None:
-        """Rows came or went: let the samples of one prompt read it together, where that pays; `groups` of rows by
-        prompt, none at the beginning of a call. What is recorded or compiled keeps its shapes and reads row by row."""
-        if not self.decode.shares or self._graphs or self._compiled:
-            return
-        assert self.cache is not None
-        rows = list(groups.values())
-        length = shared_length(rows, [len(prompts[prompt]) - 1 for prompt in groups])
-        last = self._prefix if self._shared_by == (list(groups), length) else None
-        self._shared_by = (list(groups), length)
-        self._prefix = prefix_of(rows, length, self.cache, last) if length else None
+        """Rows came or went: the samples of one prompt read it in one place; `groups` of rows by prompt, none at the
+        beginning of a call."""
+        if self.decode.lends:
+            self._lent = lent(groups, {prompt: len(prompts[prompt]) - 1 for prompt in groups})
 
     def copy(self, moves: Sequence[Move]) -> None:
         """Make the moves all at once, from what stands there now."""
@@ -183,7 +176,7 @@ class DecodeStep:
         """Token ids (B,) and their facts (B, 4) for the rows of `table`, which are rows `index` of the cache."""
         assert self.cache is not None and self._sampling is not None
         self.cache.limit = limit
-        logits_BV = self.decode(table[TOKEN][:, None], table[POSITION][:, None], self.cache, index, self._prefix)
+        logits_BV = self.decode(table[TOKEN][:, None], table[POSITION][:, None], self.cache, index, self._lent)
         seen = None
         if self._seen is not None:
             seen = self._seen[: len(logits_BV)] if index is None else self._seen[index]

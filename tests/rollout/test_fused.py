@@ -1,0 +1,215 @@
+"""The decode step in C is the model's own cached pass, row by row, whoever stands beside a row."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tests.model.variants import VARIANTS
+from tests.rollout.sampled import CONFIG, completions, mismatch, prompts, settings
+from torch import Tensor
+
+from lifecycle.model import Cache, Decoder, ModelConfig, build
+from lifecycle.rollout import Engine, decode, fused
+from lifecycle.rollout.fused import Fused, fits
+from lifecycle.rollout.lending import lent
+from lifecycle.rollout.native import library
+from lifecycle.rollout.schedule import Schedule
+
+pytestmark = pytest.mark.skipif(library("fused") is None, reason="needs a C compiler")
+
+CPU = torch.device("cpu")
+KINDS = {
+    "plain": CONFIG,
+    **{
+        name: replace(VARIANTS[name], width=32) for name in ("untied", "mistral", "qwen2", "qwen3", "softcap", "llama3")
+    },
+    "partial": replace(VARIANTS["glm4_moe"], width=32, moe=None),
+    "wide": replace(CONFIG, width=96, head_dim=24, heads=6, kv_heads=2, ffn_width=72),
+}
+POSITIONS = [7, 20, -1, 0, 31, 8, 13, 5, 1, 2, 3, 4, 6]
+
+
+def held(config: ModelConfig, rows: int, *, seed: int = 0) -> Cache:
+    """A cache full of numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    cache = Cache.empty(config, rows=rows, capacity=40, device=CPU, dtype=torch.float32)
+    for stored in (*cache.keys, *cache.values):
+        stored.normal_(generator=generator)
+    cache.limit = 32
+    return cache
+
+
+def asked(rows: int) -> tuple[Tensor, Tensor]:
+    """Token ids and positions, each (B, 1)."""
+    ids = torch.randint(96, (rows, 1), generator=torch.Generator().manual_seed(1))
+    return ids, torch.tensor(POSITIONS[:rows])[:, None]
+
+
+def stepped(model: Decoder) -> Fused:
+    assert fits(model)
+    return Fused(model, refresh_model=None)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@torch.inference_mode()
+def test_it_is_the_models_own_cached_pass(name: str) -> None:
+    model, (ids, positions) = build(KINDS[name], seed=1), asked(13)
+    mine, exact = held(model.config, 13), held(model.config, 13)
+    exact.keys, exact.values = ([x.double() for x in part] for part in (exact.keys, exact.values))
+    found = stepped(model)(ids, positions, mine, None)
+    model.double()
+    wanted = model.logits(model(ids, positions, cache=exact))[:, 0]
+    at_work = positions[:, 0] >= 0
+    torch.testing.assert_close(found[at_work].double(), wanted[at_work], rtol=1e-5, atol=1e-5)
+    assert found.isfinite().all()
+    for ours, theirs in zip((*mine.keys, *mine.values), (*exact.keys, *exact.values), strict=True):
+        torch.testing.assert_close(ours[:, :, :40].double(), theirs[:, :, :40], rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_bf16_weights_round_where_the_model_rounds() -> None:
+    model, (ids, positions) = build(CONFIG, seed=1).bfloat16(), asked(13)
+    if not fits(model):
+        pytest.skip("bf16 products are made by the hardware here")
+    found = stepped(model)(ids, positions, held(CONFIG, 13), None)
+    wanted = model.logits(model(ids, positions, cache=held(CONFIG, 13)))[:, 0]
+    assert found.dtype == torch.bfloat16
+    at_work = positions[:, 0] >= 0
+    difference = (found - wanted)[at_work].float().abs()
+    assert difference.mean() < 2e-3 * wanted[at_work].float().abs().mean()
+
+
+@pytest.mark.parametrize("name", ["plain", "mistral", "wide"])
+@torch.inference_mode()
+def test_a_row_has_the_same_bits_alone(name: str) -> None:
+    step, (ids, positions) = stepped(build(KINDS[name], seed=1)), asked(13)
+    together = step(ids, positions, held(KINDS[name], 13), None)
+    for row in (r for r in range(13) if POSITIONS[r] >= 0):
+        alone = step(ids[row : row + 1], positions[row : row + 1], held(KINDS[name], 13), torch.tensor([row]))
+        assert torch.equal(alone[0], together[row]), row
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert torch.equal(step(ids, positions, held(KINDS[name], 13), None), together)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@torch.inference_mode()
+def test_scores_far_apart_stay_numbers() -> None:
+    model, (ids, positions) = build(replace(CONFIG, init_std=6.0), seed=1), asked(13)
+    cache = held(CONFIG, 13)
+    for keys in cache.keys:
+        keys.mul_(1e4)
+    found = stepped(model)(ids, positions, cache, None)
+    assert found.isfinite().all()
+
+
+@torch.inference_mode()
+def test_what_is_not_a_number_is_told() -> None:
+    model = build(CONFIG, seed=1)
+    with torch.no_grad():
+        model.blocks[0].ffn.gate_proj.weight[3, 5] = torch.nan  # type: ignore[union-attr, operator]
+    with pytest.raises(FloatingPointError):
+        Engine(model, slots=4).generate(prompts(3), settings(), seed=0)
+
+
+@pytest.mark.parametrize("changes", [{"width": 24}, {"head_dim": 10}, {"ffn_width": 44}, {"vocab_size": 100}])
+def test_other_sizes_are_left_to_torch(changes: dict[str, Any]) -> None:
+    model = build(replace(CONFIG, **changes), seed=1)
+    assert not fits(model)
+    sampling = settings(top_k=10)
+    assert mismatch(model, Engine(model, slots=4).generate(prompts(5), sampling, seed=0), sampling) < 1e-5
+
+
+def test_fp64_is_left_to_torch() -> None:
+    assert not fits(build(CONFIG, seed=1).double())
+
+
+# -- the prompt's keys and values, read in one place
+
+
+def test_groups_are_the_rows_of_a_prompt() -> None:
+    schedule = Schedule([[1], [2], [3]], samples=2, seeds=range(6), slots=5, prefill_tokens=8)
+    schedule.admit()
+    assert schedule.groups() == {0: [0, 1], 1: [2, 3], 2: [4]}
+    schedule.finish([0])
+    schedule.admit()
+    assert schedule.groups() == {0: [1], 1: [2, 3], 2: [0, 4]}
+
+
+def test_lenders_by_hand() -> None:
+    made = lent({0: [0, 3], 1: [2]}, {0: 9, 1: 5})  # row 1 is at rest
+    assert made is not None
+    assert made.lenders.tolist() == [0, 1, 2, 0]
+    assert made.lengths.tolist() == [9, 0, 5, 9]
+    assert lent({0: [0], 1: [1]}, {0: 9, 1: 5}) is None
+    assert lent({}, {}) is None
+
+
+@pytest.mark.parametrize("name", ["plain", "mistral"])
+@torch.inference_mode()
+def test_what_is_lent_is_read_from_the_lender_alone(name: str) -> None:
+    step, (ids, positions) = stepped(build(KINDS[name], seed=1)), asked(13)
+    whole = held(KINDS[name], 13)
+    for stored in (*whole.keys, *whole.values):
+        stored[[4, 6], :, :5] = stored[1, :, :5].clone()
+    wanted = step(ids, positions, whole, None)
+    for stored in (*whole.keys, *whole.values):
+        stored[[4, 6], :, :5] = torch.nan
+    groups = {row: [row] for row in range(13) if row not in (4, 6)} | {1: [1, 4, 6]}
+    found = step(ids, positions, whole, None, lent(groups, dict.fromkeys(groups, 5)))
+    at_work = positions[:, 0] >= 0
+    assert torch.equal(found[at_work], wanted[at_work])
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether something was lent, step by step."""
+    seen: list[bool] = []
+    whole = Fused.__call__
+
+    def noted(self: Fused, *given: Any) -> Tensor:
+        seen.append(given[4] is not None)
+        return whole(self, *given)
+
+    monkeypatch.setattr(Fused, "__call__", noted)
+    return seen
+
+
+@pytest.mark.parametrize("name", ["plain", "mistral", "qwen2", "qwen3"])
+def test_samples_agree_with_the_scoring_pass(name: str, counted: list[bool]) -> None:
+    kind, sampling = build(KINDS[name], seed=1), settings(samples=4, top_k=20, stop_ids=(1, 2, 3, 4))
+    engine = Engine(kind, slots=7)
+    rollout = engine.generate(prompts(9), sampling, seed=0)
+    assert any(counted)
+    assert mismatch(kind, rollout, sampling) < 1e-5
+    counted.clear()
+    alone = Engine(kind, slots=1).generate(prompts(9), sampling, seed=0)
+    assert counted and not any(counted)
+    assert completions(rollout) == completions(alone)
+    # another call with other prompts and other weights finds nothing of this one
+    with torch.no_grad():
+        for parameter in kind.parameters():
+            parameter.mul_(1.1)
+    again = engine.generate(prompts(9, seed=5), sampling, seed=0)
+    assert mismatch(kind, again, sampling) < 1e-5
+
+
+def test_deterministic_sampling_lends_nothing(counted: list[bool]) -> None:
+    engine = Engine(build(CONFIG, seed=1), slots=8, deterministic=True)
+    engine.generate(prompts(3), settings(samples=4), seed=0)
+    assert counted and not any(counted)
+
+
+def test_without_a_compiler_torch_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sampling = build(CONFIG, seed=1), settings(samples=4, top_k=20)
+    wanted = Engine(model, slots=7).generate(prompts(9), sampling, seed=0)
+    monkeypatch.setattr(fused, "library", lambda _: None)
+    engine = Engine(model, slots=7)
+    found = engine.generate(prompts(9), sampling, seed=0)
+    assert mismatch(model, found, sampling) < 1e-5
+    assert isinstance(decode.prepare(model, rows=4)[1], decode.Joined)
+    theirs, ours = completions(found), completions(wanted)
+    assert sum(theirs[name] != ours[name] for name in ours) <= 2  # a draw on the edge falls the other way
