@@ -19,12 +19,15 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from benchmarks.common import main, peak_mb, spread
+
+if TYPE_CHECKING:  # the peers' environment has none
+    from lifecycle.data.module import DataModule
 
 LENGTH, ROWS, WORKERS, MIX = 2048, 8, 2, (0.85, 0.15)
 CACHE = Path(os.environ.get("BENCHMARK_CACHE", Path(tempfile.gettempdir()) / "lifecycle-benchmark"))
@@ -63,7 +66,7 @@ def corpora() -> list[list[Path]]:
     return made
 
 
-def data_module(prepared: str | None = None) -> Any:
+def data_module(prepared: str | None = None) -> DataModule:
     from lifecycle.data.module import DataModule
     from lifecycle.data.source import BadRows
     from lifecycle.data.specs import SourceSpec
@@ -119,7 +122,7 @@ def report(runs: list[dict[str, float]]) -> dict[str, Any]:
     return {**rates, "peak_rss_mb": round(peak_mb())}
 
 
-def trained(data: Any) -> Iterator[int]:
+def trained(data: DataModule) -> Iterator[int]:
     for step in data.train_dataloader():
         yield sum(int(micro.trained.sum()) for micro in step.micro)
 
@@ -133,7 +136,7 @@ def ours(runs: int, prepared: bool) -> dict[str, Any]:
     found = []
     for _ in range(runs):
         data = data_module(str(folder) if prepared else None)
-        data.set_stop(10**6)
+        data.set_plan(10**6)
         found.append(drain(trained(data), PREPARED_TOKENS if prepared else RAW_TOKENS))
     return report(found)
 

@@ -94,12 +94,13 @@ def ours_run(name: str, runs: int) -> dict[str, Any]:
 def packed() -> Iterator[Any]:
     """Packed rows of the run's own data, as the stage gets them."""
     from lifecycle import config
+    from lifecycle.data.module import DataModule
     from lifecycle.length import Limits
 
     cfg = config.compose([*settings(), "stage.max_steps=1000"])
     config.check(cfg)
     limits: Limits = config.build_limits(cfg.stage)
-    data = config.build(
+    data: DataModule = config.build(
         cfg.data,
         view="text",
         seed=1,
@@ -110,7 +111,7 @@ def packed() -> Iterator[Any]:
         workers=0,
         folder=None,
     )
-    data.set_stop(1000)
+    data.set_plan(1000)
     for step in data.train_dataloader():
         yield step.micro[0]
 
