@@ -69,6 +69,7 @@ SUPPLIED: dict[str, tuple[str, ...]] = {
         "folder",
         "tokenizer",
         "parent_view",
+        "parent_ends",
         "parent_folder",
         "seed",
         "deterministic",

@@ -20,6 +20,7 @@ from lifecycle.data.tokenizer import Tokenizer, load
 from lifecycle.errors import UserError
 from lifecycle.hardware import Hardware, device_name, probe
 from lifecycle.model import Decoder
+from lifecycle.model.huggingface.stored import ends_of
 from lifecycle.model.precision import dtype_of
 from lifecycle.parent import Parent, finished_runs
 from lifecycle.runfolder import RunFolder, origin
@@ -60,6 +61,7 @@ def run_model_job(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> 
         "model": model,
         "tokenizer": tokenizer,
         "parent_view": _view(parent),
+        "parent_ends": ends_of(parent.generation),
         "parent_folder": parent.folder if (parent.folder / "config.json").is_file() else None,
         "seed": cfg.seed,
         "deterministic": cfg.deterministic,

@@ -109,6 +109,18 @@ def test_another_prompt_replaces_an_unnamed_result_and_never_a_named_one(
     assert [row["prompt"] for row in rows(place / "outputs/kept/completions.jsonl")] == ["return"]
 
 
+def test_what_ends_a_completion_for_the_parent_ends_it_here(place: Path) -> None:
+    words = ["init_from=theirs", "stage.prompt=return the", "stage.temperature=0"]
+    generate(*words)
+    (whole,) = rows(place / "outputs/generate/completions.jsonl")
+    settings = place / "theirs/generation_config.json"
+    drawn = TOKENIZER.encode_batch([whole["completion"]])[0]
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"eos_token_id": [int(drawn[2])]}))
+    generate(*words)
+    (ended,) = rows(place / "outputs/generate/completions.jsonl")
+    assert ended["stop_reason"] != "length" and ended["tokens"] <= 3 < whole["tokens"]
+
+
 def test_a_call_that_fails_leaves_the_last_result_as_it_was(place: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         generate("stage.file=absent.jsonl")

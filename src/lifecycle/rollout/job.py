@@ -44,6 +44,7 @@ def generate(
     model: Decoder,
     tokenizer: ChatTokenizer,
     parent_view: str | None,
+    parent_ends: Sequence[int],
     parent_folder: Path | None,
     seed: int,
     deterministic: bool,
@@ -70,9 +71,10 @@ def generate(
 ) -> dict[str, Any]:
     """Complete the prompts; what was done, for run.json. The arguments as far as `folder` come from the run.
 
-    parent_view: what the model was last trained on, None for a model from elsewhere. parent_folder: where it lies in
-    Hugging Face's form, None where it does not. compiled: None leaves it to the engine. Raises UserError for prompts
-    that cannot be read, are empty or too long, and for settings that do not fit.
+    parent_view: what the model was last trained on, None for a model from elsewhere. parent_ends: further tokens that
+    end a completion. parent_folder: where it lies in Hugging Face's form, None where it does not. compiled: None leaves
+    it to the engine. Raises UserError for prompts that cannot be read, are empty or too long, and for settings that do
+    not fit.
     """
     prompts = read_prompts(prompt, file)
     turns = _by_template(chat, parent_view, tokenizer)
@@ -83,7 +85,7 @@ def generate(
         top_p=top_p,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
-        stop_ids=tokenizer.end_ids,
+        stop_ids=tuple(dict.fromkeys([*tokenizer.end_ids, *parent_ends])),
         stop_strings=tuple(stop),
         banned_ids=tuple(range(tokenizer.vocab_size, model.config.vocab)),  # rows that only fill the matrix up
         samples=samples,

@@ -25,7 +25,7 @@ from lifecycle.model.decoder import Decoder
 from lifecycle.model.huggingface.card import model_card
 from lifecycle.model.huggingface.describe import describe
 from lifecycle.model.huggingface.names import IN_FP32, names, parts, rows
-from lifecycle.model.huggingface.stored import CONFIG, GENERATION, INDEX, SINGLE
+from lifecycle.model.huggingface.stored import CONFIG, GENERATION, INDEX, SINGLE, ends_of
 from lifecycle.model.huggingface.whole import whole
 
 OF_THEIR_VERSION = ("transformers_version", "_from_model_config")
@@ -111,9 +111,7 @@ def generation_config(tokenizer: TokenizerFiles | None, parent: Mapping[str, Any
     kept = {key: value for key, value in parent.items() if key not in OF_THEIR_VERSION}
     if tokenizer is None:
         return kept or {"do_sample": True}
-    theirs = kept.get("eos_token_id")
-    theirs = theirs if isinstance(theirs, list) else [theirs]
-    ends = list(dict.fromkeys([*tokenizer.end_ids, *(index for index in theirs if index is not None)]))
+    ends = list(dict.fromkeys([*tokenizer.end_ids, *ends_of(kept)]))
     # pad stands here only: in config.json it would freeze that row of the embedding, and pad is often eos
     marks = {"bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id}
     return marks | (kept or {"do_sample": True}) | {"eos_token_id": ends if len(ends) > 1 else ends[0]}

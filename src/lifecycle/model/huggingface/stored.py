@@ -36,6 +36,12 @@ class Stored:
     read: Callable[[int | None], Tensor]
 
 
+def ends_of(generation: Mapping[str, Any]) -> list[int]:
+    """The tokens that end a completion by a generation_config.json; none where it names none."""
+    named = generation.get("eos_token_id")
+    return [token for token in (named if isinstance(named, list) else [named]) if token is not None]
+
+
 def from_memory(weights: Mapping[str, Tensor]) -> dict[str, Stored]:
     """A state dict."""
 
