@@ -8,6 +8,8 @@ import pytest
 
 from lifecycle import config
 from lifecycle.dry_run import dry_run
+from lifecycle.errors import UserError
+from lifecycle.run import run
 
 TEXT = "the cat sat on a mat and then it ran far away from that old grey house near some river bank "
 
@@ -58,3 +60,14 @@ def test_shares_follow_the_weights_of_the_phases(place: Path, capsys: pytest.Cap
 
 def test_a_source_that_is_measured_only_gets_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert told(capsys, "data.sources.second.weight=0") == {"first": 100, "second": 0}
+
+
+def test_rows_longer_than_the_model_are_refused_as_the_run_refuses_them(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["model=tiny", "model.max_positions=64"]
+    with pytest.raises(UserError, match=r"sequence_length is 128, more than model.max_positions=64: shorten"):
+        told(capsys, *words)
+    longer = ["data=files", "data.sources.mine.path=first.jsonl", "stage.sequence_length=128", "stage.max_steps=2"]
+    with pytest.raises(UserError, match="more than model.max_positions=64"):
+        run(config.compose([*longer, "stage.max_tokens=null", "stage.global_batch_tokens=1024", *words]))

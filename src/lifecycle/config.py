@@ -49,32 +49,11 @@ __all__ = [
 GROUPS = ("model", "data", "stage", "hardware", "logger", "callbacks")
 """Root keys that a `_target_` stands under."""
 
+OF_DATA = "view seed sequence_length global_batch_tokens micro_batch_tokens validation_tokens workers folder"
+OF_STAGE = "model setup data folder tokenizer parent_view parent_ends parent_folder seed deterministic compiled"
 SUPPLIED: dict[str, tuple[str, ...]] = {
-    "data": (
-        "view",
-        "seed",
-        "sequence_length",
-        "global_batch_tokens",
-        "micro_batch_tokens",
-        "validation_tokens",
-        "workers",
-        "folder",
-        "replay_share",
-        "parent_loss",
-    ),
-    "stage": (
-        "model",
-        "setup",
-        "data",
-        "folder",
-        "tokenizer",
-        "parent_view",
-        "parent_ends",
-        "parent_folder",
-        "seed",
-        "deterministic",
-        "compiled",
-    ),
+    "data": (*OF_DATA.split(), "replay_share", "parent_loss"),
+    "stage": tuple(OF_STAGE.split()),
     "logger": ("folder",),
     "callbacks": ("folder",),
 }

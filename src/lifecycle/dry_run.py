@@ -39,6 +39,7 @@ def dry_run(cfg: DictConfig, parent: Parent | None) -> None:
     tokenizer = known_tokenizer(arguments["tokenizer"])
     sizes = survey(arguments["sources"], tokenizer=tokenizer, root=arguments["root"], cache=cache_folder())
     model = _model(cfg, tokenizer.vocab_size if tokenizer else getattr(arguments["tokenizer"], "vocab_size", None))
+    model.check_rows(limits.sequence_length)
     mix = mixture({name: spec.weight for name, spec in arguments["sources"].items()}, replay_share(cfg))
     epoch_source = arguments["epoch_source"] or largest(mix)
 

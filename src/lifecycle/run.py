@@ -82,7 +82,8 @@ def run(cfg: DictConfig) -> None:
 def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
     limits: Limits = config.build_limits(cfg.stage)
     hardware: Hardware = config.build(cfg.hardware)
-    model = _model(cfg, limits)
+    model: ModelConfig = config.build(cfg.model)
+    model.check_rows(limits.sequence_length)
     data = _data(cfg, folder, limits, hardware, parent)
     model = model.with_vocab(data.tokenizer.vocab_size)
     timeline = limits.timeline(
@@ -124,16 +125,6 @@ def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
         )
     if stage.global_step < steps and stage.restore is None:
         raise SystemExit(143)
-
-
-def _model(cfg: DictConfig, limits: Limits) -> ModelConfig:
-    model: ModelConfig = config.build(cfg.model)
-    if limits.sequence_length > model.max_positions:
-        raise UserError(
-            f"stage.sequence_length is {limits.sequence_length}, more than model.max_positions={model.max_positions}: "
-            f"shorten the rows (stage.sequence_length={model.max_positions}), or choose a model with more positions"
-        )
-    return model
 
 
 def _trainer(

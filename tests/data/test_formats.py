@@ -1,21 +1,15 @@
 """Laws of formats: rows as published become records, records become text, and a row that does not fit says why."""
 
-import gzip
-import os
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
+from tests.real import rows
 
 from lifecycle.batch import Record
 from lifecycle.data.formats import as_text, to_record, views
 from lifecycle.data.readers import BadRow
 from lifecycle.data.specs import SourceSpec
-
-REAL = Path(os.environ.get("LIFECYCLE_DATA") or Path(__file__).parents[3] / "shared" / "data")
 
 MEDQA = SourceSpec(path="x", format="multiple_choice", fields={"answer": "answer_idx"})
 MEDMCQA = SourceSpec(
@@ -214,16 +208,8 @@ def test_views_and_columns_follow_the_format() -> None:
     assert "body" in SourceSpec(path="x", fields={"text": "body.main"}).columns
 
 
-def real(name: str) -> Iterator[dict[str, Any]]:
-    path = REAL / f"{name}.jsonl.gz"
-    if not path.exists():
-        pytest.skip(f"needs {path}; set LIFECYCLE_DATA to the folder of the sets")
-    with gzip.open(path) as file:
-        yield from map(orjson.loads, file)
-
-
 def test_every_row_of_real_medqa_is_read() -> None:
-    for row in real("med/medqa_us4.train_subset"):
+    for row in rows("med/medqa_us4.train_subset"):
         made = record(row, MEDQA)
         assert made.answer == row["answer_idx"]
         assert made.meta["answer_text"] == row["answer"].strip()
@@ -232,14 +218,14 @@ def test_every_row_of_real_medqa_is_read() -> None:
 
 def test_every_row_of_real_medmcqa_is_read() -> None:
     spec = SourceSpec(path="x", format="multiple_choice", fields=MEDMCQA.fields, answer_base=1)
-    for row in real("med/medmcqa.dev_part1"):
+    for row in rows("med/medmcqa.dev_part1"):
         made = record(row, spec)
         assert row[f"op{'abcd'[row['cop'] - 1]}"].strip().endswith(made.meta["answer_text"])  # a few say "A. ..."
         assert ("Explanation:" in as_text(made)) == bool(row["exp"] and row["exp"].strip())
 
 
 def test_every_row_of_real_gsm8k_is_read() -> None:
-    for row in real("math/gsm8k.train"):
+    for row in rows("math/gsm8k.train"):
         made = record(row, GSM8K)
         assert float(str(made.answer)) == float(row["answer"].rpartition("####")[2].replace(",", ""))
         assert "<<" not in as_text(made) and "####" not in as_text(made)
@@ -254,5 +240,5 @@ def test_every_row_of_real_gsm8k_is_read() -> None:
 )
 def test_other_real_multiple_choice_sets_are_read(name: str, fields: dict[str, str | list[str]]) -> None:
     spec = SourceSpec(path="x", format="multiple_choice", fields=fields)
-    answers = Counter(str(record(row, spec).answer) for row in real(name))
+    answers = Counter(str(record(row, spec).answer) for row in rows(name))
     assert len(answers) >= 4 and max(answers.values()) < 0.5 * answers.total()

@@ -3,9 +3,7 @@
 The plain answers beside which they are held are made here, of sets of word n-grams, with no code of the project.
 """
 
-import gzip
 import json
-import os
 import random
 import re
 from itertools import combinations
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.real import REAL, needs_real, rows
 
 from lifecycle.data.contamination import Decontaminate, EvaluationSet, evaluation_index
 from lifecycle.data.filters import FilterSpec
@@ -20,15 +19,9 @@ from lifecycle.data.source import BadRows, Source
 from lifecycle.data.sources import open_sources
 from lifecycle.data.specs import SourceSpec
 
-REAL = Path(os.environ.get("LIFECYCLE_DATA") or Path(__file__).parents[3] / "shared" / "data")
-pytestmark = pytest.mark.skipif(not REAL.exists(), reason="needs real text; set LIFECYCLE_DATA to its folder")
+pytestmark = needs_real
 
 THRESHOLD, NGRAM = 0.8, 5
-
-
-def rows(name: str) -> list[dict[str, Any]]:
-    with gzip.open(REAL / f"{name}.jsonl.gz", "rt") as file:
-        return [json.loads(line) for line in file]
 
 
 def grams(text: str, n: int) -> set[tuple[str, ...]]:

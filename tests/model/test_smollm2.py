@@ -1,6 +1,5 @@
 """A real checkpoint, SmolLM2-135M-Instruct: in, asked, trained on, out and in again. Skipped where it was not made."""
 
-import gzip
 import json
 import math
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tests.model import smollm2
+from tests.real import opened
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lifecycle import config
@@ -18,7 +18,6 @@ from lifecycle.model.huggingface import load_pretrained
 from lifecycle.run import run
 
 FOLDER = smollm2.folder()
-TEXTS = Path(__file__).parents[3] / "shared/data/pretrain"
 QUESTION = "What is the capital of France?"
 pytestmark = pytest.mark.skipif(
     not (FOLDER / "model.safetensors").is_file(), reason=f"{FOLDER} is not there: {smollm2.MAKE}"
@@ -44,11 +43,8 @@ def tokenizer() -> Tokenizer:
 
 
 def real_text(name: str, characters: int) -> str:
-    file = TEXTS / name
-    if not file.is_file():
-        pytest.skip(f"{file} is not there")
-    with gzip.open(file, "rt", encoding="utf-8") as opened:
-        return str(opened.read(characters))
+    with opened(f"pretrain/{name}") as file:
+        return file.read(characters)
 
 
 def logits(model: Decoder, ids: torch.Tensor) -> torch.Tensor:

@@ -151,6 +151,14 @@ class ModelConfig:
             )
         return self
 
+    def check_rows(self, length: int) -> None:
+        """Refuse rows that are longer than the model has positions. Errors: `UserError`."""
+        if length > self.max_positions:
+            raise UserError(
+                f"stage.sequence_length is {length}, more than model.max_positions={self.max_positions}: "
+                f"shorten the rows (stage.sequence_length={self.max_positions}), or choose a model with more positions"
+            )
+
     def embedding_parameters(self) -> int:
         """Parameters of the input embedding (and of the head too when tied): vocabulary x width."""
         return self.vocab * self.width
