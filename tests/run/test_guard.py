@@ -128,6 +128,24 @@ def test_a_replay_of_weight_0_is_measured_springs_are_made_of_it_and_the_guard_c
     assert facts(run, "ledger.json")["sources"]["replay"]["seen_tokens"] > 0
 
 
+@pytest.mark.slow
+def test_two_ranks_see_and_do_the_same_as_one(place: Path, whole: Path) -> None:
+    """They decide each for itself, of measurements that all have; only where to go back to is rank 0's to say."""
+    actions = "guard.actions=[replay,rate,restore]"
+    for number, strategy in ((1, "auto"), (2, "ddp")):
+        words = (f"hardware.devices={number}", f"hardware.strategy={strategy}", "hardware.workers=1")
+        lifecycle(place, f"run=ranks-{number}", *HARSH, actions, "guard.stop=0.25", *words)
+    one, two = (place / f"outputs/ranks-{number}" for number in (1, 2))
+    here, there = (facts(run, "forgetting.json")["measurements"] for run in (one, two))
+    decided = ("step", "level", "action", "to", "binds", "share", "rate")
+    assert [[m[key] for key in decided] for m in here] == [[m[key] for key in decided] for m in there]
+    assert {"replay", "restore"} <= {m["action"] for m in here}
+    for mine, theirs in zip(here, there, strict=True):
+        assert mine["perplexity"] == pytest.approx(theirs["perplexity"], rel=1e-4)
+    assert facts(one, "ledger.json") == facts(two, "ledger.json")
+    assert facts(one)["restored"] == facts(two)["restored"] > 0
+
+
 def test_any_stage_that_begins_with_a_parent_watches_what_both_measure(place: Path, whole: Path) -> None:
     short = ("stage.max_steps=8", "validation.every_steps=4", "validation.tokens=2000", "stage.optimizer.lr=1e-4")
     lifecycle(place, "run=longer", "init_from=whole", *short, "guard.actions=[rate,restore]")
