@@ -13,7 +13,7 @@ GROWTH="{at_fraction: 0.0, sequence_length: 64}, {at_fraction: 0.2, sequence_len
 GROWTH="$GROWTH, {at_fraction: 0.4, sequence_length: 256}, {at_fraction: 0.6, sequence_length: 512}"
 GROWTH="$GROWTH, {at_fraction: 0.8, sequence_length: 1024}"
 
-for seed in 1; do
+for seed in 1 2 3; do
   long whole $seed
   long growing $seed "stage.phases=[$GROWTH]"
 done

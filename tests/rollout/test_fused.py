@@ -106,11 +106,12 @@ def test_scores_far_apart_stay_numbers() -> None:
     assert found.isfinite().all()
 
 
+@pytest.mark.parametrize("name", ["attention.q_proj", "attention.k_proj", "attention.v_proj", "ffn.gate_proj"])
 @torch.inference_mode()
-def test_what_is_not_a_number_is_told() -> None:
+def test_what_is_not_a_number_is_told(name: str) -> None:
     model = build(CONFIG, seed=1)
     with torch.no_grad():
-        model.blocks[0].ffn.gate_proj.weight[3, 5] = torch.nan  # type: ignore[union-attr, operator]
+        model.get_parameter(f"blocks.0.{name}.weight")[3, 5] = torch.nan
     with pytest.raises(FloatingPointError):
         Engine(model, slots=4).generate(prompts(3), settings(), seed=0)
 
@@ -121,6 +122,12 @@ def test_other_sizes_are_left_to_torch(changes: dict[str, Any]) -> None:
     assert not fits(model)
     sampling = settings(top_k=10)
     assert mismatch(model, Engine(model, slots=4).generate(prompts(5), sampling, seed=0), sampling) < 1e-5
+
+
+def test_a_cache_of_another_dtype_is_left_to_torch() -> None:
+    model, sampling = build(CONFIG, seed=1), settings(top_k=10)
+    engine = Engine(model, slots=4, dtype=torch.bfloat16)
+    assert mismatch(model, engine.generate(prompts(5), sampling, seed=0), sampling) < 0.15
 
 
 def test_fp64_is_left_to_torch() -> None:

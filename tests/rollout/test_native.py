@@ -39,7 +39,7 @@ def test_another_processor_builds_its_own(folder: Path, monkeypatch: pytest.Monk
 def test_no_compiler_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.delenv("CC", raising=False)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.WARNING):
         assert fresh("fused") is None
     assert "no C compiler (looked for cc, gcc, clang)" in caplog.text
 
@@ -51,7 +51,7 @@ def test_a_compiler_that_fails_is_quoted(
     compiler.write_text("#!/bin/sh\necho 'unknown option -fopenmp' >&2\nexit 1\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.WARNING):
         assert fresh("fused") is None
     assert "broken could not build fused.c" in caplog.text and "unknown option -fopenmp" in caplog.text
     assert list(folder.iterdir()) == []

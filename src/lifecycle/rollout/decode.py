@@ -95,10 +95,13 @@ def is_plain(model: Decoder) -> bool:
     return kinds <= {"lifecycle", "torch"} and not any(isinstance(p, DTensor) for p in model.parameters())
 
 
-def prepare(model: Decoder, *, rows: int, packed: bool = True) -> tuple[Decoder, Step]:
+def prepare(
+    model: Decoder, *, rows: int, packed: bool = True, cache: torch.dtype | None = None
+) -> tuple[Decoder, Step]:
     """The model to prefill with, and the step to decode with; `rows`: how many will be decoded together at most.
 
-    packed: lay matrices out for the CPU, where that is known to help; compilers cannot look into the layout.
+    packed: lay matrices out for the CPU, where that is known to help; compilers cannot look into the layout. cache: the
+    dtype of the keys and values, None where the step may choose (see `cache_dtype`).
     """
     dtype = compute_dtype(model)
     if not is_plain(model):
@@ -108,7 +111,7 @@ def prepare(model: Decoder, *, rows: int, packed: bool = True) -> tuple[Decoder,
     size = sum(p.numel() for p in ready.parameters()) * dtype.itemsize
     if is_dense(ready) and size <= JOINED_BYTES:
         refresh_model = cast.refresh if cast else None
-        if packed and fused.fits(ready):
+        if packed and cache in (None, torch.float32) and fused.fits(ready):
             return ready, Fused(ready, refresh_model=refresh_model)
         return ready, Joined(ready, rows=rows if packed else None, refresh_model=refresh_model)
     return ready, AsItIs(ready, cast=cast)

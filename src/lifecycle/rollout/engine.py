@@ -203,7 +203,7 @@ class Engine:
         dtype = compute_dtype(self._model)
         if self._step is None or self._prepared_for != dtype:
             rows = TILE if self._deterministic else self._slots
-            self._prefill_model, decode = prepare(self._model, rows=rows, packed=not self._compiled)
+            self._prefill_model, decode = prepare(self._model, rows=rows, packed=not self._compiled, cache=self._dtype)
             self._step = DecodeStep(
                 decode, slots=self._slots, device=self._device, compiled=self._compiled, graphs=self._graphs
             )

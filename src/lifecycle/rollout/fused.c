@@ -4,7 +4,7 @@
    the same bits whoever stands beside it. Vectors are GCC's: the compiler turns them into what the machine has.
 
    Sizes: B rows, D width, H query heads, G key-value heads, K width of a head, P rotated part of it, F width of the
-   feed-forward part, V vocabulary, C slots of a row of the cache, L positions looked at. */
+   feed-forward part, V vocabulary, C slots of a row of the cache. */
 
 #include <math.h>
 
@@ -39,7 +39,6 @@ typedef struct {
   float *x;                     /* (B, D): embeddings */
   float *logits;                /* (B, V) */
   float *scratch;               /* see `scratch_size` */
-  long L;
 } Step;
 
 INLINE float sum(vec v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
@@ -61,8 +60,8 @@ INLINE vec exponential(vec x) { /* Cody and Waite's reduction and a polynomial; 
   y = y * r + 5.0000001201e-1f;
   y = y * r * r + r + 1.0f;
   ints power = (__builtin_convertvector(whole, ints) + 127) << 23;
-  ints small = x > -87.0f, large = x >= 88.0f;
-  ints bits = (ints)(y * (vec)power) & small;
+  ints small = x <= -87.0f, large = x >= 88.0f; /* neither for what is not a number, which stays that */
+  ints bits = (ints)(y * (vec)power) & ~small;
   return (vec)((bits & ~large) | (large & 0x7F800000));
 }
 
@@ -188,7 +187,7 @@ static void attend_all(const Model *m, const Layer *layer, const Step *s, const 
       for (long h = g * group; h < (g + 1) * group; h++)
         attend(qkv + (b * (m->H + 2 * m->G) + h) * K, layer->keys + own, layer->values + own, layer->keys + lent,
                layer->values + lent, s->lenders ? s->shared[b] : 0, first, last, K, m->rounds,
-               scores + (b * m->H + h) * (s->L + LANES), out + (b * m->H + h) * K);
+               scores + (b * m->H + h) * (m->C + LANES), out + (b * m->H + h) * K);
     }
 }
 
@@ -202,8 +201,8 @@ static void gate(const float *gate_up, long F, long rounds, float *out) {
 /* -- all of it */
 
 /* How many floats `Step.scratch` holds. */
-long scratch_size(const Model *m, long B, long L) {
-  return B * (m->D + (2 * m->H + 2 * m->G) * m->K + 3 * m->F + m->H * (L + LANES));
+long scratch_size(const Model *m, long B) {
+  return B * (m->D + (2 * m->H + 2 * m->G) * m->K + 3 * m->F + m->H * (m->C + LANES));
 }
 
 void decode(const Model *m, const Layer *layers, const Step *s, int threads) {

@@ -52,7 +52,6 @@ class _Step(ctypes.Structure):
         ("B", _Long),
         *((name, _Pointer) for name in ("rows", "positions", "lenders", "shared", "cos", "sin", "x", "logits")),
         ("scratch", _Pointer),
-        ("L", _Long),
     ]
 
 
@@ -97,12 +96,10 @@ class Fused:
         logits_BV = torch.empty(B, model.config.vocab)
         rows_B = torch.arange(B) if rows_B is None else rows_B.contiguous()
         positions_B = positions_B1[:, 0].contiguous()
-        limit = cache.capacity if cache.limit is None else cache.limit
-        size = self._library.scratch_size(ctypes.byref(self._model), _Long(B), _Long(limit))
-        scratch = torch.empty(size)
+        scratch = torch.empty(self._library.scratch_size(ctypes.byref(self._model), _Long(B)))
         lenders = (None, None) if lent is None else (lent.lenders.data_ptr(), lent.lengths.data_ptr())
         addresses = (x.data_ptr() for x in (*cache.angles, x_BD, logits_BV, scratch))
-        step = _Step(B, rows_B.data_ptr(), positions_B.data_ptr(), *lenders, *addresses, limit)
+        step = _Step(B, rows_B.data_ptr(), positions_B.data_ptr(), *lenders, *addresses)
         self._library.decode(ctypes.byref(self._model), self._layers, ctypes.byref(step), torch.get_num_threads())
         logits_BV = logits_BV.to(model.embedding.weight.dtype)
         cap = model.config.logit_softcap
@@ -115,6 +112,7 @@ class Fused:
         self._lay_out()
 
     def _point_at(self, cache: Cache) -> None:
+        assert cache.keys[0].dtype == torch.float32  # C reads what it is told
         self._model.C = cache.capacity + 1
         for layer, keys, values, window in zip(self._layers, cache.keys, cache.values, cache.windows, strict=True):
             layer.keys, layer.values, layer.window = keys.data_ptr(), values.data_ptr(), window or 0

@@ -28,19 +28,19 @@ logger = logging.getLogger(__name__)
 
 @cache
 def library(name: str) -> ctypes.CDLL | None:
-    """`NAME.c` of this folder, compiled and loaded; None, with a line in the log, where that cannot be.
+    """`NAME.c` of this folder, compiled and loaded; None, with a warning, where that cannot be.
 
     $CC names the compiler. Another processor that shares the cache folder builds its own.
     """
     compiler = next(filter(None, map(shutil.which, [os.environ.get("CC", ""), *COMPILERS])), None)
     if compiler is None or os.name != "posix":
-        logger.info("no C compiler (looked for %s): %s", ", ".join(COMPILERS), SLOWER)
+        logger.warning("no C compiler (looked for %s): %s", ", ".join(COMPILERS), SLOWER)
         return None
     try:
         return ctypes.CDLL(str(_built(Path(__file__).with_name(f"{name}.c"), compiler)))
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
-        logger.info("%s could not build %s.c: %s\n%s", compiler, name, SLOWER, said)
+        logger.warning("%s could not build %s.c: %s\n%s", compiler, name, SLOWER, said)
         return None
 
 
