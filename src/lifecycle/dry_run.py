@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from lifecycle import config, curriculum_table, estimate, estimate_table
-from lifecycle.data.cache import cache_folder
+from lifecycle.cachefolder import cache_folder
 from lifecycle.data.level_survey import LevelSize, survey_levels
 from lifecycle.data.loader import micro_batch_rows
 from lifecycle.data.plan import BatchPlan, largest, mixture, phases_of

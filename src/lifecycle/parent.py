@@ -25,9 +25,9 @@ from omegaconf import DictConfig, open_dict
 from torch import Tensor
 
 from lifecycle import config
+from lifecycle.cachefolder import cache_folder
 from lifecycle.checkpoint import list_committed, read_best, step_of
 from lifecycle.checkpoint.weights import load_stage, load_weights
-from lifecycle.data.cache import cache_folder
 from lifecycle.data.tokenizer import load as load_tokenizer
 from lifecycle.errors import UserError
 from lifecycle.model import ModelConfig

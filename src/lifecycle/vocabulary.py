@@ -20,7 +20,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from lifecycle.data.cache import cache_folder
+from lifecycle.cachefolder import cache_folder
 from lifecycle.data.extend import extend
 from lifecycle.data.tokenizer import Tokenizer, load
 from lifecycle.errors import UserError

@@ -12,7 +12,8 @@ from lifecycle.report.compare import compare, table, write_comparison
 def made(folder: Path, seed: int, share: float, *measured: tuple[int, dict[str, float]], **facts: object) -> Path:
     """A run of a recipe: `measured` holds steps and perplexities."""
     folder.mkdir(parents=True)
-    config = {"run": folder.name, "seed": seed, "stage": {"replay": {"share": share}}}
+    watched = {"callbacks": {"progress": seed == 1}}  # which makes no other recipe
+    config = {"run": folder.name, "seed": seed, "stage": {"replay": {"share": share}}, **watched}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "run.json").write_text(json.dumps({"status": "finished", "seconds": 60.0, **facts}))
     logger = CsvLogger(folder=folder)

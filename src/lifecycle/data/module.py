@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from torch import Tensor
 
 from lifecycle.batch import Cursor, StepBatch, TokenBatch
-from lifecycle.data.cache import cache_folder
+from lifecycle.cachefolder import cache_folder
 from lifecycle.data.contamination import Decontaminate
 from lifecycle.data.corpus import Corpus
 from lifecycle.data.curriculum import Curriculum

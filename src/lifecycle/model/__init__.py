@@ -4,7 +4,7 @@ from lifecycle.model.attention import Documents, best_kernel, check_kernel, coun
 from lifecycle.model.cache import Cache
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Decoder, build, compile_model
-from lifecycle.model.moe import fixed_shapes
+from lifecycle.model.experts import fixed_shapes
 from lifecycle.model.switches import Latent, MoE, RopeScaling
 
 __all__ = [

@@ -5,40 +5,22 @@
     out = sum over chosen of g_e FFN_e(x)  +  shared(x)      g = scale * s, divided by their sum if `normalise`
 
 The bias only chooses (arXiv 2408.15664): after each step `balanced` moves it towards even loads. No token is dropped.
-Tokens are sorted by expert, so that every expert makes one product: grouped products on CUDA in bf16, else a loop over
-the experts that have tokens.
+How the experts multiply is in experts.py.
 
-Shapes: B rows, T positions, N = B * T tokens, D width, E experts, A experts a token visits, M = N * A visits, F width
-of an expert.
+Shapes: B rows, T positions, N = B * T tokens, D width, E experts, A experts a token visits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lifecycle.model.experts import Experts
 from lifecycle.model.layers import FeedForward
 from lifecycle.model.switches import MoE
-
-_FIXED: ContextVar[bool] = ContextVar("fixed shapes of experts' products", default=False)
-
-
-@contextmanager
-def fixed_shapes() -> Iterator[None]:
-    """Within it every expert multiplies as many rows as there are tokens, however few are its own: what it makes of a
-    token then has the same bits whatever the other tokens chose. Slower, and without gradients."""
-    token = _FIXED.set(True)
-    try:
-        yield
-    finally:
-        _FIXED.reset(token)
 
 
 class Routing(NamedTuple):
@@ -70,30 +52,6 @@ class Router(nn.Module):
             return logits_NE.softmax(-1) if self.moe.score == "softmax" else logits_NE.sigmoid()
 
 
-class Experts(nn.Module):
-    """SwiGLU parts side by side, their matrices stacked."""
-
-    def __init__(self, moe: MoE, *, width: int) -> None:
-        super().__init__()
-        self.gate_proj = nn.Parameter(torch.empty(moe.experts, moe.ffn_width, width))
-        self.up_proj = nn.Parameter(torch.empty(moe.experts, moe.ffn_width, width))
-        self.down_proj = nn.Parameter(torch.empty(moe.experts, width, moe.ffn_width))
-
-    def forward(self, x_ND: Tensor, weights_NA: Tensor, chosen_NA: Tensor) -> Tensor:
-        """(N, D): the weighted sum of what the chosen experts make of each token."""
-        sorted_M, order_M = chosen_NA.flatten().sort(stable=True)
-        back_M = torch.empty_like(order_M)
-        back_M[order_M] = torch.arange(len(order_M), device=order_M.device)
-        ends_E = torch.searchsorted(sorted_M, torch.arange(len(self.gate_proj), device=x_ND.device), right=True)
-        x_MD, linear = spread(x_ND, order_M, back_M), grouped_linear
-        if _FIXED.get():  # a token visits an expert once at most
-            linear = partial(padded_linear, rows=len(x_ND))
-        inner_MF = F.silu(linear(x_MD, self.gate_proj, ends_E)) * linear(x_MD, self.up_proj, ends_E)
-        out_MD = linear(inner_MF, self.down_proj, ends_E)
-        out_NAD = spread(out_MD, back_M, order_M).unflatten(0, chosen_NA.shape)
-        return torch.bmm(weights_NA.to(out_NAD.dtype)[:, None], out_NAD)[:, 0]
-
-
 class MoEFeedForward(nn.Module):
     """The feed-forward part of a block with experts."""
 
@@ -101,7 +59,7 @@ class MoEFeedForward(nn.Module):
         super().__init__()
         self.moe = moe
         self.router = Router(moe, width=width, bias=bias)
-        self.experts = Experts(moe, width=width)
+        self.experts = Experts(moe.experts, width=width, ffn_width=moe.ffn_width)
         self.shared = FeedForward(width=width, ffn_width=moe.shared_width) if moe.shared else None
         self.shared_gate = nn.Linear(width, 1, bias=False) if moe.shared_gate else None
 
@@ -169,109 +127,3 @@ def balanced(bias_E: Tensor, loads_E: Tensor, rate: float) -> Tensor:
     """
     error_E = loads_E.double().mean(-1, keepdim=True) - loads_E.double()
     return bias_E + rate * error_E.sign().to(bias_E.dtype)
-
-
-# -- products over sorted tokens
-#
-# Operations of their own (torch.library): a compiler cannot see how many rows each expert gets, and the backward passes
-# are look-ups and products instead of the scattered sums that autograd would write.
-
-
-def grouped_linear(x_MD: Tensor, weight_EFD: Tensor, ends_E: Tensor) -> Tensor:
-    """Rows [ends[e - 1], ends[e]) of x times weight[e]' -> (M, F), in the autocast dtype where autocast is on."""
-    device_type = x_MD.device.type
-    dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x_MD.dtype
-    x_MD, weight_EFD = x_MD.to(dtype), weight_EFD.to(dtype)
-    # the kernel wants rows of whole 16 bytes
-    if device_type == "cuda" and dtype == torch.bfloat16 and all(n % 8 == 0 for n in weight_EFD.shape[1:]):
-        return F.grouped_mm(x_MD, weight_EFD.mT, offs=ends_E.to(torch.int32))
-    out: Tensor = _grouped_linear(x_MD, weight_EFD, ends_E)
-    return out
-
-
-def padded_linear(x_MD: Tensor, weight_EFD: Tensor, ends_E: Tensor, *, rows: int) -> Tensor:
-    """The same in products of `rows` rows each, filled up with zeros; without gradients."""
-    out, start = [], 0
-    for weight_FD, end in zip(weight_EFD, ends_E.tolist(), strict=True):
-        if end > start:
-            filled = F.pad(x_MD[start:end], (0, 0, 0, rows - (end - start)))
-            out.append(F.linear(filled, weight_FD)[: end - start])
-        start = end
-    return torch.cat(out)
-
-
-def spread(x_ND: Tensor, order_M: Tensor, back_M: Tensor) -> Tensor:
-    """Row order[m] // (M / N) of x as row m -> (M, D); `back_M` is the inverse of the permutation `order_M`."""
-    out: Tensor = _spread(x_ND, order_M, back_M)
-    return out
-
-
-@torch.library.custom_op("lifecycle::grouped_linear", mutates_args=())
-def _grouped_linear(x_MD: Tensor, weight_EFD: Tensor, ends_E: Tensor) -> Tensor:
-    out_MF = x_MD.new_empty(x_MD.shape[0], weight_EFD.shape[1])
-    start = 0
-    for expert, end in enumerate(ends_E.tolist()):
-        if end > start:
-            torch.mm(x_MD[start:end], weight_EFD[expert].T, out=out_MF[start:end])
-        start = end
-    return out_MF
-
-
-@_grouped_linear.register_fake
-def _(x_MD: Tensor, weight_EFD: Tensor, ends_E: Tensor) -> Tensor:
-    return x_MD.new_empty(x_MD.shape[0], weight_EFD.shape[1])
-
-
-@torch.library.custom_op("lifecycle::grouped_linear_backward", mutates_args=())
-def _grouped_linear_backward(
-    grad_MF: Tensor, x_MD: Tensor, weight_EFD: Tensor, ends_E: Tensor
-) -> tuple[Tensor, Tensor]:
-    grad_x, grad_weight = torch.empty_like(x_MD), torch.empty_like(weight_EFD)
-    start = 0
-    for expert, end in enumerate(ends_E.tolist()):
-        if end > start:
-            torch.mm(grad_MF[start:end], weight_EFD[expert], out=grad_x[start:end])
-            torch.mm(grad_MF[start:end].T, x_MD[start:end], out=grad_weight[expert])
-        else:
-            grad_weight[expert].zero_()
-        start = end
-    return grad_x, grad_weight
-
-
-@_grouped_linear_backward.register_fake
-def _(grad_MF: Tensor, x_MD: Tensor, weight_EFD: Tensor, ends_E: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x_MD), torch.empty_like(weight_EFD)
-
-
-@torch.library.custom_op("lifecycle::spread", mutates_args=())
-def _spread(x_ND: Tensor, order_M: Tensor, back_M: Tensor) -> Tensor:
-    return x_ND.index_select(0, order_M // (len(order_M) // len(x_ND)))
-
-
-@_spread.register_fake
-def _(x_ND: Tensor, order_M: Tensor, back_M: Tensor) -> Tensor:
-    return x_ND.new_empty(order_M.shape[0], x_ND.shape[1])
-
-
-def _keep_inputs(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _grouped_linear_grads(ctx: Any, grad_MF: Tensor) -> tuple[Tensor, Tensor, None]:
-    grad_x, grad_weight = _grouped_linear_backward(grad_MF.contiguous(), *ctx.saved_tensors)
-    return grad_x, grad_weight, None
-
-
-def _keep_way_back(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[2])
-    ctx.visits = len(inputs[1]) // len(inputs[0])
-
-
-def _spread_grads(ctx: Any, grad_MD: Tensor) -> tuple[Tensor, None, None]:
-    (back_M,) = ctx.saved_tensors
-    grad_NAD = grad_MD.index_select(0, back_M).unflatten(0, (-1, ctx.visits))
-    return (grad_NAD[:, 0] if ctx.visits == 1 else grad_NAD.sum(1)), None, None
-
-
-_grouped_linear.register_autograd(_grouped_linear_grads, setup_context=_keep_inputs)
-_spread.register_autograd(_spread_grads, setup_context=_keep_way_back)

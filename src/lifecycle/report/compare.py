@@ -2,8 +2,8 @@
 
     python -m lifecycle.report --compare outputs/comparison outputs/a outputs/b ...
 
-Runs that differ in their seed alone are one row, mean and standard deviation. A cell's change is against the domain's
-first known perplexity: what the first run with that domain began with, else what it ended with.
+Runs that differ in their seed, or in how they were watched, are one row, mean and standard deviation. A cell's change
+is against the domain's first known perplexity: what the first run with that domain began with, else what it ended with.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from lifecycle.report.words import count, number, span
 
 PICTURE = "perplexity"
 FULL_COLOUR = math.log(2)  # a perplexity halved or doubled
+ASIDE = ("run", "seed", "callbacks", "logger", "logging")
+"""Keys of a config that say nothing of what was learned from what."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +143,8 @@ def _row(group: Sequence[RunData]) -> Row:
 
 
 def _recipe(run: RunData) -> str:
-    """What runs of one recipe have in common: all of the config but name and seed."""
-    return repr({key: value for key, value in run.config.items() if key not in ("run", "seed")} or run.folder)
+    """What runs of one recipe have in common: all of the config but name, seed, and what only shows the run."""
+    return repr({key: value for key, value in run.config.items() if key not in ASIDE} or run.folder)
 
 
 def _at_start(run: RunData, domain: str) -> float | None:

@@ -17,7 +17,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from lifecycle.data.cache import cache_folder
+from lifecycle.cachefolder import cache_folder
 
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=gnu11")
 COMPILERS = ("cc", "gcc", "clang")
