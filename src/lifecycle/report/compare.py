@@ -62,9 +62,12 @@ def write_comparison(folders: Sequence[Path | str], out: Path | str) -> Path:
 
 
 def compare(folders: Sequence[Path | str]) -> list[Row]:
-    """One row for each recipe, in the order given; before them what a first run that had a parent began with."""
+    """One row for each recipe, in the order given; before them what a first run that had a parent began with.
+
+    A run that is given twice counts once.
+    """
     runs = []
-    for folder in map(Path, folders):
+    for folder in {Path(folder).resolve(): Path(folder) for folder in folders}.values():
         run = read_run(folder)
         if not run.domains:
             raise UserError(f"{folder} holds no measured run: give folders of runs that were validated")
