@@ -155,11 +155,12 @@ def _among_all(logp_RV: Tensor, p_RV: Tensor, uniforms_R: Tensor, sampling: Samp
 def _among_candidates(logp_RV: Tensor, uniforms_R: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor, Tensor] | None:
     """The same from the few most probable tokens, where they hold every kept set; None where they do not.
 
-    To the bit: the tokens left out would add zeros to the sums. On an accelerator the check would wait for the device.
+    To the bit: the tokens left out would add zeros to the sums. On an accelerator the check would wait for the device,
+    and in compiled code it would break the graph.
     """
     k = 1 if sampling.temperature == 0 else sampling.top_k
     width = CANDIDATES if k is None else k + MARGIN
-    if logp_RV.device.type != "cpu" or width >= logp_RV.shape[1]:
+    if logp_RV.device.type != "cpu" or torch.compiler.is_compiling() or width >= logp_RV.shape[1]:
         return None
     best_RW, ids_RW = logp_RV.topk(width)
     threshold_R = threshold(best_RW, sampling)
