@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Mapping
@@ -69,9 +70,9 @@ def _versions() -> dict[str, str]:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit and cleanliness of the code's checkout, or None outside one."""
+    """Commit and cleanliness of the code's checkout, or None outside one, and where there is no git to ask."""
     here = Path(__file__).parent
-    if not (here.parents[1] / ".git").exists():
+    if not (here.parents[1] / ".git").exists() or shutil.which("git") is None:
         return None
     commit = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True)
     dirty = subprocess.run(["git", "-C", str(here), "status", "--porcelain"], capture_output=True, text=True)
