@@ -70,7 +70,8 @@ class _TokenLogprobs(torch.autograd.Function):
         room_2CV = _room(weight, min(chunk, len(ids_N)))
         out_2N = torch.empty(2, len(ids_N), dtype=room_2CV.dtype, device=hidden_ND.device)
         for part in chunks(len(ids_N), chunk):
-            l_CV, p_CV, _ = _softmax(hidden_ND[part], weight, temperature, softcap, banned_ids, room_2CV)
+            hidden = hidden_ND[part].to(compute)
+            l_CV, p_CV, _ = _softmax(hidden, weight, temperature, softcap, banned_ids, room_2CV)
             edge_C = None if threshold_N is None else threshold_N[part]
             out_2N[:, part] = torch.stack(_terms(l_CV, p_CV, ids_N[part], edge_C))
         ctx.save_for_backward(hidden_ND, weight_VD, ids_N, threshold_N, banned_ids, out_2N[1])
@@ -92,7 +93,8 @@ class _TokenLogprobs(torch.autograd.Function):
         by_logp_N = torch.zeros(len(ids_N), **zeros) if grad_logp_N is None else grad_logp_N / temperature
         by_entropy_N = None if grad_entropy_N is None else grad_entropy_N / temperature
         for part in chunks(len(ids_N), chunk):
-            l_CV, p_CV, slope_CV = _softmax(hidden_ND[part], weight, temperature, softcap, banned_ids, room_2CV)
+            hidden = hidden_ND[part].to(compute)
+            l_CV, p_CV, slope_CV = _softmax(hidden, weight, temperature, softcap, banned_ids, room_2CV)
             edge_C = None if threshold_N is None else threshold_N[part]
             by_entropy = None if by_entropy_N is None else (by_entropy_N[part], entropy_N[part])
             grad_CV = _gradient(l_CV, p_CV, ids_N[part], edge_C, by_logp_N[part], by_entropy)
@@ -100,7 +102,7 @@ class _TokenLogprobs(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[part] = grad_logits @ weight
             if grad_weight is not None:
-                add_product(grad_weight, grad_logits.T, hidden_ND[part].to(compute))
+                add_product(grad_weight, grad_logits.T, hidden)
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight_VD.dtype)
         return (grad_hidden, grad_weight, *[None] * 7)
@@ -122,9 +124,9 @@ def _softmax(
     """l and exp(l), which are the room, and how steeply the cap rises at each logit (None without one)."""
     z_CV, l_CV, slope_CV = room_2CV[0, : len(hidden_CD)], room_2CV[1, : len(hidden_CD)], None
     if z_CV.dtype == weight.dtype:
-        torch.mm(hidden_CD.to(weight.dtype), weight.T, out=z_CV)
+        torch.mm(hidden_CD, weight.T, out=z_CV)
     else:
-        z_CV.copy_(hidden_CD.to(weight.dtype) @ weight.T)
+        z_CV.copy_(hidden_CD @ weight.T)
     if softcap is not None:
         z_CV.div_(softcap).tanh_()
         slope_CV = 1 - z_CV.square()

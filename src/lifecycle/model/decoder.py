@@ -191,9 +191,12 @@ class Decoder(nn.Module):
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """(B, T, V), whole: for sampling and comparison; training goes through `losses.linear_cross_entropy`."""
-        logits_BTV = F.linear(hidden_BTD, self.head_weight)
+        return self.capped(F.linear(hidden_BTD, self.head_weight))
+
+    def capped(self, logits: Tensor) -> Tensor:
+        """Products with the head as logits: c tanh(x / c), where the model has a cap."""
         cap = self.config.logit_softcap
-        return logits_BTV if cap is None else cap * torch.tanh(logits_BTV / cap)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     @torch.no_grad()
     def init_weights(self, *, seed: int) -> None:

@@ -187,19 +187,9 @@ def _by_expert_backward(
 
 @_by_expert_backward.register_fake
 def _(
-    grad_ND: Tensor,
-    x_ND: Tensor,
-    w_NA: Tensor,
-    order_M: Tensor,
-    ends_E: Tensor,
-    gate_EFD: Tensor,
-    up_EFD: Tensor,
-    down_EDF: Tensor,
-    gate_MF: Tensor,
-    up_MF: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    like = [torch.empty_like(tensor) for tensor in (x_ND, w_NA, gate_EFD, up_EFD, down_EDF)]
-    return like[0], like[1], like[2], like[3], like[4]
+    grad_ND: Tensor, x_ND: Tensor, w_NA: Tensor, order_M: Tensor, ends_E: Tensor, *matrices_and_made: Tensor
+) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(tensor) for tensor in (x_ND, w_NA, *matrices_and_made[:3]))
 
 
 @torch.library.custom_op("lifecycle::spread", mutates_args=())

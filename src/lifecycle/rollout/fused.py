@@ -101,9 +101,7 @@ class Fused:
         addresses = (x.data_ptr() for x in (*cache.angles, x_BD, logits_BV, scratch))
         step = _Step(B, rows_B.data_ptr(), positions_B.data_ptr(), *lenders, *addresses)
         self._library.decode(ctypes.byref(self._model), self._layers, ctypes.byref(step), torch.get_num_threads())
-        logits_BV = logits_BV.to(model.embedding.weight.dtype)
-        cap = model.config.logit_softcap
-        return logits_BV if cap is None else cap * torch.tanh(logits_BV / cap)
+        return model.capped(logits_BV.to(model.embedding.weight.dtype))
 
     def refresh(self) -> None:
         """Take over changed weights."""

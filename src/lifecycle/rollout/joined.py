@@ -52,9 +52,7 @@ class Joined:
         x_BD = F.embedding(ids_B1[:, 0], model.embedding.weight)
         for block in self._blocks:
             x_BD = block(x_BD, place)
-        logits_BV = self._head(rms_norm(x_BD, model.norm))
-        cap = model.config.logit_softcap
-        return logits_BV if cap is None else cap * torch.tanh(logits_BV / cap)
+        return model.capped(self._head(rms_norm(x_BD, model.norm)))
 
     def refresh(self) -> None:
         """Take over changed weights."""
