@@ -155,7 +155,7 @@ class Rollout:
 
     def rows(self, indices: Sequence[int]) -> Rollout:
         """The completions at `indices`, in that order."""
-        chosen = torch.tensor(list(indices), dtype=torch.long)
+        chosen = torch.tensor(list(indices), dtype=torch.long, device="cpu")
         parts: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)

@@ -1,5 +1,8 @@
 """Every kernel gives the answer of the formula."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +10,7 @@ from torch.nn import functional as F
 
 from lifecycle.errors import UserError
 from lifecycle.model import Documents, best_kernel, check_kernel, count_pieces
-from lifecycle.model.attention import Kernel, attention, cached_attention, slide
+from lifecycle.model.attention import Kernel, attention, cached_attention, slide, varlen_takes_groups
 
 IDS = torch.tensor([[1, 1, 1, 2, 2, 3, 0, 0], [1, 2, 2, 2, 2, 2, 2, 2], [1, 1, 1, 1, 1, 1, 1, 1]])
 
@@ -119,6 +122,79 @@ def test_without_cuda_only_sdpa_is_offered() -> None:
     check_kernel("sdpa", cpu)
     with pytest.raises(UserError, match="hardware.attention is flash, which runs on CUDA only, not on cpu"):
         check_kernel("flash", cpu)
+
+
+def older(
+    q_NHK: Tensor,
+    k_NGK: Tensor,
+    v_NGK: Tensor,
+    starts: Tensor,
+    starts_k: Tensor,
+    longest: int,
+    longest_k: int,
+    *,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+) -> Tensor:
+    """torch's kernel as 2.11 has it: as many key-value heads as query heads, a list of boundaries, a window."""
+    assert q_NHK.shape[1] == k_NGK.shape[1] == v_NGK.shape[1], "expected as many heads"
+    assert window_size[1] == 0 and longest == longest_k and starts is starts_k
+    place = torch.arange(len(q_NHK))
+    piece = torch.bucketize(place, starts, right=True)
+    seen = (piece[:, None] == piece) & (place[:, None] >= place)
+    if window_size[0] >= 0:
+        seen &= place[:, None] - place <= window_size[0]
+    q, k, v = (x.transpose(0, 1) for x in (q_NHK, k_NGK, v_NGK))
+    # heads behind positions, as a kernel may lay them out
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale).transpose(0, 1)
+
+
+def newer(*arguments: Any, enable_gqa: bool = False, **options: Any) -> Tensor:
+    """As later versions have it."""
+    q, k, v, *rest = arguments
+    assert enable_gqa == (q.shape[1] != k.shape[1])
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    return older(q, k, v, *rest, **options)
+
+
+@pytest.mark.parametrize("kernel", [older, newer])
+@pytest.mark.parametrize(("kv_heads", "window"), [(1, 520), (2, 520), (4, 520), (2, 3)])
+def test_torchs_variable_length_kernel_is_called_as_each_admitted_version_takes_it(
+    kernel: Callable[..., Tensor], kv_heads: int, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
+    varlen_takes_groups.cache_clear()
+    try:
+        documents = Documents.from_ids(IDS, kernel="varlen")
+        assert documents.takes_groups == (kernel is newer)
+    finally:
+        varlen_takes_groups.cache_clear()
+    q, k, v = qkv(8, kv_heads=kv_heads)
+    cpu = torch.device("cpu")
+    wanted = attention(q, k, v, slide(Documents.from_ids(IDS, kernel="sdpa"), window, 8, cpu))
+    found = attention(q, k, v, slide(documents, window, 8, cpu))
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(
+        torch.autograd.grad(found.square().sum(), (q, k, v)), torch.autograd.grad(wanted.square().sum(), (q, k, v))
+    )
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 1, 3), (1, 2, 0, 3)])
+@pytest.mark.parametrize("new", [1, 3])
+def test_the_layout_of_a_kernels_result_does_not_matter(
+    new: int, order: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, *s, 8, generator=generator, dtype=torch.bfloat16) for s in ((new, 6), (2, 9), (2, 9)))
+    mask = torch.ones(2, 1, new, 9, dtype=torch.bool)
+    wanted, plain = cached_attention(q, k, v, mask), F.scaled_dot_product_attention
+
+    def kernel(*arguments: Any, **options: Any) -> Tensor:
+        out = plain(*arguments, **options)
+        return out.permute(order).contiguous().permute([order.index(i) for i in range(4)])
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", kernel)
+    assert torch.equal(cached_attention(q, k, v, mask), wanted)
 
 
 @pytest.mark.gpu

@@ -103,7 +103,7 @@ class Pool:
 
     def __init__(self) -> None:
         self._memory: mmap.mmap | None = None
-        self._bytes = torch.empty(0, dtype=torch.uint8)
+        self._bytes = torch.empty(0, dtype=torch.uint8, device="cpu")
 
     def take(self, checkpoint: dict[str, Any]) -> Frozen:
         """Copy `checkpoint` out of the way of training: when this returns, its tensors and containers may change."""
@@ -144,7 +144,7 @@ class Pool:
         """Give the memory back."""
         if self._memory is not None and self._bytes.is_pinned():
             torch.cuda.cudart().cudaHostUnregister(self._bytes.data_ptr())
-        self._bytes, self._memory = torch.empty(0, dtype=torch.uint8), None
+        self._bytes, self._memory = torch.empty(0, dtype=torch.uint8, device="cpu"), None
 
     def _reserve(self, size: int, *, pinned: bool) -> None:
         if size <= self._bytes.numel():
@@ -263,7 +263,7 @@ def read_tensors(file: str, size: int, reader: HashingReader) -> dict[tuple[str,
         return None
     tensors = {}
     for name, dtype, shape in entries:
-        tensor = torch.empty(shape, dtype=dtype)
+        tensor = torch.empty(shape, dtype=dtype, device="cpu")
         if tensor.numel():
             reader.fill(tensor.view(-1).view(torch.uint8).numpy().data)
         tensors[file, name] = tensor

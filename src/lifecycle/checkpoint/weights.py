@@ -50,7 +50,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     reader = dcp.FileSystemReader(path)
     found = reader.read_metadata().state_dict_metadata
     state = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        name: torch.empty(entry.size, dtype=entry.properties.dtype, device="cpu")
         for name, entry in found.items()
         if name.startswith(SHARDED) and isinstance(entry, TensorStorageMetadata)
     }

@@ -37,12 +37,12 @@ def merge(states: Mapping[int, State], sources: list[Source], planned: Mapping[s
 
 def usage(states: Sequence[Mapping[str, Any]], sources: Sequence[str], streams: int) -> Tensor:
     """(sources, 2) float64: the part of the passes and of the rows left out that some of `streams` streams make up."""
-    out = torch.zeros(len(sources), 2, dtype=torch.float64)
+    out = torch.zeros(len(sources), 2, dtype=torch.float64, device="cpu")
     for state in states:
         for i, name in enumerate(sources):
             totals = state["totals"][name]
             left_out = sum(n for verdict, n in totals["counts"].items() if not verdict.startswith(("kept:", "held:")))
-            out[i] += torch.tensor([totals["epochs"] / streams, left_out], dtype=torch.float64)
+            out[i] += torch.tensor([totals["epochs"] / streams, left_out], dtype=torch.float64, device="cpu")
     return out
 
 
@@ -59,9 +59,13 @@ def with_tensors(state: Mapping[str, Any]) -> State:
     """A stream's state with its array as a tensor: a checkpoint holds plain containers and tensors only."""
     anchor = state["anchor"]
     sources = {
-        name: {**at, "returned_ids": torch.as_tensor(at["returned_ids"])} for name, at in anchor["sources"].items()
+        name: {**at, "returned_ids": torch.as_tensor(at["returned_ids"], device="cpu")}
+        for name, at in anchor["sources"].items()
     }
-    return {**state, "anchor": {**anchor, "sources": sources, "carry_ids": torch.as_tensor(anchor["carry_ids"])}}
+    return {
+        **state,
+        "anchor": {**anchor, "sources": sources, "carry_ids": torch.as_tensor(anchor["carry_ids"], device="cpu")},
+    }
 
 
 def _rows(totals: list[Mapping[str, Any]]) -> dict[str, Any]:

@@ -15,7 +15,9 @@ L positions of a cache.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -34,13 +36,16 @@ LEAST_SLOTS = 64
 class Documents:
     """Which positions may see each other, in the form that one kernel wants; the other form is None.
 
-    `window`: how many positions each sees, itself included; the mask knows it too.
+    `window`: how many positions each sees, itself included; the mask knows it too. `takes_groups`: whether several
+    query heads may share a key-value head; else keys and values are repeated. It stands here because compiled code
+    cannot ask.
     """
 
     kernel: Kernel
     mask_B1TT: Tensor | None = None
     starts_S: Tensor | None = None
     window: int | None = None
+    takes_groups: bool = True
 
     @staticmethod
     def from_ids(document_ids_BT: Tensor, *, kernel: Kernel, pieces: int | None = None) -> Documents:
@@ -53,7 +58,8 @@ class Documents:
             T = document_ids_BT.shape[1]
             same = document_ids_BT[:, :, None] == document_ids_BT[:, None, :]
             return Documents(kernel=kernel, mask_B1TT=(same & lower_triangle(T, same.device))[:, None])
-        return Documents(kernel=kernel, starts_S=_starts(document_ids_BT, pieces))
+        takes_groups = kernel == "flash" or varlen_takes_groups()
+        return Documents(kernel=kernel, starts_S=_starts(document_ids_BT, pieces), takes_groups=takes_groups)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Documents:
         """The same on `device`."""
@@ -72,6 +78,14 @@ def best_kernel(device: torch.device, dtype: torch.dtype) -> Kernel:
     if importlib.util.find_spec("flash_attn") is not None:
         return "flash"
     return "varlen" if importlib.util.find_spec("torch.nn.attention.varlen") is not None else "sdpa"
+
+
+@cache
+def varlen_takes_groups() -> bool:
+    """Whether torch's variable-length kernel takes fewer key-value heads than query heads: 2.11 does not say so."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def check_kernel(kernel: Kernel, device: torch.device) -> None:
@@ -120,7 +134,7 @@ def attention(
         return _sdpa(q_BTHK, k_BTGK, v_BTGK, documents, scale)
     kernel = _flash if documents.kernel == "flash" else _varlen
     flat = (x.flatten(0, 1) for x in (q_BTHK, k_BTGK, v_BTGK))
-    return kernel(*flat, documents=documents, longest=q_BTHK.shape[1], scale=scale).view_as(q_BTHK)
+    return kernel(*flat, documents=documents, longest=q_BTHK.shape[1], scale=scale).reshape(q_BTHK.shape)
 
 
 def cached_attention(
@@ -133,8 +147,9 @@ def cached_attention(
     if T == 1:  # the heads of a group are queries of one head: nothing is repeated, and keys are read once
         q = q_BTHK.reshape(B, G, H // G, K)
         if q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64):
-            return _one_query(q, k_BGLK, v_BGLK, mask, scale).view(B, 1, H, K)
-        return F.scaled_dot_product_attention(q, k_BGLK, v_BGLK, attn_mask=mask, scale=scale).view(B, 1, H, K)
+            return _one_query(q, k_BGLK, v_BGLK, mask, scale).reshape(B, 1, H, K)
+        # reshape: kernels lay their results out differently, some with the heads behind the queries
+        return F.scaled_dot_product_attention(q, k_BGLK, v_BGLK, attn_mask=mask, scale=scale).reshape(B, 1, H, K)
     out = F.scaled_dot_product_attention(
         q_BTHK.transpose(1, 2), k_BGLK, v_BGLK, attn_mask=mask, scale=scale, enable_gqa=G != H
     )
@@ -208,14 +223,14 @@ def _varlen(
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    starts_S = documents.starts_S
+    starts_S, grouped = documents.starts_S, q_NHK.shape[1] != k_NGK.shape[1]
     assert starts_S is not None
-    out = varlen_attn(
-        *(q_NHK, k_NGK, v_NGK, starts_S, starts_S, longest, longest),
-        scale=scale,
-        window_size=(_left(documents), 0),  # the default looks both ways
-        enable_gqa=q_NHK.shape[1] != k_NGK.shape[1],
-    )
+    options: dict[str, Any] = {"scale": scale, "window_size": (_left(documents), 0)}  # the default looks both ways
+    if grouped and documents.takes_groups:
+        options["enable_gqa"] = True
+    elif grouped:
+        k_NGK, v_NGK = (x.repeat_interleave(q_NHK.shape[1] // x.shape[1], dim=1) for x in (k_NGK, v_NGK))
+    out = varlen_attn(*(q_NHK, k_NGK, v_NGK, starts_S, starts_S, longest, longest), **options)
     assert isinstance(out, Tensor)  # a pair only if the log-sums are asked for
     return out
 

@@ -108,7 +108,7 @@ class Cache:
         return (head_BG[:, None] * slots + (position_ids_BT % slots)[:, :, None]).flatten()
 
     def _added(self, seen: Tensor) -> Tensor:
-        return torch.full(seen.shape, -torch.inf, dtype=self.keys[0].dtype).masked_fill_(seen, 0)
+        return torch.full(seen.shape, -torch.inf, dtype=self.keys[0].dtype, device=seen.device).masked_fill_(seen, 0)
 
 
 @dataclass(frozen=True, kw_only=True)

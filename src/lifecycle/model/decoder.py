@@ -212,8 +212,7 @@ class Decoder(nn.Module):
                 continue
             residual = name.endswith(("o_proj.weight", "down_proj.weight", "experts.down_proj"))
             std = self.config.init_std / ((2 * self.config.layers) ** 0.5 if residual else 1.0)
-            generator = torch.Generator().manual_seed(_derived_seed(seed, name))
-            _assign(parameter, torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, std, generator=generator))
+            _assign(parameter, _normal(parameter.shape, std, seed=_derived_seed(seed, name)))
         for buffer in self.buffers():  # the routers' choice biases
             buffer.zero_()
 
@@ -223,7 +222,7 @@ def build(
 ) -> Decoder:
     """A decoder with fresh fp32 weights on `device` (CPU by default), without drawing any weight twice."""
     with torch.device("meta"):
-        model = Decoder(config, activation_checkpointing=activation_checkpointing)
+        model = Decoder(config, activation_checkpointing=activation_checkpointing).float()  # whatever the default is
     model.to_empty(device=device or torch.device("cpu"))
     model.init_weights(seed=seed)
     return model
@@ -247,6 +246,12 @@ def compile_model(model: Decoder, *, unit: Literal["model", "block"]) -> None:
 def _derived_seed(seed: int, name: str) -> int:
     digest = hashlib.sha256(f"{seed}:weights:{name}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
+
+
+def _normal(shape: torch.Size, std: float, *, seed: int) -> Tensor:
+    """fp32 on the CPU, also where another device is the default."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.empty(shape, dtype=torch.float32, device="cpu").normal_(0.0, std, generator=generator)
 
 
 def _assign(parameter: Tensor, value: Tensor) -> None:

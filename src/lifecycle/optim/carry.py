@@ -57,7 +57,7 @@ def _fitted(value: Any, parameter: Tensor, group: str, *, count_on: torch.device
             f"stage.optimizer_state=parent: a parameter of group {group} is {tuple(parameter.shape)}, the parent's "
             f"moments of it are {tuple(value.shape)}: type stage.optimizer_state=fresh"
         )
-    whole = torch.zeros(parameter.shape, dtype=value.dtype)
+    whole = torch.zeros(parameter.shape, dtype=value.dtype, device=value.device)
     whole[: len(value)] = value
     if isinstance(parameter, DTensor):
         return distribute_tensor(

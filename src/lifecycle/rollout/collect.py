@@ -53,8 +53,8 @@ class Collected:
         longest = max(self._lengths, default=0)
         # clones: tensors made in inference mode could not enter a loss
         ids, facts = (x[:-1, :longest].cpu().clone() for x in (self._ids, self._facts))
-        lengths = torch.tensor(self._lengths, dtype=torch.long)
-        mask = torch.arange(longest) < lengths[:, None]
+        lengths = torch.tensor(self._lengths, dtype=torch.long, device="cpu")
+        mask = torch.arange(longest, device="cpu") < lengths[:, None]
         logprobs, full, entropy, edge = (torch.where(mask, x, 0) for x in facts.unbind(-1))
         broken = torch.nonzero(~torch.isfinite(entropy) | ~torch.isfinite(full))
         if len(broken):
@@ -65,9 +65,9 @@ class Collected:
             )
         completions = [line[:length] for line, length in zip(ids.tolist(), self._lengths, strict=True)]
         return Rollout(
-            prompt_id=torch.tensor(prompt_ids, dtype=torch.long),
-            sample=torch.arange(len(prompts)) % samples,
-            seed=torch.tensor(seeds, dtype=torch.long),
+            prompt_id=torch.tensor(prompt_ids, dtype=torch.long, device="cpu"),
+            sample=torch.arange(len(prompts), device="cpu") % samples,
+            seed=torch.tensor(seeds, dtype=torch.long, device="cpu"),
             prompts=[list(prompt) for prompt in prompts],
             token_ids=torch.where(mask, ids, 0),
             mask=mask,

@@ -28,7 +28,7 @@ def lent(groups: Mapping[int, list[int]], lengths: Mapping[int, int]) -> Lent | 
     if all(len(rows) == 1 for rows in groups.values()):
         return None
     B = max(map(max, groups.values())) + 1
-    lenders, shared = torch.arange(B), torch.zeros(B, dtype=torch.long)
+    lenders, shared = torch.arange(B, device="cpu"), torch.zeros(B, dtype=torch.long, device="cpu")
     for prompt, rows in groups.items():
         lenders[rows], shared[rows] = rows[0], lengths[prompt]
     return Lent(lenders=lenders, lengths=shared)

@@ -139,9 +139,9 @@ class VllmEngine:
         reasons = [_reason(one, sampling, limit) for one, limit in zip(found, limits, strict=True)]
         scored = score(self._scorer, [prompt for prompt, _, _ in each], [one.token_ids for one in found], sampling)
         rollout = Rollout(
-            prompt_id=torch.tensor([number for _, number, _ in each], dtype=torch.long),
-            sample=torch.tensor([sample for _, _, sample in each], dtype=torch.long),
-            seed=torch.tensor(seeds, dtype=torch.long),
+            prompt_id=torch.tensor([number for _, number, _ in each], dtype=torch.long, device="cpu"),
+            sample=torch.tensor([sample for _, _, sample in each], dtype=torch.long, device="cpu"),
+            seed=torch.tensor(seeds, dtype=torch.long, device="cpu"),
             prompts=[list(prompt) for prompt, _, _ in each],
             text=["" if tokenizer is None else tokenizer.decode(list(one.token_ids)) for one in found],
             stop_reason=reasons,
@@ -205,17 +205,18 @@ def _reason(one: Any, sampling: Sampling, limit: int) -> StopReason:
 def _tensors(found: Sequence[Any], scored: Sequence[Scored], *, greedy: bool) -> dict[str, Any]:
     """The tensors of a rollout, and its meta."""
     longest = max((len(one.token_ids) for one in found), default=0)
-    token_ids = torch.zeros(len(found), longest, dtype=torch.long)
-    facts = torch.zeros(4, len(found), longest)
-    mask = torch.zeros(len(found), longest, dtype=torch.bool)
+    token_ids = torch.zeros(len(found), longest, dtype=torch.long, device="cpu")
+    facts = torch.zeros(4, len(found), longest, device="cpu")
+    mask = torch.zeros(len(found), longest, dtype=torch.bool, device="cpu")
     gaps = []
     for row, (one, own) in enumerate(zip(found, scored, strict=True)):
         ids = list(one.token_ids)
-        theirs = torch.tensor([at[token].logprob for at, token in zip(one.logprobs, ids, strict=True)])
-        token_ids[row, : len(ids)], mask[row, : len(ids)] = torch.tensor(ids), True
+        drawn = [at[token].logprob for at, token in zip(one.logprobs, ids, strict=True)]
+        theirs = torch.tensor(drawn, device="cpu")
+        token_ids[row, : len(ids)], mask[row, : len(ids)] = torch.tensor(ids, device="cpu"), True
         facts[:, row, : len(ids)] = torch.stack((own.logprobs if greedy else theirs, *own[1:]))
         gaps.append((theirs - (own.full_logprobs if greedy else own.logprobs)).abs())
-    gap = torch.cat(gaps) if gaps else torch.zeros(1)
+    gap = torch.cat(gaps) if gaps else torch.zeros(1, device="cpu")
     names = ("logprobs", "full_logprobs", "entropy", "threshold")
     mismatch = {"mean": float(gap.mean()), "max": float(gap.max())}
     return {

@@ -28,7 +28,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 def count_tokens(micro: Sequence[TokenBatch], sources: int, device: torch.device) -> Tensor:
     """(1 + sources,) float64 over all ranks: trained tokens of a step in all, and by source."""
-    counts = torch.zeros(1 + sources, dtype=torch.float64)
+    counts = torch.zeros(1 + sources, dtype=torch.float64, device="cpu")
     for batch in micro:
         counts[1:] += torch.bincount(batch.source_ids[batch.trained], minlength=sources)
     counts[0] = counts[1:].sum()

@@ -218,7 +218,7 @@ def _llama3(file: Path, divisors: Tensor, described: Mapping[str, Any]) -> dict[
     scaling = {"rope_type": "llama3", "factor": float(divisors.max().round()), "low_freq_factor": 1.0}
     scaling |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     K = 2 * len(divisors)
-    waves = 2 * torch.pi * described["rope_theta"] ** (torch.arange(0, K, 2, dtype=torch.float64) / K)
+    waves = 2 * torch.pi * described["rope_theta"] ** (torch.arange(0, K, 2, dtype=torch.float64, device="cpu") / K)
     smooth = ((8192 / waves - 1.0) / (4.0 - 1.0)).clamp(0, 1)
     expected = 1 / ((1 - smooth) / scaling["factor"] + smooth)
     if not torch.allclose(divisors.double(), expected, rtol=1e-3):

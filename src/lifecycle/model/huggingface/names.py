@@ -63,11 +63,15 @@ def rows(ours: str, config: ModelConfig) -> Tensor | None:
     latent = config.latent
     if latent is None:
         return None
-    turned = torch.arange(latent.rope_dim).view(2, -1).T.flatten()
+
+    def counted(n: int) -> Tensor:
+        return torch.arange(n, device="cpu")
+
+    turned = counted(latent.rope_dim).view(2, -1).T.flatten()
     if ours.endswith("attention.kv_down.weight"):
-        return torch.cat((torch.arange(latent.kv_rank), latent.kv_rank + turned))
+        return torch.cat((counted(latent.kv_rank), latent.kv_rank + turned))
     if ours.endswith(("attention.q_proj.weight", "attention.q_up.weight")):
-        head = torch.cat((torch.arange(latent.nope_dim), latent.nope_dim + turned))
-        starts = torch.arange(config.heads) * len(head)
+        head = torch.cat((counted(latent.nope_dim), latent.nope_dim + turned))
+        starts = counted(config.heads) * len(head)
         return (starts[:, None] + head).flatten()
     return None

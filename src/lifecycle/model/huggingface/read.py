@@ -104,7 +104,7 @@ def _faults(named: list[str], shape: torch.Size, found: Mapping[str, Stored]) ->
 def _read(stored: list[Stored], shape: torch.Size, order: Tensor | None) -> Tensor:
     """One of our tensors; `order`: which of our rows stands in each row of theirs."""
     if len(shape) == 3:  # experts
-        whole = torch.empty(shape, dtype=torch.float32)
+        whole = torch.empty(shape, dtype=torch.float32, device="cpu")
         for place, part in zip(whole, stored, strict=True):
             place.copy_(part.read(None))
         return whole
