@@ -35,7 +35,8 @@ def bucket(positions: int) -> int:
 class DecodeStep:
     """The step of one model over `slots` rows.
 
-    Under `graphs` each pair of (rows, positions looked at) is recorded once; under `compiled` it is compiled once.
+    Under `graphs` each pair of (rows, positions looked at) is recorded once; under `compiled` it is compiled once, and
+    with both what was compiled is recorded.
     """
 
     def __init__(self, decode: Step, *, slots: int, device: torch.device, compiled: bool, graphs: bool) -> None:
@@ -127,7 +128,7 @@ class DecodeStep:
         """Draw for the first `rows` rows, whose longest will hold `longest` positions; their tokens, on the host."""
         assert self.cache is not None
         if self._graphs or self._compiled:  # of few shapes
-            wide = self._slots if self._compiled else min(1 << (rows - 1).bit_length(), self._slots)
+            wide = min(1 << (rows - 1).bit_length(), self._slots)
             limit = min(bucket(longest), self.cache.capacity)
         else:
             wide, limit = rows, min(-(-longest // FINE) * FINE, self.cache.capacity)
@@ -187,11 +188,13 @@ class DecodeStep:
 
     def _replay(self, rows: int, limit: int) -> tuple[Tensor, Tensor]:
         if (rows, limit) not in self._recorded:
-            self._eager(rows, limit)  # libraries set themselves up at their first call, which a graph may not hold
+            # compilers and libraries set themselves up at their first call, which a graph may not hold
+            self._compute(rows, limit)
             torch.cuda.synchronize(self._device)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                drawn = self._eager(rows, limit)
+            # one pool of memory: graphs run one after the other, so what one computes with is free for the next
+            with torch.cuda.graph(graph, pool=next((other.pool() for other, _ in self._recorded.values()), None)):
+                drawn = self._compute(rows, limit)
             self._recorded[rows, limit] = graph, drawn
         graph, drawn = self._recorded[rows, limit]
         graph.replay()
