@@ -14,7 +14,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "atomic": set(),
     "orphan": set(),
-    "cachefolder": set(),
+    "cachefolder": {"errors"},
     "batch": {"errors"},
     "losses": {"errors", "batch"},
     "model": {"errors"},

@@ -5,8 +5,19 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from lifecycle.errors import UserError
+
 
 def cache_folder() -> Path:
-    """Where derived data is kept between runs: $LIFECYCLE_CACHE, or the user's cache folder."""
+    """Where derived data is kept between runs: $LIFECYCLE_CACHE, or the user's cache folder.
+
+    Errors: `UserError` for a user without a home.
+    """
     base = os.environ.get("LIFECYCLE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "lifecycle")
-    return Path(base).expanduser()
+    try:
+        return Path(base).expanduser()
+    except RuntimeError as error:  # neither $HOME nor an entry in passwd, as in some containers
+        raise UserError(
+            f"the cache folder {base} is in the home folder, and this user has none: set LIFECYCLE_CACHE to a folder "
+            "that can be written, or HOME"
+        ) from error
