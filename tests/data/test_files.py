@@ -1,6 +1,9 @@
 """Laws of finding files: what a path, a pattern or a hub name stands for, always in the same order."""
 
+import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
@@ -8,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lifecycle.data import contents
+from lifecycle.data import files as files_
 from lifecycle.data.files import File, fingerprint, resolve
 from lifecycle.data.specs import SampleBy, SourceSpec, ValidationRatio
 from lifecycle.errors import UserError
@@ -98,20 +103,66 @@ def test_one_giant_text_as_one_document_is_refused(tmp_path: Path) -> None:
     assert len(find(tmp_path, "a.txt", None, "line")) == 1
 
 
-def test_the_fingerprint_changes_with_the_files_and_not_with_the_place(tmp_path: Path) -> None:
+def test_files_are_known_by_what_they_hold_and_not_by_name_place_or_time(tmp_path: Path) -> None:
     make(tmp_path / "one", "a.jsonl", "b.jsonl")
-    make(tmp_path / "two", "a.jsonl", "b.jsonl")
-    for folder in ("one", "two"):
-        for name in ("a.jsonl", "b.jsonl"):
-            os.utime(tmp_path / folder / name, ns=(10**18, 10**18))
     first = fingerprint(find(tmp_path / "one", "*.jsonl"))
-    assert first == fingerprint(find(tmp_path / "two", "*.jsonl"))
-    assert first != fingerprint(find(tmp_path / "one", "a.jsonl"))
     os.utime(tmp_path / "one" / "a.jsonl", ns=(10**18, 10**18 + 1))
-    assert first != fingerprint(find(tmp_path / "one", "*.jsonl"))
-    (tmp_path / "two" / "a.jsonl").write_bytes(b"more than before")
-    os.utime(tmp_path / "two" / "a.jsonl", ns=(10**18, 10**18))
-    assert first != fingerprint(find(tmp_path / "two", "*.jsonl"))
+    assert fingerprint(find(tmp_path / "one", "*.jsonl")) == first
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    (tmp_path / "two" / "a.jsonl").rename(tmp_path / "two" / "aa.jsonl")
+    assert fingerprint(find(tmp_path / "two", "*.jsonl")) == first
+    assert fingerprint(find(tmp_path / "one", "a.jsonl")) != first
+    (tmp_path / "two" / "aa.jsonl").rename(tmp_path / "two" / "c.jsonl")  # the rows have other numbers now
+    assert fingerprint(find(tmp_path / "two", "*.jsonl")) != first
+    (tmp_path / "one" / "b.jsonl").rename(tmp_path / "one" / "b.txt")  # its rows are cut out in another way
+    assert fingerprint(find(tmp_path / "one", "*")) != first
+
+
+def test_a_change_that_leaves_size_and_time_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    seen = set()
+    for text in (b"first", b"other", b"third"):
+        path.write_bytes(text)
+        os.utime(path, ns=(10**18, 10**18))
+        seen.add(fingerprint(find(tmp_path, "a.jsonl")))
+    assert len(seen) == 3
+
+
+def test_a_file_is_read_once_for_its_hash_and_again_where_it_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "one", "a.jsonl", "b.jsonl")
+    monkeypatch.setattr(contents, "SETTLED_S", -1.0)
+    read = list[str]()
+    whole = contents._hash
+
+    def hash_and_note(path: str, advance: Callable[[int], None]) -> str:
+        read.append(Path(path).name)
+        return whole(path, advance)
+
+    monkeypatch.setattr(contents, "_hash", hash_and_note)
+    first = fingerprint(find(tmp_path / "one", "*.jsonl"))
+    assert sorted(read) == ["a.jsonl", "b.jsonl"]
+    assert fingerprint(find(tmp_path / "one", "*.jsonl")) == first and len(read) == 2
+    (tmp_path / "one" / "b.jsonl").write_bytes(b"more than before")
+    assert fingerprint(find(tmp_path / "one", "*.jsonl")) != first and read[2:] == ["b.jsonl"]
+
+
+def test_a_file_that_may_still_change_unseen_is_read_again(tmp_path: Path) -> None:
+    make(tmp_path, "a.jsonl")
+    find(tmp_path, "a.jsonl")
+    [note] = (tmp_path / "cache" / "contents").glob("*.json")
+    assert json.loads(note.read_text()) == {}  # written a moment ago: its time stamp may not move with the next write
+
+
+def test_what_a_store_says_of_a_content_comes_before_its_times(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert files_._stamp({"mtime": 5, "ETag": '"abc"', "LastModified": "now"}) == 'ETag "abc"'
+    assert files_._stamp({"LastModified": "now", "size": 3}) == "LastModified now"
+    fsspec.filesystem("memory").pipe_file("/weak/a.jsonl", b"{}")
+    find(tmp_path, "memory://weak/a.jsonl")
+    assert "gives no hash" in capsys.readouterr().err
 
 
 def test_remote_places_are_listed_like_local_ones(tmp_path: Path) -> None:

@@ -43,10 +43,9 @@ class EvaluationSet:
     format: Format = "text"
     fields: dict[str, str | list[str]] = field(default_factory=dict)
     sample_by: SampleBy = "line"
-    # Not shown: an index is known by what is shown, and one of sets without a rule of their own stays the same.
-    ngram: int | None = field(default=None, repr=False)
-    share: float | None = field(default=None, repr=False)
-    min_words: int | None = field(default=None, repr=False)
+    ngram: int | None = None
+    share: float | None = None
+    min_words: int | None = None
 
     def spec(self) -> SourceSpec:
         """As a source that is read once and never trained on."""
@@ -182,7 +181,8 @@ def evaluation_index(rule: Decontaminate, *, root: str | None, cache: Path) -> I
         files = resolve(spec, name=name, root=root, cache=cache, where=f"data.decontaminate.sets.{name}")
         own = rule.of(one)
         differs = "" if own == replace(rule, sets={}) else f" {own!r}"
-        key.update(f"{name} {one!r} {fingerprint(files)}{differs}".encode())
+        form = (one.format, sorted(one.fields.items()), one.sample_by)
+        key.update(f"{name} {form!r} {fingerprint(files)}{differs}".encode())
         counts = {"items": 0, "short": 0, "bad": 0}
         for row, hashes in _items(files, spec, counts):
             if len(hashes) < own.min_words:

@@ -2,6 +2,9 @@
 
 files = resolve(spec, name="web", root="/data", cache=Path("cache"))   # (File(url, size, kind, stamp), ...)
 identity = fingerprint(files)
+
+Files are known by what they hold: those of this machine by a hash of their bytes, remote ones by the hash that their
+store gives, and by size and time where it gives none.
 """
 
 from __future__ import annotations
@@ -11,13 +14,15 @@ import glob
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from lifecycle.data.contents import content_hashes
 from lifecycle.data.specs import SourceSpec
-from lifecycle.data.stdlib import KINDS, VERSION, materialise
+from lifecycle.data.stdlib import KINDS, materialise
 from lifecycle.errors import UserError
 
 Kind = Literal["jsonl", "parquet", "document", "line", "paragraph"]
@@ -40,12 +45,17 @@ REFUSED = frozenset(
 )
 """Everything else is read as plain text: source code, Markdown and notes are as good as `.txt`."""
 
-STAMPS = ("ETag", "etag", "blob_id", "sha", "md5", "generation", "LastModified", "last_modified", "mtime", "created")
+CONTENT_STAMPS = ("blob_id", "md5Hash", "md5", "content_md5", "ETag", "etag", "sha", "generation")
+"""What stores say of a file that is another for another content, the strongest first."""
+
+TIME_STAMPS = ("LastModified", "last_modified", "mtime", "created")
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """One data file: absolute path or URL, size in bytes as stored, kind of its rows, a stamp that changes with it.
+    """One data file: absolute path or URL, size in bytes as stored, kind of its rows, and what tells its content.
+
+    stamp: a hash of a local file's bytes, or what a store says of a remote one; empty where nothing is known or asked.
 
     columns: the only ones to read, where columns can be read alone (Parquet); None: all.
     """
@@ -70,12 +80,13 @@ def resolve(
     root: str | None = None,
     split: str | None = None,
     where: str | None = None,
+    hashed: bool = True,
 ) -> tuple[File, ...]:
     """The files of a source's `split` (None: `spec.split`), sorted by URL and each named once.
 
-    `root` is put before relative paths; `python://` texts are materialised under `cache`. Raises UserError when
-    nothing matches, a kind is not known, or a remote place cannot be reached; `where` is the dotted key that it names
-    (None: the source's).
+    `hashed`: local files are read for their stamps, once a machine; else they have none. `root` is put before relative
+    paths; `python://` texts are materialised under `cache`. Raises UserError when nothing matches, a kind is not known,
+    or a remote place cannot be reached; `where` is the dotted key that it names (None: the source's).
     """
     where, split = where or f"data.sources.{name}", split or spec.split
     if spec.hub is not None:
@@ -86,13 +97,20 @@ def resolve(
         urls = _as_list(spec.path[split])
     else:
         urls = _as_list(spec.path or [])
-    return _files(urls, where=f"{where}.{'hub' if spec.hub else 'path'}", root=root, cache=cache, spec=spec)
+    files = _files(urls, where=f"{where}.{'hub' if spec.hub else 'path'}", root=root, cache=cache, spec=spec)
+    return _with_hashes(files, cache) if hashed else files
 
 
 def fingerprint(files: Iterable[File]) -> str:
-    """sha256 over names, sizes and stamps: another set of files, or a changed one, has another fingerprint."""
-    rows = [[os.path.basename(file.url), file.size, file.stamp] for file in files]
+    """sha256 over what the files hold, in order, and how their rows are cut out; names, places and times of local ones
+    do not enter."""
+    rows = [[file.kind, file.compression, file.size, file.stamp] for file in files]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def _with_hashes(files: tuple[File, ...], cache: Path) -> tuple[File, ...]:
+    known = content_hashes([file.url for file in files if not is_remote(file.url)], cache=cache)
+    return tuple(replace(file, stamp=known.get(file.url, file.stamp)) for file in files)
 
 
 def is_remote(url: str) -> bool:
@@ -137,11 +155,11 @@ def _python_text(url: str, *, where: str, cache: Path) -> dict[str, tuple[int, s
         known = ", ".join(f"python://{name}" for name in KINDS)
         raise UserError(f"{where} is {url!r}; this Python's own texts are {known}")
     path = materialise(kind, cache)
-    return {str(path): (path.stat().st_size, VERSION)}
+    return {str(path): (path.stat().st_size, "")}
 
 
 def _local(pattern: str, *, where: str) -> dict[str, tuple[int, str]]:
-    """Size and stamp of each matching file, by path."""
+    """Size of each matching file, by path; what it holds is read later."""
     if os.path.isdir(pattern):
         matches = [p for p in glob.glob(os.path.join(glob.escape(pattern), "**"), recursive=True) if os.path.isfile(p)]
         matches = [path for path in matches if _suffix(path) not in REFUSED]
@@ -154,7 +172,7 @@ def _local(pattern: str, *, where: str) -> dict[str, tuple[int, str]]:
     closed = [path for path in matches if not os.access(path, os.R_OK)]
     if closed:
         raise UserError(f"{where}: {closed[0]} cannot be read (permission denied): mend its rights, or leave it out")
-    return {path: (stat.st_size, str(stat.st_mtime_ns)) for path in matches if (stat := os.stat(path))}
+    return {path: (os.stat(path).st_size, "") for path in matches}
 
 
 def _remote(url: str, *, where: str) -> dict[str, tuple[int, str]]:
@@ -169,17 +187,28 @@ def _remote(url: str, *, where: str) -> dict[str, tuple[int, str]]:
     except (OSError, ImportError, ValueError) as error:
         raise UserError(f"{where}: {url} cannot be reached ({type(error).__name__}: {error}). {_ADVICE}") from error
     found = {
-        fs.unstrip_protocol(path): (
-            int(info.get("size") or 0),
-            next((str(info[key]) for key in STAMPS if info.get(key)), ""),
-        )
+        fs.unstrip_protocol(path): (int(info.get("size") or 0), _stamp(info))
         for path, info in infos.items()
         if info.get("type") != "directory"
     }
+    _say_weak([url for url, (_, stamp) in found.items() if not stamp.startswith(CONTENT_STAMPS)], where)
     if not found:
         because = f" ({type(cause).__name__}: {cause})" if cause else ""
         raise UserError(f"{where}: nothing matches {url}{because}; check the address, the network and your access")
     return found
+
+
+def _stamp(info: Mapping[str, Any]) -> str:
+    """The strongest that the store says of a file's content, with its name."""
+    return next((f"{key} {info[key]}" for key in (*CONTENT_STAMPS, *TIME_STAMPS) if info.get(key)), "")
+
+
+def _say_weak(urls: list[str], where: str) -> None:
+    if urls:
+        sys.stderr.write(
+            f"{where}: the store of {urls[0]} gives no hash of what a file holds: that one has changed is noticed by "
+            "its size and time alone\n"
+        )
 
 
 def _listed(fs: Any, path: str) -> Mapping[str, Any]:

@@ -16,6 +16,12 @@ from lifecycle.data.contamination import Index
 from lifecycle.data.files import File, fingerprint
 from lifecycle.data.specs import SourceSpec, ValidationRatio
 
+ELSEWHERE = (
+    *("hub", "config", "data_dir", "path", "split", "validation"),
+    *("domain", "weight", "max_epochs", "tokens", "rewards"),
+)
+"""Keys of a source that say where rows lie and what is made of them, and nothing of how a row is read."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BadRows:
@@ -75,13 +81,20 @@ class Source:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the files and of how their rows are treated; weight and repetition do not enter."""
-        treated = dataclasses.replace(self.spec, weight=1.0, max_epochs=None, domain=None, tokens=None)
+        """A hash of what the files hold and how rows are treated; weight, repetition and places do not enter."""
         others = {reason: xxhash.xxh3_128_hexdigest(rows.tobytes()) for reason, rows in self.left_out.items()}
-        text = f"{fingerprint(self.files)} {_given(treated)!r} {self.held_out!r} {others!r}"
+        text = f"{fingerprint(self.files)} {self.treatment} {others!r}"
         text += self.evaluation.key if self.evaluation else ""
-        text += classifier.version if (classifier := self.spec.filters.classifier) else ""
         text += f" {xxhash.xxh3_128_hexdigest(self.rows.tobytes())}" if self.rows is not None else ""
+        return xxhash.xxh3_128_hexdigest(text.encode())
+
+    @property
+    def treatment(self) -> str:
+        """A hash of how the config wants a row to be read, filtered and held out, whatever files the rows are in."""
+        anywhere = {key: getattr(SourceSpec, key) for key in ELSEWHERE}
+        treated = dataclasses.replace(self.spec, **anywhere)
+        text = f"{_given(treated)!r} {self.held_out!r}"
+        text += classifier.version if (classifier := self.spec.filters.classifier) else ""
         return xxhash.xxh3_128_hexdigest(text.encode())
 
     @property

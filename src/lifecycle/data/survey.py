@@ -65,7 +65,7 @@ def _size(name: str, spec: SourceSpec, tokenizer: Tokenizer | None, root: str | 
 def _measured(
     name: str, spec: SourceSpec, tokenizer: Tokenizer | None, root: str | None, cache: Path
 ) -> tuple[float | None, str]:
-    files = resolve(spec, name=name, root=root, cache=cache)
+    files = resolve(spec, name=name, root=root, cache=cache, hashed=False)
     if any(is_remote(file.url) for file in files):
         return spec.tokens, "stated in the config" if spec.tokens else "unknown: read over the network"
     source = Source(
