@@ -113,6 +113,16 @@ def test_other_weights_are_taken_over_when_told_and_only_then(model: Decoder, vl
     assert engine.generate([[1]], settings(), seed=0, weights_version=1).weights_version == 1
 
 
+def test_weights_that_vllm_has_not_read_are_not_scored(vllm: ModuleType, tmp_path: Path) -> None:
+    kind = build(CONFIG, seed=1)
+    engine = VllmEngine(tmp_path, scorer=kind)
+    kind.load_state_dict(kind.state_dict())
+    with pytest.raises(UserError, match="have changed since vLLM read its own"):
+        engine.generate([[1]], settings(), seed=0)
+    engine.refresh(tmp_path, weights_version=0)
+    assert len(engine.generate([[1]], settings(), seed=0)) == 1
+
+
 def test_vllm_computes_in_the_precision_of_the_scorer(model: Decoder, vllm: ModuleType, tmp_path: Path) -> None:
     VllmEngine(tmp_path, scorer=model, slots=7, prefill_chunk=5)
     assert (vllm.settings["dtype"], vllm.settings["skip_tokenizer_init"]) == ("float32", True)

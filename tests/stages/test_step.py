@@ -299,3 +299,12 @@ def test_validation_sums_what_token_losses_give() -> None:
         hidden = made.model(rows.input_ids, rows.position_ids, seen)
         losses = token_losses(hidden.flatten(0, 1), made.model.head_weight, rows.labels.flatten())
     assert sums.tolist() == pytest.approx([float(losses.sum()), int(rows.trained.sum())])
+
+
+def test_every_step_says_that_the_weights_changed(tmp_path: Path) -> None:
+    made = stage()
+    train(made, [whole(s) for s in range(2)], tmp_path)
+    assert made.model is not None
+    assert made.model.weights_version == 2
+    made.load_state_dict({name: value.clone() for name, value in made.state_dict().items()})  # as a resumed run does
+    assert made.model.weights_version == 3

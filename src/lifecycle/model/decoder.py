@@ -105,7 +105,8 @@ class Decoder(nn.Module):
     `activation_checkpointing` keeps only each block's input and computes the block again in the backward pass: the
     same gradients, about a third more work, a fraction of the memory. `routing`: what the last forward pass with
     gradients in training mode did with its tokens in each block with experts, loads (layers, E) and the balance loss
-    summed over layers; None without experts.
+    summed over layers; None without experts. weights_version: raised whenever somebody says that weights have changed
+    in place, so that who holds a copy of them in another layout (the sampling engine) makes it anew.
     """
 
     def __init__(self, config: ModelConfig, *, activation_checkpointing: bool = False) -> None:
@@ -117,6 +118,12 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.width, eps=config.norm_eps)
         self.head = None if config.tied_head else nn.Linear(config.width, config.vocab, bias=False)
         self.routing: Routing | None = None
+        self.weights_version = 0
+        self.register_load_state_dict_post_hook(_loaded)
+
+    def weights_changed(self) -> None:
+        """To be called by whoever wrote to the weights in place; a stage's step and `load_state_dict` do."""
+        self.weights_version += 1
 
     @property
     def head_weight(self) -> Tensor:
@@ -241,6 +248,12 @@ def compile_model(model: Decoder, *, unit: Literal["model", "block"]) -> None:
         return
     for block in model.blocks:
         block.compile(dynamic=False)
+
+
+def _loaded(model: nn.Module, _: object) -> None:
+    """After `load_state_dict`."""
+    assert isinstance(model, Decoder)
+    model.weights_changed()
 
 
 def _derived_seed(seed: int, name: str) -> int:

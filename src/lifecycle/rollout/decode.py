@@ -12,7 +12,6 @@ Shapes: B rows, T = 1 position, V vocabulary.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -59,28 +58,6 @@ def cache_dtype(model: Decoder, step: Step) -> torch.dtype:
     dtype = compute_dtype(model)
     emulated = dtype == torch.bfloat16 and not has_bf16_units(model.embedding.weight.device)
     return torch.float32 if emulated and isinstance(step, Fused | Joined) else dtype
-
-
-@dataclass(frozen=True)
-class Version:
-    """Where every weight of a model lies, and how often torch has seen each change.
-
-    changes: None in inference mode, where torch does not count.
-    """
-
-    addresses: list[int]
-    changes: list[int] | None
-
-    @staticmethod
-    def of(model: nn.Module) -> Version:
-        """The present one."""
-        weights = [*model.parameters(), *model.buffers()]
-        counted = not any(weight.is_inference() for weight in weights)
-        return Version([w.data_ptr() for w in weights], [w._version for w in weights] if counted else None)
-
-    def surely_is(self, other: Version | None) -> bool:
-        """Whether no weight has changed between the two."""
-        return self.changes is not None and self == other
 
 
 def eagerly(model: nn.Module) -> AbstractContextManager[object]:

@@ -26,7 +26,7 @@ from torch import distributed
 
 from lifecycle.batch import Rollout
 from lifecycle.errors import UserError
-from lifecycle.model import Cache, Decoder, fixed_shapes
+from lifecycle.model import Cache, Decoder, ModelConfig, fixed_shapes
 from lifecycle.rollout.call import Call, NewToken, OneAtATime
 from lifecycle.rollout.collect import Collected, best
 from lifecycle.rollout.decode import cache_dtype, compute_dtype, is_plain, prepare
@@ -34,6 +34,7 @@ from lifecycle.rollout.sampling import Sampling
 from lifecycle.rollout.schedule import NUMBER, PLACE, POSITION, Ints, Schedule
 from lifecycle.rollout.step import DecodeStep, bucket
 from lifecycle.rollout.stopping import Decoding
+from lifecycle.rollout.version import Version, optimizer_steps
 
 TILE = 8
 """Rows of every product in deterministic decoding."""
@@ -53,7 +54,7 @@ def generate(
     step: int = 0,
     tokenizer: Decoding | None = None,
     prompt_ids: Sequence[int] | None = None,
-    weights_version: int = 0,
+    weights_version: int | None = None,
     slots: int = 32,
     prefill_chunk: int = 1024,
     deterministic: bool = False,
@@ -74,8 +75,7 @@ def generate(
 
 
 class Engine:
-    """Samples from one model, whose weights may change in place between calls (not through `.data`, which torch itself
-    does not see).
+    """Samples from one model, whose weights may change in place between calls: every call looks (see version.py).
 
     slots: sequences decoded at a time. prefill_chunk: tokens of prompts in one forward pass. deterministic: no sequence
     depends on the others in any bit. compiled: the decode step goes through torch.compile. graphs: it is recorded as
@@ -117,8 +117,9 @@ class Engine:
         self._graphs = (self._device.type == "cuda" and self._plain and not experts) if graphs is None else graphs
         self._step: DecodeStep | None = None
         self._prefill_model = model
-        self._prepared_for: torch.dtype | None = None
+        self._prepared_for: tuple[torch.dtype, ModelConfig] | None = None
         self._alone = OneAtATime()
+        optimizer_steps()  # counted from now on
 
     def generate(
         self,
@@ -129,15 +130,15 @@ class Engine:
         step: int = 0,
         tokenizer: Decoding | None = None,
         prompt_ids: Sequence[int] | None = None,
-        weights_version: int = 0,
+        weights_version: int | None = None,
         on_token: OnToken | None = None,
     ) -> Rollout:
         """Completions of all prompts, in their order, those of a prompt together (the best first with best_of).
 
         prompts: token ids, at least one each. prompt_ids: their stable numbers, which the seeds derive from; None
-        counts them. tokenizer: for the text, and for stop strings. on_token(prompt, sample, token) sees every token.
-        Errors: `UserError` for prompts that are empty, too long or not of the vocabulary; `FloatingPointError` where
-        logits are not finite.
+        counts them. tokenizer: for the text, and for stop strings. weights_version: what the rollout says, None is the
+        model's own. on_token(prompt, sample, token) sees every token. Errors: `UserError` for prompts that are empty,
+        too long or not of the vocabulary; `FloatingPointError` where logits are not finite.
         """
         with self._alone:
             call = self._begin(prompts, sampling, seed, step, prompt_ids, tokenizer)
@@ -150,7 +151,7 @@ class Engine:
             prompt_ids=[number for number in call.numbers for _ in range(sampling.drawn)],
             seeds=call.seeds,
             tokenizer=tokenizer,
-            weights_version=weights_version,
+            weights_version=self._model.weights_version if weights_version is None else weights_version,
         )
         return rollout if sampling.best_of is None else best(rollout, sampling)
 
@@ -200,15 +201,15 @@ class Engine:
 
     def _make_ready(self, sampling: Sampling, *, capacity: int) -> None:
         """Cache, prepared weights and buffers for this call; what is there and fits is kept."""
-        dtype = compute_dtype(self._model)
-        if self._step is None or self._prepared_for != dtype:
+        wanted = compute_dtype(self._model), self._model.config  # a stage moves the rotary base of the latter
+        if self._step is None or self._prepared_for != wanted:
             rows = TILE if self._deterministic else self._slots
             self._prefill_model, decode = prepare(self._model, rows=rows, packed=not self._compiled, cache=self._dtype)
             self._step = DecodeStep(
                 decode, slots=self._slots, device=self._device, compiled=self._compiled, graphs=self._graphs
             )
-            self._prepared_for = dtype
-        self._step.refresh(self._model)
+            self._prepared_for = wanted
+        self._step.refresh(Version.of(self._model))
         if self._step.cache is None or self._step.cache.capacity < capacity:
             self._step.set_cache(
                 Cache.empty(

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from lifecycle.model import Cache, Decoder
 from lifecycle.rollout.collect import Collected
-from lifecycle.rollout.decode import Step, Version, eagerly
+from lifecycle.rollout.decode import Step, eagerly
 from lifecycle.rollout.lending import Lent, lent
 from lifecycle.rollout.sampling import Sampling, device_ids, draw, uniforms
 from lifecycle.rollout.schedule import NUMBER, PLACE, POSITION, SEED, TOKEN, Chunk, Ints, Move
+from lifecycle.rollout.version import Version
 
 LEAST_BUCKET = 64
 FINE = 8
@@ -66,13 +67,13 @@ class DecodeStep:
         self._seen = torch.zeros(self._slots, vocab, dtype=torch.bool, device=self._device) if penalised else None
         self._recorded.clear()
 
-    def refresh(self, model: Decoder) -> None:
-        """Take over the model's weights where they have changed since the last call."""
-        last, self._version = self._version, Version.of(model)
-        if last is None or self._version.surely_is(last):  # it is made with the weights of the first call
+    def refresh(self, version: Version) -> None:
+        """Take over the model's weights where `version` is not surely that of the last call."""
+        last, self._version = self._version, version
+        if last is None or version.surely_is(last):  # it is made with the weights of the first call
             return
         self.decode.refresh()
-        if self._version.addresses != last.addresses:
+        if version.addresses != last.addresses:
             self._recorded.clear()
 
     def set_table(self, table: Ints, entered: Mapping[int, Sequence[int]]) -> None:

@@ -28,6 +28,7 @@ from lifecycle.rollout.decode import compute_dtype
 from lifecycle.rollout.sampling import Sampling
 from lifecycle.rollout.score import Scored, score
 from lifecycle.rollout.stopping import Decoding, check_stops
+from lifecycle.rollout.version import Version
 
 BANNED_BIAS = -100.0
 """vLLM's least bias of a logit."""
@@ -72,7 +73,7 @@ class VllmEngine:
                 f"model.logit_softcap is {scorer.config.logit_softcap}, which vLLM's {scorer.config.family} leaves out "
                 "of its draws: sample with our own engine (stage.engine=own)"
             )
-        self._scorer, self._version = scorer, weights_version
+        self._scorer, self._version, self._weights = scorer, weights_version, Version.of(scorer)
         self._has_tokenizer = (folder / "tokenizer_config.json").is_file()
         self._llm = self._vllm.LLM(
             model=str(folder),
@@ -91,7 +92,7 @@ class VllmEngine:
         """Take over the weights of another export of the same model; the scorer must have them too."""
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
         self._llm.reset_prefix_cache()  # it holds keys and values of the weights before
-        self._version = weights_version
+        self._version, self._weights = weights_version, Version.of(self._scorer)
 
     def generate(
         self,
@@ -115,6 +116,11 @@ class VllmEngine:
             raise UserError(
                 f"vLLM has version {self._version} of the weights, and version {weights_version} is asked for: export "
                 f"it and call refresh(folder, weights_version={weights_version}) first"
+            )
+        if not Version.of(self._scorer).surely_is(self._weights):
+            raise UserError(
+                "the scorer's weights have changed since vLLM read its own: export them and call refresh(folder, "
+                "weights_version=...) first"
             )
         check_stops(sampling, tokenizer)
         self._check(sampling)

@@ -151,6 +151,7 @@ class Stage(pl.LightningModule):
             if loads is not None:
                 self.model.move_router_biases(loads)  # type: ignore[union-attr]
         optimizer.step()
+        self.model.weights_changed()  # type: ignore[union-attr]
         optimizer.zero_grad(set_to_none=True)
         torch.clear_autocast_cache()  # the cached bf16 copies are of the weights before the step
         self.trainer.datamodule.consumed(batch.cursor)  # type: ignore[attr-defined]

@@ -1,0 +1,97 @@
+"""Whether a model still has the weights that an engine laid out.
+
+    said       `Decoder.weights_version`: raised by a stage's step, by `load_state_dict`, and by `weights_changed()`
+    steps      of any torch optimizer in this process
+    changes    torch's own count for every weight, which fused optimizers do not raise
+    addresses  where every weight lies
+    sample     some numbers of every weight
+
+The first four tell every change that goes by torch or was said. The sample is for what does neither (`.data`, NumPy, a
+kernel of the user's): a change of a whole weight shows in it, and is warned of, since a change of a few numbers would
+not show.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from lifecycle.model import Decoder
+
+SAMPLED = 64
+"""Numbers looked at of every weight, evenly spaced."""
+
+logger = logging.getLogger(__name__)
+
+
+class Steps:
+    """How many steps torch's optimizers took in this process, from the first engine on."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+        register_optimizer_step_post_hook(self._count)
+
+    def _count(self, *_: Any) -> None:
+        # compiled steps would be compiled again for every number; their weights are written by torch, which counts
+        if not torch.compiler.is_compiling():
+            self.taken += 1
+
+
+@cache
+def optimizer_steps() -> Steps:
+    """The one count of the process."""
+    return Steps()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """The present weights of a model, see the top of the file.
+
+    changes: None in inference mode, where torch does not count.
+    """
+
+    said: int
+    steps: int
+    addresses: list[int]
+    changes: list[int] | None
+    sample: Tensor
+
+    @classmethod
+    def of(cls, model: Decoder) -> Version:
+        """The present one."""
+        weights = [w.to_local() if isinstance(w, DTensor) else w for w in (*model.parameters(), *model.buffers())]
+        counted = not any(weight.is_inference() for weight in weights)
+        return cls(
+            said=model.weights_version,
+            steps=optimizer_steps().taken,
+            addresses=[w.data_ptr() for w in weights],
+            changes=[w._version for w in weights] if counted else None,
+            sample=_sample(weights),
+        )
+
+    def surely_is(self, other: Version) -> bool:
+        """Whether no weight has changed between the two."""
+        mine, theirs = ((v.said, v.steps, v.addresses, v.changes) for v in (self, other))
+        if self.changes is None or mine != theirs:
+            return False
+        if torch.equal(self.sample, other.sample):
+            return True
+        logger.warning(
+            "weights changed and nobody said so (written through .data, NumPy or a kernel that torch does not know?): "
+            "call model.weights_changed() after such a change, a smaller one might pass unseen"
+        )
+        return False
+
+
+def _sample(weights: Iterable[Tensor]) -> Tensor:
+    """Bit patterns, so that what is not a number equals itself."""
+    parts = [w.detach().reshape(-1)[:: max(1, w.numel() // SAMPLED)].double() for w in weights]
+    return torch.cat(parts).view(torch.int64) if parts else torch.empty(0, dtype=torch.int64)
