@@ -13,6 +13,7 @@ from lifecycle.data.decontamination import put_in_order
 from lifecycle.data.module import DataModule
 from lifecycle.errors import UserError
 from lifecycle.hardware import device_name
+from lifecycle.lock import hold
 from lifecycle.parent import Parent
 from lifecycle.ranks import rank
 from lifecycle.report import write_report
@@ -70,7 +71,8 @@ def finished(folder: RunFolder, cfg: DictConfig) -> bool:
         return False
     if rank() == 0:
         if not config.is_job(cfg) and not (folder.path / "report.md").exists():  # killed while it was drawn
-            write_report(folder.path)
+            with hold(folder.path):
+                write_report(folder.path)
         report = f"Its report: {folder.path / 'report.md'}. To go on, raise a limit (stage.max_tokens=...); to start"
         further = "To start" if config.is_job(cfg) else report
         print(f"run '{folder.path}' is finished; nothing to do. {further} anew, choose another run=NAME")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -32,6 +32,7 @@ from lifecycle.guarded import check_guard, guards
 from lifecycle.hardware import Hardware
 from lifecycle.inherit import inherit, initial_optimizer, replay_share
 from lifecycle.length import Limits, Timeline
+from lifecycle.lock import hold
 from lifecycle.loggers import CsvLogger
 from lifecycle.model import ModelConfig
 from lifecycle.model_job import is_model_job, replaces_last, run_model_job
@@ -62,21 +63,31 @@ def run(cfg: DictConfig) -> None:
     if not replaces_last(cfg, folder) and finished(folder, cfg):
         return
     signal.signal(signal.SIGTERM, _leave)
+    with _full_disk_said(folder), hold(folder.path):
+        try:
+            if on_model:
+                run_model_job(cfg, folder, parent)
+            else:
+                _job(cfg, folder, parent) if config.is_job(cfg) else _train(cfg, folder, parent)
+        except BaseException as error:
+            if not on_model:  # which writes its folder at its end: what stands there is the last result
+                with contextlib.suppress(OSError):  # a full disk may be what ended it
+                    record_end(folder, error)
+            raise
+
+
+@contextlib.contextmanager
+def _full_disk_said(folder: RunFolder) -> Iterator[None]:
+    """A full disk is no crash of ours."""
     try:
-        if on_model:
-            run_model_job(cfg, folder, parent)
-        else:
-            _job(cfg, folder, parent) if config.is_job(cfg) else _train(cfg, folder, parent)
-    except BaseException as error:
-        if not on_model:  # which writes its folder at its end: what stands there is the last result
-            with contextlib.suppress(OSError):  # a full disk may be what ended it
-                record_end(folder, error)
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
-            raise UserError(
-                f"no room for {error.filename or folder.path} ({error.strerror}); what was saved before is intact: "
-                "make room there and start the same command again"
-            ) from error
-        raise
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise UserError(
+            f"no room for {error.filename or folder.path} ({error.strerror}); what was saved before is intact: "
+            "make room there and start the same command again"
+        ) from error
 
 
 def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:

@@ -19,6 +19,7 @@ from tests.run.cli import (
     lifecycle,
     make_texts,
     metrics,
+    newest,
     started,
     step_folder,
     times,
@@ -217,6 +218,17 @@ def test_a_finished_run_says_so_and_touches_nothing(place: Path, whole: Path) ->
     done = lifecycle(place, "run=whole", KEEP)
     assert "is finished; nothing to do" in done.out
     assert times(whole) == before
+
+
+def test_a_second_start_of_a_run_at_work_says_so_and_disturbs_nothing(place: Path, whole: Path) -> None:
+    run = place / "outputs/twice"
+    with started(place, "run=twice", "checkpoint.keep_last=99") as first:
+        wait_for(lambda: newest(run), first)
+        second = lifecycle(place, "run=twice", "checkpoint.keep_last=99", code=2)
+        assert f"process {first.pid} on " in second.err
+        assert first.end().code == 0
+    assert_same_run(whole, run)
+    assert not (run / ".lock").exists()
 
 
 def test_a_run_with_other_values_is_refused_with_the_keys(place: Path, whole: Path) -> None:

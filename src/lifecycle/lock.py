@@ -1,0 +1,227 @@
+"""One process group owns a run's folder: a file that says who, and a heartbeat that says it lives.
+
+    with hold(folder.path): ...            outputs/RUN/.lock: host, pid, the time when that process began; touched every
+                                           BEAT_S seconds
+
+Rank 0 holds it for all ranks of its launch. It is made by an exclusive create, which network file systems keep as well,
+and taken over where its process is gone: seen at once on the same machine, from another one after STALE_S seconds
+without a heartbeat (told by the file server's own clock, which all machines share).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lifecycle.errors import DISK_FULL, UserError
+from lifecycle.ranks import rank
+
+LOCK, GUARD = ".lock", ".lock-taking"
+BEAT_S = 15.0  # seconds between two signs of life
+STALE_S = 180.0  # seconds without one after which a process that cannot be looked at counts as dead
+LOST = 1  # exit code of a process whose folder another one has taken over
+
+
+@contextlib.contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Own `folder` (made if need be) while the block runs.
+
+    Raises UserError, having changed nothing, where another process does, and where the folder cannot be written. Ranks
+    other than 0 belong to their rank 0 and hold nothing.
+    """
+    if rank() != 0:
+        yield
+        return
+    path, me = folder / LOCK, _me()
+    _take(path, me)
+    over = threading.Event()
+    threading.Thread(target=_beat, args=(path, me, over), name="heartbeat", daemon=True).start()
+    try:
+        yield
+    finally:
+        if os.getpid() == me["pid"]:  # not in a process that was forked from this one
+            over.set()
+            if _read(path) == me:
+                path.unlink(missing_ok=True)
+
+
+def _take(path: Path, me: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _take_there(path, me)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise
+        raise UserError(
+            f"the run's folder {path.parent} cannot be written ({error.strerror or error}): mend that (permissions? "
+            "mounted? a file of that name?), or start in another folder"
+        ) from error
+
+
+def _take_there(path: Path, me: dict[str, Any]) -> None:
+    while not _made(path, me):
+        holder, age = _read(path), _age(path)
+        if holder is None or age is None:
+            continue  # it was given back in between
+        if not _dead(holder, age):
+            raise _held(path, holder, age)
+        _clear(path, holder, me)
+
+
+def _clear(path: Path, holder: dict[str, Any], me: dict[str, Any]) -> None:
+    """Remove the lock of a dead process, unless another was first. One process at a time may, or a slow one would
+    remove the lock that a fast one has just made."""
+    guard = path.with_name(GUARD)
+    if not _made(guard, me):
+        other, age = _read(guard), _age(guard)
+        if other is not None and age is not None and _dead(other, age):  # it was killed within these few lines
+            guard.unlink(missing_ok=True)
+        time.sleep(0.02)
+        return
+    try:
+        if _read(path) == holder:
+            path.unlink(missing_ok=True)
+    finally:
+        guard.unlink(missing_ok=True)
+
+
+def _made(path: Path, me: dict[str, Any]) -> bool:
+    """Whether the lock is made by this call; False where there is one."""
+    try:
+        number = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    except FileExistsError:
+        return False
+    try:
+        with os.fdopen(number, "w") as file:
+            file.write(json.dumps(me))
+    except OSError:  # a full disk: leave no lock that names nobody
+        path.unlink(missing_ok=True)
+        raise
+    return True
+
+
+def _beat(path: Path, me: dict[str, Any], over: threading.Event) -> None:
+    """Touch the lock until `over`; end the process where the folder has another owner."""
+    while not over.wait(BEAT_S):
+        with contextlib.suppress(OSError):  # the file system may be away for a while
+            if _read(path) == me or (_read(path) is None and path.parent.is_dir() and _made(path, me)):
+                os.utime(path)
+                continue
+            holder = _read(path)
+            if holder is None or over.is_set():
+                continue
+            print(
+                f"lifecycle: run '{path.parent}' was taken over by {_who(holder)} while this process gave no sign of "
+                "life; it ends here and saves nothing",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(LOST)  # nothing gentler: a save would go into a folder that is another's
+
+
+def _held(path: Path, holder: dict[str, Any], age: float) -> UserError:
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since"])) if "since" in holder else "unknown"
+    here = holder.get("host") == socket.gethostname()
+    stop = f"kill {holder.get('pid')}" + ("" if here else f" on {holder.get('host')}")
+    return UserError(
+        f"run '{path.parent}' is at work: {_who(holder)} holds it since {when}, last sign of life {age:.0f} s ago. "
+        f"Nothing was touched. Let it finish, stop it ({stop}), or choose another run=NAME. A process that is gone is "
+        f"noticed at once on its own machine, elsewhere {STALE_S:.0f} s after its last sign of life ({path})"
+    )
+
+
+def _who(holder: dict[str, Any]) -> str:
+    return f"process {holder.get('pid', '?')} on {holder.get('host', 'an unknown machine')}"
+
+
+def _dead(holder: dict[str, Any], age: float) -> bool:
+    """Whether the holder is gone: looked up where its processes can be seen, else by its last sign of life."""
+    me = _me()
+    if holder and all(holder.get(key) == me[key] for key in ("host", "boot", "namespace")):
+        began = _began(int(holder.get("pid", 0)))
+        return began is None or began != holder.get("began")  # another process may have got the number since
+    return age > STALE_S
+
+
+def _me() -> dict[str, Any]:
+    """Who this process is, so that no other is taken for it: numbers of processes come again."""
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "began": _began(os.getpid()),
+        "boot": _first_line(Path("/proc/sys/kernel/random/boot_id")),
+        "namespace": _link(Path("/proc/self/ns/pid")),  # containers of one machine count their processes apart
+        "since": round(time.time(), 3),
+        "token": uuid.uuid4().hex,
+    }
+
+
+def _began(pid: int) -> str | None:
+    """When the process began, in the system's own count; "?" where only its life can be told; None if it is gone."""
+    if Path("/proc/self/stat").exists():
+        try:
+            state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return None if state in "ZX" else rest[18]  # a zombie has ended, and nobody has asked yet how
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:  # it is another user's
+        return "?"
+    return "?"
+
+
+def _age(path: Path) -> float | None:
+    """Seconds since the last sign of life, by the clock of the file system; None where the lock is gone."""
+    probe = path.with_name(f"{LOCK}.{uuid.uuid4().hex}")
+    try:
+        last = path.stat().st_mtime
+    except FileNotFoundError:
+        return None
+    try:
+        probe.touch()
+        now = probe.stat().st_mtime
+    except OSError:  # full or read-only
+        now = time.time()
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+    return max(0.0, now - last)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What a lock says; empty while it is being written; None where there is none."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _first_line(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _link(path: Path) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
