@@ -13,6 +13,7 @@ from lifecycle.data.specs import SourceSpec, ValidationRatio
 from lifecycle.errors import UserError
 from lifecycle.hardware import Hardware
 from lifecycle.length import Limits
+from lifecycle.targets import TARGETS
 
 CONF = config.conf_dir()
 TINY = CONF / "model" / "tiny.yaml"
@@ -126,6 +127,14 @@ def test_a_choice_of_muon_keeps_the_rate_of_the_stage() -> None:
     assert cfg.stage.optimizer.lr == config.compose().stage.optimizer.lr
 
 
+def test_every_target_of_every_config_may_stand_where_it_stands() -> None:
+    for file in CONF.rglob("*.yaml"):
+        node = yaml.safe_load(file.read_text()) or {}
+        group = file.relative_to(CONF).parts[0]
+        if isinstance(node, dict) and "_target_" in node:
+            assert node["_target_"] in TARGETS["stage.optimizer" if group == "optimizer" else group]
+
+
 # -- faults
 
 
@@ -155,7 +164,7 @@ def test_a_choice_of_muon_keeps_the_rate_of_the_stage() -> None:
         ("data.sources.prose.validation.ratio=x", "data.sources.prose.validation.ratio is 'x'; wanted a number"),
         ("data.tokenizer.vocab_size=big", "data.tokenizer.vocab_size is 'big'"),
         ("data.seed=3", "data.seed is set by the run itself"),
-        ("stage._target_=os.system", "stage._target_ is 'os.system'; wanted a class or function of lifecycle."),
+        ("stage._target_=os.system", "stage._target_ is 'os.system'; wanted lifecycle.stages.pretrain.Pretrain or"),
         ("stage.optimizer._target_=torch.optim.SGD", "wanted lifecycle.optim"),
         ("~seed", "seed is missing; wanted a whole number"),
         ("model.width='${nowhere}'", "model.width cannot be resolved"),
@@ -235,6 +244,23 @@ def test_limits_are_read_from_the_stage() -> None:
 )
 def test_a_job_is_a_function(stage: str, job: bool) -> None:
     assert config.is_job(config.compose([f"stage={stage}"])) is job
+
+
+@pytest.mark.parametrize("group", ["model", "hardware", "data", "stage", "logger", "callbacks"])
+def test_nothing_but_the_kinds_of_a_group_is_ever_called(group: str, tmp_path: Path) -> None:
+    node = {"_target_": "lifecycle.atomic.write", "path": str(tmp_path / "written"), "content": "x"}
+    cfg = OmegaConf.create({group: node})
+    with pytest.raises(UserError, match=f"{group}._target_ is 'lifecycle.atomic.write'"):
+        config.build(cfg[group])
+    assert not (tmp_path / "written").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "${seed}", "a ${oc.env:HOME} b", "\\${x}", "\\\\${x}", "${", "$x \\", "${a}${b}"]
+)
+def test_text_from_elsewhere_stays_as_it_is(text: str) -> None:
+    cfg = OmegaConf.create({"seed": 1, "k": config.literal({"a": [text], "n": 3})})
+    assert OmegaConf.to_container(cfg.k, resolve=True) == {"a": [text], "n": 3}
 
 
 # -- comparing

@@ -27,7 +27,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"errors", "atomic"},
     "callbacks": {"errors", "atomic", "batch", "checkpoint", "hardware", "root"},
     # The configuration names its targets by text.
-    "signature": {"errors"},
+    "targets": set(),
+    "signature": {"errors", "targets"},
     "length": {"errors"},
     "root": {"errors"},
     "usage": {"errors", "signature"},

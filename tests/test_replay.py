@@ -9,6 +9,8 @@ import pytest
 
 from lifecycle import config
 from lifecycle.data.generations import generation_of
+from lifecycle.errors import UserError
+from lifecycle.inherit import inherit
 from lifecycle.parent import Parent
 from lifecycle.replay import kept_out, replayed_sources
 from lifecycle.runfolder import RunFolder
@@ -174,3 +176,23 @@ def test_the_lineage_tells_of_which_data_every_ancestor_was_made(tmp_path: Path)
     told = three(tmp_path).lineage()
     assert told["parent"]["data_fingerprint"] == "data2"
     assert [one["data_fingerprint"] for one in told["ancestors"]] == ["data0", "data1"]
+
+
+def test_a_function_of_the_parents_is_not_called_unless_this_run_names_its_module(tmp_path: Path) -> None:
+    filters = {"min_bytes": 3, "classifier": {"function": "theirs:run", "threshold": 0.5}}
+    first = {"sources": {"web": source("web.jsonl", filters=filters)}}
+    for parent in (chain(tmp_path / "a", first), chain(tmp_path / "b", first, {"sources": {"new": source("n.jsonl")}})):
+        for functions in ((), ("mine",), ("theirs.more",)):
+            with pytest.raises(UserError, match=r"function theirs:run.*type 'stage.replay.functions=\[.*theirs\]'"):
+                replayed_sources(parent, 1, share=0.1, functions=functions)
+        assert replayed_sources(parent, 1, share=0.1, functions=["theirs"])
+    free = chain(tmp_path / "c", {"sources": {"web": source("web.jsonl", filters={"classifier": None})}})
+    assert replayed_sources(free, 1, share=0.1)
+
+
+def test_what_a_parents_config_says_refers_to_nothing_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "told")
+    parent = chain(tmp_path, {"sources": {"web": source("https://far.example/${oc.env:SECRET}")}})
+    cfg = config.compose(["stage=midtrain", "stage.optimizer.lr=1e-4"])
+    inherit(cfg, parent)
+    assert config.resolved(cfg)["data"]["sources"]["replay.web"]["path"] == "https://far.example/${oc.env:SECRET}"

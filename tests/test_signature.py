@@ -9,6 +9,7 @@ import pytest
 
 from lifecycle.errors import UserError
 from lifecycle.signature import Walk, describe
+from lifecycle.targets import TARGETS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,11 +107,33 @@ def test_a_key_at_the_wrong_level_is_found_where_it_belongs() -> None:
     assert walk.faults == ["max_steps=3: there is no such key; did you mean stage.max_steps? Type stage.max_steps=3"]
 
 
-@pytest.mark.parametrize("name", ["os.system", "lifecycle.usage.re.compile", "lifecycle.nowhere.f", "lifecycle", 3])
-def test_only_what_is_ours_can_be_named(name: Any) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os.system",
+        "lifecycle.checkpoint.protocol.remove",
+        "lifecycle.atomic.write",
+        "lifecycle.hardware.Hardware",  # of another group
+        "lightning.pytorch.core.saving._load_from_checkpoint",
+        "lifecycle.nowhere.f",
+        "lifecycle",
+        3,
+        None,
+        ["lifecycle.model.ModelConfig"],
+    ],
+)
+def test_a_place_takes_its_own_kinds_and_nothing_else(name: Any) -> None:
     walk = Walk()
     assert walk.locate(name, ("model",)) is None
     assert len(walk.faults) == 1
+    assert walk.locate("lifecycle.model.ModelConfig", ("elsewhere",)) is None
+
+
+def test_what_a_place_takes_is_there_and_is_defined_here() -> None:
+    for place, targets in TARGETS.items():
+        for target in targets:
+            found = Walk().locate(target, tuple(place.split(".")))
+            assert found is not None and found.__module__.startswith("lifecycle.")
 
 
 def test_a_misspelt_target_gets_the_nearest_name() -> None:
@@ -119,15 +142,17 @@ def test_a_misspelt_target_gets_the_nearest_name() -> None:
     assert walk.faults[0].endswith("did you mean lifecycle.hardware.Hardware?")
 
 
-def test_a_nested_target_is_a_dataclass_of_the_annotation_or_partial() -> None:
-    from lifecycle.optim import AdamW
+def test_a_nested_target_is_a_dataclass_of_the_annotation_or_partial_and_listed() -> None:
+    def fault(node: dict[str, Any], hint: Any) -> str:
+        walk = Walk()
+        walk.read(node, hint, ("stage", "optimizer"))
+        return walk.faults[0] if walk.faults else ""
 
-    wanted = {"_target_": "lifecycle.length.Limits"}
-    assert "wanted lifecycle.optim" in read(wanted, AdamW)[1][0]
-    assert "needs _partial_: true" in read(wanted, Callable[..., Any])[1][0]
-    made, faults = read({"_target_": "lifecycle.signature.nearest", "_partial_": True, "word": "a"}, Callable[..., Any])
-    assert faults == []
-    assert made(options=["b"]) is None
+    adamw = {"_target_": "lifecycle.optim.AdamW"}
+    assert "wanted" in fault(adamw, Leaf)
+    assert "needs _partial_: true" in fault(adamw, Callable[..., Any])
+    assert "wanted lifecycle.optim.AdamW or" in fault({"_target_": "shutil.rmtree", "_partial_": True}, Any | None)
+    assert fault({**adamw, "_partial_": True}, Callable[..., Any]) == ""
 
 
 def test_types_are_described_in_words() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,16 @@ def compose(overrides: Sequence[str] = (), *, config_dirs: Sequence[Path] = ()) 
 def overrides() -> list[str]:
     """What the user typed for this run, without the flags of Hydra."""
     return [word.removeprefix("++") for word in HydraConfig.get().overrides.task]
+
+
+def literal(value: Any) -> Any:
+    """Plain values such that OmegaConf reads them back as they are: `${...}` in text from elsewhere refers to nothing,
+    and no variable of this machine's environment gets into it."""
+    if isinstance(value, Mapping):
+        return {key: literal(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [literal(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def _register_resolvers() -> None:

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lifecycle import usage
 from lifecycle.between import faults_between
-from lifecycle.command import compose, conf_dir, hydra_main, overrides
+from lifecycle.command import compose, conf_dir, hydra_main, literal, overrides
 from lifecycle.errors import UserError
 from lifecycle.length import Limits
 from lifecycle.root import RunConfig
@@ -40,6 +40,7 @@ __all__ = [
     "conf_dir",
     "hydra_main",
     "is_job",
+    "literal",
     "needs",
     "overrides",
     "resolved",
@@ -200,45 +201,38 @@ def _refuse_processes_in_sweep(cfg: DictConfig) -> None:
 
 def is_job(cfg: DictConfig) -> bool:
     """Whether the stage is a plain function, run without a Trainer."""
-    return not inspect.isclass(_locate(cfg.stage._target_))
+    return not inspect.isclass(_locate(cfg.stage))
 
 
 def starts_from_parent(stage: DictConfig) -> bool:
     """Whether the stage goes on from a model and cannot begin without one."""
-    return bool(getattr(_locate(stage._target_), "starts_from_parent", False))
+    return bool(getattr(_locate(stage), "starts_from_parent", False))
 
 
 def needs(stage: DictConfig) -> set[str]:
     """What a stage or a job asks of the run, by the names of its parameters."""
-    return set(inspect.signature(_locate(stage._target_)).parameters) & set(SUPPLIED["stage"])
+    return set(inspect.signature(_locate(stage)).parameters) & set(SUPPLIED["stage"])
 
 
 def build(node: DictConfig, *, without: type | Collection[str] = (), **supplied: Any) -> Any:
-    """Call the node's `_target_` with the node's values (plain containers, annotated dataclasses) and `supplied`.
+    """Call the `_target_` of a group's node with its values (plain containers, annotated dataclasses) and `supplied`.
 
     `without`: keys that others read, by name or as the fields of a dataclass. Raises UserError for what does not fit.
     """
-    plain = _plain(node)
     aside = [field.name for field in dataclasses.fields(without)] if isinstance(without, type) else without
-    target = _locate(plain["_target_"])
-    walk = Walk()
-    arguments = walk.arguments(target, plain, (), supplied=tuple(supplied), aside=aside)
-    if walk.faults:
-        raise UserError(f"{plain['_target_']}: " + "; ".join(walk.faults))
-    return target(**arguments, **supplied)
+    target = _locate(node)
+    return target(**_read(target, node, supplied=tuple(supplied), aside=aside), **supplied)
 
 
 def arguments(node: DictConfig) -> dict[str, Any]:
     """The values of a data node as its constructor would get them, for what must know them without building it."""
-    plain = _plain(node)
-    return Walk().arguments(_locate(plain["_target_"]), plain, (), supplied=SUPPLIED["data"])
+    return _read(_locate(node), node, supplied=SUPPLIED["data"])
 
 
 def build_limits(stage: DictConfig) -> Limits:
     """The part of `stage` that says how long the run is."""
-    node = {key: stage[key] for key in LIMITS if key in stage}
-    limits: Limits = build(OmegaConf.create({"_target_": "lifecycle.length.Limits", **node}))
-    return limits
+    others = [str(key) for key in stage if key not in LIMITS]
+    return Limits(**_read(Limits, stage, aside=others))
 
 
 def build_loggers(node: DictConfig, *, folder: Path) -> list[Any]:
@@ -246,12 +240,27 @@ def build_loggers(node: DictConfig, *, folder: Path) -> list[Any]:
     return [build(node, folder=folder)] if "_target_" in node else []
 
 
-def _locate(target: str) -> Callable[..., Any]:
+def _locate(node: DictConfig) -> Callable[..., Any]:
     walk = Walk()
-    found = walk.locate(target, ())
+    found = walk.locate(node.get("_target_"), _place(node))
     if found is None:
         raise UserError("; ".join(walk.faults))
     return found
+
+
+def _read(
+    target: Callable[..., Any], node: DictConfig, *, supplied: Collection[str] = (), aside: Collection[str] = ()
+) -> dict[str, Any]:
+    walk = Walk()
+    found = walk.arguments(target, _plain(node), _place(node), supplied=supplied, aside=aside)
+    if walk.faults:
+        raise UserError("; ".join(walk.faults))
+    return found
+
+
+def _place(node: DictConfig) -> Place:
+    """Where the node stands in its config: it says what may be named there."""
+    return tuple(node._get_full_key("").split("."))
 
 
 # -- comparing

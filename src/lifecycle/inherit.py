@@ -44,12 +44,12 @@ def inherit(cfg: DictConfig, parent: Parent | None) -> None:
     replay = cfg.stage.get("replay")
     if replay is not None and REPLAY not in cfg.data.sources:
         # also at a share of 0: what the parent knew is measured
-        sources = replayed_sources(parent, replay.ancestors, share=replay.share)
+        sources = replayed_sources(parent, replay.ancestors, share=replay.share, functions=replay.functions or ())
         with open_dict(cfg):
-            cfg.data.sources.update(sources)
+            cfg.data.sources.update(config.literal(sources))
     if not is_model_job(cfg):  # else no data is read
         data = config.resolved(cfg)["data"]
-        cfg.data.decontaminate = kept_out(data["decontaminate"], data["root"], parent)
+        cfg.data.decontaminate = config.literal(kept_out(data["decontaminate"], data["root"], parent))
 
 
 def replay_share(cfg: DictConfig) -> float | None:

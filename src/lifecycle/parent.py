@@ -104,7 +104,7 @@ def adopt_parent(cfg: DictConfig) -> Parent | None:
     with open_dict(cfg):
         cfg.model = {"_target_": "lifecycle.model.ModelConfig", **_stated(parent.model)}
         if parent.tokenizer is not None:
-            cfg.data.tokenizer = parent.tokenizer
+            cfg.data.tokenizer = config.literal(parent.tokenizer)
     return parent
 
 
@@ -214,7 +214,7 @@ def _from_checkpoint(run: RunFolder, which: str, name: str) -> Parent:
     if wanted not in steps or written is None:
         raise UserError(f"init_from={name}: there is no such checkpoint; run {run.path} has {_checkpoints(run.path)}")
     tokenizer = run.path / "tokenizer"
-    sizes = DictConfig({"model": written["model"]})
+    sizes = DictConfig({"model": config.literal(written.get("model", {}))})
     model: ModelConfig = config.build(sizes.model)
     path = steps[wanted]
     theta = load_stage(path).get("rope_theta", model.rope_theta)  # a phase may have changed it on the way

@@ -9,7 +9,7 @@ have weight 0: measured, and never trained on.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain, count, takewhile
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,13 @@ from lifecycle.parent import Parent
 from lifecycle.runfolder import RunFolder
 
 
-def replayed_sources(parent: Parent, ancestors: Any, *, share: float) -> dict[str, Any]:
-    """The sources of the ancestors' mixtures, by the names that they have here; `ancestors` as in `stage.replay`."""
+def replayed_sources(
+    parent: Parent, ancestors: Any, *, share: float, functions: Collection[str] = ()
+) -> dict[str, Any]:
+    """The sources of the ancestors' mixtures, by the names that they have here; `ancestors` as in `stage.replay`.
+
+    functions: the modules whose functions they may call, named by this run itself. Raises UserError for another.
+    """
     runs = _ancestry(parent)
     if not runs and not share:
         return {}
@@ -48,7 +53,22 @@ def replayed_sources(parent: Parent, ancestors: Any, *, share: float) -> dict[st
         # of runs whose folders are gone: the oldest that is there knows what it took over from them
         if (older := replayed_later(name, len(runs))) and _can_be_measured(source, out.values()):
             out[older] = {**source, "weight": 0.0}
+    for name, source in out.items():
+        _refuse_code(name, source, parent, functions)
     return out
+
+
+def _refuse_code(name: str, source: Mapping[str, Any], parent: Parent, functions: Collection[str]) -> None:
+    """A function that a config names is code, and a parent's folder may come from anyone."""
+    function = str(((source.get("filters") or {}).get("classifier") or {}).get("function", ""))
+    module = function.partition(":")[0]
+    if function and module not in functions:
+        raise UserError(
+            f"source {name}, taken over from {parent.name}, is filtered by the function {function}. A function is "
+            "code, and is not taken over with a folder: look at it, and where you trust it type "
+            f"'stage.replay.functions=[{','.join([*functions, module])}]'; or replay text of your own choice, as a "
+            f"source named {REPLAY} (data.sources.{REPLAY}.path=...)"
+        )
 
 
 def kept_out(own: Mapping[str, Any] | None, root: str | None, parent: Parent) -> dict[str, Any] | None:

@@ -21,11 +21,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 from lifecycle.errors import UserError
+from lifecycle.targets import TARGETS
 
 Place = tuple[str, ...]
-
-PREFIXES = ("lifecycle.", "lightning.pytorch.", "torch.optim.")
-"""A config can name what lives here and nothing else: a YAML file from elsewhere must not run any function it likes."""
 
 RESERVED = ("_target_", "_partial_")
 WORDS: dict[Any, str] = {
@@ -48,19 +46,15 @@ class Walk:
     changed: dict[Place, Any] = dataclasses.field(default_factory=dict)
 
     def locate(self, target: Any, at: Place) -> Callable[..., Any] | None:
-        """The class or function of a `_target_`; None (and a fault) where it is none of ours."""
-        where = dotted((*at, "_target_"))
-        if not isinstance(target, str) or not target.startswith(PREFIXES):
-            self.faults.append(f"{where} is {target!r}; wanted a class or function of {', '.join(PREFIXES)}")
+        """The class or function of the `_target_` of the node `at`; None (and a fault) where it may not stand there."""
+        allowed = TARGETS.get(dotted(at), ())
+        if target not in allowed:
+            near = nearest(str(target), allowed)
+            wanted = f"; did you mean {near}?" if near else f"; wanted {' or '.join(allowed) or 'none here'}"
+            self.faults.append(f"{dotted((*at, '_target_'))} is {target!r}{wanted}")
             return None
         module_name, _, name = target.rpartition(".")
-        found = getattr(_module(module_name), name, None)
-        # Also by where it was defined: lifecycle.x.os.system passes the first test and not this one.
-        if not callable(found) or not f"{found.__module__}.".startswith(PREFIXES):
-            near = nearest(name, dir(_module(module_name)))
-            hint = f"; did you mean {module_name}.{near}?" if near else ""
-            self.faults.append(f"{where} is {target}; there is no such class or function{hint}")
-            return None
+        found: Callable[..., Any] = getattr(importlib.import_module(module_name), name)
         return found
 
     def arguments(
@@ -173,19 +167,21 @@ class Walk:
         return None if inside else self._wrong(value, hint, at)
 
     def _node(self, node: Mapping[str, Any], hint: Any, at: Place) -> Any:
-        """A nested `_target_`: one of the dataclasses of the annotation, or any callable with `_partial_: true`."""
-        target = self.locate(node["_target_"], at)
-        if target is None:
-            return None
-        if node.get("_partial_") is True:
-            return functools.partial(target, **self.arguments(target, node, at))
-        wanted = [m for m in (get_args(hint) or (hint,)) if _is_dataclass(m)]
-        if any(target is member for member in wanted):
+        """A nested `_target_`: a dataclass of the annotation, or what `TARGETS` lists with `_partial_: true`."""
+        members = [member for member in (get_args(hint) or (hint,)) if _is_dataclass(member)]
+        names = {f"{member.__module__}.{member.__qualname__}": member for member in members}
+        target: Any = names.get(str(node["_target_"]))
+        if target is None and (dotted(at) in TARGETS or not names):
+            target = self.locate(node["_target_"], at)
+            if target is None:
+                return None
+        if target in members:
             return self.construct(target, node, at)
-        names = " or ".join(f"{m.__module__}.{m.__qualname__}" for m in wanted)
+        if node.get("_partial_") is True and not members:
+            return functools.partial(target, **self.arguments(target, node, at))
         self.faults.append(
             f"{dotted((*at, '_target_'))} is {node['_target_']}; "
-            + (f"wanted {names}" if names else "a nested _target_ needs _partial_: true beside it")
+            + (f"wanted {' or '.join(names)}" if names else "a nested _target_ needs _partial_: true beside it")
         )
         return None
 
@@ -286,13 +282,3 @@ def _has_fields(member: Any, value: Any) -> bool:
     """Whether the value names fields of this dataclass and nothing else."""
     names = {field.name for field in dataclasses.fields(member)} if _is_dataclass(member) else set()
     return isinstance(value, Mapping) and bool(value) and set(value) <= names
-
-
-def _module(name: str) -> types.ModuleType | None:
-    """The module, or None where there is none of this name; an error inside a module is not hidden."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name and f"{name}.".startswith(f"{error.name}."):
-            return None
-        raise

@@ -83,6 +83,15 @@ def test_an_extra_file_is_damage(tmp_path: Path) -> None:
         verify(tmp_path / "step-00000001")
 
 
+@pytest.mark.parametrize("harm", ["pipe", "folder", "dangling"])
+def test_what_is_no_plain_file_is_damage_and_is_not_waited_for(tmp_path: Path, harm: str) -> None:
+    save(tmp_path, 1)
+    other = tmp_path / "step-00000001" / "more.bin"
+    {"pipe": os.mkfifo, "folder": os.mkdir, "dangling": lambda path: path.symlink_to("nowhere")}[harm](other)
+    with pytest.raises(CheckpointError, match="more.bin: got no plain file"):
+        verify(tmp_path / "step-00000001")
+
+
 def test_another_schema_stops_the_run_and_is_not_called_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lifecycle.checkpoint.manifest.SCHEMA", 0)
     save(tmp_path, 1)

@@ -1,13 +1,19 @@
 """The weights of a checkpoint come out alone, whole, and only if they are what was written."""
 
+import os
+import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 
 from lifecycle.checkpoint import CheckpointError, CommittedCheckpointIO, Entry
 from lifecycle.checkpoint.protocol import commit
+from lifecycle.checkpoint.shards import PlainPlanner, ShardReader
 from lifecycle.checkpoint.weights import is_sharded, load_stage, load_weights
 
 WEIGHTS = {"model.a": torch.arange(6.0).view(2, 3), "model.b": torch.ones(4, dtype=torch.bfloat16)}
@@ -33,6 +39,54 @@ def test_shards_are_put_together(tmp_path: Path) -> None:
     commit(aside, path, {file.name: entry(file) for file in aside.iterdir()}, step=3, tokens=None)
     assert_weights(path)
     assert is_sharded(path)
+
+
+class Runs:
+    """Pickled, it makes a folder wherever it is read."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.place),)
+
+
+def sharded(tmp_path: Path, change: Callable[[dcp.Metadata], Any], **more: Any) -> Path:
+    """A checkpoint in shards whose map is `change` of the right one, with every hash right."""
+    aside, path = tmp_path / ".staging", tmp_path / "step-00000003"
+    dcp.save({"state_dict": {**WEIGHTS, **more}}, checkpoint_id=aside, no_dist=True)
+    found = pickle.loads((aside / ".metadata").read_bytes())
+    (aside / ".metadata").write_bytes(pickle.dumps(change(found)))
+    commit(aside, path, {file.name: entry(file) for file in aside.iterdir()}, step=3, tokens=None)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_map_of_shards_that_is_a_program_is_not_run(tmp_path: Path) -> None:
+    path = sharded(tmp_path, lambda found: Runs(tmp_path / "ran"))
+    with pytest.raises(CheckpointError, match=r".metadata: got it names posix.mkdir"):
+        load_weights(path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_map_of_shards_points_to_files_of_its_checkpoint_alone(tmp_path: Path) -> None:
+    def elsewhere(found: dcp.Metadata) -> dcp.Metadata:
+        for info in (found.storage_data or {}).values():
+            info.relative_path = "../other.distcp"
+        return found
+
+    with pytest.raises(CheckpointError, match=r"a shard in \.\./other.distcp"):
+        load_weights(sharded(tmp_path, elsewhere))
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_value_in_a_shard_that_is_a_program_is_not_run(tmp_path: Path) -> None:
+    path = sharded(tmp_path, lambda found: found, value=Runs(tmp_path / "ran"))
+    state = {"state_dict": {"value": 0}}
+    with pytest.raises(CheckpointException, match="Weights only load failed"):
+        dcp.load(state, storage_reader=ShardReader(path), planner=PlainPlanner(), no_dist=True)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_what_the_stage_kept_comes_out_without_the_rest(tmp_path: Path) -> None:

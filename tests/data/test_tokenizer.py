@@ -254,6 +254,24 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
         load(str(tmp_path))
 
 
+def test_code_in_a_tokenizers_folder_is_neither_run_nor_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "theirs"
+    trained().save(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "Theirs", "auto_map": {"AutoTokenizer": [None, "theirs.Theirs"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "theirs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Theirs: pass\n")
+    monkeypatch.setattr("builtins.input", lambda *words: "y")
+    try:
+        load(str(folder))
+    except UserError as error:
+        assert str(folder) in str(error)
+    assert not (tmp_path / "ran").exists()
+    assert "[y/N]" not in capsys.readouterr().out
+
+
 def test_recipes_that_cannot_work_are_refused() -> None:
     with pytest.raises(UserError, match="vocab_size is 200; it must be 264 or more(.|\n)*digits is 4"):
         TokenizerRecipe(vocab_size=200, digits=4, max_bytes=1, special_tokens=("<|tool|>",))  # type: ignore[arg-type]

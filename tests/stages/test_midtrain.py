@@ -20,7 +20,7 @@ def midtrain() -> Midtrain:
         max_norm_ratio=None,
         z_loss=0.0,
         peak_ratio=0.1,
-        replay=Replay(share=0.0, ancestors=1),
+        replay=Replay(share=0.0, ancestors=1, functions=None),
         optimizer_state="fresh",
         ewc=Ewc(strength=1.0, rows=1),
         new_tokens=[],

@@ -60,6 +60,9 @@ def read_manifest(path: Path) -> Manifest:
         raise UserError(
             f"checkpoint {path} has schema {manifest.schema}, wanted {SCHEMA}: read it with its own version"
         )
+    for other in path.iterdir():
+        if not other.is_file():  # a pipe would be waited for, a folder or a dangling link has no size
+            raise damage(path, other.name, "no plain file", "one")
     there = {f.name: f.stat().st_size for f in path.iterdir() if f.name != MANIFEST}
     for name in sorted(manifest.files.keys() | there.keys()):
         wanted = manifest.files.get(name)

@@ -1,7 +1,7 @@
 """FSDP2 with committed checkpoints: every rank writes its shards into one staging folder, rank 0 commits it.
 
     step-00000030/  __0_0.distcp  __1_0.distcp ...   one file a rank: weights and optimizer, hashed by that rank
-                    .metadata                        torch's map of the shards: a pickle, opened only once verified
+                    .metadata                        torch's map of the shards (`shards.py` reads it)
                     state.pt                         everything else, by rank 0; read with weights_only
                     manifest.json
 
@@ -37,6 +37,7 @@ from torch.utils._pytree import tree_leaves
 from lifecycle.checkpoint.io import CommittedCheckpointIO, tokens_of
 from lifecycle.checkpoint.manifest import MANIFEST, CheckpointError, Entry, check_hashes, read_manifest
 from lifecycle.checkpoint.protocol import Staging, clear_staging, commit, open_staging, refused
+from lifecycle.checkpoint.shards import PlainPlanner, ShardReader
 from lifecycle.checkpoint.snapshot import TREE, plain
 
 
@@ -102,7 +103,7 @@ class ShardedStrategy(ModelParallelStrategy):
             f"optimizer_{n}": get_optimizer_state_dict(self.model, optimizer) for n, optimizer in enumerate(optimizers)
         }
         state["state_dict"] = get_model_state_dict(self.model)
-        dcp.load(state, storage_reader=dcp.FileSystemReader(path))
+        dcp.load(state, storage_reader=ShardReader(path), planner=PlainPlanner())
         options = StateDictOptions(strict=self.lightning_module.strict_loading)
         set_model_state_dict(self.model, state["state_dict"], options=options)
         for n, optimizer in enumerate(optimizers):

@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from lifecycle.checkpoint.io import load
 from lifecycle.checkpoint.manifest import check_hashes, read_manifest, verify
+from lifecycle.checkpoint.shards import PlainPlanner, ShardReader
 from lifecycle.checkpoint.snapshot import TREE, WEIGHTS
 
 SHARDED = "state_dict."
@@ -47,12 +48,12 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         check_hashes(path, manifest, [WEIGHTS])
         return load_file(path / WEIGHTS)
     verify(path)
-    reader = dcp.FileSystemReader(path)
+    reader = ShardReader(path)
     found = reader.read_metadata().state_dict_metadata
     state = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype, device="cpu")
         for name, entry in found.items()
         if name.startswith(SHARDED) and isinstance(entry, TensorStorageMetadata)
     }
-    dcp.load(dict(state), storage_reader=reader, no_dist=True)
+    dcp.load(dict(state), storage_reader=reader, planner=PlainPlanner(), no_dist=True)
     return {name.removeprefix(SHARDED): tensor for name, tensor in state.items()}

@@ -163,7 +163,7 @@ def load(source: str) -> Tokenizer:
     if looks_local and not path.is_dir():
         raise UserError(f"data.tokenizer is {source!r}, which does not exist; give a folder, a run or a hub id")
     try:
-        hf = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else source)
+        hf = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else source, trust_remote_code=False)
     except (OSError, ValueError) as error:  # what transformers raises for missing files, hub ids and connections
         raise UserError(
             f"data.tokenizer is {source!r}, but no tokenizer could be loaded from it: {str(error).splitlines()[0]} "

@@ -28,11 +28,13 @@ class Replay:
     """What comes back of the data that the parent was trained on; a source named `replay` stands in its place.
 
     share: of the tokens of every step. ancestors: how many generations back (1: the parent's own mixture), `all`, or
-    their weights, the parent first.
+    their weights, the parent first. functions: modules whose functions
+    their sources may call.
     """
 
     share: float
     ancestors: int | Literal["all"] | list[float]
+    functions: list[str] | None
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:

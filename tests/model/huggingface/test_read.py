@@ -13,6 +13,7 @@ from tests.model.huggingface.families import CONFIGS, DEEPSEEK, IDS, LLAMA, made
 from lifecycle.errors import UserError
 from lifecycle.model import Decoder, ModelConfig, RopeScaling
 from lifecycle.model.huggingface import export, load_pretrained, read_config
+from lifecycle.model.huggingface.stored import weight_files
 
 TIED = replace(LLAMA, tied_head=True)
 
@@ -146,6 +147,13 @@ def test_all_that_is_not_built_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         read_config(tmp_path)
     assert str(caught.value).count("\n  - ") == 3
+
+
+@pytest.mark.parametrize("name", ["../other/model.safetensors", "/etc/passwd", "sub/model.safetensors"])
+def test_an_index_names_files_of_its_own_folder_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
+    with pytest.raises(UserError, match="names files outside the folder"):
+        weight_files(tmp_path)
 
 
 def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:

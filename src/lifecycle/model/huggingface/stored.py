@@ -78,7 +78,10 @@ def weight_files(folder: Path) -> list[Path]:
             "become them by AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(FOLDER))"
         )
     index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    files = [folder / name for name in sorted(set(index["weight_map"].values()))]
+    names = sorted(set(index["weight_map"].values()))
+    if outside := [name for name in names if Path(name).name != name]:
+        raise UserError(f"{folder}: {INDEX} names files outside the folder: {', '.join(outside)}; get the folder again")
+    files = [folder / name for name in names]
     absent = [path.name for path in files if not path.is_file()]
     if absent:
         raise UserError(f"{folder}: {INDEX} names files that are not there: {', '.join(absent)}; get them too")
