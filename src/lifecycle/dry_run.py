@@ -37,7 +37,13 @@ def dry_run(cfg: DictConfig, parent: Parent | None) -> None:
     hardware: Hardware = config.build(cfg.hardware)
     arguments = config.arguments(cfg.data)
     tokenizer = known_tokenizer(arguments["tokenizer"])
-    sizes = survey(arguments["sources"], tokenizer=tokenizer, root=arguments["root"], cache=cache_folder())
+    sizes = survey(
+        arguments["sources"],
+        tokenizer=tokenizer,
+        root=arguments["root"],
+        cache=cache_folder(),
+        on_damage=arguments["bad_rows"].damaged_files,
+    )
     model = _model(cfg, tokenizer.vocab_size if tokenizer else getattr(arguments["tokenizer"], "vocab_size", None))
     model.check_rows(limits.sequence_length)
     mix = mixture({name: spec.weight for name, spec in arguments["sources"].items()}, replay_share(cfg))
@@ -87,8 +93,14 @@ def _levels(arguments: dict[str, Any], tokenizer: Tokenizer | None) -> dict[str,
     curriculum = arguments.get("curriculum")
     if curriculum is None:
         return {}
-    root, cache = arguments["root"], cache_folder()
-    return survey_levels(curriculum, arguments["sources"], tokenizer=tokenizer, root=root, cache=cache)
+    return survey_levels(
+        curriculum,
+        arguments["sources"],
+        tokenizer=tokenizer,
+        root=arguments["root"],
+        cache=cache_folder(),
+        on_damage=arguments["bad_rows"].damaged_files,
+    )
 
 
 def _model(cfg: DictConfig, vocabulary: int | None) -> ModelConfig:

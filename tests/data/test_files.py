@@ -88,9 +88,9 @@ def test_a_pattern_without_a_match_names_what_is_near(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_is_refused_with_advice(tmp_path: Path) -> None:
-    make(tmp_path, "a.csv", "a.tar.gz")
-    with pytest.raises(UserError, match=r"a\.csv is a \.csv file; wanted JSON Lines .*to_parquet"):
-        find(tmp_path, "a.csv")
+    make(tmp_path, "a.pdf", "a.tar.gz")
+    with pytest.raises(UserError, match=r"a\.pdf is a \.pdf file; wanted JSON .*to_parquet"):
+        find(tmp_path, "a.pdf")
     with pytest.raises(UserError, match=r"\.tar file"):
         find(tmp_path, "a.tar.gz")
 

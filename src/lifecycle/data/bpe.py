@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
+from lifecycle.data.words import well_formed
 from lifecycle.errors import UserError
 
 Digits = Literal[1, 2, 3]
@@ -116,13 +117,6 @@ def train(
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
-
-
-def well_formed(text: str) -> str:
-    """The text with lone surrogates, which UTF-8 cannot express, replaced by U+FFFD; the same object without them."""
-    if text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text):
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:

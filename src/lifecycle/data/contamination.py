@@ -208,7 +208,7 @@ def evaluation_index(rule: Decontaminate, *, root: str | None, cache: Path) -> I
 
 def _items(files: tuple[File, ...], spec: SourceSpec, counts: dict[str, int]) -> Any:
     """Row number and word hashes of every item; unusable rows are counted."""
-    for raw in rows(files, Position(0, 0, 0), wanted=lambda ordinal: True):
+    for raw in rows(files, Position(0, 0, 0), wanted=lambda ordinal: True, on_damage=None):
         try:
             yield raw.ordinal, word_hashes(words(asked(parse(raw), spec)))
         except BadRow:

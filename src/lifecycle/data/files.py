@@ -9,6 +9,7 @@ store gives, and by size and time where it gives none.
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import glob
 import hashlib
@@ -25,7 +26,7 @@ from lifecycle.data.specs import SourceSpec
 from lifecycle.data.stdlib import KINDS, materialise
 from lifecycle.errors import UserError
 
-Kind = Literal["jsonl", "parquet", "document", "line", "paragraph"]
+Kind = Literal["jsonl", "csv", "parquet", "arrow", "document", "line", "paragraph"]
 """How rows are cut out of a file; the last three are plain text."""
 
 MOST_ROW_BYTES = 10_000_000
@@ -35,13 +36,17 @@ SUFFIXES: dict[str, Kind] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".arrow": "arrow",
+    ".feather": "arrow",
     ".parquet": "parquet",
     ".pq": "parquet",
 }
-COMPRESSED = (".gz", ".zst")
+COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
 REFUSED = frozenset(
-    ".csv .tsv .arrow .feather .zip .tar .tgz .bz2 .xz .7z .rar .lz4 .pdf .docx .doc .bin .pt .pth .npy .npz .pickle "
-    ".pkl .safetensors .xlsx .db .sqlite .png .jpg .jpeg .mp3 .wav .mp4".split()
+    ".zip .tar .tgz .tbz2 .txz .7z .rar .lz4 .lzo .br .orc .avro .pdf .docx .doc .odt .epub .bin .pt .pth .npy .npz "
+    ".pickle .pkl .safetensors .gguf .xlsx .xls .ods .db .sqlite .png .jpg .jpeg .gif .mp3 .wav .mp4 .pyc .so".split()
 )
 """Everything else is read as plain text: source code, Markdown and notes are as good as `.txt`."""
 
@@ -57,7 +62,8 @@ class File:
 
     stamp: a hash of a local file's bytes, or what a store says of a remote one; empty where nothing is known or asked.
 
-    columns: the only ones to read, where columns can be read alone (Parquet); None: all.
+    columns: the only ones to read, where columns can be read alone (Parquet, Arrow); None: all.
+    encoding: of its text.
     """
 
     url: str
@@ -65,10 +71,16 @@ class File:
     kind: Kind
     stamp: str = ""
     columns: tuple[str, ...] | None = None
+    encoding: str = "utf-8"
+
+    @property
+    def is_utf8(self) -> bool:
+        """Whether its text is UTF-8 as it is stored."""
+        return codecs.lookup(self.encoding).name == "utf-8"
 
     @property
     def compression(self) -> str | None:
-        """`.gz`, `.zst` or None."""
+        """`.gz`, `.zst`, `.xz`, `.bz2` or None."""
         return next((suffix for suffix in COMPRESSED if self.url.lower().endswith(suffix)), None)
 
 
@@ -142,7 +154,7 @@ def _files(urls: list[str], *, where: str, root: str | None, cache: Path, spec: 
         else:
             found |= _local(placed, where=where)
     files = tuple(
-        File(url, size, _kind(url, spec, where=where), stamp, spec.columns)
+        File(url, size, _kind(url, spec, where=where), stamp, spec.columns, spec.encoding)
         for url, (size, stamp) in sorted(found.items())
     )
     _refuse_giant_documents(files, where)
@@ -162,7 +174,7 @@ def _local(pattern: str, *, where: str) -> dict[str, tuple[int, str]]:
     """Size of each matching file, by path; what it holds is read later."""
     if os.path.isdir(pattern):
         matches = [p for p in glob.glob(os.path.join(glob.escape(pattern), "**"), recursive=True) if os.path.isfile(p)]
-        matches = [path for path in matches if _suffix(path) not in REFUSED]
+        matches = [path for path in matches if suffix_of(path) not in REFUSED]
     elif os.path.exists(pattern):
         matches = [pattern]
     else:
@@ -245,7 +257,8 @@ _ADVICE = (
 )
 
 
-def _suffix(path: str) -> str:
+def suffix_of(path: str) -> str:
+    """The ending that tells the kind: `.jsonl` of `a.JSONL.gz`."""
     stem = path.lower()
     for suffix in COMPRESSED:
         stem = stem.removesuffix(suffix)
@@ -253,11 +266,12 @@ def _suffix(path: str) -> str:
 
 
 def _kind(path: str, spec: SourceSpec, *, where: str) -> Kind:
-    suffix = _suffix(path)
+    suffix = suffix_of(path)
     if suffix in REFUSED:
         raise UserError(
-            f"{where}: {path} is a {suffix} file; wanted JSON Lines (.jsonl, also .gz and .zst), Parquet or plain "
-            "text: convert it (`datasets` reads most formats: load_dataset(...).to_parquet(...)), or narrow the pattern"
+            f"{where}: {path} is a {suffix} file; wanted JSON (.jsonl, .json), CSV, plain text (all of them also .gz, "
+            ".zst, .xz, .bz2), Parquet or Arrow: convert it (`datasets` reads most formats: "
+            "load_dataset(...).to_parquet(...)), or narrow the pattern"
         )
     return SUFFIXES.get(suffix, spec.sample_by)
 

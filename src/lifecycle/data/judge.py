@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from lifecycle.data.broken import BAD, EMPTY
 from lifecycle.data.contamination import Found
 from lifecycle.data.filters import drop_reason
 from lifecycle.data.formats import as_text, to_record
@@ -21,6 +22,8 @@ CONTAMINATED = "dropped:contaminated"
 
 class Judged(NamedTuple):
     """`verdict` is `kept:`, `kept:masked`, `held:out`, `dropped:REASON` or `bad:REASON`; the last two have no text.
+
+    An empty row (a blank line, no text) is `dropped:empty`: nothing is wrong with it.
 
     contaminated: the evaluation items that it holds, if that is why it was dropped. masked: what was replaced in it.
     """
@@ -37,7 +40,7 @@ def judge(raw: RawRow, source: Source) -> Judged:
         row = parse(raw)
         text = as_text(to_record(row, spec=source.spec, name=source.name, row_id=f"{source.name}:{raw.ordinal}"))
     except BadRow as bad:
-        return Judged(None, f"bad:{bad.reason}")
+        return Judged(None, EMPTY if bad.reason == "empty" else f"{BAD}{bad.reason}")
     reason = drop_reason(text, source.spec.filters)
     if reason is not None:
         return Judged(None, f"dropped:{reason}")

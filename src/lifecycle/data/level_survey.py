@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lifecycle.data.curriculum import Curriculum
+from lifecycle.data.damage import OnDamage
 from lifecycle.data.files import is_remote
 from lifecycle.data.levels import deal, under_curriculum
 from lifecycle.data.plan import replayed
@@ -46,6 +47,7 @@ def survey_levels(
     tokenizer: Tokenizer | None,
     root: str | None,
     cache: Path,
+    on_damage: OnDamage = "error",
 ) -> dict[str, list[LevelSize]]:
     """By source, easiest level first. Sources on this machine are scored (and the scores kept for the run), but for a
     score that needs a tokenizer still to be trained, or the parent."""
@@ -57,7 +59,7 @@ def survey_levels(
         here = spec.hub is None or Path(spec.hub).exists()
         found[name] = _expected(curriculum, name)
         if here and not waits:
-            bad_rows = BadRows(max_share=1.0, min_rows=1)
+            bad_rows = BadRows(max_share=1.0, min_rows=1, damaged_files=on_damage)
             (source,) = open_sources({name: spec}, root=root, bad_rows=bad_rows, cache=cache, quarantine=None)
             if any(is_remote(file.url) for file in source.files):
                 continue

@@ -14,13 +14,13 @@ import xxhash
 from numpy.typing import NDArray
 
 from lifecycle.data import decontamination
-from lifecycle.data.bpe import well_formed
 from lifecycle.data.formats import as_text, to_record
 from lifecycle.data.judge import HELD_OUT, judge
 from lifecycle.data.quarantine import shown
 from lifecycle.data.readers import BadRow, Position, RawRow, parse, rows
 from lifecycle.data.source import Source
 from lifecycle.data.tokenizer import Tokenizer
+from lifecycle.data.words import well_formed
 
 SHOWN_CHARACTERS = 300
 Sample = tuple[int, str, int, str]  # priority, verdict, row, text
@@ -79,7 +79,8 @@ def left_out_samples(source: Source, seed: int, most: int) -> list[Sample]:
         chosen |= {row: (rank, f"dropped:{reason}") for rank, row in ranked}
     if not chosen:
         return []
-    found = rows(source.files, Position(0, 0, 0), wanted=chosen.__contains__)
+    skip = source.bad_rows.damaged_files
+    found = rows(source.files, Position(0, 0, 0), wanted=chosen.__contains__, on_damage=skip)
     return [(*chosen[raw.ordinal], raw.ordinal, excerpt(raw, source)) for raw in found]
 
 

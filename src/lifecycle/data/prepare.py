@@ -23,8 +23,10 @@ from rich.progress import track
 
 from lifecycle import atomic
 from lifecycle.data import decontamination
+from lifecycle.data.broken import BAD, refuse_broken
 from lifecycle.data.judge import HELD_OUT, judge
 from lifecycle.data.module import DataModule
+from lifecycle.data.quarantine import quarantine
 from lifecycle.data.raw import ENCODE_AT_ONCE
 from lifecycle.data.readers import Position, rows
 from lifecycle.data.source import Source, among
@@ -78,16 +80,23 @@ def _write_part(task: _Task) -> tuple[str, dict[str, Any]]:
 def _texts(task: _Task, counts: Counter[str]) -> Iterator[tuple[str, str]]:
     source = task.source
     leaves_out = source.leaves_out()
+    seen: Counter[str] = Counter()
     limit = source.spec.max_rows
     chosen = among(source.rows) if source.rows is not None else lambda row: True
     for raw in rows(
         source.files,
         Position(0, 0, 0),
         wanted=lambda row: row % PARTS == task.part and not leaves_out(row) and chosen(row),
+        on_damage=source.bad_rows.damaged_files,
     ):
         if limit is not None and raw.ordinal >= limit:
             return
         text, verdict, contaminated, _ = judge(raw, source)
+        seen[verdict] += 1
+        if verdict.startswith(BAD):
+            if source.quarantine is not None:
+                quarantine(source.quarantine, raw, verdict.removeprefix(BAD))
+            refuse_broken(source, seen, before=raw.ordinal, at_end=False)
         if contaminated and source.contaminated is not None:
             decontamination.record(source.contaminated, raw, contaminated)
         held = verdict == HELD_OUT
@@ -134,6 +143,8 @@ def _finish(source: Source, folder: Path, tokenizer: Tokenizer, parts: list[dict
     counts: Counter[str] = Counter(source.left_out_counts)
     for part in parts:
         counts.update(part["counts"])
+    held = sum(part["validation"]["documents"] for part in parts)
+    refuse_broken(source, {**counts, HELD_OUT: held}, before=counts.total() + held, at_end=True)
     metas = {}
     for side in SIDES:
         metas[side] = {

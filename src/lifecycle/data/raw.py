@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lifecycle.data import decontamination
+from lifecycle.data.broken import BAD, refuse_broken
 from lifecycle.data.files import File
 from lifecycle.data.judge import HELD_OUT, judge
 from lifecycle.data.quarantine import quarantine
@@ -28,8 +29,6 @@ from lifecycle.errors import UserError
 Encode = Callable[[list[str]], Sequence[NDArray[np.int32]]]
 FILES_PER_STREAM = 4  # from this many files a stream on, files are dealt whole: shares then differ by a few percent
 ENCODE_AT_ONCE = 64  # texts tokenised together: enough to amortise the call, few enough to start soon
-
-FEW = 3  # bad rows that a stream may meet in its part of a small source, if the whole source may have as many
 
 
 class RawDocuments:
@@ -203,12 +202,14 @@ class RawDocuments:
         self._reader = None
         if limit is not None:  # every stream must find the same number of rows, also one that came to the end first
             self._position = self._position._replace(row=min(limit, self._position.row))
-        self._check_bad(at_end=True)
+        refuse_broken(self.source, self._counts, before=self._position.row, at_end=True)
         return texts, True
 
     def _walk(self) -> Iterator[RawRow]:
         """The stream's rows of the pass; at its end the position tells how many rows the pass had."""
-        self._position = yield from rows(self._files(self._epoch), self._position, wanted=self._wanted())
+        on_damage = self.source.bad_rows.damaged_files
+        files, wanted = self._files(self._epoch), self._wanted()
+        self._position = yield from rows(files, self._position, wanted=wanted, on_damage=on_damage)
 
     def _usable(self, raw: RawRow) -> str | None:
         """The row's text, or None if it is bad, filtered out, or on the other side of the held-out split."""
@@ -217,27 +218,11 @@ class RawDocuments:
             self._counts[verdict] += 1
             if contaminated and self.source.contaminated is not None:
                 decontamination.record(self.source.contaminated, raw, contaminated)
-        if verdict.startswith("bad:"):
+        if verdict.startswith(BAD):
             if self._epoch == 0 and self.source.quarantine is not None:
-                quarantine(self.source.quarantine, raw, verdict[4:])
-            self._check_bad(at_end=False)
+                quarantine(self.source.quarantine, raw, verdict.removeprefix(BAD))
+            refuse_broken(self.source, self._counts, before=self._position.row, at_end=False)
         return text if (verdict == HELD_OUT) == self._held else None
-
-    def _check_bad(self, *, at_end: bool) -> None:
-        limits = self.source.bad_rows
-        bad = {k[4:]: n for k, n in self._counts.items() if k.startswith("bad:")}
-        total = sum(self._counts.values())
-        if sum(bad.values()) <= limits.max_share * total or (total < limits.min_rows and not at_end):
-            return
-        # A stream has read a part of the pass that just ended: one or two bad rows in it say little about the whole.
-        if total < limits.min_rows and sum(bad.values()) <= min(self._position.row * limits.max_share, FEW):
-            return
-        reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(bad.items(), key=lambda item: -item[1]))
-        raise UserError(
-            f"data.sources.{self.name}: {sum(bad.values())} of {total} rows are broken ({reasons}), more than the "
-            f"share data.bad_rows.max_share={limits.max_share}. They are listed in {self.source.quarantine}; mend the "
-            "file, map the fields (data.sources.NAME.fields), or raise the share"
-        )
 
     def _nothing_usable(self) -> str:
         counts = ", ".join(f"{k.rstrip(':')} {n}" for k, n in sorted(self._counts.items())) or "no rows at all"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, TypeAlias
 
 import orjson
+
+from lifecycle.data.words import well_formed
 
 Wanted = Callable[[int], bool]
 
@@ -61,11 +64,29 @@ def parse(raw: RawRow) -> dict[str, Any]:
     try:
         row = orjson.loads(payload)
     except orjson.JSONDecodeError:
-        _decode(payload)
-        raise BadRow("bad json") from None
+        row = _lenient(_decode(payload))
     if not isinstance(row, dict):
         raise BadRow("not an object")
     return row
+
+
+def _lenient(text: str) -> Any:
+    """What Python's own parser makes of it, which takes what Python, pandas and `datasets` write: NaN, Infinity and
+    halves of surrogate pairs (U+FFFD then)."""
+    try:
+        return _well_formed(json.loads(text))
+    except (ValueError, RecursionError):
+        raise BadRow("bad json") from None
+
+
+def _well_formed(value: Any) -> Any:
+    if isinstance(value, str):
+        return well_formed(value)
+    if isinstance(value, list):
+        return [_well_formed(one) for one in value]
+    if isinstance(value, dict):
+        return {well_formed(key): _well_formed(one) for key, one in value.items()}
+    return value
 
 
 def _decode(payload: bytes) -> str:

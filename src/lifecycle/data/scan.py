@@ -75,7 +75,12 @@ def scan(
 def _batches(source: Source, begin: Position) -> Iterator[Batch]:
     leaves_out, limit = source.leaves_out(), source.spec.max_rows
     batch, size = list[RawRow](), 0
-    for raw in rows(source.files, begin, wanted=lambda ordinal: not leaves_out(ordinal)):
+    for raw in rows(
+        source.files,
+        begin,
+        wanted=lambda ordinal: not leaves_out(ordinal),
+        on_damage=source.bad_rows.damaged_files,
+    ):
         if limit is not None and raw.ordinal >= limit:
             break
         batch.append(raw)

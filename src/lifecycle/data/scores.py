@@ -199,7 +199,9 @@ def _rows(task: _Task, part: int, parts: int) -> Iterator[_Row]:
     """Every row of a part, also those that are not trained on."""
     leaves_out = task.source.leaves_out()
     read_level = partial(_level, source=task.source) if task.by == "field" else lambda raw: float("nan")
-    for raw in rows(task.source.files, Position(0, 0, 0), wanted=lambda row: row % parts == part):
+    skip = task.source.bad_rows.damaged_files
+    mine = rows(task.source.files, Position(0, 0, 0), wanted=lambda row: row % parts == part, on_damage=skip)
+    for raw in mine:
         if task.source.spec.max_rows is not None and raw.ordinal >= task.source.spec.max_rows:
             return
         judged = judge(raw, task.source)

@@ -13,6 +13,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from lifecycle.data.contamination import Index
+from lifecycle.data.damage import OnDamage
 from lifecycle.data.files import File, fingerprint
 from lifecycle.data.specs import SourceSpec, ValidationRatio
 
@@ -25,10 +26,14 @@ ELSEWHERE = (
 
 @dataclass(frozen=True, kw_only=True)
 class BadRows:
-    """How much broken input a run bears: past `max_share` of a source's rows, once `min_rows` were read, it ends."""
+    """How much broken input a run bears: past `max_share` of a source's rows, once `min_rows` were read, it ends.
+
+    damaged_files: whether a file that is broken as a whole ends it too, or is passed over from there on.
+    """
 
     max_share: float
     min_rows: int
+    damaged_files: OnDamage = "error"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,6 +53,7 @@ class SourceSpec:
     answer_base: the number of the first option, where a row gives its answer as a number.
     step_tags: write the lines of a worked answer in <step> tags, and GSM8K's calculator marks in <calculation> tags.
     sample_by: what a row of a plain text file is.
+    encoding: of text files, JSON and CSV among them, by Python's name for it (utf-16, cp1252, latin-1, gb18030, ...).
     domain: what validation is reported by; None: the source's name.
     weight: share of the trained tokens, relative to the other weights: a number, or one that moves with progress,
         {start, end, shape} or {table: {PROGRESS: WEIGHT}} (see `weights.py`); 0: measured only, never trained on.
@@ -73,6 +74,7 @@ class SourceSpec:
     answer_base: int = 0
     step_tags: bool = False
     sample_by: SampleBy = "document"
+    encoding: str = "utf-8"
     domain: str | None = None
     weight: float | dict[str, Any] = 1.0
     filters: FilterSpec = field(default_factory=FilterSpec)
@@ -132,6 +134,10 @@ class SourceSpec:
             raise UserError(f"{where}.format is {self.format!r}; {_choices(str(self.format), get_args(Format))}")
         if self.sample_by not in get_args(SampleBy):
             raise UserError(f"{where}.sample_by is {self.sample_by!r}; {_choices(self.sample_by, get_args(SampleBy))}")
+        if not _is_encoding(self.encoding):
+            raise UserError(
+                f"{where}.encoding is {self.encoding!r}; wanted a text encoding that Python knows, as utf-16"
+            )
         if self.step_tags and self.format != "word_problem":
             raise UserError(f"{where}.step_tags is for format word_problem; this is {self.format}: remove it")
         for key, value in self.fields.items():
@@ -160,6 +166,14 @@ class SourceSpec:
             raise UserError(f"{where}.validation.ratio is {value.ratio}; wanted a share between 0 and 1, such as 0.05")
         if isinstance(value, str) and value == self.split and not isinstance(self.path, str | list):
             raise UserError(f"{where}.validation is {value!r}, the split that is trained on: name another, or a ratio")
+
+
+def _is_encoding(name: str) -> bool:
+    try:
+        "".encode(name)
+    except (LookupError, ValueError):  # unknown, or none of text (base64)
+        return False
+    return True
 
 
 def _choices(came: str, known: tuple[str, ...]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lifecycle.data.damage import OnDamage
 from lifecycle.data.files import is_remote, resolve
 from lifecycle.data.raw import RawDocuments
 from lifecycle.data.source import BadRows, HeldOut, Source
@@ -30,10 +31,15 @@ class SourceSize:
 
 
 def survey(
-    specs: Mapping[str, SourceSpec], *, tokenizer: Tokenizer | None, root: str | None, cache: Path
+    specs: Mapping[str, SourceSpec],
+    *,
+    tokenizer: Tokenizer | None,
+    root: str | None,
+    cache: Path,
+    on_damage: OnDamage = "error",
 ) -> list[SourceSize]:
     """The size of every source, from its rows where they are on this machine, else from `tokens` in its config."""
-    return [_size(name, spec, tokenizer, root, cache) for name, spec in specs.items()]
+    return [_size(name, spec, tokenizer, root, cache, on_damage) for name, spec in specs.items()]
 
 
 def known_tokenizer(wanted: str | TokenizerRecipe) -> Tokenizer | None:
@@ -48,11 +54,13 @@ def known_tokenizer(wanted: str | TokenizerRecipe) -> Tokenizer | None:
         return None
 
 
-def _size(name: str, spec: SourceSpec, tokenizer: Tokenizer | None, root: str | None, cache: Path) -> SourceSize:
+def _size(
+    name: str, spec: SourceSpec, tokenizer: Tokenizer | None, root: str | None, cache: Path, on_damage: OnDamage
+) -> SourceSize:
     spec.check(name)
     tokens, how = spec.tokens, "stated in the config" if spec.tokens else "unknown: on the hub"
     if spec.hub is None or Path(spec.hub).exists():
-        tokens, how = _measured(name, spec, tokenizer, root, cache)
+        tokens, how = _measured(name, spec, tokenizer, root, cache, on_damage)
     return SourceSize(
         name=name,
         domain=spec.domain or name,
@@ -63,7 +71,7 @@ def _size(name: str, spec: SourceSpec, tokenizer: Tokenizer | None, root: str | 
 
 
 def _measured(
-    name: str, spec: SourceSpec, tokenizer: Tokenizer | None, root: str | None, cache: Path
+    name: str, spec: SourceSpec, tokenizer: Tokenizer | None, root: str | None, cache: Path, on_damage: OnDamage
 ) -> tuple[float | None, str]:
     files = resolve(spec, name=name, root=root, cache=cache, hashed=False)
     if any(is_remote(file.url) for file in files):
@@ -73,7 +81,7 @@ def _measured(
         index=0,
         spec=replace(spec, max_epochs=1),
         files=files,
-        bad_rows=BadRows(max_share=1.0, min_rows=1),
+        bad_rows=BadRows(max_share=1.0, min_rows=1, damaged_files=on_damage),
         held_out=HeldOut.of(spec),
     )
     documents = RawDocuments(source, lambda texts: [], stream=0, streams=1, seed=0, buffer=1000, shuffle=False)

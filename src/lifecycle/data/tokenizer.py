@@ -27,8 +27,9 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lifecycle.data.bpe import Digits, check_settings, train, well_formed
+from lifecycle.data.bpe import Digits, check_settings, train
 from lifecycle.data.endings import end_ids
+from lifecycle.data.words import well_formed
 from lifecycle.errors import UserError
 
 Ids = NDArray[np.int32]

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from lifecycle.data.bpe import well_formed
 from lifecycle.data.extend import extend
 from lifecycle.data.module import DataModule
 from lifecycle.data.raw import RawDocuments
 from lifecycle.data.source import Source
 from lifecycle.data.tokenizer import Tokenizer
+from lifecycle.data.words import well_formed
 
 LONGEST = 20  # tokens listed by length: junk in the training text shows there first
 BUFFER = 1000  # documents that a sample is shuffled through
