@@ -75,7 +75,8 @@ FORMS: dict[str, tuple[bytes, Kind]] = {
     "lines.jsonl": ("\n".join(json.dumps(row) for row in TABLE).encode(), "jsonl"),
     "comma.csv": (as_csv(","), "csv"),
     "semicolon.csv": (as_csv(";"), "csv"),
-    "tab.tsv": (as_csv("\t"), "csv"),
+    "tab.tsv": (as_csv("\t"), "tsv"),
+    "tab.csv": (as_csv("\t"), "csv"),
 }
 
 

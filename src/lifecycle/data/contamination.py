@@ -43,6 +43,7 @@ class EvaluationSet:
     format: Format = "text"
     fields: dict[str, str | list[str]] = field(default_factory=dict)
     sample_by: SampleBy = "line"
+    encoding: str = "utf-8"
     ngram: int | None = None
     share: float | None = None
     min_words: int | None = None
@@ -57,6 +58,7 @@ class EvaluationSet:
             format=self.format,
             fields=self.fields,
             sample_by=self.sample_by,
+            encoding=self.encoding,
             validation=None,
         )
 

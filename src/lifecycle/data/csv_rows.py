@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from lifecycle.data.blocks import KEPT_BYTES, blocks, lines
 from lifecycle.data.damage import Damaged
-from lifecycle.data.files import MOST_ROW_BYTES, File, suffix_of
+from lifecycle.data.files import MOST_ROW_BYTES, File
 from lifecycle.data.raw_row import Position, RawRow, Rows, Wanted
 from lifecycle.data.retrying import RetryingFile
 from lifecycle.errors import UserError
@@ -45,8 +45,7 @@ def _header(file: File, raw: RetryingFile, most_bytes: int) -> tuple[list[str], 
     """Names of the fields, the delimiter, and where the first record stands."""
     feed = _Feed(blocks(file, raw, 0), 0, most_bytes)
     first = feed.peek()
-    tab = suffix_of(file.url) == ".tsv"
-    delimiter = "\t" if tab else max(DELIMITERS, key=lambda mark: first.count(mark.encode()))
+    delimiter = "\t" if file.kind == "tsv" else max(DELIMITERS, key=lambda mark: first.count(mark.encode()))
     found = feed.record(delimiter)
     names = [name.strip() for name in found[0]] if found else []
     if names and file.columns is not None and not set(names) & set(file.columns):

@@ -26,8 +26,11 @@ from lifecycle.data.specs import SourceSpec
 from lifecycle.data.stdlib import KINDS, materialise
 from lifecycle.errors import UserError
 
-Kind = Literal["jsonl", "csv", "parquet", "arrow", "document", "line", "paragraph"]
+Kind = Literal["jsonl", "csv", "tsv", "parquet", "arrow", "document", "line", "paragraph"]
 """How rows are cut out of a file; the last three are plain text."""
+
+READING = 2
+"""Raised when the same bytes are cut or parsed into other rows: what was derived from files is then made anew."""
 
 MOST_ROW_BYTES = 10_000_000
 """A longer row is a bad row: it is passed over without being held in memory."""
@@ -37,7 +40,7 @@ SUFFIXES: dict[str, Kind] = {
     ".ndjson": "jsonl",
     ".json": "jsonl",
     ".csv": "csv",
-    ".tsv": "csv",
+    ".tsv": "tsv",
     ".arrow": "arrow",
     ".feather": "arrow",
     ".parquet": "parquet",
@@ -116,8 +119,8 @@ def resolve(
 def fingerprint(files: Iterable[File]) -> str:
     """sha256 over what the files hold, in order, and how their rows are cut out; names, places and times of local ones
     do not enter."""
-    rows = [[file.kind, file.compression, file.size, file.stamp] for file in files]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    rows = [[file.kind, file.compression, file.encoding, file.size, file.stamp] for file in files]
+    return hashlib.sha256(json.dumps([READING, *rows]).encode()).hexdigest()
 
 
 def _with_hashes(files: tuple[File, ...], cache: Path) -> tuple[File, ...]:

@@ -56,7 +56,7 @@ def misnamed(head: bytes, file: File) -> str | None:
         if head.startswith(mark):
             return f"is a pointer to the data, not the data (run `{command}` in its folder)"
     wanted = HOLDS.get(file.compression or file.kind)
-    structured = wanted is not None or file.kind in ("jsonl", "csv")
+    structured = wanted is not None or file.kind in ("jsonl", "csv", "tsv")
     if structured and PAGE.match(head):
         return "holds a web page or an error message in place of the data"
     found = next((what for mark, what in MAGIC if head.startswith(mark)), None)

@@ -31,6 +31,7 @@ Cut = Callable[[File, RetryingFile, Position, Wanted, int], Rows]
 CUTS: dict[str, Cut] = {
     "jsonl": json_rows,
     "csv": csv_rows,
+    "tsv": csv_rows,
     "parquet": parquet_rows,
     "arrow": arrow_rows,
     "document": document_row,
