@@ -11,7 +11,8 @@ import torch.distributed as dist
 def run_two(script: Path, folder: Path) -> None:
     """Run `script` as rank 0 and 1, each with RANK STORE_FILE FOLDER; both must end well."""
     words = [[sys.executable, str(script), str(rank), str(folder / "store"), str(folder)] for rank in range(2)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'src'}"}
     ranks = [
         subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
         for line in words

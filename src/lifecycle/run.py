@@ -227,7 +227,7 @@ def _setup(
         activation_checkpointing=hardware.activation_checkpointing,
         attention=hardware.attention,
         peak_flops=start.choice.peak_flops,
-        initial_weights=parent.weights if parent and start.checkpoint is None else None,
+        read_weights=parent.read if parent and start.checkpoint is None else None,
         initial_optimizer=initial_optimizer(cfg, parent) if parent and start.checkpoint is None else None,
     )
 

@@ -8,6 +8,7 @@ from torch import nn
 from lifecycle.errors import UserError
 from lifecycle.model import Decoder, ModelConfig
 from lifecycle.model.decoder import build
+from lifecycle.model.sharding import kept_whole
 from lifecycle.optim import AdamW, Muon, parameter_groups
 
 
@@ -44,11 +45,11 @@ def test_every_parameter_of_the_decoder_is_in_exactly_one_group(tied: bool) -> N
     assert sorted(members) == sorted({id(p) for p in model.parameters()})
     by_group = names_by_group(model, groups)
     assert by_group["embedding"] == {"embedding.weight"}
-    assert all("norm" in name for name in by_group["no_decay"])
+    assert by_group["norm"] == {name for name, p in model.named_parameters() if "norm" in name}
     assert ("head.weight" in by_group["decay"]) != tied
     assert {e["name"]: (e["lr"], e["lr_peak"], e["weight_decay"]) for e in groups} == {
         "decay": (1e-3, 1e-3, 0.1),
-        "no_decay": (1e-3, 1e-3, 0.0),
+        "norm": (1e-3, 1e-3, 0.0),
         "embedding": (5e-3, 5e-3, 0.1),
     }
 
@@ -61,7 +62,7 @@ def test_muon_takes_the_hidden_matrices_and_nothing_else(tied: bool) -> None:
     assert by_group["muon"] == {n for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim == 2}
     assert sum(len(members) for members in by_group.values()) == len(list(model.parameters()))
     rates = {entry["name"]: entry["lr_peak"] for entry in optimizer.param_groups}
-    assert rates == {"muon": 0.02, "no_decay": 3e-4, "embedding": 3e-4} | ({} if tied else {"decay": 3e-4})
+    assert rates == {"muon": 0.02, "norm": 3e-4, "embedding": 3e-4} | ({} if tied else {"decay": 3e-4})
 
 
 MUON = Muon(
@@ -77,6 +78,9 @@ MUON = Muon(
     eps=1e-8,
     grad_clip=None,
 )
+
+
+ADAMW = AdamW(lr=1e-3, embedding_lr=None, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8, grad_clip=None)
 
 
 def test_a_tied_parameter_counts_once_and_under_its_first_name() -> None:
@@ -116,6 +120,17 @@ def test_biases_and_routers_do_not_decay_and_stacked_experts_are_matrices(name: 
     model = build(VARIANTS[name], seed=0)
     by_group = names_by_group(model, MUON.build(model).param_groups)
     still = {n for n, p in model.named_parameters() if p.ndim == 1 or "router" in n or "shared_gate" in n}
-    assert by_group["no_decay"] == still
+    assert by_group["norm"] | by_group.get("no_decay", set()) == still
     assert {n for n in by_group["muon"] if "experts" in n} == {n for n, p in model.named_parameters() if p.ndim == 3}
     assert by_group["embedding"] == {"embedding.weight"} and by_group.get("decay", set()) <= {"head.weight"}
+
+
+@pytest.mark.parametrize("name", sorted(VARIANTS))
+def test_what_shards_leave_whole_is_a_group_of_its_own(name: str) -> None:
+    """One optimizer kernel takes plain tensors or shards, never both."""
+    model = build(VARIANTS[name], seed=0)
+    whole = {id(parameter) for parameter in kept_whole(model)}
+    for groups in (MUON.build(model).param_groups, ADAMW.build(model).param_groups):
+        members = {entry["name"]: {id(parameter) for parameter in entry["params"]} for entry in groups}
+        assert members.pop("norm") == whole
+        assert not any(ids & whole for ids in members.values())

@@ -219,7 +219,7 @@ class Decoder(nn.Module):
                 continue
             residual = name.endswith(("o_proj.weight", "down_proj.weight", "experts.down_proj"))
             std = self.config.init_std / ((2 * self.config.layers) ** 0.5 if residual else 1.0)
-            _assign(parameter, _normal(parameter.shape, std, seed=_derived_seed(seed, name)))
+            fill(parameter, _normal(parameter.shape, std, seed=_derived_seed(seed, name)))
         for buffer in self.buffers():  # the routers' choice biases
             buffer.zero_()
 
@@ -267,7 +267,7 @@ def _normal(shape: torch.Size, std: float, *, seed: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device="cpu").normal_(0.0, std, generator=generator)
 
 
-def _assign(parameter: Tensor, value: Tensor) -> None:
+def fill(parameter: Tensor, value: Tensor) -> None:
     """Copy a whole tensor into a parameter that may be one rank's shard of it."""
     if isinstance(parameter, DTensor):
         # src_data_rank None: every rank has the same whole value already and keeps its part, nothing is sent

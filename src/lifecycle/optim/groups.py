@@ -2,7 +2,8 @@
 
     matrix, head      weights of two or more dimensions            rate `lr`            weight decay
     embedding         token embedding (a tied head is the same)    rate `embedding_lr`  weight decay
-    vector            norms, biases, scalars, and routers          rate `lr`            no decay
+    norm              norms and routers, which shards leave whole  rate `lr`            no decay
+    vector            biases, scalars, gates                       rate `lr`            no decay
 
 Kinds are told by the shape and by the parts of the dotted name, so they are the same for a plain, a compiled and a
 sharded model. Every group carries `name` and `lr_peak`; a stage sets `group["lr"] = group["lr_peak"] * factor(step)`.
@@ -18,18 +19,20 @@ from torch import Tensor, nn
 
 from lifecycle.errors import UserError
 
-Kind = Literal["matrix", "head", "embedding", "vector"]
+Kind = Literal["matrix", "head", "embedding", "norm", "vector"]
 
 EMBEDDING_PARTS = frozenset({"embed", "embed_tokens", "embedding", "embeddings", "token_embedding", "wte"})
 HEAD_PARTS = frozenset({"head", "lm_head", "unembed"})
-ROUTER_PARTS = frozenset({"router", "shared_gate"})
+ROUTER, GATE = "router", "shared_gate"
 """Rows that tokens are measured against: decay would flatten the choice, an orthogonal update forget its lengths."""
 
 
 def kind_of(name: str, parameter: Tensor) -> Kind:
     """What a parameter is to an optimizer, from its dotted name and its (unsharded) shape."""
     parts = set(name.split("."))
-    if parameter.ndim < 2 or parts & ROUTER_PARTS:
+    if ROUTER in parts or (parameter.ndim < 2 and any(part.endswith("norm") for part in parts)):
+        return "norm"
+    if parameter.ndim < 2 or GATE in parts:
         return "vector"
     if parts & EMBEDDING_PARTS:
         return "embedding"
@@ -73,16 +76,17 @@ def group(name: str, parameters: list[nn.Parameter], *, lr: float, weight_decay:
 def parameter_groups(
     named_parameters: Iterable[tuple[str, nn.Parameter]], *, lr: float, embedding_lr: float | None, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Groups `decay`, `no_decay` and `embedding` for AdamW; every trainable parameter is in exactly one of them.
+    """Groups `decay`, `no_decay`, `norm` and `embedding` for AdamW; every trainable parameter is in exactly one of them.
 
     `embedding_lr=None` means `lr`. Embeddings decay like matrices. Groups without members are left out.
     """
-    members: dict[Kind, list[nn.Parameter]] = {"matrix": [], "head": [], "embedding": [], "vector": []}
+    members: dict[Kind, list[nn.Parameter]] = {"matrix": [], "head": [], "embedding": [], "norm": [], "vector": []}
     for name, parameter in trainable(named_parameters).items():
         members[kind_of(name, parameter)].append(parameter)
     groups = [
         group("decay", members["matrix"] + members["head"], lr=lr, weight_decay=weight_decay),
         group("no_decay", members["vector"], lr=lr, weight_decay=0.0),
+        group("norm", members["norm"], lr=lr, weight_decay=0.0),
         group(
             "embedding",
             members["embedding"],

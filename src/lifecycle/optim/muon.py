@@ -106,14 +106,15 @@ class Muon:
     def build(self, model: nn.Module) -> MuonAdamW:
         """The optimizer over the trainable parameters of a model (plain or sharded).
 
-        Groups: `muon` (hidden matrices, stacked ones too), `decay` (head, other shapes), `no_decay`, `embedding`.
+        Groups: `muon` (hidden matrices, stacked ones too), `decay` (head, other shapes), `no_decay`, `norm`,
+        `embedding`.
         """
-        members: dict[str, list[nn.Parameter]] = {"muon": [], "decay": [], "no_decay": [], "embedding": []}
+        members: dict[str, list[nn.Parameter]] = {"muon": [], "decay": [], "no_decay": [], "norm": [], "embedding": []}
         for name, parameter in trainable(model.named_parameters()).items():
             kind = kind_of(name, parameter)
             matrices = parameter.ndim == 2 or is_stack(name, parameter)
             place = {"matrix": "muon" if matrices else "decay", "head": "decay", "vector": "no_decay"}
-            members[place.get(kind, "embedding")].append(parameter)
+            members[place.get(kind, kind)].append(parameter)
         assert self.lr is not None
         base = self.lr if self.adamw_lr is None else self.adamw_lr
         rates = {"muon": self.lr, "embedding": base if self.embedding_lr is None else self.embedding_lr}
@@ -131,7 +132,7 @@ class Muon:
                     "newton_schulz_steps": self.newton_schulz_steps,
                     "scale": self.scale,
                 }
-            decay = 0.0 if name == "no_decay" else self.weight_decay
+            decay = 0.0 if name in ("no_decay", "norm") else self.weight_decay
             groups.append(group(name, parameters, lr=rates.get(name, base), weight_decay=decay, **extra))
         return MuonAdamW([entry for entry in groups if entry["params"]])
 

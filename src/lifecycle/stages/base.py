@@ -3,7 +3,7 @@
 One call of `training_step` is one optimizer step (manual optimization). `Stage.take_step` does for every stage:
 
     count trained tokens over micro-batches and ranks  ->  for each micro-batch: loss sum * world / count, backward
-    ->  gradients synchronised on the last one only  ->  norm, clip  ->  all finite? step : skip  ->  validate if due
+    ->  gradients synchronised on the last one (where weights are sharded, on each)  ->  norm, clip  ->  all finite? step : skip  ->  validate if due
 
 where a model with experts adds its balance loss to each micro-batch's sum, and moves its choice biases after the step;
 so splitting a step differently changes nothing, `global_step` means what users think, and a bad batch can be skipped.
@@ -29,7 +29,13 @@ from lifecycle.model.attention import Kernel
 from lifecycle.optim import AdamW, Muon, Schedule, clip_gradients
 from lifecycle.optim.carry import carry_over
 from lifecycle.stages.building import build_for, kernel_for
-from lifecycle.stages.exchange import any_rank, count_tokens, sum_over_ranks, synchronised
+from lifecycle.stages.exchange import (
+    any_rank,
+    average_whole_gradients,
+    count_tokens,
+    sum_over_ranks,
+    synchronised,
+)
 from lifecycle.stages.meter import Meter
 from lifecycle.stages.routing import add_routing
 from lifecycle.stages.setup import Setup
@@ -58,7 +64,6 @@ class Stage(pl.LightningModule):
         self.skipping = skipping
         self._rope_theta = model.rope_theta
         self._schedule = schedule.resolve(setup.timeline.steps, setup.timeline.steps_of, setup.timeline.last_steps_of)
-        self._initial_weights = setup.initial_weights
         self.model: Decoder | None = None
         self.meter = Meter(log_every=setup.log_every, peak_flops=setup.peak_flops, sources=setup.source_names)
         self.stop_asked = False  # set by a signal, at any moment, on this rank
@@ -93,8 +98,7 @@ class Stage(pl.LightningModule):
         if self.model is not None:
             return
         mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]  # of strategies that shard
-        self.model = build_for(self.setup_facts, self.config, self._initial_weights, mesh)
-        self._initial_weights = None
+        self.model = build_for(self.setup_facts, self.config, mesh)
 
     @abstractmethod
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
@@ -140,6 +144,7 @@ class Stage(pl.LightningModule):
                 extra[name] = extra.get(name, 0) + value
         for name, value in self.add_penalties().items():  # as what is logged is divided by the step's tokens
             extra[name] = value * counts[0] / self.trainer.world_size
+        average_whole_gradients(self.trainer, self.model)  # type: ignore[arg-type]
         loads = None if loads is None else sum_over_ranks(loads)
         norm = clip_gradients(self.parameters(), self.optimizer_spec.grad_clip)
         bad, self.preempted = any_rank(self.skipping.bad(norm, total), self.stop_asked)

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor
+from torch import Tensor, nn
 
 from lifecycle.batch import TokenBatch
+from lifecycle.model.sharding import kept_whole
 
 
 def many_ranks() -> bool:
@@ -46,12 +47,21 @@ def any_rank(bad: Tensor, stop: bool) -> tuple[bool, bool]:
 
 @contextlib.contextmanager
 def synchronised(trainer: pl.Trainer, *, last: bool) -> Iterator[None]:
-    """Gradients are exchanged between ranks in the last micro-batch's backward pass only."""
-    if isinstance(trainer.strategy, ModelParallelStrategy):
-        trainer.lightning_module.model.set_requires_gradient_sync(last or trainer.world_size == 1)  # type: ignore[union-attr,operator]
-        yield
-    elif trainer.world_size == 1 or last:
+    """Gradients are exchanged between ranks in the last micro-batch's backward pass only; sharded ones in each, or every
+    rank would hold the whole sum in fp32 from one micro-batch to the next."""
+    if last or trainer.world_size == 1 or isinstance(trainer.strategy, ModelParallelStrategy):
         yield
     else:
         with trainer.strategy.model.no_sync():  # type: ignore[union-attr,operator]
             yield
+
+
+def average_whole_gradients(trainer: pl.Trainer, model: nn.Module) -> None:
+    """Average over the ranks the gradients of what a sharded model keeps whole on each: one exchange a step."""
+    if not isinstance(trainer.strategy, ModelParallelStrategy) or not many_ranks():
+        return
+    parameters = [parameter for parameter in kept_whole(model) if parameter.requires_grad]
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    mean = sum_over_ranks(torch.cat([gradient.flatten() for gradient in gradients])) / trainer.world_size
+    for parameter, part in zip(parameters, mean.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = part.view_as(parameter)

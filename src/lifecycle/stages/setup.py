@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ class Setup:
 
     `timeline`: the steps of the run, what each is made of, and the rate that goes with it; `domains` maps a validation
     domain to its weight and the bytes of its text; `peak_flops` is one device's dense peak (None: unknown, no MFU);
-    `initial_weights` are a parent's, `initial_optimizer` the state of its optimizer.
+    `read_weights` reads a parent's, `initial_optimizer` is the state of its optimizer.
     """
 
     timeline: Timeline
@@ -32,5 +32,5 @@ class Setup:
     activation_checkpointing: bool
     attention: Kernel | Literal["auto"]
     peak_flops: float | None
-    initial_weights: Mapping[str, Tensor] | None = None
+    read_weights: Callable[[], Mapping[str, Tensor]] | None = None
     initial_optimizer: Mapping[str, Any] | None = None
