@@ -113,8 +113,9 @@ def memory_of(
     copies: float
     if shards == 1:
         copies = BF16 * count if precision == "bf16" else 0
-    else:  # the root group and two blocks are gathered at a time
-        copies = size * (min(count, count - block * model.layers + 2 * block))
+    else:  # the root group and two blocks are whole at a time: weights, and gradients until they are summed in fp32
+        root = count - block * model.layers
+        copies = 2 * size * min(count, root + 2 * block) + FP32 * max(root, 2 * block)
     memory = Memory(
         weights=FP32 * count / shards,
         gradients=FP32 * count / shards,

@@ -75,3 +75,16 @@ def test_a_damaged_shard_is_passed_over(tmp_path: Path) -> None:
     again = train(tmp_path, "sharded", 2, 4)
     assert again == {step: whole[step] for step in (3, 4)}
     assert names(tmp_path) == ["step-00000002", "step-00000004"] and (tmp_path / "damaged-step-00000004").is_dir()
+
+
+@pytest.mark.slow
+def test_a_save_that_one_rank_cannot_write_ends_all_ranks_with_what_was_saved_before(tmp_path: Path) -> None:
+    command = [sys.executable, str(TOY), str(tmp_path), "sharded", "2", "8", "9", "0"]
+    environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "TOY_START")} | {"TOY_FULL": "4"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=180, check=False)
+    assert done.returncode != 0
+    assert "step-00000004 could not be written (No space left on device)" in done.stderr
+    assert names(tmp_path) == ["step-00000002"]
+    assert not list(tmp_path.glob(".staging-*"))
+    steps = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("loss ")]
+    assert steps[-1] < 8  # it was raised at the save after, not at the end

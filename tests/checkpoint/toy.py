@@ -3,6 +3,7 @@
 Saves every second step, goes on from the last good checkpoint, prints "loss STEP HEX" for every step on rank 0.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -18,7 +19,13 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 
 from lifecycle.callbacks.saving import periodic
-from lifecycle.checkpoint import CommittedCheckpointIO, ShardedStrategy, last_good
+from lifecycle.checkpoint import CommittedCheckpointIO, ShardedStrategy, last_good, wait_for_saves
+from lifecycle.checkpoint.protocol import HashingFile
+
+
+def disk_full(self: HashingFile, data: object) -> int:
+    """Stands in for a write once the disk of the last rank has no room."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class Toy(pl.LightningModule):
@@ -26,6 +33,7 @@ class Toy(pl.LightningModule):
 
     def __init__(self, kill_after: int) -> None:
         super().__init__()
+        self.full_after = int(os.environ.get("TOY_FULL", 0))
         self.automatic_optimization = False
         self.kill_after = kill_after
         self.model: nn.Sequential | None = None
@@ -44,6 +52,10 @@ class Toy(pl.LightningModule):
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
         optimizer: Any = self.optimizers()
         step, world = self.trainer.global_step, self.trainer.world_size
+        if step == self.full_after - 1:
+            wait_for_saves(self.trainer.strategy)
+            if self.global_rank == world - 1:
+                HashingFile.write = disk_full  # type: ignore[method-assign]
         assert self.model is not None
         x = torch.randn(8, 7, generator=torch.Generator().manual_seed(step)).chunk(world)[self.global_rank]
         loss = self.model(x).sub(x[:, :3]).square().mean()
@@ -58,9 +70,7 @@ class Toy(pl.LightningModule):
 
     def on_train_batch_end(self, *args: Any) -> None:
         if self.kill_after and self.trainer.global_step == self.kill_after:
-            writer = self.trainer.strategy.checkpoint_io
-            assert isinstance(writer, CommittedCheckpointIO)
-            writer.wait()
+            wait_for_saves(self.trainer.strategy)
             self.trainer.strategy.barrier()
             if self.global_rank == 0:
                 os.killpg(0, signal.SIGKILL)

@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lifecycle import atomic
 from lifecycle.callbacks.forgetting import History, Measurement, judge
-from lifecycle.checkpoint import CommittedCheckpointIO, list_committed, step_of
+from lifecycle.checkpoint import list_committed, step_of, wait_for_saves
 from lifecycle.root import Guard
 
 NAME = "forgetting.json"
@@ -81,9 +81,7 @@ class ForgettingGuard(Callback):
 
     def _safe_step(self, found: Measurement, trainer: Trainer) -> int:
         """The last step below `stop` that has a checkpoint, 0 without one; as rank 0, which writes them, sees it."""
-        writer = trainer.strategy.checkpoint_io
-        if isinstance(writer, CommittedCheckpointIO):
-            writer.wait()
+        wait_for_saves(trainer.strategy)
         committed = [step_of(path) or 0 for path in list_committed(self._folder / "checkpoints")]
         known = History([*self.history.measurements, found])
         return int(trainer.strategy.broadcast(max(known.safe_steps(committed), default=0)))

@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lifecycle.checkpoint import CommittedCheckpointIO, mark_best, mark_safe
+from lifecycle.checkpoint import CommittedCheckpointIO, ShardedStrategy, mark_best, mark_safe
 
 
 def step_name(step: int) -> str:
@@ -81,5 +81,7 @@ class SaveOnEvents(Callback):
         writer = trainer.strategy.checkpoint_io
         if isinstance(writer, CommittedCheckpointIO):
             writer.raise_pending()
+            # a sharded save ends on every rank at a moment of its own: the ranks stop together, and then it is raised
+            stage.stop_asked |= isinstance(trainer.strategy, ShardedStrategy) and trainer.strategy.save_failed
             stage.meter.checkpointed(writer.blocked_s - self._blocked_s)
             self._blocked_s = writer.blocked_s

@@ -4,7 +4,7 @@ from lifecycle.checkpoint.io import CommittedCheckpointIO, load
 from lifecycle.checkpoint.manifest import CheckpointError, Entry, Manifest, verify
 from lifecycle.checkpoint.protocol import last_good, list_committed, step_of
 from lifecycle.checkpoint.retention import keep, mark_best, mark_safe, prune, read_best
-from lifecycle.checkpoint.sharded import ShardedStrategy
+from lifecycle.checkpoint.sharded import ShardedStrategy, wait_for_saves
 
 __all__ = [
     "CheckpointError",
@@ -22,4 +22,5 @@ __all__ = [
     "read_best",
     "step_of",
     "verify",
+    "wait_for_saves",
 ]

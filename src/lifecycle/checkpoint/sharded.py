@@ -5,23 +5,30 @@
                     state.pt                         everything else, by rank 0; read with weights_only
                     manifest.json
 
+    save_checkpoint:  wait for the save before  ->  every rank copies its shards to the host  ->  return
+    a thread a rank:  write + hash  ->  tell each other (a gloo group of their own)  ->  rank 0: manifest, rename, prune
+
 The folder must be on a file system that all ranks share. A checkpoint can be loaded on any number of ranks.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import time
 from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.state_dict import (
@@ -34,6 +41,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 
+from lifecycle.checkpoint.hostcopy import HostCopy
 from lifecycle.checkpoint.io import CommittedCheckpointIO, tokens_of
 from lifecycle.checkpoint.manifest import MANIFEST, CheckpointError, Entry, check_hashes, read_manifest
 from lifecycle.checkpoint.protocol import Staging, clear_staging, commit, open_staging, refused
@@ -45,8 +53,9 @@ class ShardedStrategy(ModelParallelStrategy):
     """Lightning's strategy for sharded weights, its checkpoints under the commit protocol.
 
     Both sizes are asked for: Lightning's default is tensor parallelism over all devices. Retention is that of the
-    `CommittedCheckpointIO` among the Trainer's plugins; without one every checkpoint stays. Saves are not in the
-    background.
+    `CommittedCheckpointIO` among the Trainer's plugins; without one every checkpoint stays. Saves are written in the
+    background, where that plugin's are; an error there raises `CheckpointError` on all ranks at the next save or at the
+    end: whoever sees `save_failed` asks for one.
     """
 
     def __init__(
@@ -58,34 +67,75 @@ class ShardedStrategy(ModelParallelStrategy):
             save_distributed_checkpoint=True,
             process_group_backend=process_group_backend,
         )
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        self._pending_path: Path | None = None
+        self._talk: dist.ProcessGroup | None = None  # of the threads: their words do not mix with training's
+        self._host = HostCopy()
+
+    @property
+    def save_failed(self) -> bool:
+        """Whether the save in the background has ended with an error, as this rank knows by now."""
+        return self._pending is not None and self._pending.done() and self._pending.exception() is not None
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        """Every rank must call. Raises the same `CheckpointError` on all ranks if one of them fails.
-
-        A step that is committed already is not written again.
+        """Every rank must call. Raises the same `CheckpointError` on all ranks if one of them fails, and if the save
+        before did. A step that is committed already, or being written, is not written again.
         """
         started = time.perf_counter()
         path = Path(self.broadcast(str(filepath)))
+        if path != self._pending_path:
+            self.wait()
+            self._save(checkpoint, path)
+        if isinstance(self.checkpoint_io, CommittedCheckpointIO):
+            self.checkpoint_io.count_blocked(time.perf_counter() - started)
+
+    def _save(self, checkpoint: dict[str, Any], path: Path) -> None:
         shards = {"state_dict": checkpoint.pop("state_dict")}
         shards |= {f"optimizer_{n}": state for n, state in enumerate(checkpoint.pop("optimizer_states", []))}
         plain(checkpoint)
         needed = self._total_bytes(shards)
         folder, error = self.broadcast(self._open(path, needed) if self.is_global_zero else (None, None))
         self._raise_first([error])
-        if folder is not None:
-            shares = self._gather(_write_share(Path(folder), path, shards, checkpoint, needed, self.is_global_zero))
-            errors = [error for _, error in shares]
-            files = {name: entry for entries, _ in shares for name, entry in entries.items()}
-            if self.is_global_zero and any(errors):
-                shutil.rmtree(folder, ignore_errors=True)
-            self._raise_first(errors)
-            facts = (int(checkpoint["global_step"]), tokens_of(checkpoint))
-            ended = self._commit(Path(folder), path, files, *facts, needed) if self.is_global_zero else None
-            self._raise_first([self.broadcast(ended)])
-        if isinstance(self.checkpoint_io, CommittedCheckpointIO):
-            self.checkpoint_io.count_blocked(time.perf_counter() - started)
+        if folder is None:
+            return
+        self._talk = self._talk or dist.new_group(backend="gloo")
+        tree = io.BytesIO()
+        torch.save(checkpoint, tree)
+        facts = Facts(path, Path(folder), needed, int(checkpoint["global_step"]), tokens_of(checkpoint))
+        write = partial(self._write, facts, self._host.take(shards), tree.getbuffer())
+        if isinstance(self.checkpoint_io, CommittedCheckpointIO) and self.checkpoint_io.async_save:
+            self._pending, self._pending_path = self._thread.submit(write), path
+        else:
+            write()
+
+    def _write(self, facts: Facts, shards: dict[str, Any], tree: memoryview) -> None:
+        """Every rank's share, and the commit by rank 0: all know how it ended, and raise the same."""
+        shares = self._gather(
+            _write_share(facts, shards, tree if self.is_global_zero else None, self._talk), self._talk
+        )
+        errors = [error for _, error in shares]
+        files = {name: entry for entries, _ in shares for name, entry in entries.items()}
+        if self.is_global_zero and any(errors):
+            shutil.rmtree(facts.folder, ignore_errors=True)
+        self._raise_first(errors)
+        self._raise_first(self._gather(self._commit(facts, files) if self.is_global_zero else None, self._talk))
+
+    def wait(self) -> None:
+        """Return when nothing is being written; raises the error of the save that was."""
+        pending, self._pending, self._pending_path = self._pending, None, None
+        if pending is not None:
+            pending.result()
+
+    def teardown(self) -> None:
+        """Finish the save that is being written, raise its error, and give the memory back."""
+        try:
+            self.wait()
+        finally:
+            self._host.release()
+            super().teardown()
 
     def load_checkpoint(
         self, checkpoint_path: str | os.PathLike[str], weights_only: bool | None = None
@@ -95,6 +145,7 @@ class ShardedStrategy(ModelParallelStrategy):
         The ranks share the hashing; nothing is read before all files are right. Raises `CheckpointError` on all ranks.
         """
         assert self.model is not None and self.lightning_module is not None
+        self.wait()
         path = Path(self.broadcast(str(checkpoint_path)))
         self._raise_first(self._gather(self._check_share(path)))
         optimizers = self.optimizers
@@ -124,17 +175,15 @@ class ShardedStrategy(ModelParallelStrategy):
         except OSError as error:
             return None, str(refused(path, error, needed))
 
-    def _commit(
-        self, folder: Path, path: Path, files: dict[str, Entry], step: int, tokens: int | None, needed: int
-    ) -> str | None:
+    def _commit(self, facts: Facts, files: dict[str, Entry]) -> str | None:
         """Commit and prune; returns what went wrong."""
         try:
-            commit(folder, path, files, step=step, tokens=tokens)
+            commit(facts.folder, facts.path, files, step=facts.step, tokens=facts.tokens)
         except OSError as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            return str(refused(path, error, needed))
+            shutil.rmtree(facts.folder, ignore_errors=True)
+            return str(refused(facts.path, error, facts.needed))
         if isinstance(self.checkpoint_io, CommittedCheckpointIO):
-            self.checkpoint_io.prune_after(path)
+            self.checkpoint_io.prune_after(facts.path)
         return None
 
     def _check_share(self, path: Path) -> str | None:
@@ -153,10 +202,10 @@ class ShardedStrategy(ModelParallelStrategy):
         local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
         return sum(self._gather(sum(tensor.nbytes for tensor in local)))
 
-    def _gather(self, mine: Any) -> list[Any]:
+    def _gather(self, mine: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
         """What every rank has, on every rank."""
         everyone: list[Any] = [None] * self.world_size
-        dist.all_gather_object(everyone, mine)
+        dist.all_gather_object(everyone, mine, group=group)
         return everyone
 
     def _raise_first(self, errors: list[str | None]) -> None:
@@ -166,23 +215,41 @@ class ShardedStrategy(ModelParallelStrategy):
                 raise CheckpointError(words)
 
 
+def wait_for_saves(strategy: Strategy) -> None:
+    """Return when no checkpoint of the run is being written. Raises the `CheckpointError` of one that failed."""
+    writer = strategy if isinstance(strategy, ShardedStrategy) else strategy.checkpoint_io
+    if isinstance(writer, (ShardedStrategy, CommittedCheckpointIO)):
+        writer.wait()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of one save: where it goes, the staging folder, its bytes over all ranks, and what the manifest says of it."""
+
+    path: Path
+    folder: Path
+    needed: int
+    step: int
+    tokens: int | None
+
+
 def _write_share(
-    folder: Path, path: Path, shards: dict[str, Any], rest: dict[str, Any], needed: int, first: bool
+    facts: Facts, shards: dict[str, Any], tree: memoryview | None, group: dist.ProcessGroup | None
 ) -> tuple[dict[str, Entry], str | None]:
-    """This rank's files, and what went wrong."""
-    staging = Staging(folder)
-    writer = dcp.FileSystemWriter(folder, single_file_per_rank=True, sync_files=True)
+    """This rank's files (with `tree`, everything that is not shared out), and what went wrong."""
+    staging = Staging(facts.folder)
+    writer = dcp.FileSystemWriter(facts.folder, single_file_per_rank=True, sync_files=True)
     writer.fs = _HashingFileSystem(staging)
     try:
-        dcp.save(shards, storage_writer=writer)
-        if first:
+        dcp.save(shards, storage_writer=writer, process_group=group)
+        if tree is not None:
             with staging.create(TREE) as file:
-                torch.save(rest, cast(IO[bytes], file))
+                file.write(tree)
     except OSError as error:
-        return {}, str(refused(path, error, needed))
+        return {}, str(refused(facts.path, error, facts.needed))
     except CheckpointException as error:  # some rank's; torch tells all of them
         causes = [cause for cause, _ in error.failures.values()]
-        refusals = [str(refused(path, cause, needed)) for cause in causes if isinstance(cause, OSError)]
+        refusals = [str(refused(facts.path, cause, facts.needed)) for cause in causes if isinstance(cause, OSError)]
         if not refusals:
             raise
         return {}, refusals[0]

@@ -76,7 +76,7 @@ def group(name: str, parameters: list[nn.Parameter], *, lr: float, weight_decay:
 def parameter_groups(
     named_parameters: Iterable[tuple[str, nn.Parameter]], *, lr: float, embedding_lr: float | None, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Groups `decay`, `no_decay`, `norm` and `embedding` for AdamW; every trainable parameter is in exactly one of them.
+    """Groups `decay`, `no_decay`, `norm` and `embedding` for AdamW; every trainable parameter is in exactly one.
 
     `embedding_lr=None` means `lr`. Embeddings decay like matrices. Groups without members are left out.
     """

@@ -3,7 +3,7 @@
 One call of `training_step` is one optimizer step (manual optimization). `Stage.take_step` does for every stage:
 
     count trained tokens over micro-batches and ranks  ->  for each micro-batch: loss sum * world / count, backward
-    ->  gradients synchronised on the last one (where weights are sharded, on each)  ->  norm, clip  ->  all finite? step : skip  ->  validate if due
+    ->  gradients synchronised on the last one only  ->  norm, clip  ->  all finite? step : skip  ->  validate if due
 
 where a model with experts adds its balance loss to each micro-batch's sum, and moves its choice biases after the step;
 so splitting a step differently changes nothing, `global_step` means what users think, and a bad batch can be skipped.

@@ -15,9 +15,7 @@ from lifecycle.model.sharding import load_sharded, shard
 from lifecycle.stages.setup import Setup
 
 
-def build_for(
-    setup: Setup, config: ModelConfig, mesh: DeviceMesh | None
-) -> Decoder:
+def build_for(setup: Setup, config: ModelConfig, mesh: DeviceMesh | None) -> Decoder:
     """The decoder of `config` with its parent's weights, or initialised by the run's seed; sharded over `mesh` if there
     is one."""
     if mesh is not None:

@@ -47,8 +47,10 @@ def any_rank(bad: Tensor, stop: bool) -> tuple[bool, bool]:
 
 @contextlib.contextmanager
 def synchronised(trainer: pl.Trainer, *, last: bool) -> Iterator[None]:
-    """Gradients are exchanged between ranks in the last micro-batch's backward pass only; sharded ones in each, or every
-    rank would hold the whole sum in fp32 from one micro-batch to the next."""
+    """Gradients are exchanged between ranks in the last micro-batch's backward pass only.
+
+    Sharded ones in each: every rank would hold the whole sum in fp32 from one micro-batch to the next.
+    """
     if last or trainer.world_size == 1 or isinstance(trainer.strategy, ModelParallelStrategy):
         yield
     else:

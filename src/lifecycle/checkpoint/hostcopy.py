@@ -1,0 +1,58 @@
+"""A rank's shards, copied to the host: what a save in the background writes while training changes the shards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+
+class HostCopy:
+    """Host memory for one snapshot of a rank's shards, taken once and used again while the shards stay the same."""
+
+    def __init__(self) -> None:
+        self._kept: list[torch.Tensor] = []
+
+    def release(self) -> None:
+        """Give the memory back."""
+        for part in (_local(kept) for kept in self._kept):
+            if part.is_pinned():
+                torch.cuda.cudart().cudaHostUnregister(part.data_ptr())
+        self._kept = []
+
+    def take(self, shards: dict[str, Any]) -> dict[str, Any]:
+        """`shards` with every tensor copied out of the way of training."""
+        leaves, tree = tree_flatten(shards)
+        tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        if [_layout(tensor) for tensor in tensors] != [_layout(tensor) for tensor in self._kept]:
+            self.release()
+            self._kept = [_on_host(tensor) for tensor in tensors]
+        for kept, tensor in zip(self._kept, tensors, strict=True):
+            _local(kept).copy_(_local(tensor), non_blocking=True)
+        for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
+            torch.cuda.synchronize(device)
+        copies = iter(self._kept)
+        copied: dict[str, Any] = tree_unflatten(
+            [next(copies) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], tree
+        )
+        return copied
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.shape, _local(tensor).shape, tensor.dtype
+
+
+def _on_host(tensor: torch.Tensor) -> torch.Tensor:
+    """Room on the host for a tensor or its shard; from a GPU, in pages that it can be copied to at full speed."""
+    room = tensor.to("cpu", copy=True)
+    part = _local(room)
+    if tensor.is_cuda and part.numel():  # where the limit on locked memory forbids it, the copy is only slower
+        torch.cuda.cudart().cudaHostRegister(part.data_ptr(), part.nbytes, 0)
+    return room
