@@ -4,6 +4,7 @@ Lightning calls `configure_model` with the accelerator as the default device; wh
 """
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,8 +44,8 @@ MUON = Muon(
 def test_a_run_builds_the_same_weights_whatever_the_default_device(config: ModelConfig, default: str) -> None:
     setup, wanted = stage().setup_facts, build(config, seed=1)
     with torch.device(default):
-        fresh = build_for(setup, config, None, None)
-        from_parent = build_for(setup, config, wanted.state_dict(), None)
+        fresh = build_for(setup, config, None)
+        from_parent = build_for(replace(setup, read_weights=wanted.state_dict), config, None)
     for made in (fresh, from_parent):
         assert {name: tensor.device.type for name, tensor in made.state_dict().items()} == dict.fromkeys(
             wanted.state_dict(), "cpu"
