@@ -163,7 +163,7 @@ def dropped(folder: Path) -> list[int]:
 
 def test_streaming_leaves_out_exactly_the_salt_and_says_where_it_was(tmp_path: Path, salted: list[int]) -> None:
     data = module(tmp_path)
-    documents = data.corpus.open_documents("train", 0, 1, None)
+    documents = data.corpus.documents("train")
     given = [data.tokenizer.decode(documents.next().tolist()) for _ in range(250)]
     clean = {question(row) for row in range(300) if row not in salted}
     assert {text.split("Question: ")[1].split("\nA. yes")[0] for text in given} == clean
@@ -188,7 +188,7 @@ def test_prepared_rows_of_another_decontamination_are_refused(tmp_path: Path, sa
 
 def test_what_was_listed_twice_is_reported_once(tmp_path: Path, salted: list[int]) -> None:
     for _ in range(2):  # as after a resume, which reads rows again
-        list(module(tmp_path).corpus.open_documents("train", 0, 1, None).texts())  # type: ignore[attr-defined]
+        list(module(tmp_path).corpus.documents("train").texts())  # type: ignore[attr-defined]
     assert dropped(tmp_path / "run") == salted
 
 

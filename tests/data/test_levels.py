@@ -90,7 +90,7 @@ def one_pass(data: DataModule, names: list[str], streams: int) -> Counter[str]:
     found: Counter[str] = Counter()
     for name in names:
         for stream in range(streams):
-            documents = data.corpus.open_documents(name, stream, streams, None)
+            documents = data.corpus.open_documents(name, streams, {stream: None})[stream]
             with pytest.raises(Exhausted):
                 while True:
                     found[data.tokenizer.decode(documents.next().tolist())] += 1
@@ -140,7 +140,7 @@ def test_what_is_left_out_is_counted_once(texts: Path) -> None:
     def counted(data: DataModule) -> Counter[str]:
         total: Counter[str] = Counter()
         for source in data.sources:
-            documents = data.corpus.open_documents(source.name, 0, 1, None)
+            documents = data.corpus.documents(source.name)
             with pytest.raises(Exhausted):
                 while True:
                     documents.next()
@@ -257,7 +257,7 @@ def test_a_level_of_fewer_rows_than_streams_reaches_every_stream(texts: Path) ->
         curriculum=curriculum(by="field", scale="none", stages=stages((0.5, (1.0, 3.0)), (1.0, (3.0, 5.0)))),
     )
     for stream in range(8):
-        documents = data.corpus.open_documents("few.level3-5", stream, 8, None)
+        documents = data.corpus.open_documents("few.level3-5", 8, {stream: None})[stream]
         assert {data.tokenizer.decode(documents.next().tolist()) for _ in range(6)} <= {"1", "9"}
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from lifecycle.data import kept_scan, near_duplicates, scan
+from lifecycle.data.dealer import START, Dealer
 from lifecycle.data.filters import FilterSpec, NearRules
 from lifecycle.data.minhash import signatures
 from lifecycle.data.raw import RawDocuments
@@ -187,7 +188,8 @@ def test_streams_give_the_rows_that_stay_and_count_the_others(tmp_path: Path) ->
     spec = SourceSpec(path="a.jsonl", filters=NEAR, max_epochs=1, validation=None)
     source = opened(tmp_path, {"a": spec})["a"]
     readers = [
-        RawDocuments(source, lambda texts: [], stream=stream, streams=3, seed=1, buffer=20) for stream in range(3)
+        RawDocuments(Dealer(source, at={stream: START}, streams=3, seed=1, buffer=20), lambda texts: [], stream=stream)
+        for stream in range(3)
     ]
     given = sorted(text for reader in readers for text in reader.texts())
     assert given == sorted(document(n) for n in range(30))

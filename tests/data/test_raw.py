@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from lifecycle.data.dealer import Dealer
 from lifecycle.data.files import resolve
-from lifecycle.data.raw import RawDocuments
+from lifecycle.data.raw import RawDocuments, place_in
 from lifecycle.data.source import BadRows, HeldOut, Source
 from lifecycle.data.specs import SourceSpec
 from lifecycle.data.stream import Exhausted
@@ -44,7 +45,8 @@ def encode(texts: list[str]) -> list[NDArray[np.int32]]:
 
 
 def reader(source: Source, stream: int, streams: int, state: dict | None = None, held: bool = False) -> RawDocuments:
-    return RawDocuments(source, encode, stream=stream, streams=streams, seed=3, buffer=40, state=state, held=held)
+    dealer = Dealer(source, at={stream: place_in(state)}, streams=streams, seed=3, buffer=40)
+    return RawDocuments(dealer, encode, stream=stream, state=state, held=held)
 
 
 def take(documents: RawDocuments, count: int) -> list[int]:

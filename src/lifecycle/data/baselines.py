@@ -81,7 +81,7 @@ def _sample(data: DataModule) -> list[Piece]:
     """Training documents in the shares of the mixture, each source at most once."""
     sample = []
     for source in data.sources:
-        pieces = Pieces(data.corpus.open_documents(source.name, 0, 1, None), source.index)
+        pieces = Pieces(data.corpus.documents(source.name), source.index)
         left = int(SAMPLE_TOKENS * data.weights[source.name])
         while left > 0 and pieces.documents.totals()["epochs"] < 1:
             try:

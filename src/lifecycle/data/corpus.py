@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ from lifecycle.data import decontamination
 from lifecycle.data.contamination import Decontaminate, evaluation_index
 from lifecycle.data.count import count_positions
 from lifecycle.data.curriculum import Curriculum
+from lifecycle.data.dealer import Dealer
 from lifecycle.data.files import place
 from lifecycle.data.formats import views
 from lifecycle.data.levels import Level, deal, described, in_order, under_curriculum
 from lifecycle.data.packing import Piece
 from lifecycle.data.plan import Mix
 from lifecycle.data.prepared import PreparedDocuments, open_prepared, prepared_tokenizer
-from lifecycle.data.raw import RawDocuments
+from lifecycle.data.raw import RawDocuments, place_in
 from lifecycle.data.scores import ParentLoss
 from lifecycle.data.source import BadRows, Source
 from lifecycle.data.sources import check_views, held_out_source, open_sources, sample_texts
@@ -81,45 +82,62 @@ class Corpus:
         if evaluation and folder and len(self.prepared) < len(self.sources):  # prepared rows were looked at before
             decontamination.begin(folder, evaluation)
 
+    def open_streams(
+        self,
+        owned: Sequence[int],
+        streams: int,
+        states: Mapping[int, State],
+        reading: Callable[[int, int, int], None],
+    ) -> dict[int, dict[str, Pieces]]:
+        """What each of the streams `owned`, of `streams`, reads of every source, from the anchors of their `states` on.
+
+        One reader a source serves all of them.
+        """
+        at = {s: state["anchor"]["sources"] for s, state in states.items()}
+        pieces: dict[int, dict[str, Pieces]] = {stream: {} for stream in owned}
+        for source in self.sources:
+            known = {stream: at[stream][source.name] if stream in at else None for stream in owned}
+            documents = self.open_documents(
+                source.name,
+                streams,
+                {stream: one and one["documents"] for stream, one in known.items()},
+                partial(reading, source.index),
+            )
+            for stream in owned:
+                pieces[stream][source.name] = Pieces(documents[stream], source.index, known[stream])
+        return pieces
+
     def open_documents(
         self,
         name: str,
-        stream: int,
         streams: int,
-        state: State | None,
+        states: Mapping[int, State | None],
         reading: Callable[[int, int], None] | None = None,
-    ) -> Documents:
-        """The training documents of one source that one stream reads."""
+    ) -> dict[int, Documents]:
+        """The training documents of one source that each of some streams reads, from its state on."""
         source = next(s for s in self.sources if s.name == name)
         if (made := self.prepared.get(name)) is not None:
-            epochs = source.spec.max_epochs
-            return PreparedDocuments(
-                made.training, epochs, stream, streams, self._seed, state, name=name, counts=made.counts
-            )
-        return RawDocuments(
+            epochs, seed = source.spec.max_epochs, self._seed
+            return {
+                stream: PreparedDocuments(
+                    made.training, epochs, stream, streams, seed, state, name=name, counts=made.counts
+                )
+                for stream, state in states.items()
+            }
+        dealer = Dealer(
             source,
-            self.tokenizer.documents,
-            stream=stream,
+            at={stream: place_in(state) for stream, state in states.items()},
             streams=streams,
             seed=self._seed,
             buffer=self._buffer,
-            state=state,
             reading=reading,
         )
+        encode = self.tokenizer.documents
+        return {stream: RawDocuments(dealer, encode, stream=stream, state=state) for stream, state in states.items()}
 
-    def open_pieces(
-        self, stream: int, streams: int, state: State | None, reading: Callable[[int, int, int], None]
-    ) -> dict[str, Pieces]:
-        """What one stream reads of every source, from the anchor of its `state` on."""
-        at = state["anchor"]["sources"] if state else {}
-        pieces = {}
-        for s in self.sources:
-            known = at[s.name] if at else None
-            documents = self.open_documents(
-                s.name, stream, streams, known and known["documents"], partial(reading, s.index)
-            )
-            pieces[s.name] = Pieces(documents, s.index, known)
-        return pieces
+    def documents(self, name: str) -> Documents:
+        """All training documents of one source, as a single stream reads them."""
+        return self.open_documents(name, 1, {0: None})[0]
 
     def open_held_out(self, source: Source) -> Documents | None:
         """The held-out documents of one of the whole sources; None for a source without."""
@@ -131,8 +149,8 @@ class Corpus:
         if held is None:
             return None
         share = held.held_out is not None  # else every row of the split or file is held out
-        return RawDocuments(
-            held, self.tokenizer.documents, stream=0, streams=1, seed=self._seed, buffer=1000, shuffle=False, held=share
+        return RawDocuments.alone(
+            held, self.tokenizer.documents, seed=self._seed, buffer=1000, shuffle=False, held=share
         )
 
     def rows(self, shares: Mapping[str, float], count: int, row_length: int) -> list[TokenBatch]:
@@ -142,7 +160,7 @@ class Corpus:
         for name, share in shares.items():
             wanted = math.ceil(count * row_length * share / sum(shares.values()))
             index = next(s.index for s in self.sources if s.name == name)
-            pieces += collect(self.open_documents(name, 0, 1, None), tokens=wanted, source=index)
+            pieces += collect(self.documents(name), tokens=wanted, source=index)
         return pack(",".join(shares), pieces, row_length, 0).batches(1, 0, 1)[:count]
 
     def positions(self, name: str) -> int:

@@ -40,7 +40,7 @@ def count_positions(source: Source, tokenizer: Tokenizer, *, cache: Path, seed: 
 
 def _count(source: Source, tokenizer: Tokenizer, seed: int) -> int:
     once = replace(source, spec=replace(source.spec, max_epochs=1))
-    documents = RawDocuments(once, tokenizer.documents, stream=0, streams=1, seed=seed, buffer=1000, shuffle=False)
+    documents = RawDocuments.alone(once, tokenizer.documents, seed=seed, buffer=1000, shuffle=False)
     positions = number = 0
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"counting the tokens of {source.name}", total=1.0)

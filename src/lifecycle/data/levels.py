@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lifecycle.data.curriculum import WHERE, Curriculum, quantile_scale
+from lifecycle.data.row_counts import with_row_counts
 from lifecycle.data.scores import ParentLoss, Scores, score_rows
 from lifecycle.data.source import Source
 from lifecycle.data.specs import SourceSpec
@@ -65,6 +66,7 @@ def deal(
     source: Source, curriculum: Curriculum, tokenizer: Tokenizer | None, cache: Path, parent_loss: ParentLoss | None
 ) -> list[Level]:
     """The level sources of one source, easiest first; bands without a row are left out."""
+    source = with_row_counts(source, cache=cache)  # the rows of a level are named by their number
     scores = score_rows(source, curriculum.by, tokenizer=tokenizer, cache=cache, parent_loss=parent_loss)
     _check_known(source, scores, curriculum)
     band = assign(scores, curriculum)

@@ -8,7 +8,7 @@ changed while batches are read ahead, the workers begin again at the step from w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 
@@ -24,7 +24,7 @@ from lifecycle.data.workers import Part, WorkerDied, Workers
 from lifecycle.errors import UserError
 
 Reading = Callable[[int, int, int], None]  # told the source, row and line that are read next
-OpenStream = Callable[[int, State | None, BatchPlan, Reading], Stream]
+OpenStreams = Callable[[Sequence[int], Mapping[int, State], BatchPlan, Reading], dict[int, Stream]]
 AHEAD_TOKENS, AHEAD_STEPS = 2**19, (2, 16)  # a worker's slots: enough to hide a window being packed, within bounds
 
 
@@ -37,7 +37,7 @@ class StepLoader:
     def __init__(
         self,
         *,
-        open_stream: OpenStream,
+        open_streams: OpenStreams,
         streams: Sequence[int],
         source_names: Sequence[str],
         plan: BatchPlan,
@@ -47,7 +47,12 @@ class StepLoader:
         micro_rows: Callable[[int, int], int],
         pin_memory: bool = False,
     ) -> None:
-        self._open_stream, self._names, self._plan, self._micro_rows = open_stream, list(source_names), plan, micro_rows
+        self._open_streams, self._names, self._plan, self._micro_rows = (
+            open_streams,
+            list(source_names),
+            plan,
+            micro_rows,
+        )
         self._streams, self._workers = list(streams), min(workers, len(streams))
         self._start, self._stop = cursor.step if cursor else 0, stop
         self._states = {s: dict(cursor.streams[s]) for s in streams} if cursor else {}
@@ -77,7 +82,8 @@ class StepLoader:
 
     def _parts(self, owned: Sequence[int], start: int, reading: Reading) -> Iterator[Part]:
         """What the streams `owned` owe to every step: rows (columns, B, T), and each stream's state after it."""
-        streams = {s: self._open_stream(s, self._states.get(s), self._plan, reading) for s in owned}
+        known = {s: self._states[s] for s in owned if s in self._states}
+        streams = self._open_streams(owned, known, self._plan, reading)
         for step in range(start, self._stop):
             try:
                 given = {s: stream.step(step) for s, stream in streams.items()}

@@ -8,7 +8,7 @@ the cursors of all logical streams, so a run resumes at the same token on any nu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -160,7 +160,7 @@ class DataModule(pl.LightningDataModule):
         streams, mine = self._share()
         self._check_loaded(streams)
         self._loader = StepLoader(
-            open_stream=partial(self._open_stream, streams),
+            open_streams=partial(self._open_streams, streams),
             streams=mine,
             source_names=self.source_names,
             plan=self.plan,
@@ -255,24 +255,28 @@ class DataModule(pl.LightningDataModule):
         mine = {s: dict(state) for s, state in cursor.streams.items()} if cursor else {}
         return merge(gather(mine), self.sources, self.plan.planned(self._stop))
 
-    def _open_stream(
+    def _open_streams(
         self,
         streams: int,
-        index: int,
-        state: State | None,
+        owned: Sequence[int],
+        states: Mapping[int, State],
         plan: BatchPlan,
         reading: Callable[[int, int, int], None],
-    ) -> Stream:
-        return Stream(
-            index=index,
-            streams=streams,
-            sources=self.corpus.open_pieces(index, streams, state, reading),
-            plan=plan,
-            seed=self.seed,
-            window_rows=WINDOW_ROWS // streams,
-            dropping=self._dropping,
-            state=state,
-        )
+    ) -> dict[int, Stream]:
+        pieces = self.corpus.open_streams(owned, streams, states, reading)
+        return {
+            index: Stream(
+                index=index,
+                streams=streams,
+                sources=pieces[index],
+                plan=plan,
+                seed=self.seed,
+                window_rows=WINDOW_ROWS // streams,
+                dropping=self._dropping,
+                state=states.get(index),
+            )
+            for index in owned
+        }
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -49,8 +49,9 @@ def rows(
     most_bytes: int = MOST_ROW_BYTES,
     retry: Retry | None = None,
     on_damage: OnDamage | None = "error",
+    stop: int | None = None,
 ) -> Rows:
-    """The rows from `position` to the end of the last file whose ordinal is `wanted`, in order.
+    """The rows from `position` to the end of the last file (before file `stop`) whose ordinal is `wanted`, in order.
 
     A row longer than `most_bytes` comes with the fault "too long" and its first bytes. A file that breaks off, does not
     decompress or is no data at all raises UserError where it breaks, or (`on_damage` is skip) gives one row there, with
@@ -58,7 +59,7 @@ def rows(
     is the position at the end: its `row` is the number of rows.
     """
     at = position
-    while at.file < len(files):
+    while at.file < (len(files) if stop is None else stop):
         try:
             at = yield from _file_rows(files[at.file], at, wanted, most_bytes, retry)
         except Damaged as damage:

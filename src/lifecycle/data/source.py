@@ -69,6 +69,7 @@ class Source:
 
     rows: ordinals, ascending, of the rows that are read; None: all.
     left_out: numbers of the rows that are not read because of *other* rows, by reason ("near duplicate").
+    file_rows: rows of each file, where some are named by their number.
     evaluation: items that no document may hold. quarantine, contaminated: files that list bad and contaminated rows.
     """
 
@@ -83,6 +84,7 @@ class Source:
     quarantine: Path | None = None
     contaminated: Path | None = None
     rows: NDArray[np.int64] | None = None
+    file_rows: NDArray[np.int64] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -106,6 +108,11 @@ class Source:
     def left_out_counts(self) -> dict[str, int]:
         """Rows left out by the verdict that they are counted under."""
         return {f"dropped:{reason}": len(rows) for reason, rows in self.left_out.items() if len(rows)}
+
+    @property
+    def is_numbered(self) -> bool:
+        """Whether some of its rows are named by their number."""
+        return bool(self.left_out_counts) or self.spec.max_rows is not None or self.rows is not None
 
     @property
     def left_out_rows(self) -> NDArray[np.int64]:

@@ -14,6 +14,7 @@ from lifecycle.data.generations import generation_of
 from lifecycle.data.near_duplicates import without_near_duplicates
 from lifecycle.data.plan import REPLAY
 from lifecycle.data.raw import RawDocuments
+from lifecycle.data.row_counts import with_row_counts
 from lifecycle.data.source import BadRows, HeldOut, Source
 from lifecycle.data.specs import SourceSpec
 from lifecycle.errors import UserError
@@ -51,7 +52,8 @@ def open_sources(
             again = duplicate_rows(source, cache=cache, processes=processes)
             source = replace(source, left_out={REASON: again})
         opened.append(source)
-    return without_near_duplicates(opened, cache=cache, processes=processes)
+    opened = without_near_duplicates(opened, cache=cache, processes=processes)
+    return [with_row_counts(s, cache=cache) if s.is_numbered else s for s in opened]
 
 
 def _files(spec: SourceSpec, name: str, root: str | None, cache: Path) -> tuple[File, ...]:
@@ -79,7 +81,7 @@ def held_out_source(source: Source, *, root: str | None, cache: Path) -> Source 
     if spec.validation_file is not None:
         split = replace(once, max_rows=None, path=spec.validation_file, validation=None)
     files = resolve(split, name=source.name, root=root, cache=cache)
-    return replace(source, spec=split, files=files, held_out=None, left_out={})
+    return replace(source, spec=split, files=files, held_out=None, left_out={}, file_rows=None)
 
 
 def sample_texts(sources: list[Source], weights: Mapping[str, float], max_bytes: int, seed: int) -> Iterator[str]:
@@ -98,7 +100,7 @@ def sample_texts(sources: list[Source], weights: Mapping[str, float], max_bytes:
 
 def _texts(source: Source, seed: int) -> Iterator[str]:
     once = replace(source, spec=replace(source.spec, max_epochs=1))
-    return RawDocuments(once, lambda texts: [], stream=0, streams=1, seed=seed, buffer=1000).texts()
+    return RawDocuments.alone(once, lambda texts: [], seed=seed, buffer=1000).texts()
 
 
 def check_views(sources: list[Source], view: str, given: Mapping[str, frozenset[str]]) -> None:

@@ -84,7 +84,7 @@ def _measured(
         bad_rows=BadRows(max_share=1.0, min_rows=1, damaged_files=on_damage),
         held_out=HeldOut.of(spec),
     )
-    documents = RawDocuments(source, lambda texts: [], stream=0, streams=1, seed=0, buffer=1000, shuffle=False)
+    documents = RawDocuments.alone(source, lambda texts: [], seed=0, buffer=1000, shuffle=False)
     size, sample = 0, list[str]()
     for text in documents.texts():
         if size < MEASURED_ON:

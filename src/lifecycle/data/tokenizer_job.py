@@ -89,7 +89,7 @@ def sample(source: Source, size: int, seed: int) -> list[str]:
     """Texts of one source, held-out ones where it has a held-out share, until they have `size` bytes or it ends."""
     once = replace(source, spec=replace(source.spec, max_epochs=1))
     held = source.held_out is not None
-    documents = RawDocuments(once, lambda texts: [], stream=0, streams=1, seed=seed, buffer=BUFFER, held=held)
+    documents = RawDocuments.alone(once, lambda texts: [], seed=seed, buffer=BUFFER, held=held)
     texts = []
     for text in documents.texts():
         texts.append(text)
