@@ -46,9 +46,7 @@ def test_a_pass_waits_for_the_phase_that_reads_the_source() -> None:
     ("changes", "words"),
     [
         ({}, "the run has no end"),
-        ({"max_steps": 0}, "stage.max_steps is 0"),
         ({"max_steps": 1, "global_batch_tokens": 1000}, "multiple of stage.sequence_length.*try 1024"),
-        ({"max_steps": 1, "sequence_length": 1}, "2 positions or more"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(changes: dict[str, object], words: str) -> None:
@@ -135,9 +133,8 @@ def test_the_last_steps_are_counted_back_from_the_end() -> None:
         ([{"at_steps": 3}], "the first begins at 0"),
         ([{"at_steps": 0}, {"at_steps": 0}], "each other after the last"),
         ([{"at_steps": 0}, {"at_tokens": 9}], "one unit in all lines"),
-        ([{"at_steps": 0, "sequence_length": 1024}], "wanted 2 to 512"),
+        ([{"at_steps": 0, "sequence_length": 1024}], "wanted at most 512"),
         ([{"at_steps": 0, "sequence_length": 100}], "does not divide"),
-        ([{"at_steps": 0, "rate": 0.0}], "must be above 0"),
     ],
 )
 def test_phases_that_make_no_run_are_refused(lines: list[dict[str, Any]], said: str) -> None:

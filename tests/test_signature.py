@@ -8,8 +8,9 @@ from typing import Any, Literal
 import pytest
 
 from lifecycle.errors import UserError
-from lifecycle.signature import Walk, describe
+from lifecycle.signature import Walk
 from lifecycle.targets import TARGETS
+from lifecycle.wanted import describe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from lifecycle import atomic
+from lifecycle.bounds import Count, FromZero
 from lifecycle.data.analysis import measure
 from lifecycle.data.module import DataModule
 from lifecycle.errors import UserError
 from lifecycle.report.analysis import write_analysis
 
 
-def analyze(data: DataModule, folder: Path, budget_tokens: int, processes: int, samples: int) -> dict[str, Any]:
+def analyze(
+    data: DataModule, folder: Path, budget_tokens: Count, processes: Count, samples: FromZero
+) -> dict[str, Any]:
     """Measure the mixture of `data` for a run of `budget_tokens` and write the analysis into `folder`.
 
     Returns documents, tokens and epochs by source. Raises UserError for a budget or a number that cannot be meant.

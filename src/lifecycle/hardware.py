@@ -18,6 +18,7 @@ from typing import Literal, get_args
 
 import torch
 
+from lifecycle.bounds import Count, FromZero, Positive
 from lifecycle.errors import UserError
 from lifecycle.peaks import measure_peak, peak_flops
 
@@ -49,15 +50,15 @@ class Hardware:
     """
 
     accelerator: Accelerator
-    devices: int | str
-    num_nodes: int
+    devices: Count | Literal["auto"]
+    num_nodes: Count
     precision: Precision
     strategy: Strategy
     compile: bool | Literal["auto"]
-    micro_batch_tokens: int
-    peak_tflops: float | None
+    micro_batch_tokens: Count
+    peak_tflops: Positive | None
     activation_checkpointing: bool
-    workers: int
+    workers: FromZero
     attention: Attention
 
     def __post_init__(self) -> None:
@@ -67,16 +68,6 @@ class Hardware:
         _one_of("strategy", self.strategy, get_args(Strategy))
         _one_of("attention", self.attention, get_args(Attention))
         _one_of("compile", self.compile, ("auto", True, False))
-        whole = isinstance(self.devices, int) or self.devices.isdigit()
-        if not (self.devices == "auto" or (whole and int(self.devices) >= 1)):
-            raise UserError(f"hardware.devices is {self.devices!r}; wanted a number of devices from 1 on, or auto")
-        for key, least in (("num_nodes", 1), ("micro_batch_tokens", 1), ("workers", 0)):
-            if getattr(self, key) < least:
-                raise UserError(f"hardware.{key} is {getattr(self, key)}; wanted {least} or more")
-        if self.peak_tflops is not None and self.peak_tflops <= 0:
-            raise UserError(
-                f"hardware.peak_tflops is {self.peak_tflops}; wanted a positive rate, or null to look it up"
-            )
 
     def device_type(self) -> Literal["cpu", "cuda"]:
         """`auto` is a GPU where torch sees one. Raises UserError where a GPU is asked for and there is none."""

@@ -11,7 +11,9 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
+from lifecycle.bounds import Bounds, Count, FromZero, NotNegative, PartOrNone, Positive
 from lifecycle.errors import UserError
 
 MOST_STEPS = 2**40
@@ -28,14 +30,14 @@ class PhaseSpec:
     rotary positions, which stays (None: that of the line before); longer rows want a larger one.
     """
 
-    at_steps: int | None = None
-    at_tokens: int | None = None
-    at_fraction: float | None = None
-    sequence_length: int | None = None
-    rows: int | None = None
-    rate: float = 1.0
-    weights: dict[str, float] | None = None
-    rope_theta: float | None = None
+    at_steps: FromZero | None = None
+    at_tokens: FromZero | None = None
+    at_fraction: PartOrNone | None = None
+    sequence_length: Annotated[int, Bounds(least=2)] | None = None
+    rows: Count | None = None
+    rate: Positive = 1.0
+    weights: dict[str, NotNegative] | None = None
+    rope_theta: Positive | None = None
 
     @property
     def unit(self) -> str:
@@ -134,28 +136,22 @@ class Limits:
     """
 
     view: str
-    max_steps: int | None
-    max_tokens: int | None
-    max_epochs: float | None
-    global_batch_tokens: int
-    sequence_length: int
+    max_steps: Count | None
+    max_tokens: Count | None
+    max_epochs: Positive | None
+    global_batch_tokens: Count
+    sequence_length: Annotated[int, Bounds(least=2)]
     phases: list[PhaseSpec] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.sequence_length < 2:
-            raise UserError(f"stage.sequence_length is {self.sequence_length}; a row has 2 positions or more")
         if self.global_batch_tokens < self.sequence_length or self.global_batch_tokens % self.sequence_length:
             near = max(1, round(self.global_batch_tokens / self.sequence_length)) * self.sequence_length
             raise UserError(
                 f"stage.global_batch_tokens is {self.global_batch_tokens}; it must be a multiple of "
                 f"stage.sequence_length ({self.sequence_length}): try {near}"
             )
-        given = {key: getattr(self, key) for key in ("max_steps", "max_tokens", "max_epochs")}
-        if all(value is None for value in given.values()):
+        if self.max_steps is None and self.max_tokens is None and self.max_epochs is None:
             raise UserError("the run has no end: give one of stage.max_steps, stage.max_tokens, stage.max_epochs")
-        for key, value in given.items():
-            if value is not None and not value > 0:
-                raise UserError(f"stage.{key} is {value}; wanted a positive number, or null for no such limit")
         for number, phase in enumerate(self.phases):
             self._check(number, phase)
 
@@ -167,18 +163,16 @@ class Limits:
         if phase.at <= before.at if before is not None else phase.at != 0:
             raise UserError(f"{where}.{phase.unit} is {phase.at:g}; the first begins at 0, each other after the last")
         length = self.length_of(phase)
-        if not 2 <= length <= self.sequence_length:
+        if length > self.sequence_length:
             raise UserError(
-                f"{where}.sequence_length is {length}; wanted 2 to {self.sequence_length}, the longest rows of the run "
-                "(stage.sequence_length)"
+                f"{where}.sequence_length is {length}; wanted at most {self.sequence_length}, the longest rows of the "
+                "run (stage.sequence_length)"
             )
         if phase.rows is None and self.global_batch_tokens % length:
             raise UserError(
                 f"{where}.sequence_length is {length}, which does not divide stage.global_batch_tokens="
                 f"{self.global_batch_tokens}: choose another, or give {where}.rows"
             )
-        if (phase.rows is not None and phase.rows < 1) or not phase.rate > 0:
-            raise UserError(f"{where} has rows {phase.rows} and rate {phase.rate:g}; both must be above 0")
 
     def length_of(self, phase: PhaseSpec) -> int:
         """Positions of a row in `phase`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lifecycle.bounds import Count, Every, Part, Positive
 from lifecycle.errors import UserError
 
 Action = Literal["replay", "rate", "restore"]
@@ -14,24 +15,24 @@ Action = Literal["replay", "rate", "restore"]
 class Checkpoint:
     """When a run is saved and what is kept."""
 
-    every_steps: int
-    keep_last: int
-    milestones: list[int]
+    every_steps: Every
+    keep_last: Count
+    milestones: list[Count]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
     """When a run is measured on held-out text, and on how many tokens a domain."""
 
-    every_steps: int | None
-    tokens: int
+    every_steps: Every
+    tokens: Count
 
 
 @dataclass(frozen=True, kw_only=True)
 class Logging:
     """How often metrics are read from the device."""
 
-    every_steps: int
+    every_steps: Every
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class Export:
     """The form of the model that a run hands over."""
 
     dtype: Literal["fp32", "bf16", "fp16"]
-    shard_gb: float
+    shard_gb: Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,24 +48,19 @@ class Guard:
     """When what the parent knew counts as forgotten, and what is done then. Thresholds are shares: 0.1 is a perplexity
     10 % above the one before the first step."""
 
-    watch: float
-    act: float
-    stop: float
+    watch: Positive
+    act: Positive
+    stop: Positive
     actions: list[Action]
-    patience: int
-    replay_step: float
-    replay_max: float
+    patience: Count
+    replay_step: Part
+    replay_max: Part
 
     def __post_init__(self) -> None:
-        if not 0 < self.watch < self.act < self.stop:
+        if not self.watch < self.act < self.stop:
             raise UserError(
-                f"guard.watch, act and stop are {self.watch:g}, {self.act:g} and {self.stop:g}; they must ascend from "
-                "above 0"
+                f"guard.watch, act and stop are {self.watch:g}, {self.act:g} and {self.stop:g}; they must ascend"
             )
-        if self.patience < 1:
-            raise UserError(f"guard.patience is {self.patience}; it counts measurements, 1 or more")
-        if not (0 < self.replay_step < 1 and 0 < self.replay_max < 1):
-            raise UserError("guard.replay_step and replay_max are shares of the tokens, between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True)

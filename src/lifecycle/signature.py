@@ -4,37 +4,29 @@
     walk.arguments(AdamW, {"lr": "fast"}, ("stage", "optimizer"))   # walk.faults: stage.optimizer.lr is 'fast' ...
 
 Nested mappings become the dataclasses of the annotations. A whole number may be written as a float (2e9), and text as
-a whole number (run=7); what was changed so stands in `Walk.changed`.
+a whole number (run=7); what was changed so stands in `Walk.changed`. Numbers keep the bounds of their annotation
+(`bounds.py`), and are finite.
 """
 
 from __future__ import annotations
 
 import collections.abc
 import dataclasses
-import difflib
 import functools
 import importlib
 import inspect
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lifecycle.errors import UserError
 from lifecycle.targets import TARGETS
+from lifecycle.wanted import bounds_of, fits, is_dataclass, nearest, typed, wanted
 
 Place = tuple[str, ...]
 
 RESERVED = ("_target_", "_partial_")
-WORDS: dict[Any, str] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    Path: "a path",
-    type(None): "null",
-}
-EXAMPLES: dict[Any, str] = {bool: "true", int: "N", float: "0.1", str: "NAME", Path: "PATH", type(None): "null"}
 
 
 @dataclasses.dataclass
@@ -89,7 +81,7 @@ class Walk:
             for name in needed:
                 if name not in node and name not in supplied:
                     place = (*at, name)
-                    self.faults.append(f"{dotted(place)} is missing; {_wanted(hints.get(name, Any), place)}")
+                    self.faults.append(f"{dotted(place)} is missing; {wanted(hints.get(name, Any), dotted(place))}")
         return out
 
     def construct(self, target: Callable[..., Any], node: Mapping[str, Any], at: Place) -> Any:
@@ -109,11 +101,13 @@ class Walk:
         origin = get_origin(hint)
         if hint is Any:
             return value
+        if origin is Annotated:
+            return self._bounded(value, hint, at)
         if isinstance(value, Mapping) and "_target_" in value:
             return self._node(value, hint, at)
         if origin in (Union, types.UnionType):
             return self._union(value, hint, at)
-        if isinstance(value, Mapping) and _is_dataclass(hint):
+        if isinstance(value, Mapping) and is_dataclass(hint):
             return self.construct(hint, value, at)
         if isinstance(value, Mapping) and origin in (dict, collections.abc.Mapping):
             inner = get_args(hint)[1]
@@ -126,10 +120,21 @@ class Walk:
             return self._scalar(value, hint, at)
         return self._wrong(value, hint, at)
 
+    def _bounded(self, value: Any, hint: Any, at: Place) -> Any:
+        """A number of an annotation with bounds; the fault names type and bounds together."""
+        walk = Walk(self.known)
+        number = walk.read(value, get_args(hint)[0], at)
+        if walk.faults or not all(bounds.hold(number) for bounds in bounds_of(hint)):
+            return self._wrong(value, hint, at)
+        self.changed |= walk.changed
+        return number
+
     def _scalar(self, value: Any, hint: type, at: Place) -> Any:
+        if not fits(value):
+            return self._wrong(value, hint, at)
         if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
-        if hint is int and isinstance(value, float) and value.is_integer():
+        if hint is int and isinstance(value, float) and value.is_integer() and fits(int(value)):
             return self._change(int(value), at)
         if hint is str and isinstance(value, int) and not isinstance(value, bool):
             return self._change(str(value), at)
@@ -168,7 +173,7 @@ class Walk:
 
     def _node(self, node: Mapping[str, Any], hint: Any, at: Place) -> Any:
         """A nested `_target_`: a dataclass of the annotation, or what `TARGETS` lists with `_partial_: true`."""
-        members = [member for member in (get_args(hint) or (hint,)) if _is_dataclass(member)]
+        members = [member for member in (get_args(hint) or (hint,)) if is_dataclass(member)]
         names = {f"{member.__module__}.{member.__qualname__}": member for member in members}
         target: Any = names.get(str(node["_target_"]))
         if target is None and (dotted(at) in TARGETS or not names):
@@ -190,8 +195,8 @@ class Walk:
         return value
 
     def _wrong(self, value: Any, hint: Any, at: Place) -> Any:
-        came = _typed(value) if value is None or isinstance(value, bool) else repr(value)
-        self.faults.append(f"{dotted(at)} is {came}; {_wanted(hint, at, value)}")
+        came = typed(value) if value is None or isinstance(value, bool) else repr(value)
+        self.faults.append(f"{dotted(at)} is {came}; {wanted(hint, dotted(at), value)}")
         return value
 
     def _unknown(self, place: Place, value: Any, siblings: Iterable[str]) -> None:
@@ -199,14 +204,14 @@ class Walk:
         near = nearest(place[-1], siblings)
         elsewhere = {key.rpartition(".")[2]: key for key in reversed(self.known) if key != dotted(place)}
         better = dotted((*place[:-1], near)) if near else elsewhere.get(nearest(place[-1], elsewhere) or "")
-        shown = dotted(place) + ("" if isinstance(value, Mapping) else f"={_typed(value)}")
+        shown = dotted(place) + ("" if isinstance(value, Mapping) else f"={typed(value)}")
         if better is None:
             options = ", ".join(sorted(siblings))
             self.faults.append(f"{shown}: there is no such key{f'; here are {options}' if options else ''}")
         elif isinstance(value, Mapping):
             self.faults.append(f"{shown}: there is no such key; did you mean {better}?")
         else:
-            self.faults.append(f"{shown}: there is no such key; did you mean {better}? Type {better}={_typed(value)}")
+            self.faults.append(f"{shown}: there is no such key; did you mean {better}? Type {better}={typed(value)}")
 
 
 def dotted(place: Place) -> str:
@@ -214,71 +219,19 @@ def dotted(place: Place) -> str:
     return ".".join(place)
 
 
-def nearest(word: str, options: Iterable[str]) -> str | None:
-    """The option that `word` was probably meant to be."""
-    close = difflib.get_close_matches(word, list(options), n=1)
-    return close[0] if close else None
-
-
-def describe(hint: Any) -> str:
-    """A type in words."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(describe(member) for member in inner))
-    if origin is Literal:
-        return " or ".join(_typed(choice) for choice in inner)
-    if origin is tuple and inner[-1] is not Ellipsis:
-        return f"a list of {len(inner)}: {', '.join(describe(member) for member in inner)}"
-    if origin in (list, tuple, collections.abc.Sequence):
-        return f"a list of ({describe(inner[0])})"
-    if origin in (dict, collections.abc.Mapping) or hint is dict:
-        return "a mapping"
-    if _is_dataclass(hint):
-        return f"a mapping with {', '.join(field.name for field in dataclasses.fields(hint))}"
-    return WORDS.get(hint, "a value" if hint is Any else getattr(hint, "__name__", str(hint)))
-
-
-def _wanted(hint: Any, at: Place, value: Any = None) -> str:
-    example = _example(hint, value)
-    return f"wanted {describe(hint)}" + (f": type {dotted(at)}={example}" if example else "")
-
-
-def _example(hint: Any, value: Any) -> str | None:
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return next((example for member in inner if (example := _example(member, value))), None)
-    if origin is Literal:
-        return nearest(str(value), [str(choice) for choice in inner]) or _typed(inner[0])
-    if origin in (list, tuple, collections.abc.Sequence):
-        items = [_example(member, None) for member in inner if member is not Ellipsis]
-        return f"'[{','.join(item for item in items if item)}]'"
-    return EXAMPLES.get(hint)
-
-
-def _typed(value: Any) -> str:
-    """A value as Hydra reads it."""
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    return str(value).replace(" ", "") if isinstance(value, list) else str(value)
-
-
-def _is_dataclass(hint: Any) -> TypeGuard[type]:
-    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
-
-
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     plain_class = inspect.isclass(target) and not dataclasses.is_dataclass(target)
-    return get_type_hints(vars(target).get("__init__", target.__init__) if plain_class else target)
+    return get_type_hints(vars(target).get("__init__", target.__init__) if plain_class else target, include_extras=True)
 
 
 def _takes(member: Any, value: Any) -> bool:
     """Whether this alternative is a container of the value's kind, so that its faults are the ones to show."""
     if isinstance(value, Mapping):
-        return _is_dataclass(member) or get_origin(member) in (dict, collections.abc.Mapping)
+        return is_dataclass(member) or get_origin(member) in (dict, collections.abc.Mapping)
     return isinstance(value, list) and get_origin(member) in (list, tuple, collections.abc.Sequence)
 
 
 def _has_fields(member: Any, value: Any) -> bool:
     """Whether the value names fields of this dataclass and nothing else."""
-    names = {field.name for field in dataclasses.fields(member)} if _is_dataclass(member) else set()
+    names = {field.name for field in dataclasses.fields(member)} if is_dataclass(member) else set()
     return isinstance(value, Mapping) and bool(value) and set(value) <= names

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 from hydra.errors import MissingConfigException, OverrideParseException
 
-from lifecycle.signature import nearest
+from lifecycle.wanted import nearest
 
 EXAMPLES = """\
   lifecycle experiment=demo

@@ -64,12 +64,6 @@ def test_a_set_can_have_a_rule_of_its_own(tmp_path: Path) -> None:
     assert made.key != evaluation_index(plain, root=str(tmp_path), cache=tmp_path).key
 
 
-def test_the_rule_of_a_set_is_checked(tmp_path: Path) -> None:
-    sets = {"exam": EvaluationSet(path="items.jsonl", share=2.0)}
-    with pytest.raises(UserError, match=r"data\.decontaminate\.sets\.exam\.share is 2\.0"):
-        evaluation_index(Decontaminate(sets=sets), root=str(tmp_path), cache=tmp_path)
-
-
 def test_a_short_item_is_looked_for_whole_and_a_very_short_one_not_at_all(tmp_path: Path) -> None:
     made = index(tmp_path, ["What is the name of the longest bone here?", "Why is that?"])
     assert made.sets["exam"] == {"items": 1, "short": 1, "bad": 0}
@@ -196,8 +190,6 @@ def test_what_was_listed_twice_is_reported_once(tmp_path: Path, salted: list[int
     ("rule", "message"),
     [
         ({"sets": {}}, "decontaminate.sets is empty"),
-        ({"ngram": 0}, r"decontaminate\.ngram is 0; wanted 1 or more"),
-        ({"share": 1.5}, r"decontaminate\.share is 1\.5"),
         ({"sets": {"exam": EvaluationSet()}}, r"decontaminate\.sets\.exam: neither of hub and path"),
         ({"sets": {"exam": EvaluationSet(path="none.jsonl")}}, r"decontaminate\.sets\.exam\.path: nothing matches"),
         (

@@ -213,9 +213,3 @@ def test_what_is_replayed_is_compared_within_its_own_generation(tmp_path: Path) 
     specs = {"mine": spec, "replay.mine": other, "replay.more": other, "replay.1.mine": spec}
     found = opened(tmp_path, specs)
     assert [left_out(found[name]) for name in specs] == [[2], [2], [0, 1, 2], [2]]
-
-
-@pytest.mark.parametrize(("key", "value"), [("threshold", 0.0), ("threshold", 1.2), ("ngram", 0), ("permutations", 8)])
-def test_values_that_cannot_be_meant_are_refused(key: str, value: Any) -> None:
-    with pytest.raises(UserError, match=rf"sources\.a\.filters\.near\.{key} is {value}"):
-        SourceSpec(path="x", filters=FilterSpec(near=NearRules(**{key: value}))).check("a")

@@ -277,3 +277,14 @@ def test_wrong_input_ends_in_words_that_say_what_to_do(place: Path, word: str, s
     assert "Traceback" not in done.err
     for words in said:
         assert words in done.err, done.err
+
+
+@pytest.mark.parametrize("never", ["0", "null"])
+def test_a_run_may_never_save_measure_or_log_on_the_way(place: Path, never: str) -> None:
+    keys = ("checkpoint.every_steps", "validation.every_steps", "logging.every_steps")
+    lifecycle(place, f"run=never-{never}", "stage.max_steps=6", *(f"{key}={never}" for key in keys))
+    run = place / f"outputs/never-{never}"
+    assert [path.name for path in list_committed(run / "checkpoints")] == ["step-00000006"]
+    found = metrics(run)
+    assert found["step"] == [1, 2, 3, 4, 5, 6] and None not in found["train/loss"] and "valid/loss" not in found
+    assert not (run / "checkpoints/best.json").exists()

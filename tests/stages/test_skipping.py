@@ -72,8 +72,3 @@ def test_the_state_goes_on_bit_for_bit() -> None:
     for norm in norms[20:]:
         second.take(torch.tensor(norm))
     assert second.state() == whole.state()
-
-
-def test_a_ratio_that_would_skip_everything_is_refused() -> None:
-    with pytest.raises(UserError, match="max_norm_ratio is 1"):
-        Skipping(max_skipped=1, max_norm_ratio=1)

@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lifecycle.bounds import due
 from lifecycle.checkpoint import CommittedCheckpointIO, ShardedStrategy, mark_best, mark_safe
 
 
@@ -19,13 +20,13 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def periodic(folder: Path, every_steps: int) -> ModelCheckpoint:
-    """Lightning's own callback decides when; `checkpoint.retention`, at each commit, which checkpoints stay."""
+def periodic(folder: Path, every_steps: int | None) -> ModelCheckpoint:
+    """Lightning's own callback decides when (0 and None: never); `checkpoint.retention`, at each commit, which stay."""
     saver = ModelCheckpoint(
         dirpath=folder,
         filename="step-{step:08d}",
         auto_insert_metric_name=False,
-        every_n_train_steps=every_steps,
+        every_n_train_steps=every_steps or 0,
         save_top_k=-1,
         save_on_train_epoch_end=False,
         enable_version_counter=False,
@@ -41,7 +42,7 @@ class SaveOnEvents(Callback):
     SIGTERM sets the stage's `stop_asked`; the step in flight is finished and saved on all ranks.
     """
 
-    def __init__(self, *, folder: Path, every_steps: int) -> None:
+    def __init__(self, *, folder: Path, every_steps: int | None) -> None:
         self._folder, self._every = folder, every_steps
         self._blocked_s = 0.0
         self._marked: int | None = None
@@ -76,7 +77,7 @@ class SaveOnEvents(Callback):
         stage: Any = pl_module
         step = trainer.global_step
         marked, ended = self._mark(trainer, stage), step == stage.total_steps or stage.restore is not None
-        if (marked or ended or stage.preempted) and step % self._every:
+        if (marked or ended or stage.preempted) and not due(step, self._every):
             trainer.save_checkpoint(self._folder / step_name(step))
         writer = trainer.strategy.checkpoint_io
         if isinstance(writer, CommittedCheckpointIO):

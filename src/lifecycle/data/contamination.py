@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lifecycle.bounds import Count, Share
 from lifecycle.data.files import File, fingerprint, resolve
 from lifecycle.data.formats import asked
 from lifecycle.data.readers import BadRow, Position, parse, rows
@@ -44,9 +45,9 @@ class EvaluationSet:
     fields: dict[str, str | list[str]] = field(default_factory=dict)
     sample_by: SampleBy = "line"
     encoding: str = "utf-8"
-    ngram: int | None = None
-    share: float | None = None
-    min_words: int | None = None
+    ngram: Count | None = None
+    share: Share | None = None
+    min_words: Count | None = None
 
     def spec(self) -> SourceSpec:
         """As a source that is read once and never trained on."""
@@ -72,32 +73,21 @@ class Decontaminate:
     """
 
     sets: dict[str, EvaluationSet]
-    ngram: int = 13
-    share: float = 0.5
-    min_words: int = 8
+    ngram: Count = 13
+    share: Share = 0.5
+    min_words: Count = 8
 
     def check(self) -> None:
         """Raise UserError for the first value that cannot be meant."""
         if not self.sets:
             raise UserError("data.decontaminate.sets is empty: name an evaluation set, or set data.decontaminate=null")
-        _check_rule(self, "data.decontaminate")
         for name, one in self.sets.items():
-            where = f"data.decontaminate.sets.{name}"
-            one.spec().check(name, where=where)
-            _check_rule(self.of(one), where)
+            one.spec().check(name, where=f"data.decontaminate.sets.{name}")
 
     def of(self, one: EvaluationSet) -> Decontaminate:
         """The rule that one set is looked for by."""
         own = {key: value for key in RULE if (value := getattr(one, key)) is not None}
         return replace(self, sets={}, **own)
-
-
-def _check_rule(rule: Decontaminate, where: str) -> None:
-    for key in ("ngram", "min_words"):
-        if getattr(rule, key) < 1:
-            raise UserError(f"{where}.{key} is {getattr(rule, key)}; wanted 1 or more")
-    if not 0 <= rule.share <= 1:
-        raise UserError(f"{where}.share is {rule.share}; wanted a share from 0 (one n-gram) to 1 (all)")
 
 
 class Found(NamedTuple):

@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lifecycle.bounds import Part, PartOrAll, PartOrNone
 from lifecycle.data.scores import By
 from lifecycle.errors import UserError
 
@@ -32,7 +33,7 @@ WHERE = "data.curriculum"
 class CurriculumStage:
     """Up to the progress `until`, rows of difficulty from `levels[0]` to `levels[1]`."""
 
-    until: float
+    until: PartOrAll
     levels: tuple[float, float]
 
 
@@ -56,9 +57,9 @@ class Curriculum:
     scale: Literal["quantile", "none"]
     stages: list[CurriculumStage] | None
     pacing: Literal["linear", "sqrt", "exponential"] | None
-    start: float
-    full_at: float
-    older_share: float
+    start: Part
+    full_at: PartOrAll
+    older_share: PartOrNone
 
     def __post_init__(self) -> None:
         if (self.stages is None) == (self.pacing is None):
@@ -67,18 +68,11 @@ class Curriculum:
                 f"{WHERE}: {came} of stages and pacing given; give one, and type the other as null "
                 f"({WHERE}.pacing=sqrt {WHERE}.stages=null)"
             )
-        if not 0 <= self.older_share < 1:
-            raise UserError(f"{WHERE}.older_share is {self.older_share}; it is a share, from 0 to below 1")
         self._check_pacing() if self.pacing else self._check_stages(self.stages or [])
 
     def _check_pacing(self) -> None:
         if self.scale != "quantile":
             raise UserError(f"{WHERE}.pacing opens a share of the rows, which needs ranks: type {WHERE}.scale=quantile")
-        if not 0 < self.start < 1 or not 0 < self.full_at <= 1:
-            raise UserError(
-                f"{WHERE}.start is {self.start} and full_at {self.full_at}; start is a share of the rows between 0 and "
-                "1, full_at a progress above 0, at most 1"
-            )
         if self.older_share:
             raise UserError(
                 f"{WHERE}.older_share is {self.older_share}, but with pacing all that is open is read alike: type "

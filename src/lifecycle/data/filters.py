@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lifecycle.bounds import Bounds, Count, FromZero, NotNegative, PartOrAll
 from lifecycle.data.classifier import Classifier
 from lifecycle.data.language import LanguageRule, language
 from lifecycle.data.words import ngrams, word_hashes
@@ -31,21 +32,21 @@ PARAGRAPH_BREAK = re.compile(r"\n\s*\n")
 class GopherRules:
     """Thresholds of the Gopher rules: counts in words, lengths in characters, the rest are shares."""
 
-    min_words: int = 50
-    max_words: int = 100_000
-    min_mean_word_length: float = 3.0
-    max_mean_word_length: float = 10.0
-    max_symbols_per_word: float = 0.1
-    max_bullet_lines: float = 0.9
-    max_ellipsis_lines: float = 0.3
-    min_alphabetic_words: float = 0.8
-    min_stop_words: int = 2
-    max_duplicate_lines: float = 0.30
-    max_duplicate_paragraphs: float = 0.30
-    max_duplicate_line_characters: float = 0.20
-    max_duplicate_paragraph_characters: float = 0.20
-    max_top_ngram: dict[int, float] = field(default_factory=lambda: {2: 0.20, 3: 0.18, 4: 0.16})
-    max_duplicate_ngrams: dict[int, float] = field(
+    min_words: FromZero = 50
+    max_words: FromZero = 100_000
+    min_mean_word_length: NotNegative = 3.0
+    max_mean_word_length: NotNegative = 10.0
+    max_symbols_per_word: NotNegative = 0.1
+    max_bullet_lines: NotNegative = 0.9
+    max_ellipsis_lines: NotNegative = 0.3
+    min_alphabetic_words: NotNegative = 0.8
+    min_stop_words: FromZero = 2
+    max_duplicate_lines: NotNegative = 0.30
+    max_duplicate_paragraphs: NotNegative = 0.30
+    max_duplicate_line_characters: NotNegative = 0.20
+    max_duplicate_paragraph_characters: NotNegative = 0.20
+    max_top_ngram: dict[Count, NotNegative] = field(default_factory=lambda: {2: 0.20, 3: 0.18, 4: 0.16})
+    max_duplicate_ngrams: dict[Count, NotNegative] = field(
         default_factory=lambda: {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
     )
 
@@ -57,9 +58,9 @@ class C4Rules:
     min_terminal_lines: share of lines that end in punctuation; 0.12 is the threshold of FineWeb (arXiv 2406.17557).
     """
 
-    min_sentences: int = 3
-    min_terminal_lines: float = 0.12
-    max_javascript_lines: float = 0.1
+    min_sentences: FromZero = 3
+    min_terminal_lines: NotNegative = 0.12
+    max_javascript_lines: NotNegative = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,18 +71,9 @@ class NearRules:
     sqrt(s (1 - s) / permutations), 0.035 at 0.8 with 128 of them.
     """
 
-    threshold: float = 0.8
-    ngram: int = 5
-    permutations: int = 128
-
-    def check(self, where: str) -> None:
-        """Raise UserError for values that cannot be meant; `where` is the dotted key of this block."""
-        if not 0 < self.threshold <= 1:
-            raise UserError(f"{where}.threshold is {self.threshold}; wanted a similarity above 0 and up to 1, as 0.8")
-        if self.ngram < 1:
-            raise UserError(f"{where}.ngram is {self.ngram}; wanted 1 word or more, such as 5")
-        if not 16 <= self.permutations <= 4096:
-            raise UserError(f"{where}.permutations is {self.permutations}; wanted 16 to 4096, such as 128")
+    threshold: PartOrAll = 0.8
+    ngram: Count = 5
+    permutations: Annotated[int, Bounds(least=16, most=4096)] = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +91,8 @@ class FilterSpec:
         the filter too; `near` says what resembles.
     """
 
-    min_chars: int | None = None
-    max_chars: int | None = None
+    min_chars: FromZero | None = None
+    max_chars: Count | None = None
     quality: bool | Literal["gopher", "c4"] = False
     language: LanguageRule | None = None
     classifier: Classifier | None = None
@@ -122,7 +114,6 @@ class FilterSpec:
             self.language.check(f"{where}.language")
         if self.classifier is not None:
             self.classifier.check(f"{where}.classifier")
-        self.near.check(f"{where}.near")
 
 
 def drop_reason(text: str, spec: FilterSpec) -> str | None:

@@ -11,6 +11,7 @@ from functools import cache
 
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
+from lifecycle.bounds import Share
 from lifecycle.errors import UserError
 
 CHARACTERS_READ = 1000  # from the start of a document
@@ -21,7 +22,7 @@ class LanguageRule:
     """Keep documents whose most likely language is one of `keep` (ISO 639 codes) with at least `min_probability`."""
 
     keep: list[str]
-    min_probability: float = 0.5
+    min_probability: Share = 0.5
 
     def check(self, where: str) -> None:
         """Raise UserError for values that cannot be meant; `where` is the dotted key of this block."""
@@ -33,8 +34,6 @@ class LanguageRule:
                 near = difflib.get_close_matches(code, known, n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise UserError(f"{where}.keep names {code!r}; wanted ISO 639 codes such as en{hint}")
-        if not 0 <= self.min_probability <= 1:
-            raise UserError(f"{where}.min_probability is {self.min_probability}; wanted a number from 0 to 1, as 0.5")
 
 
 def language(text: str) -> tuple[str, float]:

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from torch import Tensor
 
 from lifecycle.batch import Cursor, StepBatch, TokenBatch
+from lifecycle.bounds import Count
 from lifecycle.cachefolder import cache_folder
 from lifecycle.data.contamination import Decontaminate
 from lifecycle.data.corpus import Corpus
@@ -52,8 +53,8 @@ class DataModule(pl.LightningDataModule):
         tokenizer: str | TokenizerRecipe,
         root: str | None,
         prepared: str | None,
-        streams: int | None,
-        shuffle_buffer: int,
+        streams: Count | None,
+        shuffle_buffer: Count,
         exhausted: Literal["error", "drop"],
         epoch_source: str | None,
         bad_rows: BadRows,

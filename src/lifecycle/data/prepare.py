@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from lifecycle import atomic
+from lifecycle.bounds import Count
 from lifecycle.data import decontamination
 from lifecycle.data.broken import BAD, refuse_broken
 from lifecycle.data.judge import HELD_OUT, judge
@@ -44,7 +45,7 @@ class _Task:
     part: int
 
 
-def prepare(data: DataModule, folder: Path, processes: int) -> dict[str, Any]:
+def prepare(data: DataModule, folder: Path, processes: Count) -> dict[str, Any]:
     """Write the shards of every source below `folder/prepared` and return their counts."""
     data.tokenizer.save(folder / "tokenizer")
     tasks = [

@@ -12,6 +12,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from lifecycle.bounds import FromZero, Share
 from lifecycle.data.contamination import Index
 from lifecycle.data.damage import OnDamage
 from lifecycle.data.files import File, fingerprint
@@ -31,8 +32,8 @@ class BadRows:
     damaged_files: whether a file that is broken as a whole ends it too, or is passed over from there on.
     """
 
-    max_share: float
-    min_rows: int
+    max_share: Share
+    min_rows: FromZero
     damaged_files: OnDamage = "error"
 
 

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from lifecycle.bounds import Count, FromZero, NotNegative, Part, Positive
 from lifecycle.data.filters import FilterSpec
 from lifecycle.data.weights import Weight
 from lifecycle.errors import UserError
@@ -35,7 +36,7 @@ OPTIONAL = frozenset({"title", "explanation", "reasoning", "level"})
 class ValidationRatio:
     """Hold out the documents whose text hashes (with `seed`) into the first `ratio` of the hash's range."""
 
-    ratio: float = 0.05
+    ratio: Part = 0.05
     seed: int = 42
 
 
@@ -71,17 +72,17 @@ class SourceSpec:
     split: str = "train"
     format: Format = "text"
     fields: dict[str, str | list[str]] = field(default_factory=dict)
-    answer_base: int = 0
+    answer_base: FromZero = 0
     step_tags: bool = False
     sample_by: SampleBy = "document"
     encoding: str = "utf-8"
     domain: str | None = None
-    weight: float | dict[str, Any] = 1.0
+    weight: NotNegative | dict[str, Any] = 1.0
     filters: FilterSpec = field(default_factory=FilterSpec)
-    max_epochs: float | None = None
-    max_rows: int | None = None
+    max_epochs: Positive | None = None
+    max_rows: Count | None = None
     validation: str | ValidationRatio | dict[str, Any] | None = ValidationRatio()
-    tokens: float | None = None
+    tokens: NotNegative | None = None
     rewards: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -153,17 +154,11 @@ class SourceSpec:
                 f"{where}.weight is 0, so the source would be measured only, and it has no {where}.validation: give it "
                 "one, or remove the source"
             )
-        if self.max_epochs is not None and not self.max_epochs > 0:
-            raise UserError(f"{where}.max_epochs is {self.max_epochs}; give a positive number, or null for no limit")
-        if self.max_rows is not None and self.max_rows < 1:
-            raise UserError(f"{where}.max_rows is {self.max_rows}; give 1 or more, or null for all rows")
 
     def _check_validation(self, where: str) -> None:
         value = self.validation
         if isinstance(value, dict) and (unknown := sorted(set(value) - {"ratio", "seed"})):
             raise UserError(f"{where}.validation.{unknown[0]}: no such key; wanted ratio and seed, a split, or a file")
-        if isinstance(value, ValidationRatio) and not 0 < value.ratio < 1:
-            raise UserError(f"{where}.validation.ratio is {value.ratio}; wanted a share between 0 and 1, such as 0.05")
         if isinstance(value, str) and value == self.split and not isinstance(self.path, str | list):
             raise UserError(f"{where}.validation is {value!r}, the split that is trained on: name another, or a ratio")
 

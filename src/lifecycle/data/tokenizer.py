@@ -27,6 +27,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from lifecycle.bounds import Count
 from lifecycle.data.bpe import Digits, check_settings, train
 from lifecycle.data.endings import end_ids
 from lifecycle.data.words import well_formed
@@ -228,16 +229,14 @@ class TokenizerRecipe:
     trained on. special_tokens: further ones, beside those for documents and chat.
     """
 
-    vocab_size: int
+    vocab_size: Count
     digits: Digits
-    max_bytes: int
+    max_bytes: Count
     special_tokens: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
         check_settings(vocab_size=self.vocab_size, digits=self.digits, special_tokens=self.special_tokens)
-        if self.max_bytes < 1:
-            raise UserError(f"data.tokenizer.max_bytes is {self.max_bytes}; it must be 1 or more.")
 
 
 def train_bpe(

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from lifecycle.bounds import Count
 from lifecycle.data.extend import extend
 from lifecycle.data.module import DataModule
 from lifecycle.data.raw import RawDocuments
@@ -26,7 +27,7 @@ BUFFER = 1000  # documents that a sample is shuffled through
 
 
 def train(
-    data: DataModule, folder: Path, sample_bytes: int, new_tokens: list[str], split_digits: bool
+    data: DataModule, folder: Path, sample_bytes: Count, new_tokens: list[str], split_digits: bool
 ) -> dict[str, Any]:
     """Save the tokenizer of `data` in `folder/tokenizer`, and its report (also returned) beside it as tokenizer.json.
 

@@ -68,7 +68,7 @@ class ModelConfig:
 
     def _combinations(self) -> list[str]:
         faults = []
-        if self.kv_heads > 0 and self.heads % self.kv_heads:
+        if self.kv_heads > 0 and self.heads > 0 and self.heads % self.kv_heads:
             faults.append(
                 f"model.heads is {self.heads} and model.kv_heads is {self.kv_heads}; "
                 "heads must be a multiple of kv_heads, so that each key-value head serves equally many"

@@ -97,7 +97,7 @@ def family_faults(config: ModelConfig) -> list[str]:
         faults.append(_misfit(config, "sliding_from", config.sliding_from, 0))
     if config.rotary_share != 1 and not family.partial_rotary:
         faults.append(_misfit(config, "rotary_share", config.rotary_share, 1.0))
-    if family.whole_heads and config.width % config.heads:
+    if family.whole_heads and config.heads > 0 and config.width % config.heads:
         faults.append(
             f"model.width is {config.width}, but family {config.family} exports to an architecture where it is a "
             f"multiple of heads ({config.heads}); choose such a width or another family"

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lifecycle.optim.groups import check_settings, fusable, parameter_groups
+from lifecycle.bounds import NotNegative, PartOrNone, Positive
+from lifecycle.optim.groups import fusable, parameter_groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,23 +20,12 @@ class AdamW:
     stage applies it before the step.
     """
 
-    lr: float | None
-    embedding_lr: float | None
-    weight_decay: float
-    betas: tuple[float, float]
-    eps: float
-    grad_clip: float | None
-
-    def __post_init__(self) -> None:
-        """Refuse settings that cannot work, all of them in one `UserError`."""
-        check_settings(
-            lr=self.lr,
-            embedding_lr=self.embedding_lr,
-            weight_decay=self.weight_decay,
-            betas=self.betas,
-            eps=self.eps,
-            grad_clip=self.grad_clip,
-        )
+    lr: Positive | None
+    embedding_lr: Positive | None
+    weight_decay: NotNegative
+    betas: tuple[PartOrNone, PartOrNone]
+    eps: Positive
+    grad_clip: Positive | None
 
     def build(self, model: nn.Module) -> torch.optim.AdamW:
         """The optimizer over the trainable parameters of a model (plain or sharded), in the groups of `groups`."""

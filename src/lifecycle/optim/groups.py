@@ -100,30 +100,3 @@ def parameter_groups(
 def fusable(parameters: Iterable[Tensor]) -> bool:
     """Whether torch's fused AdamW kernel takes all of them (plain tensors and DTensors on CPU or CUDA)."""
     return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
-
-
-def check_settings(
-    *,
-    lr: float | None,
-    embedding_lr: float | None,
-    weight_decay: float,
-    betas: tuple[float, float],
-    eps: float,
-    grad_clip: float | None,
-) -> None:
-    """Raise one `UserError` that lists every setting of `stage.optimizer` that cannot work."""
-    faults = []
-    if lr is not None and not lr > 0:
-        faults.append(f"lr is {lr}; it must be above 0")
-    if embedding_lr is not None and not embedding_lr > 0:
-        faults.append(f"embedding_lr is {embedding_lr}; it must be above 0, or null to use lr")
-    if weight_decay < 0:
-        faults.append(f"weight_decay is {weight_decay}; it must be 0 (off) or above")
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        faults.append(f"betas are {list(betas)}; they must be two numbers, each at least 0 and below 1")
-    if not eps > 0:
-        faults.append(f"eps is {eps}; it must be above 0")
-    if grad_clip is not None and not grad_clip > 0:
-        faults.append(f"grad_clip is {grad_clip}; it must be above 0, or null to clip nothing")
-    if faults:
-        raise UserError("\n".join(f"stage.optimizer.{fault}." for fault in faults))

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 from torch.optim.adamw import adamw
 
-from lifecycle.errors import UserError
-from lifecycle.optim.groups import check_settings, fusable, group, is_stack, kind_of, trainable
+from lifecycle.bounds import Count, NotNegative, PartOrNone, Positive
+from lifecycle.optim.groups import fusable, group, is_stack, kind_of, trainable
 
 Scale = Literal["match_rms_adamw", "original"]
 
@@ -72,36 +72,17 @@ class Muon:
     embedding (None: adamw_lr). betas, eps: of the AdamW part. grad_clip: as in AdamW, applied by the stage.
     """
 
-    lr: float | None
-    adamw_lr: float | None
-    embedding_lr: float | None
-    weight_decay: float
-    momentum: float
+    lr: Positive | None
+    adamw_lr: Positive | None
+    embedding_lr: Positive | None
+    weight_decay: NotNegative
+    momentum: PartOrNone
     nesterov: bool
-    newton_schulz_steps: int
+    newton_schulz_steps: Count
     scale: Scale
-    betas: tuple[float, float]
-    eps: float
-    grad_clip: float | None
-
-    def __post_init__(self) -> None:
-        """Refuse settings that cannot work."""
-        check_settings(
-            lr=self.lr,
-            embedding_lr=self.embedding_lr,
-            weight_decay=self.weight_decay,
-            betas=self.betas,
-            eps=self.eps,
-            grad_clip=self.grad_clip,
-        )
-        if self.adamw_lr is not None and not self.adamw_lr > 0:
-            raise UserError(f"stage.optimizer.adamw_lr is {self.adamw_lr}; it must be above 0, or null to use lr.")
-        if not 0 <= self.momentum < 1:
-            raise UserError(f"stage.optimizer.momentum is {self.momentum}; it must be at least 0 and below 1.")
-        if self.newton_schulz_steps < 1:
-            raise UserError(f"stage.optimizer.newton_schulz_steps is {self.newton_schulz_steps}; it must be 1 or more.")
-        if self.scale not in ("match_rms_adamw", "original"):
-            raise UserError(f"stage.optimizer.scale is {self.scale!r}; choose match_rms_adamw or original.")
+    betas: tuple[PartOrNone, PartOrNone]
+    eps: Positive
+    grad_clip: Positive | None
 
     def build(self, model: nn.Module) -> MuonAdamW:
         """The optimizer over the trainable parameters of a model (plain or sharded).

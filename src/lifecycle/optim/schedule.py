@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
 
+from lifecycle.bounds import FromZero, Share
 from lifecycle.errors import UserError
 
 StepsOf = Callable[[float], int]
@@ -64,14 +65,14 @@ class Schedule:
     """
 
     name: Name
-    min_ratio: float
-    warmup_start: float = 0.0
-    warmup_steps: int | None = None
-    warmup_tokens: int | None = None
-    warmup_fraction: float | None = None
-    decay_steps: int | None = None
-    decay_tokens: int | None = None
-    decay_fraction: float | None = None
+    min_ratio: Share
+    warmup_start: Share = 0.0
+    warmup_steps: FromZero | None = None
+    warmup_tokens: FromZero | None = None
+    warmup_fraction: Share | None = None
+    decay_steps: FromZero | None = None
+    decay_tokens: FromZero | None = None
+    decay_fraction: Share | None = None
     decay_shape: Shape = "1-sqrt"
 
     def __post_init__(self) -> None:
@@ -80,9 +81,6 @@ class Schedule:
             raise UserError(f"stage.schedule.name is {self.name!r}; choose one of {', '.join(NAMES)}.")
         if self.decay_shape not in ("linear", "cosine", "1-sqrt"):
             raise UserError(f"stage.schedule.decay_shape is {self.decay_shape!r}; choose linear, cosine or 1-sqrt.")
-        for key, value in (("min_ratio", self.min_ratio), ("warmup_start", self.warmup_start)):
-            if not 0.0 <= value <= 1.0:
-                raise UserError(f"stage.schedule.{key} is {value}; it is a share of lr, from 0 to 1.")
         self._one_unit("warmup", required=True)
         self._one_unit("decay", required=self.name == "wsd")
 
@@ -123,10 +121,6 @@ class Schedule:
         if required and not given:
             keys = ", ".join(f"stage.schedule.{part}_{unit}" for unit in self._lengths(part))
             raise UserError(f"none of {keys} is given; give one of them ({part}_steps=0 for no {part}).")
-        for unit, length in given.items():
-            if length < 0 or (unit == "fraction" and length > 1):
-                wanted = "a share of the run, from 0 to 1" if unit == "fraction" else "0 or more"
-                raise UserError(f"stage.schedule.{part}_{unit} is {length}; it must be {wanted}.")
 
     def _steps(self, part: Literal["warmup", "decay"], total_steps: int, steps_of: StepsOf) -> int:
         lengths = self._lengths(part)

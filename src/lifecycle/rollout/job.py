@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 from lifecycle import atomic
 from lifecycle.batch import Rollout
+from lifecycle.bounds import Count, NotNegative, PartOrAll, Positive
 from lifecycle.errors import UserError
 from lifecycle.model import Decoder
 from lifecycle.model.huggingface import export
@@ -55,19 +56,19 @@ def generate(
     output: str | None,
     chat: bool | Literal["auto"],
     system: str | None,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-    repetition_penalty: float,
+    max_new_tokens: Count,
+    temperature: NotNegative,
+    top_k: Count | None,
+    top_p: PartOrAll | None,
+    min_p: PartOrAll | None,
+    repetition_penalty: Positive,
     stop: list[str],
-    samples: int,
-    best_of: int | None,
+    samples: Count,
+    best_of: Count | None,
     best_by: Literal["mean", "sum"],
     engine: Literal["own", "vllm"],
-    slots: int,
-    prefill_chunk: int,
+    slots: Count,
+    prefill_chunk: Count,
 ) -> dict[str, Any]:
     """Complete the prompts; what was done, for run.json. The arguments as far as `folder` come from the run.
 

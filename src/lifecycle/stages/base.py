@@ -24,6 +24,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from lifecycle.batch import StepBatch, TokenBatch
+from lifecycle.bounds import due
 from lifecycle.model import Decoder, Documents, ModelConfig, count_pieces
 from lifecycle.model.attention import Kernel
 from lifecycle.optim import AdamW, Muon, Schedule, clip_gradients
@@ -187,7 +188,7 @@ class Stage(pl.LightningModule):
         """Validate if due, and stop when asked to."""
         done = batch.step + 1
         every = self.setup_facts.validate_every
-        if every and (done % every == 0 or done == self.total_steps):
+        if due(done, every) or (every and done == self.total_steps):
             self.validation_due = True
         self.validate_if_due(done)
         if self.preempted:

@@ -1,4 +1,6 @@
-"""Metrics of a run: kept on the device, read once every `log_every` steps, one row a step in every logger.
+"""Metrics of a run: kept on the device, read every `log_every` steps, at validations and at checkpoints.
+
+Every logger gets one row a step.
 
 `perf/mfu` counts dense peak FLOPs and 6N + 12LHT FLOPs a token (see `ModelConfig.flops_per_token`). `moe/load_max` and
 `moe/load_min` are the visits of the busiest and the idlest expert of any layer in a step, 1 being an even load.
@@ -16,6 +18,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from lifecycle.bounds import due
 from lifecycle.model import ModelConfig
 from lifecycle.stages.exchange import sum_over_ranks
 
@@ -25,7 +28,7 @@ WARM_UP_STEPS = 3  # compilation and first allocations happen here; the collecto
 class Meter:
     """Collects a step's numbers and hands them to the trainer's loggers; `latest` holds the last ones for displays."""
 
-    def __init__(self, *, log_every: int, peak_flops: float | None, sources: Sequence[str]) -> None:
+    def __init__(self, *, log_every: int | None, peak_flops: float | None, sources: Sequence[str]) -> None:
         self.log_every, self.peak_flops = log_every, peak_flops
         self.latest: dict[str, float] = {}
         self.tokens = 0.0
@@ -84,7 +87,7 @@ class Meter:
             gc.collect()
             gc.freeze()
             gc.disable()
-        if step % self.log_every == 0:
+        if due(step, self.log_every):
             self.flush()
 
     def flush(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lifecycle.batch import StepBatch, TokenBatch
+from lifecycle.bounds import Count, FromZero, NotNegative, PartOrNone, Positive
 from lifecycle.errors import UserError
 from lifecycle.losses.ewc import add_ewc_gradients, diagonal_fisher
 from lifecycle.model import Documents, ModelConfig
@@ -20,7 +21,7 @@ from lifecycle.optim import AdamW, Muon, Schedule
 from lifecycle.stages.base import Stage
 from lifecycle.stages.language import held_out_loss, next_token_loss
 from lifecycle.stages.setup import Setup
-from lifecycle.stages.skipping import Skipping
+from lifecycle.stages.skipping import NormRatio, Skipping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,17 +33,13 @@ class Replay:
     their sources may call.
     """
 
-    share: float
-    ancestors: int | Literal["all"] | list[float]
+    share: PartOrNone
+    ancestors: Count | Literal["all"] | list[NotNegative]
     functions: list[str] | None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share < 1:
-            raise UserError(f"stage.replay.share is {self.share}; it is a share of the tokens, from 0 to below 1")
-        if isinstance(self.ancestors, list) and not (self.ancestors and all(w >= 0 for w in self.ancestors)):
-            raise UserError(f"stage.replay.ancestors is {self.ancestors}; wanted weights, the parent's first")
-        if isinstance(self.ancestors, int) and self.ancestors < 1:
-            raise UserError(f"stage.replay.ancestors is {self.ancestors}; 1 is the parent, 2 its parent too, ...")
+        if isinstance(self.ancestors, list) and not self.ancestors:
+            raise UserError("stage.replay.ancestors is []; wanted weights, the parent's first")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +47,8 @@ class Ewc:
     """Elastic weight consolidation (`losses.ewc`): strength of the springs; rows of the parent's data that the Fisher
     information is estimated on."""
 
-    strength: float
-    rows: int
-
-    def __post_init__(self) -> None:
-        if not self.strength > 0 or self.rows < 1:
-            raise UserError(
-                f"stage.ewc has strength {self.strength:g} and rows {self.rows}; both must be above 0 (null is off)"
-            )
+    strength: Positive
+    rows: Count
 
 
 class Midtrain(Stage):
@@ -78,10 +69,10 @@ class Midtrain(Stage):
         model: ModelConfig,
         optimizer: AdamW | Muon,
         schedule: Schedule,
-        max_skipped: int,
-        max_norm_ratio: float | None,
-        z_loss: float,
-        peak_ratio: float,
+        max_skipped: FromZero,
+        max_norm_ratio: NormRatio | None,
+        z_loss: NotNegative,
+        peak_ratio: Positive,
         replay: Replay,
         optimizer_state: Literal["fresh", "parent"],
         ewc: Ewc | None,

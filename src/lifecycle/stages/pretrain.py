@@ -9,12 +9,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from lifecycle.batch import StepBatch, TokenBatch
+from lifecycle.bounds import FromZero, NotNegative
 from lifecycle.model import Documents, ModelConfig
 from lifecycle.optim import AdamW, Muon, Schedule
 from lifecycle.stages.base import Stage
 from lifecycle.stages.language import held_out_loss, next_token_loss
 from lifecycle.stages.setup import Setup
-from lifecycle.stages.skipping import Skipping
+from lifecycle.stages.skipping import NormRatio, Skipping
 
 
 class Pretrain(Stage):
@@ -26,9 +27,9 @@ class Pretrain(Stage):
         model: ModelConfig,
         optimizer: AdamW | Muon,
         schedule: Schedule,
-        max_skipped: int,
-        max_norm_ratio: float | None,
-        z_loss: float,
+        max_skipped: FromZero,
+        max_norm_ratio: NormRatio | None,
+        z_loss: NotNegative,
         setup: Setup,
     ) -> None:
         skipping = Skipping(max_skipped=max_skipped, max_norm_ratio=max_norm_ratio)

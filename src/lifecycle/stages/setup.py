@@ -26,7 +26,7 @@ class Setup:
     source_names: Sequence[str]
     domains: Mapping[str, tuple[float, int]]
     validate_every: int | None
-    log_every: int
+    log_every: int | None
     bf16: bool
     compile: bool
     activation_checkpointing: bool

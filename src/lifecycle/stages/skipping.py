@@ -8,24 +8,25 @@ Weights and optimizer stay as they were; the data goes on. The mean waits for SE
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from lifecycle.batch import StepBatch
+from lifecycle.bounds import Bounds
 from lifecycle.errors import UserError
 
 WINDOW = 200  # taken steps that the mean remembers, about
 SETTLED = 100  # taken steps before the mean judges
+
+NormRatio = Annotated[float, Bounds(above=1)]
 
 
 class Skipping:
     """Judges steps and counts those skipped; past `max_skipped` the run ends. `max_norm_ratio` None: no spikes."""
 
     def __init__(self, *, max_skipped: int, max_norm_ratio: float | None) -> None:
-        if max_norm_ratio is not None and not max_norm_ratio > 1:
-            raise UserError(f"stage.max_norm_ratio is {max_norm_ratio}; wanted a number above 1, or null for never")
         self.max_skipped, self.max_norm_ratio = max_skipped, max_norm_ratio
         self.skipped = self.taken = 0
         self.mean: Tensor | float = 0.0  # on the device, which need not be waited for

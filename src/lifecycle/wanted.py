@@ -1,0 +1,94 @@
+"""What a key wants, in words: its type, the bounds of its numbers, an example to type, and the nearest spelling."""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import difflib
+import math
+import types
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
+
+from lifecycle.bounds import Bounds
+
+WORDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+    type(None): "null",
+}
+EXAMPLES: dict[Any, str] = {bool: "true", int: "N", float: "0.1", str: "NAME", Path: "PATH", type(None): "null"}
+
+
+def nearest(word: str, options: Iterable[str]) -> str | None:
+    """The option that `word` was probably meant to be."""
+    close = difflib.get_close_matches(word, list(options), n=1)
+    return close[0] if close else None
+
+
+def describe(hint: Any) -> str:
+    """A type in words."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return " ".join([describe(inner[0]), *map(str, bounds_of(hint))])
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(describe(member) for member in inner))
+    if origin is Literal:
+        return " or ".join(typed(choice) for choice in inner)
+    if origin is tuple and inner[-1] is not Ellipsis:
+        return f"a list of {len(inner)}: {', '.join(describe(member) for member in inner)}"
+    if origin in (list, tuple, collections.abc.Sequence):
+        return f"a list of ({describe(inner[0])})"
+    if origin in (dict, collections.abc.Mapping) or hint is dict:
+        return "a mapping"
+    if is_dataclass(hint):
+        return f"a mapping with {', '.join(field.name for field in dataclasses.fields(hint))}"
+    return WORDS.get(hint, "a value" if hint is Any else getattr(hint, "__name__", str(hint)))
+
+
+def wanted(hint: Any, key: str, value: Any = None) -> str:
+    """What the type of `key` takes, and how that is typed; `value` is what came."""
+    example = _example(hint, value)
+    return f"wanted {describe(hint)}" + (f": type {key}={example}" if example else "")
+
+
+def _example(hint: Any, value: Any) -> str | None:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return next((b.example for b in bounds_of(hint) if inner[0] is float), _example(inner[0], value))
+    if origin in (Union, types.UnionType):
+        return next((example for member in inner if (example := _example(member, value))), None)
+    if origin is Literal:
+        return nearest(str(value), [str(choice) for choice in inner]) or typed(inner[0])
+    if origin in (list, tuple, collections.abc.Sequence):
+        items = [_example(member, None) for member in inner if member is not Ellipsis]
+        return f"'[{','.join(item for item in items if item)}]'"
+    return EXAMPLES.get(hint)
+
+
+def typed(value: Any) -> str:
+    """A value as Hydra reads it."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return str(value).replace(" ", "") if isinstance(value, list) else str(value)
+
+
+def bounds_of(hint: Any) -> list[Bounds]:
+    """Those of an annotation."""
+    return [one for one in get_args(hint)[1:] if isinstance(one, Bounds)]
+
+
+def fits(value: Any) -> bool:
+    """Whether a number is one that anything here can count with; True for what is no number."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return not isinstance(value, int) or -(2**63) <= value < 2**63
+
+
+def is_dataclass(hint: Any) -> TypeGuard[type]:
+    """Whether an annotation is one."""
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
