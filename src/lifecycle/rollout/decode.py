@@ -88,7 +88,7 @@ def prepare(
     size = sum(p.numel() for p in ready.parameters()) * dtype.itemsize
     if is_dense(ready) and size <= JOINED_BYTES:
         refresh_model = cast.refresh if cast else None
-        if packed and cache in (None, torch.float32) and fused.fits(ready):
+        if packed and cache in (None, *fused.DTYPES) and fused.fits(ready):
             return ready, Fused(ready, refresh_model=refresh_model)
         return ready, Joined(ready, rows=rows if packed else None, refresh_model=refresh_model)
     return ready, AsItIs(ready, cast=cast)

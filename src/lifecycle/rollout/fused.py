@@ -5,6 +5,9 @@ its time on starting them and on products made for many rows; here a matrix is r
 six rows at a time, a row reads only the positions that it has, and samples of one prompt read the prompt's keys and
 values from one place, where the processor still holds them. A row's bits do not depend on its neighbours.
 
+A model in bf16 is read as bf16, half the bytes, and summed in fp32; what torch rounds to bf16 is rounded here too. The
+cache may be fp32 or bf16, whatever the model is.
+
 Shapes: B rows, D width, N outputs, V vocabulary.
 """
 
@@ -22,25 +25,28 @@ from lifecycle.model.decoder import Block, SelfAttention
 from lifecycle.model.layers import FeedForward
 from lifecycle.rollout.lending import Lent
 from lifecycle.rollout.native import library
-from lifecycle.rollout.products import computed_in_fp32, joined, joined_biases
+from lifecycle.rollout.products import joined, joined_biases
 
 PANEL, LANES = 16, 8
 """Of fused.c: columns of a panel, floats of a vector."""
+
+DTYPES = (torch.float32, torch.bfloat16)
+"""Of weights, and of the cache."""
 
 _Pointer, _Long = ctypes.c_void_p, ctypes.c_long
 
 
 class _Layer(ctypes.Structure):
     _fields_ = [
-        *((name, _Pointer) for name in ("attention_norm", "qkv", "qkv_bias", "q_norm", "k_norm", "o", "ffn_norm")),
-        *((name, _Pointer) for name in ("gate_up", "down", "keys", "values")),
+        *((name, _Pointer) for name in ("attention_norm", "qkv_bias", "q_norm", "k_norm", "ffn_norm")),
+        *((name, _Pointer) for name in ("qkv", "o", "gate_up", "down", "keys", "values")),
         ("window", _Long),
     ]
 
 
 class _Model(ctypes.Structure):
     _fields_ = [
-        *((name, _Long) for name in ("layers", "D", "H", "G", "K", "P", "F", "V", "C", "rounds")),
+        *((name, _Long) for name in ("layers", "D", "H", "G", "K", "P", "F", "V", "C", "half", "half_cache")),
         ("eps", ctypes.c_float),
         ("norm", _Pointer),
         ("head", _Pointer),
@@ -56,12 +62,12 @@ class _Step(ctypes.Structure):
 
 
 def fits(model: Decoder) -> bool:
-    """Whether `Fused` can take a dense model: fp32 sums on a CPU with a C compiler, and sizes of whole vectors."""
+    """Whether `Fused` can take a dense model: fp32 or bf16 on a CPU with a C compiler, and sizes of whole vectors."""
     config, weight = model.config, model.embedding.weight
     qkv = (config.heads + 2 * config.kv_heads) * config.head_dim
     whole = all(n % PANEL == 0 for n in (config.width, qkv, config.vocab))
     whole = whole and config.ffn_width % LANES == 0 and config.head_dim % LANES == 0
-    return whole and computed_in_fp32(weight) and library("fused") is not None
+    return whole and weight.device.type == "cpu" and weight.dtype in DTYPES and library("fused") is not None
 
 
 class Fused:
@@ -80,7 +86,7 @@ class Fused:
         config = model.config
         self._model = _Model(
             *(config.layers, config.width, config.heads, config.kv_heads, config.head_dim, config.rotary_dim),
-            *(config.ffn_width, config.vocab, 0, model.embedding.weight.dtype == torch.bfloat16, config.norm_eps),
+            *(config.ffn_width, config.vocab, 0, model.embedding.weight.dtype == torch.bfloat16, 0, config.norm_eps),
         )
         self._layers = (_Layer * config.layers)()
         self._kept: list[Tensor] = []
@@ -110,8 +116,8 @@ class Fused:
         self._lay_out()
 
     def _point_at(self, cache: Cache) -> None:
-        assert cache.keys[0].dtype == torch.float32  # C reads what it is told
-        self._model.C = cache.capacity + 1
+        assert cache.keys[0].dtype in DTYPES  # C reads what it is told
+        self._model.C, self._model.half_cache = cache.capacity + 1, cache.keys[0].dtype == torch.bfloat16
         for layer, keys, values, window in zip(self._layers, cache.keys, cache.values, cache.windows, strict=True):
             layer.keys, layer.values, layer.window = keys.data_ptr(), values.data_ptr(), window or 0
 
@@ -134,10 +140,13 @@ class Fused:
             layer.down = self._matrix([ffn.down_proj.weight])
 
     def _matrix(self, weights: Sequence[Tensor]) -> int:
-        """Address of weights (N, K) over one another as panels (N / PANEL, K, PANEL)."""
-        panels = joined(weights).float().unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()
-        self._kept.append(panels)
-        return panels.data_ptr()
+        """Address of weights (N, K) over one another as panels: (N / PANEL, K, PANEL), in bf16 two of K together."""
+        dtype = torch.bfloat16 if self._model.half else torch.float32
+        panels = joined(weights).to(dtype).unflatten(0, (-1, PANEL)).transpose(1, 2)
+        if self._model.half:
+            panels = panels.unflatten(1, (-1, 2)).transpose(2, 3)
+        self._kept.append(panels.contiguous())
+        return self._kept[-1].data_ptr()
 
     def _vector(self, vector: Tensor | None) -> int | None:
         """Address of a copy in fp32."""
