@@ -1,10 +1,9 @@
 """One token more in many rows: the decoder of a model, made ready once for each version of its weights.
 
 A dense model on one device is decoded with its matrices joined (see joined.py), on a CPU with a C compiler by one call
-a token (see fused.py). Under autocast the weights are cast
-once, not at every token. On a CPU without bf16 units, bf16 products are made in fp32 and rounded, which is what those
-units do, only faster than their emulation. Every other model (experts, latent attention, sharded, adapted) is called as
-is.
+a token (see fused.py), in fp32 and in bf16. Under autocast the weights are cast once, not at every token. Where torch
+decodes on a CPU without bf16 units, bf16 products are made in fp32 and rounded, which is what those units do, only
+faster than their emulation. Every other model (experts, latent attention, sharded, adapted) is called as is.
 
 Shapes: B rows, T = 1 position, V vocabulary.
 """
