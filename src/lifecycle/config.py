@@ -53,7 +53,7 @@ GROUPS = ("model", "data", "stage", "hardware", "logger", "callbacks")
 OF_DATA = "view seed sequence_length global_batch_tokens micro_batch_tokens validation_tokens workers folder"
 OF_STAGE = "model setup data folder tokenizer parent_view parent_ends parent_folder seed deterministic compiled"
 SUPPLIED: dict[str, tuple[str, ...]] = {
-    "data": (*OF_DATA.split(), "replay_share", "parent_loss"),
+    "data": (*OF_DATA.split(), "replay_share", "parent_loss", "begun"),
     "stage": tuple(OF_STAGE.split()),
     "logger": ("folder",),
     "callbacks": ("folder",),
@@ -78,11 +78,15 @@ MAY_DIFFER = (
     "stage.max_epochs",
     "stage.max_skipped",
     "stage.max_norm_ratio",
+    "data.root",
+    "data.prepared",
     "data.bad_rows",
     "data.exhausted",
+    "data.sources.*.path",
     "data.sources.*.max_epochs",
 )
-"""Keys that a resumed run may change: its end, where it runs, what it bears, and what is written about it."""
+"""Keys that a resumed run may change: its end, where it runs, what it bears, what is written about it, and where its
+data lies: that it is the same data is looked at by its content (`data/begun.py`)."""
 
 
 # -- checking

@@ -28,6 +28,7 @@ from lifecycle import config
 from lifecycle.cachefolder import cache_folder
 from lifecycle.checkpoint import list_committed, read_best, step_of
 from lifecycle.checkpoint.weights import load_stage, load_weights
+from lifecycle.data.tokenizer import Tokenizer
 from lifecycle.data.tokenizer import load as load_tokenizer
 from lifecycle.errors import UserError
 from lifecycle.model import ModelConfig
@@ -165,6 +166,8 @@ def _from_files(place: Path, run: RunFolder | None = None) -> Parent:
     tokenizer = str(folder.resolve()) if any((folder / name).exists() for name in TOKENIZER_FILES) else None
     if tokenizer is None and file is not None:
         tokenizer = _unpacked_tokenizer(file.resolve())
+    if run is not None and tokenizer is not None:
+        _trained_with(run, folder, run.path.name)
     return Parent(
         folder=folder,
         run=run,
@@ -213,7 +216,7 @@ def _from_checkpoint(run: RunFolder, which: str, name: str) -> Parent:
     written = run.config()
     if wanted not in steps or written is None:
         raise UserError(f"init_from={name}: there is no such checkpoint; run {run.path} has {_checkpoints(run.path)}")
-    tokenizer = run.path / "tokenizer"
+    tokenizer = _trained_with(run, run.path / "tokenizer", name)
     sizes = DictConfig({"model": config.literal(written.get("model", {}))})
     model: ModelConfig = config.build(sizes.model)
     path = steps[wanted]
@@ -221,11 +224,22 @@ def _from_checkpoint(run: RunFolder, which: str, name: str) -> Parent:
     return Parent(
         folder=path,
         run=run,
-        model=replace(model.with_vocab(load_tokenizer(str(tokenizer)).vocab_size), rope_theta=theta),
-        tokenizer=str(tokenizer.resolve()),
+        model=replace(model.with_vocab(tokenizer.vocab_size), rope_theta=theta),
+        tokenizer=str((run.path / "tokenizer").resolve()),
         name=str(run.path.resolve()),
         read=lambda: _stripped(load_weights(path)),
     )
+
+
+def _trained_with(run: RunFolder, place: Path, name: str) -> Tokenizer:
+    """The tokenizer in a folder of a run. Raises UserError where it is another than the run's weights know."""
+    found, known = load_tokenizer(str(place)), run.lineage().get("tokenizer")
+    if known is not None and found.sha256 != known:
+        raise UserError(
+            f"init_from={name}: {place} has a tokenizer of hash {found.sha256[:16]}, and the run was trained with that "
+            f"of hash {known[:16]}: put back what the run wrote there, or its words and ids do not belong together"
+        )
+    return found
 
 
 def _stripped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

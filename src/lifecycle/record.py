@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import time
+from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
-from lifecycle import config
+from lifecycle import atomic, config
+from lifecycle.data.begun import NAME as DATA
 from lifecycle.data.decontamination import put_in_order
 from lifecycle.data.module import DataModule
+from lifecycle.data.tokenizer import Tokenizer
 from lifecycle.errors import UserError
 from lifecycle.hardware import device_name
 from lifecycle.lock import hold
@@ -27,7 +33,12 @@ def begin(
 ) -> None:
     """Say what begins, and write it down: config, tokenizer, lineage."""
     before, sources = folder.lineage(), data.corpus.lineage()
-    data.tokenizer.save(folder.path / "tokenizer")
+    new = start.checkpoint is None
+    if new or not (folder.path / "tokenizer").is_dir():
+        _save_tokenizer(data.tokenizer, folder.path / "tokenizer")
+    known = (folder.path / DATA).exists()
+    if new or not known:
+        atomic.write(folder.path / DATA, json.dumps(data.corpus.contents()))
     folder.update(
         **(origin() if not before else {"restarted": time.time()}),
         status="running",
@@ -47,10 +58,21 @@ def begin(
         damaged=[*before.get("damaged", []), *start.damaged],
     )
     say = Console(stderr=True, highlight=False, soft_wrap=True).print
-    if before.get("data", {}).get("fingerprint", sources["fingerprint"]) != sources["fingerprint"]:
-        say("[yellow]the sources' files have changed since the run began: some rows may come twice or never[/yellow]")
+    if not (new or known):
+        say(
+            f"[yellow]{folder.path / DATA} was not there: whether its sources' files have changed since the run began "
+            "cannot be told; from here on it can[/yellow]"
+        )
     for line in start.lines():
         say(f"[dim]{line}[/dim]")
+
+
+def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Whole or not at all: it is what the run reads with from now on."""
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    tokenizer.save(aside)
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
 
 
 def finished(folder: RunFolder, cfg: DictConfig) -> bool:

@@ -43,7 +43,7 @@ from lifecycle.record import begin, finished, record_end, stage_name
 from lifecycle.runfolder import RunFolder, origin
 from lifecycle.stages.base import Stage
 from lifecycle.stages.setup import Setup
-from lifecycle.start import Start, Work, agree
+from lifecycle.start import Start, Work, agree, begun
 from lifecycle.trainer import build_trainer, world_size
 from lifecycle.vocabulary import extend_vocabulary
 
@@ -203,6 +203,7 @@ def _data(
         folder=folder.path,
         replay_share=replay_share(cfg),
         parent_loss=ParentLoss(parent, hardware) if parent else None,
+        begun=begun(cfg, folder),
     )
     return data
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from lifecycle import config
 from lifecycle.checkpoint import last_good, list_committed, step_of, verify
+from lifecycle.data.begun import Begun
 from lifecycle.errors import UserError
 from lifecycle.hardware import Choice, Hardware, choose, probe
 from lifecycle.ranks import hear, rank, tell
@@ -50,6 +51,17 @@ class Work:
     steps: int
     tokens_per_step: int
     flops_per_token: float
+
+
+def begun(cfg: DictConfig, folder: RunFolder) -> Begun | None:
+    """What the run was begun with, where this start goes on with it: with its checkpoints (or those of the run that
+    `resume` names), or with its shards."""
+    run = RunFolder(Path(cfg.resume).parents[1]) if cfg.resume not in ("auto", "never") else folder
+    if steps := [step_of(path) or 0 for path in list_committed(run.checkpoints)]:
+        return Begun.of(run.path, where=f"step {max(steps)}", tokenizer=run.lineage().get("tokenizer"))
+    if (folder.path / "prepared").is_dir():
+        return Begun(folder=folder.path, where="the shards that it has made", tokenizer=None, data=None)
+    return None
 
 
 def agree(cfg: DictConfig, folder: RunFolder, hardware: Hardware, work: Work) -> Start:

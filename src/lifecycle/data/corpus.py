@@ -12,6 +12,7 @@ import xxhash
 
 from lifecycle.batch import TokenBatch
 from lifecycle.data import decontamination
+from lifecycle.data.begun import Begun, listed, named_tokenizer
 from lifecycle.data.contamination import Decontaminate, evaluation_index
 from lifecycle.data.count import count_positions
 from lifecycle.data.curriculum import Curriculum
@@ -57,6 +58,7 @@ class Corpus:
         cache: Path,
         curriculum: Curriculum | None,
         parent_loss: ParentLoss | None,
+        begun: Begun | None = None,
     ) -> None:
         self._root, self._buffer, self._seed, self._cache = root, shuffle_buffer, seed, cache
         evaluation = evaluation_index(decontaminate, root=root, cache=cache) if decontaminate else None
@@ -68,9 +70,11 @@ class Corpus:
             quarantine=folder / "quarantine" if folder else None,
             processes=processes,
             evaluation=evaluation,
+            begun=begun,
         )
+        self._held = {s.name: held_out_source(s, root=root, cache=cache) for s in self.whole}
         check_views(self.whole, view, {s.name: views(s.spec) for s in self.whole})
-        self.tokenizer = self._open_tokenizer(tokenizer, prepared, mix.mean())
+        self.tokenizer = self._open_tokenizer(tokenizer, prepared, mix.mean(), begun)
         self.levels: dict[str, list[Level]] = {}
         if curriculum is not None:
             chosen = under_curriculum(curriculum, specs, mix.replay)
@@ -79,6 +83,9 @@ class Corpus:
         self.sources, self.whole = in_order(self.levels, self.whole)
         # what is replayed was in another mixture when this one was prepared: it is read from its files
         self.prepared = open_prepared(prepared, self.sources, may_lack=mix.replay) if prepared else {}
+        if begun is not None:
+            begun.check_files({name: sides for name, sides in self.contents()["files"].items() if "held_out" in sides})
+            begun.check_fingerprints(self.contents()["fingerprints"])
         if evaluation and folder and len(self.prepared) < len(self.sources):  # prepared rows were looked at before
             decontamination.begin(folder, evaluation)
 
@@ -145,7 +152,7 @@ class Corpus:
         if source.held_out is not None and source.name in self.prepared:
             shards = self.prepared[source.name].validation
             return PreparedDocuments(shards, 1, 0, 1, self._seed, None) if shards.documents else None
-        held = held_out_source(source, root=self._root, cache=self._cache)
+        held = self._held[source.name]
         if held is None:
             return None
         share = held.held_out is not None  # else every row of the split or file is held out
@@ -179,11 +186,33 @@ class Corpus:
         levels = {"levels": described(self.levels)} if self.levels else {}
         return {"fingerprint": whole, "root": place("", self._root), "paths": paths, **levels}
 
+    def contents(self) -> dict[str, Any]:
+        """For data.json: what the run reads, by content; held-out rows with files of their own are a side apart."""
+        files = {}
+        for source in self.whole:
+            files[source.name] = {"training": listed(source.files)}
+            if source.held_out is None and (held := self._held[source.name]) is not None:
+                files[source.name]["held_out"] = listed(held.files)
+        form = "shards" if self.prepared else "rows"
+        return {"files": files, "fingerprints": {s.name: f"{form} {s.fingerprint}" for s in self.sources}}
+
     def _open_tokenizer(
-        self, tokenizer: str | TokenizerRecipe, prepared: str | None, weights: Mapping[str, float]
+        self,
+        tokenizer: str | TokenizerRecipe,
+        prepared: str | None,
+        weights: Mapping[str, float],
+        begun: Begun | None,
     ) -> Tokenizer:
-        if prepared is not None:
-            return prepared_tokenizer(prepared, tokenizer)
+        """The one that the config names, but a run that goes on keeps its own."""
+        if begun is not None:
+            named = prepared_tokenizer(prepared, tokenizer) if prepared else named_tokenizer(tokenizer)
+            place = f"data.prepared={prepared}" if prepared else f"data.tokenizer={tokenizer}"
+            if (own := begun.own_tokenizer(named, place)) is not None:
+                return own
+            return begun.check_trained(self._named_or_trained(tokenizer, weights))
+        return prepared_tokenizer(prepared, tokenizer) if prepared else self._named_or_trained(tokenizer, weights)
+
+    def _named_or_trained(self, tokenizer: str | TokenizerRecipe, weights: Mapping[str, float]) -> Tokenizer:
         if isinstance(tokenizer, str):
             return load(tokenizer)
         key = "|".join(f"{s.name}:{s.fingerprint}:{weights[s.name]!r}" for s in self.whole)

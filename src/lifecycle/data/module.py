@@ -22,6 +22,7 @@ from torch import Tensor
 from lifecycle.batch import Cursor, StepBatch, TokenBatch
 from lifecycle.bounds import Count
 from lifecycle.cachefolder import cache_folder
+from lifecycle.data.begun import Begun
 from lifecycle.data.contamination import Decontaminate
 from lifecycle.data.corpus import Corpus
 from lifecycle.data.curriculum import Curriculum
@@ -70,6 +71,7 @@ class DataModule(pl.LightningDataModule):
         replay_share: float | None = None,
         curriculum: Curriculum | None = None,
         parent_loss: ParentLoss | None = None,
+        begun: Begun | None = None,
     ) -> None:
         super().__init__()
         self.seed, self.workers, self.cache = seed, workers, cache_folder()
@@ -98,6 +100,7 @@ class DataModule(pl.LightningDataModule):
             cache=self.cache,
             curriculum=curriculum,
             parent_loss=parent_loss,
+            begun=begun,
         )
         self.sources, self.tokenizer, self.levels = self.corpus.sources, self.corpus.tokenizer, self.corpus.levels
         self.held_out = held_out_sets(

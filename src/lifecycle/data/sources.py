@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from lifecycle.data.begun import Begun, listed
 from lifecycle.data.contamination import Index
 from lifecycle.data.decontamination import FOLDER
 from lifecycle.data.duplicates import REASON, duplicate_rows
@@ -29,19 +30,25 @@ def open_sources(
     quarantine: Path | None,
     processes: int = 1,
     evaluation: Index | None = None,
+    begun: Begun | None = None,
 ) -> list[Source]:
     """The training side of every source, in the order of the config. Raises `UserError` naming the source at fault.
 
-    `processes` look for duplicates, where a source has such a filter; `evaluation` is what no document may hold.
+    `processes` look for duplicates, where a source has such a filter; `evaluation` is what no document may hold; a run
+    that goes on reads the files that it has `begun` with.
     """
+    for name, spec in specs.items():
+        spec.check(name)
+    files = {name: _files(spec, name, root, cache) for name, spec in specs.items()}
+    if begun is not None:
+        begun.check_files({name: {"training": listed(found)} for name, found in files.items()})
     opened = []
     for index, (name, spec) in enumerate(specs.items()):
-        spec.check(name)
         source = Source(
             name=name,
             index=index,
             spec=spec,
-            files=_files(spec, name, root, cache),
+            files=files[name],
             bad_rows=bad_rows,
             held_out=HeldOut.of(spec),
             evaluation=evaluation,
