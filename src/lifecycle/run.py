@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from lifecycle import config
 from lifecycle.callbacks.guard import ForgettingGuard
 from lifecycle.callbacks.saving import SaveOnEvents, periodic
-from lifecycle.checkpoint import CommittedCheckpointIO
+from lifecycle.checkpoint import CommittedCheckpointIO, remedies
 from lifecycle.data.decontamination import put_in_order
 from lifecycle.data.module import DataModule
 from lifecycle.data.plan import phases_of
@@ -63,7 +63,7 @@ def run(cfg: DictConfig) -> None:
     if not replaces_last(cfg, folder) and finished(folder, cfg):
         return
     signal.signal(signal.SIGTERM, _leave)
-    with _full_disk_said(folder), hold(folder.path):
+    with _full_disk_said(cfg, folder), hold(folder.path):
         try:
             if on_model:
                 run_model_job(cfg, folder, parent)
@@ -77,16 +77,18 @@ def run(cfg: DictConfig) -> None:
 
 
 @contextlib.contextmanager
-def _full_disk_said(folder: RunFolder) -> Iterator[None]:
+def _full_disk_said(cfg: DictConfig, folder: RunFolder) -> Iterator[None]:
     """A full disk is no crash of ours."""
     try:
         yield
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
+        kept = cfg.checkpoint
         raise UserError(
-            f"no room for {error.filename or folder.path} ({error.strerror}); what was saved before is intact: "
-            "make room there and start the same command again"
+            f"no room for {error.filename or folder.path} ({error.strerror}); what was saved before is intact: make "
+            "room there and start the same command again. "
+            + remedies(folder.checkpoints, keep_last=kept.keep_last, milestones=kept.milestones)
         ) from error
 
 

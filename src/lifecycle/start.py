@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from lifecycle import config
-from lifecycle.checkpoint import last_good, list_committed, step_of, verify
+from lifecycle.checkpoint import last_good, list_committed, prune, step_of, verify
 from lifecycle.data.begun import Begun
 from lifecycle.errors import UserError
 from lifecycle.hardware import Choice, Hardware, choose, probe
@@ -75,6 +75,9 @@ def agree(cfg: DictConfig, folder: RunFolder, hardware: Hardware, work: Work) ->
     choice = choose(settled, probe(settled.device_type()), **asdict(work))
     checkpoint, damaged = _checkpoint(cfg.resume, folder)
     start = Start(choice=choice, checkpoint=str(checkpoint) if checkpoint else None, damaged=damaged)
+    if checkpoint:  # verified: what is over a retention that is less than it was goes now, a full disk may wait for it
+        kept = cfg.checkpoint
+        prune(folder.checkpoints, keep_last=kept.keep_last, milestones=kept.milestones, written=start.step)
     plain = config.resolved(cfg)
     plain["hardware"] |= {"precision": choice.precision, "compile": choice.compile}
     folder.write_config(plain)

@@ -1,11 +1,21 @@
 """Which checkpoints stay."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from lifecycle.checkpoint import CommittedCheckpointIO, keep, list_committed, mark_best, mark_safe, read_best
+from lifecycle.checkpoint import (
+    CheckpointError,
+    CommittedCheckpointIO,
+    keep,
+    list_committed,
+    mark_best,
+    mark_safe,
+    read_best,
+)
+from lifecycle.checkpoint.retention import size_of
 from lifecycle.errors import UserError
 
 
@@ -73,6 +83,69 @@ def test_the_checkpoint_just_written_stays_beside_later_ones(tmp_path: Path) -> 
     save(writer, tmp_path, 9)
     save(writer, tmp_path, 4)
     assert steps(tmp_path) == [4, 9]
+
+
+def disk(monkeypatch: pytest.MonkeyPatch, folder: Path, size: int) -> None:
+    """A disk of `size` bytes that holds what is in `folder` and nothing else."""
+
+    def usage(_: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=size - size_of(folder))
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
+
+
+def test_what_is_over_a_retention_that_is_less_than_it_was_goes_before_the_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = CommittedCheckpointIO(keep_last=9, async_save=False)
+    for step in range(1, 5):
+        save(many, tmp_path, step)
+    one = size_of(tmp_path) // 4
+    disk(monkeypatch, tmp_path, 4 * one + one // 2)
+    with pytest.raises(CheckpointError, match=r"keep_last=1 deletes checkpoint step-0*1, step-0*2, step-0*3 at the"):
+        save(many, tmp_path, 5)
+    assert steps(tmp_path) == [1, 2, 3, 4]
+    save(CommittedCheckpointIO(keep_last=2, async_save=False), tmp_path, 5)
+    assert steps(tmp_path) == [4, 5]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(("room_for", "left"), [(4, [2, 3, 5]), (3, [2, 3, 5])])
+def test_where_room_is_short_the_oldest_goes_before_the_save_that_would_have_put_it_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room_for: int, left: list[int]
+) -> None:
+    writer = CommittedCheckpointIO(keep_last=3, async_save=False)
+    for step in range(1, 4):
+        save(writer, tmp_path, step)
+    disk(monkeypatch, tmp_path, room_for * size_of(tmp_path) // 3 + 100)
+    save(writer, tmp_path, 5)
+    assert steps(tmp_path) == left
+
+
+def test_the_last_good_checkpoint_the_best_and_the_milestones_never_make_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = CommittedCheckpointIO(keep_last=1, milestones=(1,), async_save=False)
+    save(writer, tmp_path, 1)
+    mark_best(tmp_path, 2, 1.0)
+    save(writer, tmp_path, 2)
+    save(writer, tmp_path, 3)
+    (tmp_path / "damaged-step-00000009").mkdir()
+    (tmp_path / "damaged-step-00000009" / "state.pt").write_bytes(bytes(700))
+    disk(monkeypatch, tmp_path, size_of(tmp_path) + 100)
+    with pytest.raises(CheckpointError) as raised:
+        save(writer, tmp_path, 4)
+    assert steps(tmp_path) == [1, 2, 3]
+    said = str(raised.value)
+    assert "keep_last" not in said  # it is 1 already
+    assert "with checkpoint.milestones=[] beside it goes step-00000001" in said
+    assert "damaged-step-00000009 may be deleted by hand (700 bytes)" in said
+
+
+def test_where_nothing_of_the_run_can_go_nothing_is_advised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk(monkeypatch, tmp_path, 100)
+    with pytest.raises(CheckpointError, match=r"100 bytes are free: make room .*\. Of this run nothing can go$"):
+        save(CommittedCheckpointIO(async_save=False), tmp_path, 1)
 
 
 def test_lightning_cannot_remove_a_checkpoint(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from lifecycle.checkpoint.io import CommittedCheckpointIO, load
 from lifecycle.checkpoint.manifest import CheckpointError, Entry, Manifest, verify
 from lifecycle.checkpoint.protocol import last_good, list_committed, step_of
-from lifecycle.checkpoint.retention import keep, mark_best, mark_safe, prune, read_best
+from lifecycle.checkpoint.retention import keep, mark_best, mark_safe, prune, read_best, remedies
 from lifecycle.checkpoint.sharded import ShardedStrategy, wait_for_saves
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "mark_safe",
     "prune",
     "read_best",
+    "remedies",
     "step_of",
     "verify",
     "wait_for_saves",

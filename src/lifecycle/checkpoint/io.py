@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lifecycle.checkpoint.manifest import MANIFEST, CheckpointError, Entry, damage, read_manifest
 from lifecycle.checkpoint.protocol import clear_staging, staged, step_of
-from lifecycle.checkpoint.retention import prune
+from lifecycle.checkpoint.retention import make_room, prune, remedies
 from lifecycle.checkpoint.snapshot import TREE, Frozen, HashingReader, Pool, join, plain, read_tensors
 from lifecycle.errors import UserError
 
@@ -86,7 +86,10 @@ class CommittedCheckpointIO(CheckpointIO):
         tree = io.BytesIO()
         torch.save(frozen.tree, tree)
         needed = frozen.bytes + tree.getbuffer().nbytes
-        with staged(path, step=step, tokens=tokens, needed_bytes=needed) as staging:
+        self.make_room(path, needed)
+        with staged(
+            path, step=step, tokens=tokens, needed_bytes=needed, remedies=lambda: self.remedies(path)
+        ) as staging:
             for block in frozen.blocks:
                 with staging.create(block.name) as file:
                     file.write(block.header)
@@ -94,6 +97,15 @@ class CommittedCheckpointIO(CheckpointIO):
             with staging.create(TREE) as file:
                 file.write(tree.getbuffer())
         self.prune_after(path)
+
+    def make_room(self, path: Path, needed_bytes: int) -> None:
+        """The checkpoint `path` is written next: others may go where there is too little room for it."""
+        if step_of(path) is not None:
+            make_room(path.parent, needed_bytes, keep_last=self.keep_last, milestones=self.milestones)
+
+    def remedies(self, path: Path) -> str:
+        """What could go, in words, where there is no room for the checkpoint `path`."""
+        return remedies(path.parent, keep_last=self.keep_last, milestones=self.milestones)
 
     def prune_after(self, path: Path) -> None:
         """The checkpoint `path` was committed: others may go. Folders with other names are never touched."""

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from lifecycle.atomic import sync_folder
 from lifecycle.checkpoint.manifest import CHUNK, MANIFEST, CheckpointError, Entry, Manifest, encode, verify
 from lifecycle.errors import DISK_FULL
 
@@ -105,10 +106,13 @@ def open_staging(path: Path, needed_bytes: int) -> Path:
 
 
 @contextlib.contextmanager
-def staged(path: Path, *, step: int, tokens: int | None, needed_bytes: int) -> Iterator[Staging]:
+def staged(
+    path: Path, *, step: int, tokens: int | None, needed_bytes: int, remedies: Callable[[], str] | None = None
+) -> Iterator[Staging]:
     """Write the checkpoint `path`: it is there when the block has ended, and nothing of it when the block raised.
 
-    Raises `CheckpointError` where the file system refuses (disk full: says how many bytes were needed and free).
+    Raises `CheckpointError` where the file system refuses (disk full: says how many bytes were needed and free, and
+    the `remedies`).
     """
     try:
         staging = Staging(open_staging(path, needed_bytes))
@@ -116,22 +120,22 @@ def staged(path: Path, *, step: int, tokens: int | None, needed_bytes: int) -> I
         commit(staging.folder, path, staging.files, step=step, tokens=tokens)
     except OSError as error:
         shutil.rmtree(_staging(path), ignore_errors=True)
-        raise refused(path, error, needed_bytes) from error
+        raise refused(path, error, needed_bytes, remedies() if remedies else "") from error
     except BaseException:
         shutil.rmtree(_staging(path), ignore_errors=True)
         raise
 
 
-def refused(path: Path, error: OSError, needed_bytes: int) -> CheckpointError:
-    """The file system's refusal in words a user can act on."""
+def refused(path: Path, error: OSError, needed_bytes: int, remedies: str = "") -> CheckpointError:
+    """The file system's refusal in words a user can act on; `remedies`: what could go where the disk is full."""
     words = (
         f"checkpoint {path} could not be written ({error.strerror or error}); the checkpoints before it are intact. "
     )
     if error.errno in DISK_FULL:
         free = shutil.disk_usage(path.parent).free
         return CheckpointError(
-            f"{words}It needs {needed_bytes:,} bytes, {free:,} bytes are free: make room there, or lower "
-            "checkpoint.keep_last, and start the same command again"
+            f"{words}It needs {needed_bytes:,} bytes, {free:,} bytes are free: make room there and start the same "
+            f"command again. {remedies}".rstrip(". ")
         )
     return CheckpointError(
         f"{words}Mend {error.filename or path.parent} (permissions? mounted?) and start the same command again"
@@ -145,11 +149,11 @@ def commit(folder: Path, path: Path, files: dict[str, Entry], *, step: int, toke
     manifest = Manifest(step=step, tokens=tokens, files=files, created=created, versions=versions)
     with HashingFile(folder / MANIFEST) as file:
         file.write(encode(manifest))
-    _sync_folder(folder)
+    sync_folder(folder)
     if path.exists() and not (path / MANIFEST).exists():
         _set_aside(path)
     folder.rename(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def step_of(path: Path) -> int | None:
@@ -205,7 +209,7 @@ def write_durable(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _staging(path: Path) -> Path:
@@ -223,15 +227,6 @@ def _set_aside(path: Path) -> Path:
     aside = next(name for name in names if not name.exists())
     path.rename(aside)
     return aside
-
-
-def _sync_folder(folder: Path) -> None:
-    """Names in a folder survive a power cut only after the folder itself is synced."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def _alive(pid: int) -> bool:

@@ -1,5 +1,5 @@
-"""Which checkpoints stay: the last k, the best, the one that a guard may go back to, and the milestones. Runs after
-every commit.
+"""Which checkpoints stay: the last k, the best, the one that a guard may go back to, and the milestones. Runs at a
+run's start, before every save and after every commit.
 
 Lightning decides when to save; what it asks to be removed is ignored (`CommittedCheckpointIO.remove_checkpoint`).
 """
@@ -7,6 +7,7 @@ Lightning decides when to save; what it asks to be removed is ignored (`Committe
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,16 +33,64 @@ def prune(folder: Path, *, keep_last: int, milestones: Sequence[int], written: i
     `written`: the step just committed; it stays even if a folder of a later step is there. While a marked step's own
     checkpoint is not committed yet, the one marked before it stays.
     """
-    paths = {step_of(path) or 0: path for path in list_committed(folder)}
-    marks = [mark for mark in (_read(folder / BEST), _read(folder / SAFE)) if mark]
-    marked = [mark["step"] if mark["step"] in paths else mark["previous"] for mark in marks]
-    stay = keep(list(paths), keep_last=keep_last, marked=marked, milestones=milestones)
+    paths = _paths(folder)
+    stay = keep(list(paths), keep_last=keep_last, marked=_marked(folder, paths), milestones=milestones)
     if written is not None:
         stay.add(written)
     gone = sorted(paths.keys() - stay)
     for step in gone:
         remove(paths[step])
     return gone
+
+
+def make_room(folder: Path, needed_bytes: int, *, keep_last: int, milestones: Sequence[int]) -> None:
+    """Before a save: delete what is over the retention, which may be less than it was.
+
+    Where `needed_bytes` are not free even so, the oldest go that the save itself will put over the retention, if that
+    is enough; the newest stays in any case.
+    """
+    if not folder.is_dir():
+        return
+    prune(folder, keep_last=keep_last, milestones=milestones)
+    lacking = needed_bytes - shutil.disk_usage(folder).free
+    if lacking <= 0:
+        return
+    paths = _paths(folder)
+    stay = keep(list(paths), keep_last=max(1, keep_last - 1), marked=_marked(folder, paths), milestones=milestones)
+    going = {step: size_of(paths[step]) for step in sorted(paths.keys() - stay)}
+    if sum(going.values()) < lacking:
+        return
+    for step, size in going.items():
+        if lacking > 0:
+            remove(paths[step])
+            lacking -= size
+
+
+def remedies(folder: Path, *, keep_last: int, milestones: Sequence[int]) -> str:
+    """What of this run could go where the disk is full, with its size and what to type; nothing that would not help."""
+    paths = _paths(folder)
+    marked = _marked(folder, paths)
+    least = keep(list(paths), keep_last=1, marked=marked, milestones=[])
+    older = [step for step in keep(list(paths), keep_last=keep_last, marked=marked, milestones=[]) if step not in least]
+    old = [step for step in older if step not in milestones]
+    fixed = [step for step in paths if step in milestones and step not in least]
+    damaged = sorted(folder.glob("damaged-*"))
+    lines = [
+        (old, "checkpoint.keep_last=1 deletes checkpoint {} at the next start", [paths[step] for step in old]),
+        (fixed, "with checkpoint.milestones=[] beside it goes {}", [paths[step] for step in fixed]),
+        (damaged, "{} may be deleted by hand", damaged),
+    ]
+    said = [
+        f"{words.format(', '.join(path.name for path in places))} ({sum(map(size_of, places)):,} bytes)"
+        for there, words, places in lines
+        if there
+    ]
+    return f"Of this run: {'; '.join(said)}" if said else "Of this run nothing can go"
+
+
+def size_of(path: Path) -> int:
+    """Bytes of the files in a folder."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def mark_best(folder: Path, step: int, value: float, metric: str = "valid/loss") -> None:
@@ -67,6 +116,16 @@ def _mark(folder: Path, name: str, step: int, **facts: Any) -> None:
     if before:
         previous = before["step"] if before["step"] in committed and before["step"] != step else before["previous"]
     write_durable(folder / name, json.dumps({"step": step, **facts, "previous": previous}).encode())
+
+
+def _paths(folder: Path) -> dict[int, Path]:
+    return {step_of(path) or 0: path for path in list_committed(folder)}
+
+
+def _marked(folder: Path, paths: Collection[int]) -> list[int | None]:
+    """The steps that best.json and safe.json keep: the one before, until the marked one is committed."""
+    marks = [mark for mark in (_read(folder / BEST), _read(folder / SAFE)) if mark]
+    return [mark["step"] if mark["step"] in paths else mark["previous"] for mark in marks]
 
 
 def _read(file: Path) -> dict[str, Any] | None:

@@ -170,10 +170,13 @@ class ShardedStrategy(ModelParallelStrategy):
         if (path / MANIFEST).is_file():
             return None, None
         clear_staging(path.parent)
+        kept = self.checkpoint_io if isinstance(self.checkpoint_io, CommittedCheckpointIO) else None
         try:
+            if kept:
+                kept.make_room(path, needed)
             return str(open_staging(path, needed)), None
         except OSError as error:
-            return None, str(refused(path, error, needed))
+            return None, str(refused(path, error, needed, kept.remedies(path) if kept else ""))
 
     def _commit(self, facts: Facts, files: dict[str, Entry]) -> str | None:
         """Commit and prune; returns what went wrong."""
