@@ -139,7 +139,7 @@ def older(
     """torch's kernel as 2.11 has it: as many key-value heads as query heads, a list of boundaries, a window."""
     assert q_NHK.shape[1] == k_NGK.shape[1] == v_NGK.shape[1], "expected as many heads"
     assert window_size[1] == 0 and longest == longest_k and starts is starts_k
-    place = torch.arange(len(q_NHK))
+    place = torch.arange(len(q_NHK), device=q_NHK.device)
     piece = torch.bucketize(place, starts, right=True)
     seen = (piece[:, None] == piece) & (place[:, None] >= place)
     if window_size[0] >= 0:

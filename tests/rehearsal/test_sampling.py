@@ -1,0 +1,89 @@
+"""Prefill, decode steps and draws on a rehearsed GPU: one look at the device a step, and graphs that hold no other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from tests.model.variants import VARIANTS
+from tests.rehearsal.claims import Device, rehearsal
+from tests.rollout.sampled import prompts, settings
+from tests.rollout.tape import Tape, record
+
+from lifecycle.model import build
+from lifecycle.rollout import Engine, Sampling
+from lifecycle.rollout.score import score
+
+KINDS: dict[str, Sampling] = {
+    "top-k": settings(top_k=10, samples=2),
+    "everything": settings(
+        top_k=20, top_p=0.9, min_p=0.01, repetition_penalty=1.2, banned_ids=(1, 2), stop_ids=(3, 4, 5)
+    ),
+    "greedy": settings(temperature=0),
+    "best of": settings(samples=1, best_of=3),
+}
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
+    """With tapes for CUDA's graphs, onto which nothing may come from the host."""
+    with rehearsal() as made:
+
+        @contextmanager
+        def recorded(tape: Tape, pool: Any = None) -> Iterator[None]:
+            made.recording = True
+            with record(tape, pool):
+                yield
+            made.recording = False
+
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
+        monkeypatch.setattr(torch.cuda, "graph", recorded)
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "kind"),
+    [
+        *(("llama", "fp32", kind) for kind in KINDS),
+        ("mistral", "autocast", "everything"),
+        ("qwen3", "bf16", "top-k"),
+        ("plain_queries", "bf16", "everything"),
+        ("deepseek_v3", "autocast", "everything"),
+        ("qwen2_moe", "fp32", "greedy"),
+    ],
+)
+def test_sampling_looks_at_the_device_once_a_step(name: str, precision: str, kind: str, device: Device) -> None:
+    model = build(VARIANTS[name], seed=1, device=torch.device("cuda"))
+    model = model.bfloat16() if precision == "bf16" else model
+    engine = Engine(model, slots=4, prefill_chunk=8)
+    with torch.autocast("cuda", torch.bfloat16) if precision == "autocast" else nullcontext():
+        rollout = engine.generate(prompts(5), KINDS[kind], seed=0)
+    looks = {place: n for place, n in device.waits.items() if not place.startswith("model/experts")}
+    assert set(looks) == {"rollout/step.py run", "rollout/collect.py rollout"}
+    assert looks["rollout/step.py run"] <= int(rollout.lengths.sum())
+    assert rollout.token_ids.device.type == "cpu"
+
+
+@pytest.mark.parametrize("name", ["llama", "deepseek_v3"])
+def test_deterministic_steps_look_once_a_tile(name: str, device: Device) -> None:
+    model = build(VARIANTS[name], seed=1, device=torch.device("cuda"))
+    Engine(model, slots=4, deterministic=True).generate(prompts(3), settings(top_p=0.9), seed=0)
+    assert "rollout/step.py tiles" in device.waits and "rollout/step.py run" not in device.waits
+
+
+def test_the_draws_are_those_of_the_host(device: Device) -> None:
+    wanted = Engine(build(VARIANTS["llama"], seed=1), slots=4).generate(prompts(5), KINDS["everything"], seed=0)
+    model = build(VARIANTS["llama"], seed=1, device=torch.device("cuda"))
+    found = Engine(model, slots=4).generate(prompts(5), KINDS["everything"], seed=0)
+    assert torch.equal(found.token_ids, wanted.token_ids)
+    torch.testing.assert_close(found.logprobs, wanted.logprobs, rtol=1e-4, atol=1e-4)
+
+
+def test_scoring_looks_once_a_completion(device: Device) -> None:
+    model = build(VARIANTS["deepseek_v3"], seed=1, device=torch.device("cuda"))
+    found = score(model, prompts(3), [[5, 6], [7], [8, 9, 10]], settings(top_p=0.9))
+    assert [one.logprobs.device.type for one in found] == ["cpu"] * 3
+    assert device.waits["rollout/score.py _score"] == 3 * 4
