@@ -210,6 +210,20 @@ def test_without_a_network_the_words_say_what_to_do() -> None:
         assert words in str(caught.value)
 
 
+def test_an_adapter_alone_is_no_model(here: Path) -> None:
+    (here / "mine").mkdir()
+    (here / "mine/adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="init_from=mine holds an adapter: merge it into its base model"):
+        find_parent("mine")
+
+
+def test_generation_settings_that_cannot_be_read_are_named() -> None:
+    folder = finished_run("demo")
+    (folder / "model/generation_config.json").write_text('{"eos_token_id": 2,}')
+    with pytest.raises(UserError, match=r"generation_config.json is not JSON: the comma before line 1, column 20"):
+        find_parent("demo").generation  # noqa: B018
+
+
 def test_a_parent_that_is_nowhere_is_answered_with_those_that_are() -> None:
     with pytest.raises(UserError, match="there is no finished run under outputs/ here"):
         find_parent("nowhere")

@@ -12,7 +12,6 @@ once, the weights are read (and fetched) when they are asked for: a dry run or a
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 import tempfile
@@ -31,6 +30,7 @@ from lifecycle.checkpoint.weights import load_stage, load_weights
 from lifecycle.data.tokenizer import Tokenizer
 from lifecycle.data.tokenizer import load as load_tokenizer
 from lifecycle.errors import UserError
+from lifecycle.foreign import read_object
 from lifecycle.model import ModelConfig
 from lifecycle.model.huggingface import load_pretrained, read_config
 from lifecycle.model.huggingface.gguf import gguf_file, tokenizer_gguf
@@ -40,6 +40,7 @@ from lifecycle.runfolder import RunFolder
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 HUB_ID = re.compile(r"(?!outputs/)\w[\w.-]*/[\w.-]+")
 SMALL_FILES = ["config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "*.jinja", "vocab*"]
+ADAPTER = "adapter_config.json"
 WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
 
 
@@ -70,7 +71,7 @@ class Parent:
         """Its generation_config.json (what ends a completion, how one is drawn); empty where there is none."""
         places = [self.folder, *([self.run.path / "model"] if self.run else [])]
         found = next((place / GENERATION for place in places if (place / GENERATION).is_file()), None)
-        return json.loads(found.read_text(encoding="utf-8")) if found else {}
+        return read_object(found) if found else {}
 
     @property
     def domains(self) -> set[str]:
@@ -132,6 +133,8 @@ def find_parent(name: str) -> Parent:
     for place in (Path(stem), Path("outputs") / stem) if mark else ():
         if (place / "run.json").is_file():
             return _from_checkpoint(RunFolder(place), which, name)
+    if (Path(name) / ADAPTER).is_file():
+        raise UserError(f"init_from={name} holds an adapter: merge it into its base model, and name the folder of that")
     if HUB_ID.fullmatch(name) and not Path(name).parent.exists():  # else a misspelt folder of this machine
         return _from_hub(name)
     raise UserError(

@@ -8,7 +8,7 @@ import random
 import string
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -212,6 +212,34 @@ def test_gpt2_files_load_from_a_folder(tmp_path: Path, suffix: str) -> None:
     assert [tokenizer.decode(ids) for ids in tokenizer.encode_batch(texts)] == texts
     tokenizer.save(tmp_path / "again")
     assert load(str(tmp_path / "again")).sha256 == tokenizer.sha256
+
+
+def newer(content: str) -> str:
+    return json.dumps(json.loads(content) | {"model": {"type": "of another year", "vocab": []}})
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("tokenizer.json", newer, "was written by a newer version, or is damaged; update tokenizers"),
+        ("tokenizer.json", lambda text: text[:300], "is not JSON: it breaks off at its end"),
+        ("tokenizer.json", lambda text: "", "is empty"),
+        ("tokenizer.json", lambda text: "version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+        ("tokenizer_config.json", lambda text: "[]", "holds a list, wanted an object"),
+        ("tokenizer_config.json", lambda text: text.rstrip()[:-1] + ",}", "the comma before"),
+        ("tokenizer_config.json", lambda text: "\ufeff" + text, "begins with a byte order mark"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(
+    name: str, change: Callable[[str], str], said: str, tmp_path: Path
+) -> None:
+    trained().save(tmp_path)
+    path = tmp_path / name
+    path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for place in (tmp_path, path) if name == "tokenizer.json" else (tmp_path,):
+        with pytest.raises(UserError, match=said) as caught:
+            load(str(place))
+        assert str(path) in str(caught.value)
 
 
 @pytest.mark.skipif("GPT2_TOKENIZER" not in os.environ, reason="GPT2_TOKENIZER names no folder with GPT-2's files")

@@ -100,5 +100,27 @@ def test_a_model_without_a_template_takes_no_turns(tokenizer: Tokenizer) -> None
     assert bare.end_ids == (bare.eos_id,)
 
 
+REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('System role\nnot supported') }}{% endif %}hello"
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (REFUSES, r"refuses these turns \(system, user\): System role not supported; leave out the system turn"),
+        ("{{ messages[7].content.name }}", r"refuses these turns \(system, user\): list object has no element 7"),
+        ("{{ 1 + 'a' }}", "unsupported operand"),
+        ("{% if %}", "Expected an expression"),
+    ],
+)
+def test_a_template_that_refuses_is_quoted_with_the_prompt(template: str, said: str) -> None:
+    odd = train_bpe(["hello world"] * 20, vocab_size=300, digits=1)
+    odd.hf.chat_template = template
+    with pytest.raises(UserError, match=f"prompt seventh: .*{said}"):
+        encode([Prompt(id="seventh", text="a")], odd, chat=True, system="b", begin=True)
+    assert odd.end_ids == (odd.eos_id,)
+    if template == REFUSES:
+        assert encode([Prompt(id="0", text="a")], odd, chat=True, system=None, begin=True)
+
+
 def test_a_completion_ends_with_the_text_or_with_the_turn(tokenizer: Tokenizer) -> None:
     assert tokenizer.end_ids == (tokenizer.eos_id, tokenizer.hf.convert_tokens_to_ids("<|end|>"))

@@ -30,8 +30,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from lifecycle.bounds import Count
 from lifecycle.data.bpe import Digits, check_settings, train
 from lifecycle.data.endings import end_ids
+from lifecycle.data.tokenizer_files import check_files, read_backend
 from lifecycle.data.words import well_formed
 from lifecycle.errors import UserError
+from lifecycle.foreign import parse_object
 
 Ids = NDArray[np.int32]
 
@@ -166,9 +168,12 @@ def load(source: str) -> Tokenizer:
         raise UserError(f"data.tokenizer is {source!r}, which does not exist; give a folder, a run or a hub id")
     try:
         hf = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else source, trust_remote_code=False)
-    except (OSError, ValueError) as error:  # what transformers raises for missing files, hub ids and connections
+    except Exception as error:  # of every kind: missing files, hub ids, connections, and what stands in the files
+        if path.is_dir():
+            check_files(path)
+        said = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
-            f"data.tokenizer is {source!r}, but no tokenizer could be loaded from it: {str(error).splitlines()[0]} "
+            f"data.tokenizer is {source!r}, but no tokenizer could be loaded from it: {said} "
             "Give a folder with tokenizer.json, a run, a hub id, or a recipe (vocab_size, digits, max_bytes)"
         ) from error
     if not isinstance(hf, PreTrainedTokenizerFast):
@@ -180,13 +185,7 @@ def load(source: str) -> Tokenizer:
 
 def _single_file(path: Path) -> PreTrainedTokenizerFast:
     """A bare tokenizer.json; its eos is the special token that is commonly so called."""
-    try:
-        backend = Backend.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise UserError(
-            f"data.tokenizer is {str(path)!r}, a file that is no tokenizer.json ({error}): give a tokenizer.json, a "
-            "folder with one, a run, a hub id, or a recipe (vocab_size, digits, max_bytes)"
-        ) from error
+    backend = read_backend(path)
     special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     ends = [name for name in ("<|eos|>", GPT2_END, "</s>", "<eos>", "<|end_of_text|>", "<|im_end|>") if name in special]
     starts = [name for name in ("<|bos|>", "<s>", "<bos>", "<|begin_of_text|>") if name in special]
@@ -195,7 +194,7 @@ def _single_file(path: Path) -> PreTrainedTokenizerFast:
 
 
 def _gpt2(folder: Path) -> PreTrainedTokenizerFast:
-    vocab = json.loads(_read(folder / GPT2_FILES[0]))
+    vocab = parse_object(_read(folder / GPT2_FILES[0]), folder / GPT2_FILES[0])
     lines = _read(folder / GPT2_FILES[1]).split("\n")[1:]  # the first line names the version
     merges = [(left, right) for left, _, right in (line.partition(" ") for line in lines if line.strip())]
     backend = Backend(models.BPE(vocab=vocab, merges=merges))

@@ -53,14 +53,15 @@ BLOCK = NORMS | ATTENTION | DENSE
 
 PLAIN = {
     "hidden_act": "silu",
-    "attention_dropout": 0.0,
     "mlp_bias": False,
     "attention_bias": False,
     "decoder_sparse_step": 1,
     "moe_layer_freq": 1,
-    "router_jitter_noise": 0.0,
 }
 """Those that change a network, and the only values that ours has."""
+
+NOISE = ("attention_dropout", "router_jitter_noise")
+"""Those that change how a network is trained and not what it computes; ours is trained without."""
 
 OURS, OURS_KEYS = "lifecycle", ("bias_rate", "balance")
 """Training only, so their configs have no word for it; kept that a later stage goes on in the same way."""

@@ -152,14 +152,27 @@ def _conversation(prompt: Prompt, tokenizer: ChatTokenizer, system: str | None) 
     messages: list[Mapping[str, str]] = list(prompt.messages) or [{"role": "user", "content": prompt.text or ""}]
     if system is not None and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system}, *messages]
-    return _ids_of_turns(messages, tokenizer)
+    return _ids_of_turns(messages, tokenizer, prompt.id)
 
 
-def _ids_of_turns(messages: Sequence[Mapping[str, str]], tokenizer: ChatTokenizer) -> list[int]:
+def _rendered(turns: Sequence[Mapping[str, str]], tokenizer: ChatTokenizer, prompt: str) -> str:
+    """The text of turns by the model's chat template."""
+    try:
+        return str(tokenizer.hf.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # a template is a program from elsewhere, which raises what it likes
+        roles = [turn["role"] for turn in turns]
+        mend = "leave out the system turn (stage.system=null)" if "system" in roles else "give turns that it takes"
+        raise UserError(
+            f"prompt {prompt}: the model's chat template refuses these turns ({', '.join(roles)}): "
+            f"{' '.join(str(error).split()) or type(error).__name__}; {mend}, or plain prompts and stage.chat=false"
+        ) from error
+
+
+def _ids_of_turns(messages: Sequence[Mapping[str, str]], tokenizer: ChatTokenizer, prompt: str) -> list[int]:
     """The rendered template as ids; where contents name special tokens, these are encoded apart, as text."""
 
     def render(turns: Sequence[Mapping[str, str]]) -> str:
-        return str(tokenizer.hf.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True))
+        return _rendered(turns, tokenizer, prompt)
 
     def ids_of(text: str) -> list[int]:
         return [int(i) for i in tokenizer.hf(text, add_special_tokens=False).input_ids]

@@ -2,6 +2,7 @@
 
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -164,3 +165,37 @@ def test_the_tokenizer_comes_along(tmp_path: Path) -> None:
     assert tokenizer("abc d")["input_ids"] == [9, 2, 8, 3]
     assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|end|>", 10)
     assert tokenizer.apply_chat_template([{"role": "user", "content": "ab"}], tokenize=False) == "ab"
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda content: content[:-4], "is cut short"),
+        (lambda content: content[: len(content) // 2], "is cut short"),
+        (lambda content: content[:100], "cannot be read as GGUF"),
+        (lambda content: content[:10], "cannot be read as GGUF"),
+        (lambda content: b"", "is empty"),
+        (lambda content: b"GGML" + content[4:], "does not start with the GGUF magic"),
+        (lambda content: content[:4] + struct.pack("<I", 9) + content[8:], "GGUF v9"),
+        (lambda content: b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+        (lambda content: content.replace(b"token_embd.weight", b"token_embd.wright"), "holds no token_embd.weight"),
+    ],
+)
+def test_a_file_that_is_not_whole_is_refused_at_once(
+    damage: Callable[[bytes], bytes], said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.gguf"
+    model = made(LLAMA)
+    write_gguf(path, head_of(model.config, "llama"), tensors_of(model, "llama"))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=said) as caught:
+        read_config(path)
+    assert str(path) in str(caught.value)
+
+
+def test_one_of_several_parts_is_named(tmp_path: Path) -> None:
+    model = made(LLAMA)
+    head = head_of(model.config, "llama") | {"split.count": 3}
+    write_gguf(tmp_path / "a.gguf", head, tensors_of(model, "llama"))
+    with pytest.raises(UserError, match="is one of 3 parts; join them"):
+        read_config(tmp_path)

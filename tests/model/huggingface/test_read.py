@@ -238,3 +238,124 @@ def test_models_of_the_hub_have_the_size_that_is_known_of_them(name: str, tmp_pa
     (tmp_path / "config.json").write_text(json.dumps(described))
     config: ModelConfig = read_config(tmp_path)
     assert config.parameters() == pytest.approx(parameters, rel=1e-6)
+
+
+# -- what transformers loads too
+
+
+def stored(folder: Path, changed: dict[str, torch.Tensor]) -> None:
+    save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def alike(folder: Path) -> None:
+    """The folder is the same network here and there."""
+    config, weights = load_pretrained(folder)
+    ours = Decoder(config)
+    ours.load_state_dict(weights)
+    torch.testing.assert_close(our_logits(ours), theirs(folder)(input_ids=IDS).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_tied_model_of_which_the_head_alone_is_stored_has_it_for_its_embedding(tmp_path: Path) -> None:
+    export(made(TIED), tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    stored(tmp_path, tensors)
+    alike(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["llama_tied", "qwen2_sliding", "qwen3_sliding"])
+def test_a_base_model_saved_alone_is_read(name: str, tmp_path: Path) -> None:
+    export(made(CONFIGS[name]), tmp_path)
+    theirs(tmp_path).model.save_pretrained(tmp_path)
+    assert "embed_tokens.weight" in load_file(tmp_path / "model.safetensors")
+    alike(tmp_path)
+
+
+def test_a_base_model_without_a_head_is_not_given_one(tmp_path: Path) -> None:
+    export(made(LLAMA), tmp_path)
+    theirs(tmp_path).model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"there is no head, so this is a base model that predicts nothing; get the"):
+        load_pretrained(tmp_path)
+
+
+def test_swish_is_another_name_of_silu(tmp_path: Path) -> None:
+    export(made(LLAMA), tmp_path)
+    rewrite(tmp_path, hidden_act="swish")
+    alike(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("llama", {"attention_dropout": 0.1}), ("mixtral", {"router_jitter_noise": 0.1, "attention_dropout": 0.2})],
+)
+def test_noise_of_training_is_no_part_of_the_network_and_said(
+    name: str, changes: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    export(made(CONFIGS[name]), tmp_path)
+    rewrite(tmp_path, **changes)
+    alike(tmp_path)
+    for key, value in changes.items():
+        assert f"{key} is {value} in config.json; training here goes without" in caplog.text
+
+
+def test_a_converters_initializer_range_of_0_is_read(tmp_path: Path) -> None:
+    export(made(LLAMA), tmp_path)
+    rewrite(tmp_path, initializer_range=0.0)
+    alike(tmp_path)
+    assert read_config(tmp_path).init_std == 0.02
+
+
+def test_tensors_beside_the_network_are_passed_over_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    export(made(LLAMA), tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    stored(tmp_path, tensors | {"v_head.summary.weight": torch.ones(1, 32), "v_head.summary.bias": torch.ones(1)})
+    alike(tmp_path)
+    assert (
+        "passed over, since they are no part of the network: v_head.summary.bias, v_head.summary.weight" in caplog.text
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["lm_head.bias", "model.layers.0.self_attn.q_proj.bias", "model.embed_positions.weight"]
+)
+def test_tensors_inside_the_network_are_never_passed_over(name: str, tmp_path: Path) -> None:
+    export(made(LLAMA), tmp_path)
+    stored(tmp_path, load_file(tmp_path / "model.safetensors") | {name: torch.ones(40)})
+    with pytest.raises(UserError, match=f"not of this model: {name}"):
+        load_pretrained(tmp_path)
+
+
+# -- files that are not what they should be
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_attention_heads": "four"}, "Field 'num_attention_heads' expected int, got str"),
+        ({"num_attention_heads": 5}, "num_attention_heads|multiple of"),
+        ({"max_position_embeddings": None}, "max_position_embeddings"),
+        ({"rope_parameters": "yarn", "rope_scaling": "yarn"}, "config.json"),
+        ({"rms_norm_eps": 0.0}, r"by its config.json: model: .*\n.*norm_eps is 0"),
+    ],
+)
+def test_a_config_of_other_types_is_refused_by_its_place(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    export(made(LLAMA), tmp_path)
+    rewrite(tmp_path, **changes)
+    with pytest.raises(UserError, match=said) as caught:
+        read_config(tmp_path)
+    assert str(caught.value).startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_pointer_to_a_file_is_not_the_file(name: str, tmp_path: Path) -> None:
+    export(made(LLAMA), tmp_path)
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
+    with pytest.raises(UserError, match=f"{name} is a Git LFS pointer"):
+        load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": {"a": 1}}'])
+def test_an_index_that_names_no_files_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(UserError, match=r"index.json names no files under weight_map"):
+        weight_files(tmp_path)

@@ -30,6 +30,9 @@ COMMON = {
 }
 SOFTCAP = "final_logit_softcapping"
 
+INIT_STD = 0.02
+"""Of fresh parts, where a converter wrote 0: their classes' own default."""
+
 
 # -- out
 
@@ -69,9 +72,7 @@ def understand(described: Mapping[str, Any], *, place: str = "the model") -> Mod
     if name not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise UserError(f"{place}: model_type is {name!r}; the architectures known here are {known}")
-    from transformers import CONFIG_MAPPING  # here: it takes a second, and few runs come from elsewhere
-
-    full: dict[str, Any] = CONFIG_MAPPING[name].from_dict(dict(described)).to_dict()
+    full = _filled(name, described, place)
     family = family_of(name)
     scaling, faults = read_rope(full)
     faults = [*_unbuilt(family, full), *faults]
@@ -79,19 +80,43 @@ def understand(described: Mapping[str, Any], *, place: str = "the model") -> Mod
     if faults or odd:
         lines = "\n".join(f"  - {fault}" for fault in [*faults, *odd])
         raise UserError(f"{place}: this network is not built here:\n{lines}")
-    own = family.read(full)
-    return ModelConfig(
-        family=name,
-        **{ours: full[theirs] for ours, theirs in COMMON.items()},
-        head_dim=_head_dim(full, own.get("latent")),
-        rope_theta=float(full["rope_parameters"]["rope_theta"]),
-        sliding_window=window,
-        sliding_from=slides_from,
-        rotary_share=float(full["rope_parameters"].get("partial_rotary_factor", 1.0)),
-        rope_scaling=scaling,
-        logit_softcap=described.get(SOFTCAP),
-        **{"qk_norm": False, **own},
-    )
+    try:
+        own = family.read(full)
+        return ModelConfig(
+            family=name,
+            **{ours: full[theirs] for ours, theirs in COMMON.items()},
+            head_dim=_head_dim(full, own.get("latent")),
+            rope_theta=float(full["rope_parameters"]["rope_theta"]),
+            sliding_window=window,
+            sliding_from=slides_from,
+            rotary_share=float(full["rope_parameters"].get("partial_rotary_factor", 1.0)),
+            rope_scaling=scaling,
+            logit_softcap=described.get(SOFTCAP),
+            **{"qk_norm": False, **own},
+        )
+    except UserError as error:  # which speaks of our keys
+        raise UserError(f"{place}, by its config.json: {error}") from error
+
+
+def _filled(name: str, described: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """What config.json says, with what their class says where it is silent."""
+    import transformers  # here: it takes a second, and few runs come from elsewhere
+
+    try:
+        full: dict[str, Any] = transformers.CONFIG_MAPPING[name].from_dict(dict(described)).to_dict()
+    except Exception as error:  # their classes refuse by errors of many kinds
+        raise UserError(
+            f"{place}: config.json says what transformers {transformers.__version__} does not take for {name}: "
+            f"{' '.join(str(error).split())}; mend it there, or get the file again"
+        ) from error
+    odd = {key: full.get(key) for key in COMMON.values() if not isinstance(full.get(key), int | float)}
+    if odd:
+        said = ", ".join(f"{key} is {value!r}" for key, value in odd.items())
+        raise UserError(f"{place}: config.json: {said}; a number (or true, false) is wanted; get the file again")
+    if full.get("hidden_act") == "swish":  # two names of one function
+        full["hidden_act"] = "silu"
+    full["initializer_range"] = full["initializer_range"] or INIT_STD
+    return full
 
 
 def _unbuilt(family: Family, full: Mapping[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lifecycle.errors import UserError
+from lifecycle.foreign import mistaken_file
 from lifecycle.model.huggingface.stored import Stored
 
 KNOWN = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}
@@ -59,6 +60,8 @@ INSIDE = {
 EXPERTS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
 MIXTRAL = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
 DIVISORS = "rope_freqs.weight"
+
+SAFE = "get it again, or the safetensors folder"
 
 
 def gguf_file(place: Path) -> Path | None:
@@ -118,8 +121,11 @@ def tokenizer_gguf(file: Path) -> Any:
 
     if "tokenizer.ggml.model" not in _opened(file)[0]:
         return None
-    arch, described, config = get_gguf_tokenizer(str(file))
-    backend, more = convert_gguf_tokenizer(arch, described)
+    try:
+        arch, described, config = get_gguf_tokenizer(str(file))
+        backend, more = convert_gguf_tokenizer(arch, described)
+    except Exception as error:  # their reader raises whatever the bytes lead it to
+        raise UserError(f"{file}: its tokenizer cannot be read ({_said(error)}); get the safetensors folder") from error
     marks = {key: value for key, value in (config | more).items() if value is not None}
     return PreTrainedTokenizerFast(tokenizer_object=backend, **marks)
 
@@ -128,16 +134,30 @@ def _opened(file: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
     """The head, and the tensors under the names of the file."""
     from transformers.integrations.gguf.reader import GgufHeader, load_gguf_state_dict, read_gguf_metadata
 
+    came = mistaken_file(file)
+    if came is not None:
+        raise UserError(f"{file} is {came}")
     try:
         head, _ = read_gguf_metadata(str(file))
         header = GgufHeader.from_file(str(file))
     except Exception as error:  # their reader raises whatever the bytes lead it to
-        raise UserError(f"{file} cannot be read as GGUF ({error}); get it again, or the safetensors folder") from error
+        raise UserError(f"{file} cannot be read as GGUF ({_said(error)}); {SAFE}") from error
+    end = max((header.data_start + info.offset + info.nbytes for info in header.tensors), default=0)
+    if end > file.stat().st_size:
+        raise UserError(f"{file} is cut short: {file.stat().st_size} of at least {end} bytes; {SAFE}")
+    if head.get("split.count", 1) > 1:
+        raise UserError(f"{file} is one of {head['split.count']} parts; join them (llama-gguf-split --merge) first")
+    if "token_embd.weight" not in {info.name for info in header.tensors}:
+        raise UserError(f"{file} holds no token_embd.weight, so it is no whole model; {SAFE}")
     lying = load_gguf_state_dict(header)
     return head, {
         info.name: Stored(info.shape, partial(_numbers, lying[info.name], info.ggml_type, info.shape))
         for info in header.tensors
     }
+
+
+def _said(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _numbers(lying: Any, kind: int, shape: tuple[int, ...], part: int | None) -> Tensor:

@@ -5,14 +5,16 @@
     config, weights = from_huggingface(described, state_dict)
 
 Read are safetensors in one file or several and in any dtype, experts apart or fused, 8-bit blocks with their scales,
-and GGUF through the reader of `transformers`.
+and GGUF through the reader of `transformers`. The base model alone (no `model.` before its names) and a tied head
+without the embedding are taken for what they are. Tensors beside the network (`v_head`, `score`) are passed over with a
+line that names them; those inside it that ours does not have are refused, since it would compute something else.
 
 Shapes: E experts.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,15 +24,22 @@ import torch
 from torch import Tensor
 
 from lifecycle.errors import UserError
+from lifecycle.foreign import read_object
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.family import family_of
 from lifecycle.model.huggingface.describe import understand
 from lifecycle.model.huggingface.gguf import describe_gguf, gguf_file, tensors_gguf
 from lifecycle.model.huggingface.names import EMBEDDING, HEAD, names, parts, rows, shapes
-from lifecycle.model.huggingface.stored import Stored, from_files, from_memory, plain
+from lifecycle.model.huggingface.stored import CONFIG, Stored, from_files, from_memory, plain
+from lifecycle.model.interchange import NOISE
 
 DERIVED = ("rotary_emb.inv_freq", "rope_freqs.weight", "masked_bias")
 """Endings of tensors that older files carry beside the weights: they follow from the sizes."""
+
+BASE = "model."
+"""Before the names of all but the head, where there is room for a head."""
+
+logger = logging.getLogger(__name__)
 
 
 def read_config(place: Path) -> ModelConfig:
@@ -75,19 +84,41 @@ def _gather(
 ) -> dict[str, Tensor]:
     """Look at every shape, and then read every tensor into its place."""
     neighbours = bool(described.get("rope_interleave", True))
-    found = _without_copies(config, found, place)
+    found = _without_copies(config, _with_base(found), place)
     wanted = shapes(config)
     theirs = {ours: parts(name, config.moe.experts if config.moe else 0) for ours, name in names(config).items()}
     faults = [fault for ours, shape in wanted.items() for fault in _faults(theirs[ours], shape, found)]
-    known = {part for named in theirs.values() for part in named}
-    faults += [f"not of this model: {name} {found[name].shape}" for name in found.keys() - known]
-    if faults:
-        lines = "\n".join(f"  - {fault}" for fault in sorted(faults))
-        raise UserError(f"{place}: config.json and weights do not belong together; get the folder again:\n{lines}")
+    more = sorted(found.keys() - {part for named in theirs.values() for part in named})
+    inside = [name for name in more if name.startswith((BASE, HEAD.partition(".")[0]))]
+    if faults or inside:
+        faults += [f"not of this model: {name} {found[name].shape}" for name in more]
+        raise UserError(f"{place}: {_advice(faults)}:\n" + "\n".join(f"  - {fault}" for fault in sorted(faults)))
+    if more:
+        logger.warning("%s: passed over, since they are no part of the network: %s", place, ", ".join(more))
+    for key in NOISE:
+        if described.get(key):
+            logger.warning("%s: %s is %s in config.json; training here goes without", place, key, described[key])
     return {
         ours: _read([found[part] for part in theirs[ours]], shape, rows(ours, config) if neighbours else None)
         for ours, shape in wanted.items()
     }
+
+
+def _advice(faults: list[str]) -> str:
+    if len(faults) == 1 and faults[0].startswith(f"missing: {HEAD}"):
+        return (
+            "there is no head, so this is a base model that predicts nothing; get the whole one, or set "
+            "tie_word_embeddings to true in config.json if the embedding is to be its head"
+        )
+    return "config.json and weights do not belong together; get the folder again"
+
+
+def _with_base(found: Mapping[str, Stored]) -> Mapping[str, Stored]:
+    """The names as they are with a head: a base model saved alone has nothing before them."""
+    if EMBEDDING in found or EMBEDDING.removeprefix(BASE) not in found:
+        return found
+    own = ("embed_tokens.", "layers.", "norm.")
+    return {f"{BASE}{name}" if name.startswith(own) else name: stored for name, stored in found.items()}
 
 
 def _faults(named: list[str], shape: torch.Size, found: Mapping[str, Stored]) -> list[str]:
@@ -124,7 +155,9 @@ def _without_copies(config: ModelConfig, found: Mapping[str, Stored], place: str
             left[name] = stored
     if config.tied_head and HEAD in left:
         head = left.pop(HEAD)
-        if EMBEDDING in left and not torch.equal(head.read(None), left[EMBEDDING].read(None)):
+        if EMBEDDING not in left:  # safetensors keeps one of two names of a matrix
+            left[EMBEDDING] = head
+        elif not torch.equal(head.read(None), left[EMBEDDING].read(None)):
             raise UserError(
                 f"{place}: config.json ties the head to the embedding, but {HEAD} is another matrix; "
                 "set tie_word_embeddings to false in config.json if the head is meant"
@@ -147,8 +180,7 @@ def _block(described: Mapping[str, Any], place: Path) -> tuple[int, int] | None:
 
 
 def _described(place: Path) -> dict[str, Any]:
-    path = place / "config.json"
+    path = place / CONFIG
     if not path.is_file():
         raise UserError(f"{path} does not exist: it is not a Hugging Face model folder")
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    return read_object(path)

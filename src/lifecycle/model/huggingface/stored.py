@@ -8,7 +8,6 @@ Shapes: E experts, F width of the feed-forward part, D width, R rows, C columns.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lifecycle.errors import UserError
+from lifecycle.foreign import mistaken_file, read_object
 from lifecycle.model.interchange import MATRICES
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
@@ -60,6 +60,9 @@ def from_files(folder: Path) -> dict[str, Stored]:
 
     found: dict[str, Stored] = {}
     for path in weight_files(folder):
+        came = mistaken_file(path)
+        if came is not None:
+            raise UserError(f"{path} is {came}")
         try:
             opened: Any = safe_open(path, framework="pt")
         except SafetensorError as error:
@@ -77,8 +80,10 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder}: neither {SINGLE} nor {INDEX} is there; weights are read from safetensors files only (others "
             "become them by AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(FOLDER))"
         )
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    names = sorted(set(index["weight_map"].values()))
+    where = read_object(folder / INDEX).get("weight_map")
+    if not isinstance(where, dict) or not where or not all(isinstance(name, str) for name in where.values()):
+        raise UserError(f"{folder / INDEX} names no files under weight_map; get it again")
+    names = sorted(set(where.values()))
     if outside := [name for name in names if Path(name).name != name]:
         raise UserError(f"{folder}: {INDEX} names files outside the folder: {', '.join(outside)}; get the folder again")
     files = [folder / name for name in names]

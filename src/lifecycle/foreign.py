@@ -1,0 +1,90 @@
+"""Files that others wrote: one place where they are read, and where what is wrong with them is said.
+
+    config = read_object(folder / "config.json")     # a JSON object, or a `UserError`: file, what came, what to do
+
+A byte order mark is read over. What people have instead of the file they meant (a Git LFS pointer, the page of a login,
+a download that broke off, UTF-16, comments) is called by its name.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lifecycle.errors import UserError
+
+LFS = b"version https://git-lfs.github.com/spec/"
+UTF16 = (b"\xff\xfe", b"\xfe\xff")
+AGAIN = "get the file again"
+SHOWN = 40
+"""Characters of a file that an error shows."""
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object that a file holds. Errors: `UserError` for everything else."""
+    return parse_object(read_text(path), path)
+
+
+def parse_object(text: str, path: Path) -> dict[str, Any]:
+    """The same of the text of `path`."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON: {_fault(text, error)}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is not JSON of use: it is nested too deeply; {AGAIN}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds a {type(found).__name__}, wanted an object in braces; {AGAIN}")
+    return found
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, less a byte order mark. Errors: `UserError`."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    came = mistaken(content)
+    if came is not None:
+        raise UserError(f"{path} is {came}")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path}, line {line}: byte 0x{content[error.start]:02x} is not UTF-8; save the file as UTF-8 "
+            f"(iconv -f cp1252 -t utf-8, if it comes from Windows), or {AGAIN}"
+        ) from error
+
+
+def mistaken(head: bytes) -> str | None:
+    """What a file is that begins like this, and what to do, if it cannot be what was meant, whatever that was."""
+    if not head.strip():
+        return f"empty; {AGAIN}"
+    if head.startswith(LFS):
+        return "a Git LFS pointer, not the file itself; type `git lfs pull` in its repository, or download the file"
+    if head.startswith(UTF16):
+        return "UTF-16 text; save it as UTF-8 (iconv -f utf-16 -t utf-8)"
+    if head.lstrip()[:15].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return f"a web page (of a login, or of an error), not the file; {AGAIN}"
+    return None
+
+
+def mistaken_file(path: Path) -> str | None:
+    """`mistaken` for the beginning of a file."""
+    with path.open("rb") as file:
+        return mistaken(file.read(256))
+
+
+def _fault(text: str, error: json.JSONDecodeError) -> str:
+    """What is wrong at the place where a parser stopped."""
+    rest, before = text[error.pos :].lstrip(), text[: error.pos].rstrip()
+    place = f"line {error.lineno}, column {error.colno}"
+    if rest.startswith(("//", "/*", "#")):
+        return f"{place} is a comment, which JSON does not have; take it out"
+    if not text.rstrip().endswith("}") and not error.msg.startswith("Extra data"):
+        return f"it breaks off at its end ({text.rstrip()[-SHOWN:]!r}); {AGAIN}"
+    if rest[:1] in ("}", "]") and before.endswith(","):
+        return f"the comma before {place} has nothing behind it; take it out"
+    return f"{error.msg} at {place} ({rest[:SHOWN]!r}); mend it there, or {AGAIN}"

@@ -1,0 +1,53 @@
+"""What stands where a JSON object was expected is called by its name, with its place and what to do."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lifecycle.errors import UserError
+from lifecycle.foreign import read_object
+
+WHOLE = '{"hidden_size": 32, "name": "é"}'
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_byte_order_mark_is_read_over(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.json").write_text(WHOLE, encoding=encoding)
+    assert read_object(tmp_path / "a.json") == json.loads(WHOLE)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty; get the file again"),
+        (b" \n\t", "is empty"),
+        (POINTER.encode(), "is a Git LFS pointer, not the file itself; type `git lfs pull`"),
+        (b"<!DOCTYPE html><html>", "is a web page (of a login, or of an error)"),
+        (b"\n<html lang=en>", "is a web page"),
+        (WHOLE.encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
+        (WHOLE.encode("cp1252"), "line 1: byte 0xe9 is not UTF-8"),
+        (b'{"a": 1, // why\n"b": 2}', "line 1, column 10 is a comment, which JSON does not have"),
+        (b'{"a": 1,}', "the comma before line 1, column 9 has nothing behind it"),
+        (b'{"a": [1, 2,]}', "the comma before line 1, column 13 has nothing behind it"),
+        (b'{"a": {"b": 1', 'breaks off at its end (\'{"a": {"b": 1\')'),
+        (b'{"a": "b', "breaks off at its end"),
+        (b'{"a": tru', "breaks off at its end"),
+        (b"{'a': 1}", "at line 1, column 2"),
+        (b'{"a": 1} {"b": 2}', "Extra data at line 1, column 10"),
+        (b"[1]", "holds a list, wanted an object in braces"),
+        (b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
+    ],
+)
+def test_what_is_no_object_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_object(path)
+    assert said in str(caught.value) and str(caught.value).startswith(str(path))
+
+
+def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        read_object(tmp_path)
