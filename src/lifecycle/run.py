@@ -179,6 +179,7 @@ def _job(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
         sequence_length=1024,
     )
     data = _data(cfg, folder, limits, config.build(cfg.hardware), parent, validation_tokens=0)
+    folder.update(**data.corpus.files_read())
     result = config.build(cfg.stage, without=config.JOB_ASIDE, data=data, folder=folder.path)
     put_in_order(folder.path)
     folder.update(status="finished", result=result, seconds=round(time.perf_counter() - started, 3))

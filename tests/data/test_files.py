@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lifecycle.data import contents
-from lifecycle.data import files as files_
+from lifecycle.data import contents, remote_files
 from lifecycle.data.files import File, fingerprint, resolve
 from lifecycle.data.specs import SampleBy, SourceSpec, ValidationRatio
 from lifecycle.errors import UserError
@@ -89,7 +88,7 @@ def test_a_pattern_without_a_match_names_what_is_near(tmp_path: Path) -> None:
 
 def test_what_cannot_be_read_is_refused_with_advice(tmp_path: Path) -> None:
     make(tmp_path, "a.pdf", "a.tar.gz")
-    with pytest.raises(UserError, match=r"a\.pdf is a \.pdf file; wanted JSON .*to_parquet"):
+    with pytest.raises(UserError, match=r"a\.pdf is a \.pdf file; what is read: JSON .*to_parquet"):
         find(tmp_path, "a.pdf")
     with pytest.raises(UserError, match=r"\.tar file"):
         find(tmp_path, "a.tar.gz")
@@ -158,8 +157,8 @@ def test_a_file_that_may_still_change_unseen_is_read_again(tmp_path: Path) -> No
 def test_what_a_store_says_of_a_content_comes_before_its_times(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert files_._stamp({"mtime": 5, "ETag": '"abc"', "LastModified": "now"}) == 'ETag "abc"'
-    assert files_._stamp({"LastModified": "now", "size": 3}) == "LastModified now"
+    assert remote_files._stamp({"mtime": 5, "ETag": '"abc"', "LastModified": "now"}) == 'ETag "abc"'
+    assert remote_files._stamp({"LastModified": "now", "size": 3}) == "LastModified now"
     fsspec.filesystem("memory").pipe_file("/weak/a.jsonl", b"{}")
     find(tmp_path, "memory://weak/a.jsonl")
     assert "gives no hash" in capsys.readouterr().err

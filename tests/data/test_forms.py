@@ -15,7 +15,8 @@ import pyarrow as pa
 import pytest
 import zstandard
 
-from lifecycle.data.files import File, Kind
+from lifecycle.data.files import File
+from lifecycle.data.kinds import Kind
 from lifecycle.data.readers import BadRow, Position, RawRow, parse, rows
 from lifecycle.errors import UserError
 

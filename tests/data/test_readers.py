@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from lifecycle.data.files import File, Kind
+from lifecycle.data.files import File
 from lifecycle.data.formats import to_record
+from lifecycle.data.kinds import Kind
 from lifecycle.data.quarantine import compact, quarantine
 from lifecycle.data.readers import BadRow, Position, RawRow, parse, rows
 from lifecycle.data.specs import SourceSpec

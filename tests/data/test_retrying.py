@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from lifecycle.data.files import File, Kind
+from lifecycle.data.files import File
+from lifecycle.data.kinds import Kind
 from lifecycle.data.readers import Position, parse, rows
 from lifecycle.data.retrying import Retry, open_retrying
 

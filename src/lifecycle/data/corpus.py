@@ -32,6 +32,8 @@ from lifecycle.data.stream import Documents, Pieces, State
 from lifecycle.data.tokenizer import Tokenizer, TokenizerRecipe, from_recipe, load
 from lifecycle.data.validation import collect, pack
 
+LISTED = 100  # files of a source in run.json, read or passed over
+
 
 class Corpus:
     """Opens what the streams and the validation read.
@@ -182,9 +184,14 @@ class Corpus:
     def lineage(self) -> dict[str, Any]:
         """For run.json: where every source's rows come from, and one hash over all of them and their treatment."""
         whole = xxhash.xxh3_128_hexdigest("|".join(s.fingerprint for s in self.sources).encode())
-        paths = {s.name: [file.url for file in s.files[:100]] for s in self.whole}
+        paths = {s.name: [file.url for file in s.files[:LISTED]] for s in self.whole}
         levels = {"levels": described(self.levels)} if self.levels else {}
-        return {"fingerprint": whole, "root": place("", self._root), "paths": paths, **levels}
+        return {"fingerprint": whole, "root": place("", self._root), "paths": paths, **self.files_read(), **levels}
+
+    def files_read(self) -> dict[str, Any]:
+        """By source: one line of what is read, and why files that were met beside it are not."""
+        passed = {s.name: dict(list(s.passed.items())[:LISTED]) for s in self.whole if s.passed}
+        return {"files": {s.name: str(s.listing) for s in self.whole}, "passed_over": passed}
 
     def contents(self) -> dict[str, Any]:
         """For data.json: what the run reads, by content; held-out rows with files of their own are a side apart."""

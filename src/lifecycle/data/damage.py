@@ -6,13 +6,12 @@ rest is one row with the fault "damaged file", and stderr says so.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from functools import cache
 from typing import Literal
 
 from lifecycle.data.files import File
 from lifecycle.data.raw_row import Position, RawRow
+from lifecycle.data.said import say_once
 from lifecycle.errors import UserError
 
 DAMAGED = "damaged file"
@@ -47,7 +46,7 @@ def damaged_row(damage: Damaged, files: Sequence[File], at: Position, on_damage:
         raise UserError(f"{said}. Fetch or make it again, or leave it out; {SKIP} goes on without what cannot be read")
     if on_damage is None:
         raise UserError(f"{said}. Fetch or make it again")
-    _say_once(f"warning: {said}; it is passed over ({SKIP})\n")
+    say_once(f"warning: {said}; it is passed over ({SKIP})\n")
     after = damage.after or Position(at.file + 1, 0, at.row + 1)
     return RawRow(at.row, file.url, at.line + 1, said.encode(), after, fault=DAMAGED)
 
@@ -81,8 +80,3 @@ def _missing(damage: Damaged, at: Position, files: Sequence[File]) -> str:
 
 def _rows(number: float) -> str:
     return f"{max(1, round(number)):,} rows"
-
-
-@cache  # once a process: every pass meets the file again
-def _say_once(message: str) -> None:
-    sys.stderr.write(message)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from lifecycle.bounds import FromZero, Share
 from lifecycle.data.contamination import Index
 from lifecycle.data.damage import OnDamage
-from lifecycle.data.files import File, fingerprint
+from lifecycle.data.files import File, Listing, fingerprint
+from lifecycle.data.sift import Passed
 from lifecycle.data.specs import SourceSpec, ValidationRatio
 
 ELSEWHERE = (
@@ -71,6 +72,7 @@ class Source:
     rows: ordinals, ascending, of the rows that are read; None: all.
     left_out: numbers of the rows that are not read because of *other* rows, by reason ("near duplicate").
     file_rows: rows of each file, where some are named by their number.
+    passed: files that were met beside `files` and are not read, and why.
     evaluation: items that no document may hold. quarantine, contaminated: files that list bad and contaminated rows.
     """
 
@@ -86,6 +88,7 @@ class Source:
     contaminated: Path | None = None
     rows: NDArray[np.int64] | None = None
     file_rows: NDArray[np.int64] | None = None
+    passed: Passed = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -104,6 +107,11 @@ class Source:
         text = f"{_given(treated)!r} {self.held_out!r}"
         text += classifier.version if (classifier := self.spec.filters.classifier) else ""
         return xxhash.xxh3_128_hexdigest(text.encode())
+
+    @property
+    def listing(self) -> Listing:
+        """Its files, and what was met beside them."""
+        return Listing(self.files, self.passed)
 
     @property
     def left_out_counts(self) -> dict[str, int]:

@@ -10,12 +10,14 @@ from lifecycle.data.begun import Begun, listed
 from lifecycle.data.contamination import Index
 from lifecycle.data.decontamination import FOLDER
 from lifecycle.data.duplicates import REASON, duplicate_rows
-from lifecycle.data.files import File, resolve
+from lifecycle.data.files import Listing, hashed, listing
+from lifecycle.data.first_look import look
 from lifecycle.data.generations import generation_of
 from lifecycle.data.near_duplicates import without_near_duplicates
 from lifecycle.data.plan import REPLAY
 from lifecycle.data.raw import RawDocuments
 from lifecycle.data.row_counts import with_row_counts
+from lifecycle.data.said import say_read
 from lifecycle.data.source import BadRows, HeldOut, Source
 from lifecycle.data.specs import SourceSpec
 from lifecycle.errors import UserError
@@ -39,16 +41,17 @@ def open_sources(
     """
     for name, spec in specs.items():
         spec.check(name)
-    files = {name: _files(spec, name, root, cache) for name, spec in specs.items()}
+    files = {name: _listing(spec, name, root, cache, bad_rows) for name, spec in specs.items()}
     if begun is not None:
-        begun.check_files({name: {"training": listed(found)} for name, found in files.items()})
+        begun.check_files({name: {"training": listed(found.files)} for name, found in files.items()})
     opened = []
     for index, (name, spec) in enumerate(specs.items()):
         source = Source(
             name=name,
             index=index,
             spec=spec,
-            files=files[name],
+            files=files[name].files,
+            passed=files[name].passed,
             bad_rows=bad_rows,
             held_out=HeldOut.of(spec),
             evaluation=evaluation,
@@ -63,9 +66,9 @@ def open_sources(
     return [with_row_counts(s, cache=cache) if s.is_numbered else s for s in opened]
 
 
-def _files(spec: SourceSpec, name: str, root: str | None, cache: Path) -> tuple[File, ...]:
+def _listing(spec: SourceSpec, name: str, root: str | None, cache: Path, bad_rows: BadRows) -> Listing:
     try:
-        return resolve(spec, name=name, root=root, cache=cache)
+        return _opened(spec, name, root, cache, bad_rows, f"data.sources.{name}")
     except UserError as fault:
         if generation_of(name) is None or name == REPLAY:
             raise
@@ -73,6 +76,14 @@ def _files(spec: SourceSpec, name: str, root: str | None, cache: Path) -> tuple[
             f"{fault}. An ancestor of this run was trained on it: put it back, or name a source {REPLAY} "
             f"(+data.sources.{REPLAY}.path=...), which stands in the place of all that ancestors were trained on"
         ) from fault
+
+
+def _opened(spec: SourceSpec, name: str, root: str | None, cache: Path, bad_rows: BadRows, where: str) -> Listing:
+    """The files of a source, said and looked at before their bytes are read for their hashes."""
+    found = listing(spec, name=name, root=root, cache=cache)
+    say_read(where, found)
+    look(found.files, bad_rows.damaged_files)
+    return hashed(found, cache)
 
 
 def held_out_source(source: Source, *, root: str | None, cache: Path) -> Source | None:
@@ -87,8 +98,9 @@ def held_out_source(source: Source, *, root: str | None, cache: Path) -> Source 
     split = replace(once, max_rows=None, split=spec.validation, validation=None)
     if spec.validation_file is not None:
         split = replace(once, max_rows=None, path=spec.validation_file, validation=None)
-    files = resolve(split, name=source.name, root=root, cache=cache)
-    return replace(source, spec=split, files=files, held_out=None, left_out={}, file_rows=None)
+    found = _opened(split, source.name, root, cache, source.bad_rows, f"data.sources.{source.name}.validation")
+    files, passed = found.files, found.passed
+    return replace(source, spec=split, files=files, passed=passed, held_out=None, left_out={}, file_rows=None)
 
 
 def sample_texts(sources: list[Source], weights: Mapping[str, float], max_bytes: int, seed: int) -> Iterator[str]:

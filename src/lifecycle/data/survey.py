@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lifecycle.data.damage import OnDamage
-from lifecycle.data.files import is_remote, resolve
+from lifecycle.data.files import is_remote, listing
+from lifecycle.data.first_look import look
 from lifecycle.data.raw import RawDocuments
+from lifecycle.data.said import say_read
 from lifecycle.data.source import BadRows, HeldOut, Source
 from lifecycle.data.specs import SourceSpec
 from lifecycle.data.tokenizer import Tokenizer, TokenizerRecipe, load
@@ -73,7 +75,10 @@ def _size(
 def _measured(
     name: str, spec: SourceSpec, tokenizer: Tokenizer | None, root: str | None, cache: Path, on_damage: OnDamage
 ) -> tuple[float | None, str]:
-    files = resolve(spec, name=name, root=root, cache=cache, hashed=False)
+    found = listing(spec, name=name, root=root, cache=cache)
+    say_read(f"data.sources.{name}", found)
+    look(found.files, on_damage)
+    files = found.files
     if any(is_remote(file.url) for file in files):
         return spec.tokens, "stated in the config" if spec.tokens else "unknown: read over the network"
     source = Source(
