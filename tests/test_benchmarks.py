@@ -1,8 +1,21 @@
-"""The arithmetic of the benchmarks' command line."""
+"""The benchmarks' command lines, and the items for a GPU at toy size."""
 
 from __future__ import annotations
 
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks import gpu, gpu_train
 from benchmarks.common import merge
+from benchmarks.gpu_sizes import TOY
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_rounds_are_merged_into_medians_and_the_widest_spread() -> None:
@@ -21,3 +34,69 @@ def test_one_failed_round_is_a_failure() -> None:
 
 def test_one_round_stays_as_it_is() -> None:
     assert merge([{"note": "text", "peak_rss_mb": 100}]) == {"note": "text", "peak_rss_mb": 100}
+
+
+def test_what_an_item_measured_before_it_failed_is_kept_with_the_end_of_its_traceback() -> None:
+    said = "\n".join(['RESULT {"a": 1}', "noise", *[f"line {n}" for n in range(20)], 'RESULT {"b": 2}', "OSError: no"])
+    found = gpu._read(said, "failed")
+    assert found["measured"] == {"a": 1, "b": 2}
+    assert found["error"].splitlines() == [*[f"line {n}" for n in range(9, 20)], "OSError: no"]
+    assert gpu._read('RESULT {"skipped": "no such package"}', "ok")["status"] == "skipped"
+    assert "OSError: no" in gpu._line("train", found) and "a 1  b 2" in gpu._line("train", found)
+
+
+def test_the_shares_of_a_step_are_those_of_its_kernels_and_of_nothing_twice() -> None:
+    micro = {"wall": 10.0, "attention": 2.0, "products": 5.0, "pointwise": 1.0}
+    head = {"wall": 3.0, "attention": 0.0, "products": 2.0, "pointwise": 0.5}
+    optimizer = {"wall": 5.0, "attention": 0.0, "products": 0.0, "pointwise": 4.0}
+    found = gpu_train.shares({"micro": micro, "head": head, "optimizer": optimizer}, 2)
+    wanted = {"attention": 4, "products": 6, "pointwise": 1, "head": 5, "optimizer": 4, "idle": 5}  # of 25 ms
+    assert found == {kind: pytest.approx(taken / 25) for kind, taken in wanted.items()}
+    assert [
+        gpu_train.kind_of(name) for name in ("flash_fwd_kernel", "nvjet_tst_128x256", "triton_poi_fused_add_0")
+    ] == [
+        "attention",
+        "products",
+        "pointwise",
+    ]
+
+
+@pytest.mark.parametrize("name", ["train_64k", "train_128k", "decode", "train_hf_64k", "decode_hf", "checkpoint"])
+def test_items_for_a_gpu_run_at_toy_size(name: str) -> None:
+    item = next(item for item in gpu.ITEMS if item.name == name)
+    measure = getattr(importlib.import_module(f"benchmarks.{item.module}"), item.function)
+    found: dict[str, Any] = {}
+    for part in measure(TOY, *item.arguments):
+        found |= part
+    assert found and "skipped" not in found
+
+
+def test_the_command_leaves_a_table_and_a_file_also_when_its_time_runs_out(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--only", "train_64k,decode", "--budget", "11"]
+    environment = os.environ | {"PYTHONPATH": "src:."}
+    done = subprocess.run(
+        [*command, "--json", str(tmp_path / "x.json")], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    found = json.loads((tmp_path / "x.json").read_text())["items"]
+    assert found["train_64k"]["status"] in ("ok", "killed") and found["decode"]["status"] in ("killed", "no time")
+    assert done.stdout.count("\ndecode ") == 2  # as it ended, and in the table
+
+
+@pytest.mark.slow
+def test_every_item_for_a_gpu_rehearses(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--budget", "900", "--json", str(tmp_path / "x")]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": "src:."}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert set(json.loads((tmp_path / "x").read_text())["items"]) == {item.name for item in gpu.ITEMS}
+
+
+def test_training_and_its_benchmarks_need_neither_wandb_nor_this_packages_own_metadata() -> None:
+    code = (
+        "import sys, importlib.metadata as m; sys.modules['wandb'] = None; real = m.version\n"
+        "def version(name):\n    if name == 'lifecycle': raise m.PackageNotFoundError(name)\n    return real(name)\n"
+        "m.version = version\n"
+        "import lifecycle.run, benchmarks.gpu, benchmarks.gpu_train, benchmarks.gpu_decode, benchmarks.gpu_runs"
+    )
+    environment = os.environ | {"PYTHONPATH": "src:."}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,198 @@
+"""What has to be shown on a GPU, in at most 8 minutes: tests, training and sampling beside transformers, saving, FSDP2.
+
+    PYTHONPATH=src:. python -m benchmarks.gpu                      # all, in order of worth; needs no network
+    PYTHONPATH=src:. python -m benchmarks.gpu --only decode,decode_hf --budget 120
+    PYTHONPATH=src:. python -m benchmarks.gpu --rehearse           # on a CPU at toy size; says nothing of speed
+
+Every item is a process of its own with a limit of its own: one that fails or hangs costs the others nothing, and what
+it had measured by then is kept. The table at the end has a line an item, with the end of its traceback; the JSON holds
+everything and is written after every item, so that a command that is stopped early leaves what it has. The items are
+in gpu_train.py, gpu_decode.py and gpu_runs.py, the sizes in gpu_sizes.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS, machine
+
+LINES = 12
+"""Of what a failed item said last."""
+
+ENDING_S = 5
+"""Kept back for the table."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """`module` has the function `function`, which is called with `arguments` after the sizes; limit_s: killed then.
+
+    Less than least_s left of the budget: it is not begun.
+    """
+
+    name: str
+    limit_s: float
+    least_s: float
+    module: str
+    function: str
+    arguments: tuple[Any, ...] = ()
+
+
+def _train(name: str, limit_s: float, rows: int, kernel: str, compiled: bool) -> Item:
+    return Item(name, limit_s, 30, "gpu_train", "ours", (rows, kernel, compiled))
+
+
+ITEMS = (
+    _train("train_64k", 150, 1, "auto", True),
+    Item("decode", 100, 40, "gpu_decode", "ours"),
+    Item("tests", 100, 30, "gpu_runs", "tests"),
+    Item("train_hf_64k", 130, 50, "gpu_train", "transformers"),
+    Item("decode_hf", 60, 30, "gpu_decode", "transformers"),
+    _train("train_64k_varlen_eager", 45, 1, "varlen", False),
+    _train("train_64k_sdpa_eager", 45, 1, "sdpa", False),
+    _train("train_64k_flash_eager", 45, 1, "flash", False),
+    Item("checkpoint", 45, 20, "gpu_runs", "checkpoint"),
+    Item("resume", 120, 50, "gpu_runs", "resume"),
+    Item("fsdp", 60, 25, "gpu_runs", "fsdp"),
+    _train("train_128k", 150, 2, "auto", True),
+    _train("train_32k", 150, 0, "auto", True),
+    _train("train_64k_flash", 150, 1, "flash", True),
+    _train("train_64k_sdpa", 150, 1, "sdpa", True),
+)
+"""In order of worth."""
+
+
+def main() -> int:
+    """0 where every item that was begun ended well."""
+    given = _arguments()
+    items = {item.name: item for item in ITEMS}
+    if given.item:
+        _measure(items[given.item], given.rehearse)
+        return 0
+    unknown = [name for name in given.only if name not in items]
+    if unknown:
+        sys.exit(f"--only: there is no item {', '.join(unknown)}; choose among {', '.join(items)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    found: dict[str, dict[str, Any]] = {}
+    end = time.monotonic() + given.budget - ENDING_S
+    try:
+        for item in (item for item in ITEMS if not given.only or item.name in given.only):
+            found[item.name] = {"status": "stopped"}
+            found[item.name] = _run(item, end - time.monotonic(), given.rehearse)
+            print(_line(item.name, found[item.name]), flush=True)
+            _write(given.json, found, given)
+    finally:
+        _write(given.json, found, given)
+        print("\n".join(["", *(_line(name, result) for name, result in found.items())]), flush=True)
+    return int(any(result["status"] in ("failed", "killed", "stopped") for result in found.values()))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", type=lambda text: text.split(","), default=[], help="items, separated by commas")
+    parser.add_argument("--budget", type=float, default=480, help="seconds for all items together")
+    parser.add_argument("--json", type=Path, help="default: benchmarks/results/gpu.json, none for a rehearsal")
+    parser.add_argument("--rehearse", action="store_true", help="on a CPU, at toy size")
+    parser.add_argument("--item", help="measure this one here, in this process")
+    given = parser.parse_args()
+    if given.json is None and not given.rehearse:
+        given.json = RESULTS / "gpu.json"
+    return given
+
+
+def _measure(item: Item, rehearse: bool) -> None:
+    from benchmarks.gpu_sizes import FULL, TOY
+
+    function = getattr(importlib.import_module(f"benchmarks.{item.module}"), item.function)
+    for result in function(TOY if rehearse else FULL, *item.arguments):
+        print("RESULT " + json.dumps(result), flush=True)
+
+
+def _run(item: Item, left_s: float, rehearse: bool) -> dict[str, Any]:
+    if left_s < (5 if rehearse else item.least_s):
+        return {"status": "no time", "error": f"{max(left_s, 0):.0f} s of the budget are left"}
+    command = [sys.executable, "-m", "benchmarks.gpu", "--item", item.name, *(["--rehearse"] if rehearse else [])]
+    started = time.monotonic()
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # so that a kill reaches what it started
+        env=_environment(),
+    )
+    killed = False
+    try:
+        said, _ = process.communicate(timeout=left_s if rehearse else min(item.limit_s, left_s))
+    except subprocess.TimeoutExpired:
+        killed = True
+        _kill(process)
+        said, _ = process.communicate()
+    finally:
+        _kill(process)
+    status = "killed" if killed else "failed" if process.returncode else "ok"
+    return _read(said, status) | {"seconds": round(time.monotonic() - started, 1)}
+
+
+def _environment() -> dict[str, str]:
+    """Absolute paths: runs of the command line are started in folders of their own."""
+    root = Path(__file__).parents[1]
+    paths = [str(root / "src"), str(root), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(os.path.abspath(path) for path in paths)),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _read(said: str, status: str) -> dict[str, Any]:
+    """What an item measured, also one that did not come to its end, and the end of what it said."""
+    lines = [line for line in said.splitlines() if line.strip()]
+    measured: dict[str, Any] = {}
+    for line in lines:
+        if line.startswith("RESULT "):
+            measured |= json.loads(line.removeprefix("RESULT "))
+    if status == "ok":
+        return {"status": "skipped" if "skipped" in measured else "ok", "measured": measured}
+    error = [line for line in lines if not line.startswith("RESULT ")][-LINES:]
+    return {"status": status, "measured": measured, "error": "\n".join(error)}
+
+
+def _line(name: str, result: dict[str, Any]) -> str:
+    facts = "  ".join(f"{key} {_short(value)}" for key, value in result.get("measured", {}).items())
+    line = f"{name:24} {result['status']:8} {result.get('seconds', 0):6.1f} s  {facts}"
+    return "\n    ".join([line, *result.get("error", "").splitlines()])
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return "(" + " ".join(f"{key} {_short(part)}" for key, part in value.items()) + ")"
+    return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def _write(path: Path | None, found: dict[str, dict[str, Any]], given: argparse.Namespace) -> None:
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = {"machine": machine(), "rehearsal": given.rehearse, "budget_s": given.budget, "items": found}
+    path.write_text(json.dumps(known, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
