@@ -20,12 +20,24 @@ from lifecycle import atomic
 from lifecycle.orphan import end_with_parent
 
 WAIT_S = 600
+SLURM_SPECIAL_STEPS = 0xFFFFFFF0  # from here on: the batch script itself, and what SLURM adds beside the user's steps
+SHELLS = ("bash", "interactive")  # names of jobs by which Lightning knows a shell
 LAUNCH = "LIFECYCLE_LAUNCH"  # "<pid of rank 0>-<time>": in the environment of the ranks that rank 0 launched
 
 
 def rank() -> int:
     """This process's number in the run, as its launcher numbered it."""
     return int(getattr(rank_zero_only, "rank", 0) or 0)
+
+
+def started_by_srun() -> bool:
+    """Whether srun started this process as one task of a run, which has as many ranks as srun has tasks.
+
+    The variables of SLURM alone do not say so: a batch script has them too, and an interactive shell on a node.
+    """
+    step, name = os.environ.get("SLURM_STEP_ID", ""), os.environ.get("SLURM_JOB_NAME")
+    numbered = step.isdecimal() and int(step) < SLURM_SPECIAL_STEPS and "SLURM_PROCID" in os.environ
+    return numbered and "SLURM_NTASKS" in os.environ and "SLURM_PTY_PORT" not in os.environ and name not in SHELLS
 
 
 def launched_by_rank_0() -> bool:
@@ -92,4 +104,4 @@ def _launch() -> str:
     """What all ranks of one launch share: the cluster launcher's numbers, or ours."""
     keys = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
     outside = "-".join(os.environ.get(key, "") for key in keys)
-    return outside if "SLURM_PROCID" in os.environ else os.environ.get(LAUNCH, "")
+    return outside if started_by_srun() else os.environ.get(LAUNCH, "")

@@ -44,7 +44,7 @@ from lifecycle.runfolder import RunFolder, origin
 from lifecycle.stages.base import Stage
 from lifecycle.stages.setup import Setup
 from lifecycle.start import Start, Work, agree, begun
-from lifecycle.trainer import build_trainer, world_size
+from lifecycle.trainer import build_trainer, check_tasks, world_size
 from lifecycle.vocabulary import extend_vocabulary
 
 
@@ -95,6 +95,7 @@ def _full_disk_said(cfg: DictConfig, folder: RunFolder) -> Iterator[None]:
 def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
     limits: Limits = config.build_limits(cfg.stage)
     hardware: Hardware = config.build(cfg.hardware)
+    check_tasks(hardware)
     model: ModelConfig = config.build(cfg.model)
     model.check_rows(limits.sequence_length)
     data = _data(cfg, folder, limits, hardware, parent)

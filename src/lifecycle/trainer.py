@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Sequence
 from typing import Literal
@@ -10,16 +11,36 @@ from typing import Literal
 import lightning.pytorch as pl
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from lifecycle.checkpoint import CommittedCheckpointIO, ShardedStrategy
 from lifecycle.errors import UserError
 from lifecycle.hardware import Choice, Hardware
+from lifecycle.ranks import started_by_srun
 
 
 def world_size(hardware: Hardware) -> int:
     """Processes of the run: one a device."""
     return hardware.devices_per_node() * hardware.num_nodes
+
+
+def check_tasks(hardware: Hardware) -> None:
+    """Raise UserError where srun has started another number of processes than the run is of."""
+    if not started_by_srun():
+        return
+    tasks, wanted = int(os.environ["SLURM_NTASKS"]), world_size(hardware)
+    if tasks != wanted or (tasks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ):
+        per_node, nodes = hardware.devices_per_node(), hardware.num_nodes
+        raise UserError(
+            f"srun has started {tasks} task{'s' if tasks > 1 else ''}, and hardware.devices={per_node} with "
+            f"hardware.num_nodes={nodes} are {wanted}, one a device: start it with srun --nodes={nodes} "
+            f"--ntasks-per-node={per_node}, or set the two keys to what srun is given"
+        )
 
 
 def build_trainer(
@@ -48,7 +69,7 @@ def build_trainer(
         log_every_n_steps=1,
         callbacks=list(callbacks),
         logger=list(loggers),
-        plugins=[writer],
+        plugins=[writer, *_environment()],
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -59,10 +80,19 @@ def build_trainer(
     return trainer
 
 
+def _environment() -> list[ClusterEnvironment]:
+    """Lightning finds out by itself who started the processes, but takes every job of SLURM for one of srun: in a batch
+    script, or a shell on a node, it would wait for ranks that nobody starts."""
+    if TorchElasticEnvironment.detect() or started_by_srun() or "SLURM_NTASKS" not in os.environ:
+        return []
+    return [LightningEnvironment()]
+
+
 def _quieten() -> None:
     """Leave the terminal to the run: Lightning's greetings, and warnings about what is meant here, are left out."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+    warnings.filterwarnings("ignore", message="The `srun` command is available")  # a login node is no fault
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message="`isinstance.treespec, LeafSpec.` is deprecated")
 
