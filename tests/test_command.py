@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError
 
 from lifecycle import config, usage
@@ -38,10 +38,12 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         if not cfg.dry_run:
             write(folder / "config.yaml", yaml.safe_dump(config.resolved(cfg)))
 
-    def call(*words: str, task: Callable[[DictConfig], None] = checked) -> tuple[int, str]:
+    def call(
+        *words: str, task: Callable[[DictConfig], None] = checked, check: Callable[[DictConfig], None] | None = None
+    ) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["lifecycle", *words])
         try:
-            code = config.hydra_main(task)
+            code = config.hydra_main(task, check=check)
         except SystemExit as stopped:
             code = int(stopped.code or 0)
         printed = capsys.readouterr()
@@ -71,12 +73,45 @@ def test_without_arguments_there_is_help_with_six_examples(command: Command) -> 
         ("[INST] what, now", "[INST] what, now"),
         ("'quoted, twice'", "quoted, twice"),
         ("[one,'two, three']", ["one", "two, three"]),
+        ("Explain ${seed} and ${HOME} in bash, \\${x}", "Explain ${seed} and ${HOME} in bash, \\${x}"),
+        ("'Explain ${seed}, A'", "Explain ${seed}, A"),
+        ("[one ${seed},'two, ${HOME}',3]", ["one ${seed}", "two, ${HOME}", 3]),
+        ("~/a", "~/a"),
+        ("{a: b}", "{a: b}"),
         ("3", "3"),
         ("null", None),
     ],
 )
 def test_a_prompt_is_taken_as_it_is_typed(written: str, read: object) -> None:
-    assert config.compose(["stage=generate", f"stage.prompt={written}"]).stage.prompt == read
+    cfg = config.compose(["stage=generate", f"stage.prompt={written}"])
+    assert config.resolved(cfg)["stage"]["prompt"] == read
+
+
+@pytest.mark.parametrize("home", ["/home/me", "/home/my, own (1)"])
+@pytest.mark.parametrize(
+    ("word", "key", "read"),
+    [
+        ("init_from=~/model", "init_from", "HOME/model"),
+        ("resume=~/a b", "resume", "HOME/a b"),
+        ("+data.root=~/x", "data.root", "HOME/x"),
+        ("data.sources.prose.path=[~/a,b,~/c]", "data.sources.prose.path", ["HOME/a", "b", "HOME/c"]),
+    ],
+)
+def test_a_path_at_home_needs_no_shell_that_knows_it(
+    monkeypatch: pytest.MonkeyPatch, home: str, word: str, key: str, read: str | list[str]
+) -> None:
+    monkeypatch.setenv("HOME", home)
+    wanted = [item.replace("HOME", home) for item in read] if isinstance(read, list) else read.replace("HOME", home)
+    assert OmegaConf.select(config.compose([word]), key) == wanted
+
+
+@pytest.mark.parametrize("words", [["--config-dir", "~/mine"], ["--config-dir=~/mine"]])
+def test_the_users_folder_may_be_at_home(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "mine" / "model" / "mine.yaml", "defaults: [tiny, _self_]\nlayers: 3 # blocks\n")
+    assert command(*words, "model=mine")[0] == 0
 
 
 @pytest.mark.parametrize("line", [line for line in usage.EXAMPLES.splitlines() if line.startswith("  lifecycle ")])
@@ -144,6 +179,36 @@ def test_a_sweep_leaves_one_folder_a_job_under_one_name(command: Command) -> Non
 def test_a_sweep_over_choices_still_has_one_name(command: Command) -> None:
     assert command("-m", "stage=prepare,tokenizer")[0] == 0
     assert [Path(run).parent.name for run in runs()] == ["pretrain-tiny-python_stdlib"] * 2
+
+
+def test_every_fault_of_a_sweep_is_said_beside_its_job_before_one_is_started(command: Command) -> None:
+    words = ("-m", "stage.optimizer.lr=1e-3,fast,1e-4,slow", "seed=1")
+    code, text = command(*words, check=config.check)
+    lines = text.splitlines()
+    for number, rate in ((1, "fast"), (3, "slow")):
+        at = lines.index(f"job {number}: stage.optimizer.lr={rate} seed=1 run=pretrain-tiny-python_stdlib")
+        assert lines[at + 2].startswith(f"  - stage.optimizer.lr is '{rate}'")
+    assert lines[-1] == "lifecycle: 2 of 4 jobs are at fault (1, 3); none was started"
+    assert code == 2 and runs() == []
+    assert command("-m", "seed=1,2", check=config.check)[0] == 0 and len(runs()) == 2
+
+
+def test_a_fault_that_a_job_of_a_sweep_meets_is_said_at_once_and_the_others_go_on(command: Command) -> None:
+    def failing(cfg: DictConfig) -> None:
+        if cfg.seed != 2:
+            raise UserError(f"no file for seed {cfg.seed}")
+        Path("done").touch()
+
+    code, text = command("-m", "seed=1,2,3", "run=r", task=failing)
+    assert code == 2 and Path("done").exists()
+    assert [line for line in text.splitlines() if not line.startswith("Error executing job")] == [
+        "job 0: seed=1 run=r -> outputs/r/0",
+        "lifecycle: no file for seed 1",
+        "job 1: seed=2 run=r -> outputs/r/1",
+        "job 2: seed=3 run=r -> outputs/r/2",
+        "lifecycle: no file for seed 3",
+        "lifecycle: jobs that failed: 0, 2",
+    ]
 
 
 @pytest.mark.parametrize("words", [["sede=3"], ["dry_run=true"]])

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from lifecycle.errors import UserError
 from lifecycle.loggers import CsvLogger, read_metrics, tensorboard, wandb
 
 LOGGERS = Path(__file__).parents[1] / "conf" / "logger"
@@ -140,6 +141,27 @@ def test_wandb_knows_a_run_by_its_folder(tmp_path: Path) -> None:
 
     assert identity("one") == identity("one")
     assert identity("one") != identity("two")
+
+
+def test_wandb_without_a_login_is_refused_with_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    online: dict[str, Any] = {"folder": tmp_path, "project": "p", "entity": None, "tags": [], "notes": None}
+    with pytest.raises(UserError, match="no login at Weights & Biases .*type `wandb login`.*logger.offline=true"):
+        wandb(offline=False, **online)
+    monkeypatch.setattr("wandb.login", lambda: False)
+    with pytest.raises(UserError, match="no login at Weights & Biases; type `wandb login`"):
+        wandb(offline=False, **online)
+    monkeypatch.setattr("wandb.login", lambda: pytest.fail("asked"))
+    wandb(offline=True, **online)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    wandb(offline=False, **online)
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setattr("wandb.login", lambda: True)
+    wandb(offline=False, **online)
 
 
 @pytest.mark.parametrize(("name", "function"), [("tensorboard", tensorboard), ("wandb", wandb)])

@@ -16,6 +16,7 @@ from typing import Any
 
 import hydra
 import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -29,6 +30,9 @@ from lifecycle.errors import UserError
 
 Task = Callable[[DictConfig], None]
 
+SWEEP = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
+"""Words that ask for several jobs."""
+
 WRITTEN = ("stage.prompt", "stage.system")
 """Keys whose values people write as they come, with commas, quotes and brackets that mean something to Hydra."""
 
@@ -39,28 +43,35 @@ def conf_dir() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
 
 
-def hydra_main(task: Task) -> int:
+def hydra_main(task: Task, *, check: Task | None = None) -> int:
     """Compose the config from the command line and run `task` on it, or on each config of a sweep (`-m`).
 
+    `check` raises UserError for what `task` would refuse: no job of a sweep is started before it has seen them all.
     Returns the exit code: 0, or 2 where the user's config or data is at fault (the message is on stderr). SystemExit
     and crashes go through. Without arguments it prints the help page.
     """
-    words = sys.argv[1:]
+    words = [_at_home(word) for word in sys.argv[1:]]
     if not words or {"-h", "--help"} & set(words):
         print(usage.page(conf_dir()), end="")
         return 0
     _register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing its own trace; we say it in plain words
     inside: list[bool] = []
-    main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_watched(task, inside))
+    failed: list[int] = []
+    watched = _watched(task, inside, failed)
+    main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(watched)
     try:
         folders = _user_folders(words)
         for folder in folders:
             _refuse_namesakes(folder)
-        sys.argv[1:] = _forced(_named(words), conf_dir(), *folders)
+        words = _named(words)
+        if check:
+            _check_jobs(words, folders, check)
+        sys.argv[1:] = _forced(words, conf_dir(), *folders)
         main()
     except UserError as error:
-        print(f"lifecycle: {error}", file=sys.stderr)
+        jobs = ", ".join(map(str, failed))
+        print(f"lifecycle: {f'jobs that failed: {jobs}' if failed else error}", file=sys.stderr)
         return 2
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         if inside:  # our own fault, not the command line's
@@ -73,7 +84,7 @@ def hydra_main(task: Task) -> int:
 def compose(overrides: Sequence[str] = (), *, config_dirs: Sequence[Path] = ()) -> DictConfig:
     """The config of a command line, for use from Python. Raises UserError where it cannot be composed."""
     _register_resolvers()
-    forced = _forced(overrides, conf_dir(), *config_dirs)
+    forced = _forced([_at_home(word) for word in overrides], conf_dir(), *config_dirs)
     forced.append(f"hydra.searchpath={[str(folder.resolve()) for folder in config_dirs]}")
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         try:
@@ -112,9 +123,7 @@ def _register_resolvers() -> None:
 
 def _named(words: list[str]) -> list[str]:
     """A sweep gets its name here: its jobs are composed one by one, and by their own choices would not agree on it."""
-    if not {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(words) or any(
-        re.match(r"\+*run=", word) for word in words
-    ):
+    if not SWEEP & set(words) or any(re.match(r"\+*run=", word) for word in words):
         return words
     typed = [word for word in words if "=" in word and not word.startswith(("-", "hydra."))]
     try:
@@ -122,6 +131,34 @@ def _named(words: list[str]) -> list[str]:
     except OverrideParseException as error:
         raise UserError(usage.complaint(error)) from error
     return [*words, f"run={compose([line for line in single if line], config_dirs=_user_folders(words)).run}"]
+
+
+def _check_jobs(words: Sequence[str], folders: Sequence[Path], check: Task) -> None:
+    """Every fault of every job beside its line, before the first is started. Raises UserError where there were any.
+
+    Where the jobs follow from one another (hydra/sweeper=optuna), or from a config file, they are seen as they come.
+    """
+    if not SWEEP & set(words) or any(re.match(r"\+*hydra[/.]sweep(er)?\b", word) for word in words):
+        return
+    typed = [word for word in words if re.match(r"[+~]*[\w./@-]+=", word) and not word.startswith("hydra.")]
+    removed = [word for word in words if re.match(r"~[\w./@-]+$", word)]
+    try:
+        parsed = OverridesParser.create().parse_overrides([_taken_literally(word) for word in [*typed, *removed]])
+        jobs = BasicSweeper.split_arguments(parsed, None)[0]
+    except (HydraException, OverrideParseException):  # the words as a whole are wrong: Hydra says so
+        return
+    bad = []
+    for number, job in enumerate(jobs):
+        try:
+            cfg = compose(job, config_dirs=folders)
+            if HydraConfig.get().sweeper.get("params"):
+                return
+            check(cfg)
+        except UserError as error:
+            bad.append(number)
+            print(f"job {number}: {' '.join(job)}\nlifecycle: {error}", file=sys.stderr)
+    if bad:
+        raise UserError(f"{len(bad)} of {len(jobs)} jobs are at fault ({', '.join(map(str, bad))}); none was started")
 
 
 def _user_folders(words: Sequence[str]) -> list[Path]:
@@ -158,17 +195,48 @@ def _forced(words: Sequence[str], *folders: Path) -> list[str]:
 
 
 def _taken_literally(word: str) -> str:
-    """The word with a text of `WRITTEN` in quotes; what is quoted already, a list in brackets and null stay."""
+    """The word with the texts of a `WRITTEN` key in quotes, and nothing in them that refers to another key.
+
+    A value that is quoted already, or a list in brackets, is read as Hydra reads it; null stays.
+    """
     key, _, value = word.partition("=")
     listed = value.startswith("[") and value.endswith("]")
     quoted = len(value) > 1 and value[0] in "'\"" and value[0] == value[-1]
-    if key.lstrip("+") not in WRITTEN or listed or quoted or value in ("null", ""):
+    if key.lstrip("+") not in WRITTEN or value in ("null", ""):
         return word
-    return f"{key}={QuotedString(text=value, quote=Quote.double).with_quotes()}"
+    if not listed and not quoted:
+        return f"{key}={_quoted(value)}"
+    try:
+        read = OverridesParser.create().parse_override(word).value()
+    except OverrideParseException:  # it is read again with all others, and refused there
+        return word
+    return f"{key}=[{','.join(map(_quoted, read))}]" if isinstance(read, list) else f"{key}={_quoted(read)}"
 
 
-def _watched(task: Task, inside: list[bool]) -> Task:
-    """`task`, leaving no empty run folder behind; `inside` fills while the task runs and stays so if it fails."""
+def _quoted(value: Any) -> str:
+    """Text as Hydra reads it back to the letter; numbers and the like as they are typed."""
+    if isinstance(value, str):
+        return str(QuotedString(text=literal(value), quote=Quote.double).with_quotes())
+    return "null" if value is None else str(value).lower()
+
+
+def _at_home(word: str) -> str:
+    """The word with `~/` or `~name/` where a path begins as bash would leave it; zsh, dash and fish do not, and Hydra
+    reads no bare `~`."""
+    key = word.partition("=")[0].lstrip("+")
+    if key in WRITTEN or ("=" in word and not re.fullmatch(r"-{0,2}[\w./@-]+", key)):
+        return word
+
+    def place(found: re.Match[str]) -> str:
+        home = os.path.expanduser(found[0])
+        return home if key.startswith("-") else re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", home)
+
+    return re.sub(r"(?:(?<=[=,\[])|^)~[\w.-]*(?=/)", place, word)
+
+
+def _watched(task: Task, inside: list[bool], failed: list[int]) -> Task:
+    """`task`, leaving no empty run folder behind; `inside` fills while the task runs and stays so if it fails, `failed`
+    has the jobs of a sweep whose fault was said."""
 
     def run(cfg: DictConfig) -> None:
         settings = HydraConfig.get()
@@ -178,11 +246,12 @@ def _watched(task: Task, inside: list[bool]) -> Task:
         inside.append(True)
         try:
             task(cfg)
-            inside.clear()
+            inside.pop()
         except UserError as error:
+            print(f"lifecycle: {error}", file=sys.stderr)  # of a sweep too: its other jobs may take days
             if settings.mode == RunMode.MULTIRUN:
+                failed.append(int(settings.job.num))
                 raise  # also from another process; the launcher hands it on
-            print(f"lifecycle: {error}", file=sys.stderr)
             raise SystemExit(2) from error
         finally:
             while folder.is_dir() and folder != Path.cwd() and not any(folder.iterdir()):

@@ -19,6 +19,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lifecycle.errors import UserError
+
 FIRST_COLUMNS = ("step", "tokens")
 UNWANTED = ("epoch",)
 """Lightning adds it to every row; an epoch is not a unit of this project's runs."""
@@ -183,7 +185,12 @@ def tensorboard(*, folder: Path | str) -> TensorBoardLogger:
 def wandb(
     *, folder: Path | str, project: str, entity: str | None, offline: bool, tags: list[str], notes: str | None
 ) -> WandbLogger:
-    """`logger=wandb`: the run's folder gives its name and its id, so that a resumed run goes on with its own curves."""
+    """`logger=wandb`: the run's folder gives its name and its id, so that a resumed run goes on with its own curves.
+
+    Raises UserError where W&B wants a login and has none.
+    """
+    if not offline and os.environ.get("WANDB_MODE", "online") == "online" and not rank_zero_only.rank:
+        _log_in()
     place = Path(folder).resolve()
     return WandbLogger(
         name=place.name,
@@ -197,3 +204,17 @@ def wandb(
         resume=None if offline else "allow",
         log_model=False,
     )
+
+
+def _log_in() -> None:
+    import wandb as library
+    from wandb.errors import Error
+
+    cure = "type `wandb login` (or set WANDB_API_KEY), or logger.offline=true, which `wandb sync` sends later"
+    try:
+        known = library.login()
+    except Error as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"logger=wandb: no login at Weights & Biases ({reason}); {cure}") from error
+    if not known:
+        raise UserError(f"logger=wandb: no login at Weights & Biases; {cure}")

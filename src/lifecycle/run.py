@@ -16,6 +16,7 @@ from types import FrameType
 
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from lifecycle import config
@@ -96,6 +97,8 @@ def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
     limits: Limits = config.build_limits(cfg.stage)
     hardware: Hardware = config.build(cfg.hardware)
     check_tasks(hardware)
+    metrics = CsvLogger(folder=folder.path)
+    loggers = [metrics, *config.build_loggers(cfg.logger, folder=folder.path)]  # first: one may want a login
     model: ModelConfig = config.build(cfg.model)
     model.check_rows(limits.sequence_length)
     data = _data(cfg, folder, limits, hardware, parent)
@@ -113,9 +116,8 @@ def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
     start = agree(cfg, folder, hardware, work)
     setup = _setup(cfg, timeline, hardware, start, data, parent)
     stage: Stage = config.build(cfg.stage, without=Limits, model=model, setup=setup)
-    metrics = CsvLogger(folder=folder.path)
     watching = guards(cfg, folder.path, data, parent)
-    trainer = _trainer(cfg, folder, hardware, start, steps, metrics, watching)
+    trainer = _trainer(cfg, folder, hardware, start, steps, loggers, watching)
     if rank() == 0:
         begin(cfg, folder, start, stage, data, parent)
         metrics.cut(start.step)
@@ -147,7 +149,7 @@ def _trainer(
     hardware: Hardware,
     start: Start,
     steps: int,
-    metrics: CsvLogger,
+    loggers: Sequence[Logger],
     watching: Sequence[ForgettingGuard],
 ) -> Trainer:
     return build_trainer(
@@ -160,7 +162,7 @@ def _trainer(
             SaveOnEvents(folder=folder.checkpoints, every_steps=cfg.checkpoint.every_steps),
             periodic(folder.checkpoints, cfg.checkpoint.every_steps),
         ],
-        loggers=[metrics, *config.build_loggers(cfg.logger, folder=folder.path)],
+        loggers=loggers,
         writer=CommittedCheckpointIO(keep_last=cfg.checkpoint.keep_last, milestones=tuple(cfg.checkpoint.milestones)),
         deterministic=cfg.deterministic,
     )
