@@ -12,6 +12,9 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores: threads of several tests' processes would fight for them
+for name in list(os.environ):  # the tests are no job of a cluster, though they may run in one
+    if name.startswith("SLURM_") or name in ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT"):
+        del os.environ[name]
 CACHE = tempfile.TemporaryDirectory(prefix="lifecycle-cache-")
 os.environ.setdefault("LIFECYCLE_USER_CACHE", os.environ.get("LIFECYCLE_CACHE", ""))  # where `make smollm2` put it
 os.environ["LIFECYCLE_CACHE"] = CACHE.name

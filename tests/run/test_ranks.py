@@ -70,8 +70,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def outputs(place: Path) -> Path:
-    """Its runs, among them `two`, of two processes."""
-    lifecycle(place, "run=two", *ranks(2))
+    """Its runs, among them `two`, of two processes, started in a batch script of SLURM without srun."""
+    batch = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+    lifecycle(place, "run=two", *ranks(2), env=batch)
     return place / "outputs"
 
 
