@@ -189,7 +189,7 @@ def wandb(
 
     Raises UserError where W&B wants a login and has none.
     """
-    if not offline and os.environ.get("WANDB_MODE", "online") == "online" and not rank_zero_only.rank:
+    if not offline and os.environ.get("WANDB_MODE", "online") == "online":
         _log_in()
     place = Path(folder).resolve()
     return WandbLogger(
@@ -206,6 +206,7 @@ def wandb(
     )
 
 
+@rank_zero_only
 def _log_in() -> None:
     import wandb as library
     from wandb.errors import Error
