@@ -62,7 +62,7 @@ def ours(name: str, runs: int) -> dict[str, Any]:
 
     def once(new: int) -> int:
         sampling = Sampling(max_new_tokens=new, top_k=TOP_K, samples=samples)
-        return int(engine.generate(asked, sampling, seed=0).mask.sum())
+        return int(engine.generate(asked, sampling, seed=0).length.sum())
 
     return timed(once, runs)
 

@@ -113,16 +113,90 @@ StopReason = Literal["stop_id", "stop_string", "length", "capacity"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """The tokens that each of L draws chose from: draw t from `ids[offsets[t] : offsets[t + 1]]`, and from the whole
+    vocabulary where that is empty.
+
+    offsets: (L + 1,) int64 on the CPU. ids: int32, on the device of who computes with them.
+    """
+
+    offsets: Tensor
+    ids: Tensor
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def counts(self) -> Tensor:
+        """(L,) int64: tokens of each set, 0 for the whole vocabulary."""
+        return self.offsets.diff()
+
+    @classmethod
+    def whole(cls, draws: int) -> Kept:
+        """Draws from the whole vocabulary."""
+        return cls(
+            offsets=torch.zeros(draws + 1, dtype=torch.long, device="cpu"),
+            ids=torch.zeros(0, dtype=torch.int32, device="cpu"),
+        )
+
+    @classmethod
+    def of_counts(cls, counts: Tensor, ids: Tensor) -> Kept:
+        """From the sizes (L,) of sets whose ids follow on one another."""
+        offsets = torch.zeros(len(counts) + 1, dtype=torch.long, device="cpu")
+        torch.cumsum(counts.cpu(), 0, out=offsets[1:])
+        return cls(offsets=offsets, ids=ids.int())
+
+    @classmethod
+    def of_mask(cls, kept_LV: Tensor) -> Kept:
+        """From bool over the vocabulary."""
+        cut_L1 = ~kept_LV.all(-1, keepdim=True)
+        listed_LV = kept_LV & cut_L1
+        return cls.of_counts(listed_LV.sum(-1), listed_LV.nonzero()[:, 1])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Kept]) -> Kept:
+        """The draws of all parts, one part after the other."""
+        return cls.of_counts(torch.cat([part.counts for part in parts]), torch.cat([part.ids for part in parts]))
+
+    def first(self, draws: int) -> Kept:
+        """Those in front."""
+        if draws == len(self):
+            return self
+        return Kept(offsets=self.offsets[: draws + 1], ids=self.ids[: int(self.offsets[draws])])
+
+    def take(self, draws: Tensor) -> Kept:
+        """The draws (M,) int64, in that order."""
+        counts = self.counts[draws]
+        ends = counts.cumsum(0)
+        shift = torch.repeat_interleave(self.offsets[draws] - (ends - counts), counts)
+        places = torch.arange(len(shift), device=shift.device) + shift
+        return Kept.of_counts(counts, self.ids[places.to(self.ids.device)])
+
+    def mask(self, part: slice, vocab: int) -> Tensor:
+        """(C, V) bool of some draws, on the device of the ids."""
+        counts, device = self.counts[part], self.ids.device
+        start, stop = int(self.offsets[part.start]), int(self.offsets[part.start + len(counts)])
+        rows = torch.repeat_interleave(torch.arange(len(counts), device="cpu"), counts).to(device)
+        kept_CV = (counts == 0).to(device)[:, None].repeat(1, vocab)
+        kept_CV[rows, self.ids[start:stop].long()] = True
+        return kept_CV
+
+    def to(self, device: torch.device) -> Kept:
+        """The same for who computes on `device`."""
+        return Kept(offsets=self.offsets, ids=self.ids.to(device))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """Completions that a model sampled, with what is needed to score, replay and train on them.
 
     prompt_id, sample, seed: (N,) int64: the prompt's stable number, which of its completions, and the seed of all draws
     of this one. prompts: ids of each completion's prompt. token_ids (N, T) int64: the completions, 0 behind their ends;
-    mask (N, T) bool: the tokens that were sampled (what ended a completion is one of them). Of each sampled token,
-    (N, T) fp32, 0 elsewhere: logprobs under the distribution it was drawn from, full_logprobs under the untruncated one
-    (same temperature and penalty), entropy of the latter in nats, and threshold: the tokens whose untruncated
-    log-probability is not below it are the kept set, -inf for all. text: of each completion. weights_version: of the
-    model. meta: further facts, plain values.
+    length (N,) int64: how many tokens of each exist (what ended it is one of them). sampled (N, T) bool: those of them
+    that the policy drew; what a tool answered in between is not. Of each sampled token, (N, T) fp32, 0 elsewhere:
+    logprobs under the distribution it was drawn from, full_logprobs under the untruncated one (same temperature and
+    penalty), and entropy of the latter in nats. kept: the tokens that each of the N T was drawn from, row after row.
+    text: of each completion. weights_version: of the model. meta: further facts, plain values.
     """
 
     prompt_id: Tensor
@@ -130,12 +204,13 @@ class Rollout:
     seed: Tensor
     prompts: list[list[int]]
     token_ids: Tensor
-    mask: Tensor
+    length: Tensor
+    sampled: Tensor
     text: list[str]
     logprobs: Tensor
     full_logprobs: Tensor
     entropy: Tensor
-    threshold: Tensor
+    kept: Kept
     stop_reason: list[StopReason]
     weights_version: int
     meta: dict[str, Any] = field(default_factory=dict)
@@ -144,22 +219,28 @@ class Rollout:
         return len(self.prompts)
 
     @property
-    def lengths(self) -> Tensor:
-        """(N,) int64: tokens of each completion."""
-        return self.mask.sum(1)
+    def exists(self) -> Tensor:
+        """(N, T) bool: places that hold a token."""
+        return torch.arange(self.token_ids.shape[1], device="cpu") < self.length[:, None]
 
     def completion(self, index: int) -> list[int]:
         """The token ids of one completion."""
-        ids: list[int] = self.token_ids[index][self.mask[index]].tolist()
+        ids: list[int] = self.token_ids[index, : int(self.length[index])].tolist()
         return ids
+
+    def kept_of(self, tokens_NT: Tensor) -> Kept:
+        """The sets of some tokens, bool, row after row: as a loss over `hidden_NTD[tokens_NT]` wants them."""
+        return self.kept.take(tokens_NT.flatten().nonzero()[:, 0])
 
     def rows(self, indices: Sequence[int]) -> Rollout:
         """The completions at `indices`, in that order."""
-        chosen = torch.tensor(list(indices), dtype=torch.long, device="cpu")
+        chosen, T = torch.tensor(list(indices), dtype=torch.long, device="cpu"), self.token_ids.shape[1]
         parts: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)
-            if isinstance(value, Tensor):
+            if isinstance(value, Kept):
+                parts[f.name] = value.take((chosen[:, None] * T + torch.arange(T, device="cpu")).flatten())
+            elif isinstance(value, Tensor):
                 parts[f.name] = value[chosen]
             elif isinstance(value, list):
                 parts[f.name] = [value[i] for i in indices]
@@ -169,9 +250,10 @@ class Rollout:
 
     def state(self) -> dict[str, Any]:
         """Tensors and plain containers, for a checkpoint."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        state = {f.name: getattr(self, f.name) for f in fields(self)}
+        return state | {"kept": {"offsets": self.kept.offsets, "ids": self.kept.ids}}
 
     @classmethod
     def of_state(cls, state: Mapping[str, Any]) -> Rollout:
-        """The other way of `state`."""
-        return cls(**state)
+        """The inverse of `state`."""
+        return cls(**{**state, "kept": Kept(**state["kept"])})

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lifecycle.batch import Kept
 from lifecycle.losses import token_logprobs
 
 N, D, V = 11, 6, 17
@@ -18,23 +19,24 @@ def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
     return hidden, weight, torch.randint(V, (N,), generator=generator)
 
 
-def edges(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float) -> Tensor:
-    """Thresholds just below each token's own log-probability; none at every third."""
-    own = (hidden @ weight.T / temperature).log_softmax(-1).gather(1, ids[:, None])[:, 0].detach()
-    return torch.where(torch.arange(N) % 3 == 0, -torch.inf, own - 1e-6)
+def sets(ids: Tensor) -> Kept:
+    """The token's own id and some others; the whole vocabulary at every third."""
+    generator = torch.Generator().manual_seed(3)
+    kept = (torch.rand(N, V, generator=generator) < 0.4).scatter_(1, ids[:, None], True)
+    kept[::3] = True
+    return Kept.of_mask(kept)
 
 
 def textbook(
-    hidden: Tensor, weight: Tensor, ids: Tensor, threshold: Tensor | None, temperature: float, cap: float | None
+    hidden: Tensor, weight: Tensor, ids: Tensor, kept: Kept | None, temperature: float, cap: float | None
 ) -> tuple[Tensor, Tensor]:
     z = hidden @ weight.T
     if cap is not None:
         z = cap * torch.tanh(z / cap)
     l_full = (z / temperature).log_softmax(-1)
     entropy = -(l_full.exp() * l_full).sum(-1)
-    if threshold is not None:
-        kept = (l_full >= threshold[:, None]) | torch.nn.functional.one_hot(ids, V).bool()
-        l_full = (z / temperature).masked_fill(~kept, -1e300).log_softmax(-1)
+    if kept is not None:
+        l_full = (z / temperature).masked_fill(~kept.mask(slice(0, N), V), -1e300).log_softmax(-1)
     return l_full.gather(1, ids[:, None])[:, 0], entropy
 
 
@@ -46,10 +48,10 @@ def test_values_and_gradients_are_the_textbooks(
     truncated: bool, temperature: float, cap: float | None, chunk: int
 ) -> None:
     hidden, weight, ids = inputs()
-    threshold = edges(hidden, weight, ids, temperature) if truncated else None
-    options: dict[str, Any] = {"temperature": temperature, "threshold_N": threshold, "softcap": cap}
+    kept = sets(ids) if truncated else None
+    options: dict[str, Any] = {"temperature": temperature, "kept": kept, "softcap": cap}
     found = token_logprobs(hidden, weight, ids, chunk_tokens=chunk, **options)
-    wanted = textbook(hidden, weight, ids, threshold, temperature, cap)
+    wanted = textbook(hidden, weight, ids, kept, temperature, cap)
     mix = torch.randn(2, N, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     grads = []
     for pair in (found, wanted):
@@ -61,10 +63,10 @@ def test_values_and_gradients_are_the_textbooks(
 
 def test_gradcheck() -> None:
     hidden, weight, ids = inputs()
-    threshold = edges(hidden, weight, ids, 1.3) - 0.5
+    kept = sets(ids)
 
     def both(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        return token_logprobs(hidden, weight, ids, temperature=1.3, threshold_N=threshold, softcap=4.0, chunk_tokens=4)
+        return token_logprobs(hidden, weight, ids, temperature=1.3, kept=kept, softcap=4.0, chunk_tokens=4)
 
     assert torch.autograd.gradcheck(both, (hidden, weight))
 
@@ -73,8 +75,8 @@ def test_a_hand_worked_truncation() -> None:
     # p = 1/2, 1/4, 1/4 at temperature 1; the kept set holds the first two: 2/3 and 1/3
     weight = torch.tensor([[2.0], [1.0], [1.0]]).log()
     hidden, ids = torch.ones(2, 1), torch.tensor([0, 1])
-    weight[2] -= 1e-3
-    logp, entropy = token_logprobs(hidden, weight, ids, threshold_N=torch.full((2,), -1.3867))
+    kept = Kept.of_mask(torch.tensor([[True, True, False]]).expand(2, -1))
+    logp, entropy = token_logprobs(hidden, weight, ids, kept=kept)
     torch.testing.assert_close(logp.exp(), torch.tensor([2 / 3, 1 / 3]), rtol=1e-3, atol=0)
     torch.testing.assert_close(entropy, torch.full((2,), 1.0397), rtol=1e-3, atol=0)
 

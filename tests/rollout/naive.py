@@ -2,8 +2,10 @@
 
 import torch
 
+from lifecycle.batch import Kept
 from lifecycle.model import Decoder
-from lifecycle.rollout.sampling import Sampling, draw, log_probabilities, sequence_seed, uniforms
+from lifecycle.rollout.draw import Settings, draw, log_probabilities
+from lifecycle.rollout.sampling import Sampling, sequence_seed, uniforms
 
 
 @torch.no_grad()
@@ -12,13 +14,13 @@ def complete(
 ) -> list[int]:
     """New tokens after `prompt`, by ids and length alone."""
     own = torch.tensor([sequence_seed(seed, step, prompt_id, sample)])
-    banned = torch.tensor(sampling.banned_ids, dtype=torch.long)
+    settings = Settings(sampling, vocab=model.config.vocab, device=torch.device("cpu"))
     new: list[int] = []
     while len(new) < sampling.max_new_tokens and len(prompt) + len(new) < model.config.max_positions:
         seen = torch.zeros(1, model.config.vocab, dtype=torch.bool)
         seen[0, prompt + new] = True
         logits = last_logits(model, prompt + new)
-        drawn = draw(logits, uniforms(own, torch.tensor([len(new)])), sampling, seen_RV=seen, banned_ids=banned)
+        drawn = draw(logits, uniforms(own, torch.tensor([len(new)])), settings, seen_RV=seen)
         new.append(int(drawn.ids))
         if new[-1] in sampling.stop_ids:
             break
@@ -27,7 +29,7 @@ def complete(
 
 @torch.no_grad()
 def score(
-    model: Decoder, prompt: list[int], completion: list[int], threshold: torch.Tensor, sampling: Sampling
+    model: Decoder, prompt: list[int], completion: list[int], kept: Kept, sampling: Sampling
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """A fresh scoring pass over a whole sequence: log-probabilities within the kept sets, untruncated, entropies."""
     ids = torch.tensor([prompt + completion[:-1]])
@@ -36,10 +38,10 @@ def score(
     seen = torch.zeros(len(completion), model.config.vocab, dtype=torch.bool)
     for number in range(len(completion)):
         seen[number, prompt + completion[:number]] = True
-    banned = torch.tensor(sampling.banned_ids, dtype=torch.long)
-    logp = log_probabilities(logits, sampling, seen_RV=seen, banned_ids=banned)
+    settings = Settings(sampling, vocab=model.config.vocab, device=torch.device("cpu"))
+    logp = log_probabilities(logits, settings, seen_RV=seen)
     full = logp.gather(1, torch.tensor(completion)[:, None])[:, 0]
-    mass = torch.where(logp >= threshold[:, None], logp.exp(), 0).sum(-1)
+    mass = torch.where(kept.mask(slice(0, len(completion)), model.config.vocab), logp.exp(), 0).sum(-1)
     return full - mass.log(), full, -(logp.exp() * logp).sum(-1)
 
 

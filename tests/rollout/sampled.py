@@ -46,8 +46,8 @@ def mismatch(model: Decoder, rollout: Rollout, sampling: Sampling) -> float:
     """The greatest difference from a fresh scoring pass, over all numbers of all tokens."""
     worst = 0.0
     for row, prompt in enumerate(rollout.prompts):
-        ids, mask = rollout.completion(row), rollout.mask[row]
-        fresh = score(model, prompt, ids, rollout.threshold[row][mask], sampling)
+        ids, mask = rollout.completion(row), rollout.exists[row]
+        fresh = score(model, prompt, ids, rollout.rows([row]).kept.first(len(ids)), sampling)
         held = (rollout.logprobs, rollout.full_logprobs, rollout.entropy)
         worst = max([worst, *(float((a - b[row][mask]).abs().max()) for a, b in zip(fresh, held, strict=True))])
     return worst

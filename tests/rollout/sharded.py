@@ -36,7 +36,9 @@ def main(rank: int, store: str, folder: Path) -> None:
         for row in range(len(found)):
             at = 2 * int(found.prompt_id[row]) + int(found.sample[row])
             assert found.completion(row) == wanted.completion(at)
-            assert torch.allclose(found.logprobs[row][found.mask[row]], wanted.logprobs[at][wanted.mask[at]], atol=1e-5)
+            assert torch.allclose(
+                found.logprobs[row][found.sampled[row]], wanted.logprobs[at][wanted.sampled[at]], atol=1e-5
+            )
     refuse_deterministic(model)
     train(model)
     replica = build(TIED, seed=1)

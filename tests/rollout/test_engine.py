@@ -61,7 +61,7 @@ def test_log_probabilities_are_those_that_training_computes(model: Decoder) -> N
     rollout = generate(model, prompts(8), sampling, seed=5)
     worst = 0.0
     for row, prompt in enumerate(rollout.prompts):
-        ids, mask = rollout.completion(row), rollout.mask[row]
+        ids, mask = rollout.completion(row), rollout.sampled[row]
         whole = torch.tensor([prompt + ids[:-1]])
         hidden = model(whole, torch.arange(whole.shape[1])[None])[0, len(prompt) - 1 :].detach()
         logp, entropy = token_logprobs(
@@ -69,7 +69,7 @@ def test_log_probabilities_are_those_that_training_computes(model: Decoder) -> N
             model.head_weight.detach(),
             torch.tensor(ids),
             temperature=sampling.temperature,
-            threshold_N=rollout.threshold[row][mask],
+            kept=rollout.rows([row]).kept_of(mask[None]),
         )
         worst = max(worst, float((logp - rollout.logprobs[row][mask]).abs().max()))
         worst = max(worst, float((entropy - rollout.entropy[row][mask]).abs().max()))
@@ -108,7 +108,9 @@ def test_deterministic_sequences_depend_on_their_batch_in_no_bit(model: Decoder,
             deterministic=True,
         )
         rows = found.rows(sorted(range(len(found)), key=lambda r: (int(found.prompt_id[r]), int(found.sample[r]))))
-        facts.append((rows.token_ids, rows.logprobs, rows.full_logprobs, rows.entropy, rows.threshold))
+        facts.append(
+            (rows.token_ids, rows.logprobs, rows.full_logprobs, rows.entropy, rows.kept.ids, rows.kept.offsets)
+        )
     for other in facts[1:]:
         assert all(torch.equal(a, b) for a, b in zip(facts[0], other, strict=True))
 
@@ -185,7 +187,7 @@ def test_a_completion_ends_at_a_stop_and_holds_it(model: Decoder) -> None:
 def test_the_models_last_position_ends_a_completion(model: Decoder) -> None:
     rollout = generate(model, [[1] * 60, [1] * 63, [1] * 10], settings(), seed=0)
     assert rollout.stop_reason == ["capacity", "capacity", "length"]
-    assert rollout.lengths.tolist() == [4, 1, 12]
+    assert rollout.length.tolist() == [4, 1, 12]
 
 
 @pytest.mark.parametrize("by", ["mean", "sum"])
@@ -197,7 +199,7 @@ def test_the_best_of_n_have_the_greatest_log_probability(model: Decoder, by: Any
     for number in range(4):
         rows = [row for row in range(24) if int(every.prompt_id[row]) == number]
         sums = {row: every.full_logprobs[row].sum().item() for row in rows}
-        worth = {row: s / (int(every.lengths[row]) if by == "mean" else 1) for row, s in sums.items()}
+        worth = {row: s / (int(every.length[row]) if by == "mean" else 1) for row, s in sums.items()}
         ranked = sorted(rows, key=lambda row: -worth[row])[:2]
         assert [best.completion(2 * number + i) for i in range(2)] == [every.completion(row) for row in ranked]
         assert best.sample[2 * number : 2 * number + 2].tolist() == [int(every.sample[row]) for row in ranked]
@@ -253,7 +255,7 @@ def test_a_rollout_enters_a_loss_and_survives_a_checkpoint(model: Decoder) -> No
     file.seek(0)
     back = Rollout.of_state(torch.load(file, weights_only=True))
     assert torch.equal(back.token_ids, rollout.token_ids) and back.stop_reason == rollout.stop_reason
-    assert not rollout.token_ids[~rollout.mask].any() and not rollout.logprobs[~rollout.mask].any()
+    assert not rollout.token_ids[~rollout.sampled].any() and not rollout.logprobs[~rollout.sampled].any()
 
 
 def test_no_prompts_give_an_empty_rollout(model: Decoder) -> None:
@@ -277,5 +279,5 @@ def test_logits_that_are_no_numbers_end_it() -> None:
     broken = build(CONFIG, seed=1)
     with torch.no_grad():
         broken.norm.weight[3] = math.nan
-    with pytest.raises(FloatingPointError, match="prompt 0"):
+    with pytest.raises(UserError, match="logits of prompt 0 are not finite at token 0"):
         generate(broken, [[1, 2]], settings(), seed=0)

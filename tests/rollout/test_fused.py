@@ -9,6 +9,7 @@ from tests.model.variants import VARIANTS
 from tests.rollout.sampled import CONFIG, completions, mismatch, prompts, settings
 from torch import Tensor
 
+from lifecycle.errors import UserError
 from lifecycle.model import Cache, Decoder, ModelConfig, build
 from lifecycle.rollout import Engine, decode, fused, native
 from lifecycle.rollout.fused import Fused, fits
@@ -154,7 +155,7 @@ def test_what_is_not_a_number_is_told(name: str) -> None:
     model = build(CONFIG, seed=1)
     with torch.no_grad():
         model.get_parameter(f"blocks.0.{name}.weight")[3, 5] = torch.nan
-    with pytest.raises(FloatingPointError):
+    with pytest.raises(UserError, match="not finite"):
         Engine(model, slots=4).generate(prompts(3), settings(), seed=0)
 
 

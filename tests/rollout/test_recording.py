@@ -1,6 +1,7 @@
 """Recorded steps, on a tape in place of CUDA's graphs: they draw what eager steps draw, and hold what was compiled."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from tests.model.variants import VARIANTS
 from tests.rollout.sampled import CONFIG, prompts, settings
 from tests.rollout.tape import Tape, tapes
+from torch import Tensor
 
 from lifecycle.model import build
 from lifecycle.rollout import Engine, Sampling
@@ -35,8 +37,20 @@ def test_all_recordings_of_an_engine_share_one_pool_until_they_are_dropped(tapes
     engine.generate(prompts(9), settings(samples=3), seed=0)
     assert len(tapes) > 1 and {tape.pool() for tape in tapes} == {tapes[0]}
     first = len(tapes)
-    engine.generate(prompts(9), settings(samples=3, temperature=0.5), seed=0)
+    engine.generate(prompts(9), settings(samples=3, top_k=5), seed=0)
     assert len(tapes) > first and {tape.pool() for tape in tapes[first:]} == {tapes[first]}
+
+
+def test_a_recording_serves_all_numbers_of_one_form(tapes: list[Tape]) -> None:
+    model, asked = build(CONFIG, seed=1), prompts(3)
+    engine = Engine(model, slots=4, graphs=True)
+    for number in range(4):
+        sampling = settings(temperature=0.5 + number / 3, top_k=5 + number, top_p=0.9 - number / 9)
+        wanted = Engine(model, slots=4, graphs=False).generate(asked, sampling, seed=0)
+        found, made = engine.generate(asked, sampling, seed=0), len(tapes)
+        assert torch.equal(found.token_ids, wanted.token_ids) and torch.equal(found.kept.ids, wanted.kept.ids)
+        engine.generate(asked, settings(temperature=2.0 + number, top_k=8, top_p=0.3), seed=0)
+        assert len(tapes) == made
 
 
 @pytest.mark.parametrize("graphs", [False, True])
@@ -46,9 +60,9 @@ def test_what_was_compiled_is_what_runs_and_no_row_at_rest_is_computed(
     widths: list[int] = []
 
     def compiler(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
-        def compiled(rows: int, *rest: Any) -> Any:
-            widths.append(rows)
-            return function(rows, *rest)
+        def compiled(table: Tensor, *rest: Any) -> Any:
+            widths.append(table.shape[1])
+            return function(table, *rest)
 
         return compiled
 
@@ -62,3 +76,25 @@ def test_what_was_compiled_is_what_runs_and_no_row_at_rest_is_computed(
     # at a recording: once to set itself up, once on the tape
     assert len(widths) == (2 * len(tapes) if graphs else 10)
     assert sum(tape.replays for tape in tapes) == (10 if graphs else 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # in torch, at the first compilation
+def test_one_compiled_step_serves_all_lengths_and_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled, steps, real = [0], [0], torch.compile
+
+    def backend(graph: Any, _: Any) -> Callable[..., Any]:
+        compiled[0] += 1
+
+        def run(*inputs: Any) -> Any:
+            steps[0] += 1
+            return graph(*inputs)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", lambda function, **how: real(function, backend=backend, **how))
+    model = build(replace(CONFIG, max_positions=2048), seed=1)
+    engine = Engine(model, slots=2, compiled=True)
+    for number, length in enumerate((3, 70, 130, 200, 300, 420, 530, 700, 900, 1100, 1500)):
+        sampling = settings(max_new_tokens=3, temperature=0.5 + number, top_k=10 + number)
+        engine.generate([[1] * length], sampling, seed=0)
+    assert steps[0] == 33 and compiled[0] <= 3

@@ -1,6 +1,7 @@
 """The scoring pass gives the numbers of the rollout; vLLM's answers become a rollout with the mismatch in it."""
 
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -12,13 +13,15 @@ from tests.rollout.sampled import CONFIG, prompts, settings
 from tests.rollout.test_engine import OPTIONS
 from tests.rollout.vllm_stand_in import stand_in
 
+from lifecycle.batch import Rollout
 from lifecycle.data.tokenizer import train_bpe
 from lifecycle.errors import UserError
+from lifecycle.losses import token_logprobs
 from lifecycle.model import Decoder, build
 from lifecycle.model.huggingface import export
-from lifecycle.rollout import generate
+from lifecycle.rollout import Sampling, generate
 from lifecycle.rollout import score as scoring
-from lifecycle.rollout.score import score
+from lifecycle.rollout.score import score, score_rollout
 from lifecycle.rollout.vllm import VllmEngine
 
 
@@ -38,9 +41,83 @@ def test_scoring_finds_what_sampling_wrote(
         monkeypatch.setattr(scoring, "POSITIONS", positions)
         monkeypatch.setattr(scoring, "LOGITS", logits)
         for row, found in enumerate(score(model, rollout.prompts, drawn, sampling)):
-            held = (rollout.logprobs, rollout.full_logprobs, rollout.entropy, rollout.threshold)
-            for ours, theirs in zip(found, held, strict=True):
-                torch.testing.assert_close(ours, theirs[row][rollout.mask[row]], atol=1e-5, rtol=1e-5)
+            held = (rollout.logprobs, rollout.full_logprobs, rollout.entropy)
+            for ours, theirs in zip(found[:3], held, strict=True):
+                torch.testing.assert_close(ours, theirs[row][rollout.sampled[row]], atol=1e-5, rtol=1e-5)
+            sets = rollout.rows([row]).kept_of(rollout.sampled[[row]])
+            assert torch.equal(found.kept.ids, sets.ids) and torch.equal(found.kept.offsets, sets.offsets)
+
+
+def exact(kind: Decoder, rollout: Rollout, sampling: Sampling) -> torch.Tensor:
+    """(N, T) by double precision, one token at a time, over the ids that the rollout lists."""
+    whole, found = deepcopy(kind).double(), torch.zeros(rollout.token_ids.shape)
+    for row, prompt in enumerate(rollout.prompts):
+        ids = torch.tensor([prompt + rollout.completion(row)])
+        with torch.no_grad():
+            logits = whole.logits(whole(ids, torch.arange(ids.shape[1])[None]))[0]
+        for place in range(int(rollout.length[row])):
+            draw = row * rollout.token_ids.shape[1] + place
+            start, stop = rollout.kept.offsets[draw : draw + 2].tolist()
+            z = logits[len(prompt) - 1 + place] / sampling.temperature
+            kept = rollout.kept.ids[start:stop].long() if stop > start else torch.arange(kind.config.vocab)
+            token = int(rollout.token_ids[row, place])
+            assert token in kept
+            found[row, place] = z[token] - z[kept].logsumexp(0)
+    return found
+
+
+@pytest.mark.parametrize("options", [{"top_k": 10}, {"top_p": 0.6, "temperature": 0.8}, {"min_p": 0.2}, {}], ids=str)
+def test_other_weights_are_scored_under_the_samplers_own_sets(model: Decoder, options: dict[str, Any]) -> None:
+    sampling, stops = settings(**options, samples=2), (1, 2, 3, 4, 5)
+    rollout = generate(model, prompts(4), replace(sampling, stop_ids=stops), seed=0)
+    reference, policy = build(CONFIG, seed=7), deepcopy(model)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=0.02)
+    for kind in (model, reference, policy, policy):
+        scored, wanted = score_rollout(kind, rollout, sampling), exact(kind, rollout, sampling)
+        torch.testing.assert_close(scored.logprobs, wanted, atol=2e-5, rtol=1e-5)
+        logp = trained(kind, rollout, sampling)
+        torch.testing.assert_close(logp.detach(), wanted[rollout.sampled], atol=2e-5, rtol=1e-5)
+        if kind is policy:
+            optimizer.zero_grad()
+            logp.mean().backward()
+            optimizer.step()
+    own = exact(policy, rollout, sampling)
+    assert rollout.logprobs.shape == own.shape and not torch.allclose(rollout.logprobs, own, atol=0.1)
+
+
+def trained(kind: Decoder, rollout: Rollout, sampling: Sampling) -> torch.Tensor:
+    """Log-probabilities of all sampled tokens with their gradients, as a stage computes them."""
+    hidden = []
+    for row, prompt in enumerate(rollout.prompts):
+        ids = torch.tensor([prompt + rollout.completion(row)[:-1]])
+        hidden.append(
+            kind(ids, torch.arange(ids.shape[1])[None])[0, len(prompt) - 1 :][
+                rollout.sampled[row, : int(rollout.length[row])]
+            ]
+        )
+    logp, _ = token_logprobs(
+        torch.cat(hidden),
+        kind.head_weight,
+        rollout.token_ids[rollout.sampled],
+        temperature=sampling.temperature,
+        kept=rollout.kept_of(rollout.sampled),
+    )
+    return logp
+
+
+def test_what_a_tool_wrote_exists_and_is_not_scored(model: Decoder) -> None:
+    sampling = settings(top_k=10)
+    rollout = generate(model, prompts(3), sampling, seed=0)
+    whole = score_rollout(model, rollout, sampling)
+    sampled = rollout.exists.clone()
+    sampled[:, 3:6] = False
+    mixed = replace(rollout, sampled=sampled)
+    scored = score_rollout(model, mixed, sampling)
+    assert mixed.completion(0) == rollout.completion(0) and mixed.length.tolist() == rollout.length.tolist()
+    assert torch.equal(scored.logprobs[sampled], whole.logprobs[sampled]) and not scored.logprobs[~sampled].any()
+    again = Rollout.of_state(mixed.state()).rows([2, 0])
+    assert torch.equal(again.sampled, sampled[[2, 0]]) and again.completion(1) == mixed.completion(0)
+    assert trained(model, mixed, sampling).shape == (int(sampled.sum()),)
 
 
 @pytest.fixture
@@ -61,7 +138,8 @@ def test_what_vllm_answers_becomes_a_rollout(model: Decoder, monkeypatch: pytest
     assert rollout.meta["mismatch"]["max"] == pytest.approx(0.25, abs=1e-4)
     assert len(set(rollout.seed.tolist())) == 10 and set(rollout.stop_reason) <= {"stop_id", "length", "capacity"}
     assert "capacity" in rollout.stop_reason
-    assert bool((rollout.full_logprobs >= rollout.threshold)[rollout.mask].all())
+    kept = rollout.kept_of(rollout.sampled).mask(slice(0, int(rollout.sampled.sum())), CONFIG.vocab)
+    assert bool(kept.gather(1, rollout.token_ids[rollout.sampled][:, None]).all()) and bool((kept.sum(1) == 10).all())
 
 
 @pytest.mark.parametrize("options", [*OPTIONS, {"min_p": 0.1, "top_k": 5}, {"top_k": 8, "top_p": 0.7}], ids=str)

@@ -2,10 +2,11 @@
 
     z = softcap(hidden @ weight') / temperature          l = log-softmax(z)          H = - sum exp(l) l
     logp = l[id]                                         over the whole vocabulary, or
-    logp = l[id] - logsumexp(l over the kept set)        kept = {l >= threshold}, or the token itself
+    logp = l[id] - logsumexp(l over the kept set)
 
-The threshold is the one that a `Rollout` carries: so old, new and reference log-probabilities share the set that the
-token was drawn from. The logits of one chunk of tokens exist at a time, in the backward pass once more:
+The kept sets are those that a `Rollout` carries: old, new and reference log-probabilities share the set that the token
+was drawn from, however far the logits have moved since. The logits of one chunk of tokens exist at a time, in the
+backward pass once more:
 
     d logp / d z = onehot(id) - softmax over the kept set          d H / d z = - exp(l) (l + H)
 
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lifecycle.batch import Kept
 from lifecycle.losses.cross_entropy import add_product, chunks, compute_dtype, default_chunk, sum_dtype
 
 BANNED = -1e30
@@ -31,23 +33,24 @@ def token_logprobs(
     ids_N: Tensor,
     *,
     temperature: float = 1.0,
-    threshold_N: Tensor | None = None,
+    kept: Kept | None = None,
     softcap: float | None = None,
     banned_ids: Tensor | None = None,
     chunk_tokens: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(logp, entropy), each (N,) fp32 (fp64 for fp64 inputs): of `ids_N` given the hidden states before them.
 
-    temperature: that of the draw; 0 counts as 1, as in drawing. threshold_N: on untruncated log-probabilities, -inf or
-    None for the whole vocabulary; the kept set is a constant to the gradient. banned_ids: int64, tokens without weight.
-    The entropy, in nats, is the untruncated distribution's. Products run in the autocast dtype where autocast is on,
+    temperature: that of the draw; 0 counts as 1, as in drawing. kept: the sets of the N tokens (`Rollout.kept_of`),
+    None for the whole vocabulary; they are constants to the gradient. banned_ids: int64, tokens without weight. The
+    entropy, in nats, is the untruncated distribution's. Products run in the autocast dtype where autocast is on,
     else in that of hidden; the rest is fp32. Differentiable once, in hidden and weight. Memory: a few chunks of logits.
     """
     compute = compute_dtype(hidden_ND)
     chunk = chunk_tokens or default_chunk(ids_N, vocab=weight_VD.shape[0])
+    kept = None if kept is None or not len(kept.ids) else kept.to(hidden_ND.device)
     with torch.autocast(hidden_ND.device.type, enabled=False):
         logp_N, entropy_N = _TokenLogprobs.apply(
-            hidden_ND, weight_VD, ids_N, threshold_N, banned_ids, temperature or 1.0, softcap, chunk, compute
+            hidden_ND, weight_VD, ids_N, kept, banned_ids, temperature or 1.0, softcap, chunk, compute
         )
     return logp_N, entropy_N
 
@@ -59,7 +62,7 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden_ND: Tensor,
         weight_VD: Tensor,
         ids_N: Tensor,
-        threshold_N: Tensor | None,
+        kept: Kept | None,
         banned_ids: Tensor | None,
         temperature: float,
         softcap: float | None,
@@ -72,10 +75,9 @@ class _TokenLogprobs(torch.autograd.Function):
         for part in chunks(len(ids_N), chunk):
             hidden = hidden_ND[part].to(compute)
             l_CV, p_CV, _ = _softmax(hidden, weight, temperature, softcap, banned_ids, room_2CV)
-            edge_C = None if threshold_N is None else threshold_N[part]
-            out_2N[:, part] = torch.stack(_terms(l_CV, p_CV, ids_N[part], edge_C))
-        ctx.save_for_backward(hidden_ND, weight_VD, ids_N, threshold_N, banned_ids, out_2N[1])
-        ctx.settings = (temperature, softcap, chunk, compute)
+            out_2N[:, part] = torch.stack(_terms(l_CV, p_CV, ids_N[part], _kept(kept, part, ids_N, len(weight))))
+        ctx.save_for_backward(hidden_ND, weight_VD, ids_N, banned_ids, out_2N[1])
+        ctx.settings = (kept, temperature, softcap, chunk, compute)
         ctx.set_materialize_grads(False)  # None for the one of the two that no gradient reaches
         logp_N, entropy_N = out_2N[0].clone(), out_2N[1].clone()
         return logp_N, entropy_N
@@ -83,8 +85,8 @@ class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_logp_N: Tensor | None, grad_entropy_N: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden_ND, weight_VD, ids_N, threshold_N, banned_ids, entropy_N = ctx.saved_tensors
-        temperature, softcap, chunk, compute = ctx.settings
+        hidden_ND, weight_VD, ids_N, banned_ids, entropy_N = ctx.saved_tensors
+        kept, temperature, softcap, chunk, compute = ctx.settings
         weight = weight_VD.to(compute)
         grad_hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
         room_2CV = _room(weight, min(chunk, len(ids_N)))
@@ -95,9 +97,9 @@ class _TokenLogprobs(torch.autograd.Function):
         for part in chunks(len(ids_N), chunk):
             hidden = hidden_ND[part].to(compute)
             l_CV, p_CV, slope_CV = _softmax(hidden, weight, temperature, softcap, banned_ids, room_2CV)
-            edge_C = None if threshold_N is None else threshold_N[part]
+            kept_CV = _kept(kept, part, ids_N, len(weight))
             by_entropy = None if by_entropy_N is None else (by_entropy_N[part], entropy_N[part])
-            grad_CV = _gradient(l_CV, p_CV, ids_N[part], edge_C, by_logp_N[part], by_entropy)
+            grad_CV = _gradient(l_CV, p_CV, ids_N[part], kept_CV, by_logp_N[part], by_entropy)
             grad_logits = (grad_CV if slope_CV is None else grad_CV.mul_(slope_CV)).to(compute)
             if grad_hidden is not None:
                 grad_hidden[part] = grad_logits @ weight
@@ -139,27 +141,27 @@ def _softmax(
     return l_CV, torch.exp(l_CV, out=z_CV), slope_CV
 
 
-def _kept(l_CV: Tensor, ids_C: Tensor, edge_C: Tensor) -> Tensor:
-    """(C, V) bool. The token itself is always kept: it was drawn, whatever a rounding says now."""
-    return (l_CV >= edge_C[:, None].to(l_CV.dtype)).scatter_(1, ids_C[:, None], True)
+def _kept(kept: Kept | None, part: slice, ids_N: Tensor, vocab: int) -> Tensor | None:
+    """(C, V) bool. The token itself is always kept: it was drawn, whatever the sets say."""
+    return None if kept is None else kept.mask(part, vocab).scatter_(1, ids_N[part][:, None], True)
 
 
-def _terms(l_CV: Tensor, p_CV: Tensor, ids_C: Tensor, edge_C: Tensor | None) -> tuple[Tensor, Tensor]:
+def _terms(l_CV: Tensor, p_CV: Tensor, ids_C: Tensor, kept_CV: Tensor | None) -> tuple[Tensor, Tensor]:
     """(logp, entropy) of one chunk."""
     entropy_C = -torch.linalg.vecdot(p_CV, l_CV)
     logp_C = l_CV.gather(1, ids_C[:, None])[:, 0]
-    if edge_C is None:
+    if kept_CV is None:
         return logp_C, entropy_C
-    mass_C = (p_CV * _kept(l_CV, ids_C, edge_C)).sum(-1)
+    mass_C = (p_CV * kept_CV).sum(-1)
     # without truncation nothing is subtracted: the mass is 1 up to rounding
-    return logp_C - torch.where(edge_C == -torch.inf, 0, mass_C.log()), entropy_C
+    return logp_C - torch.where(kept_CV.all(-1), 0, mass_C.log()), entropy_C
 
 
 def _gradient(
     l_CV: Tensor,
     p_CV: Tensor,
     ids_C: Tensor,
-    edge_C: Tensor | None,
+    kept_CV: Tensor | None,
     by_logp_C: Tensor,
     by_entropy: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
@@ -167,7 +169,6 @@ def _gradient(
 
     by_entropy: with the entropies, None where it is not wanted. Overwrites l and p.
     """
-    kept_CV = None if edge_C is None else _kept(l_CV, ids_C, edge_C)
     of_entropy_CV = None
     if by_entropy is not None:
         by_entropy_C, entropy_C = by_entropy

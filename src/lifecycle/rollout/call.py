@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from lifecycle.batch import StopReason
 from lifecycle.errors import UserError
 from lifecycle.rollout.collect import Collected
 from lifecycle.rollout.sampling import Sampling, sequence_seed
-from lifecycle.rollout.schedule import Schedule
+from lifecycle.rollout.schedule import Ints, Schedule
 from lifecycle.rollout.stopping import Decoding, Stops
 
 
@@ -69,6 +70,7 @@ class Call:
         slots: int,
         prefill_tokens: int,
         together: bool,
+        sets: bool,
         device: torch.device,
     ) -> Call:
         """For a model with room for `positions`. Errors: `UserError` for prompts that cannot be continued."""
@@ -81,12 +83,23 @@ class Call:
         )
         return cls(
             schedule=schedule,
-            out=Collected(len(seeds), max(limits, default=1), device=device),
+            out=Collected(len(seeds), max(limits, default=1), device=device, sets=sets),
             stops=Stops(sampling, tokenizer, limits),
             numbers=numbers,
             seeds=seeds,
             longest=max((len(p) + limits[i * drawn] for i, p in enumerate(prompts)), default=1),
         )
+
+    def check(self, sequences: Ints, numbers: Ints, tokens: Ints) -> None:
+        """Refuse what was drawn from logits that are no numbers, before anybody sees it. Errors: `UserError`."""
+        wrong = np.flatnonzero(tokens < 0)
+        if len(wrong):
+            prompt = self.numbers[int(sequences[wrong[0]]) // self.schedule.samples]
+            raise UserError(
+                f"logits of prompt {prompt} are not finite at token {int(numbers[wrong[0]]) - 1} of its completion: "
+                "the model's weights are damaged or its training has diverged; take an earlier checkpoint "
+                "(init_from=RUN@STEP)"
+            )
 
 
 def sequences(

@@ -10,27 +10,30 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lifecycle.batch import Rollout, StopReason
+from lifecycle.batch import Kept, Rollout, StopReason
 from lifecycle.rollout.sampling import Sampling
 from lifecycle.rollout.stopping import Decoding
 
-FACTS = 4
-"""Numbers kept of each token: log-probability, the untruncated one, entropy, threshold."""
+FACTS = 3
+"""Numbers of each token: log-probability, the untruncated one, entropy."""
 
 
 class Collected:
-    """Tokens and their facts by sequence; one line more takes what rows at rest write."""
+    """Tokens, their facts and, where asked for, kept sets by sequence; one line more takes what rows at rest write."""
 
-    def __init__(self, sequences: int, tokens: int, *, device: torch.device) -> None:
+    def __init__(self, sequences: int, tokens: int, *, device: torch.device, sets: bool = True) -> None:
         self._ids = torch.zeros(sequences + 1, tokens, dtype=torch.long, device=device)
         self._facts = torch.zeros(sequences + 1, tokens, FACTS, device=device)
+        self._with_sets, self._kept = sets, list[tuple[Tensor, Kept]]()
         self._lengths = [0] * sequences
         self._reasons: list[StopReason] = ["length"] * sequences
 
-    def add(self, places_B: Tensor, numbers_B: Tensor, ids_B: Tensor, facts_BF: Tensor) -> None:
-        """Row b drew token `numbers_B[b]` (from 0) of sequence `places_B[b]`."""
+    def add(self, places_B: Tensor, numbers_B: Tensor, ids_B: Tensor, facts_BF: Tensor, kept: Kept | None) -> None:
+        """Row b drew token `numbers_B[b]` (from 0) of sequence `places_B[b]`; its set is draw b of `kept`."""
         self._ids[places_B, numbers_B] = ids_B
         self._facts[places_B, numbers_B] = facts_BF
+        if kept is not None and self._with_sets:
+            self._kept.append((places_B * self._ids.shape[1] + numbers_B, kept.to(torch.device("cpu"))))
 
     def end(self, sequence: int, length: int, reason: StopReason) -> None:
         """The sequence is whole."""
@@ -46,39 +49,44 @@ class Collected:
         tokenizer: Decoding | None,
         weights_version: int,
     ) -> Rollout:
-        """All sequences, `samples` of a prompt together; `prompts` and `prompt_ids` of each sequence.
-
-        Errors: `FloatingPointError` for logits that are not finite.
-        """
+        """All sequences, `samples` of a prompt together; `prompts` and `prompt_ids` of each sequence."""
         longest = max(self._lengths, default=0)
         # clones: tensors made in inference mode could not enter a loss
         ids, facts = (x[:-1, :longest].cpu().clone() for x in (self._ids, self._facts))
-        lengths = torch.tensor(self._lengths, dtype=torch.long, device="cpu")
-        mask = torch.arange(longest, device="cpu") < lengths[:, None]
-        logprobs, full, entropy, edge = (torch.where(mask, x, 0) for x in facts.unbind(-1))
-        broken = torch.nonzero(~torch.isfinite(entropy) | ~torch.isfinite(full))
-        if len(broken):
-            row, token = broken[0].tolist()
-            raise FloatingPointError(
-                f"the logits of prompt {prompt_ids[row]} are not finite at token {token} of its completion: the "
-                "weights are damaged or training has diverged"
-            )
-        completions = [line[:length] for line, length in zip(ids.tolist(), self._lengths, strict=True)]
+        length = torch.tensor(self._lengths, dtype=torch.long, device="cpu")
+        exists = torch.arange(longest, device="cpu") < length[:, None]
+        logprobs, full, entropy = (torch.where(exists, x, 0) for x in facts.unbind(-1))
+        completions = [line[:end] for line, end in zip(ids.tolist(), self._lengths, strict=True)]
         return Rollout(
             prompt_id=torch.tensor(prompt_ids, dtype=torch.long, device="cpu"),
             sample=torch.arange(len(prompts), device="cpu") % samples,
             seed=torch.tensor(seeds, dtype=torch.long, device="cpu"),
             prompts=[list(prompt) for prompt in prompts],
-            token_ids=torch.where(mask, ids, 0),
-            mask=mask,
+            token_ids=torch.where(exists, ids, 0),
+            length=length,
+            sampled=exists.clone(),
             text=["" if tokenizer is None else tokenizer.decode(completion) for completion in completions],
             logprobs=logprobs,
             full_logprobs=full,
             entropy=entropy,
-            threshold=edge,
+            kept=self._sets(exists),
             stop_reason=list(self._reasons),
             weights_version=weights_version,
         )
+
+    def _sets(self, exists_NT: Tensor) -> Kept:
+        """The kept sets of N T places, row after row."""
+        if not self._kept:
+            return Kept.whole(exists_NT.numel())
+        at = torch.cat([places for places, _ in self._kept]).cpu()
+        draws = torch.full(
+            (self._ids.numel(),), len(at), device="cpu"
+        )  # places without a draw take the one that is added
+        draws[at] = torch.arange(len(at), device="cpu")
+        N, T = exists_NT.shape
+        wanted = draws.view(self._ids.shape)[:N, :T]
+        kept = Kept.joined([*(kept for _, kept in self._kept), Kept.whole(1)])
+        return kept.take(torch.where(exists_NT, wanted, len(at)).flatten())
 
 
 def best(rollout: Rollout, sampling: Sampling) -> Rollout:
@@ -86,7 +94,7 @@ def best(rollout: Rollout, sampling: Sampling) -> Rollout:
     log-probabilities, the best first; of equals the one drawn first."""
     score_N = rollout.full_logprobs.double().sum(1)
     if sampling.best_by == "mean":
-        score_N = score_N / rollout.lengths.clamp(min=1)
+        score_N = score_N / rollout.sampled.sum(1).clamp(min=1)
     chosen = []
     for start in range(0, len(rollout), sampling.drawn):
         part = score_N[start : start + sampling.drawn]

@@ -138,10 +138,10 @@ class Engine:
         prompts: token ids, at least one each. prompt_ids: their stable numbers, which the seeds derive from; None
         counts them. tokenizer: for the text, and for stop strings. weights_version: what the rollout says, None is the
         model's own. on_token(prompt, sample, token) sees every token. Errors: `UserError` for prompts that are empty,
-        too long or not of the vocabulary; `FloatingPointError` where logits are not finite.
+        too long or not of the vocabulary, and where logits are not finite.
         """
         with self._alone:
-            call = self._begin(prompts, sampling, seed, step, prompt_ids, tokenizer)
+            call = self._begin(prompts, sampling, seed, step, prompt_ids, tokenizer, sets=True)
             for new in self._run(call, watched=on_token is not None):
                 if on_token is not None:
                     on_token(new.prompt, new.sample, new.token)
@@ -168,7 +168,8 @@ class Engine:
         """The tokens of all completions, those of one decode step after another. Until the last is read, or the
         stream is closed, the engine takes no other call."""
         with self._alone:
-            yield from self._run(self._begin(prompts, sampling, seed, step, prompt_ids, tokenizer), watched=True)
+            call = self._begin(prompts, sampling, seed, step, prompt_ids, tokenizer, sets=False)
+            yield from self._run(call, watched=True)
 
     # -- a call
 
@@ -180,7 +181,10 @@ class Engine:
         step: int,
         prompt_ids: Sequence[int] | None,
         tokenizer: Decoding | None,
+        *,
+        sets: bool,
     ) -> Call:
+        sampling.check_ids(self._model.config.vocab)
         call = Call.of(
             prompts,
             sampling,
@@ -193,6 +197,7 @@ class Engine:
             slots=self._slots,
             prefill_tokens=FIXED_CHUNK if self._deterministic else self._prefill_chunk,
             together=not self._deterministic,
+            sets=sets,
             device=self._device,
         )
         with self._context():
@@ -252,6 +257,7 @@ class Engine:
         rows = schedule.at_work()
         schedule.step(len(tokens), tokens)
         sequences, numbers, drawn = schedule.table[PLACE, rows], schedule.table[NUMBER, rows], tokens[rows]
+        call.check(sequences, numbers, drawn)
         ended = dict(call.stops.ended(sequences, drawn, numbers))
         news = [
             NewToken(sequence // schedule.samples, sequence % schedule.samples, token, ended.get(place))

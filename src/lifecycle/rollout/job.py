@@ -156,10 +156,9 @@ def _by_template(chat: bool | Literal["auto"], parent_view: str | None, tokenize
 
 
 def _rows(rollout: Rollout, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
-    """A row of the file for each completion, in the order of the prompts. `logprob`: sum over its tokens under the
-    distribution that was sampled from, in nats."""
-    logprobs = (rollout.logprobs.double() * rollout.mask).sum(1).tolist()
-    lengths = rollout.mask.sum(1).tolist()
+    """A row of the file for each completion, in the order of the prompts. `tokens`: that exist; `sampled`: of
+    those, the ones that the model drew; `logprob`: sum over them under the distribution drawn from, in nats."""
+    logprobs, sampled = rollout.logprobs.double().sum(1).tolist(), rollout.sampled.sum(1).tolist()
     rows = []
     for n, (number, sample) in enumerate(zip(rollout.prompt_id, rollout.sample, strict=True)):
         prompt = prompts[int(number)]
@@ -170,7 +169,8 @@ def _rows(rollout: Rollout, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
                 "sample": int(sample),
                 **asked,
                 "completion": rollout.text[n],
-                "tokens": int(lengths[n]),
+                "tokens": int(rollout.length[n]),
+                "sampled": sampled[n],
                 "logprob": round(logprobs[n], 6),
                 "stop_reason": rollout.stop_reason[n],
             }

@@ -1,6 +1,9 @@
 """A scoring pass over completions that somebody else drew: every number that a `Rollout` holds, from our own model.
 
-Shapes: B completions of a forward pass, T positions or tokens of a completion, C tokens of one chunk, D width,
+    scored = score(model, prompts, completions, sampling)     # each under the kept sets of this model
+    scored = score_rollout(model, rollout, sampling)          # ... of the sampler: for a reference, an updated policy
+
+Shapes: N completions, B of a forward pass, T positions or tokens of a completion, C tokens of one chunk, D width,
 V vocabulary.
 """
 
@@ -12,8 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lifecycle.batch import Kept, Rollout
 from lifecycle.model import Decoder
-from lifecycle.rollout.sampling import TIE, Sampling, device_ids, log_probabilities, threshold
+from lifecycle.rollout.draw import TIE, Settings, log_probabilities, threshold
+from lifecycle.rollout.sampling import Sampling
 
 POSITIONS = 16_384
 """Of one forward pass, padding with them."""
@@ -23,32 +28,53 @@ LOGITS = 1 << 26
 
 
 class Scored(NamedTuple):
-    """Of each token, (T,) fp32 on the CPU; see `Rollout` for what they are."""
+    """Of each token, (T,) or (N, T) fp32 on the CPU; see `Rollout` for what they are."""
 
     logprobs: Tensor
     full_logprobs: Tensor
     entropy: Tensor
-    threshold: Tensor
+    kept: Kept
 
 
 @torch.no_grad()
 def score(
-    model: Decoder, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], sampling: Sampling
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    kept: Sequence[Kept] | None = None,
 ) -> list[Scored]:
     """Each completion after its prompt, at least one token each; forward passes over those of like length together.
 
-    The drawn token is in its kept set, also where rounding elsewhere let it in: the threshold then goes down to it.
+    kept: the sets of each completion's tokens; None makes those of this model, in which the drawn token is, also where
+    rounding elsewhere let it in.
     """
     whole = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
     order = sorted(range(len(whole)), key=lambda i: len(whole[i]), reverse=True)
+    settings = Settings(sampling, vocab=model.config.vocab, device=model.embedding.weight.device)
     found: dict[int, Scored] = {}
     while order:
         size = max(1, POSITIONS // len(whole[order[0]]))
         batch, order = order[:size], order[size:]
         hidden_BTD = _hidden(model, [whole[i] for i in batch])
         for i, hidden_TD in zip(batch, hidden_BTD, strict=True):
-            found[i] = _score(model, hidden_TD, whole[i], len(prompts[i]), sampling)
+            own = None if kept is None else kept[i]
+            found[i] = _score(model, hidden_TD, whole[i], len(prompts[i]), settings, own)
     return [found[i] for i in range(len(whole))]
+
+
+def score_rollout(model: Decoder, rollout: Rollout, sampling: Sampling) -> Scored:
+    """The sampled tokens of a rollout under the sets that they were drawn from, whichever weights drew them; 0 for
+    other tokens."""
+    rows, exists = range(len(rollout)), rollout.exists
+    kept = [rollout.rows([row]).kept.first(int(rollout.length[row])) for row in rows]
+    scored = score(model, rollout.prompts, [rollout.completion(row) for row in rows], sampling, kept=kept)
+    facts_3NT = torch.zeros(3, *exists.shape, device="cpu")
+    for row, one in enumerate(scored):
+        facts_3NT[:, row, : len(one.logprobs)] = torch.stack(one[:3])
+    logprobs, full, entropy = facts_3NT.masked_fill(~rollout.sampled, 0)
+    return Scored(logprobs, full, entropy, rollout.kept)
 
 
 def _hidden(model: Decoder, whole: Sequence[Sequence[int]]) -> Tensor:
@@ -59,29 +85,40 @@ def _hidden(model: Decoder, whole: Sequence[Sequence[int]]) -> Tensor:
     return hidden_BTD
 
 
-def _score(model: Decoder, hidden_TD: Tensor, ids: Sequence[int], prompt: int, sampling: Sampling) -> Scored:
+def _score(
+    model: Decoder, hidden_TD: Tensor, ids: Sequence[int], prompt: int, settings: Settings, kept: Kept | None
+) -> Scored:
     """The tokens of `ids` behind the first `prompt` ones, a chunk of logits at a time."""
     vocab, device = model.config.vocab, hidden_TD.device
-    ids_T, banned = torch.tensor(ids, device=device), device_ids(sampling.banned_ids, device)
-    first_V = _first(ids_T, vocab) if sampling.repetition_penalty != 1 else None
-    parts = []
-    for places_C in torch.arange(prompt, len(ids), device=device).split(max(1, LOGITS // vocab)):
-        logits_CV = model.logits(hidden_TD[places_C - 1])
+    ids_T = torch.tensor(ids, device=device)
+    first_V = _first(ids_T, vocab) if settings.form.penalised else None
+    given = None if kept is None else kept.to(device)
+    parts, sets, size = [], [], max(1, LOGITS // vocab)
+    for start in range(0, len(ids) - prompt, size):
+        places_C = torch.arange(prompt + start, min(prompt + start + size, len(ids)), device=device)
         seen_CV = None if first_V is None else first_V < places_C[:, None]
-        logp_CV = log_probabilities(logits_CV, sampling, seen_RV=seen_CV, banned_ids=banned)
-        parts.append(_of_tokens(logp_CV, ids_T[places_C], sampling))
-    return Scored(*(torch.cat(values).float().cpu() for values in zip(*parts, strict=True)))
+        logp_CV = log_probabilities(model.logits(hidden_TD[places_C - 1]), settings, seen_RV=seen_CV)
+        full_C = logp_CV.gather(1, ids_T[places_C][:, None])[:, 0]
+        if given is not None:
+            kept_CV = given.mask(slice(start, start + size), vocab)
+        elif settings.form.truncates:
+            kept_CV = logp_CV >= torch.minimum(threshold(logp_CV, settings), full_C - TIE)[:, None]
+            sets.append(Kept.of_mask(kept_CV).to(torch.device("cpu")))
+        else:
+            kept_CV = None
+        parts.append(_of_tokens(logp_CV, full_C, kept_CV))
+    logprobs, full, entropy = (torch.cat(values).float().cpu() for values in zip(*parts, strict=True))
+    made = Kept.joined(sets) if sets else Kept.whole(len(ids) - prompt)
+    return Scored(logprobs, full, entropy, made if kept is None else kept)
 
 
-def _of_tokens(logp_CV: Tensor, ids_C: Tensor, sampling: Sampling) -> Scored:
-    full_C = logp_CV.gather(1, ids_C[:, None])[:, 0]
+def _of_tokens(logp_CV: Tensor, full_C: Tensor, kept_CV: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """(logprobs, full_logprobs, entropy) of one chunk."""
     p_CV = logp_CV.exp()
     entropy_C = -torch.linalg.vecdot(p_CV, logp_CV)
-    if not sampling.truncates:
-        return Scored(full_C, full_C, entropy_C, torch.full_like(full_C, -torch.inf))
-    edge_C = torch.minimum(threshold(logp_CV, sampling), full_C - TIE)
-    mass_C = p_CV.masked_fill(logp_CV < edge_C[:, None], 0).sum(-1)
-    return Scored(full_C - mass_C.log(), full_C, entropy_C, edge_C)
+    if kept_CV is None:
+        return full_C, full_C, entropy_C
+    return full_C - (p_CV * kept_CV).sum(-1).log(), full_C, entropy_C
 
 
 def _first(ids_T: Tensor, vocab: int) -> Tensor:

@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lifecycle.batch import Kept
 from lifecycle.model import Cache, Decoder
 from lifecycle.rollout.collect import Collected
 from lifecycle.rollout.decode import Step, eagerly
+from lifecycle.rollout.draw import Drawn, Settings, draw
 from lifecycle.rollout.lending import Lent, lent
-from lifecycle.rollout.sampling import Sampling, device_ids, draw, uniforms
+from lifecycle.rollout.sampling import Sampling, uniforms
 from lifecycle.rollout.schedule import NUMBER, PLACE, POSITION, SEED, TOKEN, Chunk, Ints, Move
 from lifecycle.rollout.version import Version
 
@@ -36,8 +38,8 @@ def bucket(positions: int) -> int:
 class DecodeStep:
     """The step of one model over `slots` rows.
 
-    Under `graphs` each pair of (rows, positions looked at) is recorded once; under `compiled` it is compiled once, and
-    with both what was compiled is recorded.
+    Under `graphs` each pair of (rows, positions looked at) is recorded once; under `compiled` one program serves all of
+    them, and with both what was compiled is recorded. On a CPU the draw stays out of it: there it may look at numbers.
     """
 
     def __init__(self, decode: Step, *, slots: int, device: torch.device, compiled: bool, graphs: bool) -> None:
@@ -45,12 +47,15 @@ class DecodeStep:
         self.cache: Cache | None = None
         self._slots, self._device, self._compiled, self._graphs = slots, device, compiled, graphs
         self._table = torch.zeros(5, slots, dtype=torch.long, device=device)
-        self._compute = torch.compile(self._eager, dynamic=False) if compiled else self._eager
-        self._recorded: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor]]] = {}
+        self._logits, self._compute = self._eager_logits, self._eager
+        if compiled and device.type == "cpu":
+            self._logits = torch.compile(self._eager_logits)
+        elif compiled:
+            self._compute = torch.compile(self._eager)
+        self._recorded: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Drawn]] = {}
         self._version: Version | None = None
-        self._sampling: Sampling | None = None
+        self._settings: Settings | None = None
         self._seen: Tensor | None = None
-        self._banned: Tensor | None = None
         self._lent: Lent | None = None
 
     def set_cache(self, cache: Cache) -> None:
@@ -59,11 +64,13 @@ class DecodeStep:
         self._recorded.clear()
 
     def set_sampling(self, sampling: Sampling, *, vocab: int) -> None:
-        """Other settings; recordings stay where nothing changed."""
-        if sampling == self._sampling:
+        """Other settings; recordings stay where they are of the same form."""
+        settings = Settings(sampling, vocab=vocab, device=self._device)
+        if self._settings is not None and settings.form == self._settings.form:
+            self._settings.take(settings)
             return
-        self._sampling, self._banned = sampling, device_ids(sampling.banned_ids, self._device)
-        penalised = sampling.repetition_penalty != 1
+        self._settings = settings
+        penalised = settings.form.penalised
         self._seen = torch.zeros(self._slots, vocab, dtype=torch.bool, device=self._device) if penalised else None
         self._recorded.clear()
 
@@ -134,9 +141,9 @@ class DecodeStep:
         else:
             wide, limit = rows, min(-(-longest // FINE) * FINE, self.cache.capacity)
         table = self._table[:, :wide]
-        ids, facts = self._replay(wide, limit) if self._graphs else self._compute(wide, limit)
-        self._note(table, ids, facts, out)
-        tokens: Ints = ids[:rows].cpu().numpy()
+        drawn = self._replay(wide, limit) if self._graphs else self._compute(wide, limit)
+        self._note(table, drawn, out)
+        tokens: Ints = drawn.ids[:rows].cpu().numpy()
         return tokens
 
     def tiles(self, table: Ints, out: Collected, size: int) -> Ints:
@@ -153,41 +160,45 @@ class DecodeStep:
                 index = torch.tensor(part + part[:1] * (size - len(part)), device=self._device)
                 tile = self._table[:, index]
                 tile[POSITION, len(part) :] = -1
-                ids, facts = self._draw(tile, index, limit)
+                drawn = self._draw(tile, index, self._eager_logits(tile, index, limit))
                 n = len(part)
-                self._note(tile[:, :n], ids[:n], facts[:n], out, index[:n])
+                self._note(tile[:, :n], drawn, out, index[:n])
                 self._table[:, index[:n]] = tile[:, :n]
-                tokens[part] = ids[:n].cpu().numpy()
+                tokens[part] = drawn.ids[:n].cpu().numpy()
         return tokens
 
-    def _note(self, table: Tensor, ids: Tensor, facts: Tensor, out: Collected, rows: Tensor | None = None) -> None:
-        """Keep what was drawn, and advance the rows at work."""
-        out.add(table[PLACE], table[NUMBER], ids, facts)
+    def _note(self, table: Tensor, drawn: Drawn, out: Collected, rows: Tensor | None = None) -> None:
+        """Keep what was drawn for the first rows, those of `table`, and advance those at work."""
+        n = table.shape[1]
+        ids, facts = drawn.ids[:n], torch.stack(drawn[1:4], dim=-1)[:n].float()
+        kept = Kept.of_mask(drawn.kept) if isinstance(drawn.kept, Tensor) else drawn.kept
+        out.add(table[PLACE], table[NUMBER], ids, facts, None if kept is None else kept.first(n))
         at_work = table[POSITION] >= 0
         if self._seen is not None:
-            index = torch.arange(len(ids), device=self._device) if rows is None else rows
+            index = torch.arange(n, device=self._device) if rows is None else rows
             self._seen[index, ids] |= at_work
         table[TOKEN] = ids
         table[POSITION] += at_work
         table[NUMBER] += at_work
 
-    def _eager(self, rows: int, limit: int) -> tuple[Tensor, Tensor]:
-        return self._draw(self._table[:, :rows], None, limit)
+    def _eager(self, rows: int, limit: int) -> Drawn:
+        table = self._table[:, :rows]
+        return self._draw(table, None, self._logits(table, None, limit))
 
-    def _draw(self, table: Tensor, index: Tensor | None, limit: int) -> tuple[Tensor, Tensor]:
-        """Token ids (B,) and their facts (B, 4) for the rows of `table`, which are rows `index` of the cache."""
-        assert self.cache is not None and self._sampling is not None
+    def _eager_logits(self, table: Tensor, index: Tensor | None, limit: int) -> Tensor:
+        """(B, V) for the rows of `table`, which are rows `index` of the cache."""
+        assert self.cache is not None
         self.cache.limit = limit
-        logits_BV = self.decode(table[TOKEN][:, None], table[POSITION][:, None], self.cache, index, self._lent)
+        return self.decode(table[TOKEN][:, None], table[POSITION][:, None], self.cache, index, self._lent)
+
+    def _draw(self, table: Tensor, index: Tensor | None, logits_BV: Tensor) -> Drawn:
+        assert self._settings is not None
         seen = None
         if self._seen is not None:
             seen = self._seen[: len(logits_BV)] if index is None else self._seen[index]
-        drawn = draw(
-            logits_BV, uniforms(table[SEED], table[NUMBER]), self._sampling, seen_RV=seen, banned_ids=self._banned
-        )
-        return drawn.ids, torch.stack(drawn[1:], dim=-1).float()
+        return draw(logits_BV, uniforms(table[SEED], table[NUMBER]), self._settings, seen_RV=seen)
 
-    def _replay(self, rows: int, limit: int) -> tuple[Tensor, Tensor]:
+    def _replay(self, rows: int, limit: int) -> Drawn:
         if (rows, limit) not in self._recorded:
             # compilers and libraries set themselves up at their first call, which a graph may not hold
             self._compute(rows, limit)

@@ -94,4 +94,4 @@ class Version:
 def _sample(weights: Iterable[Tensor]) -> Tensor:
     """Bit patterns, so that what is not a number equals itself."""
     parts = [w.detach().reshape(-1)[:: max(1, w.numel() // SAMPLED)].double() for w in weights]
-    return torch.cat(parts).view(torch.int64) if parts else torch.empty(0, dtype=torch.int64, device="cpu")
+    return torch.cat(parts).view(torch.int64)

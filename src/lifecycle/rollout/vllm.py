@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from lifecycle.batch import Rollout, StopReason
+from lifecycle.batch import Kept, Rollout, StopReason
 from lifecycle.errors import UserError
 from lifecycle.model import Decoder
 from lifecycle.rollout.call import sequences
@@ -124,6 +124,7 @@ class VllmEngine:
             )
         check_stops(sampling, tokenizer)
         self._check(sampling)
+        sampling.check_ids(self._scorer.config.vocab)
         config = self._scorer.config
         numbers, seeds, limits = sequences(
             *(prompts, sampling),
@@ -210,24 +211,26 @@ def _reason(one: Any, sampling: Sampling, limit: int) -> StopReason:
 
 def _tensors(found: Sequence[Any], scored: Sequence[Scored], *, greedy: bool) -> dict[str, Any]:
     """The tensors of a rollout, and its meta."""
-    longest = max((len(one.token_ids) for one in found), default=0)
+    length = torch.tensor([len(one.token_ids) for one in found], dtype=torch.long, device="cpu")
+    longest = int(length.max()) if found else 0
     token_ids = torch.zeros(len(found), longest, dtype=torch.long, device="cpu")
-    facts = torch.zeros(4, len(found), longest, device="cpu")
-    mask = torch.zeros(len(found), longest, dtype=torch.bool, device="cpu")
-    gaps = []
+    facts = torch.zeros(3, len(found), longest, device="cpu")
+    gaps, sets = [torch.zeros(0, device="cpu")], [Kept.whole(0)]
     for row, (one, own) in enumerate(zip(found, scored, strict=True)):
         ids = list(one.token_ids)
         drawn = [at[token].logprob for at, token in zip(one.logprobs, ids, strict=True)]
         theirs = torch.tensor(drawn, device="cpu")
-        token_ids[row, : len(ids)], mask[row, : len(ids)] = torch.tensor(ids, device="cpu"), True
-        facts[:, row, : len(ids)] = torch.stack((own.logprobs if greedy else theirs, *own[1:]))
+        token_ids[row, : len(ids)] = torch.tensor(ids, device="cpu")
+        facts[:, row, : len(ids)] = torch.stack((own.logprobs if greedy else theirs, *own[1:3]))
         gaps.append((theirs - (own.full_logprobs if greedy else own.logprobs)).abs())
-    gap = torch.cat(gaps) if gaps else torch.zeros(1, device="cpu")
-    names = ("logprobs", "full_logprobs", "entropy", "threshold")
-    mismatch = {"mean": float(gap.mean()), "max": float(gap.max())}
+        sets += [own.kept, Kept.whole(longest - len(ids))]
+    gap = torch.cat(gaps)
+    mismatch = {"mean": float(gap.mean()), "max": float(gap.max())} if len(gap) else {"mean": 0.0, "max": 0.0}
     return {
         "token_ids": token_ids,
-        "mask": mask,
-        **dict(zip(names, facts, strict=True)),
+        "length": length,
+        "sampled": torch.arange(longest, device="cpu") < length[:, None],
+        **dict(zip(("logprobs", "full_logprobs", "entropy"), facts, strict=True)),
+        "kept": Kept.joined(sets),
         "meta": {"engine": "vllm", "mismatch": mismatch},
     }
