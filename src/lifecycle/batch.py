@@ -147,11 +147,12 @@ class Kept:
         return cls(offsets=offsets, ids=ids.int())
 
     @classmethod
-    def of_mask(cls, kept_LV: Tensor) -> Kept:
-        """From bool over the vocabulary."""
-        cut_L1 = ~kept_LV.all(-1, keepdim=True)
-        listed_LV = kept_LV & cut_L1
-        return cls.of_counts(listed_LV.sum(-1), listed_LV.nonzero()[:, 1])
+    def of_mask(cls, kept_LV: Tensor, counts: Tensor | None = None) -> Kept:
+        """From bool over the vocabulary. counts: `listed(kept_LV).sum(1)` on the host, without which a device is waited
+        for."""
+        listed_LV = listed(kept_LV)
+        counts = listed_LV.sum(-1).cpu() if counts is None else counts
+        return cls.of_counts(counts, torch.nonzero_static(listed_LV, size=int(counts.sum()))[:, 1])
 
     @classmethod
     def joined(cls, parts: Sequence[Kept]) -> Kept:
@@ -184,6 +185,11 @@ class Kept:
     def to(self, device: torch.device) -> Kept:
         """The same for who computes on `device`."""
         return Kept(offsets=self.offsets, ids=self.ids.to(device))
+
+
+def listed(kept_LV: Tensor) -> Tensor:
+    """(L, V) bool: the tokens that `Kept` lists, which are none where all are kept."""
+    return kept_LV & ~kept_LV.all(-1, keepdim=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

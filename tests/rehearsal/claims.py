@@ -40,6 +40,7 @@ WAITS = {
     "rollout/step.py run": "once a decode step: the drawn tokens",
     "rollout/step.py tiles": "once a tile of a deterministic decode step",
     "rollout/collect.py rollout": "once a call of the engine, at its end",
+    "rollout/version.py surely_is": "once a call of a kept engine: some numbers of every weight",
     "rollout/score.py _score": "four times a completion that somebody else drew",
     "model/experts.py _visits": "a layer with experts in deterministic decoding",
     "model/experts.py forward": "a layer with experts in fp32 or of odd widths, which multiply one by one",

@@ -63,7 +63,7 @@ def test_sampling_looks_at_the_device_once_a_step(name: str, precision: str, kin
         rollout = engine.generate(prompts(5), KINDS[kind], seed=0)
     looks = {place: n for place, n in device.waits.items() if not place.startswith("model/experts")}
     assert set(looks) == {"rollout/step.py run", "rollout/collect.py rollout"}
-    assert looks["rollout/step.py run"] <= int(rollout.lengths.sum())
+    assert looks["rollout/step.py run"] <= int(rollout.length.sum())
     assert rollout.token_ids.device.type == "cpu"
 
 

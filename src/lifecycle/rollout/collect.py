@@ -24,16 +24,21 @@ class Collected:
     def __init__(self, sequences: int, tokens: int, *, device: torch.device, sets: bool = True) -> None:
         self._ids = torch.zeros(sequences + 1, tokens, dtype=torch.long, device=device)
         self._facts = torch.zeros(sequences + 1, tokens, FACTS, device=device)
-        self._with_sets, self._kept = sets, list[tuple[Tensor, Kept]]()
+        self.with_sets = sets
+        self._places, self._kept = list[Tensor](), list[Kept]()
         self._lengths = [0] * sequences
         self._reasons: list[StopReason] = ["length"] * sequences
 
-    def add(self, places_B: Tensor, numbers_B: Tensor, ids_B: Tensor, facts_BF: Tensor, kept: Kept | None) -> None:
-        """Row b drew token `numbers_B[b]` (from 0) of sequence `places_B[b]`; its set is draw b of `kept`."""
+    def add(self, places_B: Tensor, numbers_B: Tensor, ids_B: Tensor, facts_BF: Tensor) -> None:
+        """Row b drew token `numbers_B[b]` (from 0) of sequence `places_B[b]`."""
         self._ids[places_B, numbers_B] = ids_B
         self._facts[places_B, numbers_B] = facts_BF
-        if kept is not None and self._with_sets:
-            self._kept.append((places_B * self._ids.shape[1] + numbers_B, kept.to(torch.device("cpu"))))
+        if self.with_sets:
+            self._places.append(places_B * self._ids.shape[1] + numbers_B)
+
+    def keep(self, kept: Kept) -> None:
+        """The sets of what was added last."""
+        self._kept.append(kept)
 
     def end(self, sequence: int, length: int, reason: StopReason) -> None:
         """The sequence is whole."""
@@ -56,6 +61,7 @@ class Collected:
         length = torch.tensor(self._lengths, dtype=torch.long, device="cpu")
         exists = torch.arange(longest, device="cpu") < length[:, None]
         logprobs, full, entropy = (torch.where(exists, x, 0) for x in facts.unbind(-1))
+        drawn = [x.cpu() for x in (torch.cat(self._places), Kept.joined(self._kept).ids)] if self._kept else []
         completions = [line[:end] for line, end in zip(ids.tolist(), self._lengths, strict=True)]
         return Rollout(
             prompt_id=torch.tensor(prompt_ids, dtype=torch.long, device="cpu"),
@@ -69,24 +75,19 @@ class Collected:
             logprobs=logprobs,
             full_logprobs=full,
             entropy=entropy,
-            kept=self._sets(exists),
+            kept=self._sets(exists, *drawn) if drawn else Kept.whole(exists.numel()),
             stop_reason=list(self._reasons),
             weights_version=weights_version,
         )
 
-    def _sets(self, exists_NT: Tensor) -> Kept:
-        """The kept sets of N T places, row after row."""
-        if not self._kept:
-            return Kept.whole(exists_NT.numel())
-        at = torch.cat([places for places, _ in self._kept]).cpu()
-        draws = torch.full(
-            (self._ids.numel(),), len(at), device="cpu"
-        )  # places without a draw take the one that is added
+    def _sets(self, exists_NT: Tensor, at: Tensor, ids: Tensor) -> Kept:
+        """The kept sets of N T places, row after row. at, ids: where those that came were drawn, in their order."""
+        draws = torch.full((self._ids.numel(),), len(at), device="cpu")  # where nothing was drawn: the one added behind
         draws[at] = torch.arange(len(at), device="cpu")
         N, T = exists_NT.shape
         wanted = draws.view(self._ids.shape)[:N, :T]
-        kept = Kept.joined([*(kept for _, kept in self._kept), Kept.whole(1)])
-        return kept.take(torch.where(exists_NT, wanted, len(at)).flatten())
+        counts = torch.cat([*(kept.counts for kept in self._kept), torch.zeros(1, dtype=torch.long, device="cpu")])
+        return Kept.of_counts(counts, ids).take(torch.where(exists_NT, wanted, len(at)).flatten())
 
 
 def best(rollout: Rollout, sampling: Sampling) -> Rollout:

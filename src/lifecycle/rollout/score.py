@@ -103,7 +103,7 @@ def _score(
             kept_CV = given.mask(slice(start, start + size), vocab)
         elif settings.form.truncates:
             kept_CV = logp_CV >= torch.minimum(threshold(logp_CV, settings), full_C - TIE)[:, None]
-            sets.append(Kept.of_mask(kept_CV).to(torch.device("cpu")))
+            sets.append(Kept.of_mask(kept_CV.cpu()))
         else:
             kept_CV = None
         parts.append(_of_tokens(logp_CV, full_C, kept_CV))

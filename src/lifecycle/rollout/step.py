@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lifecycle.batch import Kept
+from lifecycle.batch import Kept, listed
 from lifecycle.model import Cache, Decoder
 from lifecycle.rollout.collect import Collected
 from lifecycle.rollout.decode import Step, eagerly
@@ -143,7 +143,9 @@ class DecodeStep:
         table = self._table[:, :wide]
         drawn = self._replay(wide, limit) if self._graphs else self._compute(wide, limit)
         self._note(table, drawn, out)
-        tokens: Ints = drawn.ids[:rows].cpu().numpy()
+        asked = _asked(drawn, wide, out).cpu()
+        _keep(drawn, asked, out)
+        tokens: Ints = asked[0, :rows].numpy()
         return tokens
 
     def tiles(self, table: Ints, out: Collected, size: int) -> Ints:
@@ -164,15 +166,16 @@ class DecodeStep:
                 n = len(part)
                 self._note(tile[:, :n], drawn, out, index[:n])
                 self._table[:, index[:n]] = tile[:, :n]
-                tokens[part] = drawn.ids[:n].cpu().numpy()
+                asked = _asked(drawn, n, out).cpu()
+                _keep(drawn, asked, out)
+                tokens[part] = asked[0].numpy()
         return tokens
 
     def _note(self, table: Tensor, drawn: Drawn, out: Collected, rows: Tensor | None = None) -> None:
         """Keep what was drawn for the first rows, those of `table`, and advance those at work."""
         n = table.shape[1]
         ids, facts = drawn.ids[:n], torch.stack(drawn[1:4], dim=-1)[:n].float()
-        kept = Kept.of_mask(drawn.kept) if isinstance(drawn.kept, Tensor) else drawn.kept
-        out.add(table[PLACE], table[NUMBER], ids, facts, None if kept is None else kept.first(n))
+        out.add(table[PLACE], table[NUMBER], ids, facts)
         at_work = table[POSITION] >= 0
         if self._seen is not None:
             index = torch.arange(n, device=self._device) if rows is None else rows
@@ -211,3 +214,20 @@ class DecodeStep:
         graph, drawn = self._recorded[rows, limit]
         graph.replay()
         return drawn
+
+
+def _asked(drawn: Drawn, rows: int, out: Collected) -> Tensor:
+    """What the host looks at, together: the tokens (B,) of some rows, and the sizes of their sets where these lie on
+    the device -> (1 or 2, B)."""
+    ids = drawn.ids[:rows]
+    if not isinstance(drawn.kept, Tensor) or not out.with_sets:
+        return ids[None]
+    return torch.stack((ids, listed(drawn.kept[:rows]).sum(-1)))
+
+
+def _keep(drawn: Drawn, asked: Tensor, out: Collected) -> None:
+    """Hand on the sets of these rows, without another look at the device."""
+    if drawn.kept is None or not out.with_sets:
+        return
+    rows = asked.shape[1]
+    out.keep(Kept.of_mask(drawn.kept[:rows], asked[1]) if isinstance(drawn.kept, Tensor) else drawn.kept.first(rows))
