@@ -12,7 +12,7 @@ from lifecycle.data.generations import generation_of
 from lifecycle.errors import UserError
 from lifecycle.inherit import inherit
 from lifecycle.parent import Parent
-from lifecycle.replay import kept_out, replayed_sources
+from lifecycle.replay import kept_out, replayed_sources, told_apart
 from lifecycle.runfolder import RunFolder
 
 MODEL = config.build(config.compose(["model=tiny"]).model)
@@ -196,3 +196,33 @@ def test_what_a_parents_config_says_refers_to_nothing_here(tmp_path: Path, monke
     cfg = config.compose(["stage=midtrain", "stage.optimizer.lr=1e-4"])
     inherit(cfg, parent)
     assert config.resolved(cfg)["data"]["sources"]["replay.web"]["path"] == "https://far.example/${oc.env:SECRET}"
+
+
+def domains(found: dict[str, Any], own: dict[str, Any], root: Any = None) -> dict[str, str]:
+    return {name: made["domain"] for name, made in told_apart(found, own, root).items()}
+
+
+def test_old_and_new_text_of_one_name_are_two_domains(tmp_path: Path) -> None:
+    found = replayed_sources(chain(tmp_path, {"sources": {"mine": source("old.jsonl")}}), 1, share=0.1)
+    assert domains(found, {"other": source("new.jsonl")}) == {"replay.mine": "mine"}
+    assert domains(found, {"mine": source("new.jsonl")}) == {"replay.mine": "replay.mine"}
+    assert domains(found, {"web": source("new.jsonl", domain="mine")}) == {"replay.mine": "replay.mine"}
+
+
+def test_the_same_text_is_one_domain_however_much_of_it_is_read(tmp_path: Path) -> None:
+    found = replayed_sources(chain(tmp_path, {"sources": {"mine": source("old.jsonl", 3)}}), 1, share=0.1)
+    same = {"mine": source("old.jsonl", 0.5, max_epochs=2, hub=None)}
+    assert domains(found, same, str(tmp_path)) == {"replay.mine": "mine"}
+    assert domains(found, same, str(tmp_path / "elsewhere")) == {"replay.mine": "replay.mine"}
+    half = {"mine": source("old.jsonl"), "more": source("more.jsonl", domain="mine")}
+    assert domains(found, half, str(tmp_path)) == {"replay.mine": "replay.mine"}
+
+
+def test_generations_that_share_a_name_are_told_apart(tmp_path: Path) -> None:
+    older = {"sources": {"mine": source("first.jsonl"), "also": source("also.jsonl", domain="mine")}}
+    found = replayed_sources(chain(tmp_path, older, {"sources": {"mine": source("second.jsonl")}}), "all", share=0.1)
+    assert domains(found, {"new": source("new.jsonl")}) == {
+        "replay.mine": "mine",
+        "replay.1.mine": "replay.1.mine",
+        "replay.1.also": "replay.1.mine",
+    }

@@ -11,24 +11,19 @@ def faults_between(plain: Mapping[str, Any], *, guard_actions: Collection[str]) 
     nodes = {key: value for key, value in plain.items() if isinstance(value, Mapping)}
     actions = nodes.get("guard", {}).get("actions")
     return [
-        *(_guard(actions, nodes.get("validation", {}), guard_actions) if isinstance(actions, list) else []),
+        *(_guard(actions, guard_actions) if isinstance(actions, list) else []),
         *_springs(nodes.get("stage", {}), nodes.get("hardware", {})),
     ]
 
 
-def _guard(actions: list[Any], validation: Mapping[str, Any], able: Collection[str]) -> list[str]:
-    """A guard that is to do what the stage cannot, or is to act on measurements that nobody makes."""
+def _guard(actions: list[Any], able: Collection[str]) -> list[str]:
+    """A guard that is to do what the stage cannot."""
     faults = []
     if unable := [str(action) for action in actions if action not in able]:
         takes = ", ".join(sorted(able)) or "none"
         faults.append(
             f"guard.actions has {', '.join(unable)}, which this stage cannot take (it takes {takes}): type "
             f"guard.actions=[{','.join(a for a in actions if a in able)}]"
-        )
-    if actions and validation.get("every_steps", 0) is None:
-        faults.append(
-            "guard.actions are decided when the run is measured, and validation.every_steps is null: type "
-            "validation.every_steps=N, or guard.actions=[]"
         )
     return faults
 

@@ -18,6 +18,7 @@ from lifecycle.data.plan import BatchPlan, largest, mixture, phases_of
 from lifecycle.data.survey import SourceSize, known_tokenizer, survey
 from lifecycle.data.tokenizer import Tokenizer
 from lifecycle.errors import UserError
+from lifecycle.guarded import check_reach
 from lifecycle.hardware import Hardware, device_name, probe
 from lifecycle.inherit import optimizer_checkpoint, replay_share
 from lifecycle.length import Limits, Timeline
@@ -53,6 +54,7 @@ def dry_run(cfg: DictConfig, parent: Parent | None) -> None:
         return BatchPlan.of(mix, phases_of(line.segments), line.steps).planned(line.steps)
 
     timeline = limits.timeline(lambda: _known(epoch_source, sizes), lambda line: planned(line)[epoch_source])
+    check_reach(cfg, parent, timeline.steps)
     tokens = planned(timeline)
     devices = _devices(hardware)
     rows = limits.global_batch_tokens // limits.sequence_length // devices
@@ -72,7 +74,7 @@ def dry_run(cfg: DictConfig, parent: Parent | None) -> None:
         world_size=devices,
         sharded=hardware.strategy == "fsdp",
         keep_last=cfg.checkpoint.keep_last,
-        milestones=len(cfg.checkpoint.milestones) + ("restore" in cfg.guard.actions),
+        milestones=len(cfg.checkpoint.milestones) + (cfg.guard is not None and "restore" in cfg.guard.actions),
         checkpoint_every_steps=cfg.checkpoint.every_steps,
         kept_copies=EWC_COPIES if cfg.stage.get("ewc") is not None else 0,
         free_disk=shutil.disk_usage(_existing(Path.cwd())).free,

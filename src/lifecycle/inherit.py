@@ -23,7 +23,7 @@ from lifecycle.errors import UserError
 from lifecycle.model_job import is_model_job
 from lifecycle.optim.carry import forget_rows
 from lifecycle.parent import Parent, finished_runs
-from lifecycle.replay import kept_out, replayed_sources
+from lifecycle.replay import kept_out, replayed_sources, told_apart
 from lifecycle.runfolder import RunFolder
 
 
@@ -45,8 +45,9 @@ def inherit(cfg: DictConfig, parent: Parent | None) -> None:
     if replay is not None and REPLAY not in cfg.data.sources:
         # also at a share of 0: what the parent knew is measured
         sources = replayed_sources(parent, replay.ancestors, share=replay.share, functions=replay.functions or ())
+        data = config.resolved(cfg)["data"]
         with open_dict(cfg):
-            cfg.data.sources.update(config.literal(sources))
+            cfg.data.sources.update(config.literal(told_apart(sources, data["sources"], data["root"])))
     if not is_model_job(cfg):  # else no data is read
         data = config.resolved(cfg)["data"]
         cfg.data.decontaminate = config.literal(kept_out(data["decontaminate"], data["root"], parent))

@@ -8,6 +8,7 @@ have weight 0: measured, and never trained on.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain, count, takewhile
@@ -16,7 +17,7 @@ from typing import Any
 
 from lifecycle.data.contamination import RULE, Decontaminate, EvaluationSet
 from lifecycle.data.files import place
-from lifecycle.data.generations import replay_name, replayed_later
+from lifecycle.data.generations import generation_of, replay_name, replayed_later
 from lifecycle.data.levels import is_level
 from lifecycle.data.plan import REPLAY
 from lifecycle.data.specs import SourceSpec
@@ -24,6 +25,9 @@ from lifecycle.data.weights import Weight
 from lifecycle.errors import UserError
 from lifecycle.parent import Parent
 from lifecycle.runfolder import RunFolder
+
+AMOUNTS = ("domain", "weight", "max_epochs", "tokens", "rewards")
+"""Keys of a source that say how much of it is read and what it is called, and nothing of its text."""
 
 
 def replayed_sources(
@@ -85,6 +89,49 @@ def kept_out(own: Mapping[str, Any] | None, root: str | None, parent: Parent) ->
     return merged
 
 
+# -- domains
+
+
+def told_apart(found: Mapping[str, Any], own: Mapping[str, Any], root: str | None) -> dict[str, Any]:
+    """The replayed sources, each with a domain that is measured by itself.
+
+    A domain keeps the name that it had, unless the run's own sources (`own`, whose relative paths start at `root`), or
+    those of a later generation, have that domain with other text: then it is `replay.NAME`, as a source would be.
+    """
+    taken = {domain: texts(members.values(), root) for domain, members in by_domain(own).items()}
+    out = dict(found)
+    for generation in sorted({generation_of(name) or 0 for name in found}):
+        here = {name: source for name, source in found.items() if generation_of(name) == generation}
+        for domain, members in by_domain(here).items():
+            held = texts(members.values(), None)
+            if taken.setdefault(domain, held) != held:
+                domain = replay_name(generation, domain)
+                taken[domain] = held
+            out |= {name: {**source, "domain": domain} for name, source in members.items()}
+    return out
+
+
+def trained_on(parent: Parent) -> set[str]:
+    """The texts that a parent's run was trained on or measured with; none of a model from elsewhere."""
+    if parent.run is None or not (data := parent.run.lineage().get("data")):
+        return set()
+    return texts(data["config"]["sources"].values(), _root(parent.run))
+
+
+def by_domain(sources: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The sources of each domain, by name."""
+    out: dict[str, dict[str, Any]] = {}
+    for name, source in sources.items():
+        out.setdefault(source.get("domain") or name, {})[name] = source
+    return out
+
+
+def texts(sources: Iterable[Mapping[str, Any]], root: str | None) -> set[str]:
+    """What tells the texts of sources apart: where they lie and how they are read, not how much of them is read."""
+    kept = ({k: v for k, v in source.items() if k not in AMOUNTS and v is not None} for source in sources)
+    return {json.dumps(_placed(source, root), sort_keys=True) for source in kept}
+
+
 def _weights(ancestors: Any, generations: int) -> list[float]:
     """Of the parent, its parent, ...: as many as there are."""
     if ancestors == "all":
@@ -142,7 +189,7 @@ def _root(run: RunFolder) -> str:
     return data.get("root") or place(data["config"].get("root") or "", os.fspath(run.path.resolve().parents[1]))
 
 
-def _placed(source: Mapping[str, Any], root: str) -> dict[str, Any]:
+def _placed(source: Mapping[str, Any], root: str | None) -> dict[str, Any]:
     """A source, or an evaluation set, whose files are found from any folder."""
     out = dict(source)
     if source.get("path") is not None:
@@ -154,7 +201,7 @@ def _placed(source: Mapping[str, Any], root: str) -> dict[str, Any]:
     return out
 
 
-def _from_root(path: Any, root: str) -> Any:
+def _from_root(path: Any, root: str | None) -> Any:
     if isinstance(path, str):
         return place(path, root)
     if isinstance(path, Sequence):

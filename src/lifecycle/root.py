@@ -77,7 +77,7 @@ class RunConfig:
     checkpoint: Checkpoint
     validation: Validation
     logging: Logging
-    guard: Guard
+    guard: Guard | None
     export: Export
     model: dict[str, Any]
     data: dict[str, Any]

@@ -29,7 +29,7 @@ from lifecycle.data.plan import phases_of
 from lifecycle.dry_run import dry_run
 from lifecycle.errors import DISK_FULL, UserError
 from lifecycle.finish import finish
-from lifecycle.guarded import check_guard, guards
+from lifecycle.guarded import check_guard, check_reach, guards
 from lifecycle.hardware import Hardware
 from lifecycle.inherit import inherit, initial_optimizer, replay_share
 from lifecycle.length import Limits, Timeline
@@ -108,6 +108,7 @@ def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
     )
     steps = timeline.steps
     data.set_plan(steps, phases_of(timeline.segments))
+    check_reach(cfg, parent, steps)
     work = Work(
         steps=steps,
         tokens_per_step=timeline.tokens() // steps // world_size(hardware),

@@ -179,6 +179,12 @@ MODEL = ("init_from=outputs/whole/model", "stage.optimizer.lr=1e-4")
         (("guard.actions=[replay]",), "has replay, which this stage cannot take (it takes rate, restore)"),
         (("guard.actions=[rate]",), "the run starts from fresh weights, which forget nothing"),
         ((*HARSH, "validation.every_steps=null", "guard.actions=[rate]"), "validation.every_steps is null"),
+        (
+            (*HARSH, "validation.every_steps=0"),
+            "validation.every_steps is 0: type validation.every_steps=N, or guard=null",
+        ),
+        ((*HARSH, "validation.every_steps=40", "guard.actions=[rate]"), "first when its 40 steps are over"),
+        ((*HARSH, "validation.every_steps=99", "guard.actions=[replay]", "dry_run=true"), "its 40 steps are over"),
         ((*HARSH, *MODEL, "guard.actions=[rate]"), "the run has no held-out text of what"),
         ((*HARSH, *MODEL, "guard.actions=[rate]", "dry_run=true"), "the run has no held-out text of what"),
         (
@@ -192,3 +198,26 @@ def test_a_guard_that_could_not_act_is_refused(place: Path, whole: Path, overrid
     typed = {word.partition("=")[0]: word for word in overrides}  # the last of a key counts
     done = lifecycle(place, "run=refused", *typed.values(), code=2)
     assert said in " ".join(done.err.split())
+
+
+def test_new_text_of_the_parents_name_is_not_taken_for_what_it_knew(place: Path, whole: Path) -> None:
+    """Learning the new text would hide the forgetting of the old: each is measured by itself."""
+    named = "data.sources.long={path: other.jsonl, validation: {ratio: 0.1, seed: 1}}"
+    kept = [word for word in HARSH if not word.startswith(("data=", "stage.max_steps"))]
+    lifecycle(place, "run=named", *kept, "data=other", "~data.sources.other", named, "stage.max_steps=12")
+    history = facts(place / "outputs/named", "forgetting.json")
+    assert history["retained"] == ["replay.long", "short", "tiny"]
+    first, last = history["measurements"][0], history["measurements"][-1]
+    learned = last["perplexity"]["long"] / first["perplexity"]["long"] - 1
+    assert learned < -0.3 and last["forgetting"]["replay.long"] > learned + 0.2
+
+
+def test_what_has_weight_0_is_measured_though_nothing_else_is(place: Path, whole: Path) -> None:
+    kept = [word for word in HARSH if not word.startswith("stage.max_steps")]
+    blind = "data.sources.other.validation=null"
+    lifecycle(place, "run=only-old", *kept, blind, "stage.max_steps=8", "guard.actions=[rate]")
+    run = place / "outputs/only-old"
+    measured = facts(run, "forgetting.json")["measurements"]
+    assert [m["step"] for m in measured] == [0, 4, 8] and set(measured[-1]["forgetting"]) == {"long", "short", "tiny"}
+    assert {"valid/long/perplexity", "guard/long/forgetting"} <= set(metrics(run)) and "valid/loss" not in metrics(run)
+    assert not (run / "checkpoints/best.json").exists()

@@ -78,7 +78,7 @@ def test_domains_of_every_generation_are_measured_whichever_are_replayed(place: 
     ledger = facts(run, "ledger.json")["sources"]
     assert ledger["replay.new"]["seen_tokens"] > 0 == ledger["replay.1.long"]["seen_tokens"]
     measured = facts(run, "forgetting.json")["measurements"][-1]
-    assert set(measured["forgetting"]) == {"new", "long", "short", "tiny"}
+    assert set(measured["forgetting"]) == {"new", "newer", "long", "short", "tiny"}  # newer: the same text again
 
 
 def test_what_the_parent_kept_out_of_its_text_does_not_come_back(place: Path, whole: Path) -> None:

@@ -11,6 +11,7 @@ so splitting a step differently changes nothing, `global_step` means what users 
 
 from __future__ import annotations
 
+import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable
@@ -245,8 +246,9 @@ class Stage(pl.LightningModule):
         metrics = validation_metrics(sums, self.setup_facts.domains)
         if not metrics:
             return
-        if step and (self.best is None or metrics["valid/loss"] < self.best[0]):  # the parent's own is no step's
-            self.best, self.improved_at = (metrics["valid/loss"], step), step
+        loss = metrics.get("valid/loss", math.inf)
+        if step and loss < (self.best[0] if self.best else math.inf):  # the parent's own is no step's
+            self.best, self.improved_at = (loss, step), step
         self._measured.append((step, metrics))
         self.meter.log(step, metrics)
 

@@ -2,7 +2,8 @@
 
     loss = nll / tokens    perplexity = exp(loss)    bits per byte = nll / (ln 2 * bytes of the text)
 
-nll sums -log p over the trained tokens, end marks included; `valid/loss` weights the domains as the mixture does.
+nll sums -log p over the trained tokens, end marks included; `valid/loss` weights the domains as the mixture does: it
+is absent where all that is measured has weight 0.
 """
 
 from __future__ import annotations
@@ -29,4 +30,4 @@ def validation_metrics(sums: Mapping[str, Tensor], domains: Mapping[str, tuple[f
         metrics[f"valid/{domain}/perplexity"] = math.exp(min(loss, 700.0))
         metrics[f"valid/{domain}/bits_per_byte"] = nll / math.log(2) / max(size, 1)
         weighted, weights = weighted + weight * loss, weights + weight
-    return {**metrics, "valid/loss": weighted / weights} if weights else {}
+    return {**metrics, "valid/loss": weighted / weights} if weights else metrics
