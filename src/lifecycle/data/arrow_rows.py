@@ -10,12 +10,12 @@ from lifecycle.data.damage import Damaged
 from lifecycle.data.files import File, is_remote
 from lifecycle.data.parquet import BATCH_ROWS, mappings, named
 from lifecycle.data.raw_row import Position, RawRow, Rows, Wanted
-from lifecycle.data.retrying import RetryingFile
+from lifecycle.data.stored import Stored
 
 FILE_MARK = b"ARROW1"
 
 
-def arrow_rows(file: File, raw: RetryingFile, at: Position, wanted: Wanted, most_bytes: int) -> Rows:
+def arrow_rows(file: File, raw: Stored, at: Position, wanted: Wanted, most_bytes: int) -> Rows:
     """Rows of one file from `at`: record batches before it, and those without a wanted row, are passed over."""
     first = at.row - at.offset  # ordinal of the file's row 0
     start = 0
@@ -31,7 +31,7 @@ def arrow_rows(file: File, raw: RetryingFile, at: Position, wanted: Wanted, most
     return Position(at.file, start, first + start, start)
 
 
-def _batches(file: File, raw: RetryingFile, at: Position) -> Iterator[pa.RecordBatch]:
+def _batches(file: File, raw: Stored, at: Position) -> Iterator[pa.RecordBatch]:
     """Record batches with the columns that are read. Raises Damaged where the file breaks off."""
     first, rows = at.row - at.offset, 0
     # mapped, batches that are passed over cost nothing; an empty file cannot be mapped

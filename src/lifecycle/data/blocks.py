@@ -15,7 +15,7 @@ import zstandard
 from lifecycle.data.damage import Damaged
 from lifecycle.data.files import File
 from lifecycle.data.heads import refuse_foreign_text
-from lifecycle.data.retrying import RetryingFile
+from lifecycle.data.stored import Stored
 
 BLOCK_BYTES = 1 << 20
 COMPRESSED_BLOCK_BYTES = 1 << 16
@@ -53,7 +53,7 @@ def lines(blocks: Iterator[bytes], most_bytes: int) -> Iterator[tuple[list[bytes
         yield [carry], cut_bytes
 
 
-def blocks(file: File, raw: RetryingFile, offset: int) -> Iterator[bytes]:
+def blocks(file: File, raw: Stored, offset: int) -> Iterator[bytes]:
     """The text of a file as UTF-8, decompressed, from byte `offset` of this form on.
 
     Raises Damaged where it does not decompress, UserError where it begins as text of another encoding does.
@@ -94,7 +94,7 @@ def _as_utf8(blocks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
             yield text.encode("utf-8", "surrogateescape")
 
 
-def _read(raw: RetryingFile, size: int) -> Iterator[bytes]:
+def _read(raw: Stored, size: int) -> Iterator[bytes]:
     while block := raw.read(size):
         yield block
 
@@ -116,7 +116,7 @@ ENGINES: dict[str, Callable[[], _Engine]] = {
 FAULTS = (zlib.error, zstandard.ZstdError, lzma.LZMAError, OSError)  # bz2 raises OSError, and reads nothing
 
 
-def _inflated(raw: RetryingFile, engine_of: Callable[[], _Engine]) -> Iterator[bytes]:
+def _inflated(raw: Stored, engine_of: Callable[[], _Engine]) -> Iterator[bytes]:
     """Decompressed blocks of a file of one or several members (gzip, bzip2), streams (xz) or frames (zstandard).
 
     Input is always cut at the same places, so the bytes that come before a damage do not depend on the reader.

@@ -15,13 +15,13 @@ from lifecycle.data.blocks import KEPT_BYTES, blocks, lines
 from lifecycle.data.damage import Damaged
 from lifecycle.data.files import MOST_ROW_BYTES, File
 from lifecycle.data.raw_row import Position, RawRow, Rows, Wanted
-from lifecycle.data.retrying import RetryingFile
+from lifecycle.data.stored import Stored
 from lifecycle.errors import UserError
 
 DELIMITERS = ",;\t"
 
 
-def csv_rows(file: File, raw: RetryingFile, at: Position, wanted: Wanted, most_bytes: int) -> Rows:
+def csv_rows(file: File, raw: Stored, at: Position, wanted: Wanted, most_bytes: int) -> Rows:
     """One row a record below the header; a blank line is an empty row, as in other files."""
     csv.field_size_limit(MOST_ROW_BYTES)  # of the process, and 131,072 unless told
     names, delimiter, start = _header(file, raw, most_bytes)
@@ -41,7 +41,7 @@ def csv_rows(file: File, raw: RetryingFile, at: Position, wanted: Wanted, most_b
     return at
 
 
-def _header(file: File, raw: RetryingFile, most_bytes: int) -> tuple[list[str], str, Position]:
+def _header(file: File, raw: Stored, most_bytes: int) -> tuple[list[str], str, Position]:
     """Names of the fields, the delimiter, and where the first record stands."""
     feed = _Feed(blocks(file, raw, 0), 0, most_bytes)
     first = feed.peek()

@@ -15,7 +15,7 @@ from lifecycle.data.blocks import KEPT_BYTES, blocks
 from lifecycle.data.damage import Damaged
 from lifecycle.data.files import File
 from lifecycle.data.raw_row import Position, RawRow, Rows, Wanted
-from lifecycle.data.retrying import RetryingFile
+from lifecycle.data.stored import Stored
 from lifecycle.data.text_rows import line_rows
 from lifecycle.errors import UserError
 
@@ -30,7 +30,7 @@ WRAPPED = re.compile(
 """An object with a list of objects in it, and plain values before that."""
 
 
-def json_rows(file: File, raw: RetryingFile, at: Position, wanted: Wanted, most_bytes: int) -> Rows:
+def json_rows(file: File, raw: Stored, at: Position, wanted: Wanted, most_bytes: int) -> Rows:
     """Rows of one file, whichever of the three forms it has."""
     first = next(blocks(file, raw, 0), b"").removeprefix(codecs.BOM_UTF8)
     by_line = not _is_split_by_brackets(first)
@@ -65,7 +65,7 @@ def _refuse_wrapped(first: bytes, file: File, by_line: bool) -> None:
         )
 
 
-def _value_rows(file: File, raw: RetryingFile, at: Position, wanted: Wanted, most_bytes: int, in_array: bool) -> Rows:
+def _value_rows(file: File, raw: Stored, at: Position, wanted: Wanted, most_bytes: int, in_array: bool) -> Rows:
     row = at.row
     text = blocks(file, raw, at.offset)
     try:

@@ -13,12 +13,12 @@ from lifecycle.data.damage import Damaged
 from lifecycle.data.files import File
 from lifecycle.data.heads import HEAD_BYTES, misnamed
 from lifecycle.data.raw_row import Position, RawRow, Rows, Wanted
-from lifecycle.data.retrying import RetryingFile
+from lifecycle.data.stored import Stored
 
 BATCH_ROWS = 256
 
 
-def parquet_rows(file: File, raw: RetryingFile, at: Position, wanted: Wanted, most_bytes: int) -> Rows:
+def parquet_rows(file: File, raw: Stored, at: Position, wanted: Wanted, most_bytes: int) -> Rows:
     """Rows of one file from `at`; returns the position that follows its last row. Raises Damaged."""
     reader = _opened(file, raw)
     first = at.row - at.offset  # ordinal of the file's row 0
@@ -60,7 +60,7 @@ def mappings(batch: pa.RecordBatch) -> list[tuple[dict[str, Any] | bytes, str | 
         return [_mapping(batch.slice(n, 1)) for n in range(batch.num_rows)]
 
 
-def _opened(file: File, raw: RetryingFile) -> pq.ParquetFile:
+def _opened(file: File, raw: Stored) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(raw)
     except (pa.ArrowException, OSError) as error:

@@ -17,17 +17,18 @@ from collections.abc import Callable, Sequence
 from lifecycle.data.arrow_rows import arrow_rows
 from lifecycle.data.csv_rows import csv_rows
 from lifecycle.data.damage import Damaged, OnDamage, damaged_row
-from lifecycle.data.files import MOST_ROW_BYTES, File, is_remote
+from lifecycle.data.files import MOST_ROW_BYTES, File
 from lifecycle.data.heads import HEAD_BYTES, misnamed
 from lifecycle.data.json_rows import json_rows
 from lifecycle.data.parquet import parquet_rows
 from lifecycle.data.raw_row import BadRow, Position, RawRow, Rows, Wanted, parse
-from lifecycle.data.retrying import Retry, RetryingFile, open_retrying
+from lifecycle.data.retrying import Retry
+from lifecycle.data.stored import Stored, open_stored
 from lifecycle.data.text_rows import document_row, line_rows, paragraph_rows
 
 __all__ = ["BadRow", "Position", "RawRow", "Wanted", "parse", "rows"]
 
-Cut = Callable[[File, RetryingFile, Position, Wanted, int], Rows]
+Cut = Callable[[File, Stored, Position, Wanted, int], Rows]
 CUTS: dict[str, Cut] = {
     "jsonl": json_rows,
     "csv": csv_rows,
@@ -74,7 +75,7 @@ def _file_rows(file: File, at: Position, wanted: Wanted, most_bytes: int, retry:
     """Rows of one file; returns the position that follows its last row."""
     if file.kind == "document" and not wanted(at.row):
         return Position(at.file + 1, 0, at.row + 1)
-    with open_retrying(file.url, size=file.size or None if is_remote(file.url) else None, retry=retry) as raw:
+    with open_stored(file, retry) as raw:
         if at.offset == 0 and file.kind != "parquet":  # which is not read from its start, and finds out by itself
             wrong = misnamed(raw.read(HEAD_BYTES), file)
             if wrong:

@@ -18,6 +18,7 @@ from typing import IO, Any, TypeVar
 from lifecycle.data.seeds import derive
 
 T = TypeVar("T")
+SKIPPED_AT_ONCE = 1 << 20
 
 PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 NETWORK_PACKAGES = frozenset(
@@ -40,20 +41,23 @@ class Retry:
         return min(self.first_s * 2 ** (attempt - 1), self.most_s) * (0.5 + 0.5 * jitter)
 
 
-def open_retrying(url: str, offset: int = 0, *, size: int | None = None, retry: Retry | None = None) -> RetryingFile:
+def open_retrying(
+    url: str, offset: int = 0, *, size: int | None = None, retry: Retry | None = None, ahead: bool = True
+) -> RetryingFile:
     """The file at `url`, local or any that fsspec opens, standing at byte `offset`.
 
-    `size`, where known, is how a connection that ends early is told from the end of the file.
+    `size`, where known, is how a connection that ends early is told from the end of the file. ahead: whether more than
+    what is asked for may be fetched, which helps where it is asked for next.
     """
-    return RetryingFile(url, offset, size=size, retry=retry or Retry())
+    return RetryingFile(url, offset, size=size, retry=retry or Retry(), ahead=ahead)
 
 
 class RetryingFile(io.RawIOBase):
     """A seekable binary file for reading. `read(n)` gives n bytes unless the file ends."""
 
-    def __init__(self, url: str, offset: int = 0, *, size: int | None, retry: Retry) -> None:
+    def __init__(self, url: str, offset: int = 0, *, size: int | None, retry: Retry, ahead: bool) -> None:
         super().__init__()
-        self._url, self._offset, self._size, self._retry = url, offset, size, retry
+        self._url, self._offset, self._size, self._retry, self._ahead = url, offset, size, retry, ahead
         self._file: IO[bytes] | None = None
         self._tried(lambda: None)  # an address that is wrong shows at once, not in the first read
 
@@ -113,7 +117,20 @@ class RetryingFile(io.RawIOBase):
 
     def _align(self) -> None:
         assert self._file is not None
-        self._file.seek(self._offset)
+        try:
+            self._file.seek(self._offset)
+        except ValueError:  # a server that gives files from their start only
+            self._drop()
+            self._file = _open(self._url, self._ahead)
+            self._pass_over(self._offset)
+
+    def _pass_over(self, size: int) -> None:
+        assert self._file is not None
+        while size > 0:
+            part = self._file.read(min(size, SKIPPED_AT_ONCE))
+            if not part:
+                raise ConnectionError(f"ended {size:,} bytes before byte {self._offset:,}")
+            size -= len(part)
 
     def _measure(self) -> int:
         assert self._file is not None
@@ -126,7 +143,7 @@ class RetryingFile(io.RawIOBase):
         for attempt in range(1, self._retry.attempts + 1):
             try:
                 if self._file is None:
-                    self._file = _open(self._url)
+                    self._file = _open(self._url, self._ahead)
                     self._align()
                 return action()
             except Exception as error:
@@ -157,13 +174,13 @@ class RetryingFile(io.RawIOBase):
                     raise
 
 
-def _open(url: str) -> IO[bytes]:
+def _open(url: str, ahead: bool) -> IO[bytes]:
     if "://" not in url:
         return open(url, "rb", buffering=0)
     import fsspec  # loads only for remote files
 
     fs, path = fsspec.core.url_to_fs(url)
-    opened: IO[bytes] = fs.open(path, "rb")
+    opened: IO[bytes] = fs.open(path, "rb") if ahead else fs.open(path, "rb", cache_type="none")
     return opened
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from functools import cache
 
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # as launchers number processes
+_said: set[str] = set()
 
 
 def say_read(where: str, what: object) -> None:
@@ -15,7 +15,8 @@ def say_read(where: str, what: object) -> None:
         say_once(f"{where}: {what}\n")
 
 
-@cache
-def say_once(line: str) -> None:
-    """Write `line`, unless this process has."""
-    sys.stderr.write(line)
+def say_once(line: str, about: str | None = None) -> None:
+    """Write `line`, unless this process has said it, or another line `about` the same."""
+    if (about or line) not in _said:
+        _said.add(about or line)
+        sys.stderr.write(line)

@@ -8,10 +8,10 @@ from lifecycle.data.blocks import KEPT_BYTES, blocks, lines
 from lifecycle.data.damage import Damaged
 from lifecycle.data.files import File
 from lifecycle.data.raw_row import Position, RawRow, Rows, Wanted
-from lifecycle.data.retrying import RetryingFile
+from lifecycle.data.stored import Stored
 
 
-def line_rows(file: File, raw: RetryingFile, at: Position, wanted: Wanted, most_bytes: int) -> Rows:
+def line_rows(file: File, raw: Stored, at: Position, wanted: Wanted, most_bytes: int) -> Rows:
     """One row a line; a blank line is a row (and an empty one), so that lines and ordinals keep step."""
     index, offset, row, line = at
     url, is_text = file.url, file.kind == "line"
@@ -37,7 +37,7 @@ def line_rows(file: File, raw: RetryingFile, at: Position, wanted: Wanted, most_
     return Position(index, offset, row, line)
 
 
-def paragraph_rows(file: File, raw: RetryingFile, at: Position, wanted: Wanted, most_bytes: int) -> Rows:
+def paragraph_rows(file: File, raw: Stored, at: Position, wanted: Wanted, most_bytes: int) -> Rows:
     """One row for each run of lines between blank lines; a row begins at its first line that is not blank."""
     index, offset, row, line = at
     begin, parts, size = line, list[bytes](), 0
@@ -76,7 +76,7 @@ def _paragraph(
     return RawRow(row, file.url, begin + 1, b"\n".join(part.rstrip(b"\r") for part in parts), after, True)
 
 
-def document_row(file: File, raw: RetryingFile, at: Position, wanted: Wanted, most_bytes: int) -> Rows:
+def document_row(file: File, raw: Stored, at: Position, wanted: Wanted, most_bytes: int) -> Rows:
     """The whole file as one row, which is wanted."""
     after = Position(at.file + 1, 0, at.row + 1)
     parts, size, fault = list[bytes](), 0, None
