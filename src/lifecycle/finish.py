@@ -20,6 +20,7 @@ from lifecycle.checkpoint.weights import load_weights
 from lifecycle.data.baselines import baselines
 from lifecycle.data.decontamination import put_in_order
 from lifecycle.data.module import DataModule
+from lifecycle.data.validation import described
 from lifecycle.errors import UserError
 from lifecycle.model import Decoder
 from lifecycle.model.huggingface import export
@@ -151,7 +152,7 @@ def _used(ledger: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
         "sources": {
             name: {"tokens": row["seen_tokens"], "epochs": row["epochs"]} for name, row in ledger["sources"].items()
         },
-        "validation": {name: {"tokens": h.tokens, "documents": h.documents} for name, h in data.held_out.items()},
+        "validation": described(data.held_out),
     }
 
 

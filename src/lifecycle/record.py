@@ -17,6 +17,7 @@ from lifecycle.data.begun import NAME as DATA
 from lifecycle.data.decontamination import put_in_order
 from lifecycle.data.module import DataModule
 from lifecycle.data.tokenizer import Tokenizer
+from lifecycle.data.validation import described
 from lifecycle.errors import UserError
 from lifecycle.hardware import device_name
 from lifecycle.lock import hold
@@ -45,7 +46,7 @@ def begin(
         stage=stage_name(),
         **({} if "parent" in before else parent.lineage() if parent else {"parent": None, "ancestors": []}),
         domain=",".join(data.held_out),
-        data={"config": config.resolved(cfg)["data"], **sources},
+        data={"config": config.resolved(cfg)["data"], **sources, "validation": described(data.held_out)},
         tokenizer=data.tokenizer.sha256,
         parameters=stage.config.parameters(),
         peak_lr=cfg.stage.optimizer.lr,

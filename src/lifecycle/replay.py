@@ -153,6 +153,7 @@ def _ancestry(parent: Parent) -> list[RunFolder]:
 def _mixture(run: RunFolder) -> dict[str, Any]:
     """The sources that a run was trained on, but for those of its ancestors, as they are read from anywhere."""
     data, root = run.lineage()["data"], _root(run)
+    measured = {name: n for one in data.get("validation", {}).values() for name, n in one.get("wanted", {}).items()}
     seen: Mapping[str, Any] = data.get("sources", {})
     out = {}
     for name, source in data["config"]["sources"].items():
@@ -164,6 +165,8 @@ def _mixture(run: RunFolder) -> dict[str, Any]:
         if not weight:  # measured, never trained on
             continue
         kept = {key: value for key, value in source.items() if key not in ("max_epochs", "rewards", "weight")}
+        # so many as that run has measured: what it reports and what this one begins with are numbers of the same text
+        kept |= {"validation_tokens": measured[name]} if measured.get(name) else {}
         out[name] = {**_placed(kept, root), "domain": source.get("domain") or name, "weight": weight}
     return out
 
@@ -171,7 +174,8 @@ def _mixture(run: RunFolder) -> dict[str, Any]:
 def _can_be_measured(source: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> bool:
     """Whether it holds something out that is not measured already."""
     held_out = source.get("validation", True) is not None
-    return held_out and all({**other, "weight": 0.0} != {**source, "weight": 0.0} for other in others)
+    aside = {"weight": 0.0, "validation_tokens": None}
+    return held_out and all({**other, **aside} != {**source, **aside} for other in others)
 
 
 def _mean(weight: Any) -> float:

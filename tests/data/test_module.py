@@ -4,6 +4,7 @@ stopped.
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import pytest
 import torch
 
 from lifecycle.batch import Cursor, StepBatch
+from lifecycle.data.contamination import Decontaminate, EvaluationSet
+from lifecycle.data.filters import FilterSpec
 from lifecycle.data.module import DataModule
 from lifecycle.data.prepare import prepare
 from lifecycle.data.source import BadRows
@@ -196,7 +199,55 @@ def test_a_prepared_run_of_changed_files_is_refused(texts: Path) -> None:
     prepare(data=module(texts), folder=texts / "made", processes=1)
     with (texts / "tiny.jsonl").open("a") as file:
         file.write(json.dumps({"text": "one more"}) + "\n")
-    with pytest.raises(UserError, match="tiny.*changed.*stage=prepare"):
+    with pytest.raises(UserError, match=r"tiny: its files hold something else \(changed: tiny.jsonl\).*stage=prepare"):
+        module(texts, prepared=str(texts / "made"))
+
+
+def test_shards_are_enough_by_themselves(texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (texts / "apart.jsonl").write_text("".join(json.dumps({"text": f"apart {n}"}) + "\n" for n in range(7)))
+    sources = {
+        "long": SourceSpec(path="long.jsonl", filters=FilterSpec(exact_duplicates=True)),
+        "short": SourceSpec(path="short.jsonl", validation="apart.jsonl"),
+    }
+    exam = Decontaminate(sets={"exam": EvaluationSet(path="exam.jsonl")})
+    (texts / "exam.jsonl").write_text(json.dumps({"text": " ".join(map(str, range(30)))}) + "\n")
+    words: dict[str, Any] = {"sources": sources, "decontaminate": exam}
+    made = texts / "made"
+    prepare(data=module(texts, **words), folder=made, processes=1)
+    here = module(texts, **words, prepared=str(made))
+    elsewhere = texts / "elsewhere"
+    shutil.copytree(made, elsewhere / "made")
+    monkeypatch.setenv("LIFECYCLE_CACHE", str(elsewhere / "cache"))  # another machine
+    monkeypatch.chdir(elsewhere)
+    there = module(elsewhere, **words, prepared="made")
+    assert digest_by_tensor(there, 1) == digest_by_tensor(here, 1)
+    assert rows_of(there) == rows_of(here) and there.epoch_positions() == here.epoch_positions()
+    assert there.corpus.lineage()["fingerprint"] == here.corpus.lineage()["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"sources": {"tiny": SourceSpec(path="tiny.jsonl", format="question_answer")}}, "treatment of its rows"),
+        ({"sources": {"tiny": SourceSpec(path="tiny.jsonl", validation="held.jsonl")}}, "treatment of its rows"),
+        ({"decontaminate": Decontaminate(sets={"exam": EvaluationSet(path="exam.jsonl")})}, "evaluation sets"),
+    ],
+)
+def test_shards_of_another_treatment_are_refused_without_files_too(texts: Path, change: Any, said: str) -> None:
+    words: dict[str, Any] = {"sources": {"tiny": SourceSpec(path="tiny.jsonl")}}
+    prepare(data=module(texts, **words), folder=texts / "made", processes=1)
+    (texts / "exam.jsonl").write_text(json.dumps({"text": " ".join(map(str, range(30)))}) + "\n")
+    (texts / "tiny.jsonl").unlink()
+    with pytest.raises(UserError, match=f"tiny: .*{said}.*stage=prepare again"):
+        module(texts, **words | change, prepared=str(texts / "made"))
+
+
+@pytest.mark.parametrize(("key", "said"), [("version", "written by another version"), ("tokenizer", "cut short")])
+def test_shards_that_do_not_say_what_they_were_made_from_are_refused(texts: Path, key: str, said: str) -> None:
+    prepare(data=module(texts), folder=texts / "made", processes=1)
+    path = texts / "made/prepared/tiny/training/meta.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: "other"}))
+    with pytest.raises(UserError, match=said):
         module(texts, prepared=str(texts / "made"))
 
 
@@ -205,6 +256,34 @@ def test_epoch_positions_count_one_pass_of_the_largest_source(texts: Path) -> No
     positions = data.epoch_positions()
     prepare(data=data, folder=texts / "made", processes=1)
     assert module(texts, prepared=str(texts / "made")).epoch_positions() == positions > 1000
+
+
+def rows_of(data: DataModule) -> dict[str, list[list[int]]]:
+    """What is measured of each domain."""
+    return {domain: held.rows["input_ids"].tolist() for domain, held in data.held_out.items()}
+
+
+def test_the_same_documents_are_measured_from_rows_and_shards_whatever_the_seed(texts: Path) -> None:
+    rows = rows_of(module(texts))
+    assert rows_of(module(texts, seed=6, tokenizer=str(texts / "made"), **shards_of(texts))) == rows
+    assert rows_of(module(texts, seed=7, tokenizer=str(texts / "made"))) == rows
+
+
+def test_of_large_files_the_same_part_is_looked_at_in_rows_and_shards(
+    texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lifecycle.data.held_out.LOCAL_BYTES", 2000)
+    monkeypatch.setattr("lifecycle.data.held_out.BYTES_A_TOKEN", 4.0)
+    few: dict[str, Any] = {"validation_tokens": 100}
+    rows = rows_of(module(texts, **few))
+    assert rows_of(module(texts, **few, **shards_of(texts))) == rows
+    monkeypatch.setattr("lifecycle.data.held_out.LOCAL_BYTES", 2**30)
+    assert rows_of(module(texts, **few, prepared=None)) != rows
+
+
+def shards_of(texts: Path) -> dict[str, Any]:
+    prepare(data=module(texts), folder=texts / "made", processes=1)
+    return {"prepared": str(texts / "made")}
 
 
 @pytest.mark.parametrize("prepared", [False, True])

@@ -12,24 +12,25 @@ import xxhash
 
 from lifecycle.batch import TokenBatch
 from lifecycle.data import decontamination
-from lifecycle.data.begun import Begun, listed, named_tokenizer
+from lifecycle.data.begun import Begun, Listed, listed, named_tokenizer
 from lifecycle.data.contamination import Decontaminate, evaluation_index
 from lifecycle.data.count import count_positions
 from lifecycle.data.curriculum import Curriculum
 from lifecycle.data.dealer import Dealer
 from lifecycle.data.files import place
 from lifecycle.data.formats import views
+from lifecycle.data.held_out import held_out_documents
 from lifecycle.data.levels import Level, deal, described, in_order, under_curriculum
 from lifecycle.data.packing import Piece
 from lifecycle.data.plan import Mix
-from lifecycle.data.prepared import PreparedDocuments, open_prepared, prepared_tokenizer
+from lifecycle.data.prepared import Prepared, PreparedDocuments, open_prepared, prepared_tokenizer, read_metas
 from lifecycle.data.raw import RawDocuments, place_in
 from lifecycle.data.scores import ParentLoss
 from lifecycle.data.source import BadRows, Source
-from lifecycle.data.sources import check_views, held_out_source, open_sources, sample_texts
+from lifecycle.data.sources import check_views, held_out_source, is_here, open_sources, sample_texts
 from lifecycle.data.specs import SourceSpec
 from lifecycle.data.stream import Documents, Pieces, State
-from lifecycle.data.tokenizer import Tokenizer, TokenizerRecipe, from_recipe, load
+from lifecycle.data.tokenizer import Ids, Tokenizer, TokenizerRecipe, from_recipe, load
 from lifecycle.data.validation import collect, pack
 
 LISTED = 100  # files of a source in run.json, read or passed over
@@ -63,7 +64,13 @@ class Corpus:
         begun: Begun | None = None,
     ) -> None:
         self._root, self._buffer, self._seed, self._cache = root, shuffle_buffer, seed, cache
-        evaluation = evaluation_index(decontaminate, root=root, cache=cache) if decontaminate else None
+        self._processes = processes
+        metas = read_metas(prepared) if prepared else {}
+        # shards alone need no evaluation sets: their rows were looked at when they were made
+        known = not (decontaminate and specs.keys() <= metas.keys()) or all(
+            is_here(one.spec(), root) for one in decontaminate.sets.values()
+        )
+        evaluation = evaluation_index(decontaminate, root=root, cache=cache) if decontaminate and known else None
         self.whole = open_sources(
             specs,
             root=root,
@@ -73,6 +80,7 @@ class Corpus:
             processes=processes,
             evaluation=evaluation,
             begun=begun,
+            shards={name: meta["training"]["fingerprint"] for name, meta in metas.items()},
         )
         self._held = {s.name: held_out_source(s, root=root, cache=cache) for s in self.whole}
         check_views(self.whole, view, {s.name: views(s.spec) for s in self.whole})
@@ -84,7 +92,17 @@ class Corpus:
             self.levels = {s.name: deal(s, curriculum, self.tokenizer, cache, parent_loss) for s in dealt}
         self.sources, self.whole = in_order(self.levels, self.whole)
         # what is replayed was in another mixture when this one was prepared: it is read from its files
-        self.prepared = open_prepared(prepared, self.sources, may_lack=mix.replay) if prepared else {}
+        self.prepared: dict[str, Prepared] = {}
+        if prepared:
+            self.prepared = open_prepared(
+                prepared,
+                metas,
+                self.sources,
+                {name: self.held_apart(name) for name in specs},
+                tokenizer=self.tokenizer.sha256,
+                evaluation_known=known,
+                may_lack=mix.replay,
+            )
         if begun is not None:
             begun.check_files({name: sides for name, sides in self.contents()["files"].items() if "held_out" in sides})
             begun.check_fingerprints(self.contents()["fingerprints"])
@@ -148,19 +166,23 @@ class Corpus:
         """All training documents of one source, as a single stream reads them."""
         return self.open_documents(name, 1, {0: None})[0]
 
-    def open_held_out(self, source: Source) -> Documents | None:
-        """The held-out documents of one of the whole sources; None for a source without."""
-        # a split of its own is never prepared, nor is the whole of what was dealt out by levels
-        if source.held_out is not None and source.name in self.prepared:
-            shards = self.prepared[source.name].validation
-            return PreparedDocuments(shards, 1, 0, 1, self._seed, None) if shards.documents else None
-        held = self._held[source.name]
-        if held is None:
-            return None
-        share = held.held_out is not None  # else every row of the split or file is held out
-        return RawDocuments.alone(
-            held, self.tokenizer.documents, seed=self._seed, buffer=1000, shuffle=False, held=share
-        )
+    def held_out(self, source: Source, tokens: int) -> list[Ids]:
+        """The documents of one of the whole sources that are measured, about `tokens` positions; none of one without.
+
+        The same from shards as from rows.
+        """
+        if source.spec.validation is None:
+            return []
+        if (made := self.prepared.get(source.name)) is not None:
+            return made.measured(source.spec, tokens)
+        if (held := self._held[source.name]) is None:
+            return []
+        return held_out_documents(held, self.tokenizer, tokens=tokens, cache=self._cache, processes=self._processes)
+
+    def held_apart(self, name: str) -> Source | None:
+        """Of a source: the one that its held-out rows have files of their own in."""
+        source = next((s for s in self.whole if s.name == name), None)
+        return self._held[name] if source is not None and source.held_out is None else None
 
     def rows(self, shares: Mapping[str, float], count: int, row_length: int) -> list[TokenBatch]:
         """`count` rows (fewer if there is less) of the training text of the sources in `shares`, one a batch, the same
@@ -184,24 +206,31 @@ class Corpus:
     def lineage(self) -> dict[str, Any]:
         """For run.json: where every source's rows come from, and one hash over all of them and their treatment."""
         whole = xxhash.xxh3_128_hexdigest("|".join(s.fingerprint for s in self.sources).encode())
-        paths = {s.name: [file.url for file in s.files[:LISTED]] for s in self.whole}
+        paths = {s.name: [url for url, *_ in self._files(s)[:LISTED]] for s in self.whole}
         levels = {"levels": described(self.levels)} if self.levels else {}
         return {"fingerprint": whole, "root": place("", self._root), "paths": paths, **self.files_read(), **levels}
 
     def files_read(self) -> dict[str, Any]:
         """By source: one line of what is read, and why files that were met beside it are not."""
         passed = {s.name: dict(list(s.passed.items())[:LISTED]) for s in self.whole if s.passed}
-        return {"files": {s.name: str(s.listing) for s in self.whole}, "passed_over": passed}
+        return {"files": {s.name: str(s.listing) for s in self.whole if s.files}, "passed_over": passed}
 
     def contents(self) -> dict[str, Any]:
         """For data.json: what the run reads, by content; held-out rows with files of their own are a side apart."""
         files = {}
         for source in self.whole:
-            files[source.name] = {"training": listed(source.files)}
-            if source.held_out is None and (held := self._held[source.name]) is not None:
+            files[source.name] = {"training": self._files(source)}
+            made = self.prepared.get(source.name)
+            if (held := self.held_apart(source.name)) is not None:
                 files[source.name]["held_out"] = listed(held.files)
-        form = "shards" if self.prepared else "rows"
-        return {"files": files, "fingerprints": {s.name: f"{form} {s.fingerprint}" for s in self.sources}}
+            elif made and isinstance(source.spec.validation, str):
+                files[source.name]["held_out"] = made.held_files
+        forms = {s.name: "shards" if s.name in self.prepared else "rows" for s in self.sources}
+        return {"files": files, "fingerprints": {s.name: f"{forms[s.name]} {s.fingerprint}" for s in self.sources}}
+
+    def _files(self, source: Source) -> Listed:
+        made = self.prepared.get(source.name)
+        return made.files if made else listed(source.files)
 
     def _open_tokenizer(
         self,

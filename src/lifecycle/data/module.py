@@ -106,7 +106,7 @@ class DataModule(pl.LightningDataModule):
         self.held_out = held_out_sets(
             self.corpus.whole,  # by level or not, what is measured is the same text
             replace(self.mix, shares=()).mean(),  # and also what is not replayed
-            self.corpus.open_held_out,
+            self.corpus.held_out,
             tokens=validation_tokens,
             row_length=sequence_length,
             byte_count=self.tokenizer.bytes_of,

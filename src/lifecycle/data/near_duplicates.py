@@ -43,7 +43,7 @@ def without_near_duplicates(sources: Sequence[Source], *, cache: Path, processes
     """
     compared: dict[int | None, list[Source]] = {}
     for source in sources:
-        if source.spec.filters.near_duplicates:
+        if source.spec.filters.near_duplicates and source.shards is None:
             compared.setdefault(generation_of(source.name), []).append(source)
     found: dict[str, NDArray[np.int64]] = {}
     for together in compared.values():

@@ -24,61 +24,79 @@ from rich.progress import track
 from lifecycle import atomic
 from lifecycle.bounds import Count
 from lifecycle.data import decontamination
+from lifecycle.data.begun import listed
 from lifecycle.data.broken import BAD, refuse_broken
+from lifecycle.data.held_out import ORDER, Reach, seed_of
 from lifecycle.data.judge import HELD_OUT, judge
 from lifecycle.data.module import DataModule
+from lifecycle.data.prepared import SIDES, VERSION
 from lifecycle.data.quarantine import quarantine
 from lifecycle.data.raw import ENCODE_AT_ONCE
-from lifecycle.data.readers import Position, rows
-from lifecycle.data.source import Source, among
+from lifecycle.data.readers import Position, RawRow, rows
+from lifecycle.data.source import Source, among, text_hash
 from lifecycle.data.tokenizer import Tokenizer
 
 PARTS = 16
-SIDES = ("training", "validation")
 
 
 @dataclass(frozen=True)
 class _Task:
+    """The rows of one part of `source`. name: that of the sources' shards; apart: all its rows are held out."""
+
     source: Source
     tokenizer: Tokenizer
     folder: Path
     part: int
+    apart: bool = False
 
 
 def prepare(data: DataModule, folder: Path, processes: Count) -> dict[str, Any]:
     """Write the shards of every source below `folder/prepared` and return their counts."""
     data.tokenizer.save(folder / "tokenizer")
+    held = {s.name: apart for s in data.sources if (apart := data.corpus.held_apart(s.name)) is not None}
     tasks = [
-        _Task(source, data.tokenizer, folder / "prepared" / source.name, part)
-        for source in data.sources
+        _Task(source, data.tokenizer, folder / "prepared" / source.name, part, apart)
+        for sources, apart in ((data.sources, False), (held.values(), True))
+        for source in sources
         for part in range(PARTS)
     ]
-    made: dict[str, list[dict[str, Any]]] = {source.name: [] for source in data.sources}
+    made: dict[tuple[str, bool], list[dict[str, Any]]] = {(task.source.name, task.apart): [] for task in tasks}
     with ProcessPoolExecutor(max(1, processes)) as pool:
-        running = [pool.submit(_write_part, task) for task in tasks]
+        running = {pool.submit(_write_part, task): task for task in tasks}
         for done in track(as_completed(running), "tokenising", total=len(running)):
-            name, counts = done.result()
-            made[name].append(counts)
-    return {source.name: _finish(source, folder, data.tokenizer, made[source.name]) for source in data.sources}
+            made[running[done].source.name, running[done].apart].append(done.result())
+    return {
+        source.name: _finish(
+            source,
+            folder,
+            data.tokenizer,
+            made[source.name, False],
+            held.get(source.name),
+            made.get((source.name, True)),
+        )
+        for source in data.sources
+    }
 
 
-def _write_part(task: _Task) -> tuple[str, dict[str, Any]]:
+def _write_part(task: _Task) -> dict[str, Any]:
     """Tokenise the rows of one part; a finished part is recognised by its note and not made again."""
-    note = task.folder / f"part-{task.part:02d}.json"
+    note = task.folder / f"{'held' if task.apart else 'part'}-{task.part:02d}.json"
     key = f"{task.source.fingerprint} {task.tokenizer.sha256}"
     if note.exists() and (old := json.loads(note.read_text()))["key"] == key:
-        return task.source.name, old
+        return dict(old)
     counts: Counter[str] = Counter()
-    writers = {side: _Writer(task.folder / side, task.part, task.tokenizer) for side in SIDES}
-    for side, text in _texts(task, counts):
-        writers[side].add(text)
+    sides = SIDES[1:] if task.apart else SIDES if task.source.held_out else SIDES[:1]
+    writers = {side: _Writer(task.folder / side, task.part, task.tokenizer) for side in sides}
+    reach, seed = Reach(task.source), seed_of(task.source)
+    for raw, side, text in _texts(task, counts):
+        writers[side].add(text, (text_hash(text, seed), reach(raw)) if side == "validation" else None)
     made = {side: writer.close() for side, writer in writers.items()}
     result = {"key": key, "counts": dict(counts), **made}
     atomic.write(note, json.dumps(result))
-    return task.source.name, result
+    return result
 
 
-def _texts(task: _Task, counts: Counter[str]) -> Iterator[tuple[str, str]]:
+def _texts(task: _Task, counts: Counter[str]) -> Iterator[tuple[RawRow, str, str]]:
     source = task.source
     leaves_out = source.leaves_out()
     seen: Counter[str] = Counter()
@@ -104,7 +122,7 @@ def _texts(task: _Task, counts: Counter[str]) -> Iterator[tuple[str, str]]:
         if not held:
             counts[verdict] += 1
         if text is not None:
-            yield ("validation" if held else "training"), text
+            yield raw, ("validation" if held or task.apart else "training"), text
 
 
 class _Writer:
@@ -118,9 +136,13 @@ class _Writer:
         self._file = open(self._path.with_suffix(".tokens"), "wb")
         self._waiting: list[str] = []
         self._lengths: list[int] = []
+        self._order: list[tuple[int, float]] = []
 
-    def add(self, text: str) -> None:
+    def add(self, text: str, place: tuple[int, float] | None) -> None:
+        """`place`: of a held-out document in the order that such are measured in."""
         self._waiting.append(text)
+        if place is not None:
+            self._order.append(place)
         if len(self._waiting) == ENCODE_AT_ONCE:
             self._flush()
 
@@ -136,25 +158,46 @@ class _Writer:
             self._flush()
         self._file.close()
         np.save(self._path.with_suffix(".ends.npy"), np.cumsum(self._lengths, dtype=np.int64))
+        if self._order:
+            np.save(self._path.with_suffix(".order.npy"), np.array(self._order, ORDER))
         return {"documents": len(self._lengths), "tokens": sum(self._lengths)}
 
 
-def _finish(source: Source, folder: Path, tokenizer: Tokenizer, parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Write each side's meta.json, which says that it is whole."""
+def _finish(
+    source: Source,
+    folder: Path,
+    tokenizer: Tokenizer,
+    parts: list[dict[str, Any]],
+    held: Source | None,
+    held_parts: list[dict[str, Any]] | None,
+) -> dict[str, Any]:
+    """Write each side's meta.json, which says that it is whole, and what it was made from."""
     counts: Counter[str] = Counter(source.left_out_counts)
     for part in parts:
         counts.update(part["counts"])
-    held = sum(part["validation"]["documents"] for part in parts)
-    refuse_broken(source, {**counts, HELD_OUT: held}, before=counts.total() + held, at_end=True)
+    share = sum(part["validation"]["documents"] for part in parts) if source.held_out else 0
+    refuse_broken(source, {**counts, HELD_OUT: share}, before=counts.total() + share, at_end=True)
+    if held is not None and held_parts is not None:
+        theirs = sum((Counter(part["counts"]) for part in held_parts), Counter[str]())
+        refuse_broken(held, theirs, before=theirs.total(), at_end=True)
+    made = {
+        "training": (source, parts),
+        "validation": (held or source, held_parts or (parts if source.held_out else [])),
+    }
     metas = {}
-    for side in SIDES:
+    for side, (origin, written) in made.items():
         metas[side] = {
-            "parts": [f"{part:02d}" for part in range(PARTS)],
+            "version": VERSION,
+            "parts": [f"{part:02d}" for part in range(PARTS)] if written else [],
             "dtype": "uint16" if tokenizer.vocab_size <= 2**16 else "uint32",
-            "documents": sum(part[side]["documents"] for part in parts),
-            "tokens": sum(part[side]["tokens"] for part in parts),
+            "documents": sum(part[side]["documents"] for part in written),
+            "tokens": sum(part[side]["tokens"] for part in written),
             "counts": dict(counts),
-            "fingerprint": source.fingerprint,
+            "fingerprint": origin.fingerprint,
+            "treatment": origin.treatment,
+            "evaluation": origin.evaluation.key if origin.evaluation else None,
+            "files": listed(origin.files),
+            "named": source.spec.validation if held is not None else None,
             "tokenizer": tokenizer.sha256,
         }
         atomic.write(folder / "prepared" / source.name / side / "meta.json", json.dumps(metas[side], indent=1))

@@ -2,7 +2,8 @@
 
     outputs/<run>/prepared/<source>/{training,validation}/<part>.tokens     uint16 or uint32 ids, documents end to end
                                                           <part>.ends.npy   where each document ends in the part
-                                                          meta.json         counts; written last
+                                                          <part>.order.npy  held out: which are measured first
+                                                          meta.json         counts, and what they were made from; last
 
 Document k of pass e is the permutation's k-th element under a key derived from the pass, so the state of a stream is
 one number, and a resume costs the same anywhere.
@@ -11,7 +12,7 @@ one number, and a resume costs the same anywhere.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,13 +21,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lifecycle.data.begun import Listed, changes, listed
+from lifecycle.data.held_out import ORDER, first, share_read
 from lifecycle.data.permutation import permute
 from lifecycle.data.seeds import derive
 from lifecycle.data.source import Source
+from lifecycle.data.specs import SourceSpec
 from lifecycle.data.stream import Exhausted
 from lifecycle.data.tokenizer import Tokenizer, TokenizerRecipe, load
 from lifecycle.errors import UserError
 
+VERSION = 2  # of the shards and their meta.json
+SIDES = ("training", "validation")
 LOOKED_UP_AT_ONCE = 512  # elements of the permutation computed together
 
 
@@ -59,6 +65,13 @@ class Shards:
         start = int(ends[at - 1]) if at else 0
         return self._maps[part][start : int(ends[at])].astype(np.int32)
 
+    def measured(self, tokens: int, share: float) -> list[NDArray[np.int32]]:
+        """The documents that `held_out.held_out_documents` chooses from the rows that these were made from."""
+        orders = [self.folder / f"{part}.order.npy" for part in self.parts]
+        order = np.concatenate([np.zeros(0, ORDER), *(np.load(path) for path in orders if path.exists())])
+        lengths = np.concatenate([np.zeros(0, np.int64), *(np.diff(ends, prepend=0) for ends in self._ends)])
+        return [self.document(int(index)) for index in first(order, lengths - 1, tokens, share)]
+
     def __getstate__(self) -> dict[str, Any]:
         keep = ("folder", "parts", "dtype", "documents", "tokens")
         return {key: self.__dict__[key] for key in keep}
@@ -66,11 +79,18 @@ class Shards:
 
 @dataclass(frozen=True)
 class Prepared:
-    """One source of a prepared run."""
+    """One source of a prepared run; files, held_files: what its two sides were made from, as data.json has it."""
 
     training: Shards
     validation: Shards
     counts: dict[str, int]
+    files: Listed
+    held_files: Listed
+
+    def measured(self, spec: SourceSpec, tokens: int) -> list[NDArray[np.int32]]:
+        """The held-out documents that are measured, about `tokens` positions."""
+        sizes = [(str(url), int(size)) for url, size, *_ in self.held_files]
+        return self.validation.measured(tokens, share_read(sizes, spec, tokens))
 
 
 class PreparedDocuments:
@@ -131,17 +151,30 @@ def _map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.asarray(np.memmap(path, dtype, "r")) if path.stat().st_size else np.zeros(0, dtype)
 
 
-def open_shards(folder: Path) -> Shards:
-    """One side of a prepared source; raises `UserError` where it is unfinished."""
-    meta = _meta(folder)
+def open_shards(folder: Path, meta: Mapping[str, Any]) -> Shards:
+    """One side of a prepared source."""
     return Shards(folder, tuple(meta["parts"]), meta["dtype"], meta["documents"], meta["tokens"])
 
 
-def _meta(folder: Path) -> dict[str, Any]:
+def read_metas(run: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """What the shards of run folder `run` were made from: by source and side the content of meta.json. Raises
+    `UserError` where one is unfinished, or was written by an earlier version."""
+    metas = {}
+    for path in sorted(path for path in (_folder(run) / "prepared").iterdir() if path.is_dir()):
+        metas[path.name] = {side: _meta(path / side, run) for side in SIDES}
+    return metas
+
+
+def _meta(folder: Path, run: str) -> dict[str, Any]:
     path = folder / "meta.json"
     if not path.exists():
         raise UserError(f"{folder} is not a finished prepared source (no meta.json): run stage=prepare again")
     meta: dict[str, Any] = json.loads(path.read_text())
+    if meta.get("version") != VERSION:
+        raise UserError(
+            f"data.prepared={run} was written by another version: {path} does not say by content what the shards "
+            "were made from. Run stage=prepare again, under another run=NAME"
+        )
     return meta
 
 
@@ -169,28 +202,64 @@ def _folder(run: str) -> Path:
     return folder
 
 
-def open_prepared(run: str, sources: list[Source], may_lack: Collection[str] = ()) -> dict[str, Prepared]:
+def open_prepared(
+    run: str,
+    metas: Mapping[str, Mapping[str, Any]],
+    sources: Sequence[Source],
+    held: Mapping[str, Source | None],
+    *,
+    tokenizer: str,
+    evaluation_known: bool,
+    may_lack: Collection[str] = (),
+) -> dict[str, Prepared]:
     """The prepared form of `sources` in run folder `run`, but for those of `may_lack` that it does not have; raises
-    `UserError` naming what does not fit."""
-    folder = _folder(run)
-    have = sorted(p.name for p in (folder / "prepared").iterdir() if p.is_dir())
-    sources = [s for s in sources if s.name in have or s.name not in may_lack]
-    faults = [f"{s.name}: not in {run} (it has {', '.join(have)})" for s in sources if s.name not in have]
-    stale = [
-        f"{s.name}: its files or their treatment (format, fields, filters, validation, max_rows, decontaminate) changed"
-        for s in sources
-        if s.name in have and _meta(folder / "prepared" / s.name / "training")["fingerprint"] != s.fingerprint
-    ]
-    if faults or stale:
+    `UserError` naming what does not fit.
+
+    metas: as `read_metas` gives them. held: held-out sources with files of their own, where these are here. tokenizer:
+    hash of the one in the folder. evaluation_known: whether the evaluation sets of this run were read.
+    """
+    sources = [s for s in sources if s.name in metas or s.name not in may_lack]
+    faults = [f"{s.name}: not in {run} (it has {', '.join(metas)})" for s in sources if s.name not in metas]
+    for source in sources:
+        if source.name in metas:
+            fault = _misfit(source, metas[source.name], held.get(source.name), tokenizer, evaluation_known)
+            faults += [f"{source.name}: {fault}"] if fault else []
+    if faults:
         raise UserError(
-            f"data.prepared={run} does not fit data.sources: {'; '.join(faults + stale)}. Run stage=prepare again, "
+            f"data.prepared={run} does not fit data.sources: {'; '.join(faults)}. Run stage=prepare again, "
             "with this run's init_from if it has one: its evaluation sets are inherited"
         )
     out = {}
     for source in sources:
-        side = folder / "prepared" / source.name
-        meta = _meta(side / "training")
-        out[source.name] = Prepared(open_shards(side / "training"), open_shards(side / "validation"), meta["counts"])
-        if not out[source.name].training.documents:
+        folder, meta = _folder(run) / "prepared" / source.name, metas[source.name]
+        training, validation = (open_shards(folder / side, meta[side]) for side in SIDES)
+        files, held_files = (meta[side]["files"] for side in SIDES)
+        out[source.name] = Prepared(training, validation, meta["training"]["counts"], files, held_files)
+        if not training.documents:
             raise UserError(f"data.sources.{source.name} has no training document in prepared run {run}")
     return out
+
+
+def _misfit(
+    source: Source, meta: Mapping[str, Any], held: Source | None, tokenizer: str, evaluation_known: bool
+) -> str | None:
+    """Why the shards of `meta` are not those of `source`; files are compared where they are here."""
+    made, apart = meta["training"], meta["validation"]
+    if {made["tokenizer"], apart["tokenizer"]} != {tokenizer}:
+        return "its shards hold the ids of another tokenizer than the one in the folder (preparing was cut short)"
+    evaluation = source.evaluation.key if source.evaluation else None
+    if source.shards is None:  # a level of a source, known as a whole
+        return None if made["fingerprint"] == source.fingerprint else "its files or their treatment changed"
+    if made["treatment"] != source.treatment:
+        return "the treatment of its rows (format, fields, filters, validation, max_rows) changed"
+    if evaluation_known and made["evaluation"] != evaluation:
+        return "the evaluation sets in data.decontaminate changed"
+    if source.files and (changed := changes(made["files"], listed(source.files))):
+        return f"its files hold something else ({changed})"
+    if isinstance(source.spec.validation, str):
+        if held is not None:
+            changed = changes(apart["files"], listed(held.files))
+            return f"its held-out files hold something else ({changed})" if changed else None
+        if apart["named"] != source.spec.validation:
+            return f"its held-out rows were {apart['named'] or 'not prepared'}, not {source.spec.validation}"
+    return None

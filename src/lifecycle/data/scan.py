@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import chain, islice
 from typing import Any, TypeVar
@@ -35,6 +35,7 @@ REPORT_EVERY_S = 10.0
 PRELOADED = [
     "lifecycle.data.duplicates",
     "lifecycle.data.near_duplicates",
+    "lifecycle.data.held_out",
     "lifecycle.data.measured",
 ]  # imported once for all processes
 
@@ -49,14 +50,20 @@ def refuse_remote(source: Source, key: str) -> None:
 
 
 def scan(
-    source: Source, work: Work[Result], *, processes: int, start: Position | None = None, doing: str = "reading"
+    source: Source,
+    work: Work[Result],
+    *,
+    processes: int,
+    start: Position | None = None,
+    doing: str = "reading",
+    raws: Iterable[RawRow] | None = None,
 ) -> Iterator[tuple[Result, Position]]:
     """`work(source, rows)` for all rows from `start` that are not left out, some hundred at once, in order.
 
-    `work` can be pickled. `doing` names it in the lines that stderr gets.
+    `work` can be pickled. `doing` names it in the lines that stderr gets. `raws`: the rows to read, if not all.
     """
     said = started = time.monotonic()
-    batches = _batches(source, start or Position(0, 0, 0))
+    batches = _batches(source, _all_rows(source, start or Position(0, 0, 0)) if raws is None else raws)
     few = list(islice(batches, processes))  # a source of so few rows is not worth the processes
     if len(few) < processes or processes <= 1:
         results: Iterator[tuple[Result, Position]] = (
@@ -72,15 +79,16 @@ def scan(
             sys.stderr.write(f"data.sources.{source.name}: {doing}, {place}, {said - started:.0f} s\n")
 
 
-def _batches(source: Source, begin: Position) -> Iterator[Batch]:
-    leaves_out, limit = source.leaves_out(), source.spec.max_rows
+def _all_rows(source: Source, begin: Position) -> Iterable[RawRow]:
+    leaves_out = source.leaves_out()
+    on_damage = source.bad_rows.damaged_files
+    return rows(source.files, begin, wanted=lambda ordinal: not leaves_out(ordinal), on_damage=on_damage)
+
+
+def _batches(source: Source, raws: Iterable[RawRow]) -> Iterator[Batch]:
+    limit = source.spec.max_rows
     batch, size = list[RawRow](), 0
-    for raw in rows(
-        source.files,
-        begin,
-        wanted=lambda ordinal: not leaves_out(ordinal),
-        on_damage=source.bad_rows.damaged_files,
-    ):
+    for raw in raws:
         if limit is not None and raw.ordinal >= limit:
             break
         batch.append(raw)

@@ -21,7 +21,7 @@ from lifecycle.data.specs import SourceSpec, ValidationRatio
 
 ELSEWHERE = (
     *("hub", "config", "data_dir", "path", "split", "validation"),
-    *("domain", "weight", "max_epochs", "tokens", "rewards"),
+    *("domain", "weight", "max_epochs", "validation_tokens", "tokens", "rewards"),
 )
 """Keys of a source that say where rows lie and what is made of them, and nothing of how a row is read."""
 
@@ -53,8 +53,12 @@ class HeldOut:
 
     def holds(self, text: str) -> bool:
         """Whether the document is held out: a function of its text alone, so copies fall on the same side."""
-        digest = xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"), seed=self.seed)
-        return digest < self.ratio * 2**64
+        return text_hash(text, self.seed) < self.ratio * 2**64
+
+
+def text_hash(text: str, seed: int) -> int:
+    """A number of 64 bits that is the text's own: the least ones are held out, and the least of those are measured."""
+    return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"), seed=seed)
 
 
 def among(ordinals: NDArray[np.int64]) -> Callable[[int], bool]:
@@ -73,6 +77,8 @@ class Source:
     left_out: numbers of the rows that are not read because of *other* rows, by reason ("near duplicate").
     file_rows: rows of each file, where some are named by their number.
     passed: files that were met beside `files` and are not read, and why.
+    shards: of a source that is read from prepared shards, the fingerprint of what they were made from; `files` may then
+    be none.
     evaluation: items that no document may hold. quarantine, contaminated: files that list bad and contaminated rows.
     """
 
@@ -89,10 +95,13 @@ class Source:
     rows: NDArray[np.int64] | None = None
     file_rows: NDArray[np.int64] | None = None
     passed: Passed = field(default_factory=dict)
+    shards: str | None = None
 
     @property
     def fingerprint(self) -> str:
         """A hash of what the files hold and how rows are treated; weight, repetition and places do not enter."""
+        if self.shards is not None:
+            return self.shards
         others = {reason: xxhash.xxh3_128_hexdigest(rows.tobytes()) for reason, rows in self.left_out.items()}
         text = f"{fingerprint(self.files)} {self.treatment} {others!r}"
         text += self.evaluation.key if self.evaluation else ""

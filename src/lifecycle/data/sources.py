@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ from lifecycle.data.begun import Begun, listed
 from lifecycle.data.contamination import Index
 from lifecycle.data.decontamination import FOLDER
 from lifecycle.data.duplicates import REASON, duplicate_rows
-from lifecycle.data.files import Listing, hashed, listing
+from lifecycle.data.files import Listing, hashed, is_remote, listing, place
 from lifecycle.data.first_look import look
 from lifecycle.data.generations import generation_of
 from lifecycle.data.near_duplicates import without_near_duplicates
@@ -33,37 +35,53 @@ def open_sources(
     processes: int = 1,
     evaluation: Index | None = None,
     begun: Begun | None = None,
+    shards: Mapping[str, str] | None = None,
 ) -> list[Source]:
     """The training side of every source, in the order of the config. Raises `UserError` naming the source at fault.
 
     `processes` look for duplicates, where a source has such a filter; `evaluation` is what no document may hold; a run
-    that goes on reads the files that it has `begun` with.
+    that goes on reads the files that it has `begun` with. shards: by source, what prepared shards were made from; such
+    a source is not read, and its files need not be here.
     """
+    shards = shards or {}
     for name, spec in specs.items():
         spec.check(name)
-    files = {name: _listing(spec, name, root, cache, bad_rows) for name, spec in specs.items()}
+    read = [name for name, spec in specs.items() if name not in shards or is_here(spec, root)]
+    files = {name: _listing(specs[name], name, root, cache, bad_rows) for name in read}
     if begun is not None:
-        begun.check_files({name: {"training": listed(found.files)} for name, found in files.items()})
+        begun.check_files({name: {"training": listed(files[name].files)} for name in read if name not in shards})
     opened = []
     for index, (name, spec) in enumerate(specs.items()):
         source = Source(
             name=name,
             index=index,
             spec=spec,
-            files=files[name].files,
-            passed=files[name].passed,
+            files=files[name].files if name in files else (),
+            passed=files[name].passed if name in files else {},
             bad_rows=bad_rows,
             held_out=HeldOut.of(spec),
             evaluation=evaluation,
             quarantine=quarantine / f"{name}.jsonl" if quarantine else None,
             contaminated=quarantine.with_name(FOLDER) / f"{name}.jsonl" if quarantine else None,
         )
-        if spec.filters.exact_duplicates:
+        if name in shards:
+            source = replace(source, shards=shards[name])
+        elif spec.filters.exact_duplicates:
             again = duplicate_rows(source, cache=cache, processes=processes)
             source = replace(source, left_out={REASON: again})
         opened.append(source)
     opened = without_near_duplicates(opened, cache=cache, processes=processes)
-    return [with_row_counts(s, cache=cache) if s.is_numbered else s for s in opened]
+    return [with_row_counts(s, cache=cache) if s.is_numbered and s.shards is None else s for s in opened]
+
+
+def is_here(spec: SourceSpec, root: str | None, split: str | None = None) -> bool:
+    """Whether all places of a source's files are on this machine; texts of this Python (python://) are made anywhere,
+    and others by every version of it, so they are not looked at."""
+    if spec.hub is not None:
+        return os.path.isdir(place(spec.hub, root))
+    paths = spec.path.get(split or spec.split, []) if isinstance(spec.path, dict) else spec.path or []
+    places = [place(url, root) for url in ([paths] if isinstance(paths, str) else paths)]
+    return all(not is_remote(one) and (os.path.exists(one) or glob.glob(one, recursive=True)) for one in places)
 
 
 def _listing(spec: SourceSpec, name: str, root: str | None, cache: Path, bad_rows: BadRows) -> Listing:
@@ -87,7 +105,8 @@ def _opened(spec: SourceSpec, name: str, root: str | None, cache: Path, bad_rows
 
 
 def held_out_source(source: Source, *, root: str | None, cache: Path) -> Source | None:
-    """The validation side of a source: the same files for a hash share, others for a split or a file; None without."""
+    """The validation side of a source: the same files for a hash share, others for a split or a file; None without, and
+    where shards are read and its files are not here."""
     spec = source.spec
     if spec.validation is None:
         return None
@@ -98,9 +117,13 @@ def held_out_source(source: Source, *, root: str | None, cache: Path) -> Source 
     split = replace(once, max_rows=None, split=spec.validation, validation=None)
     if spec.validation_file is not None:
         split = replace(once, max_rows=None, path=spec.validation_file, validation=None)
+    if source.shards is not None and not is_here(split, root):
+        return None
     found = _opened(split, source.name, root, cache, source.bad_rows, f"data.sources.{source.name}.validation")
     files, passed = found.files, found.passed
-    return replace(source, spec=split, files=files, passed=passed, held_out=None, left_out={}, file_rows=None)
+    return replace(
+        source, spec=split, files=files, passed=passed, held_out=None, left_out={}, file_rows=None, shards=None
+    )
 
 
 def sample_texts(sources: list[Source], weights: Mapping[str, float], max_bytes: int, seed: int) -> Iterator[str]:

@@ -61,6 +61,8 @@ class SourceSpec:
     max_epochs: passes over the source at most; None: no limit.
     max_rows: rows of the source that are read at most, from the start.
     validation: a split's name, a file, `{ratio, seed}`, or None to hold nothing out.
+    validation_tokens: its held-out tokens that are measured; None: its share, by weight, of `validation.tokens` for its
+        domain. What is replayed has the number that the run measured which it comes from.
     tokens: published size of the source, for the dry run of rows that are not on this machine.
     rewards: rewards of its prompts, for the stages that grade samples.
     """
@@ -82,6 +84,7 @@ class SourceSpec:
     max_epochs: Positive | None = None
     max_rows: Count | None = None
     validation: str | ValidationRatio | dict[str, Any] | None = ValidationRatio()
+    validation_tokens: Count | None = None
     tokens: NotNegative | None = None
     rewards: dict[str, Any] | None = None
 

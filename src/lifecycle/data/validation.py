@@ -1,12 +1,14 @@
 """Held-out rows of each domain: whole documents of the sources' own validation split, file, or hash share.
 
-The same rows at every measurement, packed once at the start, shared out evenly among the ranks.
+The same rows at every measurement, packed once at the start, shared out evenly among the ranks. Which documents they
+are made of: `held_out.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,18 +18,23 @@ from lifecycle.batch import TokenBatch
 from lifecycle.data.packing import COLUMNS, Piece, Row, arrays, best_fit, cut
 from lifecycle.data.source import Source
 from lifecycle.data.stream import Documents, Exhausted
+from lifecycle.data.tokenizer import Ids
 from lifecycle.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutSet:
-    """The validation rows of one domain: (rows, T) batch arrays, their trained tokens and the bytes of their text."""
+    """The validation rows of one domain: (rows, T) batch arrays, their trained tokens and the bytes of their text.
+
+    wanted: positions asked of each of its sources.
+    """
 
     domain: str
     rows: dict[str, NDArray[np.int32]]
     tokens: int
     bytes: int
     documents: int
+    wanted: Mapping[str, int] = field(default_factory=dict)
 
     def batches(self, micro_rows: int, rank: int, world_size: int) -> list[TokenBatch]:
         """This rank's micro-batches; every rank gets equally many (rows of padding make up the number)."""
@@ -43,6 +50,14 @@ class HeldOutSet:
         return out
 
 
+def described(held_out: Mapping[str, HeldOutSet]) -> dict[str, dict[str, Any]]:
+    """For run.json: what is measured of each domain."""
+    return {
+        domain: {"tokens": held.tokens, "documents": held.documents, "wanted": dict(held.wanted)}
+        for domain, held in held_out.items()
+    }
+
+
 def _rows_or_padding(name: str, values: NDArray[np.int32], index: NDArray[np.int64], count: int) -> NDArray[np.int32]:
     rows = values[np.minimum(index, count - 1)].copy()
     rows[index >= count] = {"labels": -100, "source_ids": -1}.get(name, 0)
@@ -52,15 +67,16 @@ def _rows_or_padding(name: str, values: NDArray[np.int32], index: NDArray[np.int
 def held_out_sets(
     sources: Sequence[Source],
     weights: Mapping[str, float],
-    open_documents: Callable[[Source], Documents | None],
+    read: Callable[[Source, int], Sequence[Ids]],
     *,
     tokens: int,
     row_length: int,
     byte_count: Callable[[NDArray[np.int32]], int],
 ) -> dict[str, HeldOutSet]:
-    """One set of about `tokens` positions a domain; the sources of a domain share it by weight.
+    """One set of about `tokens` positions a domain; the sources of a domain share it by weight, but for those that say
+    their own number.
 
-    `open_documents` gives a source's held-out documents, or None; `byte_count` the bytes of the text of ids.
+    `read` gives held-out documents of a source that hold so many positions; `byte_count` the bytes of the text of ids.
     """
     domains: dict[str, list[Source]] = {}
     for source in sources:
@@ -70,11 +86,13 @@ def held_out_sets(
         trained = [weights[s.name] for s in members if weights[s.name]]
         mean = sum(trained) / len(trained) if trained else 1.0
         parts = [weights[s.name] or mean for s in members]  # of weight 0: measured, never trained on
-        pieces = []
+        pieces, asked = list[Piece](), dict[str, int]()
         for source, part in zip(members, parts, strict=True):
-            documents = open_documents(source)
             wanted = int(tokens * part / sum(parts))
-            found = collect(documents, tokens=wanted, source=source.index) if documents else []
+            if tokens and source.spec.validation_tokens is not None:
+                wanted = source.spec.validation_tokens
+            found = [Piece(ids, source.index) for ids in read(source, wanted)]
+            asked[source.name] = wanted
             if isinstance(source.spec.validation, str) and wanted and not found:
                 raise UserError(
                     f"data.sources.{source.name}.validation is '{source.spec.validation}', which gives no document "
@@ -82,7 +100,8 @@ def held_out_sets(
                 )
             pieces += found
         if pieces:
-            packed[domain] = pack(domain, pieces, row_length, sum(byte_count(piece.ids) for piece in pieces))
+            size = sum(byte_count(piece.ids) for piece in pieces)
+            packed[domain] = replace(pack(domain, pieces, row_length, size), wanted=asked)
     return packed
 
 
