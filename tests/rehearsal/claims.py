@@ -242,7 +242,8 @@ def rehearsal() -> Iterator[Device]:
             "current_device": lambda: 0,
             "get_device_name": lambda *_: "a rehearsal",
             "get_device_capability": lambda *_: (9, 0),
-            "max_memory_allocated": lambda *_: 0,
+            "mem_get_info": lambda *_: (1 << 36, 1 << 36),
+            **dict.fromkeys(("max_memory_allocated", "memory_allocated", "memory_reserved"), lambda *_: 0),
             "cudart": lambda: library,
             **dict.fromkeys(("_lazy_init", "synchronize", "set_device", "empty_cache", "manual_seed_all"), nothing),
         }.items():

@@ -29,21 +29,21 @@ class Cache:
     keys: by layer, (R, G, C + 1, K); values: the same. With latent attention keys are (R, 1, C + 1, kv_rank +
     rope_dim), the compressed vector and the rotated shared key, and there are no values. The slot after the last takes
     what padding (position -1) writes and is never read. angles: cos and signed sin of every position, each (C, P) fp32.
-    windows: by layer. limit: how many positions attention looks at, None for all: no token of a call may stand at or
-    after it. Keep it near the longest row for speed, or fixed where shapes must be.
+    windows: by layer. config: of the model. limit: how many positions attention looks at, None for all: no token of a
+    call may stand at or after it. Keep it near the longest row for speed, or fixed where shapes must be.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
     angles: tuple[Tensor, Tensor]
     windows: tuple[int | None, ...]
+    config: ModelConfig
     limit: int | None = None
 
     @staticmethod
     def empty(config: ModelConfig, *, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> Cache:
         """A cache that holds nothing yet. `dtype`: the compute dtype of the model (bf16 under autocast)."""
-        latent, kinds = config.latent, 2 if config.latent is None else 1
-        heads, width = (config.kv_heads, config.head_dim) if latent is None else (1, latent.kv_rank + latent.rope_dim)
+        kinds, heads, width = _sizes(config)
         # zeros: a slot that is masked out counts 0 times its content, which must be a number
         stored = [
             torch.zeros(rows, heads, capacity + 1, width, device=device, dtype=dtype)
@@ -54,7 +54,25 @@ class Cache:
             values=stored[config.layers :],
             angles=rotary_table(torch.arange(capacity, device=device), config),
             windows=tuple(config.window(layer) for layer in range(config.layers)),
+            config=config,
         )
+
+    @staticmethod
+    def position_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+        """What one position of one row takes, all layers together."""
+        kinds, heads, width = _sizes(config)
+        return kinds * config.layers * heads * width * dtype.itemsize
+
+    def grow(self, capacity: int, *, rows: int) -> None:
+        """Room for more positions in the first `rows` rows, which keep what they hold; the others are let go. One layer
+        at a time, so that no second cache stands beside the first."""
+        held = self.capacity
+        for stored in (self.keys, self.values):
+            for layer, old in enumerate(stored):
+                new = old.new_zeros(rows, old.shape[1], capacity + 1, old.shape[3])
+                new[:, :, :held] = old[:rows, :, :held]
+                stored[layer] = new
+        self.angles = rotary_table(torch.arange(capacity, device=self.keys[0].device), self.config)
 
     @property
     def rows(self) -> int:
@@ -109,6 +127,12 @@ class Cache:
 
     def _added(self, seen: Tensor) -> Tensor:
         return torch.full(seen.shape, -torch.inf, dtype=self.keys[0].dtype, device=seen.device).masked_fill_(seen, 0)
+
+
+def _sizes(config: ModelConfig) -> tuple[int, int, int]:
+    """Tensors of a layer, heads and width of each."""
+    latent = config.latent
+    return (2, config.kv_heads, config.head_dim) if latent is None else (1, 1, latent.kv_rank + latent.rope_dim)
 
 
 @dataclass(frozen=True, kw_only=True)

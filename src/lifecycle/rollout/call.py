@@ -11,6 +11,7 @@ import torch
 from lifecycle.batch import StopReason
 from lifecycle.errors import UserError
 from lifecycle.rollout.collect import Collected
+from lifecycle.rollout.room import Room
 from lifecycle.rollout.sampling import Sampling, sequence_seed
 from lifecycle.rollout.schedule import Ints, Schedule
 from lifecycle.rollout.stopping import Decoding, Stops
@@ -46,14 +47,14 @@ class OneAtATime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """numbers: stable numbers of the prompts; seeds: of the sequences; longest: positions that one may reach."""
+    """numbers: stable numbers of the prompts; seeds: of the sequences; room: of the cache that they need."""
 
     schedule: Schedule
     out: Collected
     stops: Stops
     numbers: list[int]
     seeds: list[int]
-    longest: int
+    room: Room
 
     @classmethod
     def of(
@@ -78,8 +79,14 @@ class Call:
         numbers, seeds, limits = sequences(
             prompts, sampling, seed=seed, step=step, prompt_ids=prompt_ids, positions=positions, vocab=vocab
         )
+        room = Room.of(
+            sequences=len(seeds),
+            slots=slots,
+            prompt=max(map(len, prompts), default=1),
+            longest=max((len(p) + limits[i * drawn] for i, p in enumerate(prompts)), default=1),
+        )
         schedule = Schedule(
-            prompts, samples=drawn, seeds=seeds, slots=slots, prefill_tokens=prefill_tokens, together=together
+            prompts, samples=drawn, seeds=seeds, slots=room.rows, prefill_tokens=prefill_tokens, together=together
         )
         return cls(
             schedule=schedule,
@@ -87,7 +94,7 @@ class Call:
             stops=Stops(sampling, tokenizer, limits),
             numbers=numbers,
             seeds=seeds,
-            longest=max((len(p) + limits[i * drawn] for i, p in enumerate(prompts)), default=1),
+            room=room,
         )
 
     def check(self, sequences: Ints, numbers: Ints, tokens: Ints) -> None:

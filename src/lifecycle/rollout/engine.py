@@ -8,10 +8,10 @@
 
     admit waiting sequences -> prefill one chunk of their prompts | decode one token of every row -> finish -> again
 
-Continuous batching over the rows of one preallocated cache (see schedule.py); the device is looked at once a step. A
-sequence's draws depend on (seed, step, prompt, sample) alone. Kernels may round differently in other shapes, so batch
-size or neighbours can turn a draw that was on the edge; with `deterministic` every product has a shape that the
-sequence alone decides, and they cannot.
+Continuous batching over the rows of one cache, which grows with the longest of them (see schedule.py, room.py); the
+device is looked at once a step. A sequence's draws depend on (seed, step, prompt, sample) alone. Kernels may round
+differently in other shapes, so batch size or neighbours can turn a draw that was on the edge, in bf16 more often than
+in fp32; with `deterministic` every product has a shape that the sequence alone decides, and they cannot.
 
 Shapes: N sequences, R rows decoded, B lines of a prefill, T positions or most new tokens, V vocabulary.
 """
@@ -26,13 +26,14 @@ from torch import distributed
 
 from lifecycle.batch import Rollout
 from lifecycle.errors import UserError
-from lifecycle.model import Cache, Decoder, ModelConfig, fixed_shapes
+from lifecycle.model import Decoder, ModelConfig, fixed_shapes
 from lifecycle.rollout.call import Call, NewToken, OneAtATime
 from lifecycle.rollout.collect import Collected, best
 from lifecycle.rollout.decode import cache_dtype, compute_dtype, is_plain, prepare
+from lifecycle.rollout.room import Room
 from lifecycle.rollout.sampling import Sampling
 from lifecycle.rollout.schedule import NUMBER, PLACE, POSITION, Ints, Schedule
-from lifecycle.rollout.step import DecodeStep, bucket
+from lifecycle.rollout.step import DecodeStep
 from lifecycle.rollout.stopping import Decoding
 from lifecycle.rollout.version import Version, optimizer_steps
 
@@ -201,10 +202,10 @@ class Engine:
             device=self._device,
         )
         with self._context():
-            self._make_ready(sampling, capacity=call.longest)
+            self._make_ready(sampling, call.room)
         return call
 
-    def _make_ready(self, sampling: Sampling, *, capacity: int) -> None:
+    def _make_ready(self, sampling: Sampling, room: Room) -> None:
         """Cache, prepared weights and buffers for this call; what is there and fits is kept."""
         wanted = compute_dtype(self._model), self._model.config  # a stage moves the rotary base of the latter
         if self._step is None or self._prepared_for != wanted:
@@ -215,16 +216,8 @@ class Engine:
             )
             self._prepared_for = wanted
         self._step.refresh(Version.of(self._model))
-        if self._step.cache is None or self._step.cache.capacity < capacity:
-            self._step.set_cache(
-                Cache.empty(
-                    self._model.config,
-                    rows=self._slots,
-                    capacity=bucket(capacity),
-                    device=self._device,
-                    dtype=self._dtype or cache_dtype(self._model, self._step.decode),
-                )
-            )
+        held = self._dtype or cache_dtype(self._model, self._step.decode)
+        self._step.make_room(room, self._model.config, held)
         self._step.set_sampling(sampling, vocab=self._model.config.vocab)
         self._step.share({}, [])
 

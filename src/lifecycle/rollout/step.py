@@ -15,24 +15,18 @@ import torch
 from torch import Tensor
 
 from lifecycle.batch import Kept, listed
-from lifecycle.model import Cache, Decoder
+from lifecycle.model import Cache, Decoder, ModelConfig
 from lifecycle.rollout.collect import Collected
 from lifecycle.rollout.decode import Step, eagerly
 from lifecycle.rollout.draw import Drawn, Settings, draw
 from lifecycle.rollout.lending import Lent, lent
+from lifecycle.rollout.room import Room, bucket
 from lifecycle.rollout.sampling import Sampling, uniforms
 from lifecycle.rollout.schedule import NUMBER, PLACE, POSITION, SEED, TOKEN, Chunk, Ints, Move
 from lifecycle.rollout.version import Version
 
-LEAST_BUCKET = 64
 FINE = 8
 """Positions looked at are rounded up to this where shapes cost nothing."""
-
-
-def bucket(positions: int) -> int:
-    """Positions rounded up to one of few sizes: multiples of 64, further up of a quarter of the power of two below."""
-    size = max(LEAST_BUCKET, (1 << (max(positions, 1).bit_length() - 1)) // 4)
-    return -(-positions // size) * size
 
 
 class DecodeStep:
@@ -54,14 +48,31 @@ class DecodeStep:
             self._compute = torch.compile(self._eager)
         self._recorded: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Drawn]] = {}
         self._version: Version | None = None
+        self._room: Room | None = None
         self._settings: Settings | None = None
         self._seen: Tensor | None = None
         self._lent: Lent | None = None
 
-    def set_cache(self, cache: Cache) -> None:
-        """Another cache, larger than the last."""
-        self.cache = cache
+    def make_room(self, room: Room, config: ModelConfig, dtype: torch.dtype) -> None:
+        """A cache for a call; the last one is kept where it will do, and let go before there is another.
+
+        Errors: `UserError` where the device has no room for all that the call may need.
+        """
+        self._room, cache = room, self.cache
+        held = 0 if cache is None else cache.rows * (cache.capacity + 1) * cache.bytes_per_position
+        room.check(config, dtype, self._device, held=held)
+        if cache is not None and cache.rows >= room.rows and cache.capacity >= room.now:
+            return
+        cache = self.cache = None
         self._recorded.clear()
+        self.cache = Cache.empty(config, rows=room.rows, capacity=room.now, device=self._device, dtype=dtype)
+
+    def _grow(self, positions: int) -> None:
+        """Room for a row of so many positions."""
+        assert self.cache is not None and self._room is not None
+        if positions > self.cache.capacity:
+            self._recorded.clear()
+            self.cache.grow(self._room.after(self.cache.capacity, positions), rows=self._room.rows)
 
     def set_sampling(self, sampling: Sampling, *, vocab: int) -> None:
         """Other settings; recordings stay where they are of the same form."""
@@ -84,8 +95,8 @@ class DecodeStep:
             self._recorded.clear()
 
     def set_table(self, table: Ints, entered: Mapping[int, Sequence[int]]) -> None:
-        """Rows came or went; table: (5, S), see schedule.py; `entered`: the prompts of those that came."""
-        self._table.copy_(torch.from_numpy(table))
+        """Rows came or went; table: of the first rows, see schedule.py; `entered`: the prompts of those that came."""
+        self._table[:, : table.shape[1]] = torch.from_numpy(table).to(self._device)
         if self._seen is not None:
             for row, prompt in entered.items():
                 self._seen[row] = False
@@ -135,6 +146,7 @@ class DecodeStep:
     def run(self, rows: int, longest: int, out: Collected) -> Ints:
         """Draw for the first `rows` rows, whose longest will hold `longest` positions; their tokens, on the host."""
         assert self.cache is not None
+        self._grow(longest)
         if self._graphs or self._compiled:  # of few shapes
             wide = min(1 << (rows - 1).bit_length(), self._slots)
             limit = min(bucket(longest), self.cache.capacity)
@@ -151,7 +163,7 @@ class DecodeStep:
     def tiles(self, table: Ints, out: Collected, size: int) -> Ints:
         """The same for all rows, in tiles of `size` rows that look at equally many positions: the shape of what is
         computed for a row follows from its own position."""
-        assert self.cache is not None
+        self._grow(int(table[POSITION].max()) + 1)
         looked_at: dict[int, list[int]] = {}
         for row in np.flatnonzero(table[POSITION] >= 0).tolist():
             looked_at.setdefault(bucket(int(table[POSITION, row]) + 1), []).append(row)
