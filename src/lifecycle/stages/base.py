@@ -42,7 +42,7 @@ from lifecycle.stages.meter import Meter
 from lifecycle.stages.routing import add_routing
 from lifecycle.stages.setup import Setup
 from lifecycle.stages.skipping import Skipping
-from lifecycle.stages.validation import validation_metrics
+from lifecycle.stages.validation import held_out_sums, validation_metrics
 
 LossSum = Callable[[TokenBatch, Documents | None], tuple[Tensor, dict[str, Tensor]]]
 
@@ -202,13 +202,14 @@ class Stage(pl.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: StepBatch, batch_idx: int) -> None:
         """All hooks of the step are done, checkpoints too: from here on the run waits for its data."""
+        self.meter.go_on()
         self._ready_at = time.perf_counter()
 
     # -- validation
 
     def on_train_start(self) -> None:
         """A validation that was cut short by a preemption comes first; one that is cut short here is the end."""
-        self.meter.start(self.trainer, self.config, self.global_step)
+        self.meter.start(self.trainer, self.config)
         self.validate_if_due(self.global_step)
         self.trainer.should_stop |= self.preempted
         self._ready_at = time.perf_counter()
@@ -224,22 +225,12 @@ class Stage(pl.LightningModule):
         """
         if not self.validation_due:
             return
-        assert self.model is not None
-        self.model.eval()
-        sums = {}
-        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            for domain, batches in self.trainer.datamodule.val_dataloader().items():  # type: ignore[attr-defined]
-                total = torch.zeros(2, dtype=torch.float64, device=self.device)
-                for number, batch in enumerate(batches):
-                    total += self.validation_step(self.on_device(batch), number)
-                    _, self.preempted = any_rank(torch.zeros((), dtype=torch.bool, device=self.device), self.stop_asked)
-                    if self.preempted and step < self.total_steps:
-                        self.model.train()
-                        return
-                sums[domain] = total
-        self.model.train()
-        self.validation_due = False
-        self._record(step, sums)
+        self.meter.pause()
+        sums = held_out_sums(self, step)
+        if sums is not None:
+            self.validation_due = False
+            self._record(step, sums)
+        self.meter.go_on()
 
     def _record(self, step: int, sums: dict[str, Tensor]) -> None:
         """Log a validation, and remember the best."""

@@ -2,7 +2,9 @@
 
 Every logger gets one row a step.
 
-`perf/mfu` counts dense peak FLOPs and 6N + 12LHT FLOPs a token (see `ModelConfig.flops_per_token`). `moe/load_max` and
+`perf/tokens_per_second`, `step_s` and `mfu` are of training, waiting for data included; validation and the saving of
+checkpoints are not in them. `perf/mfu` counts dense peak FLOPs, and 6N + 12LHT FLOPs a trained token at the length T of
+the rows that it stood in (see `ModelConfig.flops_per_token`). `moe/load_max` and
 `moe/load_min` are the visits of the busiest and the idlest expert of any layer in a step, 1 being an even load.
 """
 
@@ -37,23 +39,35 @@ class Meter:
         self._by_source = [0.0] * len(sources)
         self._rows: list[tuple[int, Tensor, dict[str, Any]]] = []
         self._trainer: pl.Trainer | None = None
-        self._flops_per_token = 0.0
+        self._flops = 0.0
+        self._paused_at: float | None = None
         self._since = time.perf_counter()
         self._waited = 0.0
         self._steps = 0
         self._checkpoint_s = 0.0
         self._device = torch.device("cpu")
 
-    def start(self, trainer: pl.Trainer, config: ModelConfig, step: int) -> None:
+    def start(self, trainer: pl.Trainer, config: ModelConfig) -> None:
         """The first step is about to be taken."""
-        self._trainer = trainer
-        self._flops_per_token = config.flops_per_token(trainer.datamodule.plan.at(step).row_length)  # type: ignore[attr-defined]
+        self._trainer, self._config = trainer, config
         self._since = time.perf_counter()
 
     def stop(self) -> None:
         """The last step was taken: the collector goes back to what it was."""
         gc.enable()
         gc.unfreeze()
+
+    def pause(self) -> None:
+        """What comes now is no training; how fast that was until here is logged."""
+        self.flush()
+        self._paused_at = self._paused_at or time.perf_counter()
+
+    def go_on(self) -> None:
+        """Training goes on, if it was paused at all."""
+        if self._paused_at is not None:
+            self._since = time.perf_counter()
+            self.seconds += self._since - self._paused_at
+            self._paused_at = None
 
     def waited(self, seconds: float) -> None:
         """The step waited so long for its data."""
@@ -98,7 +112,7 @@ class Meter:
         values = torch.stack([row[1] for row in self._rows])
         self._device = values.device
         sums = self._summed(values).tolist()
-        elapsed, before = time.perf_counter() - self._since, self.tokens
+        elapsed, before, self._flops = time.perf_counter() - self._since, self.tokens, 0.0
         logged = [self._row(row, v) for row, v in zip(self._rows, sums, strict=True)]
         logged[-1][1].update(self._usage())
         self.seconds += elapsed
@@ -110,8 +124,8 @@ class Meter:
         gc.collect(1)
 
     def save(self) -> None:
-        """Put everything so far on disk: the rows before a checkpoint are not computed again."""
-        self.flush()
+        """Put everything so far on disk: the rows before a checkpoint are not computed again. A pause begins."""
+        self.pause()
         assert self._trainer is not None
         for logger in self._trainer.loggers:
             logger.save()
@@ -142,6 +156,9 @@ class Meter:
         counts = values[2 + len(names) :][: 1 + len(self._sources)]
         total = max(counts[0], 1.0)
         self.tokens += counts[0]
+        assert self._trainer is not None
+        length = self._trainer.datamodule.plan.at(step - 1).row_length  # type: ignore[attr-defined]
+        self._flops += counts[0] * self._config.flops_per_token(length)
         self._by_source = [a + b for a, b in zip(self._by_source, counts[1:], strict=True)]
         metrics = {"train/loss": values[0] / total, "train/grad_norm": values[1], "train/tokens": self.tokens, **known}
         metrics |= {f"train/{name}": value / total for name, value in zip(names, values[2:], strict=False)}
@@ -152,16 +169,15 @@ class Meter:
 
     def _speed(self, elapsed: float, tokens: float, steps: int) -> dict[str, float]:
         assert self._trainer is not None
-        rate = tokens / elapsed
         speed = {
-            "perf/tokens_per_second": rate,
+            "perf/tokens_per_second": tokens / elapsed,
             "perf/data_wait": self._waited / elapsed,
             "perf/checkpoint_s": self._checkpoint_s,
             "perf/memory_gb": _memory_gb(),
             "perf/step_s": elapsed / steps,
         }
         if self.peak_flops:
-            speed["perf/mfu"] = rate * self._flops_per_token / (self.peak_flops * self._trainer.world_size)
+            speed["perf/mfu"] = self._flops / elapsed / (self.peak_flops * self._trainer.world_size)
         return speed
 
     def log(self, step: int, metrics: dict[str, float]) -> None:

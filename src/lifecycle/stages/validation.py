@@ -10,10 +10,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from lifecycle.stages.exchange import sum_over_ranks
+from lifecycle.stages.exchange import any_rank, sum_over_ranks
+
+if TYPE_CHECKING:
+    from lifecycle.stages.base import Stage
+
+
+def held_out_sums(stage: Stage, step: int) -> dict[str, Tensor] | None:
+    """Each domain's (2,) sums of nll and tokens on this rank, from `validation_step`; None where a preemption cut it
+    short, which it does not after the last step. Every rank must call."""
+    assert stage.model is not None
+    sums = {}
+    stage.model.eval()
+    with torch.no_grad(), stage.trainer.precision_plugin.forward_context():
+        for domain, batches in stage.trainer.datamodule.val_dataloader().items():  # type: ignore[attr-defined]
+            sums[domain] = torch.zeros(2, dtype=torch.float64, device=stage.device)
+            for number, batch in enumerate(batches):
+                sums[domain] += stage.validation_step(stage.on_device(batch), number)
+                fine = torch.zeros((), dtype=torch.bool, device=stage.device)
+                _, stage.preempted = any_rank(fine, stage.stop_asked)
+                if stage.preempted and step < stage.total_steps:
+                    stage.model.train()
+                    return None
+    stage.model.train()
+    return sums
 
 
 def validation_metrics(sums: Mapping[str, Tensor], domains: Mapping[str, tuple[float, int]]) -> dict[str, float]:
