@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from lifecycle.losses import linear_cross_entropy, token_losses
+from lifecycle.losses import linear_cross_entropy, token_logprobs, token_losses
+from lifecycle.losses.cross_entropy import IGNORED, check_tokens
 
 
 def inputs(
@@ -157,3 +159,24 @@ def test_a_softcap_bends_logits_and_gradients(chunk_tokens: int | None) -> None:
     torch.testing.assert_close(grads(loss, hidden, weight), grads(wanted, hidden, weight))
     each = token_losses(hidden, weight, labels, softcap=1.5)
     torch.testing.assert_close(each, F.cross_entropy(capped, labels, reduction="none", ignore_index=-100).detach())
+
+
+@pytest.mark.parametrize("label", [-1, -99, 5, 2**31])
+def test_a_label_that_names_no_token_is_refused_on_every_way(label: int) -> None:
+    hidden, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4)
+    labels = torch.tensor([0, IGNORED, label])
+    for compiled in (False, True):
+        with pytest.raises(ValueError, match=f"a label is {label}; wanted 0 to 4, or -100"):
+            linear_cross_entropy(hidden, weight, labels, compiled=compiled)
+    with pytest.raises(ValueError, match=f"a label is {label}"):
+        token_losses(hidden, weight, labels)
+    for wrong in (label, IGNORED):  # log-probabilities are of tokens: none is left out
+        with pytest.raises(ValueError, match=f"a label is {wrong}; wanted 0 to 4$"):
+            token_logprobs(hidden, weight, torch.tensor([0, 4, wrong]))
+
+
+def test_looking_at_labels_waits_for_no_device() -> None:
+    """On tensors that say they are on CUDA any reading of a value raises."""
+    with FakeTensorMode():
+        ids = torch.zeros(6, dtype=torch.long, device="cuda")
+        check_tokens(ids, vocab=5, ignored=True)

@@ -53,6 +53,7 @@ def linear_cross_entropy(
     weight's gradient are fp32 (fp64 for fp64 inputs). Differentiable once, in hidden and weight. `compiled` fuses what
     happens to a chunk's logits between the products. Memory beyond the gradients: a few chunks of logits.
     """
+    check_tokens(labels_N, vocab=weight_VD.shape[0], ignored=True)
     compute = compute_dtype(hidden_ND)
     count = (labels_N != IGNORED).sum()
     # leaving untrained tokens out costs a look at their number: free on a CPU, a wait for the device elsewhere
@@ -77,6 +78,7 @@ def token_losses(
     chunk_tokens: int | None = None,
 ) -> Tensor:
     """-log p(label) of every token (N,), fp32; 0 where the label is -100. Without gradients, chunk by chunk."""
+    check_tokens(labels_N, vocab=weight_VD.shape[0], ignored=True)
     compute = compute_dtype(hidden_ND)
     chunk = chunk_tokens or default_chunk(labels_N, vocab=weight_VD.shape[0])
     out_N = torch.empty(len(labels_N), dtype=sum_dtype(compute), device=hidden_ND.device)
@@ -177,6 +179,22 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.addmm_(left, right)
     else:
         total += left @ right
+
+
+def check_tokens(ids_N: Tensor, *, vocab: int, ignored: bool) -> None:
+    """Refuse an id that no row of the head stands for; `ignored`: -100 may stand among them.
+
+    ValueError on a CPU; elsewhere the device asserts, which waits for nothing. A look-up would not do: negative ids
+    count from the end in compiled code.
+    """
+    known_N = (ids_N >= 0) & (ids_N < vocab)
+    if ignored:
+        known_N |= ids_N == IGNORED
+    wanted = f"wanted 0 to {vocab - 1}" + (f", or {IGNORED} for a token that is not trained" if ignored else "")
+    if ids_N.device.type != "cpu":
+        torch._assert_async(known_N.all(), f"a label names no token; {wanted}")
+    elif not known_N.all():
+        raise ValueError(f"a label is {int(ids_N[~known_N][0])}; {wanted}")
 
 
 def chunks(tokens: int, chunk: int) -> Iterator[slice]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lifecycle.batch import Kept
-from lifecycle.losses.cross_entropy import add_product, chunks, compute_dtype, default_chunk, sum_dtype
+from lifecycle.losses.cross_entropy import add_product, check_tokens, chunks, compute_dtype, default_chunk, sum_dtype
 
 BANNED = -1e30
 """Logit of a token that may not be drawn: finite, so that 0 times it is 0."""
@@ -45,6 +45,7 @@ def token_logprobs(
     entropy, in nats, is the untruncated distribution's. Products run in the autocast dtype where autocast is on,
     else in that of hidden; the rest is fp32. Differentiable once, in hidden and weight. Memory: a few chunks of logits.
     """
+    check_tokens(ids_N, vocab=weight_VD.shape[0], ignored=False)
     compute = compute_dtype(hidden_ND)
     chunk = chunk_tokens or default_chunk(ids_N, vocab=weight_VD.shape[0])
     kept = None if kept is None or not len(kept.ids) else kept.to(hidden_ND.device)
