@@ -63,7 +63,7 @@ def dry_run(cfg: DictConfig, parent: Parent | None) -> None:
         timeline=timeline,
         tokens_per_step=limits.global_batch_tokens,
         sequence_length=limits.sequence_length,
-        micro_rows=micro_batch_rows(hardware.micro_batch_tokens)(limits.sequence_length, max(1, rows)),
+        micro_rows=max(micro_batch_rows(hardware.micro_batch_tokens)(limits.sequence_length, max(1, rows))),
         sources=[
             estimate.SourceEstimate(
                 name=s.name, domain=s.domain, weight=tokens[s.name], tokens=s.tokens, max_epochs=s.max_epochs

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -31,7 +32,8 @@ AHEAD_TOKENS, AHEAD_STEPS = 2**19, (2, 16)  # a worker's slots: enough to hide a
 class StepLoader:
     """One rank's batches, a `StepBatch` a step, from the step after `cursor` to `stop` (exclusive).
 
-    `streams` are this rank's logical streams; `micro_rows(row_length)` the rows of a micro-batch.
+    `streams` are this rank's logical streams; `micro_rows(row_length, rows)` says how so many rows are cut
+    into micro-batches.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class StepLoader:
         cursor: Cursor | None,
         stop: int,
         workers: int,
-        micro_rows: Callable[[int, int], int],
+        micro_rows: Callable[[int, int], list[int]],
         pin_memory: bool = False,
     ) -> None:
         self._open_streams, self._names, self._plan, self._micro_rows = (
@@ -119,9 +121,8 @@ class StepLoader:
         if self._pin:
             rows = rows.pin_memory()
         whole = TokenBatch.of(dict(zip(COLUMNS, rows, strict=True)))
-        count = len(whole.input_ids)
-        size = self._micro_rows(phase.row_length, count)
-        micro = [whole.rows(at, min(at + size, count)) for at in range(0, count, size)]
+        ends = list(accumulate(self._micro_rows(phase.row_length, len(whole.input_ids))))
+        micro = [whole.rows(start, end) for start, end in pairwise([0, *ends])]
         cursor = Cursor(step=step + 1, streams={s: states[s] for s in self._streams})
         return StepBatch(step=step, micro=micro, cursor=cursor)
 
@@ -143,17 +144,22 @@ def _in_order(parts: list[NDArray[np.int32]], owners: list[list[int]]) -> NDArra
     return out.reshape(columns, -1, length)
 
 
-def micro_batch_rows(micro_batch_tokens: int) -> Callable[[int, int], int]:
-    """Rows of a micro-batch for (row length, rows of the rank's step): the largest divisor that fits the limit."""
+def micro_batch_rows(micro_batch_tokens: int) -> Callable[[int, int], list[int]]:
+    """Rows of each micro-batch for (row length, rows of a step): as few as fit the limit, and as even as they come.
 
-    def rows(row_length: int, count: int) -> int:
+    They have one size or two, a row apart: compiled code knows both after the first step. Ranks with equally many rows
+    cut them alike, so they reach each exchange together.
+    """
+
+    def rows(row_length: int, count: int) -> list[int]:
         limit = micro_batch_tokens // row_length
         if limit < 1:
             raise UserError(
                 f"hardware.micro_batch_tokens is {micro_batch_tokens}, less than one row of {row_length} tokens "
                 "(stage.sequence_length): raise it"
             )
-        return max(d for d in range(1, min(limit, count) + 1) if count % d == 0)
+        pieces = -(-count // limit)
+        return [count // pieces + (piece < count % pieces) for piece in range(pieces)]
 
     return rows
 

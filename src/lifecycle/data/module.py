@@ -179,7 +179,8 @@ class DataModule(pl.LightningDataModule):
     def val_dataloader(self) -> EVAL_DATALOADERS:
         """This rank's held-out micro-batches of every domain, by domain."""
         rank, world = self._rank()
-        size = self._micro_rows(self.row_length, 2**16)
+        fits = max(self._micro_rows(self.row_length, 2**16))
+        size = 2 ** (fits.bit_length() - 1)  # one shape for all of them
         return {domain: held.batches(size, rank, world) for domain, held in self.held_out.items()}
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
