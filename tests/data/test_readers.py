@@ -126,6 +126,16 @@ def test_each_kind_of_broken_row_has_its_reason(tmp_path: Path) -> None:
     assert got == ["too long", {"a": 1}]
 
 
+def test_what_python_pandas_and_datasets_write_is_taken(tmp_path: Path) -> None:
+    content = (
+        b'{"text": "one", "score": NaN, "most": -Infinity}\n'
+        b'{"text": "half \\ud83d of a pair", "tags": ["\\ude00", {"\\ud83d": "\\ud83d\\ude00"}]}\n'
+    )
+    first, second = outcomes([file(tmp_path / "a.jsonl", content)])
+    assert isinstance(first, dict) and first["text"] == "one" and first["most"] == float("-inf")
+    assert second == {"text": "half \ufffd of a pair", "tags": ["\ufffd", {"\ufffd": "\U0001f600"}]}
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
 def test_a_long_row_is_passed_over_and_the_next_is_whole(name: str, tmp_path: Path) -> None:
     long = b'{"a": "' + b"x" * 5_000_000 + b'"}\n'

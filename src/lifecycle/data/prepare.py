@@ -63,8 +63,11 @@ def prepare(data: DataModule, folder: Path, processes: Count) -> dict[str, Any]:
     made: dict[tuple[str, bool], list[dict[str, Any]]] = {(task.source.name, task.apart): [] for task in tasks}
     with ProcessPoolExecutor(max(1, processes)) as pool:
         running = {pool.submit(_write_part, task): task for task in tasks}
-        for done in track(as_completed(running), "tokenising", total=len(running)):
-            made[running[done].source.name, running[done].apart].append(done.result())
+        try:
+            for done in track(as_completed(running), "tokenising", total=len(running)):
+                made[running[done].source.name, running[done].apart].append(done.result())
+        finally:  # what ends one part ends the job, before others are begun
+            pool.shutdown(cancel_futures=True)
     return {
         source.name: _finish(
             source,
