@@ -4,6 +4,8 @@ import json
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,22 +82,54 @@ def test_a_process_that_lives_here_holds_however_long_it_was_silent(tmp_path: Pa
     assert f"last sign of life {10 * STALE_S:.0f} s ago" in refused(tmp_path)
 
 
+@contextmanager
+def beating(path: Path) -> Iterator[None]:
+    """The holder of the lock gives signs of life."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(0.05):
+            os.utime(path)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    yield
+    over.set()
+    thread.join()
+
+
 @pytest.mark.parametrize("change", [{"host": "far"}, {"namespace": "pid:[1]"}, {"boot": "before"}])
 def test_a_process_that_cannot_be_looked_at_lives_as_long_as_it_gives_signs(
-    tmp_path: Path, change: dict[str, str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, str]
 ) -> None:
-    write(tmp_path, silent_s=STALE_S - 30, **change, pid=1)
-    assert "process 1 on" in refused(tmp_path)
-    write(tmp_path, silent_s=STALE_S + 30, **change, pid=1)
+    monkeypatch.setattr(lock, "BEAT_S", 0.02)
+    with beating(write(tmp_path, **change, pid=1)):
+        assert "process 1 on" in refused(tmp_path)
+    write(tmp_path, silent_s=STALE_S + 1, **change, pid=1)
     with hold(tmp_path):
         pass
 
 
+def test_a_job_that_was_put_back_into_the_queue_waits_until_its_dead_one_counts_as_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lock, "BEAT_S", 0.02)
+    write(tmp_path, silent_s=STALE_S - 0.5, host="far", pid=7)
+    started = time.monotonic()
+    with hold(tmp_path):
+        assert 0.3 < time.monotonic() - started < 30
+    assert "process 7 on far, which cannot be looked at from here; waiting up to" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "null"])
-def test_a_lock_that_names_nobody_holds_until_it_is_old(tmp_path: Path, content: str) -> None:
+def test_a_lock_that_names_nobody_holds_until_it_is_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    monkeypatch.setattr(lock, "BEAT_S", 0.02)
     path = write(tmp_path)
     path.write_text(content)
-    assert "process ? on an unknown machine" in refused(tmp_path)
+    with beating(path):
+        assert "process ? on an unknown machine" in refused(tmp_path)
     os.utime(path, (0, 0))
     with hold(tmp_path):
         pass

@@ -43,6 +43,12 @@ def test_a_run_is_named_by_its_name_or_its_folder(word: str) -> None:
     assert torch.equal(found.weights["norm.weight"], made(LLAMA).norm.weight)
 
 
+def test_a_run_may_be_named_from_home(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(here))
+    finished_run("demo")
+    assert find_parent("~/outputs/demo").folder == here / "outputs/demo/model"
+
+
 def test_weights_are_read_when_they_are_asked_for_and_not_before() -> None:
     folder = finished_run("demo")
     (folder / "model/model.safetensors").unlink()

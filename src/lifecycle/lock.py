@@ -5,7 +5,7 @@
 
 Rank 0 holds it for all ranks of its launch. It is made by an exclusive create, which network file systems keep as well,
 and taken over where its process is gone: seen at once on the same machine, from another one after STALE_S seconds
-without a heartbeat (told by the file server's own clock, which all machines share).
+without a heartbeat (by the clock of the file server, which all machines share).
 """
 
 from __future__ import annotations
@@ -72,9 +72,34 @@ def _take_there(path: Path, me: dict[str, Any]) -> None:
         holder, age = _read(path), _age(path)
         if holder is None or age is None:
             continue  # it was given back in between
-        if not _dead(holder, age):
+        seen = _can_be_looked_at(holder, me)
+        if _lives(holder) if seen else _gives_a_sign(path, holder, STALE_S - age):
             raise _held(path, holder, age)
         _clear(path, holder, me)
+
+
+def _gives_a_sign(path: Path, holder: dict[str, Any], seconds: float) -> bool:
+    """Whether a holder that cannot be looked at from here gives a sign of life, or the lock goes on to another, within
+    `seconds`: a job that was put back into a queue comes sooner than its dead one counts as dead."""
+    before, until = _stamp(path), time.monotonic() + seconds
+    if seconds > 0:
+        print(
+            f"lifecycle: run '{path.parent}' is held by {_who(holder)}, which cannot be looked at from here; waiting "
+            f"up to {seconds:.0f} s for a sign of life",
+            file=sys.stderr,
+        )
+    while time.monotonic() < until:
+        if _read(path) != holder or _stamp(path) != before:  # the reading makes a network file system ask its server
+            return _read(path) is not None
+        time.sleep(min(1.0, BEAT_S))
+    return False
+
+
+def _stamp(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 def _clear(path: Path, holder: dict[str, Any], me: dict[str, Any]) -> None:
@@ -83,7 +108,8 @@ def _clear(path: Path, holder: dict[str, Any], me: dict[str, Any]) -> None:
     guard = path.with_name(GUARD)
     if not _made(guard, me):
         other, age = _read(guard), _age(guard)
-        if other is not None and age is not None and _dead(other, age):  # it was killed within these few lines
+        killed = other and _can_be_looked_at(other, me) and not _lives(other)
+        if killed or (age is not None and age > STALE_S):  # within these few lines
             guard.unlink(missing_ok=True)
         time.sleep(0.02)
         return
@@ -143,13 +169,14 @@ def _who(holder: dict[str, Any]) -> str:
     return f"process {holder.get('pid', '?')} on {holder.get('host', 'an unknown machine')}"
 
 
-def _dead(holder: dict[str, Any], age: float) -> bool:
-    """Whether the holder is gone: looked up where its processes can be seen, else by its last sign of life."""
-    me = _me()
-    if holder and all(holder.get(key) == me[key] for key in ("host", "boot", "namespace")):
-        began = _began(int(holder.get("pid", 0)))
-        return began is None or began != holder.get("began")  # another process may have got the number since
-    return age > STALE_S
+def _can_be_looked_at(holder: dict[str, Any], me: dict[str, Any]) -> bool:
+    return bool(holder) and all(holder.get(key) == me[key] for key in ("host", "boot", "namespace"))
+
+
+def _lives(holder: dict[str, Any]) -> bool:
+    """Whether a process that can be looked at is there, and is not another that got its number since."""
+    began = _began(int(holder.get("pid", 0)))
+    return began is not None and began == holder.get("began")
 
 
 def _me() -> dict[str, Any]:

@@ -12,6 +12,7 @@ once, the weights are read (and fetched) when they are asked for: a dry run or a
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import tempfile
@@ -118,6 +119,7 @@ def _stated(model: ModelConfig) -> dict[str, Any]:
 
 def find_parent(name: str) -> Parent:
     """The parent that `init_from=name` means. Raises UserError where there is none."""
+    name = os.path.expanduser(name)
     for place in (Path(name), Path("outputs") / name):
         if (place / "config.json").is_file() or gguf_file(place):
             return _from_files(place)

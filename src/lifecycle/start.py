@@ -56,7 +56,7 @@ class Work:
 def begun(cfg: DictConfig, folder: RunFolder) -> Begun | None:
     """What the run was begun with, where this start goes on with it: with its checkpoints (or those of the run that
     `resume` names), or with its shards."""
-    run = RunFolder(Path(cfg.resume).parents[1]) if cfg.resume not in ("auto", "never") else folder
+    run = RunFolder(Path(cfg.resume).expanduser().parents[1]) if cfg.resume not in ("auto", "never") else folder
     if steps := [step_of(path) or 0 for path in list_committed(run.checkpoints)]:
         return Begun.of(run.path, where=f"step {max(steps)}", tokenizer=run.lineage().get("tokenizer"))
     if (folder.path / "prepared").is_dir():
@@ -105,7 +105,7 @@ def _checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list[str]]
                 "delete the folder, or go on with resume=auto"
             )
         return None, damaged
-    path = Path(resume)
+    path = Path(resume).expanduser()
     if not path.is_dir():
         raise UserError(
             f"resume={resume} is no checkpoint folder; wanted auto, never, or a path such as "

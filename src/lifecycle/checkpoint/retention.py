@@ -71,19 +71,18 @@ def remedies(folder: Path, *, keep_last: int, milestones: Sequence[int]) -> str:
     paths = _paths(folder)
     marked = _marked(folder, paths)
     least = keep(list(paths), keep_last=1, marked=marked, milestones=[])
-    older = [step for step in keep(list(paths), keep_last=keep_last, marked=marked, milestones=[]) if step not in least]
-    old = [step for step in older if step not in milestones]
-    fixed = [step for step in paths if step in milestones and step not in least]
-    damaged = sorted(folder.glob("damaged-*"))
-    lines = [
-        (old, "checkpoint.keep_last=1 deletes checkpoint {} at the next start", [paths[step] for step in old]),
-        (fixed, "with checkpoint.milestones=[] beside it goes {}", [paths[step] for step in fixed]),
-        (damaged, "{} may be deleted by hand", damaged),
-    ]
+    kept = keep(list(paths), keep_last=keep_last, marked=marked, milestones=[])
+    old = [paths[step] for step in kept - least if step not in milestones]
+    fixed = [paths[step] for step in paths if step in milestones and step not in least]
+    damaged = list(folder.glob("damaged-*"))
     said = [
-        f"{words.format(', '.join(path.name for path in places))} ({sum(map(size_of, places)):,} bytes)"
-        for there, words, places in lines
-        if there
+        f"{words.format(len(places))} ({sum(map(size_of, places)):,} bytes)"
+        for words, places in (
+            ("checkpoint.keep_last=1 lets {} older checkpoints go at the next start", old),
+            ("checkpoint.milestones=[] beside it lets {} more go", fixed),
+            (f"{{}} damaged ones ({folder}/damaged-*) may be deleted by hand", damaged),
+        )
+        if places
     ]
     return f"Of this run: {'; '.join(said)}" if said else "Of this run nothing can go"
 

@@ -192,7 +192,7 @@ def prepared_tokenizer(run: str, wanted: str | TokenizerRecipe) -> Tokenizer:
 
 
 def _folder(run: str) -> Path:
-    folder = Path(run)
+    folder = Path(run).expanduser()
     if not folder.exists() and not folder.is_absolute():
         folder = Path("outputs") / run
     if not (folder / "prepared").is_dir():
