@@ -100,7 +100,7 @@ def beating(path: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("change", [{"host": "far"}, {"namespace": "pid:[1]"}, {"boot": "before"}])
 def test_a_process_that_cannot_be_looked_at_lives_as_long_as_it_gives_signs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(lock, "BEAT_S", 0.02)
     with beating(write(tmp_path, **change, pid=1)):
