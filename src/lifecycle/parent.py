@@ -35,7 +35,7 @@ from lifecycle.foreign import read_object
 from lifecycle.model import ModelConfig
 from lifecycle.model.huggingface import load_pretrained, read_config
 from lifecycle.model.huggingface.gguf import gguf_file, tokenizer_gguf
-from lifecycle.model.huggingface.stored import GENERATION
+from lifecycle.model.huggingface.stored import CONFIG, EOS, GENERATION
 from lifecycle.runfolder import RunFolder
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -69,10 +69,15 @@ class Parent:
 
     @property
     def generation(self) -> dict[str, Any]:
-        """Its generation_config.json (what ends a completion, how one is drawn); empty where there is none."""
+        """Its generation_config.json (what ends a completion, how one is drawn); where there is none, the ends that its
+        config.json names, as older folders do."""
         places = [self.folder, *([self.run.path / "model"] if self.run else [])]
         found = next((place / GENERATION for place in places if (place / GENERATION).is_file()), None)
-        return read_object(found) if found else {}
+        if found:
+            return read_object(found)
+        path = self.folder / CONFIG
+        named = read_object(path).get(EOS) if path.is_file() else None
+        return {} if named is None else {EOS: named}
 
     @property
     def domains(self) -> set[str]:

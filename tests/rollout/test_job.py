@@ -6,18 +6,21 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
 from tests.rollout.vllm_stand_in import stand_in
 
 from lifecycle import config
+from lifecycle.batch import Rollout
 from lifecycle.data.tokenizer import train_bpe
 from lifecycle.errors import UserError
 from lifecycle.model import Decoder, ModelConfig, build
 from lifecycle.model.huggingface import export
+from lifecycle.model.huggingface.out import generation_config
 from lifecycle.parent import find_parent
-from lifecycle.rollout import Engine
+from lifecycle.rollout import Engine, Sampling
 from lifecycle.run import run
 
 TOKENIZER = train_bpe(["def return the value of it " * 5] * 20, vocab_size=320, digits=1)
@@ -119,6 +122,61 @@ def test_what_ends_a_completion_for_the_parent_ends_it_here(place: Path) -> None
     generate(*words)
     (ended,) = rows(place / "outputs/generate/completions.jsonl")
     assert ended["stop_reason"] != "length" and ended["tokens"] <= 3 < whole["tokens"]
+
+
+def test_ends_that_only_the_config_names_end_a_completion_too(place: Path) -> None:
+    words = ["init_from=theirs", "stage.prompt=return the", "stage.temperature=0"]
+    generate(*words)
+    (whole,) = rows(place / "outputs/generate/completions.jsonl")
+    (place / "theirs/generation_config.json").unlink()
+    path = place / "theirs/config.json"
+    drawn = TOKENIZER.encode_batch([whole["completion"]])[0]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": [TOKENIZER.eos_id, int(drawn[2])]}))
+    generate(*words)
+    (ended,) = rows(place / "outputs/generate/completions.jsonl")
+    assert (ended["stop_reason"], ended["sampled"]) == ("stop_id", ended["tokens"]) and ended["tokens"] <= 3
+    exported = generation_config(TOKENIZER, find_parent("theirs").generation)
+    assert exported["do_sample"] and exported["eos_token_id"] == [*TOKENIZER.end_ids, int(drawn[2])]
+
+
+def test_stops_are_read_as_they_are_typed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Sampling] = []
+
+    class Watched(Engine):
+        def generate(self, prompts: Any, sampling: Sampling, **more: Any) -> Rollout:
+            asked.append(sampling)
+            return super().generate(prompts, sampling, **more)
+
+    monkeypatch.setattr("lifecycle.rollout.job.Engine", Watched)
+    number, name = max((int(i), str(t)) for i, t in TOKENIZER.hf.added_tokens_decoder.items() if t.special)
+    generate("stage.prompt=return", f"stage.stop=['{name}',\"\\n\\n\",'END']")
+    assert asked[0].stop_strings == ("\n\n", "END") and number in asked[0].stop_ids
+
+
+def test_damaged_weights_are_the_users_to_mend(place: Path) -> None:
+    broken = build(MODEL, seed=1)
+    broken.norm.weight.data[3] = float("nan")
+    export(broken, place / "broken", tokenizer=TOKENIZER)
+    with pytest.raises(UserError, match="logits of prompt 0 are not finite at token 0.*weights are damaged"):
+        generate("init_from=broken", "stage.prompt=return")
+
+
+def test_completions_are_kept_where_showing_them_fails(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lifecycle.rollout.stream.Stream.rest", Mock(side_effect=BrokenPipeError))
+    with pytest.raises(BrokenPipeError):
+        generate("stage.prompt=return")
+    assert len(rows(place / "outputs/generate/completions.jsonl")) == 1
+
+
+def test_an_output_without_unicode_is_sent_escapes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "asked.jsonl").write_text('{"prompt": "é日\\ud800"}\n', encoding="utf-8")
+    held = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(held, encoding="ascii", write_through=True))
+    generate("stage.file=asked.jsonl", "stage.output=-")
+    generate("stage.file=asked.jsonl")
+    sent = held.getvalue().decode("ascii").splitlines()
+    assert json.loads(sent[0])["prompt"] == "é日\ufffd" and sent[1].startswith("???")
+    assert rows(place / "outputs/generate/completions.jsonl")[0]["prompt"] == "é日\ufffd"
 
 
 def test_a_call_that_fails_leaves_the_last_result_as_it_was(place: Path) -> None:

@@ -124,3 +124,28 @@ def test_a_template_that_refuses_is_quoted_with_the_prompt(template: str, said: 
 
 def test_a_completion_ends_with_the_text_or_with_the_turn(tokenizer: Tokenizer) -> None:
     assert tokenizer.end_ids == (tokenizer.eos_id, tokenizer.hf.convert_tokens_to_ids("<|end|>"))
+
+
+@pytest.mark.parametrize("name", ["asked.jsonl", "asked.ndjson", "asked.JSONL", "ASKED.Json"])
+def test_json_lines_are_told_by_their_ending_in_any_case(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text('{"prompt": "one"}\n\n{"messages": [{"role": "user", "content": "two", "name": "x"}]}\n')
+    one, two = read_prompts(None, str(path))
+    assert one.text == "one" and two.messages == ({"role": "user", "content": "two", "name": "x"},)
+
+
+def test_a_json_file_may_hold_one_list(tmp_path: Path) -> None:
+    path = tmp_path / "asked.json"
+    path.write_text('[\n  {"prompt": "one"},\n  {"prompt": "two"}\n]\n')
+    assert [prompt.text for prompt in read_prompts(None, str(path))] == ["one", "two"]
+    path.write_text('[{"prompt": "one"}, 5]')
+    with pytest.raises(UserError, match=r"asked.json, object 2: a int, wanted an object"):
+        read_prompts(None, str(path))
+
+
+def test_half_a_surrogate_pair_becomes_the_sign_for_what_is_no_letter(tmp_path: Path) -> None:
+    path = tmp_path / "asked.jsonl"
+    path.write_text('{"prompt": "\\ud800abc", "id": "\\udfff"}\n{"prompt": "\\ud83d\\ude42"}\n')
+    half, whole = read_prompts(None, str(path))
+    assert (half.text, half.id, whole.text) == ("\ufffdabc", "\ufffd", "\U0001f642")
+    assert read_prompts("\udc80a", None)[0].text == "\ufffda"

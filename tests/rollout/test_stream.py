@@ -37,3 +37,10 @@ def test_a_completion_is_shown_while_it_grows(tokenizer: Tokenizer) -> None:
         shown.token(0, 0, token)
         assert out.getvalue() > before
     assert out.getvalue() == "question\none two"
+
+
+def test_what_a_terminal_cannot_show_is_replaced(tokenizer: Tokenizer) -> None:
+    held = io.BytesIO()
+    shown = Stream(io.TextIOWrapper(held, encoding="cp1252"), tokenizer, ["é雪 "], samples=1, continues=True)
+    shown.rest(["a 🙂 ü"])
+    assert held.getvalue().decode("cp1252") == "é? a ? ü\n"

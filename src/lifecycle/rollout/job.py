@@ -7,12 +7,14 @@
 
     read prompts -> ids (chat template or document) -> an engine -> JSON Lines, or a stream of text
 
-With our own engine a completion depends on the seed, its prompt's place in the list and its number, on nothing else:
-the same command gives the same text, however many prompts stand beside it.
+With our own engine the draws of a completion depend on the seed, its prompt's place in the list and its number alone,
+so that the same command gives the same text on the same machine. Other prompts beside it may still change a rounding,
+and with it a draw that was on the edge; with deterministic=true they cannot.
 """
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import sys
@@ -32,6 +34,7 @@ from lifecycle.model.huggingface import export
 from lifecycle.rollout.engine import Engine
 from lifecycle.rollout.prompts import ChatTokenizer, Prompt, encode, read_prompts
 from lifecycle.rollout.sampling import Sampling
+from lifecycle.rollout.stopping import read_stops
 from lifecycle.rollout.stream import Stream
 from lifecycle.rollout.vllm import VllmEngine
 
@@ -79,6 +82,8 @@ def generate(
     """
     prompts = read_prompts(prompt, file)
     turns = _by_template(chat, parent_view, tokenizer)
+    named, texts = read_stops(stop, _specials(tokenizer))
+    vocab = model.config.vocab
     sampling = Sampling(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -86,9 +91,9 @@ def generate(
         top_p=top_p,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
-        stop_ids=tuple(dict.fromkeys([*tokenizer.end_ids, *parent_ends])),
-        stop_strings=tuple(stop),
-        banned_ids=tuple(range(tokenizer.vocab_size, model.config.vocab)),  # rows that only fill the matrix up
+        stop_ids=tuple(dict.fromkeys(i for i in [*tokenizer.end_ids, *parent_ends, *named] if 0 <= i < vocab)),
+        stop_strings=tuple(texts),
+        banned_ids=tuple(range(tokenizer.vocab_size, vocab)),  # rows that only fill the matrix up
         samples=samples,
         best_of=best_of,
         best_by=best_by,
@@ -111,10 +116,11 @@ def generate(
             )
         theirs = _vllm(model, tokenizer, parent_folder, slots=slots, prefill_chunk=prefill_chunk, compiled=compiled)
         rollout = theirs.generate(ids, sampling, seed=seed, tokenizer=tokenizer)
-    if shown:
-        shown.rest(rollout.text)
     done = {"prompts": len(prompts), "seconds": round(time.perf_counter() - started, 3), **_mismatch(rollout)}
-    return done | _write(_rows(rollout, prompts), output, folder)
+    done |= _write(_rows(rollout, prompts), output, folder)
+    if shown:  # after they are written: a terminal may fail
+        shown.rest(rollout.text)
+    return done
 
 
 def _vllm(
@@ -155,6 +161,11 @@ def _by_template(chat: bool | Literal["auto"], parent_view: str | None, tokenize
     return parent_view != TEXT and bool(tokenizer.hf.chat_template)
 
 
+def _specials(tokenizer: ChatTokenizer) -> dict[int, str]:
+    """Names of the special tokens by id."""
+    return {int(i): str(token) for i, token in tokenizer.hf.added_tokens_decoder.items() if token.special}
+
+
 def _rows(rollout: Rollout, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
     """A row of the file for each completion, in the order of the prompts. `tokens`: that exist; `sampled`: of
     those, the ones that the model drew; `logprob`: sum over them under the distribution drawn from, in nats."""
@@ -180,7 +191,9 @@ def _rows(rollout: Rollout, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
 
 def _write(rows: Sequence[Mapping[str, Any]], output: str | None, folder: Path) -> dict[str, Any]:
     """The rows as JSON Lines where they were asked for; where that is, and what was written."""
-    content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    # escapes, where standard output has no other way to hold a letter
+    escaped = output == "-" and codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"
+    content = "".join(json.dumps(row, ensure_ascii=escaped) + "\n" for row in rows)
     done = {
         "completions": len(rows),
         "tokens": sum(row["tokens"] for row in rows),

@@ -1,7 +1,8 @@
 """Prompts of a generation: from the command line, a file or standard input, and the token ids that stand for them.
 
-A text file holds a prompt a line; JSON Lines hold {"prompt": "..."} or {"messages": [{"role": ..., "content": ...}]} a
-line, with an optional "id". Standard input is read as JSON Lines if it begins with "{", else as text.
+A text file holds a prompt a line; JSON Lines (.jsonl, .ndjson, .json, in any case) hold {"prompt": "..."} or
+{"messages": [{"role": ..., "content": ...}]} a line, with an optional "id". A .json file may hold one list of such
+objects. Standard input is read as JSON Lines if it begins with "{", else as text.
 
 A prompt becomes ids in one of two forms: as a turn of the user, by the tokenizer's chat template, or as the beginning
 of a document. Names of special tokens in what the user wrote are text in both forms: nobody ends a turn by writing
@@ -21,6 +22,7 @@ from lifecycle.errors import UserError
 from lifecycle.model.huggingface.out import TokenizerFiles
 
 LINE_FORM = 'a text file has a prompt a line, a .jsonl file {"prompt": "..."} or {"messages": [...]} a line'
+JSON_LINES = (".jsonl", ".ndjson", ".json")
 
 
 class ChatTokenizer(TokenizerFiles, Protocol):
@@ -67,7 +69,7 @@ def read_prompts(prompt: str | Sequence[str] | None, file: str | None) -> list[P
         )
     if prompt is not None:
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
-        found = [Prompt(id=str(number), text=text) for number, text in enumerate(texts)]
+        found = [Prompt(id=str(number), text=well_formed(text)) for number, text in enumerate(texts)]
     else:
         assert file is not None
         found = _of_lines(file)
@@ -82,27 +84,40 @@ def _of_lines(file: str) -> list[Prompt]:
         content = sys.stdin.read() if file == "-" else Path(file).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:  # absent, a folder, not text
         raise UserError(f"stage.file={file} cannot be read: {error}; {LINE_FORM}") from error
-    json_lines = content.lstrip().startswith("{") if file == "-" else file.endswith((".jsonl", ".json"))
+    json_lines = content.lstrip().startswith("{") if file == "-" else file.lower().endswith(JSON_LINES)
+    if file.lower().endswith(".json") and content.lstrip().startswith("["):
+        return [_of_row(row, f"{place}, object {n}", str(n)) for n, row in enumerate(_parsed(content, place), 1)]
     # split by line feeds alone: other line separators may stand inside a prompt
     lines = [(number, line.rstrip("\r")) for number, line in enumerate(content.split("\n"), 1) if line.strip()]
     if json_lines:
-        return [_of_row(line, f"{place}, line {number}", str(number)) for number, line in lines]
-    return [Prompt(id=str(number), text=line) for number, line in lines]
+        places = {number: f"{place}, line {number}" for number, _ in lines}
+        return [_of_row(_parsed(line, places[number]), places[number], str(number)) for number, line in lines]
+    return [Prompt(id=str(number), text=well_formed(line)) for number, line in lines]
 
 
-def _of_row(line: str, place: str, number: str) -> Prompt:
+def well_formed(text: str) -> str:
+    """The text with U+FFFD where half of a surrogate pair stands alone, which no file and no tokenizer can hold."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _parsed(text: str, place: str) -> Any:
     try:
-        row = json.loads(line)
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{place}: not JSON ({error}); {LINE_FORM}") from error
+
+
+def _of_row(row: Any, place: str, number: str) -> Prompt:
     if not isinstance(row, dict):
         raise UserError(f"{place}: a {type(row).__name__}, wanted an object; {LINE_FORM}")
-    name, text, messages = str(row.get("id", number)), row.get("prompt", row.get("text")), row.get("messages")
+    name, text = well_formed(str(row.get("id", number))), row.get("prompt", row.get("text"))
+    messages = row.get("messages")
     if isinstance(text, str) and messages is None:
-        return Prompt(id=name, text=text)
+        return Prompt(id=name, text=well_formed(text))
     if text is None and _are_messages(messages):
         assert messages is not None
-        return Prompt(id=name, text=None, messages=tuple(messages))
+        turns = tuple({**m, **{key: well_formed(m[key]) for key in ("role", "content")}} for m in messages)
+        return Prompt(id=name, text=None, messages=turns)
     raise UserError(f"{place}: wanted either prompt, a text, or messages, a list of role and content; {LINE_FORM}")
 
 

@@ -5,7 +5,8 @@ Completions are whole tokens: what follows a stop string inside the token that c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -19,12 +20,34 @@ MARGIN = 8
 """Tokens looked at beyond the bytes of the longest stop string: some stand for no byte."""
 
 
+ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+
+
 class Decoding(Protocol):
     """What the engine asks of a tokenizer."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without special tokens."""
         ...
+
+
+def read_stops(stop: Sequence[str], specials: Mapping[int, str]) -> tuple[list[int], list[str]]:
+    r"""What ends a completion, as users write it: ids for the names of special tokens, which are in no text, and texts,
+    in which \n, \t, \r and \\ stand for what they do in Python: a command line has no other way to say them.
+
+    specials: their names by id. Errors: `UserError` for a text that goes on around such a name.
+    """
+    ids = [number for number, name in specials.items() if name in stop]
+    texts = [re.sub(r"\\([ntr\\])", lambda found: ESCAPES[found[1]], text) for text in stop]
+    texts = [text for text, written in zip(texts, stop, strict=True) if written not in specials.values()]
+    faults = [(text, name) for text in texts for name in specials.values() if name and name in text]
+    if faults:
+        text, name = faults[0]
+        raise UserError(
+            f"stage.stop has {text!r}, but {name} is a special token, which no text holds: give its name alone, and "
+            "what stands around it as texts of their own"
+        )
+    return ids, texts
 
 
 def check_stops(sampling: Sampling, tokenizer: Decoding | None) -> None:

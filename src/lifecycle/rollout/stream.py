@@ -1,6 +1,7 @@
 """Completions on a terminal while they are written: one after the other, in order, whatever order they grow in.
 
-The first one that is unfinished is shown as it grows; those behind it wait, and are shown at once when it is done.
+The first one that is unfinished is shown as it grows; those behind it wait, and are shown at once when it is done. What
+the terminal has no sign for is shown as "?".
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Stream:
 
     def _end(self, text: str) -> None:
         self._show(text, whole=True)
-        self._out.write("\n" if self._at + 1 == len(self._openings) * self._samples else "\n\n")
+        self._write("\n" if self._at + 1 == len(self._openings) * self._samples else "\n\n")
         self._out.flush()
         self._at, self._shown, self._opened = self._at + 1, 0, False
         if self._at in self._ids:
@@ -49,10 +50,14 @@ class Stream:
     def _show(self, text: str, *, whole: bool = False) -> None:
         if not self._opened:
             mark, end = (BOLD, PLAIN) if self._out.isatty() else ("", "")
-            self._out.write(f"{mark}{self._openings[self._at // self._samples]}{end}{self._joint}")
+            self._write(f"{mark}{self._openings[self._at // self._samples]}{end}{self._joint}")
             self._opened = True
         ready = len(text) if whole else len(text.rstrip(UNFINISHED))
         if ready > self._shown:
-            self._out.write(text[self._shown : ready])
+            self._write(text[self._shown : ready])
             self._shown = ready
         self._out.flush()
+
+    def _write(self, text: str) -> None:
+        encoding = self._out.encoding or "utf-8"  # none: a buffer of text
+        self._out.write(text.encode(encoding, "replace").decode(encoding))

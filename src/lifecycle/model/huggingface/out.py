@@ -25,7 +25,7 @@ from lifecycle.model.decoder import Decoder
 from lifecycle.model.huggingface.card import model_card
 from lifecycle.model.huggingface.describe import describe
 from lifecycle.model.huggingface.names import IN_FP32, names, parts, rows
-from lifecycle.model.huggingface.stored import CONFIG, GENERATION, INDEX, SINGLE, ends_of
+from lifecycle.model.huggingface.stored import CONFIG, EOS, GENERATION, INDEX, SINGLE, ends_of
 from lifecycle.model.huggingface.whole import whole
 
 OF_THEIR_VERSION = ("transformers_version", "_from_model_config")
@@ -109,12 +109,14 @@ def generation_config(tokenizer: TokenizerFiles | None, parent: Mapping[str, Any
     """How a completion is drawn where nobody says otherwise: as from the parent, and it ends at every mark that ends
     one, those of the parent too."""
     kept = {key: value for key, value in parent.items() if key not in OF_THEIR_VERSION}
+    if not kept.keys() - {EOS}:
+        kept = {"do_sample": True, **kept}
     if tokenizer is None:
-        return kept or {"do_sample": True}
+        return kept
     ends = list(dict.fromkeys([*tokenizer.end_ids, *ends_of(kept)]))
     # pad stands here only: in config.json it would freeze that row of the embedding, and pad is often eos
     marks = {"bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id}
-    return marks | (kept or {"do_sample": True}) | {"eos_token_id": ends if len(ends) > 1 else ends[0]}
+    return marks | kept | {EOS: ends if len(ends) > 1 else ends[0]}
 
 
 def _talks(folder: Path) -> bool:

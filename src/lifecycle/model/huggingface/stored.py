@@ -21,6 +21,8 @@ from lifecycle.foreign import mistaken_file, read_object
 from lifecycle.model.interchange import MATRICES
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
+EOS = "eos_token_id"
+"""Key of both: the token that ends a completion, or a list of them."""
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 FUSED = "gate_up_proj"  # the name under which transformers holds two matrices of all experts in memory
@@ -38,7 +40,7 @@ class Stored:
 
 def ends_of(generation: Mapping[str, Any]) -> list[int]:
     """The tokens that end a completion by a generation_config.json; none where it names none."""
-    named = generation.get("eos_token_id")
+    named = generation.get(EOS)
     return [token for token in (named if isinstance(named, list) else [named]) if token is not None]
 
 
