@@ -79,7 +79,7 @@ def finish(
         history=history(folder),
         generation=generation,
     )
-    _write_json(folder.path / "samples.json", samples(model.to(stage.device).eval(), data, stage))
+    _write_json(folder.path / "samples.json", samples(model.to(stage.trainer.strategy.root_device).eval(), data, stage))
     _write_json(folder.path / "baselines.json", baselines(data))
     put_in_order(folder.path)  # the baselines, too, read the rows
     folder.update(status="finished")  # not before: what a kill leaves out of the above is made at the next start

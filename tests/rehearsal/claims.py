@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo  # noqa: F401: it looks at torch once, which should be before anything is replaced
+from tests.rollout.tape import Tape, record
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
@@ -37,6 +38,8 @@ WAITS = {
     "stages/validation.py validation_metrics": "once a domain of a validation",
     "stages/skipping.py skip": "in a step that is not taken",
     "stages/skipping.py state": "once a checkpoint",
+    "run.py _train": "once a run: the Trainer takes model and optimizer back to the host",
+    "finish.py full_weights": "once a run: the weights to export",
     "rollout/step.py run": "once a decode step: the drawn tokens",
     "rollout/step.py tiles": "once a tile of a deterministic decode step",
     "rollout/collect.py rollout": "once a call of the engine, at its end",
@@ -224,13 +227,22 @@ def _on_the_cpu(given: Any) -> Any:
 
 @contextmanager
 def rehearsal() -> Iterator[Device]:
-    """Within it there is one CUDA device, with units for bf16."""
+    """Within it there is one CUDA device, with units for bf16 and with tapes for graphs (see tape.py)."""
     device, autocast = Device(), torch.autocast
     is_enabled, get_dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
 
     class Autocast(autocast):  # type: ignore[misc,valid-type]
         def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
             super().__init__(_on_the_cpu(device_type), *args, **kwargs)
+
+    @contextmanager
+    def recorded(tape: Tape, pool: Any = None) -> Iterator[None]:
+        device.recording = True
+        try:
+            with record(tape, pool):
+                yield
+        finally:
+            device.recording = False
 
     nothing = lambda *_, **__: None  # noqa: E731
     library = SimpleNamespace(cudaHostRegister=nothing, cudaHostUnregister=nothing)
@@ -245,6 +257,8 @@ def rehearsal() -> Iterator[Device]:
             "mem_get_info": lambda *_: (1 << 36, 1 << 36),
             **dict.fromkeys(("max_memory_allocated", "memory_allocated", "memory_reserved"), lambda *_: 0),
             "cudart": lambda: library,
+            "CUDAGraph": Tape,
+            "graph": recorded,
             **dict.fromkeys(("_lazy_init", "synchronize", "set_device", "empty_cache", "manual_seed_all"), nothing),
         }.items():
             patch.setattr(torch.cuda, name, value)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from contextlib import nullcontext
 
 import pytest
 import torch
 from tests.model.variants import VARIANTS
 from tests.rehearsal.claims import Device, rehearsal
 from tests.rollout.sampled import prompts, settings
-from tests.rollout.tape import Tape, record
 
 from lifecycle.model import build
 from lifecycle.rollout import Engine, Sampling
@@ -28,19 +26,8 @@ KINDS: dict[str, Sampling] = {
 
 
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
-    """With tapes for CUDA's graphs, onto which nothing may come from the host."""
+def device() -> Iterator[Device]:
     with rehearsal() as made:
-
-        @contextmanager
-        def recorded(tape: Tape, pool: Any = None) -> Iterator[None]:
-            made.recording = True
-            with record(tape, pool):
-                yield
-            made.recording = False
-
-        monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
-        monkeypatch.setattr(torch.cuda, "graph", recorded)
         yield made
 
 
