@@ -186,9 +186,13 @@ def test_a_process_whose_folder_was_taken_over_ends_at_once(tmp_path: Path, monk
     assert json.loads((tmp_path / LOCK).read_text())["host"] == "far"
 
 
-def test_ranks_share_the_lock_of_their_rank_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("there", ["another rank", "another machine"])
+def test_ranks_share_the_lock_of_their_rank_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str) -> None:
     with hold(tmp_path):
-        monkeypatch.setattr(lock, "rank", lambda: 1)
+        if there == "another rank":
+            monkeypatch.setattr(lock, "rank", lambda: 1)
+        else:
+            monkeypatch.setenv("NODE_RANK", "1")
         with hold(tmp_path):
             pass
         assert (tmp_path / LOCK).exists()

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from lifecycle import config, curriculum_table, estimate, estimate_table
-from lifecycle.cachefolder import cache_folder
+from lifecycle.cachefolder import made_cache_folder
 from lifecycle.data.level_survey import LevelSize, survey_levels
 from lifecycle.data.loader import micro_batch_rows
 from lifecycle.data.plan import BatchPlan, largest, mixture, phases_of
@@ -42,7 +42,7 @@ def dry_run(cfg: DictConfig, parent: Parent | None) -> None:
         arguments["sources"],
         tokenizer=tokenizer,
         root=arguments["root"],
-        cache=cache_folder(),
+        cache=made_cache_folder(),
         on_damage=arguments["bad_rows"].damaged_files,
     )
     model = _model(cfg, tokenizer.vocab_size if tokenizer else getattr(arguments["tokenizer"], "vocab_size", None))
@@ -100,7 +100,7 @@ def _levels(arguments: dict[str, Any], tokenizer: Tokenizer | None) -> dict[str,
         arguments["sources"],
         tokenizer=tokenizer,
         root=arguments["root"],
-        cache=cache_folder(),
+        cache=made_cache_folder(),
         on_damage=arguments["bad_rows"].damaged_files,
     )
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lifecycle.errors import DISK_FULL, UserError
-from lifecycle.ranks import rank
+from lifecycle.ranks import on_first_node, rank
 
 LOCK, GUARD = ".lock", ".lock-taking"
 BEAT_S = 15.0  # seconds between two signs of life
@@ -38,7 +38,7 @@ def hold(folder: Path) -> Iterator[None]:
     Raises UserError, having changed nothing, where another process does, and where the folder cannot be written. Ranks
     other than 0 belong to their rank 0 and hold nothing.
     """
-    if rank() != 0:
+    if rank() != 0 or not on_first_node():
         yield
         return
     path, me = folder / LOCK, _me()

@@ -30,6 +30,11 @@ def rank() -> int:
     return int(getattr(rank_zero_only, "rank", 0) or 0)
 
 
+def on_first_node() -> bool:
+    """Whether this machine is the first of those that somebody started the command on by hand, one by one."""
+    return int(os.environ.get("NODE_RANK") or os.environ.get("GROUP_RANK") or 0) == 0
+
+
 def started_by_srun() -> bool:
     """Whether srun started this process as one task of a run, which has as many ranks as srun has tasks.
 

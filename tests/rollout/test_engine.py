@@ -138,7 +138,7 @@ def test_changed_weights_are_seen_and_the_cache_is_kept() -> None:
     assert torch.equal(again.token_ids, generate(changing, asked, sampling, seed=0, slots=3).token_ids)
     longer = engine.generate(asked, settings(max_new_tokens=40), seed=0)
     assert longer.token_ids[:, :12].tolist() == again.token_ids.tolist()
-    assert mismatch(changing, longer, sampling) < 1e-5
+    assert mismatch(changing, longer, sampling) < 2e-5  # without a compiler the sums are in another order
 
 
 def test_weights_that_did_not_change_are_not_laid_out_again(monkeypatch: pytest.MonkeyPatch) -> None:

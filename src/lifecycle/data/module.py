@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lifecycle.batch import Cursor, StepBatch, TokenBatch
 from lifecycle.bounds import Count
-from lifecycle.cachefolder import cache_folder
+from lifecycle.cachefolder import made_cache_folder
 from lifecycle.data.begun import Begun
 from lifecycle.data.contamination import Decontaminate
 from lifecycle.data.corpus import Corpus
@@ -74,7 +74,7 @@ class DataModule(pl.LightningDataModule):
         begun: Begun | None = None,
     ) -> None:
         super().__init__()
-        self.seed, self.workers, self.cache = seed, workers, cache_folder()
+        self.seed, self.workers, self.cache = seed, workers, made_cache_folder()
         self._dropping, self._wanted_streams, self._stop = exhausted == "drop", streams, 0
         self._micro_rows = micro_batch_rows(micro_batch_tokens)
         self.mix = self._whole_mix = mixture({name: spec.weight for name, spec in sources.items()}, replay_share)
