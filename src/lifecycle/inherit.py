@@ -1,5 +1,6 @@
 """What a stage takes over from its parent besides weights and tokenizer: its rate, its data to replay, its moments.
 
+    optimizer=                               none named: the parent's kind, in the stages that go on from a parent
     stage.optimizer.lr: null                 the parent's peak rate times stage.peak_ratio
     stage.replay: {share: 0.1, ancestors: 1} a share of every step is drawn from the parent's own mixture (`replay.py`)
     data.decontaminate                       what an ancestor kept out of its text stays out
@@ -13,7 +14,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, open_dict
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lifecycle import config
 from lifecycle.checkpoint import list_committed, step_of
@@ -39,6 +41,8 @@ def inherit(cfg: DictConfig, parent: Parent | None) -> None:
                 f"Face folder or hub id; {finished_runs()}"
             )
         return
+    if config.starts_from_parent(cfg.stage):
+        _take_kind(cfg, parent)
     if "optimizer" in cfg.stage and cfg.stage.optimizer.lr is None:
         cfg.stage.optimizer.lr = _rate(cfg, parent)
     replay = cfg.stage.get("replay")
@@ -91,6 +95,36 @@ def _exported(run: RunFolder | None) -> Path | None:
     return committed.get(run.lineage().get("restored") or max(committed)) if run and committed else None
 
 
+def _take_kind(cfg: DictConfig, parent: Parent) -> None:
+    """The parent's kind of optimizer where the command line names none, as if it had been chosen there.
+
+    What the stage, an experiment or the user has set stays: all that is not as in the file of the kind that goes.
+    """
+    theirs = _optimizer(parent)
+    choice = str(HydraConfig.get().runtime.choices.get("optimizer"))
+    folder = config.conf_dir() / "optimizer"
+    if theirs is None or _named("optimizer=") or not (folder / f"{choice}.yaml").is_file():
+        return
+    kinds = {file.stem: DictConfig(OmegaConf.load(file)) for file in sorted(folder.glob("*.yaml"))}
+    found = next((kind for kind in kinds.values() if kind["_target_"] == theirs), None)
+    if found is None or found == kinds[choice]:
+        return
+    own = {k: v for k, v in cfg.stage.optimizer.items() if v != kinds[choice].get(k) and k in found}
+    with open_dict(cfg):
+        cfg.stage.optimizer = OmegaConf.merge(found, own)
+
+
+def _named(key: str) -> bool:
+    return any(word.lstrip("+").startswith(key) for word in config.overrides())
+
+
+def _optimizer(parent: Parent) -> str | None:
+    """The class of the optimizer that a parent's run was trained with; None of a model from elsewhere, or of a job."""
+    written = (parent.run.config() or {}) if parent.run else {}
+    target = (written.get("stage", {}).get("optimizer") or {}).get("_target_")
+    return None if target is None else str(target)
+
+
 def _rate(cfg: DictConfig, parent: Parent) -> float:
     peak = parent.run.lineage().get("peak_lr") if parent.run else None
     if parent.run is None or peak is None:
@@ -98,8 +132,8 @@ def _rate(cfg: DictConfig, parent: Parent) -> float:
             f"stage.optimizer.lr is null, which means the parent's peak rate times stage.peak_ratio, but the rate of "
             f"{parent.name} is not known: type stage.optimizer.lr=... (1e-5 to 1e-4 is usual)"
         )
-    theirs, own = (str(stage["optimizer"]["_target_"]) for stage in ((parent.run.config() or {})["stage"], cfg.stage))
-    if theirs != own:
+    theirs, own = _optimizer(parent), str(cfg.stage.optimizer._target_)
+    if theirs is not None and theirs != own:
         kind = theirs.rpartition(".")[2]
         raise UserError(
             f"stage.optimizer.lr is null, which means the parent's peak rate times stage.peak_ratio, but {parent.name} "
