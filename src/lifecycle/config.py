@@ -78,6 +78,7 @@ MAY_DIFFER = (
     "stage.max_epochs",
     "stage.max_skipped",
     "stage.max_norm_ratio",
+    "stage.schedule.stretch",
     "data.root",
     "data.prepared",
     "data.bad_rows",

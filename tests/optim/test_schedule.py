@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from transformers import get_cosine_with_min_lr_schedule_with_warmup, get_linear_schedule_with_warmup, get_wsd_schedule
 
 from lifecycle.errors import UserError
-from lifecycle.optim.schedule import Schedule, constant, falling, wsd
+from lifecycle.optim.schedule import Schedule, constant, falling, of_another_length, wsd
 
 cosine, linear, sqrt = (partial(falling, shape=shape) for shape in ("cosine", "linear", "1-sqrt"))
 
@@ -142,3 +143,66 @@ def test_a_warmup_longer_than_the_run_is_refused(name: str) -> None:
     schedule = Schedule(name=name, min_ratio=0.1, warmup_tokens=100_001, decay_steps=1)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="asks for 101 steps of warm-up.*but the run has 100 steps"):
         schedule.resolve(100, steps_of(1000), steps_of(1000))
+
+
+def course(
+    steps: int, *, name: Any = "cosine", stretch: bool = False, warmup: int = 10, decay: int | None = None
+) -> Any:
+    schedule = Schedule(name=name, min_ratio=0.1, warmup_steps=warmup, decay_steps=decay, stretch=stretch)
+    return schedule.course(steps, lambda tokens: int(tokens), lambda tokens: int(tokens))
+
+
+def resumed(before: Any, after: Any, taken: int) -> tuple[Any, Any]:
+    return after, after.restore(before.state(taken), taken)
+
+
+def test_a_finished_run_that_goes_on_does_not_jump_back_to_the_peak() -> None:
+    after, turn = resumed(course(100), course(200), 100)
+    assert turn == (pytest.approx(0.1), pytest.approx(0.1), pytest.approx(course(200)(100)))
+    assert course(200)(100) > 0.5
+    assert [after(step) for step in (100, 150, 199)] == [pytest.approx(0.1)] * 3
+
+
+def test_a_run_that_is_made_longer_on_the_way_never_rises_and_ends_at_the_new_end() -> None:
+    after, turn = resumed(course(100), course(200), 50)
+    factors = [after(step) for step in range(50, 200)]
+    assert factors == sorted(factors, reverse=True) and factors[0] == turn[0] == course(100)(49)
+    assert factors[-1] == pytest.approx(0.1) and factors[-40] == course(200)(160)
+
+
+def test_with_the_word_the_schedule_is_that_of_the_new_length() -> None:
+    after, turn = resumed(course(100), course(200, stretch=True), 100)
+    assert [after(step) for step in range(100, 200)] == [course(200)(step) for step in range(100, 200)]
+    assert turn[0] == pytest.approx(0.1) and turn[1] == turn[2] > 0.5
+    held, _ = resumed(course(100), course(200), 100)
+    freed, turn = resumed(held, course(200, stretch=True), 120)  # typed later
+    assert turn is None and freed(120) == course(200)(120)
+
+
+def test_a_rate_that_is_held_is_held_by_every_later_start() -> None:
+    held, _ = resumed(course(100), course(200), 100)
+    again, turn = resumed(held, course(200), 130)
+    assert turn is None and again(130) == pytest.approx(0.1)
+    longer, turn = resumed(again, course(400), 150)
+    assert turn[0] == turn[1] == pytest.approx(0.1) and longer(399) == pytest.approx(0.1)
+
+
+def test_where_nothing_jumps_nothing_is_held_or_said() -> None:
+    stable, turn = resumed(course(100, name="wsd", decay=20), course(300, name="wsd", decay=20), 60)
+    assert turn is None and stable(200) == 1.0 and stable(299) == pytest.approx(0.1)
+    same, turn = resumed(course(100), course(100), 70)
+    assert turn is None and same(70) == course(100)(70)
+
+
+def test_a_warm_up_that_is_not_over_goes_on() -> None:
+    after, turn = resumed(course(100, warmup=10), course(60, warmup=5), 4)
+    assert turn[0] == pytest.approx(0.4) and after(5) == course(60, warmup=5)(5) > 0.9
+
+
+def test_what_is_said_has_both_rates() -> None:
+    said = of_another_length((0.1, 0.1, 0.48), 2e-3, 200)
+    assert said == (
+        "the run has 200 steps now: its rate goes on from 2.00e-04 at 2.00e-04, where the schedule of 200 steps has "
+        "9.60e-04: stage.schedule.stretch=true takes that"
+    )
+    assert of_another_length((0.1, 0.48, 0.48), 2e-3, 200).endswith("goes on from 2.00e-04 at 9.60e-04")

@@ -288,3 +288,16 @@ def test_a_run_may_never_save_measure_or_log_on_the_way(place: Path, never: str)
     found = metrics(run)
     assert found["step"] == [1, 2, 3, 4, 5, 6] and None not in found["train/loss"] and "valid/loss" not in found
     assert not (run / "checkpoints/best.json").exists()
+
+
+@pytest.mark.parametrize("stretch", [False, True])
+def test_a_finished_run_goes_on_at_the_rate_it_ended_with_unless_told_to_rise(place: Path, stretch: bool) -> None:
+    run = f"run=on-{stretch}"
+    lifecycle(place, run, "stage.max_steps=8")
+    more = ("stage.max_steps=16", *(["stage.schedule.stretch=true"] if stretch else []))
+    for again in (False, True):  # the second finds it finished
+        done = lifecycle(place, run, *more)
+        assert ("goes on from 2.00e-04 at" in done.err) is not again
+    rates = [rate or 0.0 for rate in metrics(place / f"outputs/on-{stretch}")["train/lr"]]
+    assert rates[7] == pytest.approx(2e-4) and (max(rates[8:]) > 1e-3) is stretch
+    assert rates[-1] == pytest.approx(2e-4)

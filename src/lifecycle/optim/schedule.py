@@ -10,7 +10,7 @@ so does the decay of `wsd` (warm-up, stable, decay; arXiv 2404.06395; its
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
@@ -22,6 +22,8 @@ StepsOf = Callable[[float], int]
 Shape = Literal["linear", "cosine", "1-sqrt"]
 Name = Literal["cosine", "wsd", "linear", "1-sqrt", "constant"]
 NAMES = get_args(Name)
+SAID_FROM = 0.02
+"""Relative change of a rate, where a run goes on with another length, that its user is told of."""
 
 
 def decay(progress: float, shape: Shape, min_ratio: float) -> float:
@@ -61,7 +63,7 @@ class Schedule:
 
     The lengths and the shape of the decay are read by `wsd` alone (the others decay until the end, or not at all), and
     so may stand beside any name. min_ratio: where the decay ends, as a share of the peak; `constant` does not read it.
-    warmup_start: where the warm-up begins, as a share of the peak.
+    warmup_start: where the warm-up begins, as a share of the peak. stretch: see `Course`.
     """
 
     name: Name
@@ -74,6 +76,7 @@ class Schedule:
     decay_tokens: FromZero | None = None
     decay_fraction: Share | None = None
     decay_shape: Shape = "1-sqrt"
+    stretch: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no run could follow; lengths are compared with the run in `resolve`."""
@@ -83,6 +86,11 @@ class Schedule:
             raise UserError(f"stage.schedule.decay_shape is {self.decay_shape!r}; choose linear, cosine or 1-sqrt.")
         self._one_unit("warmup", required=True)
         self._one_unit("decay", required=self.name == "wsd")
+
+    def course(self, total_steps: int, first: StepsOf, last: StepsOf) -> Course:
+        """The factors of a run; arguments and errors of `resolve`."""
+        warmup = self._steps("warmup", total_steps, first)
+        return Course(self.resolve(total_steps, first, last), total_steps, warmup=warmup, stretch=self.stretch)
 
     def resolve(self, total_steps: int, first: StepsOf, last: StepsOf) -> Callable[[int], float]:
         """The factor as a function of the step, for a run of `total_steps`; `first` and `last` give the number of steps
@@ -129,3 +137,41 @@ class Schedule:
         if lengths["fraction"] is not None:
             return round(lengths["fraction"] * total_steps)
         return int(lengths["steps"] or 0)
+
+
+class Course:
+    """The factor of every step of one run, which may go on with another length than it began with.
+
+    What the schedule of the new length has there may be far above what the run has reached: at the end of its decay it
+    would jump back towards the peak. So a run whose warm-up was over does not rise again, unless `stretch` says so.
+    """
+
+    def __init__(self, factor: Callable[[int], float], steps: int, *, warmup: int, stretch: bool) -> None:
+        self._factor, self._steps, self._warmup, self._stretch = factor, steps, warmup, stretch
+        self.most = 1.0
+
+    def __call__(self, step: int) -> float:
+        return min(self._factor(step), self.most)
+
+    def state(self, taken: int) -> dict[str, float]:
+        """After so many steps; plain, for the checkpoint."""
+        reached = self(max(taken - 1, 0))
+        return {"steps": self._steps, "reached": reached, "warm": float(taken >= self._warmup), "most": self.most}
+
+    def restore(self, state: Mapping[str, float], taken: int) -> tuple[float, float, float] | None:
+        """Go on after so many steps of a run that was saved. Where its length is another now, and its factor too: that
+        of the last step, that of the next one, and that of the schedule of the new length."""
+        self.most = 1.0 if self._stretch else state["most"]
+        planned, reached = self._factor(taken), state["reached"]
+        if not taken or state["steps"] == self._steps or math.isclose(planned, reached, rel_tol=SAID_FROM):
+            return None
+        if state["warm"] and planned > reached and not self._stretch:
+            self.most = reached
+        return reached, self(taken), planned
+
+
+def of_another_length(turn: tuple[float, float, float], peak: float, steps: int) -> str:
+    """What the user is told where `Course.restore` found another length."""
+    before, after, planned = (f"{factor * peak:.2e}" for factor in turn)
+    held = f", where the schedule of {steps} steps has {planned}: stage.schedule.stretch=true takes that"
+    return f"the run has {steps} steps now: its rate goes on from {before} at {after}{held if after != planned else ''}"

@@ -30,6 +30,7 @@ from lifecycle.model import Decoder, Documents, ModelConfig, count_pieces
 from lifecycle.model.attention import Kernel
 from lifecycle.optim import AdamW, Muon, Schedule, clip_gradients
 from lifecycle.optim.carry import carry_over
+from lifecycle.optim.schedule import of_another_length
 from lifecycle.stages.building import build_for, kernel_for
 from lifecycle.stages.exchange import (
     any_rank,
@@ -65,7 +66,7 @@ class Stage(pl.LightningModule):
         self.config, self.optimizer_spec, self.setup_facts = model, optimizer, setup
         self.skipping = skipping
         self._rope_theta = model.rope_theta
-        self._schedule = schedule.resolve(setup.timeline.steps, setup.timeline.steps_of, setup.timeline.last_steps_of)
+        self._course = schedule.course(setup.timeline.steps, setup.timeline.steps_of, setup.timeline.last_steps_of)
         self.model: Decoder | None = None
         self.meter = Meter(log_every=setup.log_every, peak_flops=setup.peak_flops, sources=setup.source_names)
         self.stop_asked = False  # set by a signal, at any moment, on this rank
@@ -86,7 +87,7 @@ class Stage(pl.LightningModule):
 
     def _rate(self, step: int) -> float:
         """What the peak rates are multiplied with: the schedule, the phase of the run, and what a guard decided."""
-        return self._schedule(step) * self.setup_facts.timeline.rate(step) * self.rate_scale
+        return self._course(step) * self.setup_facts.timeline.rate(step) * self.rate_scale
 
     @property
     def total_steps(self) -> int:
@@ -261,6 +262,7 @@ class Stage(pl.LightningModule):
             "rope_theta": self.config.rope_theta,
             "best": list(self.best) if self.best else None,
             "meter": self.meter.state(),
+            "course": self._course.state(self.global_step),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -272,6 +274,10 @@ class Stage(pl.LightningModule):
         self.enter(checkpoint["global_step"] - 1)  # a run may have no step to take, only to validate or to export
         self.best = (state["best"][0], state["best"][1]) if state["best"] else None
         self.meter.restore(state["meter"])
+        if "course" in state:  # not in checkpoints of older versions
+            turn = self._course.restore(state["course"], checkpoint["global_step"])
+            if turn and self.trainer.is_global_zero:
+                self.meter.say(of_another_length(turn, self.optimizer_spec.lr or 0.0, self.total_steps))
 
     def on_device(self, batch: TokenBatch) -> tuple[TokenBatch, Documents | None]:
         """A micro-batch on the stage's device, and which of its positions see each other.
