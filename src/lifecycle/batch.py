@@ -43,11 +43,14 @@ class Record:
 class Cursor:
     """Where the data engine stands after a step: plain containers only, so that it checkpoints.
 
-    `step` is the number of steps consumed; `streams` maps a logical stream's index to its state after that step.
+    `step` is the number of steps consumed; `streams` maps a logical stream's index to its state after that step. At the
+    end of the data, where what is left in all streams is dealt out together, `tail` is the state of that, and `streams`
+    are those that it began with.
     """
 
     step: int
     streams: Mapping[int, Mapping[str, Any]]
+    tail: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

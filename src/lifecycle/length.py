@@ -203,6 +203,13 @@ class Limits:
             steps = max(len(self.phases), min(end(line) for end in ends))
         return Timeline(steps, self._line(self._begins(steps)).segments)
 
+    def most_steps(self, line: Timeline) -> int | None:
+        """Steps that `max_steps` and `max_tokens` allow; None where neither is given."""
+        ends = [] if self.max_steps is None else [self.max_steps]
+        if self.max_tokens is not None:
+            ends.append(self._steps_within(self.max_tokens, line))
+        return min(ends, default=None)
+
     def _begins(self, steps: int = 0) -> list[int]:
         """The first step of every phase; `steps`: of the whole run, for beginnings in shares of it."""
         begins: list[int] = []

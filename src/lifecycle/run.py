@@ -106,8 +106,9 @@ def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
     timeline = limits.timeline(
         data.epoch_positions, lambda line: data.epoch_tokens(line.steps, phases_of(line.segments))
     )
-    steps = timeline.steps
-    data.set_plan(steps, phases_of(timeline.segments))
+    steps, most = timeline.steps, limits.most_steps(timeline)
+    until_used_up = data.ends_with(limits.max_epochs) and (most is None or steps < most)
+    data.set_plan(steps, phases_of(timeline.segments), last=most if until_used_up else steps)
     check_reach(cfg, parent, steps)
     work = Work(
         steps=steps,
@@ -118,21 +119,23 @@ def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
     setup = _setup(cfg, timeline, hardware, start, data, parent)
     stage: Stage = config.build(cfg.stage, without=Limits, model=model, setup=setup)
     watching = guards(cfg, folder.path, data, parent)
-    trainer = _trainer(cfg, folder, hardware, start, steps, loggers, watching)
+    trainer = _trainer(cfg, folder, hardware, start, (most or -1) if until_used_up else steps, loggers, watching)
     if rank() == 0:
         begin(cfg, folder, start, stage, data, parent)
         metrics.cut(start.step)
     generation = parent.generation if parent else {}  # now: the parent need not be there at the end
     trainer.fit(stage, data, ckpt_path=start.checkpoint)
+    done = data.is_last(stage.global_step)
     finish(
         folder,
         stage,
         data,
-        finished=stage.global_step >= steps if stage.restore is None else stage.restore > 0,
+        finished=done if stage.restore is None else stage.restore > 0,
         export_dtype=cfg.export.dtype,
         shard_gb=cfg.export.shard_gb,
         generation=generation,
     )
+    fault = data.fault()
     leave()
     if stage.restore == 0:
         raise UserError(
@@ -140,7 +143,9 @@ def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
             f"and no checkpoint was below: the parent is still the better model ({folder.path / 'forgetting.json'} has "
             "the history). Try more replay (stage.replay.share) or a lower rate (stage.peak_ratio)"
         )
-    if stage.global_step < steps and stage.restore is None:
+    if fault is not None:
+        raise fault
+    if not done and stage.restore is None:
         raise SystemExit(143)
 
 

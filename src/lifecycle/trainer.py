@@ -53,7 +53,10 @@ def build_trainer(
     writer: CommittedCheckpointIO,
     deterministic: bool,
 ) -> pl.Trainer:
-    """A Trainer that only loops: stages validate, clip and log by themselves, the data module deals the data out."""
+    """A Trainer that only loops: stages validate, clip and log by themselves, the data module deals the data out.
+
+    total_steps: at most; -1: until the data ends.
+    """
     _quieten()
     sharded = hardware.strategy == "fsdp"
     trainer = pl.Trainer(

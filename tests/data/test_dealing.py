@@ -19,12 +19,12 @@ from lifecycle.data import dealer
 from lifecycle.data.dealer import START, Dealer
 from lifecycle.data.files import resolve
 from lifecycle.data.judge import HELD_OUT, judge
+from lifecycle.data.pieces import Exhausted
 from lifecycle.data.raw import RawDocuments, place_in
 from lifecycle.data.retrying import RetryingFile
 from lifecycle.data.row_counts import with_row_counts
 from lifecycle.data.source import BadRows, HeldOut, Source
 from lifecycle.data.specs import SourceSpec
-from lifecycle.data.stream import Exhausted
 from lifecycle.errors import UserError
 
 KINDS = ("jsonl", "jsonl.gz", "parquet")

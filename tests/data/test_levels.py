@@ -18,11 +18,11 @@ from tests.data.test_curriculum import curriculum, stages
 from lifecycle.batch import Cursor, StepBatch
 from lifecycle.data.filters import FilterSpec
 from lifecycle.data.module import DataModule
+from lifecycle.data.pieces import Exhausted
 from lifecycle.data.plan import Phase
 from lifecycle.data.prepare import prepare
 from lifecycle.data.source import BadRows, among
 from lifecycle.data.specs import SourceSpec, ValidationRatio
-from lifecycle.data.stream import Exhausted
 from lifecycle.data.tokenizer import TokenizerRecipe
 from lifecycle.errors import UserError
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from lifecycle.data.dealer import Dealer
 from lifecycle.data.files import resolve
+from lifecycle.data.pieces import Exhausted
 from lifecycle.data.raw import RawDocuments, place_in
 from lifecycle.data.source import BadRows, HeldOut, Source
 from lifecycle.data.specs import SourceSpec
-from lifecycle.data.stream import Exhausted
 from lifecycle.errors import UserError
 
 ROWS = 203

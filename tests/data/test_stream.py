@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from lifecycle.data.pieces import Exhausted, Pieces, State
 from lifecycle.data.plan import BatchPlan, Mix, Phase, fixed
-from lifecycle.data.stream import Exhausted, Pieces, State, Stream
+from lifecycle.data.stream import Stream
 from lifecycle.data.weights import Weight
 from lifecycle.errors import UserError
 
@@ -16,12 +17,12 @@ from lifecycle.errors import UserError
 class Counting:
     """Documents of deterministic random lengths whose ids count upwards, so that every token is recognised."""
 
-    def __init__(self, name: str, longest: int, state: State | None = None, limit: int | None = None) -> None:
-        self.name, self.longest, self.limit = name, longest, limit
+    def __init__(self, name: str, longest: int, state: State | None = None, limit: float | None = None) -> None:
+        self.name, self.longest, self.max_epochs = name, longest, limit
         self.number = state["number"] if state else 0
 
     def next(self) -> NDArray[np.int32]:
-        if self.limit is not None and self.number >= self.limit:
+        if self.max_epochs is not None and self.number >= self.max_epochs:
             raise Exhausted(self.name)
         size = int(np.random.default_rng((len(self.name), self.number)).integers(2, self.longest))
         self.number += 1
@@ -39,7 +40,11 @@ WEIGHTS = {"a": 0.5, "bb": 0.3, "ccc": 0.2}
 
 
 def stream(
-    plan: BatchPlan, state: State | None = None, limit: int | None = None, dropping: bool = False, window_rows: int = 8
+    plan: BatchPlan,
+    state: State | None = None,
+    limit: float | None = None,
+    dropping: bool = False,
+    window_rows: int = 8,
 ) -> Stream:
     at = state["anchor"]["sources"] if state else {}
     pieces = {
@@ -51,7 +56,14 @@ def stream(
         for i, (name, longest) in enumerate(LENGTHS.items())
     }
     return Stream(
-        index=0, streams=2, sources=pieces, plan=plan, seed=1, window_rows=window_rows, dropping=dropping, state=state
+        index=0,
+        streams=2,
+        sources=pieces,
+        plan=plan,
+        seed=1,
+        window_rows=window_rows,
+        dropping=["ccc"] if dropping else [],
+        state=state,
     )
 
 

@@ -64,6 +64,12 @@ class Batches(pl.LightningDataModule):
     def consumed(self, cursor: Cursor) -> None:
         pass
 
+    def is_last(self, step: int) -> bool:
+        return step == len(self.steps)
+
+    def fails_after(self, step: int) -> bool:
+        return False
+
     def usage(self) -> Tensor:
         return torch.zeros(2, 2, dtype=torch.float64)
 

@@ -76,7 +76,7 @@ class SaveOnEvents(Callback):
         """Save if something happened at this step; the periodic callback comes after and finds it saved."""
         stage: Any = pl_module
         step = trainer.global_step
-        marked, ended = self._mark(trainer, stage), step == stage.total_steps or stage.restore is not None
+        marked, ended = self._mark(trainer, stage), stage.is_last(step) or stage.restore is not None
         if (marked or ended or stage.preempted) and not due(step, self._every):
             trainer.save_checkpoint(self._folder / step_name(step))
         writer = trainer.strategy.checkpoint_io

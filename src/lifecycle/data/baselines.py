@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lifecycle.data.module import DataModule
 from lifecycle.data.packing import Piece
-from lifecycle.data.stream import Exhausted, Pieces
+from lifecycle.data.pieces import Exhausted, Pieces
 
 SAMPLE_TOKENS = 4_000_000
 

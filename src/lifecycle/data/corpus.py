@@ -22,6 +22,7 @@ from lifecycle.data.formats import views
 from lifecycle.data.held_out import held_out_documents
 from lifecycle.data.levels import Level, deal, described, in_order, under_curriculum
 from lifecycle.data.packing import Piece
+from lifecycle.data.pieces import Documents, Pieces, State
 from lifecycle.data.plan import Mix
 from lifecycle.data.prepared import Prepared, PreparedDocuments, open_prepared, prepared_tokenizer, read_metas
 from lifecycle.data.raw import RawDocuments, place_in
@@ -29,7 +30,6 @@ from lifecycle.data.scores import ParentLoss
 from lifecycle.data.source import BadRows, Source
 from lifecycle.data.sources import check_views, held_out_source, is_here, open_sources, sample_texts
 from lifecycle.data.specs import SourceSpec
-from lifecycle.data.stream import Documents, Pieces, State
 from lifecycle.data.tokenizer import Ids, Tokenizer, TokenizerRecipe, from_recipe, load
 from lifecycle.data.validation import collect, pack
 
@@ -108,6 +108,11 @@ class Corpus:
             begun.check_fingerprints(self.contents()["fingerprints"])
         if evaluation and folder and len(self.prepared) < len(self.sources):  # prepared rows were looked at before
             decontamination.begin(folder, evaluation)
+
+    @property
+    def max_epochs(self) -> dict[str, float | None]:
+        """How often each source may be read."""
+        return {source.name: source.spec.max_epochs for source in self.sources}
 
     def open_streams(
         self,

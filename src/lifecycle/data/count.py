@@ -11,9 +11,9 @@ from rich.progress import Progress
 
 from lifecycle import atomic
 from lifecycle.data.files import is_remote
+from lifecycle.data.pieces import Exhausted
 from lifecycle.data.raw import RawDocuments
 from lifecycle.data.source import Source
-from lifecycle.data.stream import Exhausted
 from lifecycle.data.tokenizer import Tokenizer
 from lifecycle.errors import UserError
 

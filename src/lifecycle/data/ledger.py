@@ -3,39 +3,39 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lifecycle.data.pieces import State
 from lifecycle.data.source import Source
-from lifecycle.data.stream import State
 
 Ledger = dict[str, Any]
 
 
-def merge(states: Mapping[int, State], sources: list[Source], planned: Mapping[str, float]) -> Ledger:
-    """The ledger of a run from the states of all its streams and the tokens `planned` of each source: the schema of
-    `ledger.json`."""
-    streams = [states[s] for s in sorted(states)]
+def merge(states: Mapping[int, State], sources: list[Source], planned: Mapping[str, float], *, streams: int) -> Ledger:
+    """The ledger of a run of `streams` streams from the states of all of them, and of the tail where there is one, and
+    the tokens `planned` of each source: the schema of `ledger.json`."""
+    known = [states[s] for s in sorted(states)]
     total = sum(planned.values())
     table = {
         source.name: {
             "domain": source.domain,
             "weight": planned[source.name] / max(total, 1.0),
             "planned_tokens": round(planned[source.name]),
-            "seen_tokens": sum(state["seen"][source.name] for state in streams),
-            **_rows([state["totals"][source.name] for state in streams]),
+            "seen_tokens": sum(state["seen"][source.name] for state in known),
+            **_rows([state["totals"][source.name] for state in known], streams),
         }
         for source in sources
     }
     seen = sum(row["seen_tokens"] for row in table.values())
-    padding = sum(state["padding"] for state in streams)
+    padding = sum(state["padding"] for state in known)
     return {"tokens": seen, "sources": table, "padding_share": padding / max(1, padding + seen)}
 
 
-def usage(states: Sequence[Mapping[str, Any]], sources: Sequence[str], streams: int) -> Tensor:
+def usage(states: Iterable[Mapping[str, Any]], sources: Sequence[str], streams: int) -> Tensor:
     """(sources, 2) float64: the part of the passes and of the rows left out that some of `streams` streams make up."""
     out = torch.zeros(len(sources), 2, dtype=torch.float64, device="cpu")
     for state in states:
@@ -44,15 +44,6 @@ def usage(states: Sequence[Mapping[str, Any]], sources: Sequence[str], streams: 
             left_out = sum(n for verdict, n in totals["counts"].items() if not verdict.startswith(("kept:", "held:")))
             out[i] += torch.tensor([totals["epochs"] / streams, left_out], dtype=torch.float64, device="cpu")
     return out
-
-
-def gather(mine: dict[int, State]) -> dict[int, State]:
-    """The streams' states of all ranks (Lightning would save those of rank 0 alone): every rank must call."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return mine
-    parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, mine)
-    return {s: state for part in parts for s, state in part.items()}
 
 
 def with_tensors(state: Mapping[str, Any]) -> State:
@@ -68,7 +59,7 @@ def with_tensors(state: Mapping[str, Any]) -> State:
     }
 
 
-def _rows(totals: list[Mapping[str, Any]]) -> dict[str, Any]:
+def _rows(totals: list[Mapping[str, Any]], streams: int) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     for total in totals:
         counts.update(total["counts"])
@@ -77,7 +68,7 @@ def _rows(totals: list[Mapping[str, Any]]) -> dict[str, Any]:
         kind, _, reason = key.partition(":")
         by_kind[kind][reason] = number
     return {
-        "epochs": sum(total["epochs"] for total in totals) / len(totals) if totals else 0.0,
+        "epochs": sum(total["epochs"] for total in totals) / streams,
         "rows": counts.total(),
         "masked": by_kind["kept"].get("masked", 0),
         "dropped": by_kind["dropped"],

@@ -7,7 +7,7 @@ progress as any source's may, so what holds for a mixture holds for a curriculum
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,15 @@ def described(levels: Mapping[str, Sequence[Level]]) -> dict[str, dict[str, dict
         }
         for name, dealt in levels.items()
     }
+
+
+def refuse_weighed(levels: Mapping[str, Any], weights: Iterable[Mapping[str, float]]) -> None:
+    """Raise UserError where a phase weighs a source that was dealt out by `levels`."""
+    for name in (name for own in weights for name in own if name in levels):
+        raise UserError(
+            f"stage.phases weighs {name}, whose levels data.curriculum weighs: leave the weights out of the phases, or "
+            "the source out of data.curriculum.sources"
+        )
 
 
 def is_level(name: str, source: str) -> bool:

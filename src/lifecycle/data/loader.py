@@ -11,55 +11,70 @@ import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import accumulate, count, pairwise
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from lifecycle.batch import Cursor, StepBatch, TokenBatch
+from lifecycle.data.ends import Ending
+from lifecycle.data.exchange import gather, highest
 from lifecycle.data.packing import COLUMNS, arrays
+from lifecycle.data.pieces import Exhausted, State
 from lifecycle.data.plan import BatchPlan
-from lifecycle.data.stream import Exhausted, State, Stream
+from lifecycle.data.stream import Stream
 from lifecycle.data.workers import Part, WorkerDied, Workers
 from lifecycle.errors import UserError
 
 Reading = Callable[[int, int, int], None]  # told the source, row and line that are read next
+OpenTail = Callable[[Mapping[int, State], State | None, BatchPlan], Stream]
+GIVEN, USED_UP, FAILED = range(3)  # what becomes of a step; the highest of all ranks holds for all
 OpenStreams = Callable[[Sequence[int], Mapping[int, State], BatchPlan, Reading], dict[int, Stream]]
 AHEAD_TOKENS, AHEAD_STEPS = 2**19, (2, 16)  # a worker's slots: enough to hide a window being packed, within bounds
 
 
 class StepLoader:
-    """One rank's batches, a `StepBatch` a step, from the step after `cursor` to `stop` (exclusive).
+    """One rank's batches, a `StepBatch` a step, from the step after `cursor` to `stop` (exclusive; None: to the end of
+    the data).
 
-    `streams` are this rank's logical streams; `micro_rows(row_length, rows)` says how so many rows are cut
-    into micro-batches.
+    `streams` are this rank's of `all_streams` logical streams; `micro_rows(row_length, rows)` says how so many rows are
+    cut into micro-batches. Where some source comes to an end (`ends`), the ranks tell each other at every step whether
+    they have a batch, and go over to the tail together; `may_end`: it is a good end when there is nothing left to read.
+
+    What goes wrong after a batch was given ends the iteration, and `ending` says what it was: the last batches are not
+    trained on yet by then, and what was trained is saved before the error leaves the run.
     """
 
     def __init__(
         self,
         *,
         open_streams: OpenStreams,
+        open_tail: OpenTail,
         streams: Sequence[int],
+        all_streams: int,
         source_names: Sequence[str],
         plan: BatchPlan,
         cursor: Cursor | None,
-        stop: int,
+        stop: int | None,
+        ends: bool,
+        may_end: bool,
         workers: int,
         micro_rows: Callable[[int, int], list[int]],
         pin_memory: bool = False,
     ) -> None:
-        self._open_streams, self._names, self._plan, self._micro_rows = (
-            open_streams,
-            list(source_names),
-            plan,
-            micro_rows,
-        )
-        self._streams, self._workers = list(streams), min(workers, len(streams))
-        self._start, self._stop = cursor.step if cursor else 0, stop
-        self._states = {s: dict(cursor.streams[s]) for s in streams} if cursor else {}
+        self._open_streams, self._open_tail, self._names = open_streams, open_tail, list(source_names)
+        self._plan, self._micro_rows = plan, micro_rows
+        self._streams, self._all, self._workers = list(streams), all_streams, min(workers, len(streams))
+        self._start, self._stop, self._ends, self._may_end = cursor.step if cursor else 0, stop, ends, may_end
+        self._states = {s: dict(cursor.streams[s]) for s in streams if s in cursor.streams} if cursor else {}
+        left = {s: dict(state) for s, state in cursor.streams.items()} if cursor and cursor.tail else None
+        self._left: dict[int, State] | None = left  # where the streams stood when the tail began
+        self._tail = dict(cursor.tail) if cursor and cursor.tail else None
         self._binds: int | None = None
         self._pin = pin_memory
+        self._fault: Exception | None = None
+        self.ending: Ending | None = None
 
     def change(self, plan: BatchPlan, step: int) -> None:
         """Follow `plan` from `step` on, which no batch that was asked for belongs to yet."""
@@ -69,28 +84,81 @@ class StepLoader:
         turns = max(1, self._workers)
         owners = [self._streams[w::turns] for w in range(turns)]
         step = self._start
-        while step < self._stop:
-            read = self._read_ahead(owners, step) if self._workers else self._read(owners[0], step)
+        while self.ending is None and not self._is_over(step):
+            if self._left is not None:
+                read = self._read_tail(step)
+            else:
+                read = self._read_ahead(owners, step) if self._workers else self._read(owners[0], step)
             with closing(read) as together:
-                for parts in together:
-                    yield self._join(step, parts, owners)
-                    step += 1
-                    if step == self._binds:
-                        break
+                step = yield from self._batches(together, owners, step)
+
+    def _is_over(self, step: int) -> bool:
+        return self._stop is not None and step >= self._stop
+
+    def _batches(
+        self, together: Iterator[list[Part]], owners: list[list[int]], step: int
+    ) -> Generator[StepBatch, None, int]:
+        """Batches until the plan changes or a rank has none; the step that comes next."""
+        while not self._is_over(step):
+            parts, outcome = self._next(together)
+            outcome = highest(outcome) if self._ends else outcome
+            if parts is None or outcome != GIVEN:
+                self._turn(outcome, step)
+                break
+            yield self._join(step, parts, owners)
+            step += 1
+            if step == self._binds:
+                break
+        return step
+
+    def _next(self, together: Iterator[list[Part]]) -> tuple[list[Part] | None, int]:
+        """The parts of the next step, and what became of it."""
+        try:
+            parts = next(together, None)
+        except Exception as fault:  # whatever it is, what was trained is saved first
+            self._fault = fault
+            return None, FAILED
+        return parts, USED_UP if parts is None else GIVEN
+
+    def _turn(self, outcome: int, step: int) -> None:
+        """From `step` on there is no batch of the streams, or of the tail, on all ranks."""
+        if outcome == USED_UP and self._left is None:
+            self._left = gather(self._states)
+            return
+        if outcome == FAILED and self._fault is None:
+            self._fault = RuntimeError("another rank could not read its data: its error says why")
+        if self._fault is not None and step == self._start:
+            raise self._fault
+        self.ending = Ending(step, self._fault)
+
+    def _read_tail(self, start: int) -> Generator[list[Part]]:
+        assert self._left is not None
+        tail = self._open_tail(self._left, self._tail, self._plan)
+        for step in count(start):
+            try:
+                rows, state = tail.step(step)
+            except Exhausted as end:
+                if not (end.is_end and self._may_end):
+                    self._fault = UserError(_used_up(end.source))
+                return
+            yield [(arrays(rows, self._plan.at(step).row_length), state)]
 
     def _read(self, owned: Sequence[int], start: int) -> Generator[list[Part]]:
         for part in self._parts(owned, start, _silent):
             yield [part]
 
     def _parts(self, owned: Sequence[int], start: int, reading: Reading) -> Iterator[Part]:
-        """What the streams `owned` owe to every step: rows (columns, B, T), and each stream's state after it."""
+        """What the streams `owned` owe to every step: rows (columns, B, T), and each stream's state after it; to the
+        end of the first of them."""
         known = {s: self._states[s] for s in owned if s in self._states}
         streams = self._open_streams(owned, known, self._plan, reading)
-        for step in range(start, self._stop):
+        for step in count(start):
+            if self._is_over(step):
+                return
             try:
                 given = {s: stream.step(step) for s, stream in streams.items()}
-            except Exhausted as end:
-                raise UserError(_used_up(end.source)) from None
+            except Exhausted:
+                return
             rows = [row for rows, _ in given.values() for row in rows]
             yield arrays(rows, self._plan.at(step).row_length), {s: state for s, (_, state) in given.items()}
 
@@ -115,16 +183,22 @@ class StepLoader:
 
     def _join(self, step: int, parts: list[Part], owners: list[list[int]]) -> StepBatch:
         """The rows of all workers in the order of the streams, cut into micro-batches."""
-        phase = self._plan.at(step)
-        states = self._states = {s: dict(state) for _, given in parts for s, state in given.items()}
-        rows = torch.from_numpy(_in_order([rows for rows, _ in parts], owners))
+        if self._left is None:
+            self._states = {s: dict(state) for _, given in parts for s, state in given.items()}
+            rows = torch.from_numpy(_in_order([rows for rows, _ in parts], owners))
+            states: Mapping[int, State] = {s: self._states[s] for s in self._streams}
+        else:
+            [(every, self._tail)] = parts
+            each = every.shape[1] // self._all
+            mine = every[:, self._streams[0] * each : (self._streams[-1] + 1) * each]
+            rows = torch.from_numpy(mine.astype(np.int64))
+            states = {s: self._left[s] for s in self._streams if s in self._left}
         if self._pin:
             rows = rows.pin_memory()
         whole = TokenBatch.of(dict(zip(COLUMNS, rows, strict=True)))
-        ends = list(accumulate(self._micro_rows(phase.row_length, len(whole.input_ids))))
+        ends = list(accumulate(self._micro_rows(self._plan.at(step).row_length, len(whole.input_ids))))
         micro = [whole.rows(start, end) for start, end in pairwise([0, *ends])]
-        cursor = Cursor(step=step + 1, streams={s: states[s] for s in self._streams})
-        return StepBatch(step=step, micro=micro, cursor=cursor)
+        return StepBatch(step=step, micro=micro, cursor=Cursor(step=step + 1, streams=states, tail=self._tail))
 
 
 def _in_order(parts: list[NDArray[np.int32]], owners: list[list[int]]) -> NDArray[np.int64]:
@@ -168,7 +242,7 @@ def _used_up(source: str) -> str:
     return (
         f"data.sources.{source} has been read as often as its max_epochs allows, and the run goes on: raise "
         f"data.sources.{source}.max_epochs, lower its weight, shorten the run (stage.max_tokens), or go on without it "
-        "(data.exhausted=drop). The last checkpoint is intact"
+        "(data.exhausted=drop). What was trained is saved: the same command goes on from there"
     )
 
 

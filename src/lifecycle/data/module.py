@@ -8,9 +8,8 @@ the cursors of all logical streams, so a run resumes at the same token on any nu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,13 +25,17 @@ from lifecycle.data.begun import Begun
 from lifecycle.data.contamination import Decontaminate
 from lifecycle.data.corpus import Corpus
 from lifecycle.data.curriculum import Curriculum
-from lifecycle.data.ledger import Ledger, gather, merge, usage, with_tensors
+from lifecycle.data.cursors import check_streams, cursor_in, gathered, states_of
+from lifecycle.data.ends import Ending, Ends, fault_of
+from lifecycle.data.exchange import gather
+from lifecycle.data.ledger import Ledger, merge, usage
+from lifecycle.data.levels import refuse_weighed
 from lifecycle.data.loader import StepLoader, micro_batch_rows
-from lifecycle.data.plan import BatchPlan, Phase, largest, mixture, parts, replayed
+from lifecycle.data.opening import Opener
+from lifecycle.data.plan import BatchPlan, Phase, largest, mixture, replayed
 from lifecycle.data.scores import ParentLoss
 from lifecycle.data.source import BadRows
 from lifecycle.data.specs import SourceSpec
-from lifecycle.data.stream import State, Stream
 from lifecycle.data.tokenizer import TokenizerRecipe
 from lifecycle.data.validation import held_out_sets
 from lifecycle.data.weights import Weight
@@ -115,6 +118,7 @@ class DataModule(pl.LightningDataModule):
             weights = {s.name: Weight.of(s.spec.weight, s.name) for s in self.sources}
             self.mix = replace(self.mix, weights=weights, replay=replayed(weights))
         self.weights = self.mix.mean()
+        self._ends = Ends(last=0)
         self._cursor: Cursor | None = None
         self._loaded: Cursor | None = None
         self._loader: StepLoader | None = None
@@ -140,17 +144,45 @@ class DataModule(pl.LightningDataModule):
         """Positions that a run of `steps` steps, made of `phases`, gives to `epoch_source`."""
         return BatchPlan.of(self._whole_mix, phases, steps).planned(steps)[self.epoch_source]
 
-    def set_plan(self, steps: int, phases: Sequence[Phase] = ()) -> None:
-        """The run ends after `steps` steps, beyond which nothing is read; `phases`: what they are made of, if not all
-        of the same rows. Raises `UserError` for a phase whose weights do not fit the sources, or weigh one under a
-        curriculum."""
-        for name in (name for phase in phases for name in phase.weights or {} if name in self.levels):
-            raise UserError(
-                f"stage.phases weighs {name}, whose levels data.curriculum weighs: leave the weights out of the "
-                "phases, or the source out of data.curriculum.sources"
-            )
+    def set_plan(
+        self, steps: int, phases: Sequence[Phase] = (), *, last: int | None | Literal["steps"] = "steps"
+    ) -> None:
+        """The run is planned for `steps` steps; `phases`: what they are made of, if not all of the same rows.
+
+        It ends after `last` steps, beyond which nothing is read: these; or more, or None, where it ends with the last
+        row of `epoch_source`, for padding makes the steps of a pass a few more than its tokens need. Raises `UserError`
+        for a phase whose weights do not fit the sources, or weigh one under a curriculum.
+        """
+        refuse_weighed(self.levels, (phase.weights or {} for phase in phases))
         plan = BatchPlan.of(self.mix, phases or self.phases, steps)
         self._stop, self.phases, self.mix = steps, plan.phases, plan.mix
+        self._ends = Ends(last=steps if last == "steps" else last, dropping=self._dropping)
+        if self._ends.last != steps:
+            self._ends = replace(self._ends, source=self.epoch_source)
+
+    def ends_with(self, passes: float | None) -> bool:
+        """Whether a run of so many passes over `epoch_source` is to end with its last row: it may be read so often, and
+        no more often. Rows are padded, so that no number of steps says exactly when that is."""
+        if self.epoch_source in self.levels:  # their weights move with progress, and each has an end of its own
+            return False
+        source = next(source for source in self.sources if source.name == self.epoch_source)
+        return passes is not None and source.spec.max_epochs == passes == int(passes)
+
+    def is_last(self, step: int) -> bool:
+        """Whether the run is done after `step` steps, for the data has come to its end, or to that of the plan."""
+        return self._ends.is_last(step, self._ending)
+
+    def fails_after(self, step: int) -> bool:
+        """Whether no batch follows `step` steps because reading failed, or a source was used up."""
+        return self._ending is not None and self._ending.fault is not None and self._ending.step == step
+
+    def fault(self) -> Exception | None:
+        """What ended the data early, on whichever rank: every rank must call, once what was trained is saved."""
+        return fault_of(self._ending)
+
+    @property
+    def _ending(self) -> Ending | None:
+        return self._loader.ending if self._loader else None
 
     @property
     def plan(self) -> BatchPlan:
@@ -162,14 +194,19 @@ class DataModule(pl.LightningDataModule):
     def train_dataloader(self) -> StepLoader:
         """Batches from the consumed cursor on."""
         streams, mine = self._share()
-        self._check_loaded(streams)
+        check_streams(self._loaded, streams)
+        opener = self._opener(streams)
         self._loader = StepLoader(
-            open_streams=partial(self._open_streams, streams),
+            open_streams=opener.streams,
+            open_tail=opener.tail,
             streams=mine,
+            all_streams=streams,
             source_names=self.source_names,
             plan=self.plan,
-            cursor=self._loaded,
-            stop=self._stop,
+            cursor=opener.going_on(self._loaded, self.plan, self.corpus.max_epochs),
+            stop=self._ends.last,
+            ends=any(cap is not None for cap in self.corpus.max_epochs.values()),
+            may_end=self._ends.may_end,
             workers=self.workers,
             micro_rows=self._micro_rows,
             pin_memory=torch.cuda.is_available(),
@@ -200,12 +237,7 @@ class DataModule(pl.LightningDataModule):
     def replayed_rows(self, count: int) -> list[TokenBatch]:
         """`count` rows (fewer if there is less) of the replayed sources' training text, one a batch, the same on every
         rank and whatever was read before."""
-        if not self.mix.replay:
-            raise UserError(
-                "stage.ewc measures on the parent's data, and none is known here: name a source replay in the mixture"
-            )
-        shares = parts({name: self.mix.weights[name].at(0) for name in sorted(self.mix.replay)})
-        return self.corpus.rows(shares, count, self.row_length)
+        return self.corpus.rows(self.mix.replayed(), count, self.row_length)
 
     def replay_share(self) -> float:
         """The share of the replayed sources in the tokens of the next step."""
@@ -234,9 +266,13 @@ class DataModule(pl.LightningDataModule):
         cursor = self._cursor or self._loaded
         if cursor is None:
             return {}
-        mine = {s: with_tensors(state) for s, state in cursor.streams.items()}
-        shares = [list(change) for change in self.mix.shares]
-        return {"step": cursor.step, "streams": gather(mine), "sources": self.source_names, "replay_shares": shares}
+        return {
+            **gathered(cursor),
+            "over": cursor.tail is not None and self.is_last(cursor.step),
+            "max_epochs": self.corpus.max_epochs,
+            "sources": self.source_names,
+            "replay_shares": [list(change) for change in self.mix.shares],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the step at which `state` was taken, on however many ranks."""
@@ -244,44 +280,32 @@ class DataModule(pl.LightningDataModule):
             return
         if state["sources"] != self.source_names:
             raise UserError(f"the checkpoint's sources are {state['sources']}; this run's are {self.source_names}")
-        self._loaded = Cursor(step=state["step"], streams={int(s): v for s, v in state["streams"].items()})
+        self._loaded = cursor_in(state)
+        over = state["over"] and state["max_epochs"] == self.corpus.max_epochs and self._ends.may_end
+        self._ends = replace(self._ends, over=state["step"] if over else None)
         self.mix = replace(self.mix, shares=tuple((step, share) for step, share in state["replay_shares"]))
         self._cursor = None
 
     def usage(self) -> Tensor:
         """(sources, 2) float64: epochs begun and rows left out, this rank's part of them: ranks add up to the whole."""
-        cursor = self._cursor or self._loaded
         streams, mine = self._share()  # a cursor that was loaded holds the streams of all ranks
-        return usage([cursor.streams[s] for s in mine] if cursor else [], self.source_names, streams)
+        return usage(states_of(self._cursor or self._loaded, mine).values(), self.source_names, streams)
 
     def ledger(self) -> Ledger:
         """Planned and seen tokens, epochs and dropped rows by source, over all ranks: every rank must call."""
-        cursor = self._cursor or self._loaded
-        mine = {s: dict(state) for s, state in cursor.streams.items()} if cursor else {}
-        return merge(gather(mine), self.sources, self.plan.planned(self._stop))
+        streams, mine = self._share()
+        states = gather(states_of(self._cursor or self._loaded, mine))
+        return merge(states, self.sources, self.plan.planned(self._stop), streams=streams)
 
-    def _open_streams(
-        self,
-        streams: int,
-        owned: Sequence[int],
-        states: Mapping[int, State],
-        plan: BatchPlan,
-        reading: Callable[[int, int, int], None],
-    ) -> dict[int, Stream]:
-        pieces = self.corpus.open_streams(owned, streams, states, reading)
-        return {
-            index: Stream(
-                index=index,
-                streams=streams,
-                sources=pieces[index],
-                plan=plan,
-                seed=self.seed,
-                window_rows=WINDOW_ROWS // streams,
-                dropping=self._dropping,
-                state=states.get(index),
-            )
-            for index in owned
-        }
+    def _opener(self, streams: int) -> Opener:
+        return Opener(
+            corpus=self.corpus,
+            number=streams,
+            seed=self.seed,
+            window_rows=WINDOW_ROWS,
+            dropping=self._dropping,
+            end=self._ends.source,
+        )
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -292,10 +316,3 @@ class DataModule(pl.LightningDataModule):
         streams = self.plan.streams(self._wanted_streams, world)
         each = streams // world
         return streams, range(rank * each, (rank + 1) * each)
-
-    def _check_loaded(self, streams: int) -> None:
-        if self._loaded is not None and sorted(self._loaded.streams) != list(range(streams)):
-            raise UserError(
-                f"the checkpoint was written with {len(self._loaded.streams)} logical streams, this run has {streams}: "
-                f"set data.streams={len(self._loaded.streams)}"
-            )

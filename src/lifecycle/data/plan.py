@@ -97,6 +97,14 @@ class Mix:
         bound = [share for at, share in self.shares if at <= step]
         return bound[-1] if bound and self.replay else None
 
+    def replayed(self) -> dict[str, float]:
+        """Each replayed source's part of the replay, by their weights at the beginning. Raises UserError for none."""
+        if not self.replay:
+            raise UserError(
+                "stage.ewc measures on the parent's data, and none is known here: name a source replay in the mixture"
+            )
+        return parts({name: self.weights[name].at(0) for name in sorted(self.replay)})
+
     def changed(self, step: int, share: float) -> Mix:
         """The same with another share of the replayed sources from `step` on."""
         return replace(self, shares=(*((at, s) for at, s in self.shares if at < step), (step, share)))

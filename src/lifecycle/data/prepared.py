@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from lifecycle.data.begun import Listed, changes, listed
 from lifecycle.data.held_out import ORDER, first, share_read
 from lifecycle.data.permutation import permute
+from lifecycle.data.pieces import Exhausted
 from lifecycle.data.seeds import derive
 from lifecycle.data.source import Source
 from lifecycle.data.specs import SourceSpec
-from lifecycle.data.stream import Exhausted
 from lifecycle.data.tokenizer import Tokenizer, TokenizerRecipe, load
 from lifecycle.errors import UserError
 
@@ -109,9 +109,10 @@ class PreparedDocuments:
         counts: dict[str, int] | None = None,
     ) -> None:
         self.name = name
-        self._shards, self._max_epochs, self._seed = shards, max_epochs, seed
+        self.max_epochs = max_epochs
+        self._shards, self._seed = shards, seed
         self._streams, self._counts = streams, counts or {}
-        self._next = state["next"] if state else stream
+        self._stream, self._next = stream, state["next"] if state else stream
         self._counted = stream == 0  # the counts are the source's, not a stream's: stream 0 reports them
         self._block: NDArray[np.int64] = np.zeros(0, np.int64)
         self._at = 0
@@ -119,7 +120,7 @@ class PreparedDocuments:
     def next(self) -> NDArray[np.int32]:
         """Ids of the next document; raises `Exhausted` past `max_epochs`."""
         size = self._shards.documents
-        if self._max_epochs is not None and self._next >= self._max_epochs * size:
+        if self.max_epochs is not None and self._next >= self.max_epochs * size:
             raise Exhausted(self.name)
         if self._at == len(self._block):
             self._block, self._at = self._look_up(), 0
@@ -142,8 +143,11 @@ class PreparedDocuments:
         return {"next": self._next}
 
     def totals(self) -> dict[str, Any]:
-        """Passes begun, and what was counted when the source was prepared."""
-        return {"epochs": self._next / self._shards.documents, "counts": self._counts if self._counted else {}}
+        """Passes given out (of which the source's are the mean of all streams), and what preparing has counted."""
+        return {
+            "epochs": (self._next - self._stream) / self._shards.documents,
+            "counts": self._counts if self._counted else {},
+        }
 
 
 def _map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:

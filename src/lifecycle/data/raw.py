@@ -18,10 +18,10 @@ from lifecycle.data import decontamination
 from lifecycle.data.broken import BAD, refuse_broken
 from lifecycle.data.dealer import START, Dealer, Place, Share
 from lifecycle.data.judge import HELD_OUT, judge
+from lifecycle.data.pieces import Exhausted
 from lifecycle.data.quarantine import quarantine
 from lifecycle.data.readers import Position, RawRow
 from lifecycle.data.source import Source
-from lifecycle.data.stream import Exhausted
 from lifecycle.errors import UserError
 
 Encode = Callable[[list[str]], Sequence[NDArray[np.int32]]]
@@ -54,12 +54,13 @@ class RawDocuments:
         self._counts = Counter(state["counts"] if state else known)
         self._at = place_in(state)  # where it reads on
         self._anchor, self._begun_at = self._mark(), self._at.epochs  # where the current block began
+        self.max_epochs = self.source.spec.max_epochs
         self._empty_passes = 0
         self._texts: list[str] = []
         self._ready: deque[NDArray[np.int32]] = deque()
         self._index = 0
         if state and state["index"]:
-            self._read_block()
+            self._read_share()
             self._index = state["index"]
 
     @classmethod
@@ -114,16 +115,11 @@ class RawDocuments:
         }
 
     def _read_block(self) -> None:
-        """Read the next block in which the stream has a document."""
+        """Read the next block in which the stream has a document; raises `Exhausted` behind the last pass."""
         while True:
-            limit = self.source.spec.max_epochs
-            if limit is not None and self._at.epoch >= limit:
+            if self.max_epochs is not None and self._at.epoch >= self.max_epochs:
                 raise Exhausted(self.name)
-            self._anchor, self._begun_at = self._mark(), self._at.epochs
-            share = self._dealer.share(self._stream)
-            self._texts, self._index = self._usable_texts(share), 0
-            self._ready.clear()
-            self._at = share.after
+            share = self._read_share()
             if self._texts:
                 self._empty_passes = 0
                 return
@@ -131,6 +127,14 @@ class RawDocuments:
             self._empty_passes += share.after.epoch - share.begin.epoch
             if self._empty_passes > 1 and not self._dealer.has_usable(held=self._held):
                 raise UserError(self._nothing_usable())
+
+    def _read_share(self) -> Share:
+        self._anchor, self._begun_at = self._mark(), self._at.epochs
+        share = self._dealer.share(self._stream)
+        self._texts, self._index = self._usable_texts(share), 0
+        self._ready.clear()
+        self._at = share.after
+        return share
 
     def _usable_texts(self, share: Share) -> list[str]:
         begin = share.begin

@@ -8,88 +8,23 @@ so resuming reads again what one window holds and never more, at step 10 as at s
 
 A change of the plan that was decided after the window was packed binds all the same at its step: the rows not yet given
 are taken apart, and their pieces wait, first in line, in their sources.
+
+A window is packed whole or not at all, so what is given does not depend on how often a source may still be read. Where
+it cannot be whole, the stream ends; what is left in all streams is shared out by `tail.py`.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, Protocol
+import math
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lifecycle.data.packing import Piece, Row, best_fit, cut
+from lifecycle.data.pieces import Exhausted, Pieces, State, joined, split
 from lifecycle.data.plan import BatchPlan
 from lifecycle.data.seeds import derive
-
-State = dict[str, Any]
-
-
-class Exhausted(Exception):
-    """A source has been read as often as its `max_epochs` allows."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__(source)
-        self.source = source
-
-
-class Documents(Protocol):
-    """An endless, resumable sequence of tokenised documents of one source."""
-
-    name: str
-
-    def next(self) -> NDArray[np.int32]:
-        """The ids of the next document, with its begin and end marks (at least two); raises `Exhausted`."""
-
-    def state(self) -> State:
-        """Plain state from which the sequence goes on after the documents already returned."""
-
-    def totals(self) -> State:
-        """What was read so far: rows, epochs, dropped and bad rows by reason."""
-
-
-class Pieces:
-    """Documents of one source as pieces of at most a row; remembers where in a document it stands."""
-
-    def __init__(self, documents: Documents, index: int, state: State | None = None) -> None:
-        self.documents = documents
-        self.index = index
-        self._returned: deque[NDArray[np.int32]] = deque(_split(state, "returned") if state else ())
-        self._before = documents.state()
-        self._ids: NDArray[np.int32] | None = None
-        self._taken = 0
-        if state and state["skip"]:
-            self._ids = documents.next()
-            self._taken = state["skip"]
-
-    def take_back(self, ids: NDArray[np.int32]) -> None:
-        """A piece that was not given out after all: it comes again before anything new."""
-        self._returned.append(ids)
-
-    def next(self, row_length: int) -> Piece:
-        """The next piece; a document longer than the row comes as several."""
-        if self._returned:
-            ids = self._returned.popleft()
-            if len(ids) > row_length + 1:
-                self._returned.appendleft(ids[row_length:])
-            return Piece(ids[: row_length + 1], self.index)
-        if self._ids is None:
-            self._before = self.documents.state()
-            self._ids = self.documents.next()
-        start = self._taken
-        ids = self._ids[start : start + row_length + 1]
-        self._taken = start + len(ids) - 1
-        if self._taken >= len(self._ids) - 1:
-            self._ids, self._taken = None, 0
-        return Piece(ids, self.index)
-
-    def state(self) -> State:
-        """Plain state and an array; a document that was begun is read again and its first `skip` positions passed
-        over."""
-        begun = self._ids is not None
-        documents = self._before if begun else self.documents.state()
-        return {"documents": documents, "skip": self._taken if begun else 0, **_joined(self._returned, "returned")}
 
 
 class Packed(NamedTuple):
@@ -105,8 +40,10 @@ class Stream:
     """Rows of one logical stream, step by step.
 
     `sources` are the documents of each source in a fixed order; `state` is what `step` returned, or None at the start.
-    `window_rows`: rows packed together; more pads less and reads more again on resume. `dropping`: go on without a
-    source that is exhausted, instead of raising `Exhausted`.
+    `window_rows`: rows packed together; more pads less and reads more again on resume. `dropping`: sources that it goes
+    on without once they are exhausted; any other ends it. `last`: nothing comes after this stream: what is left is
+    given out in whole steps, and where nothing else is to be read, or source `end` is used up, to the last piece, in
+    a step that is filled up with padding.
     """
 
     def __init__(
@@ -118,21 +55,22 @@ class Stream:
         plan: BatchPlan,
         seed: int,
         window_rows: int,
-        dropping: bool = False,
+        dropping: Collection[str] = (),
+        last: bool = False,
+        end: str | None = None,
         state: State | None = None,
     ) -> None:
         self.index, self.streams, self.plan, self.seed = index, streams, plan, seed
         self.sources = dict(sources)
         self.names = list(sources)
         self.window_rows = window_rows
-        self.dropping = dropping
+        self.dropping, self.last, self.end = dropping, last, end
         self.credit = dict.fromkeys(self.names, 0.0)
         self.carry: list[Piece] = []
         self.taken = dict.fromkeys(self.names, 0)  # positions drawn from a source: given out, or waiting in the window
         self.seen = dict.fromkeys(self.names, 0)
         self.padding = 0
         self.gone: list[str] = []
-        self._ended: str | None = None
         self._window: list[Row] = []
         self._anchor: State = {}
         self._given = 0
@@ -144,7 +82,7 @@ class Stream:
         count = self.plan.at(step).rows // self.streams
         change = self.plan.next_change(self._anchor["step"]) if self._anchor else None
         if change is not None and change <= step and self._given < len(self._window):
-            self._take_back()
+            self.take_back()
         if self._given == len(self._window):
             self._fill(step, count)
         rows = self._window[self._given : self._given + count]
@@ -175,22 +113,29 @@ class Stream:
         self.credit = dict(anchor["credit"])
         self.gone = list(anchor["gone"])
         self.taken = dict(anchor["taken"])
-        parts = _split(anchor, "carry")
+        parts = split(anchor, "carry")
         self.carry = [Piece(part, s, True) for part, s in zip(parts, anchor["carry_sources"], strict=True)]
-        self._pack(anchor["step"], Packed(**anchor["packed"]))
+        if anchor["packed"] is not None:
+            self._pack(anchor["step"], Packed(**anchor["packed"]))
         self._given = state["given"]
         self.seen = dict(state["seen"])
         self.padding = state["padding"]
+        changed = [name for name, pieces in self.sources.items() if pieces.bind()]
+        self.gone = [name for name in self.gone if name not in changed]  # it may have come back
 
-    def _mark(self, step: int, packed: Packed) -> State:
+    def unpacked(self, step: int) -> State:
+        """The state at `step` of a stream of which no row waits in a window."""
+        return {**self.state(), "anchor": self._mark(step, None), "given": 0}
+
+    def _mark(self, step: int, packed: Packed | None) -> State:
         return {
             "step": step,
-            "packed": {**packed._asdict(), "weights": dict(packed.weights)},
+            "packed": packed and {**packed._asdict(), "weights": dict(packed.weights)},
             "sources": {name: pieces.state() for name, pieces in self.sources.items()},
             "credit": dict(self.credit),
             "gone": list(self.gone),
             "taken": dict(self.taken),
-            **_joined([p.ids for p in self.carry], "carry"),
+            **joined([p.ids for p in self.carry], "carry"),
             "carry_sources": [p.source for p in self.carry],
         }
 
@@ -204,21 +149,30 @@ class Stream:
         self._anchor = self._mark(step, packed)
         wanted, row_length = packed.rows, packed.row_length
         pieces = [part for piece in self.carry for part in cut(piece, row_length)]
-        self._gather(pieces, wanted * row_length, packed)
+        used_up = self._gather(pieces, wanted * row_length, packed)
         rows = best_fit(pieces, row_length)
-        if len(rows) < wanted:  # exhausted: the whole steps that are left, then the error
-            wanted = len(rows) // packed.rows_a_step * packed.rows_a_step
-        if wanted == 0:
-            raise Exhausted(self._ended or "")
+        if used_up is not None:
+            wanted = self._rows_left(len(rows), used_up, packed)
         # What was left over goes first, so no piece waits longer than a window; then the fullest rows, to pad least.
         order = sorted(range(len(rows)), key=lambda i: (not rows[i].carried, rows[i].free))
         rng = np.random.Generator(np.random.Philox(derive(self.seed, "rows", self.index, step)))
-        self._window = [rows[order[i]] for i in rng.permutation(wanted)]
+        self._window = [rows[order[i]] for i in rng.permutation(min(wanted, len(rows)))]
+        self._window += [Row([], row_length) for _ in range(wanted - len(rows))]
         self.carry = [p._replace(carried=True) for i in order[wanted:] for p in rows[i].pieces]
         self._given = 0
 
-    def _take_back(self) -> None:
+    def _rows_left(self, rows: int, used_up: str, packed: Packed) -> int:
+        """Rows of the window that follows the last piece of a source; raises `Exhausted` where there are none."""
+        is_end = used_up == self.end or set(self._alive(packed.weights)) <= {used_up}
+        steps = math.ceil(rows / packed.rows_a_step) if is_end else rows // packed.rows_a_step
+        if not self.last or not steps:
+            raise Exhausted(used_up, is_end=is_end)
+        return min(packed.rows, steps * packed.rows_a_step)
+
+    def take_back(self) -> None:
         """Undo the packing of the rows that were not given: a change binds that was not known when it was done."""
+        if self._given == len(self._window):
+            return
         pieces = [piece for row in self._window[self._given :] for piece in row.pieces]
         self.carry = [*(piece for piece in pieces if piece.carried), *self.carry]
         weights = self._anchor["packed"]["weights"]
@@ -227,19 +181,32 @@ class Stream:
                 name = self.names[piece.source]
                 self.sources[name].take_back(piece.ids)
                 self._count(name, -piece.positions, weights)
-        self._window, self._given, self._ended = [], 0, None
+        self._window, self._given = [], 0
 
-    def _gather(self, pieces: list[Piece], positions: int, packed: Packed) -> None:
-        """Add pieces until they take `positions`, or until a source is exhausted."""
+    def set_aside(self) -> list[Piece]:
+        """The pieces that were drawn and wait for no row: they are no longer this stream's."""
+        drawn, self.carry = self.carry, []
+        for piece in drawn:
+            self.taken[self.names[piece.source]] -= piece.positions
+        return drawn
+
+    def take_over(self, drawn: list[Piece]) -> None:
+        """Pieces that another stream has drawn."""
+        self.carry += drawn
+        for piece in drawn:
+            self.taken[self.names[piece.source]] += piece.positions
+
+    def _gather(self, pieces: list[Piece], positions: int, packed: Packed) -> str | None:
+        """Add pieces until they take `positions`; the source that is used up before they do, or None."""
         missing = positions - sum(piece.positions for piece in pieces)
-        while missing > 0 and self._ended is None:
+        while missing > 0:
             try:
                 piece = self._next_piece(packed.weights, packed.row_length)
             except Exhausted as end:
-                self._ended = end.source
-                return
+                return end.source
             pieces.append(piece)
             missing -= piece.positions
+        return None
 
     def _next_piece(self, weights: Mapping[str, float], row_length: int) -> Piece:
         """A piece of the source furthest behind its share of the tokens given out so far."""
@@ -252,7 +219,7 @@ class Stream:
                 piece = self.sources[name].next(row_length)
                 break
             except Exhausted:
-                if not self.dropping:
+                if name not in self.dropping:
                     raise
                 self.gone.append(name)
         self._count(name, piece.positions, weights)
@@ -269,18 +236,3 @@ class Stream:
             self.credit[other] += positions * weights[other] / total
         self.credit[name] -= positions
         self.taken[name] += positions
-
-
-def _joined(parts: Iterable[NDArray[np.int32]], name: str) -> State:
-    """Arrays as one, and their lengths: what a checkpoint holds of them."""
-    listed = list(parts)
-    return {
-        f"{name}_ids": np.concatenate(listed or [np.zeros(0, np.int32)]),
-        f"{name}_lengths": [len(part) for part in listed],
-    }
-
-
-def _split(state: State, name: str) -> list[NDArray[np.int32]]:
-    """The other way of `_joined`."""
-    lengths = state[f"{name}_lengths"]
-    return np.split(np.asarray(state[f"{name}_ids"]), np.cumsum(lengths)[:-1]) if lengths else []

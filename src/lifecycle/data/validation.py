@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from lifecycle.batch import TokenBatch
 from lifecycle.data.packing import COLUMNS, Piece, Row, arrays, best_fit, cut
+from lifecycle.data.pieces import Documents, Exhausted
 from lifecycle.data.source import Source
-from lifecycle.data.stream import Documents, Exhausted
 from lifecycle.data.tokenizer import Ids
 from lifecycle.errors import UserError
 

@@ -87,12 +87,17 @@ class Stage(pl.LightningModule):
 
     def _rate(self, step: int) -> float:
         """What the peak rates are multiplied with: the schedule, the phase of the run, and what a guard decided."""
-        return self._course(step) * self.setup_facts.timeline.rate(step) * self.rate_scale
+        planned = min(step, self.total_steps - 1)  # the last row of the data may come a little later
+        return self._course(planned) * self.setup_facts.timeline.rate(step) * self.rate_scale
 
     @property
     def total_steps(self) -> int:
-        """The step at which the run ends."""
+        """The step at which the run ends, as far as it is known before its data comes to an end."""
         return self.setup_facts.timeline.steps
+
+    def is_last(self, step: int) -> bool:
+        """Whether the run is done after `step` steps."""
+        return self.trainer.datamodule.is_last(step)  # type: ignore[attr-defined]
 
     # -- building (Lightning's order)
 
@@ -150,7 +155,9 @@ class Stage(pl.LightningModule):
         average_whole_gradients(self.trainer, self.model)  # type: ignore[arg-type]
         loads = None if loads is None else sum_over_ranks(loads)
         norm = clip_gradients(self.parameters(), self.optimizer_spec.grad_clip)
-        bad, self.preempted = any_rank(self.skipping.bad(norm, total), self.stop_asked)
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        stop = self.stop_asked or data.fails_after(batch.step + 1)  # what is trained is saved before an error leaves
+        bad, self.preempted = any_rank(self.skipping.bad(norm, total), stop)
         if bad:  # no gradient, no update: weights and optimizer stay
             optimizer.zero_grad(set_to_none=True)
             self.skipping.skip(batch, norm, total, say=self.meter.say)
@@ -162,7 +169,7 @@ class Stage(pl.LightningModule):
         self.model.weights_changed()  # type: ignore[union-attr]
         optimizer.zero_grad(set_to_none=True)
         torch.clear_autocast_cache()  # the cached bf16 copies are of the weights before the step
-        self.trainer.datamodule.consumed(batch.cursor)  # type: ignore[attr-defined]
+        data.consumed(batch.cursor)
         self.meter.add(
             step=batch.step + 1,
             loss=total,
@@ -190,10 +197,10 @@ class Stage(pl.LightningModule):
         """Validate if due, and stop when asked to."""
         done = batch.step + 1
         every = self.setup_facts.validate_every
-        if due(done, every) or (every and done == self.total_steps):
+        if due(done, every) or (every and self.is_last(done)):
             self.validation_due = True
         self.validate_if_due(done)
-        if self.preempted:
+        if self.preempted or self.is_last(done):
             self.trainer.should_stop = True
 
     def on_train_batch_start(self, batch: StepBatch, batch_idx: int) -> int | None:
@@ -212,7 +219,7 @@ class Stage(pl.LightningModule):
         """A validation that was cut short by a preemption comes first; one that is cut short here is the end."""
         self.meter.start(self.trainer, self.config)
         self.validate_if_due(self.global_step)
-        self.trainer.should_stop |= self.preempted
+        self.trainer.should_stop |= self.preempted or self.is_last(self.global_step)
         self._ready_at = time.perf_counter()
 
     def on_train_end(self) -> None:

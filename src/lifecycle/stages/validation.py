@@ -34,7 +34,7 @@ def held_out_sums(stage: Stage, step: int) -> dict[str, Tensor] | None:
                 sums[domain] += stage.validation_step(stage.on_device(batch), number)
                 fine = torch.zeros((), dtype=torch.bool, device=stage.device)
                 _, stage.preempted = any_rank(fine, stage.stop_asked)
-                if stage.preempted and step < stage.total_steps:
+                if stage.preempted and not stage.is_last(step):
                     stage.model.train()
                     return None
     stage.model.train()
