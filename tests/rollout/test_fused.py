@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.model.variants import VARIANTS
+from tests.model.variants import GATED, VARIANTS
 from tests.rollout.sampled import CONFIG, completions, mismatch, prompts, settings
 from torch import Tensor
 
 from lifecycle.errors import UserError
-from lifecycle.model import Cache, Decoder, ModelConfig, build
+from lifecycle.model import Cache, Decoder, Latent, ModelConfig, build
 from lifecycle.rollout import Engine, decode, fused, native
 from lifecycle.rollout.fused import Fused, fits
 from lifecycle.rollout.lending import lent
@@ -21,15 +21,35 @@ from lifecycle.rollout.schedule import Schedule
 pytestmark = pytest.mark.skipif(library("fused") is None, reason="needs a C compiler")
 
 CPU = torch.device("cpu")
+LATENT = Latent(kv_rank=32, nope_dim=16, rope_dim=8, v_dim=16, q_rank=48)
 KINDS = {
     "plain": CONFIG,
     **{
         name: replace(VARIANTS[name], width=32) for name in ("untied", "mistral", "qwen2", "qwen3", "softcap", "llama3")
     },
     "partial": replace(VARIANTS["glm4_moe"], width=32, moe=None),
+    **{name: replace(VARIANTS[name], width=32) for name in ("mixtral", "qwen3_moe", "glm4_moe")},
+    **{
+        name: replace(VARIANTS[name], width=32, head_dim=24, latent=LATENT)
+        for name in ("deepseek_v2", "deepseek_v3", "yarn")
+    },
+    "qwen2_moe": replace(VARIANTS["qwen2_moe"], width=32, moe=replace(GATED, shared_ffn_width=24)),
+    "plain_queries": replace(VARIANTS["plain_queries"], width=32, head_dim=24, latent=replace(LATENT, q_rank=None)),
     "wide": replace(CONFIG, width=96, head_dim=24, heads=6, kv_heads=2, ffn_width=72),
 }
 POSITIONS = [7, 20, -1, 0, 31, 8, 13, 5, 1, 2, 3, 4, 6]
+
+
+def made(name: str) -> Decoder:
+    """A model whose routers are far apart, so that rounding never decides who is chosen, and whose biases count."""
+    model, draw = build(KINDS[name], seed=1), torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for part, value in sorted(model.state_dict().items()):
+            if "router" in part:
+                value.normal_(0.0, 0.3 if part.endswith("bias") else 1.0, generator=draw)
+            elif value.dim() == 1:
+                value.uniform_(0.5, 1.5, generator=draw)
+    return model
 
 
 def held(config: ModelConfig, rows: int, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Cache:
@@ -63,7 +83,7 @@ def stepped(model: Decoder) -> Fused:
 @pytest.mark.parametrize("name", KINDS)
 @torch.inference_mode()
 def test_it_is_the_models_own_cached_pass(name: str) -> None:
-    model, (ids, positions) = build(KINDS[name], seed=1), asked(13)
+    model, (ids, positions) = made(name), asked(13)
     mine, exact = held(model.config, 13), held(model.config, 13)
     exact.keys, exact.values = ([x.double() for x in part] for part in (exact.keys, exact.values))
     found = stepped(model)(ids, positions, mine, None)
@@ -76,21 +96,24 @@ def test_it_is_the_models_own_cached_pass(name: str) -> None:
         torch.testing.assert_close(ours[:, :, :40].double(), theirs[:, :, :40], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["plain", "qwen2", "qwen3", "partial", "wide"])
+@pytest.mark.parametrize(
+    "name", ["plain", "qwen2", "qwen3", "partial", "wide", "mixtral", "qwen2_moe", "glm4_moe", "deepseek_v3", "yarn"]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
 def test_bf16_weights_round_where_the_model_rounds(name: str, dtype: torch.dtype) -> None:
-    model, (ids, positions) = build(KINDS[name], seed=1).bfloat16(), asked(13)
+    model, (ids, positions) = made(name).bfloat16(), asked(13)
     mine, theirs = coarse(held(model.config, 13, dtype=dtype)), held(model.config, 13, dtype=torch.bfloat16)
     found = stepped(model)(ids, positions, mine, None)
     wanted = model.logits(model(ids, positions, cache=theirs))[:, 0]
-    exact = build(KINDS[name], seed=1).bfloat16().double()
+    exact = made(name).bfloat16().double()
     cache = coarse(held(model.config, 13, dtype=torch.float64))
     truth = exact.logits(exact(ids, positions, cache=cache))[:, 0]
     assert found.dtype == torch.bfloat16
     at_work = positions[:, 0] >= 0
-    ours, torchs = ((x.double() - truth)[at_work].abs().mean() for x in (found, wanted))
-    assert ours < 1.2 * torchs, (ours, torchs)
+    # the median of rows: rounding may send one to another expert
+    ours, torchs = ((x.double() - truth)[at_work].abs().mean(1).median() for x in (found, wanted))
+    assert ours < 1.3 * torchs, (ours, torchs)
     for own, other in zip((*mine.keys, *mine.values), (*theirs.keys, *theirs.values), strict=True):
         torch.testing.assert_close(own[:, :, :40].float(), other[:, :, :40].float(), rtol=2e-2, atol=0.2)
 
@@ -109,10 +132,10 @@ def test_an_fp32_model_reads_a_bf16_cache() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["plain", "mistral", "wide"])
+@pytest.mark.parametrize("name", ["plain", "mistral", "wide", "qwen2_moe", "deepseek_v3"])
 @torch.inference_mode()
 def test_a_row_has_the_same_bits_alone(name: str, dtype: torch.dtype) -> None:
-    step, (ids, positions) = stepped(build(KINDS[name], seed=1).to(dtype)), asked(13)
+    step, (ids, positions) = stepped(made(name).to(dtype)), asked(13)
     together = step(ids, positions, held(KINDS[name], 13, dtype=dtype), None)
     for row in (r for r in range(13) if POSITIONS[r] >= 0):
         cache = held(KINDS[name], 13, dtype=dtype)
@@ -209,7 +232,7 @@ def test_lenders_by_hand() -> None:
     assert lent({}, {}) is None
 
 
-@pytest.mark.parametrize("name", ["plain", "mistral"])
+@pytest.mark.parametrize("name", ["plain", "mistral", "deepseek_v3"])
 @torch.inference_mode()
 def test_what_is_lent_is_read_from_the_lender_alone(name: str) -> None:
     step, (ids, positions) = stepped(build(KINDS[name], seed=1)), asked(13)
@@ -239,7 +262,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return seen
 
 
-@pytest.mark.parametrize("name", ["plain", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ["plain", "mistral", "qwen2", "qwen3", "qwen3_moe", "deepseek_v2"])
 def test_samples_agree_with_the_scoring_pass(name: str, counted: list[bool]) -> None:
     kind, sampling = build(KINDS[name], seed=1), settings(samples=4, top_k=20, stop_ids=(1, 2, 3, 4))
     engine = Engine(kind, slots=7)

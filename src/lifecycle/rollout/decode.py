@@ -1,9 +1,10 @@
 """One token more in many rows: the decoder of a model, made ready once for each version of its weights.
 
-A dense model on one device is decoded with its matrices joined (see joined.py), on a CPU with a C compiler by one call
-a token (see fused.py), in fp32 and in bf16. Under autocast the weights are cast once, not at every token. Where torch
-decodes on a CPU without bf16 units, bf16 products are made in fp32 and rounded, which is what those units do, only
-faster than their emulation. Every other model (experts, latent attention, sharded, adapted) is called as is.
+On a CPU with a C compiler a model is decoded by one call a token (see fused.py), in fp32 and in bf16. Elsewhere a dense
+model on one device is decoded with its matrices joined (see joined.py). Under autocast the weights are cast once, not
+at every token. Where torch decodes on a CPU without bf16 units, bf16 products are made in fp32 and rounded, which is
+what those units do, only faster than their emulation. Every other model (sharded, adapted, elsewhere experts and latent
+attention) is called as is.
 
 Shapes: B rows, T = 1 position, V vocabulary.
 """
@@ -85,10 +86,10 @@ def prepare(
     cast = Cast(model, dtype) if dtype != model.embedding.weight.dtype else None
     ready = model if cast is None else cast.model
     size = sum(p.numel() for p in ready.parameters()) * dtype.itemsize
-    if is_dense(ready) and size <= JOINED_BYTES:
-        refresh_model = cast.refresh if cast else None
-        if packed and cache in (None, *fused.DTYPES) and fused.fits(ready):
-            return ready, Fused(ready, refresh_model=refresh_model)
+    refresh_model = cast.refresh if cast else None
+    if size <= JOINED_BYTES and packed and cache in (None, *fused.DTYPES) and fused.fits(ready):
+        return ready, Fused(ready, refresh_model=refresh_model)
+    if size <= JOINED_BYTES and is_dense(ready):
         return ready, Joined(ready, rows=rows if packed else None, refresh_model=refresh_model)
     return ready, AsItIs(ready, cast=cast)
 

@@ -80,7 +80,13 @@ def _said(error: Exception) -> str:
 
 def _from_cache(source: Path, compiler: list[str]) -> ctypes.CDLL:
     """The library of the cache folder, built there first if it is absent, another's, or not as it was written."""
-    made_of = [source.read_text(), *compiler, *FLAGS, platform.machine(), _processor()]
+    made_of = [
+        *(path.read_text() for path in sorted(source.parent.glob("*.[ch]"))),
+        *compiler,
+        *FLAGS,
+        platform.machine(),
+        _processor(),
+    ]
     folder = cache_folder() / "native"
     library = folder / f"{source.stem}-{hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]}.so"
     noted = library.with_suffix(".sha256")
