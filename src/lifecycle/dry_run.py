@@ -55,6 +55,7 @@ def dry_run(cfg: DictConfig, parent: Parent | None) -> None:
 
     timeline = limits.timeline(lambda: _known(epoch_source, sizes), lambda line: planned(line)[epoch_source])
     check_reach(cfg, parent, timeline.steps)
+    plan = BatchPlan.of(mix, phases_of(timeline.segments), timeline.steps)
     tokens = planned(timeline)
     devices = _devices(hardware)
     rows = limits.global_batch_tokens // limits.sequence_length // devices
@@ -86,7 +87,8 @@ def dry_run(cfg: DictConfig, parent: Parent | None) -> None:
         console.print(f"[dim]{size.name}: {size.how}[/dim]", highlight=False)
     levels = _levels(arguments, tokenizer)
     console.print(curriculum_table.tables(levels, found.sources))
-    for line in [*estimate_table.warnings(found), *curriculum_table.warnings(levels, found.sources)]:
+    idle = plan.idle_workers(cfg.data.streams, devices, hardware.workers)
+    for line in [*idle, *estimate_table.warnings(found), *curriculum_table.warnings(levels, found.sources)]:
         console.print(f"[yellow]{line}[/yellow]", highlight=False)
 
 

@@ -19,7 +19,7 @@ from lifecycle.data.module import DataModule
 from lifecycle.data.tokenizer import Tokenizer
 from lifecycle.data.validation import described
 from lifecycle.errors import UserError
-from lifecycle.hardware import device_name
+from lifecycle.hardware import Hardware, device_name
 from lifecycle.lock import hold
 from lifecycle.parent import Parent
 from lifecycle.ranks import rank
@@ -27,6 +27,7 @@ from lifecycle.report import write_report
 from lifecycle.runfolder import RunFolder, origin
 from lifecycle.stages.base import Stage
 from lifecycle.start import Start
+from lifecycle.trainer import world_size
 
 
 def begin(
@@ -64,7 +65,9 @@ def begin(
             f"[yellow]{folder.path / DATA} was not there: whether its sources' files have changed since the run began "
             "cannot be told; from here on it can[/yellow]"
         )
-    for line in start.lines():
+    hardware: Hardware = config.build(cfg.hardware)
+    idle = data.plan.idle_workers(cfg.data.streams, world_size(hardware), hardware.workers)
+    for line in [*start.lines(), *idle]:
         say(f"[dim]{line}[/dim]")
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lifecycle.data.plan import BatchPlan, Phase, mixture, parts
+from lifecycle.data.plan import BatchPlan, Phase, fixed, mixture, parts
 from lifecycle.errors import UserError
 
 
@@ -55,3 +55,18 @@ def test_weights_that_all_come_to_nothing_are_refused() -> None:
 def test_weights_of_a_phase_that_cannot_be_meant_are_refused(own: dict[str, float], said: str) -> None:
     with pytest.raises(UserError, match=said):
         plan({"mathematics": 1.0, "code": 1.0, "replay.web": 1.0}, None, own, share=0.1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "ranks", "workers", "said"),
+    [
+        (256, 8, 2, []),
+        (256, 8, 8, ["hardware.workers is 8, and 2 of them work for each device", "may have data.streams=64"]),
+        (256, 1, 20, ["16 of them work", "the data has 16 streams in all", "may have data.streams=32"]),
+        (8, 8, 4, ["1 of them works for each device: the data has 8 streams in all (data.streams)"]),
+    ],
+)
+def test_workers_without_a_stream_are_named(rows: int, ranks: int, workers: int, said: list[str]) -> None:
+    lines = fixed({"a": 1.0}, row_length=16, rows=rows).idle_workers(None, ranks, workers)
+    assert len(lines) == bool(said) and all(part in lines[0] for part in said)
+    assert rows != 8 or "may have" not in lines[0]  # each row is a stream already

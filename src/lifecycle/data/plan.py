@@ -197,7 +197,7 @@ class BatchPlan:
         It must not depend on the number of ranks unless it has to (the token sequence is a function of it), so the
         default is the largest divisor of the rows up to 16.
         """
-        rows = math.gcd(*(phase.rows for phase in self.phases))
+        rows = self._even_rows
         count = wanted or max(d for d in range(1, MAX_DEFAULT_STREAMS + 1) if rows % d == 0)
         if rows % count:
             raise UserError(
@@ -210,6 +210,25 @@ class BatchPlan:
                 "or data.streams to a multiple of the ranks"
             )
         return count
+
+    @property
+    def _even_rows(self) -> int:
+        """The rows that divide those of every phase."""
+        return math.gcd(*(phase.rows for phase in self.phases))
+
+    def idle_workers(self, wanted: int | None, world_size: int, workers: int) -> list[str]:
+        """What to tell of workers that have no stream to read, and so are not started; nothing where all have one."""
+        streams = self.streams(wanted, world_size)
+        each = streams // world_size
+        if workers <= each:
+            return []
+        more = [n for n in range(streams, self._even_rows + 1) if self._even_rows % n == 0 and n % world_size == 0]
+        enough = next((n for n in more if n >= workers * world_size), max(more))
+        advice = f"; a new run may have data.streams={enough}" if enough > streams else ""
+        return [
+            f"hardware.workers is {workers}, and {each} of them {'work' if each > 1 else 'works'} for each device: the "
+            f"data has {streams} streams in all (data.streams){advice}"
+        ]
 
 
 def _near(rows: int, count: int) -> int:
