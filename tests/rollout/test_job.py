@@ -1,12 +1,10 @@
 """`stage=generate` from the command line's side: what goes in, what is left, and what is never half left."""
 
-import io
 import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -161,24 +159,6 @@ def test_damaged_weights_are_the_users_to_mend(place: Path) -> None:
         generate("init_from=broken", "stage.prompt=return")
 
 
-def test_completions_are_kept_where_showing_them_fails(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lifecycle.rollout.stream.Stream.rest", Mock(side_effect=BrokenPipeError))
-    with pytest.raises(BrokenPipeError):
-        generate("stage.prompt=return")
-    assert len(rows(place / "outputs/generate/completions.jsonl")) == 1
-
-
-def test_an_output_without_unicode_is_sent_escapes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (place / "asked.jsonl").write_text('{"prompt": "é日\\ud800"}\n', encoding="utf-8")
-    held = io.BytesIO()
-    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(held, encoding="ascii", write_through=True))
-    generate("stage.file=asked.jsonl", "stage.output=-")
-    generate("stage.file=asked.jsonl")
-    sent = held.getvalue().decode("ascii").splitlines()
-    assert json.loads(sent[0])["prompt"] == "é日\ufffd" and sent[1].startswith("???")
-    assert rows(place / "outputs/generate/completions.jsonl")[0]["prompt"] == "é日\ufffd"
-
-
 def test_a_call_that_fails_leaves_the_last_result_as_it_was(place: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         generate("stage.file=absent.jsonl")
@@ -198,22 +178,6 @@ def test_a_folder_of_another_stage_is_not_written_over(place: Path) -> None:
     with pytest.raises(UserError, match="was started with other values"):
         generate("init_from=outputs/generate", "stage.prompt=return")
     assert facts(place / "outputs/generate") == before
-
-
-def test_completions_go_where_they_are_sent(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    generate("stage.prompt=return")
-    capsys.readouterr()
-    (place / "asked.jsonl").write_text('{"id": "a", "prompt": "return"}\n{"id": "b", "prompt": "the"}\n')
-    generate("stage.file=asked.jsonl", "stage.output=there/answers.jsonl")
-    found = rows(place / "there/answers.jsonl")
-    assert [row["id"] for row in found] == ["a", "b"]
-    assert not (place / "outputs/generate/completions.jsonl").exists()  # that of the call before
-    assert "return" not in capsys.readouterr().out
-    monkeypatch.setattr("sys.stdin", io.StringIO((place / "asked.jsonl").read_text()))
-    generate("stage.file=-", "stage.output=-")
-    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == found
 
 
 def test_a_model_is_asked_in_the_form_that_it_was_taught(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

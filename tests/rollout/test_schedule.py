@@ -1,11 +1,18 @@
 """The scheduler, played through with random lengths: every sequence gets a row that holds its prompt, once."""
 
 import random
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from tests.rollout.sampled import CONFIG, settings
 
-from lifecycle.rollout.schedule import NUMBER, PLACE, POSITION, TOKEN, Move, Schedule
+from lifecycle.model import Decoder, build
+from lifecycle.rollout import Engine
+from lifecycle.rollout.schedule import NUMBER, PLACE, POSITION, TOKEN, Chunk, Move, Schedule
+from lifecycle.rollout.step import DecodeStep
 
 
 class Machine:
@@ -53,11 +60,12 @@ def play(
 
 def prefill(machine: Machine, schedule: Schedule) -> None:
     chunk = schedule.chunk()
-    for row, prompt in zip(chunk.rows, chunk.prompts, strict=True):
+    assert len(chunk.rows) * chunk.width <= max(schedule._prefill_tokens, len(chunk.rows))
+    for row, prompt, start in zip(chunk.rows, chunk.prompts, chunk.starts, strict=True):
         ids = machine.prompts[prompt][:-1]
-        if chunk.start == 0:
+        if start == 0:
             machine.rows[row] = {}
-        for position in range(chunk.start, min(chunk.start + chunk.width, len(ids))):
+        for position in range(start, min(start + chunk.width, len(ids))):
             machine.rows[row][position] = ids[position]
             machine.prefilled.append(prompt)
     schedule.prefilled(chunk)
@@ -88,7 +96,8 @@ def decode(machine: Machine, schedule: Schedule, lengths: list[int]) -> None:
 @pytest.mark.parametrize("seed", range(40))
 def test_every_sequence_runs_once_over_its_own_prompt(seed: int) -> None:
     rng = random.Random(seed)
-    prompts = [[100 * p + i for i in range(rng.randint(1, 12))] for p in range(rng.randint(1, 9))]
+    lengths = [rng.choice([1, rng.randint(1, 12), 60]) for _ in range(rng.randint(1, 9))]
+    prompts = [[100 * p + i for i in range(length)] for p, length in enumerate(lengths)]
     samples, slots = rng.randint(1, 6), rng.randint(1, 9)
     machine = play(
         prompts,
@@ -116,3 +125,42 @@ def test_rows_at_work_stay_together_when_nothing_waits() -> None:
 def test_nothing_to_do_is_done() -> None:
     schedule = Schedule([], samples=3, seeds=[], slots=2, prefill_tokens=8)
     assert not schedule.busy and schedule.active == 0
+
+
+def test_short_prompts_work_while_a_long_one_is_prefilled() -> None:
+    prompts = [[0] * 1000, [1] * 5, [2] * 7, [3] * 6]
+    schedule = Schedule(prompts, samples=1, seeds=range(4), slots=2, prefill_tokens=64)
+    assert schedule.admit() == []
+    done: list[int] = []
+    for _ in range(8):  # a chunk, a step, each of which ends what is at work
+        schedule.prefilled(schedule.chunk())
+        assert schedule.admit() == []
+        done += schedule.table[PLACE, schedule.at_work()].tolist()
+        schedule.finish(schedule.at_work().tolist())
+        schedule.admit()
+    assert done == [1, 2, 3] and schedule.prefilling
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_long_prompt_holds_back_no_short_one(deterministic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(replace(CONFIG, max_positions=2048), seed=1)
+    widths: list[int] = []
+    real = DecodeStep.prefill
+
+    def prefill(self: DecodeStep, model: Decoder, chunk: Chunk, *rest: Any, width: int) -> None:
+        widths.append(width * len(chunk.rows))
+        real(self, model, chunk, *rest, width=width)
+
+    monkeypatch.setattr(DecodeStep, "prefill", prefill)
+    engine = Engine(model, slots=2, prefill_chunk=64, deterministic=deterministic)
+    asked, sampling = [[1] * 1500, [2] * 8, [3] * 9], settings(max_new_tokens=4)
+    seen: dict[int, int] = {}
+    for new in engine.stream(asked, sampling, seed=0):
+        seen.setdefault(new.prompt, sum(widths))
+    assert seen[1] <= 64 and seen[2] <= 8 * 64 and seen[0] >= 1499
+    if deterministic:
+        together = engine.generate(asked, sampling, seed=0)
+        for number, prompt in enumerate(asked):
+            alone = engine.generate([prompt], sampling, seed=0, prompt_ids=[number])
+            assert torch.equal(alone.token_ids[0], together.token_ids[number])
+            assert torch.equal(alone.logprobs[0], together.logprobs[number])

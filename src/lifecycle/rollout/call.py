@@ -104,8 +104,8 @@ class Call:
             prompt = self.numbers[int(sequences[wrong[0]]) // self.schedule.samples]
             raise UserError(
                 f"logits of prompt {prompt} are not finite at token {int(numbers[wrong[0]]) - 1} of its completion: "
-                "the model's weights are damaged or its training has diverged; take an earlier checkpoint "
-                "(init_from=RUN@STEP)"
+                "the model's weights are damaged, or its training has diverged; an earlier checkpoint of the run may "
+                "be whole (init_from=RUN@STEP)"
             )
 
 

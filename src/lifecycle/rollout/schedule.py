@@ -1,18 +1,18 @@
 """Which sequence stands in which row of the cache: plain Python and NumPy, no tensor in sight.
 
-A sequence is one completion of one prompt. Sequences wait in order; a free row takes the next one. Where a row, at
-work or done, still holds the prompt, the sequence starts from a copy of it; else the prompt is prefilled first, in the
-row of its first sequence. All but the last token of a prompt are prefilled: the last is the first that is decoded, so
-that every token is drawn in the same way. Rows that finish are free at once; while nothing waits, the rows at work are
-kept together at the front.
+A sequence is one completion of one prompt. Sequences wait in order; a free row takes the next one that can begin. Where
+a row, at work or done, still holds the prompt, the sequence starts from a copy of it; else the prompt is prefilled
+first, in the row of its first sequence, chunk by chunk beside others: a short one is at work as soon as it is whole,
+however long its neighbours are. All but the last token of a prompt are prefilled: the last is the first that is
+decoded, so that every token is drawn in the same way. Rows that finish are free at once, and go on with their own
+prompt while samples of it wait, so that no prompt is prefilled twice; while nothing waits, the rows at work are kept
+together at the front.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +25,11 @@ TOKEN, POSITION, NUMBER, SEED, PLACE = range(5)
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A part of some prompts, one line each: rows of the cache, where the part begins in each, how wide it is."""
+    """A part of some prompts, one line each: rows of the cache, where the part begins in each, and how wide it is."""
 
     rows: list[int]
     prompts: list[int]
-    start: int
+    starts: list[int]
     width: int
 
 
@@ -61,11 +61,11 @@ class Schedule:
     ) -> None:
         self.prompts, self.samples, self.slots = prompts, samples, slots
         self._seeds, self._prefill_tokens, self._together = seeds, prefill_tokens, together
-        self.waiting = deque(range(len(prompts) * samples))
+        self._next = dict.fromkeys(range(len(prompts)), 0)  # prompts with samples that wait, and the first of these
         self.sequence: list[int | None] = [None] * slots
         self._holds: list[int | None] = [None] * slots
-        self._group: dict[int, int] = {}
-        self._prefilled = 0
+        self._group: dict[int, int] = {}  # prompts that are being prefilled, and their rows
+        self._done: dict[int, int] = {}  # positions of them that are
         self.table = np.zeros((5, slots), np.int64)
         for row in range(slots):
             self._clear(row)
@@ -75,7 +75,7 @@ class Schedule:
     @property
     def busy(self) -> bool:
         """Whether anything is left to do."""
-        return bool(self.waiting) or self.active > 0
+        return bool(self._next) or self.active > 0
 
     @property
     def active(self) -> int:
@@ -102,50 +102,52 @@ class Schedule:
     def admit(self) -> list[Move]:
         """Let waiting sequences into free rows; the moves to make at once, all from what stands there now.
 
-        Begins a prefill for the prompts that no row holds. Does nothing during a prefill.
+        Begins a prefill for the prompts that no row holds, among the next sequences that would fill the free rows.
         """
-        free = [row for row in range(self.slots) if self.sequence[row] is None]
-        if self._group or not free or not self.waiting:
-            return []
+        taken = set(self._group.values())
+        free = [row for row in range(self.slots) if self.sequence[row] is None and row not in taken]
+        for row in [row for row in free if self._holds[row] in self._next]:
+            if self._holds[row] in self._next:
+                self._enter(self._holds[row], row)  # type: ignore[arg-type]
+                free.remove(row)
         moves = []
-        holders = {p: row for row, p in enumerate(self._holds) if p is not None}
-        while self.waiting and free:
-            number = self.waiting[0]
-            prompt = number // self.samples
+        holders = {prompt: row for row, prompt in enumerate(self._holds) if prompt is not None}
+        claimed = 0  # rows that further samples of prompts in prefill will want
+        for prompt, sample in list(self._next.items()):
+            if len(free) <= claimed:
+                break
             length = len(self.prompts[prompt]) - 1
             if length and prompt not in holders:
-                break
-            row = next((r for r in free if self._holds[r] == prompt), free[0])
-            if length and holders[prompt] != row and self._holds[row] != prompt:
-                moves.append(Move(holders[prompt], row, length))
-            self._enter(self.waiting.popleft(), row)
-            free.remove(row)
-        self._begin_prefill(free)
+                claimed += self.samples - sample - 1
+                if prompt not in self._group:
+                    self._group[prompt], self._done[prompt] = free.pop(0), 0
+                    self._holds[self._group[prompt]] = None
+                continue
+            for _ in range(min(self.samples - sample, len(free) - claimed)):
+                if length:
+                    moves.append(Move(holders[prompt], free[0], length))
+                self._enter(prompt, free.pop(0))
         return moves
 
-    def _begin_prefill(self, free: list[int]) -> None:
-        """A row for every prompt among the next sequences that would fill the free rows."""
-        for number in islice(self.waiting, len(free)):
-            prompt = number // self.samples
-            if prompt not in self._group and (self._together or not self._group):
-                row = free[len(self._group)]
-                self._group[prompt], self._holds[row], self._prefilled = row, None, 0
-
     def chunk(self) -> Chunk:
-        """The next part of the prompts that are being prefilled."""
-        lengths = {prompt: len(self.prompts[prompt]) - 1 for prompt in self._group}
-        prompts = [prompt for prompt, length in lengths.items() if length > self._prefilled]
-        longest = max(lengths.values()) - self._prefilled
-        width = max(1, min(longest, self._prefill_tokens // len(prompts)))
-        return Chunk([self._group[p] for p in prompts], prompts, self._prefilled, width)
+        """The next part of the prompts that are being prefilled, of which a quarter may be padding."""
+        left = {prompt: len(self.prompts[prompt]) - 1 - done for prompt, done in self._done.items()}
+        if not self._together:
+            shortest = min(left, key=lambda prompt: left[prompt])
+            left = {shortest: left[shortest]}
+        most = max(1, self._prefill_tokens // len(left))
+        widths = {min(most, positions) for positions in left.values()}
+        used = {width: sum(min(width, positions) for positions in left.values()) for width in widths}
+        width = max(width for width in widths if 4 * used[width] >= 3 * width * len(left))
+        return Chunk([self._group[p] for p in left], list(left), [self._done[p] for p in left], width)
 
     def prefilled(self, chunk: Chunk) -> None:
         """The chunk is in the cache."""
-        self._prefilled = chunk.start + chunk.width
-        if self._prefilled >= max(len(self.prompts[p]) - 1 for p in self._group):
-            for prompt, row in self._group.items():
-                self._holds[row] = prompt
-            self._group = {}
+        for prompt, start in zip(chunk.prompts, chunk.starts, strict=True):
+            self._done[prompt] = start + chunk.width
+            if self._done[prompt] >= len(self.prompts[prompt]) - 1:
+                del self._done[prompt]
+                self._holds[self._group.pop(prompt)] = prompt
 
     def step(self, rows: int, tokens: Ints) -> None:
         """The first `rows` rows each drew one token; those at rest drew nothing."""
@@ -164,7 +166,7 @@ class Schedule:
         """These rows are done; the moves that keep the others together, to be made in order."""
         for row in rows:
             self._clear(row)
-        if self.waiting or self._group:
+        if self._next:
             return []
         moves = []
         for row in sorted(rows):
@@ -177,12 +179,18 @@ class Schedule:
             self._clear(last)
         return moves
 
-    def _enter(self, number: int, row: int) -> None:
-        prompt = self.prompts[number // self.samples]
-        self.table[:, row] = (prompt[-1], len(prompt) - 1, 0, self._seeds[number], number)
-        self.sequence[row], self._holds[row] = number, number // self.samples
-        self._entered[row] = prompt
+    def _enter(self, prompt: int, row: int) -> None:
+        """The next sample of the prompt begins in the row."""
+        ids, sample = self.prompts[prompt], self._next[prompt]
+        number = prompt * self.samples + sample
+        self.table[:, row] = (ids[-1], len(ids) - 1, 0, self._seeds[number], number)
+        self.sequence[row], self._holds[row] = number, prompt
+        self._entered[row] = ids
         self.changed = True
+        if sample + 1 < self.samples:
+            self._next[prompt] = sample + 1
+        else:
+            del self._next[prompt]
 
     def _clear(self, row: int) -> None:
         self.table[:, row] = (0, -1, 0, 0, len(self._seeds))

@@ -126,11 +126,11 @@ class DecodeStep:
         assert self.cache is not None
         ids = np.zeros((len(chunk.rows), width), np.int64)
         positions = np.full_like(ids, -1)
-        for line, prompt in enumerate(chunk.prompts):
-            part = prompts[prompt][chunk.start : min(chunk.start + width, len(prompts[prompt]) - 1)]
+        for line, (prompt, start) in enumerate(zip(chunk.prompts, chunk.starts, strict=True)):
+            part = prompts[prompt][start : min(start + width, len(prompts[prompt]) - 1)]
             ids[line, : len(part)] = part
-            positions[line, : len(part)] = np.arange(chunk.start, chunk.start + len(part))
-        self.cache.limit = min(bucket(chunk.start + width), self.cache.capacity)
+            positions[line, : len(part)] = np.arange(start, start + len(part))
+        self.cache.limit = min(bucket(max(chunk.starts) + width), self.cache.capacity)
         given = (torch.from_numpy(x).to(self._device) for x in (ids, positions))
         with eagerly(model):
             model(*given, cache=self.cache, rows=torch.tensor(chunk.rows, device=self._device))
