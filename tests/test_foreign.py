@@ -1,12 +1,13 @@
 """What stands where a JSON object was expected is called by its name, with its place and what to do."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lifecycle.errors import UserError
-from lifecycle.foreign import read_object
+from lifecycle.foreign import mistaken_file, read_object
 
 WHOLE = '{"hidden_size": 32, "name": "é"}'
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
@@ -48,6 +49,7 @@ def test_what_is_no_object_is_named(tmp_path: Path, content: bytes, said: str) -
     assert said in str(caught.value) and str(caught.value).startswith(str(path))
 
 
-def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("read", [read_object, mistaken_file])
+def test_what_cannot_be_opened_is_named(read: Callable[[Path], object], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read: Is a directory"):
-        read_object(tmp_path)
+        read(tmp_path)

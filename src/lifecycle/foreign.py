@@ -72,9 +72,12 @@ def mistaken(head: bytes) -> str | None:
 
 
 def mistaken_file(path: Path) -> str | None:
-    """`mistaken` for the beginning of a file."""
-    with path.open("rb") as file:
-        return mistaken(file.read(256))
+    """`mistaken` for the beginning of a file. Errors: `UserError` where it cannot be opened."""
+    try:
+        with path.open("rb") as file:
+            return mistaken(file.read(256))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _fault(text: str, error: json.JSONDecodeError) -> str:

@@ -13,7 +13,7 @@ from tests.model.huggingface.families import CONFIGS, DEEPSEEK, IDS, LLAMA, made
 from lifecycle.errors import UserError
 from lifecycle.model import Decoder, ModelConfig, RopeScaling
 from lifecycle.model.huggingface import export, load_pretrained, read_config
-from lifecycle.model.huggingface.stored import weight_files
+from lifecycle.model.huggingface.stored import ends_of, weight_files
 
 TIED = replace(LLAMA, tied_head=True)
 
@@ -359,3 +359,11 @@ def test_an_index_that_names_no_files_is_refused(content: str, tmp_path: Path) -
     (tmp_path / "model.safetensors.index.json").write_text(content)
     with pytest.raises(UserError, match=r"index.json names no files under weight_map"):
         weight_files(tmp_path)
+
+
+def test_ends_are_numbers_of_tokens() -> None:
+    assert ends_of({"eos_token_id": [2, 7]}) == [2, 7] and ends_of({"eos_token_id": 0}) == [0]
+    assert ends_of({"eos_token_id": None}) == ends_of({}) == []
+    for odd in ("</s>", ["2"], [[2]], 2.0, True):
+        with pytest.raises(UserError, match="wanted the number of a token, or a list of them: mend it in generation_"):
+            ends_of({"eos_token_id": odd})

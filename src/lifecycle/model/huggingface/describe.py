@@ -1,7 +1,8 @@
 """Sizes and switches in the words of a config.json: `describe` writes it, `understand` reads it.
 
 Every key that changes the network is written, also where it is their default, so that no version's default decides.
-What `understand` cannot build it refuses; a network that is nearly the same is another network.
+What `understand` knows of and cannot build it refuses; a network that is nearly the same is another network. A key that
+their class does not know is passed over, as it is there.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def describe(config: ModelConfig) -> dict[str, Any]:
 def understand(described: Mapping[str, Any], *, place: str = "the model") -> ModelConfig:
     """Their config.json in our terms; what it leaves out is what their class says.
 
-    `place` names the source in errors. Errors: `UserError` that lists everything that is not built here.
+    `place` names the source in errors. Errors: `UserError` that lists what, of the keys of their class, is not
+    built here.
     """
     name = described.get("model_type")
     if name not in FAMILIES:

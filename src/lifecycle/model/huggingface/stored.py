@@ -39,9 +39,15 @@ class Stored:
 
 
 def ends_of(generation: Mapping[str, Any]) -> list[int]:
-    """The tokens that end a completion by a generation_config.json; none where it names none."""
+    """The tokens that end a completion by a generation_config.json; none where it names none. Errors: `UserError`."""
     named = generation.get(EOS)
-    return [token for token in (named if isinstance(named, list) else [named]) if token is not None]
+    ends = [token for token in (named if isinstance(named, list) else [named]) if token is not None]
+    if any(type(token) is not int for token in ends):
+        raise UserError(
+            f"{EOS} is {named!r}; wanted the number of a token, or a list of them: mend it in {GENERATION} (or "
+            f"{CONFIG}, where there is none) of the model"
+        )
+    return ends
 
 
 def from_memory(weights: Mapping[str, Tensor]) -> dict[str, Stored]:
