@@ -33,6 +33,7 @@ from lifecycle.errors import UserError
 
 VERSION = 2  # of the shards and their meta.json
 SIDES = ("training", "validation")
+IDS = ("uint16", "uint32")  # how they lie in shards
 LOOKED_UP_AT_ONCE = 512  # elements of the permutation computed together
 
 
@@ -156,7 +157,13 @@ def _map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def open_shards(folder: Path, meta: Mapping[str, Any]) -> Shards:
-    """One side of a prepared source."""
+    """One side of a prepared source. Raises UserError for a folder that `stage=prepare` did not write."""
+    strange = [part for part in meta["parts"] if Path(part).name != part]
+    if strange or meta["dtype"] not in IDS:
+        raise UserError(
+            f"{folder / 'meta.json'} names {', '.join(strange) or meta['dtype']}; shards are files of "
+            f"{' or '.join(IDS)} beside it: run stage=prepare again, under another run=NAME"
+        )
     return Shards(folder, tuple(meta["parts"]), meta["dtype"], meta["documents"], meta["tokens"])
 
 
