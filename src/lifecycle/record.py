@@ -31,7 +31,12 @@ from lifecycle.trainer import world_size
 
 
 def begin(
-    cfg: DictConfig, folder: RunFolder, start: Start, stage: Stage, data: DataModule, parent: Parent | None
+    cfg: DictConfig,
+    folder: RunFolder,
+    start: Start,
+    stage: Stage,
+    data: DataModule,
+    parent: Parent | None,
 ) -> None:
     """Say what begins, and write it down: config, tokenizer, lineage."""
     before, sources = folder.lineage(), data.corpus.lineage()
@@ -42,7 +47,7 @@ def begin(
     if new or not known:
         atomic.write(folder.path / DATA, json.dumps(data.corpus.contents()))
     folder.update(
-        **(origin() if not before else {"restarted": time.time()}),
+        **(origin() if "started" not in before else {"restarted": time.time()}),
         status="running",
         stage=stage_name(),
         **({} if "parent" in before else parent.lineage() if parent else {"parent": None, "ancestors": []}),

@@ -41,6 +41,7 @@ from lifecycle.parent import Parent, adopt_parent
 from lifecycle.parent_loss import ParentLoss
 from lifecycle.ranks import end_with_rank_0, leave, rank
 from lifecycle.record import begin, finished, record_end, stage_name
+from lifecycle.revisions import pin
 from lifecycle.runfolder import RunFolder, origin
 from lifecycle.stages.base import Stage
 from lifecycle.stages.setup import Setup
@@ -61,15 +62,18 @@ def run(cfg: DictConfig) -> None:
         return
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     on_model = is_model_job(cfg)
+    pinned = {} if on_model else pin(cfg, folder)
     if not replaces_last(cfg, folder) and finished(folder, cfg):
         return
     signal.signal(signal.SIGTERM, _leave)
     with _full_disk_said(cfg, folder), hold(folder.path):
         try:
+            if pinned and rank() == 0:  # before anything is read of them
+                folder.update(revisions=pinned)
             if on_model:
                 run_model_job(cfg, folder, parent)
             else:
-                _job(cfg, folder, parent) if config.is_job(cfg) else _train(cfg, folder, parent)
+                (_job if config.is_job(cfg) else _train)(cfg, folder, parent)
         except BaseException as error:
             if not on_model:  # which writes its folder at its end: what stands there is the last result
                 with contextlib.suppress(OSError):  # a full disk may be what ended it

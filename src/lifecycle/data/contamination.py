@@ -39,6 +39,7 @@ class EvaluationSet:
 
     hub: str | None = None
     config: str | None = None
+    revision: str | None = None
     path: str | list[str] | dict[str, str | list[str]] | None = None
     split: str = "test"
     format: Format = "text"
@@ -54,6 +55,7 @@ class EvaluationSet:
         return SourceSpec(
             hub=self.hub,
             config=self.config,
+            revision=self.revision,
             path=self.path,
             split=self.split,
             format=self.format,

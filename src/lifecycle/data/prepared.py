@@ -171,7 +171,7 @@ def read_metas(run: str) -> dict[str, dict[str, dict[str, Any]]]:
     """What the shards of run folder `run` were made from: by source and side the content of meta.json. Raises
     `UserError` where one is unfinished, or was written by an earlier version."""
     metas = {}
-    for path in sorted(path for path in (_folder(run) / "prepared").iterdir() if path.is_dir()):
+    for path in sorted(path for path in (prepared_folder(run) / "prepared").iterdir() if path.is_dir()):
         metas[path.name] = {side: _meta(path / side, run) for side in SIDES}
     return metas
 
@@ -192,7 +192,7 @@ def _meta(folder: Path, run: str) -> dict[str, Any]:
 def prepared_tokenizer(run: str, wanted: str | TokenizerRecipe) -> Tokenizer:
     """The tokenizer that made the shards of run folder `run`; raises `UserError` where it prepared nothing, or where
     `wanted` lies on this machine, as a parent's does, and is another one."""
-    made_by = load(str(_folder(run) / "tokenizer"))
+    made_by = load(str(prepared_folder(run) / "tokenizer"))
     here = isinstance(wanted, str) and Path(wanted).expanduser().exists()
     if here and load(str(wanted)).sha256 != made_by.sha256:
         raise UserError(
@@ -202,7 +202,8 @@ def prepared_tokenizer(run: str, wanted: str | TokenizerRecipe) -> Tokenizer:
     return made_by
 
 
-def _folder(run: str) -> Path:
+def prepared_folder(run: str) -> Path:
+    """The folder of a run that has prepared data, by its name or path. Raises `UserError` where it has none."""
     folder = Path(run).expanduser()
     if not folder.exists() and not folder.is_absolute():
         folder = Path("outputs") / run
@@ -242,7 +243,7 @@ def open_prepared(
         )
     out = {}
     for source in sources:
-        folder, meta = _folder(run) / "prepared" / source.name, metas[source.name]
+        folder, meta = prepared_folder(run) / "prepared" / source.name, metas[source.name]
         training, validation = (open_shards(folder / side, meta[side]) for side in SIDES)
         files, held_files = (meta[side]["files"] for side in SIDES)
         out[source.name] = Prepared(training, validation, meta["training"]["counts"], files, held_files)

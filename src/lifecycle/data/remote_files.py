@@ -80,9 +80,11 @@ def hub_files(spec: SourceSpec, local: str, split: str, *, where: str) -> list[s
     import datasets  # takes a second to import, and only hub names need it
 
     hub = str(spec.hub)
-    found = local if os.path.isdir(local) else hub
+    found, revision = (local, None) if os.path.isdir(local) else (hub, spec.revision)
+    if revision != spec.revision:
+        sys.stderr.write(f"{where}.revision is {spec.revision}, and {local} is a folder here, read as it is\n")
     try:
-        builder = datasets.load_dataset_builder(found, spec.config, data_dir=spec.data_dir)
+        builder = datasets.load_dataset_builder(found, spec.config, data_dir=spec.data_dir, revision=revision)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise UserError(
             f"{where}.hub is {hub!r}: {error} Check the name; a gated set needs `hf auth login`."

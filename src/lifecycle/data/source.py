@@ -20,7 +20,7 @@ from lifecycle.data.sift import Passed
 from lifecycle.data.specs import SourceSpec, ValidationRatio
 
 ELSEWHERE = (
-    *("hub", "config", "data_dir", "path", "split", "validation"),
+    *("hub", "config", "data_dir", "revision", "path", "split", "validation"),
     *("domain", "weight", "max_epochs", "validation_tokens", "tokens", "rewards"),
 )
 """Keys of a source that say where rows lie and what is made of them, and nothing of how a row is read."""

@@ -45,7 +45,8 @@ class SourceSpec:
     """One source of a mixture; exactly one of `hub` and `path` is given.
 
     hub: a data set of the Hugging Face hub (or a local folder laid out like one); config: its configuration;
-        data_dir: the folder in it, where its parts are folders (starcoderdata: python).
+        data_dir: the folder in it, where its parts are folders (starcoderdata: python); revision: a branch, tag or
+        commit of it, None: its main branch as it is when a run begins.
     path: a file, folder, glob or URL, a list of them, or one of these per split; `python://prose` and `python://code`
         are the texts of the running Python installation, `python://arithmetic` and `python://reasoning` exercises.
     split: which split is trained on.
@@ -70,6 +71,7 @@ class SourceSpec:
     hub: str | None = None
     config: str | None = None
     data_dir: str | None = None
+    revision: str | None = None
     path: str | list[str] | dict[str, str | list[str]] | None = None
     split: str = "train"
     format: Format = "text"
@@ -125,7 +127,11 @@ class SourceSpec:
             raise UserError(
                 f"{where}: {came} of hub and path given; give exactly one, such as {where}.path=texts/*.jsonl"
             )
-        for key, what in (("config", "configurations"), ("data_dir", "folders of its own")):
+        for key, what in (
+            ("config", "configurations"),
+            ("data_dir", "folders of its own"),
+            ("revision", "revisions"),
+        ):
             if (value := getattr(self, key)) is not None and self.hub is None:
                 raise UserError(f"{where}.{key} is {value!r}, but only a hub data set has {what}: remove it")
         if isinstance(self.path, dict) and self.split not in self.path:
