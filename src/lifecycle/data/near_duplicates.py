@@ -6,8 +6,8 @@ The order is that of the config's sources, then of their rows. What is replayed 
 only: it brings back what was trained on, and that a later mixture has it too is no reason to lose it.
 
 A source's signatures are made once and kept in the cache with 8 + 4 * permutations bytes a document (520 with 128), and
-a scan that was cut short goes on where it was; the pairs of a mixture need about 40 bytes a document of memory. Cost
-grows linearly with the text.
+a scan that was cut short goes on where it was; the pairs of a mixture need about 60 bytes a document of memory, and 65
+more for each that goes. Cost grows linearly with the text.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _repeated(sources: Sequence[Source], *, cache: Path, processes: int) -> dict
                 "are compared with each other, so give all of them the same threshold, ngram and permutations"
             )
     ordinals, pairs = near_pairs(sources, first.spec.filters.near, cache=cache, processes=processes)
-    gone = np.array(repeated(pairs), np.int64)
+    gone = repeated(pairs)
     ends = np.cumsum([len(rows) for rows in ordinals])
     found = {}
     for source, rows, end in zip(sources, ordinals, ends.tolist(), strict=True):
