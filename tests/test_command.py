@@ -105,6 +105,13 @@ def test_a_path_at_home_needs_no_shell_that_knows_it(
     assert OmegaConf.select(config.compose([word]), key) == wanted
 
 
+@pytest.mark.parametrize(
+    "path", ["texts/数据.jsonl", "données/été 2.txt", "a=b (1).jsonl", "plain/*.jsonl.gz", "a b.txt"]
+)
+def test_a_path_is_taken_as_it_is_named(path: str) -> None:
+    assert config.compose(["data=files", f"data.sources.mine.path={path}"]).data.sources.mine.path == path
+
+
 @pytest.mark.parametrize("words", [["--config-dir", "~/mine"], ["--config-dir=~/mine"]])
 def test_the_users_folder_may_be_at_home(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]

@@ -197,9 +197,14 @@ def _forced(words: Sequence[str], *folders: Path) -> list[str]:
 def _taken_literally(word: str) -> str:
     """The word with the texts of a `WRITTEN` key in quotes, and nothing in them that refers to another key.
 
-    A value that is quoted already, or a list in brackets, is read as Hydra reads it; null stays.
+    A value that is quoted already, or a list in brackets, is read as Hydra reads it; null stays. What Hydra cannot read
+    as it was typed is quoted for any key, such as a path with blanks, an `=`, or other letters than a to z in it; but
+    not with a comma, which may be meant to separate.
     """
     key, _, value = word.partition("=")
+    plain = re.fullmatch(r"\+*[A-Za-z_][\w./@-]*=[^\[{'\",][^,]*", word)
+    if plain and key.lstrip("+") not in WRITTEN and not _is_readable(word):
+        return f"{key}={QuotedString(text=value, quote=Quote.double).with_quotes()}"
     listed = value.startswith("[") and value.endswith("]")
     quoted = len(value) > 1 and value[0] in "'\"" and value[0] == value[-1]
     if key.lstrip("+") not in WRITTEN or value in ("null", ""):
@@ -211,6 +216,14 @@ def _taken_literally(word: str) -> str:
     except OverrideParseException:  # it is read again with all others, and refused there
         return word
     return f"{key}=[{','.join(map(_quoted, read))}]" if isinstance(read, list) else f"{key}={_quoted(read)}"
+
+
+def _is_readable(word: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(word)
+    except (HydraException, OverrideParseException):
+        return False
+    return True
 
 
 def _quoted(value: Any) -> str:

@@ -123,6 +123,20 @@ def test_a_folder_of_a_remote_place_is_sifted_too(tmp_path: Path) -> None:
     assert sorted(found.passed.values()) == [".pdf is not read", "about the data", "of another split"]
 
 
+def test_a_network_that_is_down_is_no_crash(tmp_path: Path) -> None:
+    class ConnectError(Exception):
+        pass
+
+    class Down(fsspec.AbstractFileSystem):
+        def info(self, path: str, **kwargs: object) -> dict[str, object]:
+            raise ConnectError("Name or service not known")
+
+    ConnectError.__module__ = "httpx2._exceptions"  # a client's own error, which is no OSError
+    fsspec.register_implementation("down", Down, clobber=True)
+    with pytest.raises(UserError, match=r"down://x cannot be reached \(ConnectError: Name or service not known\)"):
+        find(tmp_path, "down://x")
+
+
 def test_a_folder_without_anything_that_is_read_says_what_it_holds(tmp_path: Path) -> None:
     make(tmp_path, "scans/a.pdf", "scans/b.pdf", "scans/.c", "deep/er/a.jsonl")
     with pytest.raises(

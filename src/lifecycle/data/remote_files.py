@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from lifecycle.data.retrying import is_of_network
 from lifecycle.data.sift import excused, sift
 from lifecycle.data.specs import SourceSpec
 from lifecycle.errors import UserError
@@ -37,7 +38,9 @@ def find_remote(url: str, *, where: str, split: str) -> Remote:
         infos: Mapping[str, Any] = fs.glob(path, detail=True) if glob.has_magic(path) else _listed(fs, path)
     except FileNotFoundError as error:  # HTTP says so of an unreachable server as well, and keeps the cause
         infos, cause = {}, error.__cause__
-    except (OSError, ImportError, ValueError) as error:
+    except Exception as error:
+        if not (is_of_network(error) or isinstance(error, ImportError | ValueError)):
+            raise
         raise UserError(f"{where}: {url} cannot be reached ({type(error).__name__}: {error}). {ADVICE}") from error
     found = {
         fs.unstrip_protocol(path): (int(info.get("size") or 0), _stamp(info))
@@ -89,7 +92,9 @@ def hub_files(spec: SourceSpec, local: str, split: str, *, where: str) -> list[s
         raise UserError(
             f"{where}.hub is {hub!r}: {error} Check the name; a gated set needs `hf auth login`."
         ) from error
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except Exception as error:
+        if not (is_of_network(error) or isinstance(error, ValueError | RuntimeError | ImportError)):
+            raise
         raise UserError(
             f"{where}.hub: {hub!r} cannot be resolved ({type(error).__name__}: {error}). {ADVICE}"
         ) from error

@@ -22,7 +22,7 @@ SKIPPED_AT_ONCE = 1 << 20
 
 PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 NETWORK_PACKAGES = frozenset(
-    {"aiohttp", "httpx", "httpcore", "requests", "urllib3", "botocore", "google", "azure", "huggingface_hub"}
+    "aiohttp httpx httpx2 httpcore httpcore2 requests urllib3 botocore google azure huggingface_hub".split()
 )
 """Packages whose errors mean the network though they are no OSError."""
 
@@ -185,6 +185,9 @@ def _open(url: str, ahead: bool) -> IO[bytes]:
 
 
 def _is_transient(error: Exception) -> bool:
-    if isinstance(error, PERMANENT):
-        return False
+    return not isinstance(error, PERMANENT) and is_of_network(error)
+
+
+def is_of_network(error: Exception) -> bool:
+    """Whether the network, a server or a disk is at fault, and not who asked."""
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in NETWORK_PACKAGES

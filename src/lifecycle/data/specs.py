@@ -124,8 +124,9 @@ class SourceSpec:
     def _check_place(self, where: str) -> None:
         if (self.hub is None) == (self.path is None):
             came = "both" if self.hub is not None else "neither"
+            none = f" (or take the source out: '~{where}')" if self.hub is None else ""
             raise UserError(
-                f"{where}: {came} of hub and path given; give exactly one, such as {where}.path=texts/*.jsonl"
+                f"{where}: {came} of hub and path given; give exactly one, such as {where}.path=texts/*.jsonl{none}"
             )
         for key, what in (
             ("config", "configurations"),
