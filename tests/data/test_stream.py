@@ -138,6 +138,34 @@ def test_mixture_error_is_under_one_piece() -> None:
         assert abs(fed[name] - weight * total) <= 32
 
 
+def test_streams_together_give_a_source_of_small_weight_its_share_within_about_a_piece() -> None:
+    class Equal(Counting):
+        def next(self) -> NDArray[np.int32]:
+            self.number += 1
+            return np.arange(self.longest, dtype=np.int32)
+
+    streams, weights = 16, {"a": 1.0, "bb": 0.001, "ccc": 0.02}
+    plan = fixed(weights, row_length=128, rows=streams)
+    together = [
+        Stream(
+            index=index,
+            streams=streams,
+            sources={name: Pieces(Equal(name, 100), i) for i, name in enumerate(weights)},
+            plan=plan,
+            seed=1,
+            window_rows=1,
+        )
+        for index in range(streams)
+    ]
+    for step in range(400):
+        for one in together:
+            one.step(step)
+        total = sum(sum(one.taken.values()) for one in together)
+        for name in ("bb", "ccc"):
+            taken = sum(one.taken[name] for one in together)
+            assert abs(taken - total * weights[name] / sum(weights.values())) <= 3 * 99, (name, step)
+
+
 def test_padding_is_small() -> None:
     one = stream(CONSTANT, window_rows=64)
     for step in range(320):

@@ -76,8 +76,11 @@ class Pieces:
         return left
 
     def peek(self, row_length: int) -> int:
-        """Positions of the next piece."""
-        ids = self._returned[0] if self._returned else self._open()
+        """Positions of the next piece; 0 where there is none."""
+        try:
+            ids = self._returned[0] if self._returned else self._open()
+        except Exhausted:
+            return 0
         return min(len(ids) - 1, row_length)
 
     def take_back(self, ids: NDArray[np.int32]) -> None:

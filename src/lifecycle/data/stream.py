@@ -16,7 +16,7 @@ it cannot be whole, the stream ends; what is left in all streams is shared out b
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -66,6 +66,7 @@ class Stream:
         self.window_rows = window_rows
         self.dropping, self.last, self.end = dropping, last, end
         self.credit = dict.fromkeys(self.names, 0.0)
+        self.phase: dict[str, float] = {}
         self.carry: list[Piece] = []
         self.taken = dict.fromkeys(self.names, 0)  # positions drawn from a source: given out, or waiting in the window
         self.seen = dict.fromkeys(self.names, 0)
@@ -110,7 +111,7 @@ class Stream:
 
     def _restore(self, state: State) -> None:
         anchor = state["anchor"]
-        self.credit = dict(anchor["credit"])
+        self.credit, self.phase = dict(anchor["credit"]), dict(anchor["phase"])
         self.gone = list(anchor["gone"])
         self.taken = dict(anchor["taken"])
         parts = split(anchor, "carry")
@@ -133,6 +134,7 @@ class Stream:
             "packed": packed and {**packed._asdict(), "weights": dict(packed.weights)},
             "sources": {name: pieces.state() for name, pieces in self.sources.items()},
             "credit": dict(self.credit),
+            "phase": dict(self.phase),
             "gone": list(self.gone),
             "taken": dict(self.taken),
             **joined([p.ids for p in self.carry], "carry"),
@@ -209,12 +211,12 @@ class Stream:
         return None
 
     def _next_piece(self, weights: Mapping[str, float], row_length: int) -> Piece:
-        """A piece of the source furthest behind its share of the tokens given out so far."""
+        """A piece of the source that is due one by its share of the tokens given out so far."""
         while True:
             alive = self._alive(weights)
             if not alive:
                 raise Exhausted(", ".join(self.names))
-            name = max(alive, key=lambda n: (self.credit[n], weights[n]))
+            name = self._due(alive, weights, row_length)
             try:
                 piece = self.sources[name].next(row_length)
                 break
@@ -224,6 +226,25 @@ class Stream:
                 self.gone.append(name)
         self._count(name, piece.positions, weights)
         return piece
+
+    def _due(self, alive: Sequence[str], weights: Mapping[str, float], row_length: int) -> str:
+        """The source furthest behind of those that are due a piece; the one of largest weight where none is."""
+        main, total = max(alive, key=lambda name: weights[name]), sum(weights[name] for name in alive)
+        for name in alive:
+            if name not in self.phase:
+                self.phase[name] = self._drawn_phase(name, weights[name] / total, row_length)
+        due = {name: self.credit[name] + self.phase[name] for name in alive if name != main} | {main: 0.0}
+        return max(due, key=lambda name: (due[name], weights[name]))
+
+    def _drawn_phase(self, name: str, share: float, row_length: int) -> float:
+        """Where in the course of a source's credit, which grows to a piece and falls by it, the stream begins.
+
+        Streams are spread evenly over it. If all began alike, all would take their first piece of a source at once,
+        which of a source of small weight is many times its share of the tokens.
+        """
+        rng = np.random.Generator(np.random.Philox(derive(self.seed, "phase", name)))
+        turn = (rng.permutation(self.streams)[self.index % self.streams] + 0.5) / self.streams
+        return float(self.sources[name].peek(row_length) * (share - turn))
 
     def _alive(self, weights: Mapping[str, float]) -> list[str]:
         return [name for name in self.names if name not in self.gone and weights.get(name, 0.0) > 0]
