@@ -25,6 +25,7 @@ from lifecycle.data.retrying import RetryingFile
 from lifecycle.data.row_counts import with_row_counts
 from lifecycle.data.source import BadRows, HeldOut, Source
 from lifecycle.data.specs import SourceSpec
+from lifecycle.data.survey import survey
 from lifecycle.errors import UserError
 
 KINDS = ("jsonl", "jsonl.gz", "parquet")
@@ -207,6 +208,38 @@ def test_a_process_reads_a_corpus_once_a_pass_for_all_its_streams(
         with contextlib.suppress(Exhausted):
             documents.next()
     assert fetched < 0.7 * alone  # from the slowest on
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "txt"])
+def test_passes_are_measured_in_what_is_read_and_sizes_extrapolated_from_it(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        texts = ["".join(map(chr, rng.integers(97, 123, int(size)))) for size in rng.integers(100, 400, 2000)]
+        path = tmp_path / f"{number}.{kind}"
+        if kind == "parquet":
+            pq.write_table(pa.table({"text": texts}), path, row_group_size=300)
+        else:
+            lines = [text if kind == "txt" else json.dumps({"text": text}) for text in texts]
+            content = "".join(line + "\n" for line in lines).encode()
+            path.write_bytes(gzip.compress(content) if kind.endswith("gz") else content)
+    spec = SourceSpec(path=str(tmp_path / f"*.{kind}"), validation=None, sample_by="line", max_epochs=2)
+    files = resolve(spec, name="s", cache=tmp_path / "cache")
+    plain = Source(name="s", index=0, spec=spec, files=files, bad_rows=BadRows(max_share=0, min_rows=1))
+    limited = replace(plain, spec=replace(spec, max_rows=5000))
+    block = 2**16 / sum(file.size for file in files)  # what is read of a compressed file at once
+    for one, rows in ((plain, 8000), (limited, 5000)):
+        documents = RawDocuments.alone(one, lambda texts: [np.zeros(4, np.int32)] * len(texts), seed=0, buffer=100)
+        for given in range(1, 2 * rows + 1):
+            documents.next()
+            if given % 1111 == 0 or given == 2 * rows:
+                assert documents.totals()["epochs"] == pytest.approx(given / rows, abs=0.03 + block)
+        assert documents.totals()["epochs"] == pytest.approx(2.0)
+    true = survey({"s": spec}, tokenizer=None, root=None, cache=tmp_path)[0].tokens
+    monkeypatch.setattr("lifecycle.data.survey.READ_AT_MOST", 400_000)
+    guess = survey({"s": spec}, tokenizer=None, root=None, cache=tmp_path)[0].tokens
+    assert true is not None and guess == pytest.approx(true, rel=0.1)
 
 
 def test_a_stream_far_behind_is_read_for_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 from lifecycle.data.dealing import Deal, PlaceOf
 from lifecycle.data.judge import HELD_OUT, judge
-from lifecycle.data.readers import Position, RawRow, rows
+from lifecycle.data.readers import Opened, Position, RawRow, rows
 from lifecycle.data.row_counts import Walk
 from lifecycle.data.source import Source
+from lifecycle.data.stored import Stored
 
 MOST_WAITING = 8  # blocks that are kept for a stream that is behind
 
@@ -122,7 +123,9 @@ class Dealer:
             mine = self._own(begin.epoch)
             found: dict[int, list[RawRow]] = {stream: [] for stream in self._next}
             end = begin.block * size
-            for raw, place in _walk(self.deal, begin.epoch, begin.position, wanted=mine):
+            files = list[Stored]()  # the one that is read is the last
+            for raw, place in _walk(self.deal, begin.epoch, begin.position, wanted=mine, opened=files.append):
+                del files[:-1]
                 end = place + 1
                 owner = self.deal.owners(begin.epoch, begin.block)[place % size]
                 if owner in found:
@@ -130,7 +133,9 @@ class Dealer:
                 if self.reading is not None:
                     self.reading(raw.ordinal, raw.line)
                 if end % size == 0:
-                    after = Place(begin.epoch, begin.block + 1, raw.next, self._passed(begin.epoch, raw.next, end))
+                    after = Place(
+                        begin.epoch, begin.block + 1, raw.next, self._passed(begin.epoch, raw, end, files[-1].tell())
+                    )
                     yield {stream: Share(own, begin, after, end) for stream, own in found.items()}
                     begin, found = after, {stream: [] for stream in found}
             after = Place(begin.epoch + 1, 0, Position(0, 0, 0), 0.0)
@@ -151,20 +156,25 @@ class Dealer:
 
         return mine
 
-    def _passed(self, epoch: int, position: Position, places: int) -> float:
-        """The share of a pass that lies before a position: by rows where they are counted, else by the files' sizes."""
-        numbering, files = self.deal.numbering, self.source.files
-        if numbering is not None:
-            return places / max(int(numbering.sizes.sum()), 1)
-        total = sum(file.size for file in files)
-        order = self.deal.files(epoch)
-        if not total or position.file >= len(files):
-            return float(bool(total))
-        before = sum(files[index].size for index in order[: position.file])
-        return (before + min(position.offset, files[order[position.file]].size)) / total
+    def _passed(self, epoch: int, raw: RawRow, places: int, read: int) -> float:
+        """The share of a pass that lies before the end of a row: by rows where they are counted, else by bytes as the
+        files hold them, of which `read` of its file are read."""
+        if self.deal.numbering is not None:
+            return places / max(int(self.deal.numbering.sizes.sum()), 1)
+        files = [self.source.files[index] for index in self.deal.files(epoch)]
+        at, total = raw.next, sum(file.size for file in files)
+        before = sum(file.size for file in files[: at.file])
+        if at.file < len(files):
+            file = files[at.file]
+            plain = file.compression is None and file.is_utf8
+            inside = raw.share * file.size if raw.share is not None else at.offset if plain else read
+            before += min(inside, file.size) if at.offset else 0
+        return before / total if total else 0.0
 
 
-def _walk(deal: Deal, epoch: int, begin: Position, *, wanted: Callable[[int], bool]) -> Iterator[tuple[RawRow, int]]:
+def _walk(
+    deal: Deal, epoch: int, begin: Position, *, wanted: Callable[[int], bool], opened: Opened | None = None
+) -> Iterator[tuple[RawRow, int]]:
     """The rows of a pass from a position on whose places are `wanted`, with their places."""
     order, numbering = deal.files(epoch).tolist(), deal.numbering
     files = [deal.source.files[file] for file in order]
@@ -180,7 +190,7 @@ def _walk(deal: Deal, epoch: int, begin: Position, *, wanted: Callable[[int], bo
                 at = Position(index, 0, int(numbering.first[order[index]]))
             place_of = numbering.place_of(order[index], int(numbering.sizes[order[:index]].sum()))
             chosen = partial(_both, place_of, wanted)
-        walk = Walk(rows(files, at, wanted=chosen, on_damage=on_damage, stop=index + 1))
+        walk = Walk(rows(files, at, wanted=chosen, on_damage=on_damage, stop=index + 1, opened=opened))
         for raw in walk:
             yield raw, place_of(raw.ordinal)
         at = walk.end

@@ -32,7 +32,8 @@ def parquet_rows(file: File, raw: Stored, at: Position, wanted: Wanted, most_byt
             for n, payload, fault in _group_rows(reader, group, start, picked, columns):
                 given += 1
                 after = Position(at.file, n + 1, first + n + 1, n + 1)
-                yield RawRow(first + n, file.url, n + 1, payload, after, fault=fault)
+                share = (n + 1) / reader.metadata.num_rows
+                yield RawRow(first + n, file.url, n + 1, payload, after, fault=fault, share=share)
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, ConnectionError):
                 raise

@@ -88,7 +88,9 @@ class RawDocuments:
                 self._read_block()
             except Exhausted:
                 return
-            yield from self._texts
+            for text in self._texts:
+                self._index += 1
+                yield text
 
     def state(self) -> dict[str, Any]:
         """Plain state: where the current block began, and how many of its documents were given out."""
@@ -100,10 +102,6 @@ class RawDocuments:
         """Rows read in the first pass, dropped and bad ones among them by reason, and passes given out."""
         given = self._index / len(self._texts) if self._texts else 1.0
         return {"epochs": self._begun_at + given * (self._at.epochs - self._begun_at), "counts": dict(self._counts)}
-
-    def passes_read(self) -> float:
-        """Passes that lie before the reader."""
-        return self._at.epochs
 
     def _mark(self) -> dict[str, Any]:
         return {

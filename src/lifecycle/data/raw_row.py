@@ -35,7 +35,10 @@ class Position(NamedTuple):
 
 
 class RawRow(NamedTuple):
-    """A row before parsing. line: 1-based in its file. next: where the row after it starts. fault: why it is bad."""
+    """A row before parsing. line: 1-based in its file. next: where the row after it starts. fault: why it is bad.
+
+    share: of its file's rows those up to it, where the file says how many it has.
+    """
 
     ordinal: int
     file: str
@@ -44,6 +47,7 @@ class RawRow(NamedTuple):
     next: Position
     is_text: bool = False
     fault: str | None = None
+    share: float | None = None
 
 
 Rows: TypeAlias = Generator[RawRow, None, Position]

@@ -26,8 +26,9 @@ from lifecycle.data.retrying import Retry
 from lifecycle.data.stored import Stored, open_stored
 from lifecycle.data.text_rows import document_row, line_rows, paragraph_rows
 
-__all__ = ["BadRow", "Position", "RawRow", "Wanted", "parse", "rows"]
+__all__ = ["BadRow", "Opened", "Position", "RawRow", "Wanted", "parse", "rows"]
 
+Opened = Callable[[Stored], None]
 Cut = Callable[[File, Stored, Position, Wanted, int], Rows]
 CUTS: dict[str, Cut] = {
     "jsonl": json_rows,
@@ -51,18 +52,19 @@ def rows(
     retry: Retry | None = None,
     on_damage: OnDamage | None = "error",
     stop: int | None = None,
+    opened: Opened | None = None,
 ) -> Rows:
     """The rows from `position` to the end of the last file (before file `stop`) whose ordinal is `wanted`, in order.
 
     A row longer than `most_bytes` comes with the fault "too long" and its first bytes. A file that breaks off, does not
     decompress or is no data at all raises UserError where it breaks, or (`on_damage` is skip) gives one row there, with
-    the fault "damaged file". Raises ConnectionError when a file cannot be read after all retries. The generator's value
-    is the position at the end: its `row` is the number of rows.
+    the fault "damaged file". Raises ConnectionError when a file cannot be read after all retries. `opened` gets each
+    file that is read. The generator's value is the position at the end: its `row` is the number of rows.
     """
     at = position
     while at.file < (len(files) if stop is None else stop):
         try:
-            at = yield from _file_rows(files[at.file], at, wanted, most_bytes, retry)
+            at = yield from _file_rows(files[at.file], at, wanted, most_bytes, retry, opened)
         except Damaged as damage:
             row = damaged_row(damage, files, damage.at or at, on_damage)
             if wanted(row.ordinal):
@@ -71,11 +73,15 @@ def rows(
     return at
 
 
-def _file_rows(file: File, at: Position, wanted: Wanted, most_bytes: int, retry: Retry | None) -> Rows:
+def _file_rows(
+    file: File, at: Position, wanted: Wanted, most_bytes: int, retry: Retry | None, opened: Opened | None
+) -> Rows:
     """Rows of one file; returns the position that follows its last row."""
     if file.kind == "document" and not wanted(at.row):
         return Position(at.file + 1, 0, at.row + 1)
     with open_stored(file, retry) as raw:
+        if opened is not None:
+            opened(raw)
         if at.offset == 0 and file.kind != "parquet":  # which is not read from its start, and finds out by itself
             wrong = misnamed(raw.read(HEAD_BYTES), file)
             if wrong:

@@ -98,7 +98,7 @@ def _measured(
         if size > READ_AT_MOST:
             break
     whole = size <= READ_AT_MOST
-    share = 1.0 if whole else max(documents.passes_read(), 1e-9)
+    share = 1.0 if whole else max(documents.totals()["epochs"], 1e-9)
     ratio = _bytes_per_token(sample, tokenizer)
     how = f"{'its' if whole else 'its first'} {size / 1e6:,.1f} MB of text at {ratio:.2f} bytes a token"
     return size / share / ratio, how + ("" if tokenizer else " (a guess: the tokenizer is not there yet)")
