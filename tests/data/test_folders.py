@@ -189,7 +189,13 @@ def test_what_is_no_data_is_said_before_anything_is_read(tmp_path: Path) -> None
         files = find(tmp_path, name).files
         with pytest.raises(UserError, match=rf"{name}.*{message}"):
             look(files, "error")
-    for name, content in (("i.txt", b"PAR1 is a mark"), ("j.html", b"<html>a page as text</html>"), ("k.txt", b"")):
+    fine = {
+        "i.txt": b"PAR1 is a mark",
+        "j.html": b"<html>a page as text</html>",
+        "k.txt": b"",
+        "l.dat": b"PK\x03\x04\0",
+    }
+    for name, content in fine.items():
         (tmp_path / name).write_bytes(content)
         look(find(tmp_path, name).files, "error")
 

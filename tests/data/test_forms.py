@@ -152,6 +152,11 @@ def test_an_object_that_wraps_the_rows_is_refused_with_the_field_that_holds_them
     talk = json.dumps({"id": "1", "messages": [{"role": "user", "content": "x"}]}, indent=indent).encode()
     own = File(written(tmp_path / "b.json", talk, "jsonl").url, 1, "jsonl", columns=("messages",))
     assert len(read(own)) == 1
+    late = json.dumps({"parts": [{"a": 1}], "text": "comes later"}, indent=indent).encode()
+    own = File(written(tmp_path / "c.json", late, "jsonl").url, 1, "jsonl", columns=("text",))
+    assert len(read(own)) == 1
+    several = File(written(tmp_path / "d.json", talk + b"\n" + talk, "jsonl").url, 1, "jsonl", columns=("text",))
+    assert len(read(several)) == 2
 
 
 def test_csv_rows_are_bad_by_themselves(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def misnamed(head: bytes, file: File) -> str | None:
     found = next((what for mark, what in MAGIC if head.startswith(mark)), None)
     if found == wanted or not head:
         return None
-    if found is not None and (structured or not _is_text(head)):
+    if found is not None and structured:  # else its rows are bad: a folder of text may hold anything
         return f"holds {found}, which its name does not say (rename or convert it)"
     if wanted is not None and _is_text(head):
         return f"holds plain text, though its name says {wanted} (rename it)"

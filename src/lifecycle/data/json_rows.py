@@ -7,6 +7,7 @@ brackets end; a value is never held beyond the most bytes of a row, and the file
 from __future__ import annotations
 
 import codecs
+import contextlib
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from typing import NamedTuple
 from lifecycle.data.blocks import KEPT_BYTES, blocks
 from lifecycle.data.damage import Damaged
 from lifecycle.data.files import File
-from lifecycle.data.raw_row import Position, RawRow, Rows, Wanted
+from lifecycle.data.raw_row import BadRow, Position, RawRow, Rows, Wanted, parse
 from lifecycle.data.stored import Stored
 from lifecycle.data.text_rows import line_rows
 from lifecycle.errors import UserError
@@ -35,7 +36,7 @@ def json_rows(file: File, raw: Stored, at: Position, wanted: Wanted, most_bytes:
     first = next(blocks(file, raw, 0), b"").removeprefix(codecs.BOM_UTF8)
     by_line = not _is_split_by_brackets(first)
     if at.offset == 0:
-        _refuse_wrapped(first, file, by_line)
+        _refuse_wrapped(first, file)
     if by_line:
         return (yield from line_rows(file, raw, at, wanted, most_bytes))
     in_array = first.lstrip().startswith(b"[")
@@ -50,19 +51,31 @@ def _is_split_by_brackets(first: bytes) -> bool:
     return line.strip() == b"{" or (not line.rstrip().endswith(b"}") and rest[:1] in (b" ", b"\t"))
 
 
-def _refuse_wrapped(first: bytes, file: File, by_line: bool) -> None:
-    """Raise UserError for a file of one object whose field holds the rows."""
+def _refuse_wrapped(first: bytes, file: File) -> None:
+    """Raise UserError for a file of one object whose field holds the rows, as far as its first block tells."""
     found = WRAPPED.match(first)
-    alone = not by_line or not first.partition(b"\n")[2].strip()
-    if found is None or not alone:
+    if found is None:
         return
     keys = {key.decode("utf-8", "replace") for key in re.findall(rb'"([^"\\]*)"\s*:', found[0])}
+    if (value := _first_value(first)) is not None:
+        if first[value.end :].strip():
+            return
+        with contextlib.suppress(BadRow):
+            keys |= parse(RawRow(0, file.url, 1, value.payload, Position(0, 0, 0))).keys()
     if file.columns is None or keys.isdisjoint(file.columns):
         field = found[2].decode("utf-8", "replace")
         raise UserError(
             f"{file.url} is one JSON object, whose field {field!r} holds the rows; wanted one object a row: take them "
             f"out, for example with `jq -c '.[\"{field}\"][]' FILE > FILE.jsonl`"
         )
+
+
+def _first_value(first: bytes) -> _Value | None:
+    """None where the block does not hold all of it."""
+    try:
+        return next(_values(iter([first]), 0, 0, len(first), in_array=False), None)
+    except Damaged:
+        return None
 
 
 def _value_rows(file: File, raw: Stored, at: Position, wanted: Wanted, most_bytes: int, in_array: bool) -> Rows:

@@ -23,7 +23,8 @@ COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
 REFUSED = frozenset(
     ".zip .tar .tgz .tbz2 .txz .7z .rar .lz4 .lzo .br .orc .avro .pdf .docx .doc .odt .epub .bin .pt .pth .npy .npz "
     ".pickle .pkl .safetensors .gguf .xlsx .xls .ods .db .sqlite .png .jpg .jpeg .gif .mp3 .wav .mp4 .pyc .so "
-    ".incomplete .partial .crdownload .aria2".split()
+    ".jar .whl .egg .class .o .a .dll .dylib .exe .wasm .deb .rpm .iso .woff .woff2 .ttf .otf .ico .webp .tif .tiff "
+    ".flac .ogg .mkv .avi .pptx .ppt .h5 .hdf5 .onnx .ckpt .tfrecord .incomplete .partial .crdownload .aria2".split()
 )
 """Everything else is read as plain text: source code, Markdown and notes are as good as `.txt`."""
 

@@ -53,7 +53,7 @@ def find_remote(url: str, *, where: str, split: str) -> Remote:
         raise UserError(f"{where}: nothing matches {url}{because}; check the address, the network and your access")
     if len(found) == 1 or glob.has_magic(path):
         return found, {}
-    base = fs.unstrip_protocol(path).rstrip("/") + "/"
+    base = os.path.commonprefix([os.path.dirname(one) + "/" for one in found]).rpartition("/")[0] + "/"
     kept, passed = sift({one.removeprefix(base): size for one, (size, _) in found.items()}, split)
     if not kept:
         raise UserError(f"{where}: {url} holds nothing that is read: {excused(passed)}")
