@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +31,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from lifecycle.bounds import Count
 from lifecycle.data.bpe import Digits, check_settings, train
 from lifecycle.data.endings import end_ids
-from lifecycle.data.tokenizer_files import check_files, read_backend
+from lifecycle.data.tokenizer_files import check_files, read_backend, without_marks
 from lifecycle.data.words import well_formed
 from lifecycle.errors import UserError
 from lifecycle.foreign import parse_object
@@ -167,7 +168,9 @@ def load(source: str) -> Tokenizer:
     if looks_local and not path.is_dir():
         raise UserError(f"data.tokenizer is {source!r}, which does not exist; give a folder, a run or a hub id")
     try:
-        hf = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else source, trust_remote_code=False)
+        with without_marks(path) if path.is_dir() else nullcontext(source) as place:
+            hf = AutoTokenizer.from_pretrained(str(place), trust_remote_code=False)
+        hf.name_or_path = str(path) if path.is_dir() else source
     except Exception as error:  # of every kind: missing files, hub ids, connections, and what stands in the files
         if path.is_dir():
             check_files(path)
