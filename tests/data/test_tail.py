@@ -256,6 +256,19 @@ def test_a_pass_that_was_finished_and_then_extended_has_every_document_once_a_pa
     assert all(torch.equal(again[s], rest[s]) for s in again) and len(again) == len(rest) - 2
 
 
+def test_a_checkpoint_of_the_tail_of_a_mixture_goes_on_with_every_document_once_a_pass(texts: Path) -> None:
+    first, states = read(module(texts, {"a": None, "b": 1}), stop=200)
+    in_tail = [step for step, state in states.items() if state["tail"]]
+    for step in (in_tail[0], in_tail[-1]):
+        data = module(texts, {"a": None, "b": 2})
+        data.load_state_dict(states[step])
+        rest, _ = read(data, stop=200)
+        found = documents(data, {s: first[s] for s in range(step)} | rest)
+        assert {name: times for name, times in found.items() if name[0] == "B"} == once("b", 2)
+        passes = [found[name] for name in once("a")]
+        assert max(passes) - min(passes) <= 2  # of what is read on and on, all shares alike
+
+
 def test_a_source_that_was_dropped_comes_back_when_its_cap_is_raised(texts: Path) -> None:
     first, states = read(module(texts, {"a": None, "b": 1}, exhausted="drop"), stop=100)
     drops = [step for step, state in states.items() if any(s["anchor"]["gone"] for s in state["streams"].values())]

@@ -3,8 +3,8 @@
     python -m lifecycle stage=prepare data=files data.sources.mine.path='texts/*.jsonl' run=mine
     python -m lifecycle stage=pretrain data=files data.sources.mine.path='texts/*.jsonl' data.prepared=mine
 
-A source is cut into parts by its rows' numbers, whatever the number of processes; a part that is finished is kept when
-the job is started again.
+A source is cut into parts by its rows' numbers, whatever the number of processes; each process reads it once for all
+the parts that it makes. Parts that are finished are kept when the job is started again.
 """
 
 from __future__ import annotations
@@ -41,31 +41,36 @@ PARTS = 16
 
 @dataclass(frozen=True)
 class _Task:
-    """The rows of one part of `source`. name: that of the sources' shards; apart: all its rows are held out."""
+    """The rows of some parts of `source`. apart: all its rows are held out."""
 
     source: Source
     tokenizer: Tokenizer
     folder: Path
-    part: int
+    parts: tuple[int, ...]
     apart: bool = False
+
+    def note(self, part: int) -> Path:
+        """What says that a part is finished, and what is in it."""
+        return self.folder / f"{'held' if self.apart else 'part'}-{part:02d}.json"
 
 
 def prepare(data: DataModule, folder: Path, processes: Count) -> dict[str, Any]:
     """Write the shards of every source below `folder/prepared` and return their counts."""
     data.tokenizer.save(folder / "tokenizer")
     held = {s.name: apart for s in data.sources if (apart := data.corpus.held_apart(s.name)) is not None}
+    readers = min(max(1, processes), PARTS)
     tasks = [
-        _Task(source, data.tokenizer, folder / "prepared" / source.name, part, apart)
+        _Task(source, data.tokenizer, folder / "prepared" / source.name, tuple(range(first, PARTS, readers)), apart)
         for sources, apart in ((data.sources, False), (held.values(), True))
         for source in sources
-        for part in range(PARTS)
+        for first in range(readers)
     ]
     made: dict[tuple[str, bool], list[dict[str, Any]]] = {(task.source.name, task.apart): [] for task in tasks}
-    with ProcessPoolExecutor(max(1, processes)) as pool:
-        running = {pool.submit(_write_part, task): task for task in tasks}
+    with ProcessPoolExecutor(readers) as pool:
+        running = {pool.submit(_write_parts, task): task for task in tasks}
         try:
             for done in track(as_completed(running), "tokenising", total=len(running)):
-                made[running[done].source.name, running[done].apart].append(done.result())
+                made[running[done].source.name, running[done].apart] += done.result()
         finally:  # what ends one part ends the job, before others are begun
             pool.shutdown(cancel_futures=True)
     return {
@@ -81,25 +86,28 @@ def prepare(data: DataModule, folder: Path, processes: Count) -> dict[str, Any]:
     }
 
 
-def _write_part(task: _Task) -> dict[str, Any]:
-    """Tokenise the rows of one part; a finished part is recognised by its note and not made again."""
-    note = task.folder / f"{'held' if task.apart else 'part'}-{task.part:02d}.json"
+def _write_parts(task: _Task) -> list[dict[str, Any]]:
+    """Tokenise the rows of some parts; those that are finished are recognised by their notes and not made again."""
     key = f"{task.source.fingerprint} {task.tokenizer.sha256}"
-    if note.exists() and (old := json.loads(note.read_text()))["key"] == key:
-        return dict(old)
-    counts: Counter[str] = Counter()
+    notes = {part: json.loads(task.note(part).read_text()) for part in task.parts if task.note(part).exists()}
+    finished = {part: note for part, note in notes.items() if note["key"] == key}
+    missing = [part for part in task.parts if part not in finished]
+    counts = {part: Counter[str]() for part in missing}
     sides = SIDES[1:] if task.apart else SIDES if task.source.held_out else SIDES[:1]
-    writers = {side: _Writer(task.folder / side, task.part, task.tokenizer) for side in sides}
+    writers = {part: {side: _Writer(task.folder / side, part, task.tokenizer) for side in sides} for part in missing}
     reach, seed = Reach(task.source), seed_of(task.source)
-    for raw, side, text in _texts(task, counts):
-        writers[side].add(text, (text_hash(text, seed), reach(raw)) if side == "validation" else None)
-    made = {side: writer.close() for side, writer in writers.items()}
-    result = {"key": key, "counts": dict(counts), **made}
-    atomic.write(note, json.dumps(result))
-    return result
+    for raw, side, text in _texts(task, counts) if missing else ():
+        place = (text_hash(text, seed), reach(raw)) if side == "validation" else None
+        writers[raw.ordinal % PARTS][side].add(text, place)
+    for part in missing:
+        made = {side: writer.close() for side, writer in writers[part].items()}
+        finished[part] = {"key": key, "counts": dict(counts[part]), **made}
+        atomic.write(task.note(part), json.dumps(finished[part]))
+    return [finished[part] for part in task.parts]
 
 
-def _texts(task: _Task, counts: Counter[str]) -> Iterator[tuple[RawRow, str, str]]:
+def _texts(task: _Task, counts: dict[int, Counter[str]]) -> Iterator[tuple[RawRow, str, str]]:
+    """Texts of the parts in `counts`, which are counted there, with their rows and sides."""
     source = task.source
     leaves_out = source.leaves_out()
     seen: Counter[str] = Counter()
@@ -108,7 +116,7 @@ def _texts(task: _Task, counts: Counter[str]) -> Iterator[tuple[RawRow, str, str
     for raw in rows(
         source.files,
         Position(0, 0, 0),
-        wanted=lambda row: row % PARTS == task.part and not leaves_out(row) and chosen(row),
+        wanted=lambda row: row % PARTS in counts and not leaves_out(row) and chosen(row),
         on_damage=source.bad_rows.damaged_files,
     ):
         if limit is not None and raw.ordinal >= limit:
@@ -123,7 +131,7 @@ def _texts(task: _Task, counts: Counter[str]) -> Iterator[tuple[RawRow, str, str
             decontamination.record(source.contaminated, raw, contaminated)
         held = verdict == HELD_OUT
         if not held:
-            counts[verdict] += 1
+            counts[raw.ordinal % PARTS][verdict] += 1
         if text is not None:
             yield raw, ("validation" if held or task.apart else "training"), text
 

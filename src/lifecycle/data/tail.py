@@ -22,7 +22,7 @@ from lifecycle.data.stream import Stream
 
 
 class Rest:
-    """Documents of one source that its `streams` have not given out, in the order of the streams.
+    """Documents of one source that its `streams` have not given out, one of each in turn.
 
     `begun`: the totals that the streams had by then. Documents that are left in part come as that part.
     """
@@ -44,7 +44,7 @@ class Rest:
         for stream, given in enumerate(state["given"]):
             for _ in range(given):
                 self._streams[stream].next(WHOLE)
-        self.max_epochs, self._given = now, list(state["given"])
+        self.max_epochs, self._given, self._at = now, list(state["given"]), state["turn"]
 
     @property
     def max_epochs(self) -> float | None:
@@ -58,19 +58,19 @@ class Rest:
 
     def next(self) -> NDArray[np.int32]:
         """Ids of what comes next; raises `Exhausted` after the last of all streams."""
-        while self._at < len(self._streams):
+        for _ in self._streams:
+            stream, self._at = self._at, (self._at + 1) % len(self._streams)
             try:
-                ids = self._streams[self._at].next(WHOLE).ids
+                ids = self._streams[stream].next(WHOLE).ids
             except Exhausted:
-                self._at += 1
                 continue
-            self._given[self._at] += 1
+            self._given[stream] += 1
             return ids
         raise Exhausted(self.name)
 
     def state(self) -> State:
-        """How many pieces of every stream were given out."""
-        return {"given": list(self._given), "max_epochs": self.max_epochs}
+        """How many pieces of every stream were given out, and whose turn it is."""
+        return {"given": list(self._given), "turn": self._at, "max_epochs": self.max_epochs}
 
     def totals(self) -> State:
         """What was read since the streams ended, by all of them."""
