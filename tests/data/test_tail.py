@@ -263,8 +263,10 @@ def test_a_checkpoint_of_the_tail_of_a_mixture_goes_on_with_every_document_once_
         data = module(texts, {"a": None, "b": 2})
         data.load_state_dict(states[step])
         rest, _ = read(data, stop=200)
+        assert isinstance(data.fault(), UserError)
         found = documents(data, {s: first[s] for s in range(step)} | rest)
-        assert {name: times for name, times in found.items() if name[0] == "B"} == once("b", 2)
+        passes = [found[name] for name in once("b")]
+        assert max(passes) == 2 and sum(passes) > 2 * ROWS["b"] - 30  # all but what fills no whole step
         passes = [found[name] for name in once("a")]
         assert max(passes) - min(passes) <= 2  # of what is read on and on, all shares alike
 
