@@ -79,15 +79,14 @@ MAY_DIFFER = (
     "stage.max_skipped",
     "stage.max_norm_ratio",
     "stage.schedule.stretch",
-    "data.root",
-    "data.prepared",
     "data.bad_rows",
     "data.exhausted",
-    "data.sources.*.path",
     "data.sources.*.max_epochs",
 )
-"""Keys that a resumed run may change: its end, where it runs, what it bears, what is written about it, and where its
-data lies: that it is the same data is looked at by its content (`data/begun.py`)."""
+"""Keys that a resumed run may change: its end, where it runs, what it bears, and what is written about it."""
+
+PLACES = ("data.root", "data.prepared", "data.sources.*.path")
+"""Where its data lies: that too, where its content is looked at (`data/begun.py`)."""
 
 
 # -- checking
@@ -276,12 +275,13 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     return {key: value for key, value in _plain(cfg).items() if key != "hydra"}
 
 
-def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Dotted keys that differ, without those that a resumed run may change (`MAY_DIFFER`)."""
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], *, moved: bool = False) -> list[str]:
+    """Dotted keys that differ, without those that a resumed run may change (`MAY_DIFFER`); `moved`: nor `PLACES`."""
+    free = MAY_DIFFER + (PLACES if moved else ())
     before, after = _flat(old), _flat(new)
     # An absent key and null are the same: a key that a later version adds must not keep older runs from going on.
     differ = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    return [key for key in differ if not any(fnmatchcase(f"{key}.", f"{allowed}.*") for allowed in MAY_DIFFER)]
+    return [key for key in differ if not any(fnmatchcase(f"{key}.", f"{allowed}.*") for allowed in free)]
 
 
 def _plain(node: DictConfig) -> dict[str, Any]:

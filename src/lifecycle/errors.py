@@ -10,3 +10,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 class UserError(Exception):
     """Something the user can mend. The message names the place, what came, what was wanted and what to do."""
+
+
+class Refusal(UserError):
+    """A run is not gone on with as it was asked for: what stands in its folder stays as it is, status included."""

@@ -18,7 +18,7 @@ from lifecycle.data.decontamination import put_in_order
 from lifecycle.data.module import DataModule
 from lifecycle.data.tokenizer import Tokenizer
 from lifecycle.data.validation import described
-from lifecycle.errors import UserError
+from lifecycle.errors import Refusal, UserError
 from lifecycle.hardware import Hardware, device_name
 from lifecycle.lock import hold
 from lifecycle.parent import Parent
@@ -90,15 +90,16 @@ def finished(folder: RunFolder, cfg: DictConfig) -> bool:
     if then is None:
         return False
     now = config.resolved(cfg)
-    changed = config.changed_keys(then, now)
+    longer = any(then["stage"].get(key) != now["stage"].get(key) for key in ("max_steps", "max_tokens", "max_epochs"))
+    over = folder.lineage().get("status") == "finished" and not longer
+    changed = config.changed_keys(then, now, moved=not over and (folder.path / DATA).exists())
     if changed:
         raise UserError(
             f"run '{folder.path}' was started with other values of: {', '.join(changed)}. Going on would make it "
             f"another run: take the values of {folder.path / 'config.yaml'}, choose another run=NAME, or delete the "
             "folder"
         )
-    longer = any(then["stage"].get(key) != now["stage"].get(key) for key in ("max_steps", "max_tokens", "max_epochs"))
-    if folder.lineage().get("status") != "finished" or longer:
+    if not over:
         return False
     if rank() == 0:
         if not config.is_job(cfg) and not (folder.path / "report.md").exists():  # killed while it was drawn
@@ -112,7 +113,7 @@ def finished(folder: RunFolder, cfg: DictConfig) -> bool:
 
 def record_end(folder: RunFolder, error: BaseException) -> None:
     """Write the end into run.json, if the run had begun at all, and put its quarantine in order."""
-    if rank() != 0:
+    if rank() != 0 or isinstance(error, Refusal):
         return
     put_in_order(folder.path)
     if not folder.lineage():

@@ -58,9 +58,9 @@ def begun(cfg: DictConfig, folder: RunFolder) -> Begun | None:
     `resume` names), or with its shards."""
     run = RunFolder(Path(cfg.resume).expanduser().parents[1]) if cfg.resume not in ("auto", "never") else folder
     if steps := [step_of(path) or 0 for path in list_committed(run.checkpoints)]:
-        return Begun.of(run.path, where=f"step {max(steps)}", tokenizer=run.lineage().get("tokenizer"))
+        return Begun.of(run.path, step=max(steps), tokenizer=run.lineage().get("tokenizer"))
     if (folder.path / "prepared").is_dir():
-        return Begun(folder=folder.path, where="the shards that it has made", tokenizer=None, data=None)
+        return Begun(folder=folder.path, step=None, tokenizer=None, data=None)
     return None
 
 

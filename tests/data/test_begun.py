@@ -12,16 +12,17 @@ from tests.data.test_module import module, own_cache, texts  # noqa: F401  (fixt
 from lifecycle.data import tokenizer as tokenizer_
 from lifecycle.data.begun import NAME, Begun, changes
 from lifecycle.data.module import DataModule
+from lifecycle.data.prepare import prepare
 from lifecycle.data.specs import SourceSpec
 from lifecycle.data.tokenizer import TokenizerRecipe
-from lifecycle.errors import UserError
+from lifecycle.errors import Refusal, UserError
 
 
 def begin(data: DataModule, folder: Path) -> Begun:
     """What a run that reads `data` leaves in its folder."""
     data.tokenizer.save(folder / "tokenizer")
     (folder / NAME).write_text(json.dumps(data.corpus.contents()))
-    return Begun.of(folder, where="step 8", tokenizer=data.tokenizer.sha256)
+    return Begun.of(folder, step=8, tokenizer=data.tokenizer.sha256)
 
 
 def grow(path: Path, text: str = "zebra zebra quagga") -> None:
@@ -33,7 +34,7 @@ def test_a_changed_source_is_refused_with_its_name_and_files(texts: Path) -> Non
     begun = begin(module(texts), texts / "run")
     grow(texts / "tiny.jsonl")
     with pytest.raises(
-        UserError, match=r"goes on from step 8.* tiny \(changed: tiny.jsonl\).*data.json.*init_from=run@"
+        UserError, match=r"goes on from step 8.* tiny \(changed: tiny.jsonl\).*data.json.*init_from=run@8"
     ):
         module(texts, begun=begun)
 
@@ -64,6 +65,17 @@ def test_another_treatment_of_the_same_files_is_refused(texts: Path) -> None:  #
     begun.data["fingerprints"]["long"] = "rows of another evaluation set"
     with pytest.raises(UserError, match="files are the same, and the treatment of their rows is not.*: long"):
         module(texts, begun=begun)
+
+
+def test_rows_are_not_gone_on_with_in_shards(texts: Path) -> None:  # noqa: F811
+    begun = begin(module(texts), texts / "run")
+    prepare(data=module(texts), folder=texts / "made", processes=1)
+    with pytest.raises(Refusal, match="raw or prepared"):
+        module(texts, prepared=str(texts / "made"), begun=begun)
+    of_shards = begin(module(texts, prepared=str(texts / "made")), texts / "other")
+    shutil.move(texts / "made", texts / "moved")
+    (texts / "long.jsonl").unlink()  # shards are enough
+    module(texts, prepared=str(texts / "moved"), begun=of_shards)
 
 
 def test_a_recipe_is_not_trained_anew_for_a_run_that_goes_on(

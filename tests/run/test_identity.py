@@ -30,7 +30,9 @@ def test_a_source_that_grew_is_named_and_the_run_goes_on_with_the_old_one(place:
     then = (place / "short.jsonl").read_bytes()
     with (place / "short.jsonl").open("a") as file:
         file.write(json.dumps({"text": "zebra quagga " * 50}) + "\n")
+    told = facts(place / "outputs/grown")
     done = lifecycle(place, "run=grown", *SHORT, code=2)
+    assert facts(place / "outputs/grown") == told
     assert "short (changed: short.jsonl)" in done.err and "Traceback" not in done.err
     assert (place / "outputs/grown/tokenizer/tokenizer.json").read_bytes() == before
     (place / "short.jsonl").write_bytes(then)
@@ -44,6 +46,8 @@ def test_a_run_goes_on_where_its_files_were_moved_to(place: Path, whole: Path) -
     for name in ("long", "short", "tiny", "held"):
         shutil.copy(place / f"{name}.jsonl", place / "elsewhere")
     lifecycle(place, "run=moved", *SHORT, "data.root=elsewhere")
+    done = lifecycle(place, "run=moved", *SHORT, "data.root=elsewhere", "data.sources.short.path=tiny.jsonl", code=2)
+    assert "other values of: data.sources.short.path" in " ".join(done.err.split())
     assert repr(metrics(place / "outputs/moved")["train/loss"]) == repr(metrics(whole)["train/loss"])
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from lifecycle.data.files import File
 from lifecycle.data.tokenizer import Tokenizer, TokenizerRecipe, load
-from lifecycle.errors import UserError
+from lifecycle.errors import Refusal
 
 NAME = "data.json"
 SHOWN = 5  # files named of each kind of change
@@ -59,28 +59,33 @@ def _some(what: str, names: Sequence[str]) -> str:
 class Begun:
     """What stands in the folder of a run that goes on.
 
-    where: how far it is, in words. tokenizer: the hash of the one that it was begun with, None where that is the one in
-    its folder. data: the content of data.json, None where there is none: its data is not looked at.
+    step: of its last checkpoint, None of a job, which goes on with what it has made. tokenizer: the hash of the one
+    that it was begun with, None where that is the one in its folder. data: the content of data.json, None where there
+    is none: its data is not looked at.
     """
 
     folder: Path
-    where: str
+    step: int | None
     tokenizer: str | None
     data: Mapping[str, Any] | None
 
     @classmethod
-    def of(cls, folder: Path, *, where: str, tokenizer: str | None) -> Begun:
+    def of(cls, folder: Path, *, step: int, tokenizer: str | None) -> Begun:
         """Of a run that trains, which goes on from a checkpoint."""
         path = folder / NAME
         return cls(
             folder=folder,
-            where=where,
+            step=step,
             tokenizer=tokenizer,
             data=json.loads(path.read_text()) if path.exists() else None,
         )
 
+    @property
+    def _where(self) -> str:
+        return "what it has made" if self.step is None else f"step {self.step}"
+
     def check_files(self, found: Mapping[str, Mapping[str, Listed]]) -> None:
-        """Raise UserError naming the sources, and their files, that hold something else than when the run began.
+        """Raise Refusal naming the sources, and their files, that hold something else than when the run began.
 
         found: by source the files of its sides, as in data.json.
         """
@@ -95,7 +100,7 @@ class Begun:
             raise self._refused("files of its sources hold something else now", faults)
 
     def check_fingerprints(self, now: Mapping[str, str]) -> None:
-        """Raise UserError for sources whose files are the same and whose rows are read, filtered or left out in another
+        """Raise Refusal for sources whose files are the same and whose rows are read, filtered or left out in another
         way."""
         if self.data is None:
             return
@@ -107,18 +112,18 @@ class Begun:
             )
             raise self._refused(f"{reason} yours, another source that they are compared with, raw or prepared)", other)
 
-    def _refused(self, reason: str, faults: Sequence[str]) -> UserError:
-        return UserError(
-            f"run {self.folder} goes on from {self.where}, and {reason}: {'; '.join(faults)}. Where it stands is "
+    def _refused(self, reason: str, faults: Sequence[str]) -> Refusal:
+        return Refusal(
+            f"run {self.folder} goes on from {self._where}, and {reason}: {'; '.join(faults)}. Where it stands is "
             f"counted in rows of the files that it began with (sizes and hashes: {self.folder / NAME}). Put them back "
             f"as they were, or go on with these in a new run that starts from its weights "
-            f"(init_from={self.folder.name}@STEP run=NAME)"
+            f"(init_from={self.folder.name}@{self.step} run=NAME)"
         )
 
     def own_tokenizer(self, named: Tokenizer | None, place: str) -> Tokenizer | None:
         """The run's own; None where its folder has lost it and the config names none that is here.
 
-        named: the one that the config names now, at `place`; None for a recipe. Raises UserError where one of the two
+        named: the one that the config names now, at `place`; None for a recipe. Raises Refusal where one of the two
         is not the one that the run was begun with.
         """
         kept = self.folder / "tokenizer"
@@ -131,14 +136,14 @@ class Begun:
         return own or named
 
     def check_trained(self, made: Tokenizer) -> Tokenizer:
-        """A recipe's tokenizer, made again for a run that has lost its own. Raises UserError for another."""
+        """A recipe's tokenizer, made again for a run that has lost its own. Raises Refusal for another."""
         if self.tokenizer is not None and made.sha256 != self.tokenizer:
             raise self._other("the recipe in data.tokenizer", made, self.tokenizer, "put its tokenizer/ folder back")
         return made
 
-    def _other(self, place: str, found: Tokenizer, known: str, advice: str) -> UserError:
-        return UserError(
-            f"run {self.folder} goes on from {self.where} and was begun with the tokenizer of hash {known[:16]}, but "
+    def _other(self, place: str, found: Tokenizer, known: str, advice: str) -> Refusal:
+        return Refusal(
+            f"run {self.folder} goes on from {self._where} and was begun with the tokenizer of hash {known[:16]}, but "
             f"{place} has the hash {found.sha256[:16]}: its weights would read other words in the same ids; {advice}"
         )
 
