@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 IGNORED = -100
 """Label of a position that is not trained (padding)."""
@@ -145,9 +146,7 @@ class Kept:
     @classmethod
     def of_counts(cls, counts: Tensor, ids: Tensor) -> Kept:
         """From the sizes (L,) of sets whose ids follow on one another."""
-        offsets = torch.zeros(len(counts) + 1, dtype=torch.long, device="cpu")
-        torch.cumsum(counts.cpu(), 0, out=offsets[1:])
-        return cls(offsets=offsets, ids=ids.int())
+        return cls(offsets=F.pad(counts.cpu().cumsum(0), (1, 0)), ids=ids.int())
 
     @classmethod
     def of_mask(cls, kept_LV: Tensor, counts: Tensor | None = None) -> Kept:

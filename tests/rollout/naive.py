@@ -4,8 +4,9 @@ import torch
 
 from lifecycle.batch import Kept
 from lifecycle.model import Decoder
-from lifecycle.rollout.draw import Settings, draw, log_probabilities
+from lifecycle.rollout.draw import draw, log_probabilities
 from lifecycle.rollout.sampling import Sampling, sequence_seed, uniforms
+from lifecycle.rollout.settings import Settings
 
 
 @torch.no_grad()

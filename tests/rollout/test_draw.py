@@ -13,8 +13,9 @@ from torch import Tensor
 from lifecycle.batch import Kept
 from lifecycle.errors import UserError
 from lifecycle.rollout import draw as drawing
-from lifecycle.rollout.draw import Drawn, Settings, threshold
+from lifecycle.rollout.draw import Drawn, threshold
 from lifecycle.rollout.sampling import Sampling, sequence_seed, uniforms
+from lifecycle.rollout.settings import Settings
 
 R, V = 5, 300
 
@@ -112,7 +113,7 @@ def test_looking_at_candidates_alone_changes_no_bit(options: dict[str, Any], mon
     s, z = settings(**options), logits(rows=50, vocab=2000, dtype=torch.float32) * 2
     u = torch.rand(50, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     few = draw(z, u, s)
-    monkeypatch.setattr(drawing, "_eager_on_cpu", lambda _: False)  # as on an accelerator
+    monkeypatch.setattr(drawing, "eager_on_cpu", lambda _: False)  # as on an accelerator
     whole = draw(z, u, s)
     for found, wanted in zip(few[:4], whole[:4], strict=True):
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)

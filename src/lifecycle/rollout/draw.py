@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lifecycle.batch import Kept
-from lifecycle.rollout.sampling import Sampling
+from lifecycle.rollout.settings import Settings, eager_on_cpu, sum_dtype
 
 BANNED = -1e30
 """Logit of a token that may not be drawn: finite, so that 0 times it is 0."""
@@ -38,9 +38,6 @@ SMALLEST = math.exp(-80.0)
 CANDIDATES = 256
 """On a CPU a top-p or min-p looks at so many of the most probable tokens before it looks at all of them."""
 
-MARGIN = 8
-"""Candidates beyond a top-k: a few may be as probable as the last of it."""
-
 TOGETHER = 1 << 18
 """Logits of the rows that are drawn at a time on a CPU (1 MB in fp32)."""
 
@@ -49,49 +46,6 @@ BLOCK = 64
 
 STRIDES = 16
 """Tokens of a block whose greatest is looked at first."""
-
-
-class Form(NamedTuple):
-    """What of the settings shapes the computation; width: candidates of a top-k, one of few sizes."""
-
-    greedy: bool
-    penalised: bool
-    width: int | None
-    top_p: bool
-    min_p: bool
-    banned: tuple[int, ...]
-
-    @property
-    def truncates(self) -> bool:
-        """Whether some tokens are left out of a draw for their small probability."""
-        return self.greedy or self.width is not None or self.top_p or self.min_p
-
-
-class Settings:
-    """A `Sampling` for a vocabulary, on the device: its numbers are tensors, so that what was compiled or recorded once
-    serves all settings of one form."""
-
-    def __init__(self, sampling: Sampling, *, vocab: int, device: torch.device) -> None:
-        greedy, top_p = sampling.temperature == 0, sampling.top_p
-        k = 1 if greedy else sampling.top_k
-        k = None if k is None or k >= vocab else k
-        self.form = Form(
-            greedy=greedy,
-            penalised=sampling.repetition_penalty != 1,
-            width=None if k is None else min(4 ** math.ceil(math.log(k + MARGIN, 4)), vocab),
-            top_p=not greedy and top_p is not None and top_p < 1,
-            min_p=not greedy and sampling.min_p is not None,
-            banned=tuple(sorted(set(sampling.banned_ids))),
-        )
-        # at temperature 0 the log-probabilities are those of temperature 1: the limit has no entropy to speak of
-        numbers = (sampling.temperature or 1, sampling.repetition_penalty, k or 0, top_p or 1, sampling.min_p or 1)
-        self._numbers = torch.tensor(numbers, dtype=torch.float64, device=device)
-        self.banned = torch.tensor(self.form.banned, dtype=torch.long, device=device) if self.form.banned else None
-        self.temperature, self.penalty, self.top_k, self.top_p, self.min_p = self._numbers.unbind()
-
-    def take(self, other: Settings) -> None:
-        """The numbers of other settings of the same form, in place."""
-        self._numbers.copy_(other._numbers)
 
 
 class Drawn(NamedTuple):
@@ -115,7 +69,7 @@ def draw(logits_RV: Tensor, uniforms_R: Tensor, settings: Settings, *, seen_RV: 
     (R, V), size = logits_RV.shape, 1
     while 2 * size * V <= TOGETHER:  # a power of two: tiles of rows are cut into equal parts
         size *= 2
-    if R <= size or not _eager_on_cpu(logits_RV):
+    if not eager_on_cpu(logits_RV) or R <= size:
         return _draw(logits_RV, uniforms_R, settings, seen_RV)
     rows = [slice(start, start + size) for start in range(0, R, size)]
     parts = [_draw(logits_RV[r], uniforms_R[r], settings, None if seen_RV is None else seen_RV[r]) for r in rows]
@@ -125,8 +79,10 @@ def draw(logits_RV: Tensor, uniforms_R: Tensor, settings: Settings, *, seen_RV: 
 
 
 def _draw(logits_RV: Tensor, uniforms_R: Tensor, settings: Settings, seen_RV: Tensor | None) -> Drawn:
-    y_RV = _scaled(logits_RV, settings, seen_RV)
-    p_RV = F.threshold(y_RV.softmax(-1), SMALLEST, 0.0)
+    room = settings.room(logits_RV)
+    y_out, p_out = (None, None) if room is None else room
+    y_RV = _scaled(logits_RV, settings, seen_RV, out=y_out)
+    p_RV = F.threshold(torch.softmax(y_RV, -1, out=p_out), SMALLEST, 0.0, inplace=True)
     lse_R = -p_RV.amax(-1).log()  # log-sum-exp of y, whose greatest is 0
     entropy_R = lse_R - torch.linalg.vecdot(p_RV, y_RV)
     mass_R, kept = None, None
@@ -139,25 +95,20 @@ def _draw(logits_RV: Tensor, uniforms_R: Tensor, settings: Settings, seen_RV: Te
     return Drawn(torch.where(entropy_R.isfinite(), ids_R, -1), logprobs_R, full_R, entropy_R, kept)
 
 
-def _eager_on_cpu(x: Tensor) -> bool:
-    """Where a look at the numbers costs nothing: an accelerator would be waited for, a compiled graph break."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
 def log_probabilities(logits_RV: Tensor, settings: Settings, *, seen_RV: Tensor | None = None) -> Tensor:
     """(R, V) untruncated log-probabilities in fp32 (fp64 for fp64 logits): penalty, temperature, log-softmax."""
     return _scaled(logits_RV, settings, seen_RV).log_softmax(-1)
 
 
-def _scaled(logits_RV: Tensor, settings: Settings, seen_RV: Tensor | None) -> Tensor:
+def _scaled(logits_RV: Tensor, settings: Settings, seen_RV: Tensor | None, *, out: Tensor | None = None) -> Tensor:
     """Logits after penalty and temperature, the greatest of each row 0."""
-    z_RV = logits_RV if logits_RV.dtype == torch.float64 else logits_RV.float()
+    z_RV = logits_RV.to(sum_dtype(logits_RV))
     if seen_RV is not None and settings.form.penalised:
         penalty = settings.penalty
         z_RV = torch.where(seen_RV, torch.where(z_RV > 0, z_RV / penalty, z_RV * penalty), z_RV)
     if settings.banned is not None:
         z_RV = z_RV.index_fill(1, settings.banned, BANNED)
-    return (z_RV - z_RV.amax(-1, keepdim=True)).div_(settings.temperature)
+    return torch.sub(z_RV, z_RV.amax(-1, keepdim=True), out=out).div_(settings.temperature)
 
 
 # -- kept sets
@@ -168,7 +119,7 @@ def _truncated(
 ) -> tuple[Tensor, Tensor, Kept | Tensor]:
     """Ids, probability of the kept set, and that set."""
     V = y_RV.shape[1]
-    if not _eager_on_cpu(y_RV):
+    if not eager_on_cpu(y_RV):
         return _among_all(y_RV - lse_R[:, None], p_RV, uniforms_R, settings)
     width = settings.form.width or CANDIDATES
     if width >= V:
@@ -186,6 +137,8 @@ def _truncated(
     places_R, mass_R = _invert(p_RW, uniforms_R)
     places_R = l_RW.argmax(-1) if settings.form.greedy else places_R
     ids_R = ids_RW.gather(1, places_R[:, None])[:, 0]
+    if not short:
+        return ids_R, mass_R, Kept.of_counts(kept_RW.sum(-1), ids_RW[kept_RW])
     kept_RW[short] = False
     sets = [Kept.of_counts(kept_RW.sum(-1), ids_RW[kept_RW])]
     order = torch.arange(len(y_RV), device=y_RV.device)
@@ -196,7 +149,7 @@ def _truncated(
         )
         order[row] = len(y_RV) + len(sets) - 1
         sets.append(Kept.of_mask(kept_1V))
-    return ids_R, mass_R, sets[0] if not short else Kept.joined(sets).take(order)
+    return ids_R, mass_R, Kept.joined(sets).take(order)
 
 
 def _among_all(l_RV: Tensor, p_RV: Tensor, uniforms_R: Tensor, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:

@@ -71,8 +71,9 @@ def free_bytes(device: torch.device) -> int | None:
         return int(torch.cuda.mem_get_info(device)[0]) + unused
     if device.type != "cpu" or not MEMORY.exists():
         return None
-    kilobytes = next(line.split()[1] for line in MEMORY.read_text().splitlines() if line.startswith("MemAvailable"))
-    return min(int(kilobytes) * 1024, _free_in_group())
+    lines = [line.split() for line in MEMORY.read_text().splitlines()]
+    kilobytes = [int(words[1]) for words in lines if words[:1] == ["MemAvailable:"]]  # not before Linux 3.14
+    return min(kilobytes[0] * 1024, _free_in_group()) if kilobytes else None
 
 
 def _free_in_group() -> int:

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from lifecycle.batch import Kept, Rollout
 from lifecycle.model import Decoder
-from lifecycle.rollout.draw import TIE, Settings, log_probabilities, threshold
+from lifecycle.rollout.draw import TIE, log_probabilities, threshold
 from lifecycle.rollout.sampling import Sampling
+from lifecycle.rollout.settings import Settings
 
 POSITIONS = 16_384
 """Of one forward pass, padding with them."""

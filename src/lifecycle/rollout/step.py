@@ -18,11 +18,12 @@ from lifecycle.batch import Kept, listed
 from lifecycle.model import Cache, Decoder, ModelConfig
 from lifecycle.rollout.collect import Collected
 from lifecycle.rollout.decode import Step, eagerly
-from lifecycle.rollout.draw import Drawn, Settings, draw
+from lifecycle.rollout.draw import Drawn, draw
 from lifecycle.rollout.lending import Lent, lent
 from lifecycle.rollout.room import Room, bucket
 from lifecycle.rollout.sampling import Sampling, uniforms
 from lifecycle.rollout.schedule import NUMBER, PLACE, POSITION, SEED, TOKEN, Chunk, Ints, Move
+from lifecycle.rollout.settings import Settings
 from lifecycle.rollout.version import Version
 
 FINE = 8
