@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from lifecycle.errors import UserError
 from lifecycle.targets import TARGETS
-from lifecycle.wanted import bounds_of, fits, is_dataclass, nearest, typed, wanted
+from lifecycle.wanted import bounds_of, fits, is_dataclass, nearest, shown, typed, wanted
 
 Place = tuple[str, ...]
 
@@ -195,8 +195,7 @@ class Walk:
         return value
 
     def _wrong(self, value: Any, hint: Any, at: Place) -> Any:
-        came = typed(value) if value is None or isinstance(value, bool) else repr(value)
-        self.faults.append(f"{dotted(at)} is {came}; {wanted(hint, dotted(at), value)}")
+        self.faults.append(f"{dotted(at)} is {shown(value)}; {wanted(hint, dotted(at), value)}")
         return value
 
     def _unknown(self, place: Place, value: Any, siblings: Iterable[str]) -> None:

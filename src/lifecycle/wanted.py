@@ -52,7 +52,8 @@ def describe(hint: Any) -> str:
 
 def wanted(hint: Any, key: str, value: Any = None) -> str:
     """What the type of `key` takes, and how that is typed; `value` is what came."""
-    example = _example(hint, value)
+    in_list = any(part.isdigit() for part in key.split("."))  # which the command line replaces as a whole
+    example = None if in_list else _example(hint, value)
     return f"wanted {describe(hint)}" + (f": type {key}={example}" if example else "")
 
 
@@ -80,6 +81,14 @@ def typed(value: Any) -> str:
 def bounds_of(hint: Any) -> list[Bounds]:
     """Those of an annotation."""
     return [one for one in get_args(hint)[1:] if isinstance(one, Bounds)]
+
+
+def shown(value: Any) -> str:
+    """What came, in words."""
+    if value is None or isinstance(value, bool):
+        return typed(value)
+    large = isinstance(value, int | float) and math.isfinite(value) and abs(value) >= 2**63
+    return f"{value!r}, more than 64 bits hold" if large else repr(value)
 
 
 def fits(value: Any) -> bool:
