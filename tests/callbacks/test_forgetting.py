@@ -1,7 +1,6 @@
 """The policy of the guard by hand-made tables: levels, one action at a time, and what is safe to go back to."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -79,10 +78,6 @@ def test_a_measurement_survives_a_checkpoint_and_reads_well() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [({"watch": 0.2}, "must ascend"), ({"patience": 0}, "guard.patience is 0"), ({"replay_max": 1.0}, "shares")],
-)
-def test_settings_that_cannot_work_are_refused(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        replace(SPEC, **changes)
+def test_thresholds_that_do_not_ascend_are_refused() -> None:
+    with pytest.raises(UserError, match="must ascend"):
+        replace(SPEC, watch=0.2)

@@ -43,7 +43,6 @@ def test_languages_that_are_not_kept_and_texts_of_none_are_dropped() -> None:
     [
         (LanguageRule(keep=[]), "language.keep is empty"),
         (LanguageRule(keep=["eng"]), "names 'eng'; wanted ISO 639 codes"),
-        (LanguageRule(keep=["en"], min_probability=2.0), "min_probability is 2.0"),
     ],
 )
 def test_language_rules_that_cannot_be_meant_are_refused(rule: LanguageRule, message: str) -> None:

@@ -315,8 +315,6 @@ def test_recipes_that_cannot_work_are_refused() -> None:
         TokenizerRecipe(vocab_size=200, digits=4, max_bytes=1, special_tokens=("<|tool|>",))  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"special_tokens names <\|eos\|> twice"):
         TokenizerRecipe(vocab_size=300, digits=1, max_bytes=1, special_tokens=("<|eos|>",))
-    with pytest.raises(UserError, match="max_bytes is 0"):
-        TokenizerRecipe(vocab_size=300, digits=1, max_bytes=0)
     with pytest.raises(UserError, match="no text"):
         train_bpe(["", ""], vocab_size=300, digits=1)
 
