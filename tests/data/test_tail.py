@@ -18,6 +18,7 @@ import torch
 from lifecycle.batch import StepBatch
 from lifecycle.data.judge import judge
 from lifecycle.data.module import DataModule
+from lifecycle.data.plan import Phase
 from lifecycle.data.prepare import prepare
 from lifecycle.data.source import BadRows
 from lifecycle.data.specs import SourceSpec
@@ -282,6 +283,76 @@ def test_a_source_that_was_dropped_comes_back_when_its_cap_is_raised(texts: Path
         assert {name: times for name, times in found.items() if name[0] == "B"} == once("b", 2)
         passes = [times for name, times in found.items() if name[0] == "A"]
         assert len(passes) == ROWS["a"] and max(passes) - min(passes) <= 2
+
+
+def test_rows_that_were_packed_stay_as_they_were_where_a_run_goes_on_with_other_ends(texts: Path) -> None:
+    """`data.exhausted`, and whether the run ends with a source, may change: what was packed before is packed again."""
+    caps: dict[str, float | None] = {"a": 3, "b": 1}
+    first, states = read(module(texts, caps, exhausted="drop"))
+    assert any(state["streams"][0]["anchor"]["gone"] for state in states.values())
+    in_tail = [step for step, state in states.items() if state["tail"]]
+    for step in [*range(2, in_tail[0], 15), *in_tail[:-1:2]]:
+        data = module(texts, caps, exhausted="drop", to_the_end=True)  # the end of a is now that of the run
+        data.load_state_dict(states[step])
+        rest, _ = read(data)
+        found = documents(data, {s: first[s] for s in range(step)} | rest)
+        assert Counter({name: times for name, times in found.items() if name[0] == "A"}) == once("a", 3)
+        assert max(times for name, times in found.items() if name[0] == "B") == 1 and data.fault() is None
+        data = module(texts, caps, exhausted="error")
+        data.load_state_dict(states[step])
+        try:
+            rest, _ = read(data)
+            fault = str(data.fault())
+        except UserError as error:  # b is used up already
+            rest, fault = {}, str(error)
+        assert "data.sources.b has been read as often" in fault
+        found = documents(data, {s: first[s] for s in range(step)} | rest)
+        assert all(times <= (3 if name[0] == "A" else 1) for name, times in found.items())
+
+
+@pytest.mark.parametrize("where", ["before the tail", "in the tail"])
+def test_a_run_that_goes_on_without_what_was_used_up_reads_the_rest_by_its_streams(texts: Path, where: str) -> None:
+    caps: dict[str, float | None] = {"a": None, "b": 1}
+    first, states = read(module(texts, caps))
+    in_tail = [step for step, state in states.items() if state["tail"]]
+    step = in_tail[0] - 1 if where == "before the tail" else in_tail[len(in_tail) // 2]
+    data = module(texts, caps, exhausted="drop")  # as the message of the first run says
+    data.load_state_dict(states[step])
+    rest, after = read(data, stop=step + 120)
+    assert not any(state["tail"] for state in after.values())
+    found = documents(data, {s: first[s] for s in range(step)} | rest)
+    assert Counter({name: times for name, times in found.items() if name[0] == "B"}) == once("b")
+    passes = [times for name, times in found.items() if name[0] == "A"]
+    assert len(passes) == ROWS["a"] and max(passes) - min(passes) <= 2
+
+
+def test_a_source_of_fewer_rows_than_streams_has_been_read_once_after_one_pass(texts: Path) -> None:
+    (texts / "b0.jsonl").write_text(json.dumps({"text": "B000000 word"}) + "\n")
+    (texts / "b1.jsonl").unlink()
+    (texts / "b2.jsonl").unlink()
+    data = module(texts, {"a": 1, "b": 1}, exhausted="drop")
+    assert documents(data, read(data)[0])["B000000"] == 1
+    assert data.ledger()["sources"]["b"]["epochs"] == pytest.approx(1.0)
+
+
+def test_a_run_with_another_end_goes_on_with_the_rows_of_its_own_phases(texts: Path) -> None:
+    """Phases that begin at shares of the run begin at other steps where it is made longer."""
+
+    def planned(steps: int) -> DataModule:
+        data = module(texts, {"a": None})
+        data.set_plan(steps, [Phase(step=0, row_length=32, rows=16), Phase(step=steps // 2, row_length=64, rows=8)])
+        return data
+
+    first, states = read(planned(20))
+    for step, longer in ((9, 40), (11, 40), (13, 40), (19, 60), (6, 10)):
+        data = planned(longer)
+        data.load_state_dict(states[step])
+        rest, _ = read(data)
+        assert {s: rows.shape[1:] for s, rows in rest.items()} == {
+            s: (16, 32) if s < longer // 2 else (8, 64) for s in range(step, longer)
+        }
+        passes = documents(data, {s: first[s] for s in range(step)} | rest)
+        assert max(passes.values()) - min(passes[name] for name in once("a")) <= 2
 
 
 def test_a_lowered_cap_ends_the_source_where_it_stands(texts: Path) -> None:

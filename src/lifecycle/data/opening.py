@@ -55,8 +55,10 @@ class Opener:
         return self._tail(self._all(left, plan), left, state, plan)
 
     def going_on(self, cursor: Cursor | None, plan: BatchPlan, max_epochs: Mapping[str, float | None]) -> Cursor | None:
-        """The cursor of a checkpoint; from a tail back to the streams, where sources may be read more often now."""
-        if cursor is None or cursor.tail is None or not is_outdated(dict(cursor.tail), max_epochs):
+        """The cursor of a checkpoint; from a tail back to the streams, where there may be more to read now."""
+        if cursor is None or cursor.tail is None:
+            return cursor
+        if not is_outdated(dict(cursor.tail), caps=max_epochs, dropping=self._droppable, end=self.end):
             return cursor
         left = {s: dict(state) for s, state in cursor.streams.items()}
         streams = self._all(left, plan)

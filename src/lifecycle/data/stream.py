@@ -28,12 +28,15 @@ from lifecycle.data.seeds import derive
 
 
 class Packed(NamedTuple):
-    """What a window was packed for: its rows, those of a step, their length, and the shares of the sources."""
+    """What a window was packed for: its rows, those of a step, their length, and the shares of the sources; and by
+    which `dropping` and `end`, which may be others in the run that goes on."""
 
     rows: int
     rows_a_step: int
     row_length: int
     weights: Mapping[str, float]
+    dropping: Sequence[str]
+    end: str | None
 
 
 class Stream:
@@ -81,8 +84,7 @@ class Stream:
     def step(self, step: int) -> tuple[list[Row], State]:
         """The rows that this stream owes to step `step`, and the state after it. Steps must come in order."""
         count = self.plan.at(step).rows // self.streams
-        change = self.plan.next_change(self._anchor["step"]) if self._anchor else None
-        if change is not None and change <= step and self._given < len(self._window):
+        if self._given < len(self._window) and self._has_another_plan(step):
             self.take_back()
         if self._given == len(self._window):
             self._fill(step, count)
@@ -93,6 +95,14 @@ class Stream:
             for piece in row.pieces:
                 self.seen[self.names[piece.source]] += piece.positions
         return rows, self.state()
+
+    def _has_another_plan(self, step: int) -> bool:
+        """Whether a change binds at `step`, or bound before it, that the window was not packed for: one that was
+        decided since, or the beginnings of phases that moved with the end of the run."""
+        phase, packed = self.plan.at(step), self._anchor["packed"]
+        change = self.plan.next_change(self._anchor["step"])
+        known = (packed["rows_a_step"], packed["row_length"]) == (phase.rows // self.streams, phase.row_length)
+        return not known or (change is not None and change <= step)
 
     def state(self) -> State:
         """Plain containers and arrays (`*_ids`): the window's beginning, and what was given since."""
@@ -105,9 +115,10 @@ class Stream:
         }
 
     def _totals(self, name: str) -> State:
-        """The source's own totals; of its passes, the share that was given out and does not wait in the window."""
-        totals = self.sources[name].documents.totals()
-        return {**totals, "epochs": totals["epochs"] * self.seen[name] / max(self.taken[name], 1)}
+        """The source's own totals; of its passes, the share that was given out and does not wait in the window. All of
+        them, where there was nothing in them for this stream."""
+        totals, taken = self.sources[name].documents.totals(), self.taken[name]
+        return {**totals, "epochs": totals["epochs"] * self.seen[name] / taken if taken else totals["epochs"]}
 
     def _restore(self, state: State) -> None:
         anchor = state["anchor"]
@@ -122,7 +133,8 @@ class Stream:
         self.seen = dict(state["seen"])
         self.padding = state["padding"]
         changed = [name for name, pieces in self.sources.items() if pieces.bind()]
-        self.gone = [name for name in self.gone if name not in changed]  # it may have come back
+        # it may have come back, or be missed now
+        self.gone = [name for name in self.gone if name not in changed and name in self.dropping]
 
     def unpacked(self, step: int) -> State:
         """The state at `step` of a stream of which no row waits in a window."""
@@ -131,7 +143,7 @@ class Stream:
     def _mark(self, step: int, packed: Packed | None) -> State:
         return {
             "step": step,
-            "packed": packed and {**packed._asdict(), "weights": dict(packed.weights)},
+            "packed": packed and {**packed._asdict(), "weights": dict(packed.weights), "dropping": [*packed.dropping]},
             "sources": {name: pieces.state() for name, pieces in self.sources.items()},
             "credit": dict(self.credit),
             "phase": dict(self.phase),
@@ -144,8 +156,15 @@ class Stream:
     def _fill(self, step: int, rows_a_step: int) -> None:
         """Pack the next window: as many steps as give about `window_rows` rows, but none across a change of plan."""
         steps = self.plan.window(step, max(1, self.window_rows // rows_a_step))
-        weights = self.plan.weights(step + steps // 2)
-        self._pack(step, Packed(steps * rows_a_step, rows_a_step, self.plan.at(step).row_length, weights))
+        packed = Packed(
+            rows=steps * rows_a_step,
+            rows_a_step=rows_a_step,
+            row_length=self.plan.at(step).row_length,
+            weights=self.plan.weights(step + steps // 2),
+            dropping=sorted(self.dropping),
+            end=self.end,
+        )
+        self._pack(step, packed)
 
     def _pack(self, step: int, packed: Packed) -> None:
         self._anchor = self._mark(step, packed)
@@ -165,7 +184,7 @@ class Stream:
 
     def _rows_left(self, rows: int, used_up: str, packed: Packed) -> int:
         """Rows of the window that follows the last piece of a source; raises `Exhausted` where there are none."""
-        is_end = used_up == self.end or set(self._alive(packed.weights)) <= {used_up}
+        is_end = used_up == packed.end or set(self._alive(packed.weights)) <= {used_up}
         steps = math.ceil(rows / packed.rows_a_step) if is_end else rows // packed.rows_a_step
         if not self.last or not steps:
             raise Exhausted(used_up, is_end=is_end)
@@ -203,15 +222,16 @@ class Stream:
         missing = positions - sum(piece.positions for piece in pieces)
         while missing > 0:
             try:
-                piece = self._next_piece(packed.weights, packed.row_length)
+                piece = self._next_piece(packed)
             except Exhausted as end:
                 return end.source
             pieces.append(piece)
             missing -= piece.positions
         return None
 
-    def _next_piece(self, weights: Mapping[str, float], row_length: int) -> Piece:
+    def _next_piece(self, packed: Packed) -> Piece:
         """A piece of the source that is due one by its share of the tokens given out so far."""
+        weights, row_length = packed.weights, packed.row_length
         while True:
             alive = self._alive(weights)
             if not alive:
@@ -221,7 +241,7 @@ class Stream:
                 piece = self.sources[name].next(row_length)
                 break
             except Exhausted:
-                if name not in self.dropping:
+                if name not in packed.dropping:
                     raise
                 self.gone.append(name)
         self._count(name, piece.positions, weights)

@@ -138,6 +138,10 @@ def shared_out(tail: Stream, streams: Sequence[Stream], step: int) -> dict[int, 
     return {stream.index: stream.unpacked(step) for stream in streams}
 
 
-def is_outdated(state: State, caps: Mapping[str, Any]) -> bool:
-    """Whether sources may now be read another number of times than when this state of a tail was taken."""
+def is_outdated(state: State, *, caps: Mapping[str, Any], dropping: Collection[str], end: str | None) -> bool:
+    """Whether sources may now be read another number of times, or other sources end the run, than when this state of a
+    tail was taken."""
+    packed = state["anchor"]["packed"]
+    if (packed["dropping"], packed["end"]) != (sorted(dropping), end):
+        return True
     return any(state["anchor"]["sources"][name]["max_epochs"] != cap for name, cap in caps.items())
