@@ -3,6 +3,7 @@ and sources that may be read more often than a run knew go on as if it had known
 """
 
 import json
+import math
 import pickle
 import re
 import threading
@@ -135,6 +136,26 @@ def test_a_run_of_one_pass_gives_every_document_once_and_ends_well(
     assert full[:-1] == [8] * (len(rows) - 1)
     assert data.ledger()["sources"]["a"]["epochs"] == pytest.approx(1.0)
     assert data.ledger()["sources"]["a"]["rows"] == ROWS["a"]
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("passes", [0.5, 1.25])
+def test_a_part_of_a_pass_is_given_and_no_more_and_ends_well(texts: Path, passes: float, prepared: bool) -> None:
+    changes: dict[str, Any] = {"shuffle_buffer": 10_000}
+    if prepared:
+        prepare(data=module(texts, {"a": 1}), folder=texts / "made", processes=1)
+        changes["prepared"] = str(texts / "made")
+    data = module(texts, {"a": passes}, to_the_end=True, **changes)
+    assert data.ends_with(passes)
+    rows, states = read(data)
+    found = documents(data, rows)
+    assert sum(found.values()) == passes * ROWS["a"] and max(found.values()) == math.ceil(passes)
+    assert data.fault() is None and data.is_last(len(rows))
+    assert data.ledger()["sources"]["a"]["epochs"] == pytest.approx(passes, abs=0.01)
+    whole = module(texts, {"a": 2}, to_the_end=True, **changes)  # the rest of the passes, where it may go on
+    whole.load_state_dict(states[2])
+    rest, _ = read(whole)
+    assert documents(data, {s: rows[s] for s in range(2)} | rest) == once("a", 2)
 
 
 def test_a_checkpoint_of_any_step_goes_on_to_the_same_end(texts: Path) -> None:

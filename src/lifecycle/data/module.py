@@ -166,7 +166,7 @@ class DataModule(pl.LightningDataModule):
         if self.epoch_source in self.levels:  # their weights move with progress, and each has an end of its own
             return False
         source = next(source for source in self.sources if source.name == self.epoch_source)
-        return passes is not None and source.spec.max_epochs == passes == int(passes)
+        return passes is not None and source.spec.max_epochs == passes
 
     def is_last(self, step: int) -> bool:
         """Whether the run is done after `step` steps, for the data has come to its end, or to that of the plan."""

@@ -73,6 +73,8 @@ class RawDocuments:
 
     def next(self) -> NDArray[np.int32]:
         """Ids of the next document with its marks; raises `Exhausted` past the source's `max_epochs`."""
+        if self._is_used_up():
+            raise Exhausted(self.name)
         while not self._ready:
             if self._index >= len(self._texts):
                 self._read_block()
@@ -100,8 +102,16 @@ class RawDocuments:
 
     def totals(self) -> dict[str, Any]:
         """Rows read in the first pass, dropped and bad ones among them by reason, and passes given out."""
+        return {"epochs": self._epochs(), "counts": dict(self._counts)}
+
+    def _epochs(self) -> float:
         given = self._index / len(self._texts) if self._texts else 1.0
-        return {"epochs": self._begun_at + given * (self._at.epochs - self._begun_at), "counts": dict(self._counts)}
+        return self._begun_at + given * (self._at.epochs - self._begun_at)
+
+    def _is_used_up(self) -> bool:
+        """Whether so much of the last pass is given out as `max_epochs` has beside whole ones: of 1.5, half of it."""
+        cap = self.max_epochs
+        return cap is not None and self._anchor["epoch"] >= int(cap) and self._epochs() >= cap
 
     def _mark(self) -> dict[str, Any]:
         return {

@@ -59,7 +59,7 @@ class SourceSpec:
     domain: what validation is reported by; None: the source's name.
     weight: share of the trained tokens, relative to the other weights: a number, or one that moves with progress,
         {start, end, shape} or {table: {PROGRESS: WEIGHT}} (see `weights.py`); 0: measured only, never trained on.
-    max_epochs: passes over the source at most; None: no limit.
+    max_epochs: passes over the source at most, and parts of one (1.5); None: no limit.
     max_rows: rows of the source that are read at most, from the start.
     validation: a split's name, a file, `{ratio, seed}`, or None to hold nothing out.
     validation_tokens: its held-out tokens that are measured; None: its share, by weight, of `validation.tokens` for its
