@@ -163,7 +163,7 @@ def load(source: str) -> Tokenizer:
     if path.is_dir() and all(_plain_or_gzipped(path / name) for name in GPT2_FILES):
         return Tokenizer(_gpt2(path))
     if path.is_file():
-        return Tokenizer(_single_file(path))
+        return Tokenizer(_single_file(path, source))
     looks_local = path.exists() or path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
     if looks_local and not path.is_dir():
         raise UserError(f"data.tokenizer is {source!r}, which does not exist; give a folder, a run or a hub id")
@@ -186,9 +186,12 @@ def load(source: str) -> Tokenizer:
     return Tokenizer(hf)
 
 
-def _single_file(path: Path) -> PreTrainedTokenizerFast:
+def _single_file(path: Path, source: str) -> PreTrainedTokenizerFast:
     """A bare tokenizer.json; its eos is the special token that is commonly so called."""
-    backend = read_backend(path)
+    try:
+        backend = read_backend(path)
+    except UserError as fault:
+        raise UserError(f"data.tokenizer is {source!r}, and a file there must be a tokenizer.json: {fault}") from fault
     special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     ends = [name for name in ("<|eos|>", GPT2_END, "</s>", "<eos>", "<|end_of_text|>", "<|im_end|>") if name in special]
     starts = [name for name in ("<|bos|>", "<s>", "<bos>", "<|begin_of_text|>") if name in special]
