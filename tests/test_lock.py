@@ -121,18 +121,31 @@ def test_a_job_that_was_put_back_into_the_queue_waits_until_its_dead_one_counts_
     assert "process 7 on far, which cannot be looked at from here; waiting up to" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\0\0\0", b"\xff\xfe\x80"])
 def test_a_lock_that_names_nobody_holds_until_it_is_old(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
     monkeypatch.setattr(lock, "BEAT_S", 0.02)
     path = write(tmp_path)
-    path.write_text(content)
+    path.write_bytes(content)
     with beating(path):
-        assert "process ? on an unknown machine" in refused(tmp_path)
+        said = refused(tmp_path)
+    assert "process ? on an unknown machine" in said and "None" not in said
     os.utime(path, (0, 0))
     with hold(tmp_path):
         pass
+
+
+def test_a_holder_that_was_met_while_it_wrote_its_lock_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "BEAT_S", 0.02)
+    (tmp_path / LOCK).touch()
+    timer = threading.Timer(0.1, lambda: write(tmp_path, pid=os.getpid()))
+    timer.start()
+    with pytest.raises(UserError, match=f"process {os.getpid()} on .* holds it since"), hold(tmp_path):
+        pass
+    timer.join()
 
 
 def test_of_many_that_take_over_one_gets_it(tmp_path: Path) -> None:

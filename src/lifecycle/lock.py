@@ -74,7 +74,7 @@ def _take_there(path: Path, me: dict[str, Any]) -> None:
             continue  # it was given back in between
         seen = _can_be_looked_at(holder, me)
         if _lives(holder) if seen else _gives_a_sign(path, holder, STALE_S - age):
-            raise _held(path, holder, age)
+            raise _held(path, _read(path) or holder, age)  # it may have said who it is since, or be another
         _clear(path, holder, me)
 
 
@@ -157,7 +157,9 @@ def _beat(path: Path, me: dict[str, Any], over: threading.Event) -> None:
 def _held(path: Path, holder: dict[str, Any], age: float) -> UserError:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since"])) if "since" in holder else "unknown"
     here = holder.get("host") == socket.gethostname()
-    stop = f"kill {holder.get('pid')}" + ("" if here else f" on {holder.get('host')}")
+    stop = (
+        f"kill {holder['pid']}" + ("" if here else f" on {holder['host']}") if _is_named(holder) else "if you find it"
+    )
     return UserError(
         f"run '{path.parent}' is at work: {_who(holder)} holds it since {when}, last sign of life {age:.0f} s ago. "
         f"Nothing was touched. Let it finish, stop it ({stop}), or choose another run=NAME. A process that is gone is "
@@ -167,6 +169,10 @@ def _held(path: Path, holder: dict[str, Any], age: float) -> UserError:
 
 def _who(holder: dict[str, Any]) -> str:
     return f"process {holder.get('pid', '?')} on {holder.get('host', 'an unknown machine')}"
+
+
+def _is_named(holder: dict[str, Any]) -> bool:
+    return "pid" in holder and "host" in holder
 
 
 def _can_be_looked_at(holder: dict[str, Any], me: dict[str, Any]) -> bool:
@@ -228,13 +234,13 @@ def _age(path: Path) -> float | None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """What a lock says; empty while it is being written; None where there is none."""
+    """What a lock says; empty while it is being written, and after a crash of the disk; None where there is none."""
     try:
-        text = path.read_text()
+        content = path.read_bytes()
     except FileNotFoundError:
         return None
     try:
-        found = json.loads(text)
+        found = json.loads(content)
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
