@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from lifecycle.errors import UserError
-from lifecycle.foreign import mistaken_file, read_object
+from lifecycle.foreign import mistaken_file, read_mapping, read_object
+from lifecycle.runfolder import RunFolder
 
 WHOLE = '{"hidden_size": 32, "name": "é"}'
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
@@ -53,3 +54,34 @@ def test_what_is_no_object_is_named(tmp_path: Path, content: bytes, said: str) -
 def test_what_cannot_be_opened_is_named(read: Callable[[Path], object], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read: Is a directory"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("run.json", '{"data": []}', "run.json: data is [], wanted keys and their values"),
+        ("run.json", '{"data": {"config": {"sources": ["a"]}}}', "data.config.sources is ['a'], wanted keys"),
+        ("run.json", '{"data": {"config": {"sources": {"a": 1}}}}', "data.config.sources.a is 1, wanted keys"),
+        ("run.json", '{"status": "fin', "run.json is not JSON: it breaks off at its end"),
+        ("config.yaml", "model: [1]", "config.yaml: model is [1], wanted keys and their values"),
+        ("config.yaml", "data: {sources: text}", "data.sources is 'text', wanted keys"),
+        ("config.yaml", "a: [1\nb: 2", "config.yaml is not YAML, line 2"),
+        ("config.yaml", "- a", "config.yaml holds a list, wanted keys and their values"),
+        ("config.yaml", "!!python/object/apply:os.getcwd []", "config.yaml is not YAML, line 1"),
+    ],
+)
+def test_a_runs_files_that_are_none_are_named(tmp_path: Path, name: str, content: str, said: str) -> None:
+    (tmp_path / name).write_text(content)
+    run = RunFolder(tmp_path)
+    with pytest.raises(UserError) as caught:
+        run.lineage() if name == "run.json" else run.config()
+    assert said in str(caught.value)
+
+
+def test_what_a_run_writes_is_read(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert run.lineage() == {} and run.config() is None
+    run.update(parent=None, data={"config": {"sources": {"a": {"path": "x"}}, "decontaminate": None}})
+    run.write_config({"model": {"layers": 1}, "stage": None})
+    assert run.lineage()["data"]["config"]["sources"] == {"a": {"path": "x"}}
+    assert run.config() == read_mapping(tmp_path / "config.yaml") == {"model": {"layers": 1}, "stage": None}

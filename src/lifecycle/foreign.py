@@ -9,8 +9,11 @@ a download that broke off, UTF-16, comments) is called by its name.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from lifecycle.errors import UserError
 
@@ -24,6 +27,37 @@ SHOWN = 40
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object that a file holds. Errors: `UserError` for everything else."""
     return parse_object(read_text(path), path)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds. Errors: `UserError` for everything else."""
+    try:
+        found = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        place = f", line {error.problem_mark.line + 1}" if isinstance(error, yaml.MarkedYAMLError) else ""
+        raise UserError(f"{path} is not YAML{place}; {AGAIN}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds a {type(found).__name__}, wanted keys and their values; {AGAIN}")
+    return found
+
+
+def want_mappings(found: Mapping[str, Any], places: Iterable[str], path: Path) -> None:
+    """Raise `UserError` where what stands at one of the dotted `places` of a file, if anything, is no mapping; `*` in
+    a place stands for every key."""
+    for place in places:
+        for name, value in _at(found, place.split("."), ""):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{path}: {name} is {repr(value)[:SHOWN]}, wanted keys and their values; {AGAIN}")
+
+
+def _at(found: Any, keys: list[str], name: str) -> Iterator[tuple[str, Any]]:
+    """What stands at a dotted place, each with its name; nothing where nothing or null does."""
+    if not keys:
+        yield name.removeprefix("."), found
+    elif isinstance(found, Mapping):
+        for key in found if keys[0] == "*" else (keys[0],):
+            if found.get(key) is not None:
+                yield from _at(found[key], keys[1:], f"{name}.{key}")
 
 
 def parse_object(text: str, path: Path) -> dict[str, Any]:

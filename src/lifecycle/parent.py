@@ -226,8 +226,10 @@ def _from_checkpoint(run: RunFolder, which: str, name: str) -> Parent:
     written = run.config()
     if wanted not in steps or written is None:
         raise UserError(f"init_from={name}: there is no such checkpoint; run {run.path} has {_checkpoints(run.path)}")
+    if not written.get("model"):
+        raise UserError(f"{run.path / 'config.yaml'} says nothing of the run's model; get the file again")
     tokenizer = _trained_with(run, run.path / "tokenizer", name)
-    sizes = DictConfig({"model": config.literal(written.get("model", {}))})
+    sizes = DictConfig({"model": config.literal(written["model"])})
     model: ModelConfig = config.build(sizes.model)
     path = steps[wanted]
     theta = load_stage(path).get("rope_theta", model.rope_theta)  # a phase may have changed it on the way

@@ -20,8 +20,13 @@ from typing import Any
 import yaml
 
 from lifecycle import atomic
+from lifecycle.foreign import read_mapping, read_object, want_mappings
 
 PACKAGES = ("torch", "lightning", "hydra-core", "datasets", "transformers", "tokenizers", "numpy")
+
+LINEAGE = ("parent", "data", "data.config", "data.config.sources", "data.config.sources.*", "data.config.decontaminate")
+CONFIG = ("model", "data", "data.sources", "data.sources.*", "stage", "hardware")
+"""Places that are read of a parent's files, which may come from anyone."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +41,18 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def lineage(self) -> dict[str, Any]:
-        """The content of `run.json`, or an empty mapping for a new run."""
+        """The content of `run.json`, or an empty mapping for a new run. Errors: `UserError` for what is no lineage."""
         path = self.path / "run.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        found = read_object(path) if path.exists() else {}
+        want_mappings(found, LINEAGE, path)
+        return found
 
     def config(self) -> dict[str, Any] | None:
-        """The resolved config that the run was started with, or None for a new run."""
+        """The resolved config that the run was started with, or None for a new run. Errors: `UserError`."""
         path = self.path / "config.yaml"
-        return yaml.safe_load(path.read_text()) if path.exists() else None
+        found = read_mapping(path) if path.exists() else None
+        want_mappings(found or {}, CONFIG, path)
+        return found
 
     def write_config(self, resolved: Mapping[str, Any]) -> None:
         """Store the resolved config as plain YAML."""
