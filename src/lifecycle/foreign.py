@@ -34,7 +34,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
-        place = f", line {error.problem_mark.line + 1}" if isinstance(error, yaml.MarkedYAMLError) else ""
+        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+        place = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{path} is not YAML{place}; {AGAIN}") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} holds a {type(found).__name__}, wanted keys and their values; {AGAIN}")
