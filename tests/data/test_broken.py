@@ -14,6 +14,8 @@ from lifecycle.data.broken import EMPTY, refuse_broken
 from lifecycle.data.filters import FilterSpec
 from lifecycle.data.module import DataModule
 from lifecycle.data.prepare import prepare
+from lifecycle.data.quarantine import quarantine
+from lifecycle.data.raw_row import Position, RawRow
 from lifecycle.data.source import BadRows, Source
 from lifecycle.data.specs import SourceSpec
 from lifecycle.data.tokenizer import TokenizerRecipe
@@ -99,6 +101,25 @@ def test_preparing_bears_as_many_broken_rows_as_training_and_lists_them(
             with pytest.raises(UserError, match=r"rows are broken \(missing field text .*max_share=0\.01.*map the fie"):
                 read(data)
             assert len(listed(tmp_path / form)) >= 1
+
+
+def test_too_many_broken_rows_are_refused_with_one_of_them(tmp_path: Path, tokenizer: str) -> None:
+    rows = [json.dumps({"title": f"\x1b[2J a, {n}", "body": "語"}, ensure_ascii=False) for n in range(9)]
+    write(tmp_path, ['{"text": "of words"}', *rows])
+    with pytest.raises(UserError, match=r'a\.jsonl, line 2: {"title": ".u001b\[2J a, 0", "body": "語"} \.\.\.; map'):
+        prepare(module(tmp_path, tokenizer), tmp_path / "run", 1)
+    source = Source(
+        name="s",
+        index=0,
+        spec=SourceSpec(path="a"),
+        files=(),
+        quarantine=tmp_path / "s.jsonl",
+        bad_rows=BadRows(max_share=0.01, min_rows=9),
+    )
+    quarantine(tmp_path / "s.jsonl", RawRow(0, "b", 1, b"\x1b[2J\n", Position(0, 0, 1)), "bad json")
+    for reason, words in {"bad json": r"such as b, line 1:  \[2J ", "another": r"listed in \S*s\.jsonl; mend"}.items():
+        with pytest.raises(UserError, match=words):
+            refuse_broken(source, {"kept:": 50, f"bad:{reason}": 50}, before=100, at_end=True)
 
 
 def test_empty_rows_are_counted_and_are_not_broken(tmp_path: Path, tokenizer: str) -> None:

@@ -96,6 +96,11 @@ def test_a_clone_of_a_data_set_gives_the_files_of_its_split(tmp_path: Path) -> N
     assert "README.md" in names(find(tmp_path, ["*.md", "data/train*"]), tmp_path)  # named, so meant
 
 
+def test_a_file_that_is_passed_over_for_its_folder_is_named_with_it(tmp_path: Path) -> None:
+    make(tmp_path, "train/data-0.arrow", "test/data-0.arrow", "train/valid.jsonl")
+    assert str(find(tmp_path, ".")).endswith("passed over: 2 (of another split: test/data-0.arrow, valid.jsonl)")
+
+
 @pytest.mark.parametrize(
     ("files", "split", "kept"),
     [

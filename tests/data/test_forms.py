@@ -78,6 +78,8 @@ FORMS: dict[str, tuple[bytes, Kind]] = {
     "semicolon.csv": (as_csv(";"), "csv"),
     "tab.tsv": (as_csv("\t"), "tsv"),
     "tab.csv": (as_csv("\t"), "csv"),
+    "excel.csv": (b"\xef\xbb\xbfsep=;\r\n" + as_csv(";"), "csv"),
+    "bar.csv": (b'"sep=|"\n' + as_csv("|"), "csv"),
 }
 
 

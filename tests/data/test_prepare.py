@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,21 @@ from lifecycle.data.retrying import RetryingFile
 from lifecycle.data.source import BadRows
 from lifecycle.data.specs import SourceSpec, ValidationRatio
 from lifecycle.data.tokenizer import TokenizerRecipe
+from lifecycle.errors import UserError
 
 WORDS = "the cat sat on a mat and then it ran far away from that old grey house near some river bank".split()
 
 
-def module(folder: Path) -> DataModule:
+RNG = np.random.default_rng(0)
+LINES = [json.dumps({"text": f"{number} " + " ".join(RNG.choice(WORDS, 30))}) for number in range(400)]
+
+
+def module(folder: Path, lines: Sequence[str] = LINES, tokenizer: str | None = None) -> DataModule:
     with gzip.open(folder / "a.jsonl.gz", "wt") as file:
-        rng = np.random.default_rng(0)
-        for number in range(400):
-            file.write(json.dumps({"text": f"{number} " + " ".join(rng.choice(WORDS, 30))}) + "\n")
+        file.writelines(f"{line}\n" for line in lines)
     arguments: dict[str, Any] = {
         "sources": {"a": SourceSpec(path=str(folder / "a.jsonl.gz"), validation=ValidationRatio(ratio=0.2))},
-        "tokenizer": TokenizerRecipe(vocab_size=300, max_bytes=20_000, digits=1),
+        "tokenizer": tokenizer or TokenizerRecipe(vocab_size=300, max_bytes=20_000, digits=1),
         "root": None,
         "prepared": None,
         "streams": None,
@@ -93,3 +97,22 @@ def test_a_process_reads_a_source_once_for_all_its_parts(
     fetched = 0
     job._write_parts(task)
     assert not fetched
+
+
+def test_the_job_says_what_the_shards_hold_and_how_they_are_read(
+    data: DataModule, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metas = job.prepare(data, tmp_path / "made", 1)["a"]
+    words = capsys.readouterr().out
+    for side in ("training", "validation"):
+        assert f"{metas[side]['documents']:,} documents, {metas[side]['tokens']:,} tokens" in words
+    assert "left out" not in words and f"data.prepared={tmp_path / 'made'}" in words
+    metas["training"]["counts"] |= {"dropped:empty": 1_200, "bad:missing field text": 3}
+    assert "; left out: missing field text 3, empty 1,200\n" in job.said({"a": metas}, tmp_path)
+
+
+def test_a_source_without_a_document_to_train_on_is_refused(data: DataModule, tmp_path: Path) -> None:
+    data.tokenizer.save(tmp_path / "tokenizer")
+    nothing = module(tmp_path, lines=["", " "], tokenizer=str(tmp_path / "tokenizer"))
+    with pytest.raises(UserError, match=r"data.sources.a has no document to train on in 1 file \(empty 2\)"):
+        job.prepare(nothing, tmp_path / "made", 1)

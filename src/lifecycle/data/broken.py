@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
+from lifecycle.data.quarantine import first
 from lifecycle.data.source import Source
 from lifecycle.errors import UserError
 
@@ -27,16 +29,27 @@ def refuse_broken(source: Source, counts: Mapping[str, int], *, before: int, at_
     if total < limits.min_rows and sum(bad.values()) <= min(before * limits.max_share, FEW):
         return
     reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(bad.items(), key=lambda item: -item[1]))
-    listed = f" They are listed in {source.quarantine};" if source.quarantine else ""
+    most = max(bad, key=lambda one: bad[one])
     raise UserError(
         f"data.sources.{source.name}: {sum(bad.values()):,} of {total:,} rows are broken ({reasons}), more than the "
-        f"share data.bad_rows.max_share={limits.max_share}.{listed} {_advice(source.name, bad)}, or raise the share"
+        f"share data.bad_rows.max_share={limits.max_share}.{_listed(source.quarantine, most)} "
+        f"{_advice(source.name, most)}, or raise the share"
     )
 
 
-def _advice(name: str, bad: Mapping[str, int]) -> str:
-    """What to do about the reason that is met most often."""
-    reason = max(bad, key=lambda one: bad[one])
+def _listed(path: Path | None, reason: str) -> str:
+    """Where the rows are listed, and the first one of that reason as its file has it."""
+    if path is None:
+        return ""
+    entry = first(path, reason)
+    if entry is None:
+        return f" They are listed in {path};"
+    row = "".join(letter if letter.isprintable() else " " for letter in entry["content"])  # nothing that moves a cursor
+    return f" They are listed in {path}, such as {entry['file']}, line {entry['line']}: {row} ...;"
+
+
+def _advice(name: str, reason: str) -> str:
+    """What to do about rows that are broken for that reason."""
     where = f"data.sources.{name}"
     if reason == "bad utf-8":
         return f"declare the encoding of the files ({where}.encoding=cp1252, latin-1, ...)"

@@ -1,6 +1,7 @@
 """Rows of a CSV file (RFC 4180, as Python's csv module reads it): a record is a mapping from the header's names.
 
-The delimiter is the tab in `.tsv`, else the commonest of `,`, `;` and tab in the header. A quote that is never closed
+The delimiter is what a first line `sep=;` names (it is written for Excel, and no row), else the tab in `.tsv`, else the
+commonest of `,`, `;` and tab in the header. A quote that is never closed
 costs its own line and no more: what follows is read again as lines of their own.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import re
 from collections import deque
 from collections.abc import Iterator
 
@@ -19,6 +21,7 @@ from lifecycle.data.stored import Stored
 from lifecycle.errors import UserError
 
 DELIMITERS = ",;\t"
+FOR_EXCEL = re.compile(rb'"?sep=([,;\t|])"?\r?', re.IGNORECASE)
 
 
 def csv_rows(file: File, raw: Stored, at: Position, wanted: Wanted, most_bytes: int) -> Rows:
@@ -44,8 +47,9 @@ def csv_rows(file: File, raw: Stored, at: Position, wanted: Wanted, most_bytes: 
 def _header(file: File, raw: Stored, most_bytes: int) -> tuple[list[str], str, Position]:
     """Names of the fields, the delimiter, and where the first record stands."""
     feed = _Feed(blocks(file, raw, 0), 0, most_bytes)
-    first = feed.peek()
-    delimiter = "\t" if file.kind == "tsv" else max(DELIMITERS, key=lambda mark: first.count(mark.encode()))
+    if named := FOR_EXCEL.fullmatch(feed.peek()):
+        feed.record(",")
+    delimiter = named[1].decode() if named else _delimiter(file, feed.peek())
     found = feed.record(delimiter)
     names = [name.strip() for name in found[0]] if found else []
     if names and file.columns is not None and not set(names) & set(file.columns):
@@ -56,6 +60,10 @@ def _header(file: File, raw: Stored, most_bytes: int) -> tuple[list[str], str, P
     if twice := [name for name in file.columns or names if names.count(name) > 1]:
         raise UserError(f"{file.url}: its header has the name {twice[0]!r} twice: rename one of the columns")
     return names, delimiter, Position(0, feed.offset, 0, feed.taken_lines)
+
+
+def _delimiter(file: File, header: bytes) -> str:
+    return "\t" if file.kind == "tsv" else max(DELIMITERS, key=lambda mark: header.count(mark.encode()))
 
 
 def _mapping(

@@ -16,6 +16,7 @@ from lifecycle.data.masking import mask
 from lifecycle.data.raw_row import BadRow, RawRow, parse
 from lifecycle.data.source import Source
 
+KEPT = "kept:"
 HELD_OUT = "held:out"
 CONTAMINATED = "dropped:contaminated"
 
@@ -50,4 +51,4 @@ def judge(raw: RawRow, source: Source) -> Judged:
     if source.spec.filters.mask_pii:
         text, masked = mask(text)
     held = source.held_out is not None and source.held_out.holds(text)
-    return Judged(text, HELD_OUT if held else "kept:masked" if masked else "kept:", masked=masked)
+    return Judged(text, HELD_OUT if held else f"{KEPT}masked" if masked else KEPT, masked=masked)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from lifecycle.data import decontamination
 from lifecycle.data.begun import listed
 from lifecycle.data.broken import BAD, refuse_broken
 from lifecycle.data.held_out import ORDER, Reach, seed_of
-from lifecycle.data.judge import HELD_OUT, judge
+from lifecycle.data.judge import HELD_OUT, KEPT, judge
 from lifecycle.data.module import DataModule
 from lifecycle.data.prepared import SIDES, VERSION
 from lifecycle.data.quarantine import quarantine
@@ -35,6 +35,8 @@ from lifecycle.data.raw import ENCODE_AT_ONCE
 from lifecycle.data.readers import Position, RawRow, rows
 from lifecycle.data.source import Source, among, text_hash
 from lifecycle.data.tokenizer import Tokenizer
+from lifecycle.data.weights import Weight
+from lifecycle.errors import UserError
 
 PARTS = 16
 
@@ -55,7 +57,7 @@ class _Task:
 
 
 def prepare(data: DataModule, folder: Path, processes: Count) -> dict[str, Any]:
-    """Write the shards of every source below `folder/prepared` and return their counts."""
+    """Write the shards of every source below `folder/prepared`, say what is in them, and return their counts."""
     data.tokenizer.save(folder / "tokenizer")
     held = {s.name: apart for s in data.sources if (apart := data.corpus.held_apart(s.name)) is not None}
     readers = min(max(1, processes), PARTS)
@@ -73,7 +75,7 @@ def prepare(data: DataModule, folder: Path, processes: Count) -> dict[str, Any]:
                 made[running[done].source.name, running[done].apart] += done.result()
         finally:  # what ends one part ends the job, before others are begun
             pool.shutdown(cancel_futures=True)
-    return {
+    metas = {
         source.name: _finish(
             source,
             folder,
@@ -84,6 +86,24 @@ def prepare(data: DataModule, folder: Path, processes: Count) -> dict[str, Any]:
         )
         for source in data.sources
     }
+    print(said(metas, folder))
+    return metas
+
+
+def said(metas: dict[str, Any], folder: Path) -> str:
+    """What the shards hold, a line a source, and how they are read."""
+    lines = []
+    for name, sides in metas.items():
+        amounts = [f"{sides[side]['documents']:,} documents, {sides[side]['tokens']:,} tokens" for side in SIDES]
+        left = _left_out(sides["training"]["counts"])
+        lines.append(f"{name}: {amounts[0]}; held out: {amounts[1]}" + (f"; left out: {left}" if left else ""))
+    return "\n".join([*lines, f"A run reads them with data.prepared={folder}"])
+
+
+def _left_out(counts: Mapping[str, int]) -> str:
+    """Rows by the reason for which they are not in the shards."""
+    gone = {verdict.partition(":")[2]: rows for verdict, rows in sorted(counts.items()) if not verdict.startswith(KEPT)}
+    return ", ".join(f"{reason} {rows:,}" for reason, rows in gone.items() if rows)
 
 
 def _write_parts(task: _Task) -> list[dict[str, Any]]:
@@ -191,6 +211,12 @@ def _finish(
     if held is not None and held_parts is not None:
         theirs = sum((Counter(part["counts"]) for part in held_parts), Counter[str]())
         refuse_broken(held, theirs, before=theirs.total(), at_end=True)
+    if Weight.of(source.spec.weight, source.name).trained and not sum(part["training"]["documents"] for part in parts):
+        raise UserError(
+            f"data.sources.{source.name} has no document to train on in {len(source.files)} "
+            f"file{'s' * (len(source.files) != 1)} ({_left_out(counts) or 'no rows at all'}): check path, format, "
+            "fields and filters"
+        )
     made = {
         "training": (source, parts),
         "validation": (held or source, held_parts or (parts if source.held_out else [])),

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +40,25 @@ def append(path: Path, entry: Mapping[str, Any], most_bytes: int = MOST_BYTES) -
         os.close(handle)
 
 
+def first(path: Path, reason: str) -> dict[str, Any] | None:
+    """The first row of the quarantine at `path` that was put there for that reason."""
+    return next((entry for entry, _ in _entries(path) if entry["reason"] == reason), None)
+
+
 def compact(path: Path) -> int:
     """Sort the quarantine at `path` by file and line, once each; the number of rows. Call it when nobody writes."""
     if not path.exists():
         return 0
-    entries: dict[tuple[str, int], bytes] = {}
-    for line in path.read_bytes().split(b"\n"):
-        try:
-            entry = orjson.loads(line)
-        except orjson.JSONDecodeError:  # a process that was killed may have left half a line
-            continue
-        entries[entry["file"], entry["line"]] = line
+    entries = {(entry["file"], entry["line"]): line for entry, line in _entries(path)}
     atomic.write(path, b"".join(entries[key] + b"\n" for key in sorted(entries)))
     return len(entries)
+
+
+def _entries(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Every row in the list at `path`, and its line; a process that was killed may have left half a line."""
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():
+        with suppress(orjson.JSONDecodeError):
+            yield orjson.loads(line), line
 
 
 def compact_all(folder: Path) -> None:

@@ -100,7 +100,9 @@ def excused(passed: Passed) -> str:
     """What was passed over and why, with the first names of each reason."""
     by_reason: dict[str, list[str]] = {}
     for path, why in sorted(passed.items()):
-        by_reason.setdefault(why, []).append(os.path.basename(path.rstrip("/")))
+        folder, name = os.path.split(path.rstrip("/"))
+        of_folder = why == OTHER_SPLIT and _split_named(name) is None  # its folder says which split it is of
+        by_reason.setdefault(why, []).append(f"{os.path.basename(folder)}/{name}" if of_folder else name)
     return ", ".join(
         f"{len(names):,} ({why}: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
         for why, names in by_reason.items()
