@@ -146,6 +146,7 @@ def test_every_target_of_every_config_may_stand_where_it_stands() -> None:
         ("+stag=grpo", "did you mean stage? Type stage=grpo"),
         ("modle=small", "did you mean model? Type model=small"),
         ("max_steps=3", "did you mean stage.max_steps? Type stage.max_steps=3"),
+        ("optimizer.lr=3", "optimizer: there is no such key; did you mean stage.optimizer?"),
         ("stage.max_stepz=3", "did you mean stage.max_steps? Type stage.max_steps=3"),
         ("stage.max_steps=abc", "stage.max_steps is 'abc'; wanted a whole number from 1 on or null"),
         ("stage.max_steps=1.5", "stage.max_steps is 1.5; wanted a whole number from 1 on or null"),

@@ -18,6 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "orphan": set(),
     "cachefolder": {"errors"},
     "foreign": {"errors"},
+    "hub": {"errors"},
     "batch": {"errors"},
     "losses": {"errors", "batch"},
     "model": {"bounds", "errors", "foreign"},
@@ -25,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rewards": {"errors"},
     "rollout": {"bounds", "errors", "foreign", "atomic", "batch", "cachefolder", "model"},
     # Data and stages meet in batch.py alone.
-    "data": {"bounds", "errors", "foreign", "atomic", "batch", "cachefolder", "orphan"},
+    "data": {"bounds", "errors", "foreign", "atomic", "batch", "cachefolder", "hub", "orphan"},
     "stages": {"bounds", "errors", "batch", "length", "losses", "model", "optim", "rewards", "rollout"},
     "checkpoint": {"errors", "atomic"},
     "callbacks": {"bounds", "errors", "atomic", "batch", "checkpoint", "hardware", "root"},

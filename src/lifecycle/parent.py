@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from lifecycle.data.tokenizer import Tokenizer
 from lifecycle.data.tokenizer import load as load_tokenizer
 from lifecycle.errors import UserError
 from lifecycle.foreign import read_object
+from lifecycle.hub import TOKENIZER, fetched
 from lifecycle.model import ModelConfig
 from lifecycle.model.huggingface import load_pretrained, read_config
 from lifecycle.model.huggingface.gguf import gguf_file, tokenizer_gguf
@@ -40,9 +41,9 @@ from lifecycle.runfolder import RunFolder
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 HUB_ID = re.compile(r"(?!outputs/)\w[\w.-]*/[\w.-]+")
-SMALL_FILES = ["config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "*.jinja", "vocab*"]
+SMALL_FILES = (*TOKENIZER, "generation_config.json")
 ADAPTER = "adapter_config.json"
-WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,16 +287,12 @@ def _from_hub(name: str) -> Parent:
     )
 
 
-def _fetched(name: str, patterns: list[str], commit: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
+def _fetched(name: str, patterns: Sequence[str], commit: str | None) -> Path:
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, revision=commit))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return fetched(name, patterns, commit)
+    except UserError as error:
         raise UserError(
-            f"init_from={name} is no place here, and was not found on the Hugging Face hub either ({reason}). Without "
+            f"init_from={name} is no place here, and was not found on the Hugging Face hub either ({error}). Without "
             "a network, fetch it elsewhere (hf download) and give its folder; a gated one wants `hf auth login`; a run "
             "is named by its folder under outputs/"
         ) from error

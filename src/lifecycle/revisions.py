@@ -19,6 +19,7 @@ from lifecycle.data.files import place
 from lifecycle.data.prepared import prepared_folder
 from lifecycle.data.remote_files import ADVICE
 from lifecycle.errors import UserError
+from lifecycle.hub import reason
 from lifecycle.runfolder import RunFolder
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -58,10 +59,9 @@ def commit_of(hub: str, revision: str | None, where: str) -> str:
     try:
         return str(HfApi().dataset_info(hub, revision=revision).sha)
     except Exception as error:  # of whichever HTTP library it is built on
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{where}.hub is {hub!r}, and its revision {revision or 'main'} cannot be found ({reason}). Check the "
-            f"name; a gated set needs `hf auth login`. {ADVICE}"
+            f"{where}.hub is {hub!r}, and its revision {revision or 'main'} cannot be found ({reason(error)}). Check "
+            f"the name; a gated set needs `hf auth login`. {ADVICE}"
         ) from error
 
 

@@ -198,10 +198,19 @@ class Walk:
         self.faults.append(f"{dotted(at)} is {shown(value)}; {wanted(hint, dotted(at), value)}")
         return value
 
+    def _elsewhere(self, place: Place, mapping: bool) -> dict[str, str]:
+        """Known keys by their last part: those of values, and for a mapping those of mappings too."""
+        found = {}
+        for key in reversed(self.known):
+            parts = key.split(".")
+            for depth in range(1 if mapping else len(parts), len(parts) + 1):
+                found[parts[depth - 1]] = dotted(tuple(parts[:depth]))
+        return {name: key for name, key in found.items() if key != dotted(place)}
+
     def _unknown(self, place: Place, value: Any, siblings: Iterable[str]) -> None:
         """No such key: look among its neighbours first, then for the same name elsewhere."""
         near = nearest(place[-1], siblings)
-        elsewhere = {key.rpartition(".")[2]: key for key in reversed(self.known) if key != dotted(place)}
+        elsewhere = self._elsewhere(place, isinstance(value, Mapping))
         better = dotted((*place[:-1], near)) if near else elsewhere.get(nearest(place[-1], elsewhere) or "")
         shown = dotted(place) + ("" if isinstance(value, Mapping) else f"={typed(value)}")
         if better is None:

@@ -287,6 +287,30 @@ def test_a_missing_path_is_named(place: str) -> None:
         load(place)
 
 
+def test_a_hub_id_is_asked_for_once_and_read_as_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def fetch(name: str, *, allow_patterns: list[str], revision: str | None) -> str:
+        asked.append(name)
+        if name == "owner/away":
+            raise ConnectionError("Name or service not known\nmore")
+        return str(tmp_path / "made")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    made = trained()
+    made.save(tmp_path / "made")
+    found = load("owner/name")
+    assert found.sha256 == made.sha256 and found.hf.name_or_path == "owner/name"
+    with pytest.raises(UserError, match=r"'owner/away', but no tokenizer .* \(Name or service not known\)\. Give"):
+        load("owner/away")
+    (tmp_path / "made" / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match=r"tokenizer\.json is not JSON"):
+        load("owner/broken")
+    assert asked == ["owner/name", "owner/away", "owner/broken"] and capfd.readouterr().err == ""
+
+
 def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no tokenizer could be loaded"):
         load(str(tmp_path))

@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +34,7 @@ from lifecycle.data.tokenizer_files import check_files, read_backend, without_ma
 from lifecycle.data.words import well_formed
 from lifecycle.errors import UserError
 from lifecycle.foreign import parse_object
+from lifecycle.hub import TOKENIZER, fetched, reason
 
 Ids = NDArray[np.int32]
 
@@ -168,22 +168,28 @@ def load(source: str) -> Tokenizer:
     if looks_local and not path.is_dir():
         raise UserError(f"data.tokenizer is {source!r}, which does not exist; give a folder, a run or a hub id")
     try:
-        with without_marks(path) if path.is_dir() else nullcontext(source) as place:
-            hf = AutoTokenizer.from_pretrained(str(place), trust_remote_code=False)
+        folder = path if path.is_dir() else fetched(source, TOKENIZER)
+    except UserError as error:
+        raise _none_in(source, error) from error
+    try:
+        with without_marks(folder) as given:
+            hf = AutoTokenizer.from_pretrained(str(given), trust_remote_code=False)
         hf.name_or_path = str(path) if path.is_dir() else source
-    except Exception as error:  # of every kind: missing files, hub ids, connections, and what stands in the files
-        if path.is_dir():
-            check_files(path)
-        said = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(
-            f"data.tokenizer is {source!r}, but no tokenizer could be loaded from it: {said} "
-            "Give a folder with tokenizer.json, a run, a hub id, or a recipe (vocab_size, digits, max_bytes)"
-        ) from error
+    except Exception as error:  # of every kind: missing files, and what stands in the files
+        check_files(folder)
+        raise _none_in(source, error) from error
     if not isinstance(hf, PreTrainedTokenizerFast):
         raise UserError(
             f"data.tokenizer={source} is a {type(hf).__name__}; a fast tokenizer is needed, one with a tokenizer.json"
         )
     return Tokenizer(hf)
+
+
+def _none_in(source: str, error: Exception) -> UserError:
+    return UserError(
+        f"data.tokenizer is {source!r}, but no tokenizer could be loaded from it ({reason(error)}). "
+        "Give a folder with tokenizer.json, a run, a hub id, or a recipe (vocab_size, digits, max_bytes)"
+    )
 
 
 def _single_file(path: Path, source: str) -> PreTrainedTokenizerFast:

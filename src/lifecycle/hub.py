@@ -1,0 +1,42 @@
+"""Small repositories of the Hugging Face hub as folders: it is asked once, and what was fetched before is enough.
+
+    folder = fetched("owner/name", TOKENIZER)                     # in the hub's own cache; its name is the commit
+    folder = fetched("owner/name", ["*.safetensors"], commit)
+
+Readers of folders then read it, so that nothing else asks the network, or waits for one that is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lifecycle.errors import UserError
+
+TOKENIZER = (
+    "config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.jinja",
+    "vocab*",
+    "merges*",
+)
+"""What a tokenizer is read from."""
+
+
+def fetched(name: str, patterns: Sequence[str], commit: str | None = None) -> Path:
+    """The folder of the files of those patterns. Errors: `UserError` with the hub's reason and no more, for the caller
+    knows which key named it."""
+    from huggingface_hub import snapshot_download  # it takes a second
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=[*patterns], revision=commit))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(reason(error)) from error
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in one line."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
