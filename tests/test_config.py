@@ -135,6 +135,13 @@ def test_every_target_of_every_config_may_stand_where_it_stands() -> None:
             assert node["_target_"] in TARGETS["stage.optimizer" if group == "optimizer" else group]
 
 
+def test_the_toy_experiment_takes_files_of_ones_own() -> None:
+    cfg = config.compose(["experiment=debug", "data=files", "data.sources.mine.path=texts"])
+    assert list(cfg.data.sources) == ["mine"] and cfg.data.tokenizer.vocab_size == 512
+    cfg = config.compose(["experiment=debug"])
+    assert [source.max_rows for source in cfg.data.sources.values()] == [200, 100]
+
+
 # -- faults
 
 

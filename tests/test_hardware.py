@@ -106,6 +106,16 @@ def test_what_the_config_says_is_not_chosen() -> None:
     assert all("set by hardware." in reason for reason in choice.reasons)
 
 
+def test_what_a_run_began_with_stays_unless_the_config_says_otherwise() -> None:
+    begun = {"precision": "fp32", "compile": True}
+    choice = choose(replace(CPU, compile=False), FAST_BF16, begun=begun, **SHORT)
+    assert (choice.precision, choice.compile) == ("fp32", False)
+    assert choice.reasons == (
+        "precision fp32: as it was when the run began",
+        "compile false: set by hardware.compile",
+    )
+
+
 def test_the_peak_is_the_configs_own_else_the_tables_else_measured() -> None:
     assert choose(replace(CPU, peak_tflops=0.5), FAST_BF16, **SHORT).peak_flops == 0.5e12
     gpu = Probe(

@@ -12,9 +12,10 @@ import importlib.util
 import platform
 import re
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -165,8 +166,12 @@ def choose(
     tokens_per_step: int,
     flops_per_token: float,
     compile_seconds: float | None = None,
+    begun: Mapping[str, Any] | None = None,
 ) -> Choice:
-    """Settle what the config left at `auto`. `tokens_per_step` is one device's share of a step."""
+    """Settle what the config left at `auto`. `tokens_per_step` is one device's share of a step; `begun` has what was
+    settled when the run began, which stays."""
+    kept = {key: value for key, value in (begun or {}).items() if getattr(hardware, key) == "auto"}
+    hardware = replace(hardware, **kept)
     precision, why_precision = _choose_precision(hardware, machine)
     peak = hardware.peak(machine.name, precision)
     source = "hardware.peak_tflops" if hardware.peak_tflops is not None else "table of data sheets, dense"
@@ -178,8 +183,10 @@ def choose(
         source = f"unknown device {machine.name}: set hardware.peak_tflops to see MFU"
     work = steps * tokens_per_step * flops_per_token
     compiled, why_compile = _choose_compile(hardware, machine, precision, work, peak, compile_seconds)
+    said = {"precision": why_precision, "compile": why_compile}
+    said |= {key: f"{key} {str(value).lower()}: as it was when the run began" for key, value in kept.items()}
     return Choice(
-        precision=precision, compile=compiled, reasons=(why_precision, why_compile), peak_flops=peak, peak_source=source
+        precision=precision, compile=compiled, reasons=tuple(said.values()), peak_flops=peak, peak_source=source
     )
 
 

@@ -71,8 +71,9 @@ def agree(cfg: DictConfig, folder: RunFolder, hardware: Hardware, work: Work) ->
         found = hear(note)
         choice = Choice(**{**found["choice"], "reasons": tuple(found["choice"]["reasons"])})
         return Start(choice=choice, checkpoint=found["checkpoint"], damaged=found["damaged"])
-    settled = _settled(folder, hardware)
-    choice = choose(settled, probe(settled.device_type()), **asdict(work))
+    before = (folder.config() or {}).get("hardware", {})
+    begun = {key: before[key] for key in ("precision", "compile") if before.get(key, "auto") != "auto"}
+    choice = choose(hardware, probe(hardware.device_type()), begun=begun, **asdict(work))
     checkpoint, damaged = _checkpoint(cfg.resume, folder)
     start = Start(choice=choice, checkpoint=str(checkpoint) if checkpoint else None, damaged=damaged)
     if checkpoint:  # verified: what is over a retention that is less than it was goes now, a full disk may wait for it
@@ -83,15 +84,6 @@ def agree(cfg: DictConfig, folder: RunFolder, hardware: Hardware, work: Work) ->
     folder.write_config(plain)
     tell(asdict(start), note)
     return start
-
-
-def _settled(folder: RunFolder, hardware: Hardware) -> Hardware:
-    """The hardware config with the choices that were made when the run began."""
-    before = (folder.config() or {}).get("hardware", {})
-    changes = {
-        key: before[key] for key in ("precision", "compile") if getattr(hardware, key) == "auto" and key in before
-    }
-    return Hardware(**{**asdict(hardware), **changes})
 
 
 def _checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list[str]]:

@@ -15,7 +15,7 @@ EXAMPLES = """\
   lifecycle experiment=demo
       train a small model on the text that Python itself carries; about 5 minutes, with a report at the end
   lifecycle stage=pretrain model=minimind_26m data=files 'data.sources.mine.path=texts/*.jsonl.gz' run=mine
-      your own files (JSONL, Parquet, text; plain or compressed)
+      your own files (JSON, CSV, Parquet, Arrow, text; compressed or not)
   lifecycle experiment=a100_2day dry_run=true
       parameters, memory, hours and disk of a two-day run on one A100; starts nothing
   lifecycle stage=prepare data=files 'data.sources.mine.path=texts/*.jsonl.gz' run=shards

@@ -15,7 +15,7 @@ from lifecycle.checkpoint import (
     mark_safe,
     read_best,
 )
-from lifecycle.checkpoint.retention import size_of
+from lifecycle.checkpoint.retention import remedies, size_of
 from lifecycle.errors import UserError
 
 
@@ -105,6 +105,7 @@ def test_what_is_over_a_retention_that_is_less_than_it_was_goes_before_the_save(
     with pytest.raises(CheckpointError, match=r"keep_last=1 lets 3 older checkpoints go at the next start"):
         save(many, tmp_path, 5)
     assert steps(tmp_path) == [1, 2, 3, 4]
+    assert "lets 1 older checkpoint go at" in remedies(tmp_path, keep_last=2, milestones=[])
     save(CommittedCheckpointIO(keep_last=2, async_save=False), tmp_path, 5)
     assert steps(tmp_path) == [4, 5]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

@@ -202,7 +202,7 @@ def test_a_warm_up_that_is_not_over_goes_on() -> None:
 def test_what_is_said_has_both_rates() -> None:
     said = of_another_length((0.1, 0.1, 0.48), 2e-3, 200)
     assert said == (
-        "the run has 200 steps now: its rate goes on from 2.00e-04 at 2.00e-04, where the schedule of 200 steps has "
+        "the run has 200 steps now: its rate stays at 2.00e-04, where the schedule of 200 steps has "
         "9.60e-04: stage.schedule.stretch=true takes that"
     )
     assert of_another_length((0.1, 0.48, 0.48), 2e-3, 200).endswith("goes on from 2.00e-04 at 9.60e-04")

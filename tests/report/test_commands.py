@@ -25,6 +25,13 @@ def test_a_run_by_defaults_is_found_again_by_its_default_name(run: RunData) -> N
     assert commands(run, overrides=[])[0] == "python -m lifecycle run=demo stage.max_steps=800"
 
 
+def test_going_on_for_longer_is_said_to_rise_only_when_told_to(run: RunData) -> None:
+    words = next(
+        words for words, command, _ in going_on(replace(run, run={**run.run, "overrides": []})) if "longer" in words
+    )
+    assert "at no higher rate" in words and "stage.schedule.stretch=true" in words
+
+
 def test_a_job_of_a_sweep_is_found_below_its_sweep(run: RunData) -> None:
     job = replace(run, folder=run.folder / "1", config={**run.config, "run": "demo"})
     assert commands(job, overrides=["seed=2"])[0] == "python -m lifecycle seed=2 run=demo/1 stage.max_steps=800"

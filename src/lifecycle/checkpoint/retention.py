@@ -78,7 +78,7 @@ def remedies(folder: Path, *, keep_last: int, milestones: Sequence[int]) -> str:
     said = [
         f"{words.format(len(places))} ({sum(map(size_of, places)):,} bytes)"
         for words, places in (
-            ("checkpoint.keep_last=1 lets {} older checkpoints go at the next start", old),
+            (f"checkpoint.keep_last=1 lets {{}} older checkpoint{'s' * (len(old) != 1)} go at the next start", old),
             ("checkpoint.milestones=[] beside it lets {} more go", fixed),
             (f"{{}} damaged ones ({folder}/damaged-*) may be deleted by hand", damaged),
         )

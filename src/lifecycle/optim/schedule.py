@@ -174,4 +174,5 @@ def of_another_length(turn: tuple[float, float, float], peak: float, steps: int)
     """What the user is told where `Course.restore` found another length."""
     before, after, planned = (f"{factor * peak:.2e}" for factor in turn)
     held = f", where the schedule of {steps} steps has {planned}: stage.schedule.stretch=true takes that"
-    return f"the run has {steps} steps now: its rate goes on from {before} at {after}{held if after != planned else ''}"
+    goes = f"stays at {after}" if before == after else f"goes on from {before} at {after}"
+    return f"the run has {steps} steps now: its rate {goes}{held if after != planned else ''}"

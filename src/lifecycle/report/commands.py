@@ -25,7 +25,10 @@ def going_on(run: RunData) -> list[tuple[str, str, str]]:
     if run.status == "finished":
         longer = [f"{key}={value * 2}" for key, value in _limits(run)]
         if longer:
-            words = "Train twice as long; it goes on from the last checkpoint, the schedule stretched to the new end:"
+            words = (
+                "Train twice as long; it goes on from the last checkpoint, at no higher rate than it had reached "
+                "(stage.schedule.stretch=true: at that of the longer run):"
+            )
             steps.append((words, _command([*_without(own, LIMITS), *longer]), "bash"))
     else:
         steps.append(("Go on from the last checkpoint:", _command(own), "bash"))
