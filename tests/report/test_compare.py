@@ -1,4 +1,5 @@
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,15 @@ from lifecycle.report.__main__ import main
 from lifecycle.report.compare import compare, table, write_comparison
 
 
-def made(folder: Path, seed: int, share: float, *measured: tuple[int, dict[str, float]], **facts: object) -> Path:
-    """A run of a recipe: `measured` holds steps and perplexities."""
+def made(
+    folder: Path,
+    seed: int,
+    share: float,
+    *measured: tuple[int, dict[str, float]],
+    bits: Mapping[str, float] | None = None,
+    **facts: object,
+) -> Path:
+    """A run of a recipe: `measured` holds steps and perplexities, `bits` the bits per byte."""
     folder.mkdir(parents=True)
     watched = {"callbacks": {"progress": seed == 1}}  # which makes no other recipe
     config = {"run": folder.name, "seed": seed, "stage": {"replay": {"share": share}}, **watched}
@@ -19,6 +27,7 @@ def made(folder: Path, seed: int, share: float, *measured: tuple[int, dict[str, 
     logger = CsvLogger(folder=folder)
     for step, perplexities in measured:
         values = {f"valid/{domain}/perplexity": value for domain, value in perplexities.items()}
+        values |= {f"valid/{domain}/bits_per_byte": value for domain, value in (bits or {}).items()}
         logger.log_metrics({"tokens": 1000 * step, **values}, step=step)
     logger.finalize("success")
     return folder
@@ -54,7 +63,19 @@ def test_stages_that_know_more_and_more_are_against_the_first_that_knew(tmp_path
 def test_a_run_that_was_taken_back_counts_as_the_checkpoint_it_ended_with(tmp_path: Path) -> None:
     measured = [(0, {"general": 50.0}), (4, {"general": 52.0}), (8, {"general": 70.0})]
     (row,) = compare([made(tmp_path / "back", 1, 0.0, *measured, restored=5)])[1:]
-    assert row.perplexity == {"general": [52.0]}
+    assert row.held_out == {"general": [52.0]}
+
+
+def test_runs_of_different_tokenizers_are_compared_by_bits_per_byte(tmp_path: Path) -> None:
+    runs = [
+        made(tmp_path / "words", 1, 0.0, (5, {"prose": 300.0}), bits={"prose": 2.8}, tokenizer={"sha256": "a"}),
+        made(tmp_path / "bytes", 1, 0.1, (5, {"prose": 200.0}), bits={"prose": 4.2}, tokenizer={"sha256": "b"}),
+    ]
+    columns, rows = table(compare(runs))
+    assert columns[1] == "prose, bits per byte" and [row[1] for row in rows] == ["2.800", "4.200 (+50.0%)"]
+    page = write_comparison(runs, tmp_path / "out").read_text()
+    assert "Bits per byte of held-out text" in page and "different tokenizers" in page
+    assert table(compare(runs[:1]))[1][0][1] == "300.00"
 
 
 def test_the_page_and_its_picture_are_written(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

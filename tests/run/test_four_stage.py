@@ -131,7 +131,7 @@ def test_the_test_form_runs_from_end_to_end(tmp_path: Path, monkeypatch: pytest.
     folders = [tmp_path / "outputs" / f"four_stage_test_{name}" for name in STAGES]
     compared = compare(folders)
     assert [row.name for row in compared] == [folder.name for folder in folders]
-    assert all(set(row.perplexity) == set(DOMAINS) for row in compared)
+    assert all(set(row.held_out) == set(DOMAINS) for row in compared)
     ids = load(str(folder)).encode_batch(["<think><step><calculation>"])[0]
     assert len(ids) == 3
 

@@ -3,7 +3,10 @@
     python -m lifecycle.report --compare outputs/comparison outputs/a outputs/b ...
 
 Runs that differ in their seed, or in how they were watched, are one row, mean and standard deviation. A cell's change
-is against the domain's first known perplexity: what the first run with that domain began with, else what it ended with.
+is against the domain's first known value: what the first run with that domain began with, else what it ended with.
+
+Perplexities of two tokenizers say nothing beside each other, for their tokens are of different lengths: such runs are
+compared by bits per byte.
 """
 
 from __future__ import annotations
@@ -26,21 +29,26 @@ from lifecycle.report.canvas import LIGHT, Theme, canvas, png, style
 from lifecycle.report.forgetting import action_words, measurements
 from lifecycle.report.read import RunData, read_run
 from lifecycle.report.render import Block, Paragraph, Picture, Sheet, to_markdown
+from lifecycle.report.used import tokenizer_digest
 from lifecycle.report.words import count, number, span
 
 PICTURE = "perplexity"
 FULL_COLOUR = math.log(2)  # a perplexity halved or doubled
+UNITS = {"perplexity": "perplexity", "bits_per_byte": "bits per byte"}
+"""Metrics that runs are compared by, in words."""
 ASIDE = ("run", "seed", "callbacks", "logger", "logging")
 """Keys of a config that say nothing of what was learned from what."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Runs of one recipe: perplexities by domain, one for each run that measured it, and what it took."""
+    """Runs of one recipe: values of a metric of `UNITS` by domain, one for each run that measured it, and what it
+    took."""
 
     name: str
     runs: int
-    perplexity: dict[str, list[float]]
+    unit: str
+    held_out: dict[str, list[float]]
     tokens: float | None
     seconds: float | None
     actions: str
@@ -51,8 +59,11 @@ def write_comparison(folders: Sequence[Path | str], out: Path | str) -> Path:
     is no run, and where nothing was measured."""
     rows = compare(folders)
     columns, cells = table(rows)
-    words = "Perplexity of held-out text at the end of each run, and its change against the first line that knows it."
-    blocks: list[Block] = [Paragraph(words), Picture(PICTURE, "Perplexity by run and domain"), Sheet(columns, cells)]
+    unit = UNITS[rows[0].unit].capitalize()
+    words = f"{unit} of held-out text at the end of each run, and its change against the first line that knows it."
+    if rows[0].unit != "perplexity":
+        words += " The runs have different tokenizers, so their perplexities are of different tokens."
+    blocks: list[Block] = [Paragraph(words), Picture(PICTURE, f"{unit} by run and domain"), Sheet(columns, cells)]
     with rc_context(style(LIGHT)):
         image = png(matrix(rows, LIGHT))
     atomic.write(Path(out) / f"{PICTURE}.png", image)
@@ -77,10 +88,11 @@ def compare(folders: Sequence[Path | str]) -> list[Row]:
     groups: dict[str, list[RunData]] = {}
     for run in runs:
         groups.setdefault(_recipe(run), []).append(run)
-    rows = [_row(group) for group in groups.values()]
-    start = {domain: [value] for domain in runs[0].domains if (value := _at_start(runs[0], domain)) is not None}
+    unit = "perplexity" if len({digest for run in runs if (digest := tokenizer_digest(run))}) < 2 else "bits_per_byte"
+    rows = [_row(group, unit) for group in groups.values()]
+    start = {domain: [value] for domain in runs[0].domains if (value := _at_start(runs[0], domain, unit)) is not None}
     if start:
-        rows.insert(0, Row(name="before", runs=1, perplexity=start, tokens=None, seconds=None, actions=""))
+        rows.insert(0, Row(name="before", runs=1, unit=unit, held_out=start, tokens=None, seconds=None, actions=""))
     return rows
 
 
@@ -88,29 +100,30 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Columns and cells."""
     domains, acted = _domains(rows), any(row.actions for row in rows)
     first = _first(rows)
-    columns = ["run", *domains, "tokens", "time", *(["guard"] if acted else [])]
+    of = "" if rows[0].unit == "perplexity" else f", {UNITS[rows[0].unit]}"
+    columns = ["run", *(f"{domain}{of}" for domain in domains), "tokens", "time", *(["guard"] if acted else [])]
     cells = []
     for row in rows:
-        measured = [_cell(row.perplexity.get(domain), first[domain]) for domain in domains]
+        measured = [_cell(row, domain, first[domain]) for domain in domains]
         took = [count(row.tokens), span(row.seconds)]
         cells.append([_named(row), *measured, *took, *([row.actions] if acted else [])])
     return columns, cells
 
 
 def matrix(rows: Sequence[Row], theme: Theme) -> Figure:
-    """Runs by domains: blue where a perplexity fell, red where it rose, full colour at half or double."""
+    """Runs by domains: blue where a value fell, red where it rose, full colour at half or double."""
     domains, first = _domains(rows), _first(rows)
-    figure, (axes,) = canvas(theme, "Held-out perplexity by run and domain", height=1.1 + 0.6 * len(rows))
-    known = [[row.perplexity.get(domain, []) for domain in domains] for row in rows]
+    figure, (axes,) = canvas(theme, f"Held-out {UNITS[rows[0].unit]} by run and domain", height=1.1 + 0.6 * len(rows))
+    known = [[row.held_out.get(domain, []) for domain in domains] for row in rows]
     colours = [
         [math.log(mean(line[x]) / first[domain]) if line[x] else math.nan for x, domain in enumerate(domains)]
         for line in known
     ]
     shades = LinearSegmentedColormap.from_list("change", [theme.series[0], theme.surface, theme.series[-1]])
     axes.imshow(colours, cmap=shades, vmin=-FULL_COLOUR, vmax=FULL_COLOUR, aspect="auto", alpha=0.75)
-    for y, line in enumerate(known):
-        for x, values in enumerate(line):
-            words = _cell(values, first[domains[x]]).replace(" (", "\n(")
+    for y, row in enumerate(rows):
+        for x, domain in enumerate(domains):
+            words = _cell(row, domain, first[domain]).replace(" (", "\n(")
             axes.text(x, y, words, ha="center", va="center", color=theme.ink, fontsize=9.5)
     axes.set_xticks(range(len(domains)), domains, color=theme.ink)
     axes.set_yticks(range(len(rows)), [_named(row) for row in rows], color=theme.ink)
@@ -124,21 +137,22 @@ def matrix(rows: Sequence[Row], theme: Theme) -> Figure:
     return figure
 
 
-def _row(group: Sequence[RunData]) -> Row:
+def _row(group: Sequence[RunData], unit: str) -> Row:
     names = [run.folder.resolve().name for run in group]
     common = re.sub(r"[_.-]*(seed|s)?[_.-]*$", "", commonprefix(names)) if len(names) > 1 else names[0]
-    perplexity: dict[str, list[float]] = {}
+    held_out: dict[str, list[float]] = {}
     for run in group:
         for domain in run.domains:
-            if (value := _at_end(run, domain)) is not None:
-                perplexity.setdefault(domain, []).append(value)
+            if (value := _at_end(run, domain, unit)) is not None:
+                held_out.setdefault(domain, []).append(value)
     tokens = [value for run in group if (value := run.last("tokens")) is not None]
     seconds = [float(run.run["seconds"]) for run in group if run.run.get("seconds") is not None]
     actions = ["; ".join(filter(None, (action_words(m) for m in measurements(run)))) for run in group]
     return Row(
         name=common or names[0],
         runs=len(group),
-        perplexity=perplexity,
+        unit=unit,
+        held_out=held_out,
         tokens=mean(tokens) if tokens else None,
         seconds=mean(seconds) if seconds else None,
         actions=" | ".join(dict.fromkeys(filter(None, actions))),
@@ -150,34 +164,36 @@ def _recipe(run: RunData) -> str:
     return repr({key: value for key, value in run.config.items() if key not in ASIDE} or run.folder)
 
 
-def _at_start(run: RunData, domain: str) -> float | None:
-    steps, values = run.series(f"valid/{domain}/perplexity", "step")
+def _at_start(run: RunData, domain: str, unit: str) -> float | None:
+    steps, values = run.series(f"valid/{domain}/{unit}", "step")
     return values[0] if steps and steps[0] == 0 else None
 
 
-def _at_end(run: RunData, domain: str) -> float | None:
+def _at_end(run: RunData, domain: str, unit: str) -> float | None:
     """Of the model that the run ended with: a guard may have gone back."""
-    steps, values = run.series(f"valid/{domain}/perplexity", "step")
+    steps, values = run.series(f"valid/{domain}/{unit}", "step")
     last = run.run.get("restored")
     kept = [value for step, value in zip(steps, values, strict=True) if not last or step <= last]
     return kept[-1] if kept else None
 
 
 def _domains(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(domain for row in rows for domain in row.perplexity))
+    return list(dict.fromkeys(domain for row in rows for domain in row.held_out))
 
 
 def _first(rows: Sequence[Row]) -> dict[str, float]:
-    return {d: mean(next(row.perplexity[d] for row in rows if d in row.perplexity)) for d in _domains(rows)}
+    return {d: mean(next(row.held_out[d] for row in rows if d in row.held_out)) for d in _domains(rows)}
 
 
 def _named(row: Row) -> str:
     return f"{row.name} ({row.runs} seeds)" if row.runs > 1 else row.name
 
 
-def _cell(values: Sequence[float] | None, first: float) -> str:
+def _cell(row: Row, domain: str, first: float) -> str:
+    values = row.held_out.get(domain)
     if not values:
         return ""
-    spread = f" ± {number(stdev(values))}" if len(values) > 1 else ""
+    digits = 2 if row.unit == "perplexity" else 3
+    spread = f" ± {number(stdev(values), digits)}" if len(values) > 1 else ""
     change = mean(values) / first - 1
-    return number(mean(values)) + spread + (f" ({change:+.1%})" if abs(change) >= 5e-4 else "")
+    return number(mean(values), digits) + spread + (f" ({change:+.1%})" if abs(change) >= 5e-4 else "")

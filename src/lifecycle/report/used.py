@@ -41,12 +41,13 @@ def _recipe(run: RunData) -> list[tuple[str, str | None]]:
         ("model", shape + size if shape else None),
         ("tokens a step", f"{batch:,} in rows of {length:,}" if batch and length else None),
         ("optimizer", name + peak + (f", {schedule} schedule" if schedule else "") if name else None),
-        ("tokenizer", f"sha256 {digest[:12]}" if (digest := _digest(run)) else None),
+        ("tokenizer", f"sha256 {digest[:12]}" if (digest := tokenizer_digest(run)) else None),
         ("seed", str(run.setting("seed")) if run.setting("seed") is not None else None),
     ]
 
 
-def _digest(run: RunData) -> str:
+def tokenizer_digest(run: RunData) -> str:
+    """Of the tokenizer that a run had; empty where it does not say."""
     value = run.run.get("tokenizer") or run.run.get("tokenizer_sha256") or ""
     return str(value.get("sha256", "") if isinstance(value, Mapping) else value)
 
