@@ -212,6 +212,8 @@ def test_old_and_new_text_of_one_name_are_two_domains(tmp_path: Path) -> None:
 def test_the_same_text_is_one_domain_however_much_of_it_is_read(tmp_path: Path) -> None:
     found = replayed_sources(chain(tmp_path, {"sources": {"mine": source("old.jsonl", 3)}}), 1, share=0.1)
     same = {"mine": source("old.jsonl", 0.5, max_epochs=2, hub=None)}
+    measured = {name: {**made, "validation_tokens": 8192} for name, made in found.items()}
+    assert domains(measured, {"mine": source(str(tmp_path / "old.jsonl"))}) == {"replay.mine": "mine"}
     assert domains(found, same, str(tmp_path)) == {"replay.mine": "mine"}
     assert domains(found, same, str(tmp_path / "elsewhere")) == {"replay.mine": "replay.mine"}
     half = {"mine": source("old.jsonl"), "more": source("more.jsonl", domain="mine")}

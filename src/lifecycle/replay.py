@@ -26,8 +26,8 @@ from lifecycle.errors import UserError
 from lifecycle.parent import Parent
 from lifecycle.runfolder import RunFolder
 
-AMOUNTS = ("domain", "weight", "max_epochs", "tokens", "rewards")
-"""Keys of a source that say how much of it is read and what it is called, and nothing of its text."""
+AMOUNTS = ("domain", "weight", "max_epochs", "tokens", "validation_tokens", "rewards")
+"""Keys of a source that say how much of it is read and measured, and what it is called, and nothing of its text."""
 
 
 def replayed_sources(

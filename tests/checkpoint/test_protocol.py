@@ -221,10 +221,14 @@ def test_a_really_full_file_system_keeps_the_last_good_checkpoint(tmp_path: Path
             writer.save_checkpoint({"global_step": step, "state_dict": {"w": values}}, tmp_path / f"step-{step:08d}")
         writer.wait()
         (tmp_path / "other").write_bytes(bytes(500_000))
+        more = CommittedCheckpointIO(keep_last=4)
         with pytest.raises(CheckpointError, match="make room"):
-            writer.save_checkpoint({"global_step": 4, "state_dict": {"w": values}}, tmp_path / "step-00000004")
-            writer.teardown()
+            more.save_checkpoint({"global_step": 4, "state_dict": {"w": values}}, tmp_path / "step-00000004")
+            more.teardown()
         assert last_good(tmp_path, warn=print) == tmp_path / "step-00000003"
+        writer.save_checkpoint({"global_step": 4, "state_dict": {"w": values}}, tmp_path / "step-00000004")
+        writer.teardown()  # of three, the first may go for the fourth
+        assert [path.name[-1] for path in list_committed(tmp_path)] == ["2", "3", "4"]
         assert not list(tmp_path.glob(".staging*"))
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
