@@ -292,4 +292,5 @@ def test_limits_logging_and_hardware_may_change_on_resume_and_nothing_else() -> 
 def test_keys_that_come_or_go_are_changes() -> None:
     assert config.changed_keys({"a": {"b": 1}, "c": []}, {"a": {"d": 1}, "c": []}) == ["a.b", "a.d"]
     assert config.changed_keys({"a": 1.0}, {"a": 1}) == []
+    assert config.changed_keys({"a": {}, "ab": 1}, {"a": {"b": 1}}) == ["ab", "a.b"]
     assert OmegaConf.to_container(OmegaConf.create({"a": [1]})) == {"a": [1]}

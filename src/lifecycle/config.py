@@ -281,6 +281,7 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], *, moved: bool 
     before, after = _flat(old), _flat(new)
     # An absent key and null are the same: a key that a later version adds must not keep older runs from going on.
     differ = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    differ = [key for key in differ if not any(other.startswith(f"{key}.") for other in differ)]  # {} became {a: 1}
     return [key for key in differ if not any(fnmatchcase(f"{key}.", f"{allowed}.*") for allowed in free)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from lifecycle import atomic, config
+from lifecycle.checkpoint import list_committed
 from lifecycle.data.begun import NAME as DATA
 from lifecycle.data.decontamination import put_in_order
 from lifecycle.data.module import DataModule
@@ -21,6 +23,7 @@ from lifecycle.data.validation import described
 from lifecycle.errors import Refusal, UserError
 from lifecycle.hardware import Hardware, device_name
 from lifecycle.lock import hold
+from lifecycle.model_job import is_model_job
 from lifecycle.parent import Parent
 from lifecycle.ranks import rank
 from lifecycle.report import write_report
@@ -85,15 +88,10 @@ def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def finished(folder: RunFolder, cfg: DictConfig) -> bool:
-    """Whether the run is done already (and says so). Raises UserError where its config was changed since."""
-    then = folder.config()
-    if then is None:
-        return False
-    now = config.resolved(cfg)
-    longer = any(then["stage"].get(key) != now["stage"].get(key) for key in ("max_steps", "max_tokens", "max_epochs"))
-    over = folder.lineage().get("status") == "finished" and not longer
-    changed = config.changed_keys(then, now, moved=not over and (folder.path / DATA).exists())
-    if changed:
+    """Whether the run is done already (and says so). Raises UserError where its config was changed since, and there is
+    something of it that would be gone on with."""
+    over, changed = _since(folder, cfg)
+    if changed and (over or is_model_job(cfg) or list_committed(folder.checkpoints)):
         raise UserError(
             f"run '{folder.path}' was started with other values of: {', '.join(changed)}. Going on would make it "
             f"another run: take the values of {folder.path / 'config.yaml'}, choose another run=NAME, or delete the "
@@ -109,6 +107,32 @@ def finished(folder: RunFolder, cfg: DictConfig) -> bool:
         further = "To start" if config.is_job(cfg) else report
         print(f"run '{folder.path}' is finished; nothing to do. {further} anew, choose another run=NAME")
     return True
+
+
+def begin_anew(folder: RunFolder, cfg: DictConfig) -> None:
+    """Forget what a start with other values left that ended before anything was saved, and say so. Parts of shards
+    stay: they know what they were made of."""
+    _, changed = _since(folder, cfg)
+    if changed and rank() == 0:
+        for name in ("config.yaml", "run.json"):
+            (folder.path / name).unlink(missing_ok=True)
+        shutil.rmtree(folder.path / "tokenizer", ignore_errors=True)
+        print(
+            f"run '{folder.path}' had saved nothing to go on with: it begins anew, with other values of: "
+            f"{', '.join(changed)}",
+            file=sys.stderr,
+        )
+
+
+def _since(folder: RunFolder, cfg: DictConfig) -> tuple[bool, list[str]]:
+    """Whether the run is over, and the keys that have other values than when it was started."""
+    then = folder.config()
+    if then is None:
+        return False, []
+    now = config.resolved(cfg)
+    longer = any(then["stage"].get(key) != now["stage"].get(key) for key in ("max_steps", "max_tokens", "max_epochs"))
+    over = folder.lineage().get("status") == "finished" and not longer
+    return over, config.changed_keys(then, now, moved=not over and (folder.path / DATA).exists())
 
 
 def record_end(folder: RunFolder, error: BaseException) -> None:

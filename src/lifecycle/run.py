@@ -40,7 +40,7 @@ from lifecycle.model_job import is_model_job, replaces_last, run_model_job
 from lifecycle.parent import Parent, adopt_parent
 from lifecycle.parent_loss import ParentLoss
 from lifecycle.ranks import end_with_rank_0, leave, rank
-from lifecycle.record import begin, finished, record_end, stage_name
+from lifecycle.record import begin, begin_anew, finished, record_end, stage_name
 from lifecycle.revisions import pin
 from lifecycle.runfolder import RunFolder, origin
 from lifecycle.stages.base import Stage
@@ -67,6 +67,8 @@ def run(cfg: DictConfig) -> None:
         return
     signal.signal(signal.SIGTERM, _leave)
     with _full_disk_said(cfg, folder), hold(folder.path):
+        if not on_model:
+            begin_anew(folder, cfg)
         try:
             if pinned and rank() == 0:  # before anything is read of them
                 folder.update(revisions=pinned)

@@ -59,7 +59,7 @@ def begun(cfg: DictConfig, folder: RunFolder) -> Begun | None:
     run = RunFolder(Path(cfg.resume).expanduser().parents[1]) if cfg.resume not in ("auto", "never") else folder
     if steps := [step_of(path) or 0 for path in list_committed(run.checkpoints)]:
         return Begun.of(run.path, step=max(steps), tokenizer=run.lineage().get("tokenizer"))
-    if (folder.path / "prepared").is_dir():
+    if (folder.path / "prepared").is_dir() and (folder.path / "tokenizer").is_dir():
         return Begun(folder=folder.path, step=None, tokenizer=None, data=None)
     return None
 

@@ -40,6 +40,23 @@ def test_a_source_that_grew_is_named_and_the_run_goes_on_with_the_old_one(place:
     assert repr(metrics(place / "outputs/grown")["train/loss"]) == repr(metrics(whole)["train/loss"])
 
 
+def test_a_start_that_saved_nothing_binds_nobody_to_its_values(place: Path, whole: Path) -> None:
+    """What its error advises to change may be changed under the same name."""
+    for stage in ("prepare", "pretrain"):
+        job = (f"stage={stage}", *(SHORT if stage == "pretrain" else ()))
+        bound = (*job, "data.sources.short.filters.min_chars=1000000")
+        refused = lifecycle(place, f"run=mended-{stage}", *bound, code=2)
+        assert "data.sources.short has no " in refused.err
+        done = lifecycle(place, f"run=mended-{stage}", *job)
+        assert "had saved nothing to go on with" in done.err and "short.filters.min_chars" in done.err
+        lifecycle(place, f"run=fresh-{stage}", *job)
+        mended, fresh = (facts(place / f"outputs/{name}-{stage}") for name in ("mended", "fresh"))
+        assert mended.get("result") == fresh.get("result") and mended["status"] == "finished"
+        refused = lifecycle(place, f"run=mended-{stage}", *bound, code=2)
+        assert "was started with other values of: data.sources.short.filters.min_chars" in refused.err
+    assert repr(metrics(place / "outputs/mended-pretrain")["train/loss"]) == repr(metrics(whole)["train/loss"])
+
+
 def test_a_run_goes_on_where_its_files_were_moved_to(place: Path, whole: Path) -> None:
     cut_back(whole, place / "outputs/moved", 2)
     (place / "elsewhere").mkdir()
