@@ -15,6 +15,7 @@ from lifecycle.cachefolder import made_cache_folder
 from lifecycle.data.level_survey import LevelSize, survey_levels
 from lifecycle.data.loader import micro_batch_rows
 from lifecycle.data.plan import BatchPlan, largest, mixture, phases_of
+from lifecycle.data.prepared import prepared_folder, read_metas
 from lifecycle.data.survey import SourceSize, known_tokenizer, survey
 from lifecycle.data.tokenizer import Tokenizer
 from lifecycle.errors import UserError
@@ -37,13 +38,15 @@ def dry_run(cfg: DictConfig, parent: Parent | None) -> None:
     limits: Limits = config.build_limits(cfg.stage)
     hardware: Hardware = config.build(cfg.hardware)
     arguments = config.arguments(cfg.data)
-    tokenizer = known_tokenizer(arguments["tokenizer"])
+    shards = arguments["prepared"]
+    tokenizer = known_tokenizer(str(prepared_folder(shards)) if shards else arguments["tokenizer"])
     sizes = survey(
         arguments["sources"],
         tokenizer=tokenizer,
         root=arguments["root"],
         cache=made_cache_folder(),
         on_damage=arguments["bad_rows"].damaged_files,
+        shards={name: meta["training"]["tokens"] for name, meta in (read_metas(shards) if shards else {}).items()},
     )
     model = _model(cfg, tokenizer.vocab_size if tokenizer else getattr(arguments["tokenizer"], "vocab_size", None))
     model.check_rows(limits.sequence_length)

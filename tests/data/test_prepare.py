@@ -73,6 +73,7 @@ def test_shards_are_the_same_whatever_the_processes_and_made_again_where_they_ar
     side = tmp_path / "1/prepared/a"
     kept = (side / "training/03.tokens").stat().st_mtime_ns
     (side / "part-05.json").unlink()
+    (tmp_path / "1/prepared/of-another-start").mkdir()
     (side / "training/05.tokens").unlink()
     job.prepare(data, tmp_path / "1", 1)
     assert digests(tmp_path / "1") == whole

@@ -57,6 +57,19 @@ def test_a_start_that_saved_nothing_binds_nobody_to_its_values(place: Path, whol
     assert repr(metrics(place / "outputs/mended-pretrain")["train/loss"]) == repr(metrics(whole)["train/loss"])
 
 
+def test_shards_want_no_raw_files_named_and_a_dry_run_counts_their_tokens(place: Path, whole: Path) -> None:
+    done = lifecycle(place, "stage=prepare", "run=cut", "data.tokenizer=whole")  # by the run's name
+    assert facts(whole)["tokenizer"] == facts(place / "outputs/cut")["result"]["short"]["training"]["tokenizer"]
+    tokens = facts(place / "outputs/cut")["result"]["short"]["training"]["tokens"]
+    assert f"{tokens:,} tokens" in done.out
+    words = ("run=of-shards", "data.tokenizer=whole", *SHORT, "data.prepared=cut", "data.sources.short.path=null")
+    assert f"short: its shards hold {tokens:,} tokens" in lifecycle(place, *words, "dry_run=true").out
+    lifecycle(place, *words)
+    lifecycle(place, *words[1:-1], "run=named-too")
+    losses = [repr(metrics(place / f"outputs/{run}")["train/loss"]) for run in ("of-shards", "named-too")]
+    assert losses[0] == losses[1]
+
+
 def test_a_run_goes_on_where_its_files_were_moved_to(place: Path, whole: Path) -> None:
     cut_back(whole, place / "outputs/moved", 2)
     (place / "elsewhere").mkdir()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lifecycle.data.files import File
-from lifecycle.data.tokenizer import Tokenizer, TokenizerRecipe, load
+from lifecycle.data.tokenizer import Tokenizer, TokenizerRecipe, load, place_of
 from lifecycle.errors import Refusal
 
 NAME = "data.json"
@@ -150,6 +150,6 @@ class Begun:
 
 def named_tokenizer(wanted: str | TokenizerRecipe) -> Tokenizer | None:
     """The tokenizer that the config names, where it is on this machine; None for a recipe and a hub id."""
-    if isinstance(wanted, str) and Path(wanted).expanduser().exists():
+    if isinstance(wanted, str) and place_of(wanted).exists():
         return load(wanted)
     return None

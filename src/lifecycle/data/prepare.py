@@ -10,6 +10,7 @@ the parts that it makes. Parts that are finished are kept when the job is starte
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -59,6 +60,9 @@ class _Task:
 def prepare(data: DataModule, folder: Path, processes: Count) -> dict[str, Any]:
     """Write the shards of every source below `folder/prepared`, say what is in them, and return their counts."""
     data.tokenizer.save(folder / "tokenizer")
+    for other in (folder / "prepared").glob("*"):  # of a start with other sources, which would never be finished
+        if other.name not in {source.name for source in data.sources}:
+            shutil.rmtree(other)
     held = {s.name: apart for s in data.sources if (apart := data.corpus.held_apart(s.name)) is not None}
     readers = min(max(1, processes), PARTS)
     tasks = [

@@ -45,7 +45,7 @@ def open_sources(
     """
     shards = shards or {}
     for name, spec in specs.items():
-        spec.check(name)
+        spec.check(name, placed=name not in shards)
     read = [name for name, spec in specs.items() if name not in shards or is_here(spec, root)]
     files = {name: _listing(specs[name], name, root, cache, bad_rows) for name in read}
     if begun is not None:
@@ -79,7 +79,9 @@ def is_here(spec: SourceSpec, root: str | None, split: str | None = None) -> boo
     and others by every version of it, so they are not looked at."""
     if spec.hub is not None:
         return os.path.isdir(place(spec.hub, root))
-    paths = spec.path.get(split or spec.split, []) if isinstance(spec.path, dict) else spec.path or []
+    if spec.path is None:
+        return False
+    paths = spec.path.get(split or spec.split, []) if isinstance(spec.path, dict) else spec.path
     places = [place(url, root) for url in ([paths] if isinstance(paths, str) else paths)]
     return all(not is_remote(one) and (os.path.exists(one) or glob.glob(one, recursive=True)) for one in places)
 

@@ -110,12 +110,14 @@ class SourceSpec:
             return None
         return None if isinstance(self.path, dict) and value in self.path else value
 
-    def check(self, name: str, where: str | None = None) -> None:
-        """Raise UserError for the first value that cannot be meant, naming its dotted key (below `where`)."""
+    def check(self, name: str, where: str | None = None, *, placed: bool = True) -> None:
+        """Raise UserError for the first value that cannot be meant, naming its dotted key (below `where`). placed:
+        whether it has to say where its files are, which who has its shards need not."""
         where = where or f"data.sources.{name}"
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
             raise UserError(f"{where}: a source's name is made of letters, digits, '_', '-' and '.' (it names files)")
-        self._check_place(where)
+        if placed or self.hub is not None or self.path is not None:
+            self._check_place(where)
         self._check_form(where)
         self._check_amounts(where)
         self._check_validation(where)

@@ -13,7 +13,7 @@ from lifecycle.data.raw import RawDocuments
 from lifecycle.data.said import say_read
 from lifecycle.data.source import BadRows, HeldOut, Source
 from lifecycle.data.specs import SourceSpec
-from lifecycle.data.tokenizer import Tokenizer, TokenizerRecipe, load
+from lifecycle.data.tokenizer import Tokenizer, TokenizerRecipe, load, place_of
 from lifecycle.errors import UserError
 
 READ_AT_MOST = 32 * 2**20  # bytes of text: a source beyond this is extrapolated from its beginning
@@ -39,9 +39,17 @@ def survey(
     root: str | None,
     cache: Path,
     on_damage: OnDamage = "error",
+    shards: Mapping[str, int] | None = None,
 ) -> list[SourceSize]:
-    """The size of every source, from its rows where they are on this machine, else from `tokens` in its config."""
-    return [_size(name, spec, tokenizer, root, cache, on_damage) for name, spec in specs.items()]
+    """The size of every source: of its prepared shards (`shards`: their tokens), else from its rows where they are on
+    this machine, else from `tokens` in its config."""
+    given = shards or {}
+    return [
+        _size(name, spec, tokenizer, root, cache, on_damage)
+        if name not in given
+        else _of_shards(name, spec, given[name])
+        for name, spec in specs.items()
+    ]
 
 
 def known_tokenizer(wanted: str | TokenizerRecipe) -> Tokenizer | None:
@@ -51,9 +59,20 @@ def known_tokenizer(wanted: str | TokenizerRecipe) -> Tokenizer | None:
     try:
         return load(wanted)
     except UserError:
-        if Path(wanted).exists():
+        if place_of(wanted).exists():
             raise
         return None
+
+
+def _of_shards(name: str, spec: SourceSpec, tokens: int) -> SourceSize:
+    spec.check(name, placed=False)
+    return SourceSize(
+        name=name,
+        domain=spec.domain or name,
+        tokens=tokens,
+        max_epochs=spec.max_epochs,
+        how=f"its shards hold {tokens:,} tokens",
+    )
 
 
 def _size(

@@ -152,12 +152,12 @@ def _bytes_of_piece(token: str) -> int:
 
 
 def load(source: str) -> Tokenizer:
-    """The tokenizer in a folder, a run's folder, a tokenizer.json, or under a hub id.
+    """The tokenizer in a folder, of a run (its name or folder), in a tokenizer.json, or under a hub id.
 
     A folder is in the format of `transformers`, or holds GPT-2's encoder.json and vocab.bpe (also gzipped).
     Raises `UserError` where there is none, or none that is fast.
     """
-    path = Path(source).expanduser()
+    path = place_of(source)
     if (path / "tokenizer").is_dir():
         path = path / "tokenizer"
     if path.is_dir() and all(_plain_or_gzipped(path / name) for name in GPT2_FILES):
@@ -183,6 +183,13 @@ def load(source: str) -> Tokenizer:
             f"data.tokenizer={source} is a {type(hf).__name__}; a fast tokenizer is needed, one with a tokenizer.json"
         )
     return Tokenizer(hf)
+
+
+def place_of(source: str) -> Path:
+    """Where a tokenizer of that name is on this machine, if it is: there, or in the run of that name."""
+    path = Path(source).expanduser()
+    run = Path("outputs") / source
+    return run if not path.exists() and not path.is_absolute() and (run / "tokenizer").is_dir() else path
 
 
 def _none_in(source: str, error: Exception) -> UserError:
