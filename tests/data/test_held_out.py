@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lifecycle.data.held_out import ORDER, first, held_out_documents, share_read
 from lifecycle.data.source import BadRows, HeldOut, Source
 from lifecycle.data.specs import SourceSpec, ValidationRatio
 from lifecycle.data.tokenizer import Ids, Tokenizer, train_bpe
+from lifecycle.data.validation import held_out_sets
 from lifecycle.errors import UserError
 
 BAD = BadRows(max_share=0.01, min_rows=10)
@@ -136,3 +138,31 @@ def test_a_validation_file_that_is_broken_is_refused_every_time(tmp_path: Path, 
     for _ in range(2):
         with pytest.raises(UserError, match="20 of 40 rows are broken"):
             chosen(source, tokenizer, 100)
+
+
+def test_one_text_under_two_names_is_measured_once_and_as_its_parent_did(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    write(tmp_path, files=3, documents=100)
+    (tmp_path / "other").mkdir()
+    write(tmp_path / "other", files=1, documents=50)
+    mine = replace(opened(tmp_path, domain="d"), name="mine")
+    again = replace(opened(tmp_path, domain="d", validation_tokens=200), name="replay.mine", index=1)
+    other = replace(opened(tmp_path / "other", domain="d"), name="other", index=2)
+
+    def read(source: Source, wanted: int) -> list[Ids]:
+        return held_out_documents(source, tokenizer, tokens=wanted, cache=tmp_path / "cache", processes=1)
+
+    def measured(*sources: Source) -> tuple[list[int], dict[str, int]]:
+        found = held_out_sets(
+            sources,
+            {source.name: 1.0 for source in sources},
+            read,
+            tokens=900,
+            row_length=64,
+            byte_count=len,
+        )["d"]
+        return sorted(found.rows["input_ids"].ravel().tolist()), dict(found.wanted)
+
+    alone, both = measured(again), measured(mine, again)
+    assert both[0] == alone[0] and both[1] == {"mine": 200, "replay.mine": 200}
+    assert measured(mine, again, other)[1] == {"mine": 200, "replay.mine": 200, "other": 300}
+    assert measured(mine, other)[1] == {"mine": 450, "other": 450}

@@ -85,14 +85,15 @@ def held_out_sets(
     for domain, members in domains.items():
         trained = [weights[s.name] for s in members if weights[s.name]]
         mean = sum(trained) / len(trained) if trained else 1.0
-        parts = [weights[s.name] or mean for s in members]  # of weight 0: measured, never trained on
+        parts = {s.name: weights[s.name] or mean for s in members}  # of weight 0: measured, never trained on
         pieces, asked = list[Piece](), dict[str, int]()
-        for source, part in zip(members, parts, strict=True):
-            wanted = int(tokens * part / sum(parts))
+        for twins in _by_text(members):
+            source = twins[0]
+            wanted = int(tokens * sum(parts[s.name] for s in twins) / sum(parts.values()))
             if tokens and source.spec.validation_tokens is not None:
                 wanted = source.spec.validation_tokens
             found = [Piece(ids, source.index) for ids in read(source, wanted)]
-            asked[source.name] = wanted
+            asked |= dict.fromkeys((s.name for s in twins), wanted)
             if isinstance(source.spec.validation, str) and wanted and not found:
                 raise UserError(
                     f"data.sources.{source.name}.validation is '{source.spec.validation}', which gives no document "
@@ -103,6 +104,16 @@ def held_out_sets(
             size = sum(byte_count(piece.ids) for piece in pieces)
             packed[domain] = replace(pack(domain, pieces, row_length, size), wanted=asked)
     return packed
+
+
+def _by_text(members: Sequence[Source]) -> list[list[Source]]:
+    """Sources that hold out the same text, which is measured once; one that says how much of it stands first, as what
+    is replayed says of its parent."""
+    found: dict[tuple[str, ...], list[Source]] = {}
+    for source in sorted(members, key=lambda s: s.spec.validation_tokens is None):
+        held = source.spec.validation, source.spec.validation_file
+        found.setdefault((source.fingerprint, repr(held)), []).append(source)
+    return list(found.values())
 
 
 def collect(documents: Documents, *, tokens: int, source: int) -> list[Piece]:
