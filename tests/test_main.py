@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,3 +28,16 @@ def test_threads_at_work_now_count_and_not_the_average(tmp_path: Path, said: str
 
 def test_a_system_that_does_not_say_is_taken_for_quiet(tmp_path: Path) -> None:
     assert not others_at_work(tmp_path / "absent")
+
+
+def test_ctrl_c_while_everything_loads_is_no_traceback() -> None:
+    code = "import os, signal; from lifecycle import __main__ as m, command; command.hydra_main = {}; m.main()"
+    while_loading = "lambda *a, **k: os.kill(os.getpid(), signal.SIGINT)"
+    for ignored, left in ((False, 130), (True, 0)):  # ignored: as in the background of a shell script
+        run = subprocess.run(
+            [sys.executable, "-c", code.format(while_loading)],
+            capture_output=True,
+            text=True,
+            preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignored else None,
+        )
+        assert (run.returncode, run.stderr) == (left, "")

@@ -2,13 +2,15 @@
 
     python -m lifecycle stage=pretrain model=tiny data=python_stdlib
 
-Exit codes: 0 done; 2 the user's config or data is at fault; 143 after SIGTERM; others are crashes.
+Exit codes: 0 done; 2 the user's config or data is at fault; 143 after a signal that training met, or SIGTERM; 130 after
+Ctrl-C elsewhere; others are crashes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -152,6 +154,8 @@ def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
     if fault is not None:
         raise fault
     if not done and stage.restore is None:
+        if rank() == 0:
+            print(f"stopped after step {stage.global_step}, which is saved: the same command goes on", file=sys.stderr)
         raise SystemExit(143)
 
 

@@ -85,6 +85,19 @@ def test_a_run_stopped_by_sigterm_at_any_stage_of_its_life_ends_as_if_it_had_not
         assert facts(run / "checkpoints", "best.json")[key] == facts(whole / "checkpoints", "best.json")[key]
 
 
+def test_ctrl_c_saves_the_step_says_so_and_the_same_command_goes_on(place: Path, whole: Path) -> None:
+    run = place / "outputs/interrupted"
+    with started(place, "run=interrupted", "checkpoint.every_steps=9") as process:
+        wait_for(lambda: step_folder(run, 9).exists(), process)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all processes
+        done = process.end()
+    saved = max(list_committed(run / "checkpoints"))
+    assert done.code == 143 and facts(run)["status"] == "stopped" and "Traceback" not in done.err
+    assert "Ctrl-C again ends at once" in done.err and f"stopped after step {int(saved.name[5:])}, which" in done.err
+    lifecycle(place, "run=interrupted")
+    assert_same_run(run, whole)
+
+
 # -- checkpoints
 
 

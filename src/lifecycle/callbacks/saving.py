@@ -4,6 +4,7 @@ end; and what it cost."""
 from __future__ import annotations
 
 import signal
+import sys
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -36,25 +37,40 @@ def periodic(folder: Path, every_steps: int | None) -> ModelCheckpoint:
 
 
 class SaveOnEvents(Callback):
-    """Saves after the step that gave the best validation loss, that a guard may go back to, that met a SIGTERM, or that
-    was the last.
+    """Saves after the step that gave the best validation loss, that a guard may go back to, that met a SIGTERM or a
+    Ctrl-C, or that was the last.
 
-    SIGTERM sets the stage's `stop_asked`; the step in flight is finished and saved on all ranks.
+    Both set the stage's `stop_asked`; the step in flight is finished and saved on all ranks. A second Ctrl-C waits for
+    nothing.
     """
 
     def __init__(self, *, folder: Path, every_steps: int | None) -> None:
         self._folder, self._every = folder, every_steps
         self._blocked_s = 0.0
         self._marked: int | None = None
+        self._at_once: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on SIGTERM means: finish the step, save, stop. Lightning's handler would broadcast every step."""
+        """From here on a signal means: finish the step, save, stop. Lightning's handler would broadcast every step."""
 
         def finish_step(signum: int, frame: FrameType | None) -> None:
             pl_module.stop_asked = True  # type: ignore[assignment]
+            if signum == signal.SIGINT:
+                signal.signal(signal.SIGINT, self._at_once)
+                if trainer.is_global_zero:
+                    sys.stderr.write(
+                        "\nstopping: the step in flight is finished and saved; Ctrl-C again ends at once\n"
+                    )
 
         signal.signal(signal.SIGTERM, finish_step)
+        self._at_once = signal.getsignal(signal.SIGINT)
+        if self._at_once != signal.SIG_IGN:  # as in a shell script's background, which the terminal's Ctrl-C is not for
+            signal.signal(signal.SIGINT, finish_step)
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What follows is not training: it ends at once."""
+        signal.signal(signal.SIGINT, self._at_once)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """A validation that a preemption had cut short was done before the first step: its checkpoint is there."""
