@@ -48,7 +48,7 @@ def corpora() -> list[list[Path]]:
     made = [[CACHE / f"{name}-{i}.jsonl" for i in range(4)] for name in ("code", "prose")]
     if all(path.exists() for shards in made for path in shards):
         return made
-    from lifecycle.data.stdlib import materialise
+    from lifecycle.data.read.files.builtin_text import materialise
 
     for name, shards in zip(("code", "prose"), made, strict=True):
         texts = [json.loads(line)["text"] for line in materialise(name, CACHE).read_text().splitlines()]
@@ -67,10 +67,10 @@ def corpora() -> list[list[Path]]:
 
 
 def data_module(prepared: str | None = None) -> DataModule:
+    from lifecycle.data.clean.source import BadRows
     from lifecycle.data.module import DataModule
-    from lifecycle.data.source import BadRows
-    from lifecycle.data.specs import SourceSpec
-    from lifecycle.data.tokenizer import TokenizerRecipe
+    from lifecycle.data.read.spec import SourceSpec
+    from lifecycle.tokenizer.tokenizer import TokenizerRecipe
 
     os.environ["LIFECYCLE_CACHE"] = str(CACHE / "cache")
     sources = {
@@ -130,7 +130,7 @@ def trained(data: DataModule) -> Iterator[int]:
 def ours(runs: int, prepared: bool) -> dict[str, Any]:
     folder = CACHE / "prepared"
     if prepared and not (folder / "prepared" / "prose" / "training" / "meta.json").exists():
-        from lifecycle.data.prepare import prepare
+        from lifecycle.jobs.prepare import prepare
 
         prepare(data=data_module(), folder=folder, processes=WORKERS)
     found = []

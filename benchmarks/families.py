@@ -70,7 +70,7 @@ def ours(name: str, runs: int, *, compiled: bool) -> dict[str, Any]:
 def theirs(name: str, runs: int, *, compiled: bool) -> dict[str, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from lifecycle.model.huggingface.describe import describe
+    from lifecycle.model.huggingface.config_json import describe
 
     described = describe(sizes(name))
     torch.manual_seed(0)

@@ -46,7 +46,7 @@ def transformers(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """`generate` with its default cache."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from lifecycle.model.huggingface.describe import describe
+    from lifecycle.model.huggingface.config_json import describe
 
     torch.manual_seed(0)
     ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}

@@ -17,10 +17,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu_sizes import Sizes, timed
 from lifecycle.batch import TokenBatch
+from lifecycle.hardware.device_specs import peak_flops
 from lifecycle.losses import linear_cross_entropy
 from lifecycle.model import Documents, best_kernel, build, compile_model, count_pieces
 from lifecycle.optim import AdamW, clip_gradients
-from lifecycle.peaks import peak_flops
 
 ATTENTION = ("flash", "fmha", "attention", "sdpa", "softmax_warp")
 PRODUCTS = ("gemm", "nvjet", "cutlass", "matmul", "aten::mm", "aten::addmm", "aten::bmm", "mkldnn", "linear")
@@ -59,7 +59,7 @@ def transformers(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """LlamaForCausalLM of the same shape, compiled on a GPU, on rows of one document each."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from lifecycle.model.huggingface.describe import describe
+    from lifecycle.model.huggingface.config_json import describe
 
     described = describe(sizes.config())
     torch.manual_seed(0)

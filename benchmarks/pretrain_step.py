@@ -95,7 +95,7 @@ def packed() -> Iterator[Any]:
     """Packed rows of the run's own data, as the stage gets them."""
     from lifecycle import config
     from lifecycle.data.module import DataModule
-    from lifecycle.length import Limits
+    from lifecycle.duration import Limits
 
     cfg = config.compose([*settings(), "stage.max_steps=1000"])
     config.check(cfg)

@@ -70,19 +70,19 @@ def examination() -> Path:
 
 def verdicts(source: Any, raws: list[Any]) -> Counter[str]:
     """The work of a process: judge the rows."""
-    from lifecycle.data.judge import judge
+    from lifecycle.data.clean.filter_row import judge
 
     return Counter(judge(raw, source).verdict for raw in raws)
 
 
 def once(step: str, size: int) -> dict[str, float]:
-    from lifecycle.data.contamination import Decontaminate, EvaluationSet, evaluation_index
-    from lifecycle.data.filters import FilterSpec
-    from lifecycle.data.language import LanguageRule
-    from lifecycle.data.scan import scan
-    from lifecycle.data.source import BadRows
-    from lifecycle.data.sources import open_sources
-    from lifecycle.data.specs import SourceSpec
+    from lifecycle.data.clean.contamination import Decontaminate, EvaluationSet, evaluation_index
+    from lifecycle.data.clean.scan import scan
+    from lifecycle.data.clean.source import BadRows
+    from lifecycle.data.quality.language import LanguageRule
+    from lifecycle.data.quality.rules import FilterSpec
+    from lifecycle.data.read.spec import SourceSpec
+    from lifecycle.data.stream.open_sources import open_sources
 
     path, cache = corpus(size), CACHE / "cache"
     shutil.rmtree(cache, ignore_errors=True)

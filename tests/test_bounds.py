@@ -11,12 +11,12 @@ from omegaconf import OmegaConf
 
 from lifecycle import config
 from lifecycle.bounds import Bounds, Count, Every, Part, Positive, due
+from lifecycle.config.schema import RunConfig
+from lifecycle.config.signature import Walk
+from lifecycle.config.wording import describe
+from lifecycle.duration import Limits
 from lifecycle.errors import UserError
-from lifecycle.length import Limits
 from lifecycle.model import ModelConfig
-from lifecycle.root import RunConfig
-from lifecycle.signature import Walk
-from lifecycle.wanted import describe
 
 CONFIGS = {
     "midtrain": "stage=midtrain optimizer=muon curriculum=competence callbacks=profile hardware=a100x8_fsdp",

@@ -16,7 +16,7 @@ from lifecycle.model import ModelConfig, build
 from lifecycle.optim import AdamW, Muon
 from lifecycle.rollout import Sampling, generate
 from lifecycle.stages.building import build_for
-from lifecycle.stages.exchange import count_tokens
+from lifecycle.stages.collectives import count_tokens
 
 SOURCE = Path(__file__).parents[1] / "src" / "lifecycle"
 MAKERS = (

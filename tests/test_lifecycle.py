@@ -37,7 +37,7 @@ def falls(folder: Path) -> bool:
 def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two domains of real text: this Python's documentation, and its code."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lifecycle.finish.write_report", lambda folder: None)
+    monkeypatch.setattr("lifecycle.runs.results.write_report", lambda folder: None)
 
 
 def test_each_stage_goes_on_from_the_one_before(texts: None) -> None:

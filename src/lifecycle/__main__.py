@@ -11,7 +11,7 @@ from types import FrameType
 
 from omegaconf import DictConfig
 
-from lifecycle import command
+from lifecycle.config.build import command
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def _run(cfg: DictConfig) -> None:
 
 
 def _check(cfg: DictConfig) -> None:
-    from lifecycle.config import check
+    from lifecycle.config.build import check
 
     check(cfg)
 

@@ -25,31 +25,31 @@ from lifecycle import config
 from lifecycle.callbacks.guard import ForgettingGuard
 from lifecycle.callbacks.saving import SaveOnEvents, periodic
 from lifecycle.checkpoint import CommittedCheckpointIO, remedies
-from lifecycle.data.decontamination import put_in_order
+from lifecycle.data.clean.contamination_report import put_in_order
+from lifecycle.data.mixture.plan import phases_of
 from lifecycle.data.module import DataModule
-from lifecycle.data.plan import phases_of
-from lifecycle.dry_run import dry_run
+from lifecycle.duration import Limits, Timeline
 from lifecycle.errors import DISK_FULL, UserError
-from lifecycle.finish import finish
-from lifecycle.guarded import check_guard, check_reach, guards
+from lifecycle.estimate.dry_run import dry_run
 from lifecycle.hardware import Hardware
-from lifecycle.inherit import inherit, initial_optimizer, replay_share
-from lifecycle.length import Limits, Timeline
-from lifecycle.lock import hold
+from lifecycle.lineage.inherit import inherit, initial_optimizer, replay_share
+from lifecycle.lineage.parent import Parent, adopt_parent
+from lifecycle.lineage.parent_loss import ParentLoss
+from lifecycle.lineage.retained import check_guard, check_reach, guards
+from lifecycle.lineage.revisions import pin
+from lifecycle.lineage.run_folder import RunFolder, origin
+from lifecycle.lineage.vocabulary import extend_vocabulary
 from lifecycle.loggers import CsvLogger
 from lifecycle.model import ModelConfig
-from lifecycle.model_job import is_model_job, replaces_last, run_model_job
-from lifecycle.parent import Parent, adopt_parent
-from lifecycle.parent_loss import ParentLoss
-from lifecycle.ranks import end_with_rank_0, leave, rank
-from lifecycle.record import begin, begin_anew, finished, record_end, stage_name
-from lifecycle.revisions import pin
-from lifecycle.runfolder import RunFolder, origin
+from lifecycle.runs.begin_end import begin, begin_anew, finished, record_end, stage_name
+from lifecycle.runs.job import is_model_job, replaces_last, run_model_job
+from lifecycle.runs.results import finish
+from lifecycle.runs.resume import Start, Work, agree, begun
+from lifecycle.runs.trainer import build_trainer, check_tasks, world_size
 from lifecycle.stages.base import Stage
 from lifecycle.stages.setup import Setup
-from lifecycle.start import Start, Work, agree, begun
-from lifecycle.trainer import build_trainer, check_tasks, world_size
-from lifecycle.vocabulary import extend_vocabulary
+from lifecycle.system.lock import hold
+from lifecycle.system.ranks import end_with_rank_0, leave, rank
 
 
 def run(cfg: DictConfig) -> None:

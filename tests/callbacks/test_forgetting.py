@@ -6,8 +6,8 @@ import pytest
 
 from lifecycle.callbacks.forgetting import History, Measurement, judge, level_of
 from lifecycle.callbacks.guard import line
+from lifecycle.config.schema import Guard
 from lifecycle.errors import UserError
-from lifecycle.root import Guard
 
 SPEC = Guard(watch=0.05, act=0.10, stop=0.20, actions=["replay", "rate"], patience=2, replay_step=0.1, replay_max=0.3)
 

@@ -8,7 +8,7 @@ import pytest
 
 from lifecycle.callbacks.guard import ForgettingGuard
 from lifecycle.checkpoint import CommittedCheckpointIO
-from lifecycle.root import Action, Guard
+from lifecycle.config.schema import Action, Guard
 
 
 def guard(folder: Path, *actions: Action) -> ForgettingGuard:

@@ -6,9 +6,9 @@ from typing import Any
 
 import fsspec
 
-from lifecycle.data.files import File
-from lifecycle.data.parts import Parts
-from lifecycle.data.stored import PartedFile
+from lifecycle.data.read.bytes.parts import Parts
+from lifecycle.data.read.bytes.stored import PartedFile
+from lifecycle.data.read.files.listing import File
 
 
 class Counted(fsspec.AbstractFileSystem):

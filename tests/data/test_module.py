@@ -15,14 +15,14 @@ import pytest
 import torch
 
 from lifecycle.batch import Cursor, StepBatch
-from lifecycle.data.contamination import Decontaminate, EvaluationSet
-from lifecycle.data.filters import FilterSpec
+from lifecycle.data.clean.contamination import Decontaminate, EvaluationSet
+from lifecycle.data.clean.source import BadRows
 from lifecycle.data.module import DataModule
-from lifecycle.data.prepare import prepare
-from lifecycle.data.source import BadRows
-from lifecycle.data.specs import SourceSpec, ValidationRatio
-from lifecycle.data.tokenizer import TokenizerRecipe
+from lifecycle.data.quality.rules import FilterSpec
+from lifecycle.data.read.spec import SourceSpec, ValidationRatio
 from lifecycle.errors import UserError
+from lifecycle.jobs.prepare import prepare
+from lifecycle.tokenizer.tokenizer import TokenizerRecipe
 
 STEPS = 12
 WORDS = "the cat sat on a mat and then it ran far away from that old grey house near some river bank".split()
@@ -274,12 +274,12 @@ def test_the_same_documents_are_measured_from_rows_and_shards_whatever_the_seed(
 def test_of_large_files_the_same_part_is_looked_at_in_rows_and_shards(
     texts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lifecycle.data.held_out.LOCAL_BYTES", 2000)
-    monkeypatch.setattr("lifecycle.data.held_out.BYTES_A_TOKEN", 4.0)
+    monkeypatch.setattr("lifecycle.data.clean.held_out.LOCAL_BYTES", 2000)
+    monkeypatch.setattr("lifecycle.data.clean.held_out.BYTES_A_TOKEN", 4.0)
     few: dict[str, Any] = {"validation_tokens": 100}
     rows = rows_of(module(texts, **few))
     assert rows_of(module(texts, **few, **shards_of(texts))) == rows
-    monkeypatch.setattr("lifecycle.data.held_out.LOCAL_BYTES", 2**30)
+    monkeypatch.setattr("lifecycle.data.clean.held_out.LOCAL_BYTES", 2**30)
     assert rows_of(module(texts, **few, prepared=None)) != rows
 
 

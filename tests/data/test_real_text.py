@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from tests.real import REAL, needs_real, rows
 
-from lifecycle.data.contamination import Decontaminate, EvaluationSet, evaluation_index
-from lifecycle.data.filters import FilterSpec
-from lifecycle.data.source import BadRows, Source
-from lifecycle.data.sources import open_sources
-from lifecycle.data.specs import SourceSpec
+from lifecycle.data.clean.contamination import Decontaminate, EvaluationSet, evaluation_index
+from lifecycle.data.clean.source import BadRows, Source
+from lifecycle.data.quality.rules import FilterSpec
+from lifecycle.data.read.spec import SourceSpec
+from lifecycle.data.stream.open_sources import open_sources
 
 pytestmark = needs_real
 

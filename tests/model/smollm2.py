@@ -31,10 +31,10 @@ def gguf() -> Path | None:
 
 def convert() -> Path:
     """Make the folder if it is not there."""
-    from lifecycle.data.tokenizer import Tokenizer
     from lifecycle.model import Decoder
     from lifecycle.model.huggingface import export, load_pretrained
     from lifecycle.model.huggingface.gguf import tokenizer_gguf
+    from lifecycle.tokenizer.tokenizer import Tokenizer
 
     made, file = folder(), gguf()
     if (made / "model.safetensors").is_file():  # written last: then it is whole

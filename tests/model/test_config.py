@@ -8,9 +8,9 @@ import pytest
 import torch
 from tests.model.variants import LATENT, SIGMOID, SOFTMAX, VARIANTS
 
+from lifecycle.config.signature import Walk
 from lifecycle.errors import UserError
 from lifecycle.model import Decoder, ModelConfig, RopeScaling
-from lifecycle.signature import Walk
 
 TINY = ModelConfig(
     family="llama",

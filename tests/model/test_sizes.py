@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from lifecycle.config import build, compose
+from lifecycle.config.build import build, compose
 from lifecycle.model import ModelConfig
-from lifecycle.model.huggingface.describe import describe, understand
+from lifecycle.model.huggingface.config_json import describe, understand
 
 FILES = sorted((Path(__file__).parents[2] / "conf" / "model").glob("*.yaml"))
 NAMES = (

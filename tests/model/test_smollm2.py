@@ -12,10 +12,10 @@ from tests.real import opened
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lifecycle import config
-from lifecycle.data.tokenizer import Tokenizer, load
 from lifecycle.model import Decoder
 from lifecycle.model.huggingface import load_pretrained
 from lifecycle.run import run
+from lifecycle.tokenizer.tokenizer import Tokenizer, load
 
 FOLDER = smollm2.folder()
 QUESTION = "What is the capital of France?"
@@ -111,7 +111,7 @@ def test_pre_training_goes_on_with_falling_loss_and_the_export_loads_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lifecycle.finish.write_report", lambda folder: None)
+    monkeypatch.setattr("lifecycle.runs.results.write_report", lambda folder: None)
     text = real_text("tinyshakespeare.txt.gz", 400_000)
     pieces = [text[i : i + 4000] for i in range(0, len(text), 4000)]
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": piece}) + "\n" for piece in pieces))

@@ -49,8 +49,8 @@ def test_sampling_looks_at_the_device_once_a_step(name: str, precision: str, kin
     with torch.autocast("cuda", torch.bfloat16) if precision == "autocast" else nullcontext():
         rollout = engine.generate(prompts(5), KINDS[kind], seed=0)
     looks = {place: n for place, n in device.waits.items() if not place.startswith("model/experts")}
-    assert set(looks) == {"rollout/step.py run", "rollout/collect.py rollout"}
-    assert looks["rollout/step.py run"] <= int(rollout.length.sum())
+    assert set(looks) == {"rollout/decode_step.py run", "rollout/output.py rollout"}
+    assert looks["rollout/decode_step.py run"] <= int(rollout.length.sum())
     assert rollout.token_ids.device.type == "cpu"
 
 
@@ -58,7 +58,7 @@ def test_sampling_looks_at_the_device_once_a_step(name: str, precision: str, kin
 def test_deterministic_steps_look_once_a_tile(name: str, device: Device) -> None:
     model = build(VARIANTS[name], seed=1, device=torch.device("cuda"))
     Engine(model, slots=4, deterministic=True).generate(prompts(3), settings(top_p=0.9), seed=0)
-    assert "rollout/step.py tiles" in device.waits and "rollout/step.py run" not in device.waits
+    assert "rollout/decode_step.py tiles" in device.waits and "rollout/decode_step.py run" not in device.waits
 
 
 def test_the_draws_are_those_of_the_host(device: Device) -> None:

@@ -167,10 +167,10 @@ def test_steps_and_validations_run(case: str, device: Device, tmp_path: Path, mo
     fit(made, [form(s) for s in range(STEPS)], tmp_path, callbacks=[looks])
     assert looks.found == {"device": {"cuda"}, "dtype": {"torch.float32"}}
     expected = {
-        "stages/exchange.py any_rank": STEPS + 2 * 4,  # two validations of four micro-batches
+        "stages/collectives.py any_rank": STEPS + 2 * 4,  # two validations of four micro-batches
         "stages/validation.py validation_metrics": 2 * 2,
-        "stages/meter.py flush": 2,
-        "stages/meter.py _usage": 2,
+        "stages/metrics.py flush": 2,
+        "stages/metrics.py _usage": 2,
     }
     assert {place: n for place, n in device.waits.items() if not place.startswith("model/")} == expected
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lifecycle.report.commands import LADDER, going_on
-from lifecycle.report.read import RunData, read_run
+from lifecycle.report.run_data import RunData, read_run
 
 MODELS = Path(__file__).parents[2] / "conf" / "model"
 

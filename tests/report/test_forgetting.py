@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lifecycle.report.canvas import LIGHT
 from lifecycle.report.forgetting import action_words, forgetting, table, verdict
-from lifecycle.report.read import read_run
+from lifecycle.report.run_data import read_run
 from lifecycle.report.sections import sections
 
 

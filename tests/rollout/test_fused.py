@@ -11,12 +11,12 @@ from torch import Tensor
 
 from lifecycle.errors import UserError
 from lifecycle.model import Cache, Decoder, Latent, ModelConfig, build
-from lifecycle.rollout import Engine, decode, fused, native
+from lifecycle.rollout import Engine, c_library, decoder, fused
+from lifecycle.rollout.c_library import library
 from lifecycle.rollout.fused import Fused, fits
-from lifecycle.rollout.lending import lent
-from lifecycle.rollout.native import library
-from lifecycle.rollout.products import has_bf16_units
-from lifecycle.rollout.schedule import Schedule
+from lifecycle.rollout.packed_linear import has_bf16_units
+from lifecycle.rollout.scheduler import Schedule
+from lifecycle.rollout.shared_prefix import lent
 
 pytestmark = pytest.mark.skipif(library("fused") is None, reason="needs a C compiler")
 
@@ -151,8 +151,8 @@ def test_a_row_has_the_same_bits_alone(name: str, dtype: torch.dtype) -> None:
 
 @torch.inference_mode()
 def test_bf16_units_and_shifts_come_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-mno-avx512bf16"))
-    other = native.library.__wrapped__("fused")
+    monkeypatch.setattr(c_library, "FLAGS", (*c_library.FLAGS, "-mno-avx512bf16"))
+    other = c_library.library.__wrapped__("fused")
     if other is None:
         pytest.skip("no such processor, or no such option of its compiler")
     model, (ids, positions) = build(KINDS["wide"], seed=1).bfloat16(), asked(13)
@@ -190,21 +190,21 @@ def test_other_sizes_are_left_to_torch(changes: dict[str, Any]) -> None:
     assert mismatch(model, Engine(model, slots=4).generate(prompts(5), sampling, seed=0), sampling) < 1e-5
 
 
-@pytest.mark.parametrize(("dtype", "step"), [(torch.bfloat16, Fused), (torch.float16, decode.Joined)])
+@pytest.mark.parametrize(("dtype", "step"), [(torch.bfloat16, Fused), (torch.float16, decoder.Joined)])
 def test_a_cache_of_another_dtype_is_read_or_left_to_torch(dtype: torch.dtype, step: type) -> None:
     model, sampling = build(CONFIG, seed=1), settings(top_k=10)
-    assert isinstance(decode.prepare(model, rows=4, cache=dtype)[1], step)
+    assert isinstance(decoder.prepare(model, rows=4, cache=dtype)[1], step)
     engine = Engine(model, slots=4, dtype=dtype)
     assert mismatch(model, engine.generate(prompts(5), sampling, seed=0), sampling) < 0.15
 
 
 def test_bf16_is_decoded_by_it_from_a_bf16_cache_where_there_are_units() -> None:
     model = build(CONFIG, seed=1).bfloat16()
-    step = decode.prepare(model, rows=4)[1]
+    step = decoder.prepare(model, rows=4)[1]
     assert isinstance(step, Fused)
-    assert decode.cache_dtype(model, step) == (torch.bfloat16 if has_bf16_units(CPU) else torch.float32)
+    assert decoder.cache_dtype(model, step) == (torch.bfloat16 if has_bf16_units(CPU) else torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert isinstance(decode.prepare(build(CONFIG, seed=1), rows=4)[1], Fused)
+        assert isinstance(decoder.prepare(build(CONFIG, seed=1), rows=4)[1], Fused)
 
 
 def test_fp64_is_left_to_torch() -> None:
@@ -294,6 +294,6 @@ def test_without_a_compiler_torch_draws_the_same(monkeypatch: pytest.MonkeyPatch
     engine = Engine(model, slots=7)
     found = engine.generate(prompts(9), sampling, seed=0)
     assert mismatch(model, found, sampling) < 1e-5
-    assert isinstance(decode.prepare(model, rows=4)[1], decode.Joined)
+    assert isinstance(decoder.prepare(model, rows=4)[1], decoder.Joined)
     theirs, ours = completions(found), completions(wanted)
     assert sum(theirs[name] != ours[name] for name in ours) <= 2  # a draw on the edge falls the other way

@@ -6,7 +6,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from tests.rollout.test_job import generate, place, rows
+from tests.jobs.test_generate import generate, place, rows
 
 __all__ = ["place"]
 
@@ -28,7 +28,7 @@ def test_completions_go_where_they_are_sent(
 
 
 def test_completions_are_kept_where_showing_them_fails(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lifecycle.rollout.stream.Stream.rest", Mock(side_effect=BrokenPipeError))
+    monkeypatch.setattr("lifecycle.rollout.terminal.Stream.rest", Mock(side_effect=BrokenPipeError))
     with pytest.raises(BrokenPipeError):
         generate("stage.prompt=return")
     assert len(rows(place / "outputs/generate/completions.jsonl")) == 1

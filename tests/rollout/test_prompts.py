@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from lifecycle.data.bpe import BOS, EOS
-from lifecycle.data.tokenizer import Tokenizer, train_bpe
 from lifecycle.errors import UserError
 from lifecycle.rollout.prompts import Prompt, encode, read_prompts
+from lifecycle.tokenizer.bpe import BOS, EOS
+from lifecycle.tokenizer.tokenizer import Tokenizer, train_bpe
 
 
 @pytest.fixture(scope="module")

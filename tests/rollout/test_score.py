@@ -14,7 +14,6 @@ from tests.rollout.test_engine import OPTIONS
 from tests.rollout.vllm_stand_in import stand_in
 
 from lifecycle.batch import Rollout
-from lifecycle.data.tokenizer import train_bpe
 from lifecycle.errors import UserError
 from lifecycle.losses import token_logprobs
 from lifecycle.model import Decoder, build
@@ -23,6 +22,7 @@ from lifecycle.rollout import Sampling, generate
 from lifecycle.rollout import score as scoring
 from lifecycle.rollout.score import score, score_rollout
 from lifecycle.rollout.vllm import VllmEngine
+from lifecycle.tokenizer.tokenizer import train_bpe
 
 
 @pytest.fixture(scope="module")

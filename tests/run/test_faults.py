@@ -30,12 +30,12 @@ from tests.run.cli import (
 from tests.run.processes import children
 
 from lifecycle.checkpoint import list_committed, load, verify
-from lifecycle.config import build as build_config
-from lifecycle.config import compose
-from lifecycle.data.source import HeldOut
-from lifecycle.data.tokenizer import load as load_tokenizer
+from lifecycle.config.build import build as build_config
+from lifecycle.config.build import compose
+from lifecycle.data.clean.source import HeldOut
 from lifecycle.model import ModelConfig, build
 from lifecycle.model.huggingface import export
+from lifecycle.tokenizer.tokenizer import load as load_tokenizer
 
 KEEP = "checkpoint.keep_last=99"
 

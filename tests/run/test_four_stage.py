@@ -7,10 +7,10 @@ import pytest
 from omegaconf import DictConfig
 
 from lifecycle import config
-from lifecycle.data.tokenizer import load
 from lifecycle.loggers import read_metrics
 from lifecycle.report.compare import compare
 from lifecycle.run import run
+from lifecycle.tokenizer.tokenizer import load
 
 STAGES = ("1_wikipedia", "2_reasoning", "3_mathematics", "4_code")
 DOMAINS = ("prose", "reasoning", "mathematics", "code")

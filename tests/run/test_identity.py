@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.run.cli import cut_back, facts, lifecycle, metrics, write_rows
 
-from lifecycle.data.tokenizer import train_bpe
+from lifecycle.tokenizer.tokenizer import train_bpe
 
 SHORT = ("stage.max_steps=4", "checkpoint.every_steps=2", "checkpoint.keep_last=9", "validation.every_steps=4")
 SMALL = "data.tokenizer={vocab_size: 300, digits: 1, max_bytes: 20000}"

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from tests.run.cli import assert_same_run, facts, lifecycle, make_texts, step_folder, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lifecycle.data.tokenizer import load
-from lifecycle.runfolder import RunFolder
+from lifecycle.lineage.run_folder import RunFolder
+from lifecycle.tokenizer.tokenizer import load
 
 MORE = ("stage.new_tokens=['<think>','</think>']", "stage.split_digits=true")
 MID = (

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from lifecycle import config
-from lifecycle.model_job import is_model_job
 from lifecycle.run import run
+from lifecycle.runs.job import is_model_job
 
 CONF = config.conf_dir()
 WORDS = ["a patient with a fever asks what the cause of it may be and the answer depends on more than one thing"]
@@ -73,7 +73,7 @@ def two_steps(overrides: list[str], folder: Path) -> None:
 @pytest.fixture(autouse=True)
 def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than two steps do; tests/report holds the report's own tests."""
-    monkeypatch.setattr("lifecycle.finish.write_report", lambda folder: None)
+    monkeypatch.setattr("lifecycle.runs.results.write_report", lambda folder: None)
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ import matplotlib.backends.backend_agg  # noqa: F401
 import torch._dynamo  # noqa: F401
 import transformers.models.llama.modeling_llama  # noqa: F401
 
-import lifecycle.finish
 import lifecycle.run
+import lifecycle.runs.results
 
 running: dict[int, str] = {}
 
@@ -59,7 +59,7 @@ def no_report(run_folder: Path | str) -> Path:
 
 
 def serve() -> None:
-    for module in (lifecycle.finish, lifecycle.run):
+    for module in (lifecycle.runs.results, lifecycle.run):
         setattr(module, "write_report", no_report)  # noqa: B010  mypy takes no other function in its place
     signal.signal(signal.SIGCHLD, reap)
     gc.collect()

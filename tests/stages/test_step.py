@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lifecycle.batch import Cursor, StepBatch, TokenBatch
-from lifecycle.data.packing import COLUMNS, Piece, Row, arrays
-from lifecycle.data.plan import fixed
+from lifecycle.data.mixture.plan import fixed
+from lifecycle.data.stream.packing import COLUMNS, Piece, Row, arrays
+from lifecycle.duration import Segment, Timeline
 from lifecycle.errors import UserError
-from lifecycle.length import Segment, Timeline
 from lifecycle.losses import token_losses
 from lifecycle.model import Documents, ModelConfig, build
 from lifecycle.optim import AdamW, Schedule

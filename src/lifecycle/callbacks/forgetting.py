@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from lifecycle.root import Action, Guard
+from lifecycle.config.schema import Action, Guard
 
 Level = Literal["fine", "watch", "act", "stop"]
 LEAST_RATE = 0.125

@@ -15,10 +15,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lifecycle import atomic
 from lifecycle.callbacks.forgetting import History, Measurement, judge
 from lifecycle.checkpoint import list_committed, step_of, wait_for_saves
-from lifecycle.root import Guard
+from lifecycle.config.schema import Guard
+from lifecycle.system import atomic
 
 NAME = "forgetting.json"
 

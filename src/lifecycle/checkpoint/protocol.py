@@ -21,9 +21,9 @@ from pathlib import Path
 
 import torch
 
-from lifecycle.atomic import sync_folder
 from lifecycle.checkpoint.manifest import CHUNK, MANIFEST, CheckpointError, Entry, Manifest, encode, verify
 from lifecycle.errors import DISK_FULL
+from lifecycle.system.atomic import sync_folder
 
 _STEP = re.compile(r"step-(\d{8,})")
 _STAGING = re.compile(r"\.staging-.+-(\d+)")

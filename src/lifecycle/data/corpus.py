@@ -11,27 +11,27 @@ from typing import Any
 import xxhash
 
 from lifecycle.batch import TokenBatch
-from lifecycle.data import decontamination
-from lifecycle.data.begun import Begun, Listed, listed, named_tokenizer
-from lifecycle.data.contamination import Decontaminate, evaluation_index
-from lifecycle.data.count import count_positions
-from lifecycle.data.curriculum import Curriculum
-from lifecycle.data.dealer import Dealer
-from lifecycle.data.files import place
-from lifecycle.data.formats import views
-from lifecycle.data.held_out import held_out_documents
-from lifecycle.data.levels import Level, deal, described, in_order, under_curriculum
-from lifecycle.data.packing import Piece
-from lifecycle.data.pieces import Documents, Pieces, State
-from lifecycle.data.plan import Mix
-from lifecycle.data.prepared import Prepared, PreparedDocuments, open_prepared, prepared_tokenizer, read_metas
-from lifecycle.data.raw import RawDocuments, place_in
-from lifecycle.data.scores import ParentLoss
-from lifecycle.data.source import BadRows, Source
-from lifecycle.data.sources import check_views, held_out_source, is_here, open_sources, sample_texts
-from lifecycle.data.specs import SourceSpec
-from lifecycle.data.tokenizer import Ids, Tokenizer, TokenizerRecipe, from_recipe, load
+from lifecycle.data.clean import contamination_report
+from lifecycle.data.clean.contamination import Decontaminate, evaluation_index
+from lifecycle.data.clean.held_out import held_out_documents
+from lifecycle.data.clean.source import BadRows, Source
+from lifecycle.data.curriculum.levels import Level, deal, described, in_order, under_curriculum
+from lifecycle.data.curriculum.schedule import Curriculum
+from lifecycle.data.curriculum.scores import ParentLoss
+from lifecycle.data.mixture.plan import Mix
+from lifecycle.data.read.begun import Begun, Listed, listed, named_tokenizer
+from lifecycle.data.read.files.listing import place
+from lifecycle.data.read.formats import views
+from lifecycle.data.read.spec import SourceSpec
+from lifecycle.data.stream.dealer import Dealer
+from lifecycle.data.stream.documents import RawDocuments, place_in
+from lifecycle.data.stream.epoch_length import count_positions
+from lifecycle.data.stream.open_sources import check_views, held_out_source, is_here, open_sources, sample_texts
+from lifecycle.data.stream.packing import Piece
+from lifecycle.data.stream.pieces import Documents, Pieces, State
+from lifecycle.data.stream.prepared import Prepared, PreparedDocuments, open_prepared, prepared_tokenizer, read_metas
 from lifecycle.data.validation import collect, pack
+from lifecycle.tokenizer.tokenizer import Ids, Tokenizer, TokenizerRecipe, from_recipe, load
 
 LISTED = 100  # files of a source in run.json, read or passed over
 
@@ -107,7 +107,7 @@ class Corpus:
             begun.check_files({name: sides for name, sides in self.contents()["files"].items() if "held_out" in sides})
             begun.check_fingerprints(self.contents()["fingerprints"])
         if evaluation and folder and len(self.prepared) < len(self.sources):  # prepared rows were looked at before
-            decontamination.begin(folder, evaluation)
+            contamination_report.begin(folder, evaluation)
 
     @property
     def max_epochs(self) -> dict[str, float | None]:

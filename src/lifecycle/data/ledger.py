@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lifecycle.data.pieces import State
-from lifecycle.data.source import Source
+from lifecycle.data.clean.source import Source
+from lifecycle.data.stream.pieces import State
 
 Ledger = dict[str, Any]
 

@@ -20,26 +20,26 @@ from torch import Tensor
 
 from lifecycle.batch import Cursor, StepBatch, TokenBatch
 from lifecycle.bounds import Count
-from lifecycle.cachefolder import made_cache_folder
-from lifecycle.data.begun import Begun
-from lifecycle.data.contamination import Decontaminate
+from lifecycle.data.clean.contamination import Decontaminate
+from lifecycle.data.clean.source import BadRows
 from lifecycle.data.corpus import Corpus
-from lifecycle.data.curriculum import Curriculum
-from lifecycle.data.cursors import check_streams, cursor_in, gathered, states_of
-from lifecycle.data.ends import Ending, Ends, fault_of
-from lifecycle.data.exchange import gather
+from lifecycle.data.curriculum.levels import refuse_weighed
+from lifecycle.data.curriculum.schedule import Curriculum
+from lifecycle.data.curriculum.scores import ParentLoss
 from lifecycle.data.ledger import Ledger, merge, usage
-from lifecycle.data.levels import refuse_weighed
-from lifecycle.data.loader import StepLoader, micro_batch_rows
-from lifecycle.data.opening import Opener
-from lifecycle.data.plan import BatchPlan, Phase, largest, mixture, replayed
-from lifecycle.data.scores import ParentLoss
-from lifecycle.data.source import BadRows
-from lifecycle.data.specs import SourceSpec
-from lifecycle.data.tokenizer import TokenizerRecipe
+from lifecycle.data.loading.cursors import check_streams, cursor_in, gathered, states_of
+from lifecycle.data.loading.ends import Ending, Ends, fault_of
+from lifecycle.data.loading.exchange import gather
+from lifecycle.data.loading.loader import StepLoader, micro_batch_rows
+from lifecycle.data.loading.opening import Opener
+from lifecycle.data.mixture.plan import BatchPlan, Phase, largest, mixture, replayed
+from lifecycle.data.mixture.weight import Weight
+from lifecycle.data.read.begun import Begun
+from lifecycle.data.read.spec import SourceSpec
 from lifecycle.data.validation import held_out_sets
-from lifecycle.data.weights import Weight
 from lifecycle.errors import UserError
+from lifecycle.system.cache import made_cache_folder
+from lifecycle.tokenizer.tokenizer import TokenizerRecipe
 
 WINDOW_ROWS = 512  # rows that all streams together pack at once: padding falls and a resume reads more as it grows
 

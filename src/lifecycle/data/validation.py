@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from lifecycle.batch import TokenBatch
-from lifecycle.data.packing import COLUMNS, Piece, Row, arrays, best_fit, cut
-from lifecycle.data.pieces import Documents, Exhausted
-from lifecycle.data.source import Source
-from lifecycle.data.tokenizer import Ids
+from lifecycle.data.clean.source import Source
+from lifecycle.data.stream.packing import COLUMNS, Piece, Row, arrays, best_fit, cut
+from lifecycle.data.stream.pieces import Documents, Exhausted
 from lifecycle.errors import UserError
+from lifecycle.tokenizer.tokenizer import Ids
 
 
 @dataclass(frozen=True, kw_only=True)

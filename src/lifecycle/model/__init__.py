@@ -5,7 +5,7 @@ from lifecycle.model.cache import Cache
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Decoder, build, compile_model
 from lifecycle.model.experts import fixed_shapes
-from lifecycle.model.switches import Latent, MoE, RopeScaling
+from lifecycle.model.parts import Latent, MoE, RopeScaling
 
 __all__ = [
     "Cache",

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 
 from lifecycle.errors import UserError
 from lifecycle.model.family import FAMILIES, family_faults, family_of
-from lifecycle.model.switches import Latent, MoE, RopeScaling, not_positive
+from lifecycle.model.parts import Latent, MoE, RopeScaling, not_positive
 
 VOCAB_MULTIPLE = 64
 """Vocabularies are padded up to this: matrix units want aligned edges, and it divides over ranks."""

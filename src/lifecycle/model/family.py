@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lifecycle.model import families
 from lifecycle.model.interchange import BLOCK, PLAIN
-from lifecycle.model.switches import MoE, Score
+from lifecycle.model.parts import MoE, Score
 
 if TYPE_CHECKING:  # config.py reads this module
     from lifecycle.model.config import ModelConfig

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lifecycle.model.switches import Latent, MoE, Score
+from lifecycle.model.parts import Latent, MoE, Score
 
 if TYPE_CHECKING:  # config.py reads the families
     from lifecycle.model.config import ModelConfig

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from lifecycle.model.experts import Experts
 from lifecycle.model.layers import FeedForward
-from lifecycle.model.switches import MoE
+from lifecycle.model.parts import MoE
 
 
 class Routing(NamedTuple):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.switches import RopeScaling
+from lifecycle.model.parts import RopeScaling
 
 
 def rotary_table(position_ids: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:

@@ -10,10 +10,10 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from lifecycle import atomic
 from lifecycle.report.canvas import DARK, LIGHT, Theme, canvas, legend, png, style
+from lifecycle.report.format import count, number, share, short
 from lifecycle.report.render import Block, Heading, Paragraph, Picture, Sheet, to_html, to_markdown
-from lifecycle.report.words import count, number, share, short
+from lifecycle.system import atomic
 
 PICTURES_FOLDER = "analysis"
 WORTH_SAYING = 4  # passes over a source from which on they teach less and less (arXiv 2305.16264)

@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from lifecycle.report.words import short
+from lifecycle.report.format import short
 
 WIDTH = 8.0  # inches; at DPI it is twice the width of the page's column, sharp on a dense screen
 DPI = 160

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 
-from lifecycle.report.read import RunData
+from lifecycle.report.run_data import RunData
 
 LADDER = {"minimind_26m": 26e6, "minimind_104m": 104e6, "medium": 350e6, "medium_large": 400e6}
 """Shipped models by rough size in parameters: the next one up is worth a dry run."""

@@ -23,14 +23,14 @@ from matplotlib import rc_context
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from lifecycle import atomic
 from lifecycle.errors import UserError
 from lifecycle.report.canvas import LIGHT, Theme, canvas, png, style
 from lifecycle.report.forgetting import action_words, measurements
-from lifecycle.report.read import RunData, read_run
+from lifecycle.report.format import count, number, span
+from lifecycle.report.provenance import tokenizer_digest
 from lifecycle.report.render import Block, Paragraph, Picture, Sheet, to_markdown
-from lifecycle.report.used import tokenizer_digest
-from lifecycle.report.words import count, number, span
+from lifecycle.report.run_data import RunData, read_run
+from lifecycle.system import atomic
 
 PICTURE = "perplexity"
 FULL_COLOUR = math.log(2)  # a perplexity halved or doubled

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from lifecycle.report.canvas import Theme, canvas, ticks
-from lifecycle.report.read import RunData, dig
+from lifecycle.report.run_data import RunData, dig
 
 MOST_SOURCES = 8
 

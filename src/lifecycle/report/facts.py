@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from statistics import median
 
-from lifecycle.report.read import RunData
+from lifecycle.report.run_data import RunData
 
 
 @dataclass(frozen=True, kw_only=True)

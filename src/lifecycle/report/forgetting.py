@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from lifecycle.report.canvas import Theme, canvas, level, tokens_axis
-from lifecycle.report.read import RunData
-from lifecycle.report.words import short
+from lifecycle.report.format import short
+from lifecycle.report.run_data import RunData
 
 THRESHOLDS = (("watch", ":"), ("act", "--"), ("stop", "-."))
 MOST_ROWS = 12

@@ -14,10 +14,10 @@ from lifecycle.report.commands import going_on
 from lifecycle.report.facts import DomainResult, Headline, headline
 from lifecycle.report.forgetting import measurements, table
 from lifecycle.report.forgetting import verdict as verdict_of_guard
-from lifecycle.report.read import RunData
+from lifecycle.report.format import count, number, share, span
+from lifecycle.report.provenance import convention, mfu_name, used
 from lifecycle.report.render import Block, Code, Heading, Paragraph, Picture, Sample, Sheet
-from lifecycle.report.used import convention, mfu_name, used
-from lifecycle.report.words import count, number, share, span
+from lifecycle.report.run_data import RunData
 
 PICTURE_WORDS = {
     "loss": "Loss over tokens: training, held-out, and what counting words reaches",

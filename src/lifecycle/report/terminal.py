@@ -12,7 +12,7 @@ from rich.text import Text
 
 from lifecycle.report.facts import headline
 from lifecycle.report.forgetting import table, verdict
-from lifecycle.report.read import read_run
+from lifecycle.report.run_data import read_run
 from lifecycle.report.sections import domain_table, incidents, overview, title
 
 COLOURS = {"finished": "bold green", "running": "bold cyan", "stopped": "bold yellow", "failed": "bold red"}

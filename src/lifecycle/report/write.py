@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lifecycle import atomic
 from lifecycle.errors import UserError
 from lifecycle.report.canvas import DARK, LIGHT
-from lifecycle.report.pictures import draw
-from lifecycle.report.read import read_run
+from lifecycle.report.plots import draw
 from lifecycle.report.render import to_html, to_markdown
+from lifecycle.report.run_data import read_run
 from lifecycle.report.sections import sections, title
+from lifecycle.system import atomic
 
 PICTURES = "report"
 

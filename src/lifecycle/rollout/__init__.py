@@ -1,7 +1,7 @@
 """Sampling from a model: one engine for evaluation, reinforcement learning and serving."""
 
-from lifecycle.rollout.call import NewToken
 from lifecycle.rollout.engine import Engine, generate
+from lifecycle.rollout.request import NewToken
 from lifecycle.rollout.sampling import Sampling
 
 __all__ = ["Engine", "NewToken", "Sampling", "generate"]

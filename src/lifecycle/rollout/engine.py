@@ -8,7 +8,7 @@
 
     admit waiting sequences -> prefill one chunk of their prompts | decode one token of every row -> finish -> again
 
-Continuous batching over the rows of one cache, which grows with the longest of them (see schedule.py, room.py); the
+Continuous batching over the rows of one cache, which grows with the longest of them (see scheduler.py, room.py); the
 device is looked at once a step. A sequence's draws depend on (seed, step, prompt, sample) alone. Kernels may round
 differently in other shapes, so batch size or neighbours can turn a draw that was on the edge, in bf16 more often than
 in fp32; with `deterministic` every product has a shape that the sequence alone decides, and they cannot.
@@ -27,14 +27,14 @@ from torch import distributed
 from lifecycle.batch import Rollout
 from lifecycle.errors import UserError
 from lifecycle.model import Decoder, ModelConfig, fixed_shapes
-from lifecycle.rollout.call import Call, NewToken, OneAtATime
-from lifecycle.rollout.collect import Collected, best
-from lifecycle.rollout.decode import cache_dtype, compute_dtype, is_plain, prepare
+from lifecycle.rollout.decode_step import DecodeStep
+from lifecycle.rollout.decoder import cache_dtype, compute_dtype, is_plain, prepare
+from lifecycle.rollout.output import Collected, best
+from lifecycle.rollout.request import Call, NewToken, OneAtATime
 from lifecycle.rollout.room import Room
 from lifecycle.rollout.sampling import Sampling
-from lifecycle.rollout.schedule import NUMBER, PLACE, POSITION, Ints, Schedule
-from lifecycle.rollout.step import DecodeStep
-from lifecycle.rollout.stopping import Decoding
+from lifecycle.rollout.scheduler import NUMBER, PLACE, POSITION, Ints, Schedule
+from lifecycle.rollout.stop_conditions import Decoding
 from lifecycle.rollout.version import Version, optimizer_steps
 
 TILE = 8

@@ -27,9 +27,9 @@ from lifecycle.model.latent import INNER_EPS, LatentAttention
 from lifecycle.model.layers import FeedForward
 from lifecycle.model.moe import MoEFeedForward
 from lifecycle.model.rope import softmax_scale
-from lifecycle.rollout.lending import Lent
-from lifecycle.rollout.native import library
-from lifecycle.rollout.products import joined, joined_biases
+from lifecycle.rollout.c_library import library
+from lifecycle.rollout.packed_linear import joined, joined_biases
+from lifecycle.rollout.shared_prefix import Lent
 
 PANEL, LANES = 16, 8
 """Of fused.c: columns of a panel, floats of a vector."""

@@ -22,12 +22,12 @@ import torch
 from lifecycle.batch import Kept, Rollout, StopReason
 from lifecycle.errors import UserError
 from lifecycle.model import Decoder
-from lifecycle.rollout.call import sequences
-from lifecycle.rollout.collect import best
-from lifecycle.rollout.decode import compute_dtype
+from lifecycle.rollout.decoder import compute_dtype
+from lifecycle.rollout.output import best
+from lifecycle.rollout.request import sequences
 from lifecycle.rollout.sampling import Sampling
 from lifecycle.rollout.score import Scored, score
-from lifecycle.rollout.stopping import Decoding, check_stops
+from lifecycle.rollout.stop_conditions import Decoding, check_stops
 from lifecycle.rollout.version import Version
 
 BANNED_BIAS = -100.0

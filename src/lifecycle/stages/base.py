@@ -31,18 +31,18 @@ from lifecycle.model.attention import Kernel
 from lifecycle.optim import AdamW, Muon, Schedule, clip_gradients
 from lifecycle.optim.carry import carry_over
 from lifecycle.optim.schedule import of_another_length
+from lifecycle.stages.bad_steps import Skipping
 from lifecycle.stages.building import build_for, kernel_for
-from lifecycle.stages.exchange import (
+from lifecycle.stages.collectives import (
     any_rank,
     average_whole_gradients,
     count_tokens,
     sum_over_ranks,
     synchronised,
 )
-from lifecycle.stages.meter import Meter
+from lifecycle.stages.metrics import Meter
 from lifecycle.stages.routing import add_routing
 from lifecycle.stages.setup import Setup
-from lifecycle.stages.skipping import Skipping
 from lifecycle.stages.validation import held_out_sums, validation_metrics
 
 LossSum = Callable[[TokenBatch, Documents | None], tuple[Tensor, dict[str, Tensor]]]

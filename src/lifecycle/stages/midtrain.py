@@ -18,10 +18,10 @@ from lifecycle.errors import UserError
 from lifecycle.losses.ewc import add_ewc_gradients, diagonal_fisher
 from lifecycle.model import Documents, ModelConfig
 from lifecycle.optim import AdamW, Muon, Schedule
+from lifecycle.stages.bad_steps import NormRatio, Skipping
 from lifecycle.stages.base import Stage
-from lifecycle.stages.language import held_out_loss, next_token_loss
+from lifecycle.stages.next_token import held_out_loss, next_token_loss
 from lifecycle.stages.setup import Setup
-from lifecycle.stages.skipping import NormRatio, Skipping
 
 
 @dataclass(frozen=True, kw_only=True)

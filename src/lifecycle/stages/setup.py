@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from lifecycle.length import Timeline
+from lifecycle.duration import Timeline
 from lifecycle.model.attention import Kernel
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lifecycle.stages.exchange import any_rank, sum_over_ranks
+from lifecycle.stages.collectives import any_rank, sum_over_ranks
 
 if TYPE_CHECKING:
     from lifecycle.stages.base import Stage

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lifecycle.model import Decoder, ModelConfig, build
-from lifecycle.model.switches import Latent, MoE, RopeScaling
+from lifecycle.model.parts import Latent, MoE, RopeScaling
 
 LLAMA = ModelConfig(
     family="llama",

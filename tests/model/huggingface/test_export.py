@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from tests.model.huggingface.families import DEEPSEEK, IDS, LLAMA, made, our_logits, theirs
 from transformers import AutoTokenizer
 
-from lifecycle.data.tokenizer import train_bpe
 from lifecycle.errors import UserError
 from lifecycle.model import build
 from lifecycle.model.huggingface import export, load_pretrained
-from lifecycle.model.huggingface import out as writing
+from lifecycle.model.huggingface import export as writing
+from lifecycle.tokenizer.tokenizer import train_bpe
 
 TIED = replace(LLAMA, tied_head=True)
 

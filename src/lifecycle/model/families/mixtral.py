@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lifecycle.model.family import Family, Routing, Switches
 from lifecycle.model.interchange import BLOCK, training_of
-from lifecycle.model.switches import MoE
+from lifecycle.model.parts import MoE
 
 if TYPE_CHECKING:
     from lifecycle.model.config import ModelConfig

@@ -7,8 +7,8 @@ Ours and theirs hold the same numbers: the way out and back changes names, pulls
 rotary queries and keys, but no bits. A family is one file in model/families.
 """
 
+from lifecycle.model.huggingface.export import export, to_huggingface
+from lifecycle.model.huggingface.load import from_huggingface, load_pretrained, read_config
 from lifecycle.model.huggingface.names import names
-from lifecycle.model.huggingface.out import export, to_huggingface
-from lifecycle.model.huggingface.read import from_huggingface, load_pretrained, read_config
 
 __all__ = ["export", "from_huggingface", "load_pretrained", "names", "read_config", "to_huggingface"]

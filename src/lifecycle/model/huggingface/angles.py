@@ -7,7 +7,7 @@ from typing import Any
 
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.family import family_of
-from lifecycle.model.switches import RopeScaling
+from lifecycle.model.parts import RopeScaling
 
 YARN = ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")
 LLAMA3 = ("low_freq_factor", "high_freq_factor")

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from lifecycle.errors import UserError
-from lifecycle.foreign import mistaken_file
-from lifecycle.model.huggingface.stored import Stored
+from lifecycle.model.huggingface.lazy_tensors import Stored
+from lifecycle.system.foreign import mistaken_file
 
 KNOWN = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}
 """The file's architecture -> their model_type."""

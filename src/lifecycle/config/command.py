@@ -1,0 +1,274 @@
+"""The command line: composes the config with Hydra and runs a task on it, or on each config of a sweep.
+
+    python -m lifecycle KEY=VALUE ...        python -m lifecycle -m seed=1,2
+
+Whatever the user got wrong ends in a message on stderr and exit code 2, without a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+from lifecycle.config.build import help
+from lifecycle.errors import UserError
+
+Task = Callable[[DictConfig], None]
+
+SWEEP = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
+"""Words that ask for several jobs."""
+
+WRITTEN = ("stage.prompt", "stage.system")
+"""Keys whose values people write as they come, with commas, quotes and brackets that mean something to Hydra."""
+
+
+def conf_dir() -> Path:
+    """The config folder: in the installed package, else at the top of the checkout."""
+    packaged = Path(__file__).parent / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def hydra_main(task: Task, *, check: Task | None = None) -> int:
+    """Compose the config from the command line and run `task` on it, or on each config of a sweep (`-m`).
+
+    `check` raises UserError for what `task` would refuse: no job of a sweep is started before it has seen them all.
+    Returns the exit code: 0, or 2 where the user's config or data is at fault (the message is on stderr). SystemExit
+    and crashes go through. Without arguments it prints the help page.
+    """
+    words = [_at_home(word) for word in sys.argv[1:]]
+    if not words or {"-h", "--help"} & set(words):
+        print(help.page(conf_dir()), end="")
+        return 0
+    _register_resolvers()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing its own trace; we say it in plain words
+    inside: list[bool] = []
+    failed: list[int] = []
+    watched = _watched(task, inside, failed)
+    main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(watched)
+    try:
+        folders = _user_folders(words)
+        for folder in folders:
+            _refuse_namesakes(folder)
+        words = _named(words)
+        if check:
+            _check_jobs(words, folders, check)
+        sys.argv[1:] = _forced(words, conf_dir(), *folders)
+        main()
+    except UserError as error:
+        jobs = ", ".join(map(str, failed))
+        print(f"lifecycle: {f'jobs that failed: {jobs}' if failed else error}", file=sys.stderr)
+        return 2
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        if inside:  # our own fault, not the command line's
+            raise
+        print(f"lifecycle: {help.complaint(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def compose(overrides: Sequence[str] = (), *, config_dirs: Sequence[Path] = ()) -> DictConfig:
+    """The config of a command line, for use from Python. Raises UserError where it cannot be composed."""
+    _register_resolvers()
+    forced = _forced([_at_home(word) for word in overrides], conf_dir(), *config_dirs)
+    forced.append(f"hydra.searchpath={[str(folder.resolve()) for folder in config_dirs]}")
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        try:
+            cfg = hydra.compose("config", forced, return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+            raise UserError(help.complaint(error)) from error
+    HydraConfig.instance().set_config(cfg)
+    runtime: Any = HydraConfig.get().runtime
+    with read_write(runtime):
+        runtime.output_dir = str(Path(cfg.hydra.run.dir).resolve())
+    cfg.run = cfg.run  # its default refers to Hydra's node, which goes
+    OmegaConf.set_struct(cfg, False)
+    del cfg["hydra"]
+    OmegaConf.set_struct(cfg, True)
+    return cfg
+
+
+def overrides() -> list[str]:
+    """What the user typed for this run, without the flags of Hydra."""
+    return [word.removeprefix("++") for word in HydraConfig.get().overrides.task]
+
+
+def literal(value: Any) -> Any:
+    """Plain values such that OmegaConf reads them back as they are: `${...}` in text from elsewhere refers to nothing,
+    and no variable of this machine's environment gets into it."""
+    if isinstance(value, Mapping):
+        return {key: literal(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [literal(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+def _register_resolvers() -> None:
+    OmegaConf.register_new_resolver("flat", lambda *parts: "-".join(parts).replace("/", "_"), replace=True)
+
+
+def _named(words: list[str]) -> list[str]:
+    """A sweep gets its name here: its jobs are composed one by one, and by their own choices would not agree on it."""
+    if not SWEEP & set(words) or any(re.match(r"\+*run=", word) for word in words):
+        return words
+    typed = [word for word in words if "=" in word and not word.startswith(("-", "hydra."))]
+    try:
+        single = [o.input_line for o in OverridesParser.create().parse_overrides(typed) if not o.is_sweep_override()]
+    except OverrideParseException as error:
+        raise UserError(help.complaint(error)) from error
+    return [*words, f"run={compose([line for line in single if line], config_dirs=_user_folders(words)).run}"]
+
+
+def _check_jobs(words: Sequence[str], folders: Sequence[Path], check: Task) -> None:
+    """Every fault of every job beside its line, before the first is started. Raises UserError where there were any.
+
+    Where the jobs follow from one another (hydra/sweeper=optuna), or from a config file, they are seen as they come.
+    """
+    if not SWEEP & set(words) or any(re.match(r"\+*hydra[/.]sweep(er)?\b", word) for word in words):
+        return
+    typed = [word for word in words if re.match(r"[+~]*[\w./@-]+=", word) and not word.startswith("hydra.")]
+    removed = [word for word in words if re.match(r"~[\w./@-]+$", word)]
+    try:
+        parsed = OverridesParser.create().parse_overrides([_taken_literally(word) for word in [*typed, *removed]])
+        jobs = BasicSweeper.split_arguments(parsed, None)[0]
+    except (HydraException, OverrideParseException):  # the words as a whole are wrong: Hydra says so
+        return
+    bad = []
+    for number, job in enumerate(jobs):
+        try:
+            cfg = compose(job, config_dirs=folders)
+            if HydraConfig.get().sweeper.get("params"):
+                return
+            check(cfg)
+        except UserError as error:
+            bad.append(number)
+            print(f"job {number}: {' '.join(job)}\nlifecycle: {error}", file=sys.stderr)
+    if bad:
+        raise UserError(f"{len(bad)} of {len(jobs)} jobs are at fault ({', '.join(map(str, bad))}); none was started")
+
+
+def _user_folders(words: Sequence[str]) -> list[Path]:
+    """Folders of the user's own groups (`--config-dir F`, `--config-dir=F`, `-cd F`)."""
+    flags = [i for i, word in enumerate(words[:-1]) if word in ("--config-dir", "-cd")]
+    return [Path(words[i + 1]) for i in flags] + [
+        Path(word.partition("=")[2]) for word in words if word.startswith("--config-dir=")
+    ]
+
+
+def _refuse_namesakes(folder: Path) -> None:
+    """Hydra would read the shipped config of the same name, and say nothing."""
+    for path in sorted(folder.glob("*/**/*.yaml")):
+        if (conf_dir() / path.relative_to(folder)).is_file():
+            group, name = path.relative_to(folder).parts[0], path.stem
+            raise UserError(
+                f"{path} has the name of a config of lifecycle's own, and {group}={name} would read that one: give "
+                f"yours another name, such as my_{path.name}"
+            )
+
+
+def _forced(words: Sequence[str], *folders: Path) -> list[str]:
+    """Let every `key=value` reach `check`, which knows all keys, also optional ones, and the nearest spelling.
+
+    Hydra by itself stops at the first key that no YAML file names. `++` sets a key whether or not it is there.
+    """
+    groups = help.group_names(*folders)
+    plain = re.compile(r"[A-Za-z_][\w.-]*=")
+    words = [_taken_literally(word) for word in words]
+    return [
+        f"++{word}" if plain.match(word) and not word.startswith((*(f"{g}=" for g in groups), "hydra.")) else word
+        for word in words
+    ]
+
+
+def _taken_literally(word: str) -> str:
+    """The word with the texts of a `WRITTEN` key in quotes, and nothing in them that refers to another key.
+
+    A value that is quoted already, or a list in brackets, is read as Hydra reads it; null stays. What Hydra cannot read
+    as it was typed is quoted for any key, such as a path with blanks, an `=`, or other letters than a to z in it; but
+    not with a comma, which may be meant to separate.
+    """
+    key, _, value = word.partition("=")
+    plain = re.fullmatch(r"\+*[A-Za-z_][\w./@-]*=[^\[{'\",][^,]*", word)
+    if plain and key.lstrip("+") not in WRITTEN and not _is_readable(word):
+        return f"{key}={QuotedString(text=value, quote=Quote.double).with_quotes()}"
+    listed = value.startswith("[") and value.endswith("]")
+    quoted = len(value) > 1 and value[0] in "'\"" and value[0] == value[-1]
+    if key.lstrip("+") not in WRITTEN or value in ("null", ""):
+        return word
+    if not listed and not quoted:
+        return f"{key}={_quoted(value)}"
+    try:
+        read = OverridesParser.create().parse_override(word).value()
+    except OverrideParseException:  # it is read again with all others, and refused there
+        return word
+    return f"{key}=[{','.join(map(_quoted, read))}]" if isinstance(read, list) else f"{key}={_quoted(read)}"
+
+
+def _is_readable(word: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(word)
+    except (HydraException, OverrideParseException):
+        return False
+    return True
+
+
+def _quoted(value: Any) -> str:
+    """Text as Hydra reads it back to the letter; numbers and the like as they are typed."""
+    if isinstance(value, str):
+        return str(QuotedString(text=literal(value), quote=Quote.double).with_quotes())
+    return "null" if value is None else str(value).lower()
+
+
+def _at_home(word: str) -> str:
+    """The word with `~/` or `~name/` where a path begins as bash would leave it; zsh, dash and fish do not, and Hydra
+    reads no bare `~`."""
+    key = word.partition("=")[0].lstrip("+")
+    if key in WRITTEN or ("=" in word and not re.fullmatch(r"-{0,2}[\w./@-]+", key)):
+        return word
+
+    def place(found: re.Match[str]) -> str:
+        home = os.path.expanduser(found[0])
+        return home if key.startswith("-") else re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", home)
+
+    return re.sub(r"(?:(?<=[=,\[])|^)~[\w.-]*(?=/)", place, word)
+
+
+def _watched(task: Task, inside: list[bool], failed: list[int]) -> Task:
+    """`task`, leaving no empty run folder behind; `inside` fills while the task runs and stays so if it fails, `failed`
+    has the jobs of a sweep whose fault was said."""
+
+    def run(cfg: DictConfig) -> None:
+        settings = HydraConfig.get()
+        folder = Path(settings.runtime.output_dir)
+        if settings.mode == RunMode.MULTIRUN:
+            print(f"job {settings.job.num}: {' '.join(overrides())} -> {os.path.relpath(folder)}", file=sys.stderr)
+        inside.append(True)
+        try:
+            task(cfg)
+            inside.pop()
+        except UserError as error:
+            print(f"lifecycle: {error}", file=sys.stderr)  # of a sweep too: its other jobs may take days
+            if settings.mode == RunMode.MULTIRUN:
+                failed.append(int(settings.job.num))
+                raise  # also from another process; the launcher hands it on
+            raise SystemExit(2) from error
+        finally:
+            while folder.is_dir() and folder != Path.cwd() and not any(folder.iterdir()):
+                folder.rmdir()
+                folder = folder.parent
+
+    return run

@@ -1,0 +1,116 @@
+"""What the command line says: the help page, the comment beside a key, and Hydra's complaints in plain words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import yaml
+from hydra.errors import MissingConfigException, OverrideParseException
+
+from lifecycle.config.wording import nearest
+
+EXAMPLES = """\
+  lifecycle experiment=demo
+      train a small model on the text that Python itself carries; about 5 minutes, with a report at the end
+  lifecycle stage=pretrain model=minimind_26m data=files 'data.sources.mine.path=texts/*.jsonl.gz' run=mine
+      your own files (JSON, CSV, Parquet, Arrow, text; compressed or not)
+  lifecycle experiment=a100_2day dry_run=true
+      parameters, memory, hours and disk of a two-day run on one A100; starts nothing
+  lifecycle stage=prepare data=files 'data.sources.mine.path=texts/*.jsonl.gz' run=shards
+      tokenise once into shards; later runs read them with data.prepared=outputs/shards
+  lifecycle stage=generate init_from=outputs/demo stage.prompt=Return
+      let a finished run, or any Hugging Face or GGUF model, go on with a text
+  lifecycle -m seed=1,2 stage.optimizer.lr=1e-3,3e-3 run=sweep
+      a sweep: one folder a job, outputs/sweep/0 to outputs/sweep/3
+"""
+
+PAGE = """\
+lifecycle KEY=VALUE ...   (the same as python -m lifecycle)
+
+A run is a choice from each group and any keys of theirs; it leaves outputs/<run>/, and the same command goes on where
+it was stopped.
+
+Examples:
+{examples}
+Groups (GROUP=CHOICE):
+{groups}
+Keys of the run (KEY=VALUE):
+{keys}
+More:
+  lifecycle --cfg job KEY=VALUE ...        show the composed config and start nothing
+  lifecycle --config-dir FOLDER ...        further choices of your own: FOLDER/model/mine.yaml is model=mine
+  lifecycle -m KEY=A,B ...                 run every combination
+  lifecycle --hydra-help                   flags of Hydra, which composes the config
+"""
+
+
+def page(conf: Path) -> str:
+    """The help page: worked examples, the groups with their choices, the keys of a run with their comments."""
+    groups = "".join(f"  {name:<11} {' '.join(choices(conf, name))}\n" for name in group_names(conf))
+    text = (conf / "config.yaml").read_text()
+    keys = re.findall(r"^([a-z_]+): (.*?) +# (.*)$", text, re.MULTILINE)
+    lines = "".join(f"  {key:<14} {comment}\n" for key, _, comment in keys)
+    return PAGE.format(examples=EXAMPLES, groups=groups, keys=lines)
+
+
+def group_names(*folders: Path) -> list[str]:
+    """The groups that stand in these config folders."""
+    entries = [entry for folder in folders if folder.is_dir() for entry in folder.iterdir() if entry.is_dir()]
+    return sorted({entry.name for entry in entries if not entry.name.startswith("_")})
+
+
+def choices(conf: Path, group: str) -> list[str]:
+    """The choices of a group, those in folders of it too (midtrain/default)."""
+    folder = conf / group
+    files = (file for file in folder.rglob("*.yaml") if not file.name.startswith("_"))  # _x.yaml: shared by choices
+    return sorted(str(file.relative_to(folder).with_suffix("")) for file in files)
+
+
+def comment_beside(files: Iterable[Path], keys: Sequence[str]) -> str | None:
+    """The comment on the line of a key, from the first file that has the key."""
+    for file in files:
+        text = file.read_text()
+        node = yaml.compose(text)
+        line = None
+        for key in keys:
+            pairs = node.value if isinstance(node, yaml.MappingNode) else []
+            found = next(((k, v) for k, v in pairs if k.value == key), None)
+            line, node = (found[0].start_mark.line, found[1]) if found else (None, None)
+        if line is not None:
+            comment = re.search(r"#\s*(.*)$", text.splitlines()[line])
+            return comment[1] if comment else None
+    return None
+
+
+def complaint(error: Exception) -> str:
+    """What Hydra, OmegaConf or the YAML reader says, with what to type instead."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _no_such_choice(error.missing_cfg_file, list(error.options or ()))
+    if isinstance(error, OverrideParseException):
+        word = str(error.override).removeprefix("++")
+        return (
+            f"'{word}' cannot be read; wanted KEY=VALUE without spaces around '='. A value with spaces, "
+            f"commas, braces or quotes is quoted twice: KEY='\"a value\"'\n({error.message.splitlines()[0]})"
+        )
+    if isinstance(error, yaml.YAMLError):
+        return f"a config file is not valid YAML: {error}"
+    cause = f": {error.__cause__}" if error.__cause__ else ""
+    lines = [line for line in f"{error}{cause}".replace("++", "").splitlines() if "Set the environment" not in line]
+    twice = re.match(r"(\S+) appears more than once in the final defaults list", lines[0]) if lines else None
+    if twice:
+        return f"{twice[1]} is chosen twice; a choice takes no '+': type {twice[1]}=CHOICE"
+    return "\n".join(lines)
+
+
+def _no_such_choice(file: str, options: list[str]) -> str:
+    group, _, choice = file.removesuffix(".yaml").partition("/")
+    if not choice:
+        return f"there is no config '{group}'"
+    if not options:
+        return f"{group}={choice}: there is no such choice"
+    shown = sorted(option for option in options if not option.startswith("_"))  # _x.yaml is shared by choices
+    near = nearest(choice, shown)
+    hint = f"; did you mean {group}={near}?" if near else "."
+    return f"{group}={choice}: there is no such choice{hint} Choices of {group}: {', '.join(shown)}"

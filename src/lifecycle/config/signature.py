@@ -1,0 +1,245 @@
+"""Reads plain values as a signature wants them: one walk finds every fault of keys and types, and says what to type.
+
+    walk = Walk()
+    walk.arguments(AdamW, {"lr": "fast"}, ("stage", "optimizer"))   # walk.faults: stage.optimizer.lr is 'fast' ...
+
+Nested mappings become the dataclasses of the annotations. A whole number may be written as a float (2e9), and text as
+a whole number (run=7); what was changed so stands in `Walk.changed`. Numbers keep the bounds of their annotation
+(`bounds.py`), and are finite.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import functools
+import importlib
+import inspect
+import types
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from lifecycle.config.targets import TARGETS
+from lifecycle.config.wording import bounds_of, fits, is_dataclass, nearest, shown, typed, wanted
+from lifecycle.errors import UserError
+
+Place = tuple[str, ...]
+
+RESERVED = ("_target_", "_partial_")
+
+
+@dataclasses.dataclass
+class Walk:
+    """What one walk over a config found. `known`: its dotted keys, for spelling."""
+
+    known: Sequence[str] = ()
+    faults: list[str] = dataclasses.field(default_factory=list)
+    changed: dict[Place, Any] = dataclasses.field(default_factory=dict)
+
+    def locate(self, target: Any, at: Place) -> Callable[..., Any] | None:
+        """The class or function of the `_target_` of the node `at`; None (and a fault) where it may not stand there."""
+        allowed = TARGETS.get(dotted(at), ())
+        if target not in allowed:
+            near = nearest(str(target), allowed)
+            wanted = f"; did you mean {near}?" if near else f"; wanted {' or '.join(allowed) or 'none here'}"
+            self.faults.append(f"{dotted((*at, '_target_'))} is {target!r}{wanted}")
+            return None
+        module_name, _, name = target.rpartition(".")
+        found: Callable[..., Any] = getattr(importlib.import_module(module_name), name)
+        return found
+
+    def arguments(
+        self,
+        target: Callable[..., Any],
+        node: Mapping[str, Any],
+        at: Place,
+        *,
+        supplied: Collection[str] = (),
+        aside: Collection[str] = (),
+    ) -> dict[str, Any]:
+        """Keyword arguments for `target` from `node`.
+
+        `supplied` parameters come from elsewhere and must not stand in the node; `aside` keys are read by others.
+        """
+        parameters = inspect.signature(target).parameters
+        hints = _hints(target)
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        out = {}
+        for key, value in node.items():
+            place = (*at, str(key))
+            if key in RESERVED or key in aside:
+                continue
+            if key in supplied:
+                self.faults.append(f"{dotted(place)} is set by the run itself: remove it")
+            elif key in parameters or open_ended:
+                out[str(key)] = self.read(value, hints.get(key, Any), place)
+            else:
+                self._unknown(place, value, {*parameters, *aside} - set(supplied))
+        if not node.get("_partial_"):
+            needed = (p.name for p in parameters.values() if p.default is p.empty and p.kind is not p.VAR_KEYWORD)
+            for name in needed:
+                if name not in node and name not in supplied:
+                    place = (*at, name)
+                    self.faults.append(f"{dotted(place)} is missing; {wanted(hints.get(name, Any), dotted(place))}")
+        return out
+
+    def construct(self, target: Callable[..., Any], node: Mapping[str, Any], at: Place) -> Any:
+        """`target` called with the node's arguments; its own complaints join the faults. None where there were any."""
+        before = len(self.faults)
+        arguments = self.arguments(target, node, at)
+        if len(self.faults) > before:
+            return None
+        try:
+            return target(**arguments)
+        except UserError as error:  # collected, so that the user sees all faults at once
+            self.faults.append(str(error))
+            return None
+
+    def read(self, value: Any, hint: Any, at: Place) -> Any:
+        """`value` as `hint` wants it, or a fault."""
+        origin = get_origin(hint)
+        if hint is Any:
+            return value
+        if origin is Annotated:
+            return self._bounded(value, hint, at)
+        if isinstance(value, Mapping) and "_target_" in value:
+            return self._node(value, hint, at)
+        if origin in (Union, types.UnionType):
+            return self._union(value, hint, at)
+        if isinstance(value, Mapping) and is_dataclass(hint):
+            return self.construct(hint, value, at)
+        if isinstance(value, Mapping) and origin in (dict, collections.abc.Mapping):
+            inner = get_args(hint)[1]
+            return {str(key): self.read(item, inner, (*at, str(key))) for key, item in value.items()}
+        if isinstance(value, list | tuple) and origin in (list, tuple, collections.abc.Sequence):
+            return self._items(value, hint, at)
+        if origin is Literal and any(value == choice and type(value) is type(choice) for choice in get_args(hint)):
+            return value
+        if isinstance(hint, type) and origin is None:
+            return self._scalar(value, hint, at)
+        return self._wrong(value, hint, at)
+
+    def _bounded(self, value: Any, hint: Any, at: Place) -> Any:
+        """A number of an annotation with bounds; the fault names type and bounds together."""
+        walk = Walk(self.known)
+        number = walk.read(value, get_args(hint)[0], at)
+        if walk.faults or not all(bounds.hold(number) for bounds in bounds_of(hint)):
+            return self._wrong(value, hint, at)
+        self.changed |= walk.changed
+        return number
+
+    def _scalar(self, value: Any, hint: type, at: Place) -> Any:
+        if not fits(value):
+            return self._wrong(value, hint, at)
+        if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if hint is int and isinstance(value, float) and value.is_integer() and fits(int(value)):
+            return self._change(int(value), at)
+        if hint is str and isinstance(value, int) and not isinstance(value, bool):
+            return self._change(str(value), at)
+        if hint is Path and isinstance(value, str):
+            return Path(value)
+        if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+            return value
+        return self._wrong(value, hint, at)
+
+    def _items(self, value: Sequence[Any], hint: Any, at: Place) -> Any:
+        inner = get_args(hint)
+        if get_origin(hint) is tuple and inner[-1] is not Ellipsis:
+            if len(inner) != len(value):
+                return self._wrong(value, hint, at)
+            return tuple(self.read(v, h, (*at, str(i))) for i, (v, h) in enumerate(zip(value, inner, strict=True)))
+        items = [self.read(item, inner[0], (*at, str(i))) for i, item in enumerate(value)]
+        return tuple(items) if get_origin(hint) is tuple else items
+
+    def _union(self, value: Any, hint: Any, at: Place) -> Any:
+        """The first alternative that takes the value as it is, else the first that takes it at all."""
+        tried = []
+        for member in get_args(hint):
+            walk = Walk(self.known)
+            tried.append((member, walk, walk.read(value, member, at)))
+        fits = [(walk, result) for _, walk, result in tried if not walk.faults]
+        meant = [walk for member, walk, _ in tried if _has_fields(member, value)]
+        if fits and not any(
+            walk.faults for walk in meant
+        ):  # {ratio: x} is a wrong Ratio, though a mapping may be anything
+            walk, result = min(fits, key=lambda pair: len(pair[0].changed))
+            self.changed |= walk.changed
+            return result
+        inside = meant or [walk for member, walk, _ in tried if _takes(member, value)]
+        self.faults += inside[0].faults if inside else []
+        return None if inside else self._wrong(value, hint, at)
+
+    def _node(self, node: Mapping[str, Any], hint: Any, at: Place) -> Any:
+        """A nested `_target_`: a dataclass of the annotation, or what `TARGETS` lists with `_partial_: true`."""
+        members = [member for member in (get_args(hint) or (hint,)) if is_dataclass(member)]
+        names = {f"{member.__module__}.{member.__qualname__}": member for member in members}
+        target: Any = names.get(str(node["_target_"]))
+        if target is None and (dotted(at) in TARGETS or not names):
+            target = self.locate(node["_target_"], at)
+            if target is None:
+                return None
+        if target in members:
+            return self.construct(target, node, at)
+        if node.get("_partial_") is True and not members:
+            return functools.partial(target, **self.arguments(target, node, at))
+        self.faults.append(
+            f"{dotted((*at, '_target_'))} is {node['_target_']}; "
+            + (f"wanted {' or '.join(names)}" if names else "a nested _target_ needs _partial_: true beside it")
+        )
+        return None
+
+    def _change(self, value: Any, at: Place) -> Any:
+        self.changed[at] = value
+        return value
+
+    def _wrong(self, value: Any, hint: Any, at: Place) -> Any:
+        self.faults.append(f"{dotted(at)} is {shown(value)}; {wanted(hint, dotted(at), value)}")
+        return value
+
+    def _elsewhere(self, place: Place, mapping: bool) -> dict[str, str]:
+        """Known keys by their last part: those of values, and for a mapping those of mappings too."""
+        found = {}
+        for key in reversed(self.known):
+            parts = key.split(".")
+            for depth in range(1 if mapping else len(parts), len(parts) + 1):
+                found[parts[depth - 1]] = dotted(tuple(parts[:depth]))
+        return {name: key for name, key in found.items() if key != dotted(place)}
+
+    def _unknown(self, place: Place, value: Any, siblings: Iterable[str]) -> None:
+        """No such key: look among its neighbours first, then for the same name elsewhere."""
+        near = nearest(place[-1], siblings)
+        elsewhere = self._elsewhere(place, isinstance(value, Mapping))
+        better = dotted((*place[:-1], near)) if near else elsewhere.get(nearest(place[-1], elsewhere) or "")
+        shown = dotted(place) + ("" if isinstance(value, Mapping) else f"={typed(value)}")
+        if better is None:
+            options = ", ".join(sorted(siblings))
+            self.faults.append(f"{shown}: there is no such key{f'; here are {options}' if options else ''}")
+        elif isinstance(value, Mapping):
+            self.faults.append(f"{shown}: there is no such key; did you mean {better}?")
+        else:
+            self.faults.append(f"{shown}: there is no such key; did you mean {better}? Type {better}={typed(value)}")
+
+
+def dotted(place: Place) -> str:
+    """The key as it is typed."""
+    return ".".join(place)
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    plain_class = inspect.isclass(target) and not dataclasses.is_dataclass(target)
+    return get_type_hints(vars(target).get("__init__", target.__init__) if plain_class else target, include_extras=True)
+
+
+def _takes(member: Any, value: Any) -> bool:
+    """Whether this alternative is a container of the value's kind, so that its faults are the ones to show."""
+    if isinstance(value, Mapping):
+        return is_dataclass(member) or get_origin(member) in (dict, collections.abc.Mapping)
+    return isinstance(value, list) and get_origin(member) in (list, tuple, collections.abc.Sequence)
+
+
+def _has_fields(member: Any, value: Any) -> bool:
+    """Whether the value names fields of this dataclass and nothing else."""
+    names = {field.name for field in dataclasses.fields(member)} if is_dataclass(member) else set()
+    return isinstance(value, Mapping) and bool(value) and set(value) <= names

@@ -1,0 +1,58 @@
+"""How many broken rows a source bears, the same for a run, for stage=prepare and for every pass that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lifecycle.data.clean.source import Source
+from lifecycle.data.read.quarantine import first
+from lifecycle.errors import UserError
+
+BAD = "bad:"
+EMPTY = "dropped:empty"
+FEW = 3  # bad rows that a reader may meet in its part of a small source, if the whole source may have as many
+
+
+def refuse_broken(source: Source, counts: Mapping[str, int], *, before: int, at_end: bool) -> None:
+    """Raise UserError if more of the rows counted in `counts` (by verdict) are broken than `data.bad_rows` bears.
+
+    Empty rows are neither broken nor rows to measure a share by. before: rows of the source, whoever reads them, that
+    lie before the reader. at_end: whether this is all that it reads.
+    """
+    limits = source.bad_rows
+    bad = {verdict.removeprefix(BAD): n for verdict, n in counts.items() if verdict.startswith(BAD)}
+    total = sum(n for verdict, n in counts.items() if verdict != EMPTY)
+    if sum(bad.values()) <= limits.max_share * total or (total < limits.min_rows and not at_end):
+        return
+    # A stream has read a part of the pass that just ended: one or two bad rows in it say little about the whole.
+    if total < limits.min_rows and sum(bad.values()) <= min(before * limits.max_share, FEW):
+        return
+    reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(bad.items(), key=lambda item: -item[1]))
+    most = max(bad, key=lambda one: bad[one])
+    raise UserError(
+        f"data.sources.{source.name}: {sum(bad.values()):,} of {total:,} rows are broken ({reasons}), more than the "
+        f"share data.bad_rows.max_share={limits.max_share}.{_listed(source.quarantine, most)} "
+        f"{_advice(source.name, most)}, or raise the share"
+    )
+
+
+def _listed(path: Path | None, reason: str) -> str:
+    """Where the rows are listed, and the first one of that reason as its file has it."""
+    if path is None:
+        return ""
+    entry = first(path, reason)
+    if entry is None:
+        return f" They are listed in {path};"
+    row = "".join(letter if letter.isprintable() else " " for letter in entry["content"])  # nothing that moves a cursor
+    return f" They are listed in {path}, such as {entry['file']}, line {entry['line']}: {row} ...;"
+
+
+def _advice(name: str, reason: str) -> str:
+    """What to do about rows that are broken for that reason."""
+    where = f"data.sources.{name}"
+    if reason == "bad utf-8":
+        return f"declare the encoding of the files ({where}.encoding=cp1252, latin-1, ...)"
+    if reason.startswith(("missing field", "wrong type of")):
+        return f"map the fields ({where}.fields, such as {{text: THEIR_NAME}}), choose {where}.format"
+    return "mend the file"

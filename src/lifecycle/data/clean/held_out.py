@@ -1,0 +1,227 @@
+"""Which held-out documents are measured: a sample over the whole held-out set, the same whoever draws it.
+
+    documents in the order of a hash of their text -> the first of them, until they hold `tokens` positions
+
+The hash is the one that holds a share of the documents out, so the choice depends on neither the run's seed nor the
+order of files: rows and shards, parent and child measure the same. Finding the documents takes a pass over the source;
+the result is kept in the cache. Of a source of more than LOCAL_BYTES (over the network: REMOTE_BYTES) the same share of
+every file is looked at, from its beginning, or of many small documents the same share of the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lifecycle.data.clean.bad_rows import BAD, refuse_broken
+from lifecycle.data.clean.cached_scan import alone
+from lifecycle.data.clean.filter_row import HELD_OUT, judge
+from lifecycle.data.clean.row_counts import Walk
+from lifecycle.data.clean.scan import scan
+from lifecycle.data.clean.source import Source, text_hash
+from lifecycle.data.read.files.listing import is_remote
+from lifecycle.data.read.formats import as_text, to_record
+from lifecycle.data.read.quarantine import quarantine
+from lifecycle.data.read.row import BadRow, Position, RawRow, parse
+from lifecycle.data.read.rows.readers import rows
+from lifecycle.data.read.spec import SourceSpec, ValidationRatio
+from lifecycle.system.seeds import derive
+from lifecycle.tokenizer.tokenizer import Ids, Tokenizer
+
+VERSION = 1
+LOCAL_BYTES = 16 * 2**30  # of files as stored: more is not read before a run begins, ...
+REMOTE_BYTES = 256 * 2**20  # ... nor over the network, ...
+BYTES_A_TOKEN = 12.0  # ... but for what so many held-out tokens may take: text has 3 to 6
+TOKENISED_AT_ONCE = 256
+BY_ROWS = ("parquet", "arrow")  # positions in such a file count rows, in others bytes
+
+ORDER = np.dtype([("hash", "<u8"), ("reach", "<f8")])
+"""Of a held-out document: the hash that it is chosen by, and the share of its file that lies before its end."""
+
+
+def bytes_read(sizes: Sequence[tuple[str, int]]) -> int:
+    """How many bytes of files (address and size as stored) are looked at in any case."""
+    return REMOTE_BYTES if any(is_remote(url) for url, _ in sizes) else LOCAL_BYTES
+
+
+def share_read(sizes: Sequence[tuple[str, int]], spec: SourceSpec, tokens: int) -> float:
+    """The share of every file that is looked at for so many held-out tokens; infinite for all."""
+    by_number = spec.max_rows is not None or spec.filters.exact_duplicates or spec.filters.near_duplicates
+    stored = sum(size for _, size in sizes)
+    ratio = spec.validation.ratio if isinstance(spec.validation, ValidationRatio) else 1.0
+    budget = max(bytes_read(sizes), BYTES_A_TOKEN * tokens / ratio)
+    return math.inf if by_number or stored <= budget else budget / stored
+
+
+def first(order: NDArray[np.void], positions: NDArray[np.int64], tokens: int, share: float) -> NDArray[np.int64]:
+    """Numbers of the documents that are measured, in the order of their hashes: as many as `tokens` positions take."""
+    there = np.flatnonzero(order["reach"] < share)
+    ranked = there[np.argsort(order["hash"][there], kind="stable")]
+    given = np.cumsum(positions[ranked])
+    return ranked[: int(np.searchsorted(given, tokens)) + 1] if tokens > 0 else ranked[:0]
+
+
+class Reach:
+    """How far in its file a row ends, from 0 to 1 (beyond, where a file is compressed); of a file that is one document,
+    a fixed random number instead, so that a share of such files is looked at."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        sizes = [(file.url, file.size) for file in source.files]
+        self._all = sum(size for _, size in sizes) <= bytes_read(sizes)  # then nobody asks
+        self._index = {file.url: index for index, file in enumerate(source.files)}
+        self._size = lru_cache(1)(self.size)
+
+    def __call__(self, raw: RawRow) -> float:
+        if self._all:
+            return 0.0
+        index = self._index[raw.file]
+        if self._source.files[index].kind == "document":
+            return self.of_document(index)
+        return raw.next.offset / max(self._size(index), 1)
+
+    def of_document(self, index: int) -> float:
+        """Of the file with this number."""
+        return derive(0, "held out", index) / 2**63 % 1.0
+
+    def size(self, index: int) -> int:
+        """Of a file, in the unit that positions in it are counted in."""
+        file = self._source.files[index]
+        if file.kind not in BY_ROWS:
+            return file.size
+        on_damage = self._source.bad_rows.damaged_files
+        walk = Walk(
+            rows(
+                self._source.files, Position(index, 0, 0), wanted=lambda row: False, on_damage=on_damage, stop=index + 1
+            )
+        )
+        for _ in walk:
+            pass
+        return walk.end.row
+
+
+def held_out_documents(source: Source, tokenizer: Tokenizer, *, tokens: int, cache: Path, processes: int) -> list[Ids]:
+    """The documents of `source` that are measured, about `tokens` positions of them: of its held-out share, or of all
+    its rows where it has none. Raises UserError where too many of them are broken."""
+    if tokens <= 0:
+        return []
+    share = share_read([(file.url, file.size) for file in source.files], source.spec, tokens)
+    form = (VERSION, source.fingerprint, tokenizer.sha256, tokens, share)
+    path = cache / "held_out" / f"{hashlib.sha256(repr(form).encode()).hexdigest()[:32]}.npz"
+    with alone(path):
+        if not path.exists():
+            documents, counts = _choose(source, tokenizer, tokens, share, processes)
+            flat = np.concatenate([np.zeros(0, np.int32), *documents])
+            ends = np.cumsum([len(ids) for ids in documents], dtype=np.int64)
+            with open(aside := path.with_suffix(".part"), "wb") as file:
+                np.savez(file, flat=flat, ends=ends, counts=json.dumps(counts))
+            aside.replace(path)
+    with np.load(path) as kept:
+        counts, flat, ends = json.loads(str(kept["counts"])), kept["flat"], kept["ends"]
+    if source.held_out is None:
+        refuse_broken(source, counts, before=sum(counts.values()), at_end=True)
+    return np.split(flat, ends[:-1]) if len(ends) else []
+
+
+def _choose(
+    source: Source, tokenizer: Tokenizer, tokens: int, share: float, processes: int
+) -> tuple[list[Ids], Counter[str]]:
+    """The documents of least hash, and the verdicts on all rows that were looked at."""
+    raws = None if math.isinf(share) else _heads(source, share)
+    least, counts = _Least(tokenizer, tokens), Counter[str]()
+    for (found, judged), _ in scan(source, _Look(seed_of(source)), processes=processes, doing="held out", raws=raws):
+        least.add(found)
+        counts.update(judged)
+    return least.documents(), counts
+
+
+def seed_of(source: Source) -> int:
+    """Of the hash that the source's held-out documents are chosen by."""
+    return ValidationRatio.seed if source.held_out is None else source.held_out.seed
+
+
+def _heads(source: Source, share: float) -> Iterator[RawRow]:
+    """The rows of every file that lie within its first `share`."""
+    reach, on_damage, row = Reach(source), source.bad_rows.damaged_files, 0
+    for index, file in enumerate(source.files):
+        if file.kind == "document" and reach.of_document(index) >= share:
+            continue
+        begin = Position(index, 0, row)
+        for raw in rows(source.files, begin, wanted=lambda row: True, on_damage=on_damage, stop=index + 1):
+            row = raw.next.row
+            if reach(raw) >= share:
+                break
+            yield raw
+
+
+@dataclass(frozen=True)
+class _Look:
+    """The work of one process on some rows: hash and text of the held-out ones, and the verdicts on what it judged."""
+
+    seed: int
+
+    def __call__(self, source: Source, raws: list[RawRow]) -> tuple[list[tuple[int, str]], Counter[str]]:
+        found, counts = list[tuple[int, str]](), Counter[str]()
+        for raw in raws:
+            if not _may_be_held_out(raw, source):
+                continue
+            text, verdict, _, _ = judge(raw, source)
+            counts[verdict] += 1
+            if verdict.startswith(BAD) and source.held_out is None and source.quarantine is not None:
+                quarantine(source.quarantine, raw, verdict.removeprefix(BAD))
+            if text is not None and (source.held_out is None or verdict == HELD_OUT):
+                found.append((text_hash(text, self.seed), text))
+        return found, counts
+
+
+def _may_be_held_out(raw: RawRow, source: Source) -> bool:
+    """Whether a row is worth the filters, most of which take longer than a hash of its text."""
+    if source.held_out is None or source.spec.filters.mask_pii:  # which changes the text
+        return True
+    try:
+        return source.held_out.holds(as_text(to_record(parse(raw), spec=source.spec, name=source.name, row_id="")))
+    except BadRow:
+        return False
+
+
+class _Least:
+    """The documents of least hash that hold `tokens` positions; no more of them are kept, nor tokenised."""
+
+    def __init__(self, tokenizer: Tokenizer, tokens: int) -> None:
+        self._tokenizer, self._tokens = tokenizer, tokens
+        self._hashes: list[int] = []
+        self._kept: list[Ids] = []
+        self._waiting: list[tuple[int, str]] = []
+        self._bound = 2**64
+
+    def add(self, found: Sequence[tuple[int, str]]) -> None:
+        """Take in some more."""
+        self._waiting += [one for one in found if one[0] < self._bound]
+        if len(self._waiting) >= TOKENISED_AT_ONCE:
+            self._tokenise()
+
+    def documents(self) -> list[Ids]:
+        """Those that are kept, least hash first."""
+        self._tokenise()
+        return self._kept
+
+    def _tokenise(self) -> None:
+        hashes = [*self._hashes, *(one for one, _ in self._waiting)]
+        documents = [*self._kept, *self._tokenizer.documents([text for _, text in self._waiting])]
+        order = np.zeros(len(hashes), ORDER)
+        order["hash"] = hashes
+        positions = np.array([len(ids) - 1 for ids in documents], np.int64)
+        chosen = first(order, positions, self._tokens, math.inf)
+        if positions[chosen].sum() >= self._tokens:
+            self._bound = hashes[chosen[-1]]
+        self._hashes, self._kept = [hashes[i] for i in chosen], [documents[i] for i in chosen]
+        self._waiting = []

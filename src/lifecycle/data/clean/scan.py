@@ -1,0 +1,135 @@
+"""One pass over the rows of a source with several processes, in the order of the rows.
+
+    for result, position in scan(source, work, processes=4):
+        ...                    # what `work` made of the next rows, and where the pass goes on from
+
+This process reads and splits the files; the others judge and do the work. Results come in order whatever the number of
+processes, so a pass that was cut short goes on from the position of the last result that was kept.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import chain, islice
+from typing import Any, TypeVar
+
+from lifecycle.data.clean.source import Source
+from lifecycle.data.read.files.listing import is_remote
+from lifecycle.data.read.rows.readers import Position, RawRow, rows
+from lifecycle.errors import UserError
+from lifecycle.system.orphan import end_with_parent
+
+Result = TypeVar("Result")
+Work = Callable[[Source, list[RawRow]], Result]
+Batch = tuple[list[RawRow], Position]  # rows, and where the pass goes on after them
+
+ROWS_AT_ONCE = 256
+BYTES_AT_ONCE = 2 << 20
+REPORT_EVERY_S = 10.0
+PRELOADED = [
+    "lifecycle.data.clean.exact_duplicates",
+    "lifecycle.data.clean.near_duplicates",
+    "lifecycle.data.clean.held_out",
+    "lifecycle.data.survey.row_stats",
+]  # imported once for all processes
+
+
+def refuse_remote(source: Source, key: str) -> None:
+    """Raise UserError where a pass would read the source over the network; `key` is what asks for the pass."""
+    if remote := [file.url for file in source.files if is_remote(file.url)]:
+        raise UserError(
+            f"data.sources.{source.name}.{key} reads the whole source first, and {remote[0]} is remote: "
+            "run stage=prepare on local copies and train with data.prepared=RUN, or switch the filter off"
+        )
+
+
+def scan(
+    source: Source,
+    work: Work[Result],
+    *,
+    processes: int,
+    start: Position | None = None,
+    doing: str = "reading",
+    raws: Iterable[RawRow] | None = None,
+) -> Iterator[tuple[Result, Position]]:
+    """`work(source, rows)` for all rows from `start` that are not left out, some hundred at once, in order.
+
+    `work` can be pickled. `doing` names it in the lines that stderr gets. `raws`: the rows to read, if not all.
+    """
+    said = started = time.monotonic()
+    batches = _batches(source, _all_rows(source, start or Position(0, 0, 0)) if raws is None else raws)
+    few = list(islice(batches, processes))  # a source of so few rows is not worth the processes
+    if len(few) < processes or processes <= 1:
+        results: Iterator[tuple[Result, Position]] = (
+            (work(source, batch), position) for batch, position in chain(few, batches)
+        )
+    else:
+        results = _pooled(source, work, chain(few, batches), processes)
+    for result, position in results:
+        yield result, position
+        if time.monotonic() - said > REPORT_EVERY_S:
+            said = time.monotonic()
+            place = f"file {min(position.file + 1, len(source.files))} of {len(source.files)}, row {position.row:,}"
+            sys.stderr.write(f"data.sources.{source.name}: {doing}, {place}, {said - started:.0f} s\n")
+
+
+def _all_rows(source: Source, begin: Position) -> Iterable[RawRow]:
+    leaves_out = source.leaves_out()
+    on_damage = source.bad_rows.damaged_files
+    return rows(source.files, begin, wanted=lambda ordinal: not leaves_out(ordinal), on_damage=on_damage)
+
+
+def _batches(source: Source, raws: Iterable[RawRow]) -> Iterator[Batch]:
+    limit = source.spec.max_rows
+    batch, size = list[RawRow](), 0
+    for raw in raws:
+        if limit is not None and raw.ordinal >= limit:
+            break
+        batch.append(raw)
+        size += len(raw.payload) if isinstance(raw.payload, bytes) else 0
+        if len(batch) == ROWS_AT_ONCE or size >= BYTES_AT_ONCE:
+            yield batch, raw.next
+            batch, size = [], 0
+    if batch:
+        yield batch, batch[-1].next
+
+
+def _pooled(
+    source: Source, work: Work[Result], batches: Iterator[Batch], processes: int
+) -> Iterator[tuple[Result, Position]]:
+    # Not forked from this process: the threads of the libraries that it has used would be missing in the copies, and a
+    # call of such a library would wait for them for ever.
+    clean = multiprocessing.get_context("forkserver")
+    clean.set_forkserver_preload(PRELOADED)
+    waiting: deque[tuple[Future[Result], Position]] = deque()
+    with ProcessPoolExecutor(processes, clean, initializer=_begin, initargs=(source, work)) as pool:
+        try:
+            for batch, position in batches:
+                waiting.append((pool.submit(_do, batch), position))
+                if len(waiting) > 2 * processes:  # enough to keep all of them busy, few enough to fit in memory
+                    future, position = waiting.popleft()
+                    yield future.result(), position
+            while waiting:
+                future, position = waiting.popleft()
+                yield future.result(), position
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_given: list[Any] = []  # in a process of the pool: the source and the work, sent once and not with every batch
+
+
+def _begin(source: Source, work: Work[Any]) -> None:
+    end_with_parent(os.getppid())
+    _given[:] = source, work
+
+
+def _do(batch: list[RawRow]) -> Any:
+    source, work = _given
+    return work(source, batch)

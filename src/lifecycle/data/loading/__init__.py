@@ -1,0 +1,1 @@
+"""From logical streams to the batches of one rank."""

@@ -1,0 +1,250 @@
+"""From logical streams to the batches of one rank: workers share the streams out, the main process joins their rows.
+
+A worker yields, step after step, the packed rows of its streams; joined in the order of the streams they are the same
+rows whatever the number of workers, and over all ranks the same step whatever the number of ranks. Where the plan is
+changed while batches are read ahead, the workers begin again at the step from which the change binds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
+from itertools import accumulate, count, pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lifecycle.batch import Cursor, StepBatch, TokenBatch
+from lifecycle.data.loading.ends import Ending
+from lifecycle.data.loading.exchange import gather, highest
+from lifecycle.data.loading.workers import Part, WorkerDied, Workers
+from lifecycle.data.mixture.plan import BatchPlan
+from lifecycle.data.stream.packing import COLUMNS, arrays
+from lifecycle.data.stream.pieces import Exhausted, State
+from lifecycle.data.stream.stream import Stream
+from lifecycle.errors import UserError
+
+Reading = Callable[[int, int, int], None]  # told the source, row and line that are read next
+OpenTail = Callable[[Mapping[int, State], State | None, BatchPlan], Stream]
+GIVEN, USED_UP, FAILED = range(3)  # what becomes of a step; the highest of all ranks holds for all
+OpenStreams = Callable[[Sequence[int], Mapping[int, State], BatchPlan, Reading], dict[int, Stream]]
+AHEAD_TOKENS, AHEAD_STEPS = 2**19, (2, 16)  # a worker's slots: enough to hide a window being packed, within bounds
+
+
+class StepLoader:
+    """One rank's batches, a `StepBatch` a step, from the step after `cursor` to `stop` (exclusive; None: to the end of
+    the data).
+
+    `streams` are this rank's of `all_streams` logical streams; `micro_rows(row_length, rows)` says how so many rows are
+    cut into micro-batches. Where some source comes to an end (`ends`), the ranks tell each other at every step whether
+    they have a batch, and go over to the tail together; `may_end`: it is a good end when there is nothing left to read.
+
+    What goes wrong after a batch was given ends the iteration, and `ending` says what it was: the last batches are not
+    trained on yet by then, and what was trained is saved before the error leaves the run.
+    """
+
+    def __init__(
+        self,
+        *,
+        open_streams: OpenStreams,
+        open_tail: OpenTail,
+        streams: Sequence[int],
+        all_streams: int,
+        source_names: Sequence[str],
+        plan: BatchPlan,
+        cursor: Cursor | None,
+        stop: int | None,
+        ends: bool,
+        may_end: bool,
+        workers: int,
+        micro_rows: Callable[[int, int], list[int]],
+        pin_memory: bool = False,
+    ) -> None:
+        self._open_streams, self._open_tail, self._names = open_streams, open_tail, list(source_names)
+        self._plan, self._micro_rows = plan, micro_rows
+        self._streams, self._all, self._workers = list(streams), all_streams, min(workers, len(streams))
+        self._start, self._stop, self._ends, self._may_end = cursor.step if cursor else 0, stop, ends, may_end
+        self._states = {s: dict(cursor.streams[s]) for s in streams if s in cursor.streams} if cursor else {}
+        left = {s: dict(state) for s, state in cursor.streams.items()} if cursor and cursor.tail else None
+        self._left: dict[int, State] | None = left  # where the streams stood when the tail began
+        self._tail = dict(cursor.tail) if cursor and cursor.tail else None
+        self._binds: int | None = None
+        self._pin = pin_memory
+        self._fault: Exception | None = None
+        self.ending: Ending | None = None
+
+    def change(self, plan: BatchPlan, step: int) -> None:
+        """Follow `plan` from `step` on, which no batch that was asked for belongs to yet."""
+        self._plan, self._binds = plan, step
+
+    def __iter__(self) -> Iterator[StepBatch]:
+        turns = max(1, self._workers)
+        owners = [self._streams[w::turns] for w in range(turns)]
+        step = self._start
+        while self.ending is None and not self._is_over(step):
+            if self._left is not None:
+                read = self._read_tail(step)
+            else:
+                read = self._read_ahead(owners, step) if self._workers else self._read(owners[0], step)
+            with closing(read) as together:
+                step = yield from self._batches(together, owners, step)
+
+    def _is_over(self, step: int) -> bool:
+        return self._stop is not None and step >= self._stop
+
+    def _batches(
+        self, together: Iterator[list[Part]], owners: list[list[int]], step: int
+    ) -> Generator[StepBatch, None, int]:
+        """Batches until the plan changes or a rank has none; the step that comes next."""
+        while not self._is_over(step):
+            parts, outcome = self._next(together)
+            outcome = highest(outcome) if self._ends else outcome
+            if parts is None or outcome != GIVEN:
+                self._turn(outcome, step)
+                break
+            yield self._join(step, parts, owners)
+            step += 1
+            if step == self._binds:
+                break
+        return step
+
+    def _next(self, together: Iterator[list[Part]]) -> tuple[list[Part] | None, int]:
+        """The parts of the next step, and what became of it."""
+        try:
+            parts = next(together, None)
+        except Exception as fault:  # whatever it is, what was trained is saved first
+            self._fault = fault
+            return None, FAILED
+        return parts, USED_UP if parts is None else GIVEN
+
+    def _turn(self, outcome: int, step: int) -> None:
+        """From `step` on there is no batch of the streams, or of the tail, on all ranks."""
+        if outcome == USED_UP and self._left is None:
+            self._left = gather(self._states)
+            return
+        if outcome == FAILED and self._fault is None:
+            self._fault = RuntimeError("another rank could not read its data: its error says why")
+        if self._fault is not None and step == self._start:
+            raise self._fault
+        self.ending = Ending(step, self._fault)
+
+    def _read_tail(self, start: int) -> Generator[list[Part]]:
+        assert self._left is not None
+        tail = self._open_tail(self._left, self._tail, self._plan)
+        for step in count(start):
+            try:
+                rows, state = tail.step(step)
+            except Exhausted as end:
+                if not (end.is_end and self._may_end):
+                    self._fault = UserError(_used_up(end.source))
+                return
+            yield [(arrays(rows, self._plan.at(step).row_length), state)]
+
+    def _read(self, owned: Sequence[int], start: int) -> Generator[list[Part]]:
+        for part in self._parts(owned, start, _silent):
+            yield [part]
+
+    def _parts(self, owned: Sequence[int], start: int, reading: Reading) -> Iterator[Part]:
+        """What the streams `owned` owe to every step: rows (columns, B, T), and each stream's state after it; to the
+        end of the first of them."""
+        known = {s: self._states[s] for s in owned if s in self._states}
+        streams = self._open_streams(owned, known, self._plan, reading)
+        for step in count(start):
+            if self._is_over(step):
+                return
+            try:
+                given = {s: stream.step(step) for s, stream in streams.items()}
+            except Exhausted:
+                return
+            rows = [row for rows, _ in given.values() for row in rows]
+            yield arrays(rows, self._plan.at(step).row_length), {s: state for s, (_, state) in given.items()}
+
+    def _read_ahead(self, owners: list[list[int]], start: int) -> Generator[list[Part]]:
+        positions = max(phase.rows * phase.row_length for phase in self._plan.phases)
+        each = math.ceil(positions * len(owners[0]) / len(self._streams))
+        slots = min(max(AHEAD_TOKENS // each, AHEAD_STEPS[0]), AHEAD_STEPS[1])
+        produce = [partial(self._parts, owned, start) for owned in owners]
+        workers = Workers(produce, slots=slots, slot_values=each * len(COLUMNS))
+        try:
+            yield from workers.parts()
+        except WorkerDied as error:
+            raise RuntimeError(f"{error} {self._last_read(workers)}") from error
+
+    def _last_read(self, workers: Workers) -> str:
+        at = [
+            f"worker {w}: source '{self._names[source]}', row {row}, line {line}"
+            for w, (source, row, line) in enumerate(worker.last_read for worker in workers.all)
+            if source >= 0
+        ]
+        return "It was last reading: " + ("; ".join(at) or "nothing yet")
+
+    def _join(self, step: int, parts: list[Part], owners: list[list[int]]) -> StepBatch:
+        """The rows of all workers in the order of the streams, cut into micro-batches."""
+        if self._left is None:
+            self._states = {s: dict(state) for _, given in parts for s, state in given.items()}
+            rows = torch.from_numpy(_in_order([rows for rows, _ in parts], owners))
+            states: Mapping[int, State] = {s: self._states[s] for s in self._streams}
+        else:
+            [(every, self._tail)] = parts
+            each = every.shape[1] // self._all
+            mine = every[:, self._streams[0] * each : (self._streams[-1] + 1) * each]
+            rows = torch.from_numpy(mine.astype(np.int64))
+            states = {s: self._left[s] for s in self._streams if s in self._left}
+        if self._pin:
+            rows = rows.pin_memory()
+        whole = TokenBatch.of(dict(zip(COLUMNS, rows, strict=True)))
+        ends = list(accumulate(self._micro_rows(self._plan.at(step).row_length, len(whole.input_ids))))
+        micro = [whole.rows(start, end) for start, end in pairwise([0, *ends])]
+        return StepBatch(step=step, micro=micro, cursor=Cursor(step=step + 1, streams=states, tail=self._tail))
+
+
+def _in_order(parts: list[NDArray[np.int32]], owners: list[list[int]]) -> NDArray[np.int64]:
+    """(columns, B, T) of several workers as one, ordered by stream; every stream gives the same number of rows.
+
+    In numpy: torch would share such small work out among threads that compete with the workers for the cores.
+    """
+    if len(parts) == 1:
+        return parts[0].astype(np.int64)
+    streams = [s for owned in owners for s in owned]
+    columns, rows, length = parts[0].shape
+    each = rows // len(owners[0])
+    out = np.empty((columns, len(streams), each, length), np.int64)
+    place = {s: i for i, s in enumerate(sorted(streams))}
+    for part, owned in zip(parts, owners, strict=True):
+        out[:, [place[s] for s in owned]] = part.reshape(columns, len(owned), each, length)
+    return out.reshape(columns, -1, length)
+
+
+def micro_batch_rows(micro_batch_tokens: int) -> Callable[[int, int], list[int]]:
+    """Rows of each micro-batch for (row length, rows of a step): as few as fit the limit, and as even as they come.
+
+    They have one size or two, a row apart: compiled code knows both after the first step. Ranks with equally many rows
+    cut them alike, so they reach each exchange together.
+    """
+
+    def rows(row_length: int, count: int) -> list[int]:
+        limit = micro_batch_tokens // row_length
+        if limit < 1:
+            raise UserError(
+                f"hardware.micro_batch_tokens is {micro_batch_tokens}, less than one row of {row_length} tokens "
+                "(stage.sequence_length): raise it"
+            )
+        pieces = -(-count // limit)
+        return [count // pieces + (piece < count % pieces) for piece in range(pieces)]
+
+    return rows
+
+
+def _used_up(source: str) -> str:
+    return (
+        f"data.sources.{source} has been read as often as its max_epochs allows, and the run goes on: raise "
+        f"data.sources.{source}.max_epochs, lower its weight, shorten the run (stage.max_tokens), or go on without it "
+        "(data.exhausted=drop). What was trained is saved: the same command goes on from there"
+    )
+
+
+def _silent(source: int, row: int, line: int) -> None:
+    """In the main process a traceback tells what was read."""

@@ -1,0 +1,90 @@
+"""Opens what a run reads: its logical streams where they stand, and the tail that follows their end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from lifecycle.batch import Cursor
+from lifecycle.data.corpus import Corpus
+from lifecycle.data.mixture.plan import BatchPlan
+from lifecycle.data.stream.pieces import State
+from lifecycle.data.stream.stream import Stream
+from lifecycle.data.stream.tail import is_outdated, open_tail, shared_out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opener:
+    """`number` logical streams of `corpus`, which pack `window_rows` rows together in all.
+
+    end: the source whose end is that of the run. dropping: whether it goes on without other sources that are used up.
+    """
+
+    corpus: Corpus
+    number: int
+    seed: int
+    window_rows: int
+    dropping: bool
+    end: str | None
+
+    def streams(
+        self,
+        owned: Sequence[int],
+        states: Mapping[int, State],
+        plan: BatchPlan,
+        reading: Callable[[int, int, int], None],
+    ) -> dict[int, Stream]:
+        """Those of the streams that one process owns, from their states on."""
+        pieces = self.corpus.open_streams(owned, self.number, states, reading)
+        return {
+            index: Stream(
+                index=index,
+                streams=self.number,
+                sources=pieces[index],
+                plan=plan,
+                seed=self.seed,
+                window_rows=self.window_rows // self.number,
+                dropping=self._droppable,
+                state=states.get(index),
+            )
+            for index in owned
+        }
+
+    def tail(self, left: Mapping[int, State], state: State | None, plan: BatchPlan) -> Stream:
+        """What is left in all streams, which stand at `left`, from the state of it on."""
+        return self._tail(self._all(left, plan), left, state, plan)
+
+    def going_on(self, cursor: Cursor | None, plan: BatchPlan, max_epochs: Mapping[str, float | None]) -> Cursor | None:
+        """The cursor of a checkpoint; from a tail back to the streams, where there may be more to read now."""
+        if cursor is None or cursor.tail is None:
+            return cursor
+        if not is_outdated(dict(cursor.tail), caps=max_epochs, dropping=self._droppable, end=self.end):
+            return cursor
+        left = {s: dict(state) for s, state in cursor.streams.items()}
+        streams = self._all(left, plan)
+        tail = self._tail(streams, left, dict(cursor.tail), plan)
+        return Cursor(step=cursor.step, streams=shared_out(tail, streams, cursor.step))
+
+    def _all(self, states: Mapping[int, State], plan: BatchPlan) -> list[Stream]:
+        return list(self.streams(range(self.number), states, plan, _silent).values())
+
+    def _tail(
+        self, streams: Sequence[Stream], left: Mapping[int, State], state: State | None, plan: BatchPlan
+    ) -> Stream:
+        return open_tail(
+            streams,
+            left,
+            plan=plan,
+            window_rows=self.window_rows,
+            dropping=self._droppable,
+            end=self.end,
+            state=state,
+        )
+
+    @property
+    def _droppable(self) -> list[str]:
+        return [source.name for source in self.corpus.sources if source.name != self.end] if self.dropping else []
+
+
+def _silent(source: int, row: int, line: int) -> None:
+    """In the main process a traceback tells what was read."""

@@ -1,0 +1,1 @@
+"""Shares of the sources, as functions of the step."""

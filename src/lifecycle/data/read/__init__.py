@@ -1,0 +1,1 @@
+"""Where rows lie and how they are read: files, their bytes, their rows, and rows as records."""

@@ -1,0 +1,155 @@
+"""What a run that goes on was begun with: it keeps its tokenizer, and reads the rows that it began with, or is refused.
+
+    outputs/<run>/tokenizer     its own, and its hash in run.json: a recipe is never trained anew under old weights
+    outputs/<run>/data.json     its files by what they hold (size and hash each), and a fingerprint a source
+
+Where a run stands in its data is counted in rows, so other files are other data; the same files in another place, under
+another name or with another time stamp are not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lifecycle.data.read.files.listing import File
+from lifecycle.errors import Refusal
+from lifecycle.tokenizer.tokenizer import Tokenizer, TokenizerRecipe, load, place_of
+
+NAME = "data.json"
+SHOWN = 5  # files named of each kind of change
+Listed = Sequence[Sequence[Any]]  # of each file its address, size and stamp
+
+
+def listed(files: Iterable[File]) -> list[list[Any]]:
+    """Files as data.json has them."""
+    return [[file.url, file.size, file.stamp] for file in files]
+
+
+def changes(before: Listed, now: Listed) -> str:
+    """What is another in the files of a source, in words; empty where they hold the same in the same order."""
+    then, here = ([(size, stamp) for _, size, stamp in files] for files in (before, now))
+    if then == here:
+        return ""
+    gone, new = _names(before, set(here)), _names(now, set(then))
+    said = [
+        _some("changed", [name for name in new if name in gone]),
+        _some("new", [name for name in new if name not in gone]),
+        _some("gone", [name for name in gone if name not in new]),
+    ]
+    return "; ".join(filter(None, said)) or "the same files, in another order or number"
+
+
+def _names(files: Listed, others: set[tuple[int, str]]) -> list[str]:
+    """The files that hold what none of `others` holds, by their path below the folder that all lie in."""
+    folder = os.path.commonprefix([os.path.dirname(url) + "/" for url, _, _ in files]).rpartition("/")[0]
+    return [url[len(folder) :].lstrip("/") for url, size, stamp in files if (size, stamp) not in others]
+
+
+def _some(what: str, names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{what}: {', '.join(names[:SHOWN])}{more}" if names else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """What stands in the folder of a run that goes on.
+
+    step: of its last checkpoint, None of a job, which goes on with what it has made. tokenizer: the hash of the one
+    that it was begun with, None where that is the one in its folder. data: the content of data.json, None where there
+    is none: its data is not looked at.
+    """
+
+    folder: Path
+    step: int | None
+    tokenizer: str | None
+    data: Mapping[str, Any] | None
+
+    @classmethod
+    def of(cls, folder: Path, *, step: int, tokenizer: str | None) -> Begun:
+        """Of a run that trains, which goes on from a checkpoint."""
+        path = folder / NAME
+        return cls(
+            folder=folder,
+            step=step,
+            tokenizer=tokenizer,
+            data=json.loads(path.read_text()) if path.exists() else None,
+        )
+
+    @property
+    def _where(self) -> str:
+        return "what it has made" if self.step is None else f"step {self.step}"
+
+    def check_files(self, found: Mapping[str, Mapping[str, Listed]]) -> None:
+        """Raise Refusal naming the sources, and their files, that hold something else than when the run began.
+
+        found: by source the files of its sides, as in data.json.
+        """
+        if self.data is None:
+            return
+        faults = []
+        for name, sides in found.items():
+            for side, files in sides.items():
+                if changed := changes(self.data["files"].get(name, {}).get(side, []), files):
+                    faults.append(f"{name} ({changed})" if side == "training" else f"{name}, held out ({changed})")
+        if faults:
+            raise self._refused("files of its sources hold something else now", faults)
+
+    def check_fingerprints(self, now: Mapping[str, str]) -> None:
+        """Raise Refusal for sources whose files are the same and whose rows are read, filtered or left out in another
+        way."""
+        if self.data is None:
+            return
+        before = self.data["fingerprints"]
+        other = [name for name, fingerprint in now.items() if before.get(name) != fingerprint]
+        if other:
+            reason = (
+                "their files are the same, and the treatment of their rows is not (an evaluation set, a function of"
+            )
+            raise self._refused(f"{reason} yours, another source that they are compared with, raw or prepared)", other)
+
+    def _refused(self, reason: str, faults: Sequence[str]) -> Refusal:
+        return Refusal(
+            f"run {self.folder} goes on from {self._where}, and {reason}: {'; '.join(faults)}. Where it stands is "
+            f"counted in rows of the files that it began with (sizes and hashes: {self.folder / NAME}). Put them back "
+            f"as they were, or go on with these in a new run that starts from its weights "
+            f"(init_from={self.folder.name}@{self.step} run=NAME)"
+        )
+
+    def own_tokenizer(self, named: Tokenizer | None, place: str) -> Tokenizer | None:
+        """The run's own; None where its folder has lost it and the config names none that is here.
+
+        named: the one that the config names now, at `place`; None for a recipe. Raises Refusal where one of the two
+        is not the one that the run was begun with.
+        """
+        kept = self.folder / "tokenizer"
+        own = load(str(kept)) if kept.is_dir() else None
+        known = own.sha256 if self.tokenizer is None and own is not None else self.tokenizer
+        if own is not None and known is not None and own.sha256 != known:
+            raise self._other(str(kept), own, known, "put back what the run wrote there")
+        if named is not None and known is not None and named.sha256 != known:
+            raise self._other(place, named, known, "name the tokenizer that it began with, or choose another run=NAME")
+        return own or named
+
+    def check_trained(self, made: Tokenizer) -> Tokenizer:
+        """A recipe's tokenizer, made again for a run that has lost its own. Raises Refusal for another."""
+        if self.tokenizer is not None and made.sha256 != self.tokenizer:
+            raise self._other("the recipe in data.tokenizer", made, self.tokenizer, "put its tokenizer/ folder back")
+        return made
+
+    def _other(self, place: str, found: Tokenizer, known: str, advice: str) -> Refusal:
+        return Refusal(
+            f"run {self.folder} goes on from {self._where} and was begun with the tokenizer of hash {known[:16]}, but "
+            f"{place} has the hash {found.sha256[:16]}: its weights would read other words in the same ids; {advice}"
+        )
+
+
+def named_tokenizer(wanted: str | TokenizerRecipe) -> Tokenizer | None:
+    """The tokenizer that the config names, where it is on this machine; None for a recipe and a hub id."""
+    if isinstance(wanted, str) and place_of(wanted).exists():
+        return load(wanted)
+    return None

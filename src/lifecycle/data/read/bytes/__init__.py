@@ -1,0 +1,1 @@
+"""The bytes of files, local or remote, from any offset on."""

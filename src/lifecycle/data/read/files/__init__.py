@@ -1,0 +1,1 @@
+"""Which files a source stands for, and what is in them by name."""

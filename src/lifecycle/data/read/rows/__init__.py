@@ -1,0 +1,1 @@
+"""Rows of files, one module a format."""

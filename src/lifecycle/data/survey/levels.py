@@ -1,0 +1,89 @@
+"""What a curriculum would read of each source, before the run: rows and tokens by level, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lifecycle.data.clean.source import BadRows
+from lifecycle.data.curriculum.levels import deal, under_curriculum
+from lifecycle.data.curriculum.schedule import Curriculum
+from lifecycle.data.curriculum.scores import COUNTING
+from lifecycle.data.mixture.plan import replayed
+from lifecycle.data.mixture.weight import Weight
+from lifecycle.data.read.bytes.damage import OnDamage
+from lifecycle.data.read.files.listing import is_remote
+from lifecycle.data.read.spec import SourceSpec
+from lifecycle.data.stream.open_sources import open_sources
+from lifecycle.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelSize:
+    """One band of a source. `shares`: of the source's tokens, from each progress on; `rows` None: not scored yet, and
+    `part`, its share of the source's text, is then as large as the band is wide."""
+
+    band: str
+    rows: int | None
+    part: float
+    shares: Mapping[float, float]
+
+    def share_at(self, progress: float) -> float:
+        """Of the source's tokens, at a progress from 0 to 1."""
+        return [share for begins, share in self.shares.items() if begins <= progress][-1]
+
+    @property
+    def mean_share(self) -> float:
+        """Of the source's tokens, over the run."""
+        begins = [*self.shares, 1.0]
+        return sum(share * (end - begin) for (begin, share), end in zip(self.shares.items(), begins[1:], strict=True))
+
+
+def survey_levels(
+    curriculum: Curriculum,
+    specs: Mapping[str, SourceSpec],
+    *,
+    tokenizer: Tokenizer | None,
+    root: str | None,
+    cache: Path,
+    on_damage: OnDamage = "error",
+) -> dict[str, list[LevelSize]]:
+    """By source, easiest level first. Sources on this machine are scored (and the scores kept for the run), but for a
+    score that needs a tokenizer still to be trained, or the parent."""
+    chosen = under_curriculum(curriculum, specs, replayed(specs))
+    waits = curriculum.by == "loss" or (tokenizer is None and curriculum.by in COUNTING)
+    found = {}
+    for name in chosen:
+        spec = specs[name]
+        here = spec.hub is None or Path(spec.hub).exists()
+        found[name] = _expected(curriculum, name)
+        if here and not waits:
+            bad_rows = BadRows(max_share=1.0, min_rows=1, damaged_files=on_damage)
+            (source,) = open_sources({name: spec}, root=root, bad_rows=bad_rows, cache=cache, quarantine=None)
+            if any(is_remote(file.url) for file in source.files):
+                continue
+            levels = deal(source, curriculum, tokenizer, cache, None)
+            whole = sum(level.bytes for level in levels)
+            weight = Weight.of(spec.weight, name).start
+            found[name] = [
+                LevelSize(
+                    band=level.source.name.removeprefix(f"{name}.level"),
+                    rows=level.rows,
+                    part=level.bytes / whole,
+                    shares={at: w / weight for at, w in level.weights.items()},
+                )
+                for level in levels
+            ]
+    return found
+
+
+def _expected(curriculum: Curriculum, name: str) -> list[LevelSize]:
+    """A band holds as much of the text as it is wide: so it is by rank, and a guess for levels as they are."""
+    bounds = curriculum.bounds
+    parts = [(high - low) / (bounds[-1] - bounds[0]) for low, high in zip(bounds, bounds[1:], strict=False)]
+    schedule = curriculum.schedule(parts, name)
+    return [
+        LevelSize(band=band, rows=None, part=part, shares={at: shares[i] for at, shares in schedule.items()})
+        for i, (band, part) in enumerate(zip(curriculum.bands, parts, strict=True))
+    ]

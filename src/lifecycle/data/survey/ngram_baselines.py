@@ -1,0 +1,93 @@
+"""What counting alone can do: unigram and bigram perplexity on the held-out rows, from the same training text.
+
+    unigram  p(w) = (c(w) + 1) / (N + V)
+    bigram   p(w|v) = (c(v, w) + t(v) p(w)) / (c(v) + t(v)),  t(v) the number of distinct words after v
+             (Witten and Bell 1991, interpolated)
+
+A language model that is not far below both has learned no more than frequencies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lifecycle.data.module import DataModule
+from lifecycle.data.stream.packing import Piece
+from lifecycle.data.stream.pieces import Exhausted, Pieces
+
+SAMPLE_TOKENS = 4_000_000
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Unigram and bigram counts of a training sample over a vocabulary of `size` ids."""
+
+    size: int
+    words: NDArray[np.int64]
+    pairs: NDArray[np.int64]  # ascending v * size + w
+    pair_counts: NDArray[np.int64]
+    after: NDArray[np.int64]  # c(v): positions that v begins
+    kinds: NDArray[np.int64]  # t(v)
+
+    @classmethod
+    def of(cls, before: NDArray[np.int64], after: NDArray[np.int64], size: int) -> Counts:
+        """Counts of the pairs (before[i], after[i])."""
+        pairs, pair_counts = np.unique(before * size + after, return_counts=True)
+        kinds = np.bincount(pairs // size, minlength=size)
+        return cls(
+            size, np.bincount(after, minlength=size), pairs, pair_counts, np.bincount(before, minlength=size), kinds
+        )
+
+    def unigram(self, word: NDArray[np.int64]) -> NDArray[np.float64]:
+        """p(word)."""
+        return (self.words[word] + 1) / (self.words.sum() + self.size)
+
+    def bigram(self, before: NDArray[np.int64], word: NDArray[np.int64]) -> NDArray[np.float64]:
+        """p(word | before)."""
+        key = before * self.size + word
+        at = np.minimum(np.searchsorted(self.pairs, key), len(self.pairs) - 1)
+        seen = np.where(self.pairs[at] == key, self.pair_counts[at], 0)
+        kinds = self.kinds[before]
+        total = self.after[before] + kinds
+        uni = self.unigram(word)
+        return np.where(total > 0, (seen + kinds * uni) / np.maximum(total, 1), uni)
+
+
+def baselines(data: DataModule) -> dict[str, dict[str, float]]:
+    """By validation domain: unigram and bigram perplexity, and the held-out text's bytes per token."""
+    size = data.tokenizer.vocab_size
+    pieces = _sample(data)
+    counts = Counts.of(
+        np.concatenate([p.ids[:-1] for p in pieces]).astype(np.int64),
+        np.concatenate([p.ids[1:] for p in pieces]).astype(np.int64),
+        size,
+    )
+    out = {}
+    for domain, held in data.held_out.items():
+        trained = held.rows["labels"] != -100
+        before, word = held.rows["input_ids"][trained].astype(np.int64), held.rows["labels"][trained].astype(np.int64)
+        out[domain] = {
+            "unigram": float(np.exp(-np.log(counts.unigram(word)).mean())),
+            "bigram": float(np.exp(-np.log(counts.bigram(before, word)).mean())),
+            "bytes_per_token": held.bytes / max(held.tokens, 1),
+        }
+    return out
+
+
+def _sample(data: DataModule) -> list[Piece]:
+    """Training documents in the shares of the mixture, each source at most once."""
+    sample = []
+    for source in data.sources:
+        pieces = Pieces(data.corpus.documents(source.name), source.index)
+        left = int(SAMPLE_TOKENS * data.weights[source.name])
+        while left > 0 and pieces.documents.totals()["epochs"] < 1:
+            try:
+                piece = pieces.next(2**20)
+            except Exhausted:
+                break
+            sample.append(piece)
+            left -= piece.positions
+    return sample

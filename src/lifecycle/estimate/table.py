@@ -1,0 +1,180 @@
+"""The estimate as a person reads it: rich tables on a terminal, the same as plain text in a log."""
+
+from __future__ import annotations
+
+import io
+
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from lifecycle.estimate.estimate import CHECKPOINT_BYTES_PER_S, GB, Estimate
+from lifecycle.hardware.device_specs import FLOPS_CONVENTION
+
+CONVENTION = (
+    f"{FLOPS_CONVENTION}; the peak is dense, without sparsity. Hours leave out compilation, validation and checkpoints."
+)
+
+
+def tables(estimate: Estimate) -> Group:
+    """All parts as one rich renderable. `warnings` are apart: they belong at the very end, where they are seen."""
+    parts = [_model(estimate), _time(estimate), _sources(estimate), _memory(estimate), _disk(estimate)]
+    return Group(*parts, Text(CONVENTION, style="dim"))
+
+
+def plain(estimate: Estimate, width: int = 110) -> str:
+    """Tables and warnings as text without colour."""
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
+    console.print(tables(estimate))
+    for line in warnings(estimate):
+        console.print(line, highlight=False)
+    assert isinstance(console.file, io.StringIO)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
+
+
+def warnings(estimate: Estimate) -> list[str]:
+    """What would go wrong, and what to type."""
+    found = []
+    need, room = estimate.memory.total, estimate.device_memory
+    if room is not None and need > room:
+        found.append(_too_big(estimate, need, room))
+    for source in estimate.sources:
+        if source.too_often:
+            found.append(
+                f"{source.name} would be read {source.epochs:.1f} times, data.sources.{source.name}.max_epochs allows "
+                f"{source.max_epochs:g}: lower its weight or the run's tokens, or raise max_epochs"
+            )
+    if estimate.free_disk is not None and estimate.disk.total > estimate.free_disk:
+        found.append(
+            f"checkpoints need {_gb(estimate.disk.total)}, the disk has {_gb(estimate.free_disk)} free: lower "
+            "checkpoint.keep_last, or run from another folder"
+        )
+    if estimate.device_peak is None:
+        found.append(f"the peak of {estimate.device} is not in the table: set hardware.peak_tflops to see hours")
+    return found
+
+
+def _too_big(estimate: Estimate, need: float, room: float) -> str:
+    line = f"the chosen batch needs about {_gb(need)}, {estimate.device} has {_gb(room)}: "
+    if estimate.rows_that_fit:
+        return line + f"set hardware.micro_batch_tokens={estimate.rows_that_fit * estimate.sequence_length}"
+    if not estimate.memory.checkpointing:
+        return line + "set hardware.activation_checkpointing=true"
+    return line + "shard it over more devices (hardware.strategy=fsdp)"
+
+
+def _sheet(title: str, *columns: str) -> Table:
+    sheet = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        sheet.add_column(column, justify="left" if index == 0 else "right")
+    return sheet
+
+
+def _facts(title: str) -> Table:
+    """Names and values, no heads."""
+    sheet = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    sheet.show_header = False
+    return sheet
+
+
+def _model(e: Estimate) -> Table:
+    sheet = _facts("Model and batch")
+    share = f" ({e.active / 1e6:,.2f} M active)" if e.active != e.parameters else ""
+    sheet.add_row("parameters", f"{e.parameters / 1e6:,.2f} M{share}")
+    sheet.add_row("  of these embedding and head", f"{e.embedding / 1e6:,.2f} M")
+    sheet.add_row(f"FLOPs a token at {e.sequence_length:,}", f"{e.flops_per_token / 1e9:,.3f} GFLOP")
+    rows = e.tokens_per_step // e.sequence_length
+    sheet.add_row("tokens a step", f"{e.tokens_per_step:,} = {rows:,} rows x {e.sequence_length:,}")
+    sheet.add_row(
+        "micro-batches a step",
+        f"{e.micro_batches:,} x {e.micro_rows:,} rows, on {e.world_size:,} device{'s' * (e.world_size > 1)}",
+    )
+    sheet.add_row("steps", f"{e.steps:,}")
+    sheet.add_row("tokens", f"{e.tokens:,}")
+    return sheet
+
+
+def _time(e: Estimate) -> Table:
+    sheet = _sheet(f"Time on {e.world_size:,} x {e.device} ({e.precision})", "share of peak", "tokens/s", "time")
+    if e.hours is None or e.device_peak is None:
+        sheet.add_row("unknown", "", "")
+        return sheet
+    for share, hours in e.hours.items():
+        sheet.add_row(f"{share:.0%} of {_flops(e.device_peak)}", f"{e.tokens / (hours * 3600):,.0f}", _hours(hours))
+    return sheet
+
+
+def _sources(e: Estimate) -> Table:
+    sheet = _sheet("Data", "source", "domain", "share", "tokens", "it holds", "epochs", "at most")
+    for source in e.sources:
+        sheet.add_row(
+            source.name,
+            source.domain,
+            f"{source.share:.1%}",
+            f"{source.tokens:,.0f}",
+            "unknown" if source.available is None else f"{source.available:,.0f}",
+            "unknown" if source.epochs is None else f"{source.epochs:,.2f}",
+            "any" if source.max_epochs is None else f"{source.max_epochs:g}",
+            style="yellow" if source.too_often else "",
+        )
+    return sheet
+
+
+def _memory(e: Estimate) -> Table:
+    memory = e.memory
+    sheet = _sheet(f"Memory of one device{', sharded' if e.sharded else ''}", "", "GB")
+    sheet.add_row("weights (fp32)", _number(memory.weights))
+    sheet.add_row("gradients (fp32)", _number(memory.gradients))
+    sheet.add_row("optimizer state (fp32)", _number(memory.optimizer))
+    if memory.kept_copies:
+        sheet.add_row("copies of weights that the stage keeps", _number(memory.kept_copies))
+    sheet.add_row("copies of weights to compute with", _number(memory.compute_copies))
+    used = {True: memory.checkpointed, False: memory.activations}
+    sheet.add_row(
+        f"activations, {e.micro_rows:,} rows{_switch(memory.checkpointing)}", _number(used[memory.checkpointing])
+    )
+    sheet.add_row("logits of one chunk", _number(memory.logits))
+    sheet.add_row("workspace (guess)", _number(memory.workspace), end_section=True)
+    room = f" of {e.device_memory / GB:,.0f}" if e.device_memory is not None else ""
+    sheet.add_row("total", _number(memory.total) + room, style="bold")
+    other = not memory.checkpointing
+    sheet.add_row(f"activations would be{_switch(other)}", _number(used[other]), style="dim")
+    if e.rows_that_fit is not None:
+        sheet.add_row("rows a micro-batch that fit", f"{e.rows_that_fit:,}", style="dim")
+    return sheet
+
+
+def _switch(checkpointing: bool) -> str:
+    return " with checkpointing" if checkpointing else " without checkpointing"
+
+
+def _disk(e: Estimate) -> Table:
+    disk = e.disk
+    sheet = _facts("Disk")
+    rate = f"at {CHECKPOINT_BYTES_PER_S / GB:g} GB/s, a guess"
+    sheet.add_row("one checkpoint", f"{_gb(disk.checkpoint)}, about {disk.seconds:,.1f} s in the background ({rate})")
+    sheet.add_row("checkpoints written in all", f"{disk.per_run:,}" if disk.per_run else "only at the end")
+    sheet.add_row("kept at one time", f"{disk.kept:,} (last, best, milestones)")
+    sheet.add_row("exported model", _gb(disk.export))
+    free = "" if e.free_disk is None else f" of {_gb(e.free_disk)} free"
+    sheet.add_row("total at most", _gb(disk.total) + free)
+    return sheet
+
+
+def _number(size: float) -> str:
+    return f"{size / GB:,.2f}"
+
+
+def _gb(size: float) -> str:
+    return f"{size / GB:,.2f} GB" if size < 100 * GB else f"{size / GB:,.0f} GB"
+
+
+def _flops(rate: float) -> str:
+    return f"{rate / 1e12:,.0f} TFLOP/s" if rate >= 10e12 else f"{rate / 1e12:,.3f} TFLOP/s"
+
+
+def _hours(hours: float) -> str:
+    if hours >= 48:
+        return f"{hours / 24:,.1f} days"
+    return f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:,.1f} min"

@@ -1,0 +1,1 @@
+"""Jobs: one function a `stage=`, run without a Trainer."""

@@ -1,0 +1,35 @@
+"""`stage=analyze`: what a mixture will give, before a run is spent on it.
+
+    python -m lifecycle stage=analyze data=fineweb_medqa data.sources.web.max_rows=10000 stage.budget_tokens=2e9
+
+Writes analysis.json, analysis.md and analysis.html (pictures inside) into the run's folder. Every row is read once.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lifecycle.bounds import Count, FromZero
+from lifecycle.data.module import DataModule
+from lifecycle.data.survey.mixture import measure
+from lifecycle.errors import UserError
+from lifecycle.report.analysis import write_analysis
+from lifecycle.system import atomic
+
+
+def analyze(
+    data: DataModule, folder: Path, budget_tokens: Count, processes: Count, samples: FromZero
+) -> dict[str, Any]:
+    """Measure the mixture of `data` for a run of `budget_tokens` and write the analysis into `folder`.
+
+    Returns documents, tokens and epochs by source. Raises UserError for a budget or a number that cannot be meant.
+    """
+    if budget_tokens < 1 or samples < 0:
+        raise UserError(f"stage.budget_tokens is {budget_tokens} and stage.samples {samples}; wanted at least 1 and 0")
+    found = measure(data, budget_tokens=budget_tokens, processes=processes, samples=samples)
+    atomic.write(folder / "analysis.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    print(write_analysis(folder, found))
+    shown = ("documents", "tokens", "epochs")
+    return {name: {key: source[key] for key in shown} for name, source in found["sources"].items()}

@@ -1,0 +1,245 @@
+"""`stage=prepare`: tokenise every source once into memory-mapped shards that later runs read (`data.prepared=RUN`).
+
+    python -m lifecycle stage=prepare data=files data.sources.mine.path='texts/*.jsonl' run=mine
+    python -m lifecycle stage=pretrain data=files data.sources.mine.path='texts/*.jsonl' data.prepared=mine
+
+A source is cut into parts by its rows' numbers, whatever the number of processes; each process reads it once for all
+the parts that it makes. Parts that are finished are kept when the job is started again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+
+from lifecycle.bounds import Count
+from lifecycle.data.clean import contamination_report
+from lifecycle.data.clean.bad_rows import BAD, refuse_broken
+from lifecycle.data.clean.filter_row import HELD_OUT, KEPT, judge
+from lifecycle.data.clean.held_out import ORDER, Reach, seed_of
+from lifecycle.data.clean.source import Source, among, text_hash
+from lifecycle.data.mixture.weight import Weight
+from lifecycle.data.module import DataModule
+from lifecycle.data.read.begun import listed
+from lifecycle.data.read.quarantine import quarantine
+from lifecycle.data.read.rows.readers import Position, RawRow, rows
+from lifecycle.data.stream.documents import ENCODE_AT_ONCE
+from lifecycle.data.stream.prepared import SIDES, VERSION
+from lifecycle.errors import UserError
+from lifecycle.system import atomic
+from lifecycle.tokenizer.tokenizer import Tokenizer
+
+PARTS = 16
+
+
+@dataclass(frozen=True)
+class _Task:
+    """The rows of some parts of `source`. apart: all its rows are held out."""
+
+    source: Source
+    tokenizer: Tokenizer
+    folder: Path
+    parts: tuple[int, ...]
+    apart: bool = False
+
+    def note(self, part: int) -> Path:
+        """What says that a part is finished, and what is in it."""
+        return self.folder / f"{'held' if self.apart else 'part'}-{part:02d}.json"
+
+
+def prepare(data: DataModule, folder: Path, processes: Count) -> dict[str, Any]:
+    """Write the shards of every source below `folder/prepared`, say what is in them, and return their counts."""
+    data.tokenizer.save(folder / "tokenizer")
+    for other in (folder / "prepared").glob("*"):  # of a start with other sources, which would never be finished
+        if other.name not in {source.name for source in data.sources}:
+            shutil.rmtree(other)
+    held = {s.name: apart for s in data.sources if (apart := data.corpus.held_apart(s.name)) is not None}
+    readers = min(max(1, processes), PARTS)
+    tasks = [
+        _Task(source, data.tokenizer, folder / "prepared" / source.name, tuple(range(first, PARTS, readers)), apart)
+        for sources, apart in ((data.sources, False), (held.values(), True))
+        for source in sources
+        for first in range(readers)
+    ]
+    made: dict[tuple[str, bool], list[dict[str, Any]]] = {(task.source.name, task.apart): [] for task in tasks}
+    with ProcessPoolExecutor(readers) as pool:
+        running = {pool.submit(_write_parts, task): task for task in tasks}
+        try:
+            for done in track(as_completed(running), "tokenising", total=len(running)):
+                made[running[done].source.name, running[done].apart] += done.result()
+        finally:  # what ends one part ends the job, before others are begun
+            pool.shutdown(cancel_futures=True)
+    metas = {
+        source.name: _finish(
+            source,
+            folder,
+            data.tokenizer,
+            made[source.name, False],
+            held.get(source.name),
+            made.get((source.name, True)),
+        )
+        for source in data.sources
+    }
+    print(said(metas, folder))
+    return metas
+
+
+def said(metas: dict[str, Any], folder: Path) -> str:
+    """What the shards hold, a line a source, and how they are read."""
+    lines = []
+    for name, sides in metas.items():
+        amounts = [f"{sides[side]['documents']:,} documents, {sides[side]['tokens']:,} tokens" for side in SIDES]
+        left = _left_out(sides["training"]["counts"])
+        lines.append(f"{name}: {amounts[0]}; held out: {amounts[1]}" + (f"; left out: {left}" if left else ""))
+    return "\n".join([*lines, f"A run reads them with data.prepared={folder}"])
+
+
+def _left_out(counts: Mapping[str, int]) -> str:
+    """Rows by the reason for which they are not in the shards."""
+    gone = {verdict.partition(":")[2]: rows for verdict, rows in sorted(counts.items()) if not verdict.startswith(KEPT)}
+    return ", ".join(f"{reason} {rows:,}" for reason, rows in gone.items() if rows)
+
+
+def _write_parts(task: _Task) -> list[dict[str, Any]]:
+    """Tokenise the rows of some parts; those that are finished are recognised by their notes and not made again."""
+    key = f"{task.source.fingerprint} {task.tokenizer.sha256}"
+    notes = {part: json.loads(task.note(part).read_text()) for part in task.parts if task.note(part).exists()}
+    finished = {part: note for part, note in notes.items() if note["key"] == key}
+    missing = [part for part in task.parts if part not in finished]
+    counts = {part: Counter[str]() for part in missing}
+    sides = SIDES[1:] if task.apart else SIDES if task.source.held_out else SIDES[:1]
+    writers = {part: {side: _Writer(task.folder / side, part, task.tokenizer) for side in sides} for part in missing}
+    reach, seed = Reach(task.source), seed_of(task.source)
+    for raw, side, text in _texts(task, counts) if missing else ():
+        place = (text_hash(text, seed), reach(raw)) if side == "validation" else None
+        writers[raw.ordinal % PARTS][side].add(text, place)
+    for part in missing:
+        made = {side: writer.close() for side, writer in writers[part].items()}
+        finished[part] = {"key": key, "counts": dict(counts[part]), **made}
+        atomic.write(task.note(part), json.dumps(finished[part]))
+    return [finished[part] for part in task.parts]
+
+
+def _texts(task: _Task, counts: dict[int, Counter[str]]) -> Iterator[tuple[RawRow, str, str]]:
+    """Texts of the parts in `counts`, which are counted there, with their rows and sides."""
+    source = task.source
+    leaves_out = source.leaves_out()
+    seen: Counter[str] = Counter()
+    limit = source.spec.max_rows
+    chosen = among(source.rows) if source.rows is not None else lambda row: True
+    for raw in rows(
+        source.files,
+        Position(0, 0, 0),
+        wanted=lambda row: row % PARTS in counts and not leaves_out(row) and chosen(row),
+        on_damage=source.bad_rows.damaged_files,
+    ):
+        if limit is not None and raw.ordinal >= limit:
+            return
+        text, verdict, contaminated, _ = judge(raw, source)
+        seen[verdict] += 1
+        if verdict.startswith(BAD):
+            if source.quarantine is not None:
+                quarantine(source.quarantine, raw, verdict.removeprefix(BAD))
+            refuse_broken(source, seen, before=raw.ordinal, at_end=False)
+        if contaminated and source.contaminated is not None:
+            contamination_report.record(source.contaminated, raw, contaminated)
+        held = verdict == HELD_OUT
+        if not held:
+            counts[raw.ordinal % PARTS][verdict] += 1
+        if text is not None:
+            yield raw, ("validation" if held or task.apart else "training"), text
+
+
+class _Writer:
+    """Appends tokenised documents to one part of one side."""
+
+    def __init__(self, folder: Path, part: int, tokenizer: Tokenizer) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / f"{part:02d}"
+        self._dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+        self._tokenizer = tokenizer
+        self._file = open(self._path.with_suffix(".tokens"), "wb")
+        self._waiting: list[str] = []
+        self._lengths: list[int] = []
+        self._order: list[tuple[int, float]] = []
+
+    def add(self, text: str, place: tuple[int, float] | None) -> None:
+        """`place`: of a held-out document in the order that such are measured in."""
+        self._waiting.append(text)
+        if place is not None:
+            self._order.append(place)
+        if len(self._waiting) == ENCODE_AT_ONCE:
+            self._flush()
+
+    def _flush(self) -> None:
+        documents: list[NDArray[np.int32]] = list(self._tokenizer.documents(self._waiting))
+        self._waiting.clear()
+        for ids in documents:
+            self._file.write(ids.astype(self._dtype).tobytes())
+            self._lengths.append(len(ids))
+
+    def close(self) -> dict[str, int]:
+        if self._waiting:
+            self._flush()
+        self._file.close()
+        np.save(self._path.with_suffix(".ends.npy"), np.cumsum(self._lengths, dtype=np.int64))
+        if self._order:
+            np.save(self._path.with_suffix(".order.npy"), np.array(self._order, ORDER))
+        return {"documents": len(self._lengths), "tokens": sum(self._lengths)}
+
+
+def _finish(
+    source: Source,
+    folder: Path,
+    tokenizer: Tokenizer,
+    parts: list[dict[str, Any]],
+    held: Source | None,
+    held_parts: list[dict[str, Any]] | None,
+) -> dict[str, Any]:
+    """Write each side's meta.json, which says that it is whole, and what it was made from."""
+    counts: Counter[str] = Counter(source.left_out_counts)
+    for part in parts:
+        counts.update(part["counts"])
+    share = sum(part["validation"]["documents"] for part in parts) if source.held_out else 0
+    refuse_broken(source, {**counts, HELD_OUT: share}, before=counts.total() + share, at_end=True)
+    if held is not None and held_parts is not None:
+        theirs = sum((Counter(part["counts"]) for part in held_parts), Counter[str]())
+        refuse_broken(held, theirs, before=theirs.total(), at_end=True)
+    if Weight.of(source.spec.weight, source.name).trained and not sum(part["training"]["documents"] for part in parts):
+        raise UserError(
+            f"data.sources.{source.name} has no document to train on in {len(source.files)} "
+            f"file{'s' * (len(source.files) != 1)} ({_left_out(counts) or 'no rows at all'}): check path, format, "
+            "fields and filters"
+        )
+    made = {
+        "training": (source, parts),
+        "validation": (held or source, held_parts or (parts if source.held_out else [])),
+    }
+    metas = {}
+    for side, (origin, written) in made.items():
+        metas[side] = {
+            "version": VERSION,
+            "parts": [f"{part:02d}" for part in range(PARTS)] if written else [],
+            "dtype": "uint16" if tokenizer.vocab_size <= 2**16 else "uint32",
+            "documents": sum(part[side]["documents"] for part in written),
+            "tokens": sum(part[side]["tokens"] for part in written),
+            "counts": dict(counts),
+            "fingerprint": origin.fingerprint,
+            "treatment": origin.treatment,
+            "evaluation": origin.evaluation.key if origin.evaluation else None,
+            "files": listed(origin.files),
+            "named": source.spec.validation if held is not None else None,
+            "tokenizer": tokenizer.sha256,
+        }
+        atomic.write(folder / "prepared" / source.name / side / "meta.json", json.dumps(metas[side], indent=1))
+    return metas

@@ -1,0 +1,1 @@
+"""Where a run comes from: run folders, parents, and what a stage takes over from them."""

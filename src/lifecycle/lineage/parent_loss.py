@@ -1,0 +1,70 @@
+"""How hard documents are for the model that a run starts from: its mean loss a token, for a curriculum by `loss`."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lifecycle.errors import UserError
+from lifecycle.hardware import Hardware
+from lifecycle.lineage.parent import Parent
+from lifecycle.losses.cross_entropy import token_losses
+from lifecycle.model import Decoder
+from lifecycle.runs.job import load_model
+
+POSITIONS = 16_384  # of one forward pass, padding with them
+
+
+class ParentLoss:
+    """Nats a token of whole documents under `parent`, on the run's device; its weights are read at the first call.
+
+    A document longer than the model's positions is judged by its beginning.
+    """
+
+    def __init__(self, parent: Parent, hardware: Hardware) -> None:
+        self._parent, self._hardware = parent, hardware
+
+    @cached_property
+    def key(self) -> str:
+        """Names the parent's weights."""
+        lineage = self._parent.lineage()["parent"]
+        return f"{lineage['sha256']}@{lineage.get('step', 'end')}"
+
+    @cached_property
+    def _model(self) -> Decoder:
+        return load_model(self._parent, self._hardware)
+
+    def __call__(self, documents: list[NDArray[np.int32]]) -> list[float]:
+        """One number a document, NaN for one of a single token. Raises UserError for tokens that the parent lacks."""
+        known = self._parent.model.vocab
+        if max((int(ids.max()) for ids in documents if len(ids)), default=0) >= known:
+            raise UserError(
+                f"data.curriculum.by is 'loss', but the tokenizer has tokens that {self._parent.name} has not learned "
+                f"(its vocabulary ends at {known}): choose another score"
+            )
+        out = np.full(len(documents), np.nan)
+        order = np.argsort([len(ids) for ids in documents], kind="stable")[::-1].tolist()
+        while order:  # longest first: what does not fit in memory shows at once
+            length = max(1, min(len(documents[order[0]]) - 1, self._parent.model.max_positions))
+            batch, order = order[: max(1, POSITIONS // length)], order[max(1, POSITIONS // length) :]
+            out[batch] = self._losses([documents[i][: length + 1] for i in batch], length)
+        return [float(loss) for loss in out]
+
+    @torch.no_grad()
+    def _losses(self, documents: list[NDArray[np.int32]], length: int) -> NDArray[np.float64]:
+        ids = np.zeros((len(documents), length), np.int64)
+        labels = np.full((len(documents), length), -100, np.int64)
+        for row, document in enumerate(documents):
+            ids[row, : len(document) - 1], labels[row, : len(document) - 1] = document[:-1], document[1:]
+        device = self._model.embedding.weight.device
+        ids_BT, labels_BT = torch.from_numpy(ids).to(device), torch.from_numpy(labels).to(device)
+        positions_BT = torch.arange(length, device=device).expand(len(ids), -1)
+        hidden_BTD = self._model(ids_BT, positions_BT)
+        softcap = self._model.config.logit_softcap
+        losses_N = token_losses(hidden_BTD.flatten(0, 1), self._model.head_weight, labels_BT.flatten(), softcap=softcap)
+        sums = losses_N.view_as(labels_BT).sum(1, dtype=torch.float64).cpu().numpy()
+        counts = (labels >= 0).sum(1)
+        return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)

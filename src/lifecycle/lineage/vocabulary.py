@@ -1,0 +1,72 @@
+"""What a stage adds to the vocabulary of its parent, before anything is built.
+
+    stage.new_tokens: [<think>, </think>]   one token each in any text; their rows begin as the mean of the others
+    stage.split_digits: true                every digit is a token
+
+The tokenizer that comes of it is kept in the cache, goes with the run and its export, and is what `data.tokenizer` then
+names: config.yaml says what was really used. The way to prepare data for such a stage is stage=tokenizer with the same
+two keys, then stage=prepare with what it wrote.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from lifecycle.errors import UserError
+from lifecycle.lineage.parent import Parent
+from lifecycle.model.grow import grow_config, grow_embeddings
+from lifecycle.system.cache import cache_folder
+from lifecycle.tokenizer.extend import extend
+from lifecycle.tokenizer.tokenizer import Tokenizer, load
+
+
+def extend_vocabulary(cfg: DictConfig, parent: Parent | None) -> Parent | None:
+    """The parent with the vocabulary that the stage asks for, also written into `cfg`; without one, or where nothing
+    is asked for, what came. Raises UserError where it cannot be."""
+    names, digits = list(cfg.stage.get("new_tokens") or []), bool(cfg.stage.get("split_digits"))
+    if parent is None or not (names or digits):
+        return parent
+    if parent.tokenizer is None:
+        raise UserError(
+            f"stage.new_tokens and stage.split_digits extend the parent's tokenizer, and {parent.name} has none: put "
+            "its tokenizer.json and tokenizer_config.json there, or leave the two keys out"
+        )
+    before = load(parent.tokenizer)
+    after = extend(before, new_tokens=names, split_digits=digits)
+    extended = _grown(parent, before.vocab_size, after.vocab_size, str(_kept(before, after, names, digits=digits)))
+    cfg.model.vocab_size, cfg.data.tokenizer = extended.model.vocab_size, extended.tokenizer
+    return extended
+
+
+def _grown(parent: Parent, old: int, new: int, tokenizer: str) -> Parent:
+    model = grow_config(parent.model, new)
+    return replace(
+        parent,
+        model=model,
+        tokenizer=tokenizer,
+        grown_from=old,
+        read=lambda: grow_embeddings(parent.weights, old=old, new=new, rows=model.vocab),
+    )
+
+
+def _kept(before: Tokenizer, after: Tokenizer, names: Sequence[str], *, digits: bool) -> Path:
+    """The folder in the cache that holds `after`, by what it was made from."""
+    inputs = json.dumps([before.sha256, before.hf.chat_template, names, digits])
+    folder = cache_folder() / "vocabulary" / hashlib.sha256(inputs.encode()).hexdigest()[:16]
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
+        after.save(aside)
+        try:
+            aside.rename(folder)
+        except OSError:  # another rank was first
+            shutil.rmtree(aside)
+    return folder

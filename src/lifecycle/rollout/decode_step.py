@@ -1,0 +1,246 @@
+"""What happens on the device: prompts go into the cache; a decode step feeds every row's last token and draws the next.
+
+The table of rows lives on the device and advances by itself; the host sends it again only when rows come or go. What
+computes (model and draw) has no effect but on the cache, so that it can be recorded as a CUDA graph or compiled.
+
+Shapes: S rows of the table, B rows of a step, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lifecycle.batch import Kept, listed
+from lifecycle.model import Cache, Decoder, ModelConfig
+from lifecycle.rollout.decoder import Step, eagerly
+from lifecycle.rollout.draw import Drawn, draw
+from lifecycle.rollout.output import Collected
+from lifecycle.rollout.room import Room, bucket
+from lifecycle.rollout.sampling import Sampling, uniforms
+from lifecycle.rollout.scheduler import NUMBER, PLACE, POSITION, SEED, TOKEN, Chunk, Ints, Move
+from lifecycle.rollout.settings import Settings
+from lifecycle.rollout.shared_prefix import Lent, lent
+from lifecycle.rollout.version import Version
+
+FINE = 8
+"""Positions looked at are rounded up to this where shapes cost nothing."""
+
+
+class DecodeStep:
+    """The step of one model over `slots` rows.
+
+    Under `graphs` each pair of (rows, positions looked at) is recorded once; under `compiled` one program serves all of
+    them, and with both what was compiled is recorded. On a CPU the draw stays out of it: there it may look at numbers.
+    """
+
+    def __init__(self, decode: Step, *, slots: int, device: torch.device, compiled: bool, graphs: bool) -> None:
+        self.decode = decode
+        self.cache: Cache | None = None
+        self._slots, self._device, self._compiled, self._graphs = slots, device, compiled, graphs
+        self._table = torch.zeros(5, slots, dtype=torch.long, device=device)
+        self._logits, self._compute = self._eager_logits, self._eager
+        if compiled and device.type == "cpu":
+            self._logits = torch.compile(self._eager_logits)
+        elif compiled:
+            self._compute = torch.compile(self._eager)
+        self._recorded: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Drawn]] = {}
+        self._version: Version | None = None
+        self._room: Room | None = None
+        self._settings: Settings | None = None
+        self._seen: Tensor | None = None
+        self._lent: Lent | None = None
+
+    def make_room(self, room: Room, config: ModelConfig, dtype: torch.dtype) -> None:
+        """A cache for a call; the last one is kept where it will do, and let go before there is another.
+
+        Errors: `UserError` where the device has no room for all that the call may need.
+        """
+        self._room, cache = room, self.cache
+        held = 0 if cache is None else cache.rows * (cache.capacity + 1) * cache.bytes_per_position
+        room.check(config, dtype, self._device, held=held)
+        if cache is not None and cache.rows >= room.rows and cache.capacity >= room.now:
+            return
+        cache = self.cache = None
+        self._recorded.clear()
+        self.cache = Cache.empty(config, rows=room.rows, capacity=room.now, device=self._device, dtype=dtype)
+
+    def _grow(self, positions: int) -> None:
+        """Room for a row of so many positions."""
+        assert self.cache is not None and self._room is not None
+        if positions > self.cache.capacity:
+            self._recorded.clear()
+            self.cache.grow(self._room.after(self.cache.capacity, positions), rows=self._room.rows)
+
+    def set_sampling(self, sampling: Sampling, *, vocab: int) -> None:
+        """Other settings; recordings stay where they are of the same form."""
+        settings = Settings(sampling, vocab=vocab, device=self._device)
+        if self._settings is not None and settings.form == self._settings.form:
+            self._settings.take(settings)
+            return
+        self._settings = settings
+        penalised = settings.form.penalised
+        self._seen = torch.zeros(self._slots, vocab, dtype=torch.bool, device=self._device) if penalised else None
+        self._recorded.clear()
+
+    def refresh(self, version: Version) -> None:
+        """Take over the model's weights where `version` is not surely that of the last call."""
+        last, self._version = self._version, version
+        if last is None or version.surely_is(last):  # it is made with the weights of the first call
+            return
+        self.decode.refresh()
+        if version.addresses != last.addresses:
+            self._recorded.clear()
+
+    def set_table(self, table: Ints, entered: Mapping[int, Sequence[int]]) -> None:
+        """Rows came or went; table: of the first rows, see scheduler.py; `entered`: the prompts of those that came."""
+        self._table[:, : table.shape[1]] = torch.from_numpy(table).to(self._device)
+        if self._seen is not None:
+            for row, prompt in entered.items():
+                self._seen[row] = False
+                self._seen[row, torch.tensor(prompt, device=self._device)] = True
+
+    def share(self, groups: Mapping[int, list[int]], prompts: Sequence[Sequence[int]]) -> None:
+        """Rows came or went: the samples of one prompt read it in one place; `groups` of rows by prompt, none at the
+        beginning of a call."""
+        if self.decode.lends:
+            self._lent = lent(groups, {prompt: len(prompts[prompt]) - 1 for prompt in groups})
+
+    def copy(self, moves: Sequence[Move]) -> None:
+        """Make the moves all at once, from what stands there now."""
+        if not moves:
+            return
+        assert self.cache is not None
+        sources = torch.tensor([move.source for move in moves], device=self._device)
+        targets = torch.tensor([move.target for move in moves], device=self._device)
+        length = max(move.length for move in moves)
+        for stored in (*self.cache.keys, *self.cache.values):
+            stored[targets, :, :length] = stored[sources, :, :length]
+        if self._seen is not None:
+            self._seen[targets] = self._seen[sources]
+
+    def prefill(self, model: Decoder, chunk: Chunk, prompts: Sequence[Sequence[int]], *, width: int) -> None:
+        """Write a part of some prompts into the cache, `width` positions a line; what is behind a prompt is padding."""
+        assert self.cache is not None
+        ids = np.zeros((len(chunk.rows), width), np.int64)
+        positions = np.full_like(ids, -1)
+        for line, (prompt, start) in enumerate(zip(chunk.prompts, chunk.starts, strict=True)):
+            part = prompts[prompt][start : min(start + width, len(prompts[prompt]) - 1)]
+            ids[line, : len(part)] = part
+            positions[line, : len(part)] = np.arange(start, start + len(part))
+        self.cache.limit = min(bucket(max(chunk.starts) + width), self.cache.capacity)
+        given = (torch.from_numpy(x).to(self._device) for x in (ids, positions))
+        with eagerly(model):
+            model(*given, cache=self.cache, rows=torch.tensor(chunk.rows, device=self._device))
+
+    def keep_pace(self, model: Decoder) -> None:
+        """A forward pass of nothing, for the collectives of the other ranks."""
+        assert self.cache is not None
+        nothing = torch.zeros(1, 1, dtype=torch.long, device=self._device)
+        self.cache.limit = min(bucket(1), self.cache.capacity)
+        with eagerly(model):
+            model(nothing, nothing - 1, cache=self.cache)
+
+    def run(self, rows: int, longest: int, out: Collected) -> Ints:
+        """Draw for the first `rows` rows, whose longest will hold `longest` positions; their tokens, on the host."""
+        assert self.cache is not None
+        self._grow(longest)
+        if self._graphs or self._compiled:  # of few shapes
+            wide = min(1 << (rows - 1).bit_length(), self._slots)
+            limit = min(bucket(longest), self.cache.capacity)
+        else:
+            wide, limit = rows, min(-(-longest // FINE) * FINE, self.cache.capacity)
+        table = self._table[:, :wide]
+        drawn = self._replay(wide, limit) if self._graphs else self._compute(wide, limit)
+        self._note(table, drawn, out)
+        asked = _asked(drawn, wide, out).cpu()
+        _keep(drawn, asked, out)
+        tokens: Ints = asked[0, :rows].numpy()
+        return tokens
+
+    def tiles(self, table: Ints, out: Collected, size: int) -> Ints:
+        """The same for all rows, in tiles of `size` rows that look at equally many positions: the shape of what is
+        computed for a row follows from its own position."""
+        self._grow(int(table[POSITION].max()) + 1)
+        looked_at: dict[int, list[int]] = {}
+        for row in np.flatnonzero(table[POSITION] >= 0).tolist():
+            looked_at.setdefault(bucket(int(table[POSITION, row]) + 1), []).append(row)
+        tokens = np.zeros(table.shape[1], np.int64)
+        for limit, rows in looked_at.items():
+            for start in range(0, len(rows), size):
+                part = rows[start : start + size]
+                index = torch.tensor(part + part[:1] * (size - len(part)), device=self._device)
+                tile = self._table[:, index]
+                tile[POSITION, len(part) :] = -1
+                drawn = self._draw(tile, index, self._eager_logits(tile, index, limit))
+                n = len(part)
+                self._note(tile[:, :n], drawn, out, index[:n])
+                self._table[:, index[:n]] = tile[:, :n]
+                asked = _asked(drawn, n, out).cpu()
+                _keep(drawn, asked, out)
+                tokens[part] = asked[0].numpy()
+        return tokens
+
+    def _note(self, table: Tensor, drawn: Drawn, out: Collected, rows: Tensor | None = None) -> None:
+        """Keep what was drawn for the first rows, those of `table`, and advance those at work."""
+        n = table.shape[1]
+        ids, facts = drawn.ids[:n], torch.stack(drawn[1:4], dim=-1)[:n].float()
+        out.add(table[PLACE], table[NUMBER], ids, facts)
+        at_work = table[POSITION] >= 0
+        if self._seen is not None:
+            index = torch.arange(n, device=self._device) if rows is None else rows
+            self._seen[index, ids] |= at_work
+        table[TOKEN] = ids
+        table[POSITION] += at_work
+        table[NUMBER] += at_work
+
+    def _eager(self, rows: int, limit: int) -> Drawn:
+        table = self._table[:, :rows]
+        return self._draw(table, None, self._logits(table, None, limit))
+
+    def _eager_logits(self, table: Tensor, index: Tensor | None, limit: int) -> Tensor:
+        """(B, V) for the rows of `table`, which are rows `index` of the cache."""
+        assert self.cache is not None
+        self.cache.limit = limit
+        return self.decode(table[TOKEN][:, None], table[POSITION][:, None], self.cache, index, self._lent)
+
+    def _draw(self, table: Tensor, index: Tensor | None, logits_BV: Tensor) -> Drawn:
+        assert self._settings is not None
+        seen = None
+        if self._seen is not None:
+            seen = self._seen[: len(logits_BV)] if index is None else self._seen[index]
+        return draw(logits_BV, uniforms(table[SEED], table[NUMBER]), self._settings, seen_RV=seen)
+
+    def _replay(self, rows: int, limit: int) -> Drawn:
+        if (rows, limit) not in self._recorded:
+            # compilers and libraries set themselves up at their first call, which a graph may not hold
+            self._compute(rows, limit)
+            torch.cuda.synchronize(self._device)
+            graph = torch.cuda.CUDAGraph()
+            # one pool of memory: graphs run one after the other, so what one computes with is free for the next
+            with torch.cuda.graph(graph, pool=next((other.pool() for other, _ in self._recorded.values()), None)):
+                drawn = self._compute(rows, limit)
+            self._recorded[rows, limit] = graph, drawn
+        graph, drawn = self._recorded[rows, limit]
+        graph.replay()
+        return drawn
+
+
+def _asked(drawn: Drawn, rows: int, out: Collected) -> Tensor:
+    """What the host looks at, together: the tokens (B,) of some rows, and the sizes of their sets where these lie on
+    the device -> (1 or 2, B)."""
+    ids = drawn.ids[:rows]
+    if not isinstance(drawn.kept, Tensor) or not out.with_sets:
+        return ids[None]
+    return torch.stack((ids, listed(drawn.kept[:rows]).sum(-1)))
+
+
+def _keep(drawn: Drawn, asked: Tensor, out: Collected) -> None:
+    """Hand on the sets of these rows, without another look at the device."""
+    if drawn.kept is None or not out.with_sets:
+        return
+    rows = asked.shape[1]
+    out.keep(Kept.of_mask(drawn.kept[:rows], asked[1]) if isinstance(drawn.kept, Tensor) else drawn.kept.first(rows))

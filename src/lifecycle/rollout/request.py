@@ -1,0 +1,151 @@
+"""One call of the engine: what was asked, checked, and the bookkeeping that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lifecycle.batch import StopReason
+from lifecycle.errors import UserError
+from lifecycle.rollout.output import Collected
+from lifecycle.rollout.room import Room
+from lifecycle.rollout.sampling import Sampling, sequence_seed
+from lifecycle.rollout.scheduler import Ints, Schedule
+from lifecycle.rollout.stop_conditions import Decoding, Stops
+
+
+@dataclass(frozen=True, slots=True)
+class NewToken:
+    """One token of a stream: completion `sample` of prompt number `prompt` in the call. The last one says why."""
+
+    prompt: int
+    sample: int
+    token: int
+    stop_reason: StopReason | None
+
+
+class OneAtATime:
+    """Held while a call uses the engine's cache, which knows one call. Errors: `UserError` for a second beside it."""
+
+    def __init__(self) -> None:
+        self._held = False
+
+    def __enter__(self) -> None:
+        if self._held:
+            raise UserError(
+                "this engine is in the middle of another call, and a second one would write over its cache: read that "
+                "stream to its end, or close() it, first; streams side by side need an Engine each"
+            )
+        self._held = True
+
+    def __exit__(self, *_: object) -> None:
+        self._held = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """numbers: stable numbers of the prompts; seeds: of the sequences; room: of the cache that they need."""
+
+    schedule: Schedule
+    out: Collected
+    stops: Stops
+    numbers: list[int]
+    seeds: list[int]
+    room: Room
+
+    @classmethod
+    def of(
+        cls,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        seed: int,
+        step: int,
+        prompt_ids: Sequence[int] | None,
+        tokenizer: Decoding | None,
+        positions: int,
+        vocab: int,
+        slots: int,
+        prefill_tokens: int,
+        together: bool,
+        sets: bool,
+        device: torch.device,
+    ) -> Call:
+        """For a model with room for `positions`. Errors: `UserError` for prompts that cannot be continued."""
+        drawn = sampling.drawn
+        numbers, seeds, limits = sequences(
+            prompts, sampling, seed=seed, step=step, prompt_ids=prompt_ids, positions=positions, vocab=vocab
+        )
+        room = Room.of(
+            sequences=len(seeds),
+            slots=slots,
+            prompt=max(map(len, prompts), default=1),
+            longest=max((len(p) + limits[i * drawn] for i, p in enumerate(prompts)), default=1),
+        )
+        schedule = Schedule(
+            prompts, samples=drawn, seeds=seeds, slots=room.rows, prefill_tokens=prefill_tokens, together=together
+        )
+        return cls(
+            schedule=schedule,
+            out=Collected(len(seeds), max(limits, default=1), device=device, sets=sets),
+            stops=Stops(sampling, tokenizer, limits),
+            numbers=numbers,
+            seeds=seeds,
+            room=room,
+        )
+
+    def check(self, sequences: Ints, numbers: Ints, tokens: Ints) -> None:
+        """Refuse what was drawn from logits that are no numbers, before anybody sees it. Errors: `UserError`."""
+        wrong = np.flatnonzero(tokens < 0)
+        if len(wrong):
+            prompt = self.numbers[int(sequences[wrong[0]]) // self.schedule.samples]
+            raise UserError(
+                f"logits of prompt {prompt} are not finite at token {int(numbers[wrong[0]]) - 1} of its completion: "
+                "the model's weights are damaged, or its training has diverged; an earlier checkpoint of the run may "
+                "be whole (init_from=RUN@STEP)"
+            )
+
+
+def sequences(
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    seed: int,
+    step: int,
+    prompt_ids: Sequence[int] | None,
+    positions: int,
+    vocab: int,
+) -> tuple[list[int], list[int], list[int]]:
+    """The stable number of each prompt; seed and most new tokens of each sequence, those of a prompt together.
+
+    Errors: `UserError` for prompts that cannot be continued.
+    """
+    numbers = list(range(len(prompts))) if prompt_ids is None else list(prompt_ids)
+    check(prompts, numbers, positions=positions, vocab=vocab)
+    drawn = range(sampling.drawn)
+    seeds = [sequence_seed(seed, step, number, sample) for number in numbers for sample in drawn]
+    limits = [min(sampling.max_new_tokens, positions - len(prompt)) for prompt in prompts for _ in drawn]
+    return numbers, seeds, limits
+
+
+def check(prompts: Sequence[Sequence[int]], numbers: Sequence[int], *, positions: int, vocab: int) -> None:
+    """Refuse prompts that cannot be continued, the first twenty at once. Errors: `UserError`."""
+    faults = []
+    if len(set(numbers)) != len(prompts) or len(numbers) != len(prompts):
+        faults.append(f"{len(prompts)} prompts came with {len(set(numbers))} different prompt_ids; give each its own")
+    for number, prompt in enumerate(prompts):
+        if not len(prompt):
+            faults.append(f"prompt {number} is empty; begin it with the tokenizer's bos")
+        elif len(prompt) >= positions:
+            faults.append(
+                f"prompt {number} has {len(prompt)} tokens; the model has room for {positions} positions "
+                "(model.max_positions), completion included: shorten it"
+            )
+        elif min(prompt) < 0 or max(prompt) >= vocab:
+            low, high = min(prompt), max(prompt)
+            faults.append(f"prompt {number} holds ids from {low} to {high}; the model knows 0 to {vocab - 1}")
+    if faults:
+        raise UserError("these prompts cannot be continued:\n" + "\n".join(f"  - {fault}" for fault in faults[:20]))

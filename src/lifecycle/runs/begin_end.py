@@ -1,0 +1,154 @@
+"""What run.json says of a run: how it began, that it is done already, how it ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich.console import Console
+
+from lifecycle import config
+from lifecycle.checkpoint import list_committed
+from lifecycle.data.clean.contamination_report import put_in_order
+from lifecycle.data.module import DataModule
+from lifecycle.data.read.begun import NAME as DATA
+from lifecycle.data.validation import described
+from lifecycle.errors import Refusal, UserError
+from lifecycle.hardware import Hardware, device_name
+from lifecycle.lineage.parent import Parent
+from lifecycle.lineage.run_folder import RunFolder, origin
+from lifecycle.report import write_report
+from lifecycle.runs.job import is_model_job
+from lifecycle.runs.resume import Start
+from lifecycle.runs.trainer import world_size
+from lifecycle.stages.base import Stage
+from lifecycle.system import atomic
+from lifecycle.system.lock import hold
+from lifecycle.system.ranks import rank
+from lifecycle.tokenizer.tokenizer import Tokenizer
+
+
+def begin(
+    cfg: DictConfig,
+    folder: RunFolder,
+    start: Start,
+    stage: Stage,
+    data: DataModule,
+    parent: Parent | None,
+) -> None:
+    """Say what begins, and write it down: config, tokenizer, lineage."""
+    before, sources = folder.lineage(), data.corpus.lineage()
+    new = start.checkpoint is None
+    if new or not (folder.path / "tokenizer").is_dir():
+        _save_tokenizer(data.tokenizer, folder.path / "tokenizer")
+    known = (folder.path / DATA).exists()
+    if new or not known:
+        atomic.write(folder.path / DATA, json.dumps(data.corpus.contents()))
+    folder.update(
+        **(origin() if "started" not in before else {"restarted": time.time()}),
+        status="running",
+        stage=stage_name(),
+        **({} if "parent" in before else parent.lineage() if parent else {"parent": None, "ancestors": []}),
+        domain=",".join(data.held_out),
+        data={"config": config.resolved(cfg)["data"], **sources, "validation": described(data.held_out)},
+        tokenizer=data.tokenizer.sha256,
+        parameters=stage.config.parameters(),
+        peak_lr=cfg.stage.optimizer.lr,
+        total_steps=stage.total_steps,
+        choice=start.facts(),
+        device=device_name(config.build(cfg.hardware).device_type()),
+        error=None,
+        overrides=config.overrides(),
+        resumed=before.get("resumed", 0) + (start.checkpoint is not None),
+        damaged=[*before.get("damaged", []), *start.damaged],
+    )
+    say = Console(stderr=True, highlight=False, soft_wrap=True).print
+    if not (new or known):
+        say(
+            f"[yellow]{folder.path / DATA} was not there: whether its sources' files have changed since the run began "
+            "cannot be told; from here on it can[/yellow]"
+        )
+    hardware: Hardware = config.build(cfg.hardware)
+    idle = data.plan.idle_workers(cfg.data.streams, world_size(hardware), hardware.workers)
+    for line in [*start.lines(), *idle]:
+        say(f"[dim]{line}[/dim]")
+
+
+def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Whole or not at all: it is what the run reads with from now on."""
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    tokenizer.save(aside)
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+
+
+def finished(folder: RunFolder, cfg: DictConfig) -> bool:
+    """Whether the run is done already (and says so). Raises UserError where its config was changed since, and there is
+    something of it that would be gone on with."""
+    over, changed = _since(folder, cfg)
+    if changed and (over or is_model_job(cfg) or list_committed(folder.checkpoints)):
+        raise UserError(
+            f"run '{folder.path}' was started with other values of: {', '.join(changed)}. Going on would make it "
+            f"another run: take the values of {folder.path / 'config.yaml'}, choose another run=NAME, or delete the "
+            "folder"
+        )
+    if not over:
+        return False
+    if rank() == 0:
+        if not config.is_job(cfg) and not (folder.path / "report.md").exists():  # killed while it was drawn
+            with hold(folder.path):
+                write_report(folder.path)
+        report = f"Its report: {folder.path / 'report.md'}. To go on, raise a limit (stage.max_tokens=...); to start"
+        further = "To start" if config.is_job(cfg) else report
+        print(f"run '{folder.path}' is finished; nothing to do. {further} anew, choose another run=NAME")
+    return True
+
+
+def begin_anew(folder: RunFolder, cfg: DictConfig) -> None:
+    """Forget what a start with other values left that ended before anything was saved, and say so. Parts of shards
+    stay: they know what they were made of."""
+    _, changed = _since(folder, cfg)
+    if changed and rank() == 0:
+        for name in ("config.yaml", "run.json"):
+            (folder.path / name).unlink(missing_ok=True)
+        shutil.rmtree(folder.path / "tokenizer", ignore_errors=True)
+        print(
+            f"run '{folder.path}' had saved nothing to go on with: it begins anew, with other values of: "
+            f"{', '.join(changed)}",
+            file=sys.stderr,
+        )
+
+
+def _since(folder: RunFolder, cfg: DictConfig) -> tuple[bool, list[str]]:
+    """Whether the run is over, and the keys that have other values than when it was started."""
+    then = folder.config()
+    if then is None:
+        return False, []
+    now = config.resolved(cfg)
+    longer = any(then["stage"].get(key) != now["stage"].get(key) for key in ("max_steps", "max_tokens", "max_epochs"))
+    over = folder.lineage().get("status") == "finished" and not longer
+    return over, config.changed_keys(then, now, moved=not over and (folder.path / DATA).exists())
+
+
+def record_end(folder: RunFolder, error: BaseException) -> None:
+    """Write the end into run.json, if the run had begun at all, and put its quarantine in order."""
+    if rank() != 0 or isinstance(error, Refusal):
+        return
+    put_in_order(folder.path)
+    if not folder.lineage():
+        return
+    stopped = isinstance(error, SystemExit | KeyboardInterrupt)
+    folder.update(
+        status="stopped" if stopped else "failed", error=None if stopped else f"{type(error).__name__}: {error}"
+    )
+
+
+def stage_name() -> str:
+    """The stage that the command line chose."""
+    return str(HydraConfig.get().runtime.choices["stage"])

@@ -1,0 +1,160 @@
+"""What a run leaves behind: the ledger, the lineage, the exported model, samples, baselines, the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from lifecycle.checkpoint import list_committed, step_of
+from lifecycle.checkpoint.weights import load_weights
+from lifecycle.data.clean.contamination_report import put_in_order
+from lifecycle.data.module import DataModule
+from lifecycle.data.survey.ngram_baselines import baselines
+from lifecycle.data.validation import described
+from lifecycle.errors import UserError
+from lifecycle.lineage.parent import history
+from lifecycle.lineage.run_folder import RunFolder
+from lifecycle.model import Decoder
+from lifecycle.model.huggingface import export
+from lifecycle.report import terminal_summary, write_report
+from lifecycle.rollout.engine import generate
+from lifecycle.rollout.sampling import Sampling
+from lifecycle.stages.base import Stage
+from lifecycle.system import atomic
+
+PROMPTS_A_DOMAIN = 2
+PROMPT_TOKENS = 16
+SAMPLE_TOKENS = 64
+
+
+def finish(
+    folder: RunFolder,
+    stage: Stage,
+    data: DataModule,
+    *,
+    finished: bool,
+    export_dtype: str,
+    shard_gb: float,
+    generation: Mapping[str, Any],
+) -> None:
+    """Write a run's results; every rank must call, rank 0 writes. A stopped run leaves ledger and lineage only.
+
+    generation: the parent's generation_config.json, which goes on with the exported model.
+    """
+    ledger = data.ledger()
+    weights = {} if not finished else full_weights(stage) if not stage.restore else restored_weights(folder, stage)
+    if not stage.trainer.is_global_zero:
+        return
+    _write_json(folder.path / "ledger.json", ledger)
+    folder.update(
+        status="running" if finished else "stopped",
+        steps=stage.global_step,
+        tokens=int(stage.meter.tokens),
+        seconds=round(stage.meter.seconds, 3),
+        result={"valid/loss": stage.best[0], "step": stage.best[1]} if stage.best else None,
+        data=folder.lineage().get("data", {}) | _used(ledger, data),
+        **({"restored": stage.restore} if stage.restore is not None else {}),
+    )
+    if not finished:
+        return
+    stage.enter((stage.restore or stage.global_step) - 1)  # the phase of the restored step may have another base
+    with torch.device("meta"):
+        model = Decoder(stage.config)
+    model.load_state_dict(weights, assign=True)
+    export(
+        model,
+        folder.path / "model",
+        tokenizer=data.tokenizer,
+        dtype=export_dtype,
+        shard_gb=shard_gb,
+        history=history(folder),
+        generation=generation,
+    )
+    _write_json(folder.path / "samples.json", samples(model.to(stage.trainer.strategy.root_device).eval(), data, stage))
+    _write_json(folder.path / "baselines.json", baselines(data))
+    put_in_order(folder.path)  # the baselines, too, read the rows
+    folder.update(status="finished")  # not before: what a kill leaves out of the above is made at the next start
+    write_report(folder.path)
+    Console(soft_wrap=False).print(terminal_summary(folder.path))
+
+
+def restored_weights(folder: RunFolder, stage: Stage) -> dict[str, Tensor]:
+    """Those of the checkpoint that a guard ended the run with, on every rank."""
+    path = next((path for path in list_committed(folder.checkpoints) if step_of(path) == stage.restore), None)
+    if path is None:
+        raise UserError(
+            f"the guard ended the run {folder.path} with the checkpoint of step {stage.restore}, which is not in "
+            f"{folder.checkpoints} any more: put it back and start the same command again, or take another checkpoint "
+            f"(init_from={folder.path.name}@STEP)"
+        )
+    return {name.removeprefix("model."): value.float() for name, value in load_weights(path).items()}
+
+
+def full_weights(stage: Stage) -> dict[str, Tensor]:
+    """The whole weights on the CPU (rank 0; empty on the others), gathered from the shards where there are any."""
+    assert stage.model is not None
+    stage.model.to(stage.trainer.strategy.root_device)  # where the ranks can talk: Lightning leaves it on the CPU
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(stage.model, options=options)
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def samples(model: Decoder, data: DataModule, stage: Stage) -> list[dict[str, Any]]:
+    """Continuations of the beginnings of held-out documents: the schema of `samples.json`."""
+    tokenizer = data.tokenizer
+    chosen = [
+        (domain, prompt)
+        for domain, held in data.held_out.items()
+        for prompt in _beginnings(held.rows["input_ids"], tokenizer.bos_id)[:PROMPTS_A_DOMAIN]
+    ]
+    room = stage.config.max_positions - 1
+    domains, prompts = [domain for domain, _ in chosen], [prompt[:room] for _, prompt in chosen]
+    special = set(range(tokenizer.vocab_size, stage.config.vocab)) | {tokenizer.bos_id, tokenizer.pad_id}
+    sampling = Sampling(
+        max_new_tokens=SAMPLE_TOKENS,
+        temperature=0.8,
+        top_k=50,
+        stop_ids=(tokenizer.eos_id,),
+        banned_ids=tuple(sorted(special - {tokenizer.eos_id})),
+    )
+    rollout = generate(model, prompts, sampling, seed=stage.setup_facts.seed, tokenizer=tokenizer)
+    return [
+        {
+            "prompt": tokenizer.decode(prompt[1:]),
+            "completion": completion,
+            "step": stage.global_step,
+            "domain": domain,
+        }
+        for prompt, completion, domain in zip(prompts, rollout.text, domains, strict=True)
+    ]
+
+
+def _beginnings(ids: NDArray[np.int32], begin: int) -> list[list[int]]:
+    """The first PROMPT_TOKENS ids of every document that begins at least that long before its row's end."""
+    rows, columns = np.nonzero(ids == begin)
+    length = ids.shape[1]
+    return [
+        ids[r, c : c + PROMPT_TOKENS].tolist() for r, c in zip(rows, columns, strict=True) if c + PROMPT_TOKENS < length
+    ]
+
+
+def _used(ledger: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
+    return {
+        "sources": {
+            name: {"tokens": row["seen_tokens"], "epochs": row["epochs"]} for name, row in ledger["sources"].items()
+        },
+        "validation": described(data.held_out),
+    }
+
+
+def _write_json(path: Path, content: Any) -> None:
+    atomic.write(path, json.dumps(content, indent=1, ensure_ascii=False))

@@ -1,0 +1,107 @@
+"""Where and how a run starts: from which checkpoint, in which precision, compiled or not. Rank 0 decides for all.
+
+What the machine chose is written into config.yaml in the place of `auto`, and kept on resume.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from lifecycle import config
+from lifecycle.checkpoint import last_good, list_committed, prune, step_of, verify
+from lifecycle.data.read.begun import Begun
+from lifecycle.errors import UserError
+from lifecycle.hardware import Choice, Hardware, choose, probe
+from lifecycle.lineage.run_folder import RunFolder
+from lifecycle.system.ranks import hear, rank, tell
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """`checkpoint`: the folder to go on from, None for a new run; `damaged`: those that were passed over."""
+
+    choice: Choice
+    checkpoint: str | None
+    damaged: list[str]
+
+    @property
+    def step(self) -> int:
+        """Steps already taken."""
+        return step_of(Path(self.checkpoint)) or 0 if self.checkpoint else 0
+
+    def facts(self) -> dict[str, Any]:
+        """For run.json."""
+        return asdict(self.choice)
+
+    def lines(self) -> list[str]:
+        """What the user should know of it."""
+        begun = [f"going on from {self.checkpoint}"] if self.checkpoint else []
+        passed_over = [f"passed over: {line}" for line in self.damaged]
+        return [*passed_over, *begun, *self.choice.reasons]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """How much one device has to do: a short run is not worth a compilation. `tokens_per_step` is a device's share."""
+
+    steps: int
+    tokens_per_step: int
+    flops_per_token: float
+
+
+def begun(cfg: DictConfig, folder: RunFolder) -> Begun | None:
+    """What the run was begun with, where this start goes on with it: with its checkpoints (or those of the run that
+    `resume` names), or with its shards."""
+    run = RunFolder(Path(cfg.resume).expanduser().parents[1]) if cfg.resume not in ("auto", "never") else folder
+    if steps := [step_of(path) or 0 for path in list_committed(run.checkpoints)]:
+        return Begun.of(run.path, step=max(steps), tokenizer=run.lineage().get("tokenizer"))
+    if (folder.path / "prepared").is_dir() and (folder.path / "tokenizer").is_dir():
+        return Begun(folder=folder.path, step=None, tokenizer=None, data=None)
+    return None
+
+
+def agree(cfg: DictConfig, folder: RunFolder, hardware: Hardware, work: Work) -> Start:
+    """Rank 0 decides and tells the other ranks of the same launch."""
+    note = folder.path / ".start.json"
+    if rank() != 0:
+        found = hear(note)
+        choice = Choice(**{**found["choice"], "reasons": tuple(found["choice"]["reasons"])})
+        return Start(choice=choice, checkpoint=found["checkpoint"], damaged=found["damaged"])
+    before = (folder.config() or {}).get("hardware", {})
+    begun = {key: before[key] for key in ("precision", "compile") if before.get(key, "auto") != "auto"}
+    choice = choose(hardware, probe(hardware.device_type()), begun=begun, **asdict(work))
+    checkpoint, damaged = _checkpoint(cfg.resume, folder)
+    start = Start(choice=choice, checkpoint=str(checkpoint) if checkpoint else None, damaged=damaged)
+    if checkpoint:  # verified: what is over a retention that is less than it was goes now, a full disk may wait for it
+        kept = cfg.checkpoint
+        prune(folder.checkpoints, keep_last=kept.keep_last, milestones=kept.milestones, written=start.step)
+    plain = config.resolved(cfg)
+    plain["hardware"] |= {"precision": choice.precision, "compile": choice.compile}
+    folder.write_config(plain)
+    tell(asdict(start), note)
+    return start
+
+
+def _checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list[str]]:
+    damaged: list[str] = []
+    if resume == "auto":
+        return last_good(folder.checkpoints, warn=damaged.append), damaged
+    if resume == "never":
+        if list_committed(folder.checkpoints):
+            raise UserError(
+                f"resume=never, but {folder.checkpoints} holds checkpoints of an earlier run: choose another run=NAME, "
+                "delete the folder, or go on with resume=auto"
+            )
+        return None, damaged
+    path = Path(resume).expanduser()
+    if not path.is_dir():
+        raise UserError(
+            f"resume={resume} is no checkpoint folder; wanted auto, never, or a path such as "
+            f"outputs/RUN/checkpoints/step-00000100"
+        )
+    verify(path)
+    return path, damaged

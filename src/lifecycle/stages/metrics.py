@@ -1,0 +1,223 @@
+"""Metrics of a run: kept on the device, read every `log_every` steps, at validations and at checkpoints.
+
+Every logger gets one row a step.
+
+`perf/tokens_per_second`, `step_s` and `mfu` are of training, waiting for data included; validation and the saving of
+checkpoints are not in them. `perf/mfu` counts dense peak FLOPs, and 6N + 12LHT FLOPs a trained token at the length T of
+the rows that it stood in (see `ModelConfig.flops_per_token`). `moe/load_max` and
+`moe/load_min` are the visits of the busiest and the idlest expert of any layer in a step, 1 being an even load.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from lifecycle.bounds import due
+from lifecycle.model import ModelConfig
+from lifecycle.stages.collectives import sum_over_ranks
+
+WARM_UP_STEPS = 3  # compilation and first allocations happen here; the collector is frozen after them
+
+
+class Meter:
+    """Collects a step's numbers and hands them to the trainer's loggers; `latest` holds the last ones for displays."""
+
+    def __init__(self, *, log_every: int | None, peak_flops: float | None, sources: Sequence[str]) -> None:
+        self.log_every, self.peak_flops = log_every, peak_flops
+        self.latest: dict[str, float] = {}
+        self.tokens = 0.0
+        self.seconds = 0.0
+        self._sources = list(sources)
+        self._by_source = [0.0] * len(sources)
+        self._rows: list[tuple[int, Tensor, dict[str, Any]]] = []
+        self._trainer: pl.Trainer | None = None
+        self._flops = 0.0
+        self._paused_at: float | None = None
+        self._since = time.perf_counter()
+        self._waited = 0.0
+        self._steps = 0
+        self._checkpoint_s = 0.0
+        self._device = torch.device("cpu")
+
+    def start(self, trainer: pl.Trainer, config: ModelConfig) -> None:
+        """The first step is about to be taken."""
+        self._trainer, self._config = trainer, config
+        self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        """The last step was taken: the collector goes back to what it was."""
+        gc.enable()
+        gc.unfreeze()
+
+    def pause(self) -> None:
+        """What comes now is no training; how fast that was until here is logged."""
+        self.flush()
+        self._paused_at = self._paused_at or time.perf_counter()
+
+    def go_on(self) -> None:
+        """Training goes on, if it was paused at all."""
+        if self._paused_at is not None:
+            self._since = time.perf_counter()
+            self.seconds += self._since - self._paused_at
+            self._paused_at = None
+
+    def waited(self, seconds: float) -> None:
+        """The step waited so long for its data."""
+        self._waited += seconds
+
+    def checkpointed(self, seconds: float) -> None:
+        """Training was blocked so long by a checkpoint."""
+        self._checkpoint_s += seconds
+
+    def add(
+        self,
+        *,
+        step: int,
+        loss: Tensor,
+        counts: Tensor,
+        extra: dict[str, Tensor],
+        grad_norm: Tensor,
+        lr: float,
+        skipped: int,
+        loads: Tensor | None = None,
+    ) -> None:
+        """One step's numbers; `loss` and `extra` are this rank's sums, `counts` the global tokens (all, by source).
+
+        `loads`: global visits (layers, E) of the experts.
+        """
+        sums = torch.stack([loss.double(), grad_norm.double(), *[v.double() for v in extra.values()]])
+        known = {"train/lr": lr, "train/skipped": skipped, "extra": list(extra)}
+        self._rows.append((step, torch.cat([sums, counts.double(), *_extremes(loads)]), known))
+        self._steps += 1
+        if self._steps == WARM_UP_STEPS:
+            gc.collect()
+            gc.freeze()
+            gc.disable()
+        if due(step, self.log_every):
+            self.flush()
+
+    def flush(self) -> None:
+        """Read what the device holds (its one synchronisation) and log a row for every step since the last time."""
+        if not self._rows:
+            return
+        assert self._trainer is not None
+        values = torch.stack([row[1] for row in self._rows])
+        self._device = values.device
+        sums = self._summed(values).tolist()
+        elapsed, before, self._flops = time.perf_counter() - self._since, self.tokens, 0.0
+        logged = [self._row(row, v) for row, v in zip(self._rows, sums, strict=True)]
+        logged[-1][1].update(self._usage())
+        self.seconds += elapsed
+        logged[-1][1].update(self._speed(elapsed, self.tokens - before, len(logged)))
+        for step, metrics in logged:
+            self._log(step, metrics)
+        self._rows.clear()
+        self._since, self._waited, self._checkpoint_s = time.perf_counter(), 0.0, 0.0
+        gc.collect(1)
+
+    def save(self) -> None:
+        """Put everything so far on disk: the rows before a checkpoint are not computed again. A pause begins."""
+        self.pause()
+        assert self._trainer is not None
+        for logger in self._trainer.loggers:
+            logger.save()
+
+    def _summed(self, values: Tensor) -> Tensor:
+        """Loss and extra metrics are sums over ranks; norms and counts are global already."""
+        assert self._trainer is not None
+        if self._trainer.world_size > 1:
+            world = self._trainer.world_size
+            first_count = 2 + len(self._rows[0][2]["extra"])
+            scale = torch.ones(values.shape[1], dtype=values.dtype, device=values.device)
+            scale[1] = scale[first_count:] = 1.0 / world
+            values = sum_over_ranks(values) * scale
+        return values
+
+    def _usage(self) -> dict[str, float]:
+        """Passes begun and rows left out, by source, over all ranks."""
+        assert self._trainer is not None
+        usage = sum_over_ranks(self._trainer.datamodule.usage().to(self._device))  # type: ignore[attr-defined]
+        metrics: dict[str, float] = {}
+        for name, (epochs, dropped) in zip(self._sources, usage.tolist(), strict=True):
+            metrics |= {f"data/{name}/epochs": epochs, f"data/{name}/dropped": dropped}
+        return metrics
+
+    def _row(self, row: tuple[int, Tensor, dict[str, Any]], values: list[float]) -> tuple[int, dict[str, float]]:
+        step, _, known = row
+        names = known.pop("extra")
+        counts = values[2 + len(names) :][: 1 + len(self._sources)]
+        total = max(counts[0], 1.0)
+        self.tokens += counts[0]
+        assert self._trainer is not None
+        length = self._trainer.datamodule.plan.at(step - 1).row_length  # type: ignore[attr-defined]
+        self._flops += counts[0] * self._config.flops_per_token(length)
+        self._by_source = [a + b for a, b in zip(self._by_source, counts[1:], strict=True)]
+        metrics = {"train/loss": values[0] / total, "train/grad_norm": values[1], "train/tokens": self.tokens, **known}
+        metrics |= {f"train/{name}": value / total for name, value in zip(names, values[2:], strict=False)}
+        metrics |= {f"data/{name}/tokens": n for name, n in zip(self._sources, self._by_source, strict=True)}
+        # no expert has a limit, so no token is ever dropped: said because users look for it
+        extremes = dict(zip(("moe/load_max", "moe/load_min"), values[2 + len(names) + len(counts) :], strict=False))
+        return step, metrics | extremes | ({"moe/dropped": 0.0} if extremes else {})
+
+    def _speed(self, elapsed: float, tokens: float, steps: int) -> dict[str, float]:
+        assert self._trainer is not None
+        speed = {
+            "perf/tokens_per_second": tokens / elapsed,
+            "perf/data_wait": self._waited / elapsed,
+            "perf/checkpoint_s": self._checkpoint_s,
+            "perf/memory_gb": _memory_gb(),
+            "perf/step_s": elapsed / steps,
+        }
+        if self.peak_flops:
+            speed["perf/mfu"] = self._flops / elapsed / (self.peak_flops * self._trainer.world_size)
+        return speed
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Log what was measured after a step, a validation for one, in the row of that step."""
+        self.flush()
+        self._log(step, metrics)
+
+    def _log(self, step: int, metrics: dict[str, float]) -> None:
+        assert self._trainer is not None
+        self.latest |= metrics
+        for logger in self._trainer.loggers:
+            logger.log_metrics(metrics | {"tokens": self.tokens} if "train/tokens" not in metrics else metrics, step)
+
+    def say(self, text: str) -> None:
+        """A line about an incident, on rank 0's standard error."""
+        if self._trainer is None or self._trainer.is_global_zero:
+            print(text, file=sys.stderr, flush=True)
+
+    def state(self) -> dict[str, Any]:
+        """Running totals for the checkpoint."""
+        return {"tokens": self.tokens, "by_source": list(self._by_source), "seconds": self.seconds}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take the totals back."""
+        self.tokens, self._by_source, self.seconds = state["tokens"], list(state["by_source"]), state["seconds"]
+
+
+def _extremes(loads: Tensor | None) -> list[Tensor]:
+    """(2,) float64: the greatest and the least visits of an expert in any layer, as shares of the mean; or nothing."""
+    if loads is None:
+        return []
+    shares = loads.double() / loads.double().mean(-1, keepdim=True).clamp(min=1e-9)
+    return [torch.stack([shares.max(), shares.min()])]
+
+
+def _memory_gb() -> float:
+    """Peak memory: of the device's allocator on CUDA, of the process elsewhere."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    import resource  # absent on Windows, where only CUDA runs
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)

@@ -1,0 +1,1 @@
+"""What the machine gives: whole files, cache folder, locks, processes, derived seeds."""

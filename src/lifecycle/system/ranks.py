@@ -1,0 +1,112 @@
+"""The processes of one launch before they have a process group: which is which, what rank 0 tells, when they end.
+
+Rank 0 launches the others (Lightning starts them on this machine), or torchrun or a cluster starts them all.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
+from torch.distributed import PrefixStore, Store, TCPStore
+
+from lifecycle.system import atomic
+from lifecycle.system.orphan import end_with_parent
+
+WAIT_S = 600
+SLURM_SPECIAL_STEPS = 0xFFFFFFF0  # from here on: the batch script itself, and what SLURM adds beside the user's steps
+SHELLS = ("bash", "interactive")  # names of jobs by which Lightning knows a shell
+LAUNCH = "LIFECYCLE_LAUNCH"  # "<pid of rank 0>-<time>": in the environment of the ranks that rank 0 launched
+
+
+def rank() -> int:
+    """This process's number in the run, as its launcher numbered it."""
+    return int(getattr(rank_zero_only, "rank", 0) or 0)
+
+
+def on_first_node() -> bool:
+    """Whether this machine is the first of those that somebody started the command on by hand, one by one."""
+    return int(os.environ.get("NODE_RANK") or os.environ.get("GROUP_RANK") or 0) == 0
+
+
+def started_by_srun() -> bool:
+    """Whether srun started this process as one task of a run, which has as many ranks as srun has tasks.
+
+    The variables of SLURM alone do not say so: a batch script has them too, and an interactive shell on a node.
+    """
+    step, name = os.environ.get("SLURM_STEP_ID", ""), os.environ.get("SLURM_JOB_NAME")
+    numbered = step.isdecimal() and int(step) < SLURM_SPECIAL_STEPS and "SLURM_PROCID" in os.environ
+    return numbered and "SLURM_NTASKS" in os.environ and "SLURM_PTY_PORT" not in os.environ and name not in SHELLS
+
+
+def launched_by_rank_0() -> bool:
+    """Whether this process is one that rank 0 started by itself."""
+    return rank() != 0 and LAUNCH in os.environ
+
+
+def end_with_rank_0() -> None:
+    """End this process when rank 0, which launched it, is gone."""
+    if launched_by_rank_0():
+        end_with_parent(int(os.environ[LAUNCH].partition("-")[0]))
+
+
+def leave() -> None:
+    """End a rank other than 0 that has done its part; rank 0 goes on alone.
+
+    Without Python's own end: a thread of gloo that is still there would abort it, and the launcher take that for a
+    failure of the run and kill rank 0.
+    """
+    if rank() != 0:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def tell(facts: dict[str, Any], note: Path) -> None:
+    """Rank 0: hand `facts` to the other ranks of this launch."""
+    store = _torchrun_store()
+    if store is not None:
+        store.set("start", json.dumps(facts))
+        return
+    os.environ[LAUNCH] = f"{os.getpid()}-{time.time_ns()}"  # ranks started from here on inherit it
+    atomic.write(note, json.dumps({"launch": _launch(), **facts}))
+
+
+def hear(note: Path) -> dict[str, Any]:
+    """Another rank: what rank 0 told. Raises RuntimeError where nothing comes."""
+    store = _torchrun_store()
+    if store is not None:
+        return dict(json.loads(store.get("start")))
+    until = time.monotonic() + WAIT_S
+    while time.monotonic() < until:
+        found = json.loads(note.read_text()) if note.exists() else {}
+        if found.get("launch") == _launch():
+            return dict(found)
+        time.sleep(0.2)
+    raise RuntimeError(f"rank {rank()} waited {WAIT_S} s for rank 0's note {note}; is the run's folder shared?")
+
+
+def _torchrun_store() -> Store | None:
+    """What torchrun keeps for its ranks; a note could be that of the launch before, whose run id is the same."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    store = TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=False,
+        timeout=datetime.timedelta(seconds=WAIT_S),
+    )
+    return PrefixStore(f"lifecycle/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+def _launch() -> str:
+    """What all ranks of one launch share: the cluster launcher's numbers, or ours."""
+    keys = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+    outside = "-".join(os.environ.get(key, "") for key in keys)
+    return outside if started_by_srun() else os.environ.get(LAUNCH, "")

@@ -1,0 +1,100 @@
+"""Speed and its share of the peak: of training alone, and at the length of the rows that were trained on."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tests.stages.test_step import MODEL
+
+from lifecycle.data.mixture.plan import BatchPlan, Mix, Phase
+from lifecycle.model import build
+from lifecycle.stages import metrics as module
+from lifecycle.stages.metrics import Meter
+
+PEAK, TOKENS = 1e9, 100
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 50.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def started(log_every: int | None = 1, *, phases: tuple[Phase, ...] = (Phase(step=0, row_length=16, rows=8),)) -> Meter:
+    plan = BatchPlan(phases, Mix(weights={}))
+    data = SimpleNamespace(plan=plan, usage=lambda: torch.zeros(1, 2, dtype=torch.float64))
+    trainer: Any = SimpleNamespace(world_size=1, loggers=[], datamodule=data, is_global_zero=True)
+    meter = Meter(log_every=log_every, peak_flops=PEAK, sources=["a"])
+    meter.start(trainer, MODEL)
+    return meter
+
+
+def step(meter: Meter, clock: Clock, number: int, seconds: float) -> None:
+    clock.now += seconds
+    zero = torch.zeros(())
+    counts = torch.tensor([TOKENS, TOKENS])
+    meter.add(step=number, loss=zero, counts=counts, extra={}, grad_norm=zero, lr=0.1, skipped=0)
+
+
+def flops(length: int) -> float:
+    """6 for each weight and 12 for each pair of positions that a head compares, by layer and width, counted by hand."""
+    weights = sum(parameter.numel() for parameter in build(MODEL, seed=0).parameters())
+    return 6 * weights + 12 * MODEL.layers * MODEL.heads * MODEL.head_dim * length
+
+
+def test_the_share_of_the_peak_is_that_of_the_rows_of_each_step(clock: Clock) -> None:
+    phases = (Phase(step=0, row_length=16, rows=8), Phase(step=3, row_length=64, rows=2))
+    meter = started(2, phases=phases)
+    shares = []
+    for number in range(1, 7):
+        step(meter, clock, number, 0.5)
+        if number % 2 == 0:
+            shares.append(meter.latest["perf/mfu"])
+    short, long = (flops(length) * TOKENS / 0.5 / PEAK for length in (16, 64))
+    assert shares == pytest.approx([short, (short + long) / 2, long])
+
+
+@pytest.mark.parametrize("log_every", [1, 2, None])
+def test_measuring_and_saving_are_no_training(clock: Clock, log_every: int | None) -> None:
+    meter = started(log_every)
+    speeds = []
+    for number in range(1, 5):
+        step(meter, clock, number, 0.5)
+        meter.pause()  # a validation, ...
+        clock.now += 30.0
+        meter.log(number, {"valid/loss": 1.0})
+        meter.go_on()
+        meter.save()  # ... and a checkpoint, after which the hooks of the step end
+        clock.now += 7.0
+        meter.go_on()
+        speeds.append((meter.latest["perf/tokens_per_second"], meter.latest["perf/step_s"]))
+    assert speeds == [pytest.approx((TOKENS / 0.5, 0.5))] * 4
+    assert meter.seconds == pytest.approx(4 * 37.5)  # what the run took, all in all
+
+
+def test_a_pause_before_the_first_step_is_none_of_its_time(clock: Clock) -> None:
+    meter = started()
+    meter.pause()
+    clock.now += 100.0
+    meter.go_on()
+    step(meter, clock, 1, 0.25)
+    assert meter.latest["perf/tokens_per_second"] == pytest.approx(TOKENS / 0.25)
+
+
+def test_waiting_for_data_is_training(clock: Clock) -> None:
+    meter = started()
+    meter.waited(0.25)
+    step(meter, clock, 1, 0.5)
+    assert meter.latest["perf/data_wait"] == 0.5 and meter.latest["perf/step_s"] == 0.5
