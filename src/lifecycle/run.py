@@ -42,7 +42,7 @@ from lifecycle.lineage.vocabulary import extend_vocabulary
 from lifecycle.loggers import CsvLogger
 from lifecycle.model import ModelConfig
 from lifecycle.runs.begin_end import begin, begin_anew, finished, record_end, stage_name
-from lifecycle.runs.job import is_model_job, replaces_last, run_model_job
+from lifecycle.runs.job import replaces_last, run_model_job
 from lifecycle.runs.results import finish
 from lifecycle.runs.resume import Start, Work, agree, begun
 from lifecycle.runs.trainer import build_trainer, check_tasks, world_size
@@ -63,7 +63,7 @@ def run(cfg: DictConfig) -> None:
         dry_run(cfg, parent)
         return
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
-    on_model = is_model_job(cfg)
+    on_model = config.is_model_job(cfg)
     pinned = {} if on_model else pin(cfg, folder)
     if not replaces_last(cfg, folder) and finished(folder, cfg):
         return

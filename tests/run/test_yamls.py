@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 
 from lifecycle import config
 from lifecycle.run import run
-from lifecycle.runs.job import is_model_job
 
 CONF = config.conf_dir()
 WORDS = ["a patient with a fever asks what the cause of it may be and the answer depends on more than one thing"]
@@ -162,7 +161,7 @@ def test_every_experiment(rows: Path, experiment: str) -> None:
 def test_every_stage_runs_at_toy_size(rows: Path, stage: str) -> None:
     words = ["experiment=debug", f"stage={stage}", "run=toy", "logger=csv"]
     cfg = config.compose(words)
-    if is_model_job(cfg) or config.starts_from_parent(cfg.stage):
+    if config.is_model_job(cfg) or config.starts_from_parent(cfg.stage):
         run(config.compose(["experiment=debug", "run=parent", "logger=csv"]))
         words.append("init_from=parent")
     run(config.compose(words))

@@ -8,10 +8,10 @@ from tests.model.huggingface.families import CONFIGS, made
 
 from lifecycle import config
 from lifecycle.errors import UserError
+from lifecycle.lineage.load_model import load_model
 from lifecycle.lineage.parent import find_parent
 from lifecycle.model.huggingface import export
 from lifecycle.run import run
-from lifecycle.runs.job import load_model
 
 
 @pytest.mark.parametrize("name", ["deepseek_v3", "qwen2_moe"])

@@ -40,6 +40,7 @@ __all__ = [
     "conf_dir",
     "hydra_main",
     "is_job",
+    "is_model_job",
     "literal",
     "needs",
     "overrides",
@@ -206,6 +207,11 @@ def _refuse_processes_in_sweep(cfg: DictConfig) -> None:
 def is_job(cfg: DictConfig) -> bool:
     """Whether the stage is a plain function, run without a Trainer."""
     return not inspect.isclass(_locate(cfg.stage))
+
+
+def is_model_job(cfg: DictConfig) -> bool:
+    """Whether the stage is a job that asks for a model."""
+    return is_job(cfg) and "model" in needs(cfg.stage)
 
 
 def starts_from_parent(stage: DictConfig) -> bool:

@@ -17,8 +17,8 @@ import numpy as np
 from lifecycle.bounds import Count
 from lifecycle.data.clean.source import Source
 from lifecycle.data.module import DataModule
-from lifecycle.data.quality.ngrams import well_formed
 from lifecycle.data.stream.documents import RawDocuments
+from lifecycle.system.unicode import well_formed
 from lifecycle.tokenizer.extend import extend
 from lifecycle.tokenizer.tokenizer import Tokenizer
 

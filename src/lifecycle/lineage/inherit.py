@@ -26,7 +26,6 @@ from lifecycle.lineage.parent import Parent, finished_runs
 from lifecycle.lineage.replay import kept_out, replayed_sources, told_apart
 from lifecycle.lineage.run_folder import RunFolder
 from lifecycle.optim.carry import forget_rows
-from lifecycle.runs.job import is_model_job
 
 
 def inherit(cfg: DictConfig, parent: Parent | None) -> None:
@@ -52,7 +51,7 @@ def inherit(cfg: DictConfig, parent: Parent | None) -> None:
         data = config.resolved(cfg)["data"]
         with open_dict(cfg):
             cfg.data.sources.update(config.literal(told_apart(sources, data["sources"], data["root"])))
-    if not is_model_job(cfg):  # else no data is read
+    if not config.is_model_job(cfg):  # else no data is read
         data = config.resolved(cfg)["data"]
         cfg.data.decontaminate = config.literal(kept_out(data["decontaminate"], data["root"], parent))
 

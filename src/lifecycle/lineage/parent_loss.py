@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from lifecycle.errors import UserError
 from lifecycle.hardware import Hardware
+from lifecycle.lineage.load_model import load_model
 from lifecycle.lineage.parent import Parent
 from lifecycle.losses.cross_entropy import token_losses
 from lifecycle.model import Decoder
-from lifecycle.runs.job import load_model
 
 POSITIONS = 16_384  # of one forward pass, padding with them
 

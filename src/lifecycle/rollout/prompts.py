@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from lifecycle.errors import UserError
 from lifecycle.model.huggingface.export import TokenizerFiles
+from lifecycle.system.unicode import well_formed
 
 LINE_FORM = 'a text file has a prompt a line, a .jsonl file {"prompt": "..."} or {"messages": [...]} a line'
 JSON_LINES = (".jsonl", ".ndjson", ".json")
@@ -93,11 +94,6 @@ def _of_lines(file: str) -> list[Prompt]:
         places = {number: f"{place}, line {number}" for number, _ in lines}
         return [_of_row(_parsed(line, places[number]), places[number], str(number)) for number, line in lines]
     return [Prompt(id=str(number), text=well_formed(line)) for number, line in lines]
-
-
-def well_formed(text: str) -> str:
-    """The text with U+FFFD where half of a surrogate pair stands alone, which no file and no tokenizer can hold."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _parsed(text: str, place: str) -> Any:

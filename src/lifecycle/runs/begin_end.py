@@ -24,7 +24,6 @@ from lifecycle.hardware import Hardware, device_name
 from lifecycle.lineage.parent import Parent
 from lifecycle.lineage.run_folder import RunFolder, origin
 from lifecycle.report import write_report
-from lifecycle.runs.job import is_model_job
 from lifecycle.runs.resume import Start
 from lifecycle.runs.trainer import world_size
 from lifecycle.stages.base import Stage
@@ -92,7 +91,7 @@ def finished(folder: RunFolder, cfg: DictConfig) -> bool:
     """Whether the run is done already (and says so). Raises UserError where its config was changed since, and there is
     something of it that would be gone on with."""
     over, changed = _since(folder, cfg)
-    if changed and (over or is_model_job(cfg) or list_committed(folder.checkpoints)):
+    if changed and (over or config.is_model_job(cfg) or list_committed(folder.checkpoints)):
         raise UserError(
             f"run '{folder.path}' was started with other values of: {', '.join(changed)}. Going on would make it "
             f"another run: take the values of {folder.path / 'config.yaml'}, choose another run=NAME, or delete the "

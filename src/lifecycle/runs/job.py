@@ -11,18 +11,16 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from lifecycle import config
 from lifecycle.errors import UserError
-from lifecycle.hardware import Hardware, device_name, probe
+from lifecycle.hardware import Hardware, device_name
+from lifecycle.lineage.load_model import load_model
 from lifecycle.lineage.parent import Parent, finished_runs
 from lifecycle.lineage.run_folder import RunFolder, origin
-from lifecycle.model import Decoder
 from lifecycle.model.huggingface.lazy_tensors import ends_of
-from lifecycle.model.precision import dtype_of
 from lifecycle.tokenizer.tokenizer import Tokenizer, load
 
 TRAINING_KEYS = tuple(
@@ -32,14 +30,9 @@ TRAINING_KEYS = tuple(
 """What a job on a model has no use for, as it would be typed."""
 
 
-def is_model_job(cfg: DictConfig) -> bool:
-    """Whether the stage is a job that asks for a model."""
-    return config.is_job(cfg) and "model" in config.needs(cfg.stage)
-
-
 def replaces_last(cfg: DictConfig, folder: RunFolder) -> bool:
     """Whether this call may write over what is in its folder: nobody named the run, and the same job made it."""
-    if not is_model_job(cfg) or any(word.startswith("run=") for word in config.overrides()):
+    if not config.is_model_job(cfg) or any(word.startswith("run=") for word in config.overrides()):
         return False
     then = folder.config()
     return then is None or then["stage"].get("_target_") == cfg.stage._target_
@@ -104,23 +97,6 @@ def _check_hardware(name: str, hardware: Hardware) -> None:
     if faults:
         lines = "\n".join(f"  - {fault}" for fault in faults)
         raise UserError(f"stage={name} runs in one process on one device:\n{lines}")
-
-
-def load_model(parent: Parent, hardware: Hardware) -> Decoder:
-    """The parent's network, ready to be asked; on a GPU in bf16 where it has the units, unless a precision is given.
-
-    What autocast would compute in fp32 (norms, routers) stays in fp32.
-    """
-    device = torch.device(hardware.device_type())
-    half = hardware.precision == "bf16" or (
-        hardware.precision == "auto" and device.type == "cuda" and probe("cuda").has_bf16
-    )
-    dtype = torch.bfloat16 if half else torch.float32
-    with torch.device("meta"):
-        model = Decoder(parent.model)
-    weights = {name: weight.to(device, dtype_of(name, dtype)) for name, weight in parent.weights.items()}
-    model.load_state_dict(weights, assign=True)
-    return model.eval().requires_grad_(False)
 
 
 def _tokenizer(cfg: DictConfig, parent: Parent) -> Tokenizer:

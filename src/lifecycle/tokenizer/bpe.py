@@ -15,8 +15,8 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
-from lifecycle.data.quality.ngrams import well_formed
 from lifecycle.errors import UserError
+from lifecycle.system.unicode import well_formed
 
 Digits = Literal[1, 2, 3]
 

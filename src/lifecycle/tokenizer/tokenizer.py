@@ -28,10 +28,10 @@ from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lifecycle.bounds import Count
-from lifecycle.data.quality.ngrams import well_formed
 from lifecycle.errors import UserError
 from lifecycle.system.foreign import parse_object
 from lifecycle.system.hub import TOKENIZER, fetched, reason
+from lifecycle.system.unicode import well_formed
 from lifecycle.tokenizer.bpe import Digits, check_settings, train
 from lifecycle.tokenizer.chat import end_ids
 from lifecycle.tokenizer.files import check_files, read_backend, without_marks

@@ -17,13 +17,6 @@ _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
 
 
-def well_formed(text: str) -> str:
-    """The text with lone surrogates, which UTF-8 cannot express, replaced by U+FFFD; the same object without them."""
-    if text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text):
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
 def words(text: str) -> list[str]:
     """The words of `text` in order, lower-cased."""
     return WORD.findall(text.lower())

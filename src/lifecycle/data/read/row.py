@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 
-from lifecycle.data.quality.ngrams import well_formed
+from lifecycle.system.unicode import well_formed
 
 Wanted = Callable[[int], bool]
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from lifecycle.data.clean import contamination_report
 from lifecycle.data.clean.filter_row import HELD_OUT, judge
 from lifecycle.data.clean.source import Source
-from lifecycle.data.quality.ngrams import well_formed
 from lifecycle.data.read.formats import as_text, to_record
 from lifecycle.data.read.quarantine import shown
 from lifecycle.data.read.rows.readers import BadRow, Position, RawRow, parse, rows
+from lifecycle.system.unicode import well_formed
 from lifecycle.tokenizer.tokenizer import Tokenizer
 
 SHOWN_CHARACTERS = 300
