@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rewards": {"errors"},
     "tokenizer": {"bounds", "errors", "system"},
     "rollout": {"bounds", "errors", "batch", "model", "system"},
-    # Data and stages meet in batch.py alone.
+    # Data and stages meet in batch/ alone.
     "data": {"bounds", "errors", "batch", "system", "tokenizer"},
     "stages": {"bounds", "errors", "batch", "duration", "losses", "model", "optim", "rewards", "rollout"},
     "checkpoint": {"errors", "system"},

@@ -1,10 +1,6 @@
-"""The typed records and batches that data and stages share, and all that they share.
+"""Completions that a model sampled, and the sets of tokens that each draw chose from.
 
-Shapes: B rows of a micro-batch, T positions of a row, N completions of a rollout.
-
-A document is `[bos] + text + [eos]`. A piece of it is a slice `ids[a : b + 1]`: its inputs are `ids[a:b]` and its
-labels `ids[a + 1 : b + 1]`. So every position of a row carries its own label, a document that is cut loses no label at
-the cut, and nothing is shifted later.
+Shapes: N completions of a rollout, T tokens of the longest, L draws, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,101 +12,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-IGNORED = -100
-"""Label of a position that is not trained (padding)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """One row of a source in the project's own terms; a format fills the fields of its kind, the rest stay None."""
-
-    id: str
-    source: str
-    domain: str
-    text: str | None = None
-    messages: list[dict[str, Any]] | None = None
-    prompt: str | None = None
-    answer: str | None = None
-    chosen: Any = None
-    rejected: Any = None
-    completion: str | None = None
-    label: bool | None = None
-    level: float | None = None
-    meta: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cursor:
-    """Where the data engine stands after a step: plain containers only, so that it checkpoints.
-
-    `step` is the number of steps consumed; `streams` maps a logical stream's index to its state after that step. At the
-    end of the data, where what is left in all streams is dealt out together, `tail` is the state of that, and `streams`
-    are those that it began with.
-    """
-
-    step: int
-    streams: Mapping[int, Mapping[str, Any]]
-    tail: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenBatch:
-    """Packed rows: the documents of a row are numbered 1, 2, ... from the left, 0 is padding.
-
-    input_ids, labels, position_ids, document_ids, source_ids: (B, T) int64; labels are `IGNORED` at padding and
-    source_ids are -1 there. `single`: every row is one document without padding (attention may be plainly causal).
-    """
-
-    input_ids: Tensor
-    labels: Tensor
-    position_ids: Tensor
-    document_ids: Tensor
-    source_ids: Tensor
-    single: bool = False
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], *, single: bool = False) -> TokenBatch:
-        """From the five tensors by name."""
-        ids, labels, positions = tensors["input_ids"], tensors["labels"], tensors["position_ids"]
-        documents, sources = tensors["document_ids"], tensors["source_ids"]
-        return cls(
-            input_ids=ids,
-            labels=labels,
-            position_ids=positions,
-            document_ids=documents,
-            source_ids=sources,
-            single=single,
-        )
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The five tensors by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "single"}
-
-    @property
-    def trained(self) -> Tensor:
-        """(B, T) bool: positions whose label enters the loss."""
-        return self.labels != IGNORED
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> TokenBatch:
-        """The same batch on `device`."""
-        moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self.tensors().items()}
-        return TokenBatch.of(moved, single=self.single)
-
-    def rows(self, start: int, stop: int) -> TokenBatch:
-        """Rows [start, stop) as a batch of their own (views)."""
-        parts = {name: tensor[start:stop] for name, tensor in self.tensors().items()}
-        return TokenBatch.of(parts, single=bool((parts["document_ids"] == 1).all()))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepBatch:
-    """One rank's whole share of one optimizer step: its micro-batches, and the cursor that follows the step."""
-
-    step: int
-    micro: list[TokenBatch]
-    cursor: Cursor
-
 
 StopReason = Literal["stop_id", "stop_string", "length", "capacity"]
 """Why a completion ended: a stop token, a stop string, its length in tokens, or the model's last position."""

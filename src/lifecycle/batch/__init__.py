@@ -1,0 +1,22 @@
+"""The typed records, items and batches that data and stages share, and all that they share."""
+
+from lifecycle.batch.items import Example, Ids, Item, Pair, Prompt, Record
+from lifecycle.batch.rollout import Kept, Rollout, StopReason, listed
+from lifecycle.batch.steps import IGNORED, Cursor, StepBatch, TokenBatch
+
+__all__ = [
+    "IGNORED",
+    "Cursor",
+    "Example",
+    "Ids",
+    "Item",
+    "Kept",
+    "Pair",
+    "Prompt",
+    "Record",
+    "Rollout",
+    "StepBatch",
+    "StopReason",
+    "TokenBatch",
+    "listed",
+]
