@@ -11,7 +11,7 @@ from types import FrameType
 
 from omegaconf import DictConfig
 
-from lifecycle.config.build import command
+from lifecycle.config import command
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from lifecycle import config
-from lifecycle.config.build import help
+from lifecycle.config import help
 from lifecycle.config.targets import TARGETS
 from lifecycle.data.read.spec import SourceSpec, ValidationRatio
 from lifecycle.duration import Limits

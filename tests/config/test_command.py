@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError
 
 from lifecycle import config
-from lifecycle.config.build import help
+from lifecycle.config import help
 from lifecycle.errors import UserError
 
 CONF = config.conf_dir()

@@ -13,7 +13,8 @@ from tests.data.curriculum.test_schedule import curriculum, stages
 
 from lifecycle.data.read.spec import SourceSpec
 from lifecycle.data.survey.levels import LevelSize, survey_levels
-from lifecycle.estimate.estimate import SourcePlan, curriculum_table
+from lifecycle.estimate import curriculum_table
+from lifecycle.estimate.estimate import SourcePlan
 
 TABLE = curriculum(by="field", scale="none", older_share=0.1, stages=stages((0.5, (1.0, 2.0)), (1.0, (2.0, 5.0))))
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from lifecycle.config.build import build, compose
+from lifecycle.config import build
+from lifecycle.config.build import compose
 from lifecycle.model import ModelConfig
 from lifecycle.model.huggingface.config_json import describe, understand
 

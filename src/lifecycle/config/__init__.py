@@ -1,6 +1,8 @@
 """The configuration: composed by Hydra, checked against the signatures of what it names, and built."""
 
 from lifecycle.config.build import (
+    JOB_ASIDE,
+    SUPPLIED,
     RunConfig,
     arguments,
     build,
@@ -21,6 +23,8 @@ from lifecycle.config.build import (
 )
 
 __all__ = [
+    "JOB_ASIDE",
+    "SUPPLIED",
     "RunConfig",
     "arguments",
     "build",

@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lifecycle.config.build import help
+from lifecycle.config import help
 from lifecycle.config.command import compose, conf_dir, hydra_main, literal, overrides
 from lifecycle.config.cross_checks import faults_between
 from lifecycle.config.schema import RunConfig

@@ -25,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from lifecycle.config.build import help
+from lifecycle.config import help
 from lifecycle.errors import UserError
 
 Task = Callable[[DictConfig], None]
@@ -39,8 +39,8 @@ WRITTEN = ("stage.prompt", "stage.system")
 
 def conf_dir() -> Path:
     """The config folder: in the installed package, else at the top of the checkout."""
-    packaged = Path(__file__).parent / "conf"
-    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
+    packaged = Path(__file__).parents[1] / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).parents[3] / "conf"
 
 
 def hydra_main(task: Task, *, check: Task | None = None) -> int:

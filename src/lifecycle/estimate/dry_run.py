@@ -18,7 +18,7 @@ from lifecycle.data.survey.levels import LevelSize, survey_levels
 from lifecycle.data.survey.source_size import SourceSize, known_tokenizer, survey
 from lifecycle.duration import Limits, Timeline
 from lifecycle.errors import UserError
-from lifecycle.estimate.estimate import curriculum_table, estimate, table
+from lifecycle.estimate import curriculum_table, estimate, table
 from lifecycle.hardware import Hardware, device_name, probe
 from lifecycle.lineage.inherit import optimizer_checkpoint, replay_share
 from lifecycle.lineage.parent import Parent

@@ -80,7 +80,7 @@ def _versions() -> dict[str, str]:
 
 def _git() -> dict[str, Any] | None:
     """Commit and cleanliness of the code's checkout, or None outside one, and where there is no git to ask."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     if not (here.parents[1] / ".git").exists() or shutil.which("git") is None:
         return None
     commit = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True)

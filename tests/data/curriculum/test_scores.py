@@ -10,8 +10,8 @@ import pytest
 
 from lifecycle.data.clean.exact_duplicates import duplicate_rows
 from lifecycle.data.clean.source import BadRows, HeldOut, Source
+from lifecycle.data.curriculum import scores
 from lifecycle.data.curriculum.difficulty import readability
-from lifecycle.data.curriculum.schedule import scores
 from lifecycle.data.curriculum.scores import By, Scores, score_rows
 from lifecycle.data.read.files.listing import File, resolve
 from lifecycle.data.read.spec import SourceSpec

@@ -21,10 +21,10 @@ from lifecycle.data.clean.source import BadRows, HeldOut, Source
 from lifecycle.data.read.files.listing import resolve
 from lifecycle.data.read.files.retrying import RetryingFile
 from lifecycle.data.read.spec import SourceSpec
+from lifecycle.data.stream import dealer
 from lifecycle.data.stream.dealer import START, Dealer
 from lifecycle.data.stream.documents import RawDocuments, place_in
 from lifecycle.data.stream.pieces import Exhausted
-from lifecycle.data.stream.stream import dealer
 from lifecycle.data.survey.source_size import survey
 from lifecycle.errors import UserError
 
