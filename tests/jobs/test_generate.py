@@ -16,7 +16,7 @@ from lifecycle.errors import UserError
 from lifecycle.lineage.parent import find_parent
 from lifecycle.model import Decoder, ModelConfig, build
 from lifecycle.model.huggingface import export
-from lifecycle.model.huggingface.export import generation_config
+from lifecycle.model.huggingface.export_folder import generation_config
 from lifecycle.rollout import Engine, Sampling
 from lifecycle.run import run
 from lifecycle.tokenizer.tokenizer import train_bpe

@@ -29,7 +29,9 @@ from lifecycle.duration import Limits
 from lifecycle.errors import UserError
 
 __all__ = [
+    "JOB_ASIDE",
     "RunConfig",
+    "SUPPLIED",
     "arguments",
     "build",
     "build_limits",

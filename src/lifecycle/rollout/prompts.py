@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lifecycle.errors import UserError
-from lifecycle.model.huggingface.export import TokenizerFiles
+from lifecycle.model.huggingface.export_folder import TokenizerFiles
 from lifecycle.system.unicode import well_formed
 
 LINE_FORM = 'a text file has a prompt a line, a .jsonl file {"prompt": "..."} or {"messages": [...]} a line'

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from lifecycle.errors import UserError
 from lifecycle.model import build
 from lifecycle.model.huggingface import export, load_pretrained
-from lifecycle.model.huggingface import export as writing
+from lifecycle.model.huggingface import export_folder as writing
 from lifecycle.tokenizer.tokenizer import train_bpe
 
 TIED = replace(LLAMA, tied_head=True)

@@ -7,7 +7,7 @@ Ours and theirs hold the same numbers: the way out and back changes names, pulls
 rotary queries and keys, but no bits. A family is one file in model/families.
 """
 
-from lifecycle.model.huggingface.export import export, to_huggingface
+from lifecycle.model.huggingface.export_folder import export, to_huggingface
 from lifecycle.model.huggingface.load import from_huggingface, load_pretrained, read_config
 from lifecycle.model.huggingface.names import names
 
