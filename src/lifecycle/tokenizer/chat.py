@@ -1,22 +1,138 @@
-"""Which tokens end a completion: the end of a text, and the mark behind a turn of the assistant."""
+"""Chat templates: which one a run uses, what it makes of some turns, and which tokens end a completion.
+
+    template = ChatTemplate.of("auto", tokenizer.hf)     the tokenizer's own, else ChatML
+    template.render(tokenizer.hf, [{"role": "user", "content": "2+2?"}], ask=True).text
+
+A template is a program from elsewhere: it is run by `transformers`, in Jinja's immutable sandbox. It gets the same date
+every day (`TODAY`), so that a row has the same tokens whenever it is read.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
 from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from lifecycle.errors import UserError
+from lifecycle.system.foreign import read_text
 
 CONTENT = "\ue000"
 """Stands for what the assistant said: private use, so in no template."""
 
+AUTO, NONE = "auto", "none"
+SHIPPED = {"chatml": "ChatML", "plain": "the plain template"}
+MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
+"""Where a template says that the assistant begins to write."""
 
-def end_ids(hf: PreTrainedTokenizerFast, eos_id: int) -> tuple[int, ...]:
-    """`eos_id`, and the special token that the chat template, if there is one, puts behind a turn of the assistant."""
-    if not hf.chat_template:
+TODAY = {"%Y": "2025", "%m": "01", "%d": "01", "%b": "Jan", "%B": "January", "%y": "25", "%A": "Wednesday", "%a": "Wed"}
+"""The day that templates are told, by Python's names for its parts."""
+
+Turn = Mapping[str, Any]
+Span = tuple[int, int]
+
+
+class TemplateFault(Exception):
+    """A chat template that raised an error over some turns; the text says which."""
+
+
+class Rendered(NamedTuple):
+    """The text of some turns; marked: (start, end) of what the template says that the assistant wrote, in characters,
+    None where it does not say."""
+
+    text: str
+    marked: tuple[Span, ...] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatTemplate:
+    """source: its Jinja text. name: what messages call it."""
+
+    source: str
+    name: str
+
+    @classmethod
+    def of(cls, wanted: str, hf: PreTrainedTokenizerFast) -> ChatTemplate | None:
+        """The template that `data.chat_template` means: `auto` the tokenizer's own, or ChatML where it has none;
+        `chatml`; `plain`; `none`; or a Jinja file. Raises UserError for a file that cannot be read."""
+        if wanted == NONE:
+            return None
+        own = hf.chat_template
+        if isinstance(own, Mapping):  # several by name
+            own = own.get("default")
+        if wanted == AUTO and own:
+            return cls(source=str(own), name=f"the chat template of the tokenizer {hf.name_or_path}".rstrip())
+        shipped = "chatml" if wanted == AUTO else wanted
+        if shipped in SHIPPED:
+            source = files("lifecycle.tokenizer").joinpath(f"{shipped}.jinja").read_text(encoding="utf-8")
+            return cls(source=source, name=SHIPPED[shipped])
+        path = Path(wanted).expanduser()
+        if not path.is_file():
+            raise UserError(
+                f"data.chat_template is {wanted!r}, and there is no such file; wanted auto (the tokenizer's own, else "
+                "ChatML), chatml, plain, none (no template), or a Jinja file"
+            )
+        return cls(source=read_text(path), name=f"the chat template {wanted}")
+
+    @property
+    def sha256(self) -> str:
+        """What tells it from another one."""
+        return hashlib.sha256(self.source.encode()).hexdigest()
+
+    @property
+    def has_markers(self) -> bool:
+        """Whether it says what the assistant wrote, by `{% generation %}`."""
+        return MARKER.search(self.source) is not None
+
+    def render(
+        self,
+        hf: PreTrainedTokenizerFast,
+        turns: Sequence[Turn],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        ask: bool = False,
+    ) -> Rendered:
+        """The text of `turns`; `ask`: with the beginning of the assistant's next turn. Raises TemplateFault."""
+        dated = "strftime_now" in self.source
+        marks: dict[str, Any] = hf.special_tokens_map
+        try:
+            rendered: Any = render_jinja_template(
+                [[{key: value for key, value in turn.items() if value is not None} for turn in turns]],
+                tools=[dict(tool) for tool in tools] or None,
+                chat_template=_same_date() + self.source if dated else self.source,
+                return_assistant_tokens_mask=self.has_markers and not ask,
+                add_generation_prompt=ask,
+                **marks,
+            )
+        except Exception as error:  # a program from elsewhere, which raises what it likes
+            raise TemplateFault(" ".join(str(error).split())[:120] or type(error).__name__) from error
+        texts, spans = rendered
+        return Rendered(str(texts[0]), tuple((int(start), int(end)) for start, end in spans[0]) if spans else None)
+
+
+def _same_date() -> str:
+    """A macro in the place of `strftime_now`. The `+` keeps what a template begins with."""
+    parts = "".join(f".replace('{name}', '{value}')" for name, value in TODAY.items())
+    return "{%- macro strftime_now(format) -%}{{- format" + parts + " -}}{%- endmacro +%}"
+
+
+def end_ids(hf: PreTrainedTokenizerFast, eos_id: int, template: ChatTemplate | None = None) -> tuple[int, ...]:
+    """`eos_id`, and the first special token that the template (the tokenizer's own if none is given, and it has one)
+    puts behind a turn of the assistant."""
+    template = template or (ChatTemplate.of(AUTO, hf) if hf.chat_template else None)
+    if template is None:
         return (eos_id,)
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": CONTENT}]
     try:
-        behind = str(hf.apply_chat_template(turns, tokenize=False)).partition(CONTENT)[2]
-    except Exception:  # a program from elsewhere; one that wants other turns than these tells nothing of its marks
+        behind = template.render(hf, turns).text.partition(CONTENT)[2]
+    except TemplateFault:  # one that wants other turns than these tells nothing of its marks
         return (eos_id,)
-    ids = hf(behind, add_special_tokens=False).input_ids[:1]
     marks = {index for index, token in hf.added_tokens_decoder.items() if token.special}
-    return tuple(dict.fromkeys((eos_id, *(int(i) for i in ids if i in marks))))
+    first = next((int(i) for i in hf(behind, add_special_tokens=False).input_ids if i in marks), eos_id)
+    return tuple(dict.fromkeys((eos_id, first)))

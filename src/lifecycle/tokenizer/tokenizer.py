@@ -74,6 +74,11 @@ class Tokenizer:
         """Ids of each text alone, without marks. Threads: TOKENIZERS_PARALLELISM, which is the caller's to set."""
         return [np.array(ids, np.int32) for ids in self._encode(texts)]
 
+    def encode_marked(self, text: str) -> Ids:
+        """Ids of a text in which names of special tokens are these tokens: what a chat template wrote, and never what
+        people did."""
+        return np.array(self._marking.encode(well_formed(text), add_special_tokens=False).ids, np.int32)
+
     def documents(self, texts: Sequence[str]) -> list[Ids]:
         """Ids of each text as a document: bos, the text, eos."""
         return [self.document(ids) for ids in self._encode(texts)]
@@ -114,6 +119,18 @@ class Tokenizer:
         return end_ids(self.hf, self.eos_id)
 
     @cached_property
+    def special_names(self) -> dict[int, str]:
+        """Names of the special tokens by id: marks of documents and turns, which a text cannot hold."""
+        return {int(i): token.content for i, token in self.hf.added_tokens_decoder.items() if token.special}
+
+    @cached_property
+    def joins_freely(self) -> bool:
+        """Whether the ids of two texts, one after the other, are ids of both together: not where every text begins with
+        a space that nobody wrote (SentencePiece)."""
+        first, second = self._encode(["a", "b"])
+        return self.decode([*first, *second]) == "ab"
+
+    @cached_property
     def sha256(self) -> str:
         """Hash of what ids depend on: the canonical content of tokenizer.json, and the marks of a document."""
         parts = {key: value for key, value in self._spec.items() if key not in ("truncation", "padding")}
@@ -130,6 +147,13 @@ class Tokenizer:
         if isinstance(config.get("extra_special_tokens"), list):
             config["additional_special_tokens"] = config.pop("extra_special_tokens")
         path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @cached_property
+    def _marking(self) -> Backend:
+        backend = Backend.from_str(self.hf.backend_tokenizer.to_str())
+        backend.no_truncation()
+        backend.no_padding()
+        return backend
 
     @cached_property
     def _spec(self) -> dict[str, Any]:

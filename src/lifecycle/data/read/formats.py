@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lifecycle.batch import Record
@@ -63,14 +63,36 @@ def as_text(record: Record) -> str:
     if record.text is not None:
         return record.text
     if record.messages is not None:
-        return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in record.messages)
+        return _in_words(record.messages)
+    return f"{question(record)} {answered(record)}"
+
+
+def question(record: Record) -> str:
+    """How the document begins that asks what the record asks: what follows is the answer."""
+    if record.text is not None:
+        raise BadRow("no prompt in a text")
+    if record.messages is not None:
+        turns = record.messages[:-1] if record.messages[-1]["role"] == "assistant" else record.messages
+        return f"{_in_words(turns)}\n\nAssistant:".lstrip()
+    return f"Question: {record.prompt}\nAnswer:"
+
+
+def answered(record: Record) -> str:
+    """What the assistant says in the end."""
+    if record.messages is not None:
+        last = record.messages[-1]
+        return str(last["content"]) if last["role"] == "assistant" else ""
     meta = record.meta
     shown = f"{record.answer}. {meta['answer_text']}" if "options" in meta else str(record.answer)
     if "reasoning" in meta:
         worked = f"{meta['reasoning']}\n" if meta["reasoning"] else ""
-        return f"Question: {record.prompt}\nAnswer: {worked}The answer is {shown}."
+        return f"{worked}The answer is {shown}."
     explained = f"\nExplanation: {meta['explanation']}" if meta.get("explanation") else ""
-    return f"Question: {record.prompt}\nAnswer: {shown}{explained}"
+    return f"{shown}{explained}"
+
+
+def _in_words(turns: Sequence[Mapping[str, Any]]) -> str:
+    return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in turns)
 
 
 def _text(row: Mapping[str, Any], spec: SourceSpec) -> dict[str, Any]:

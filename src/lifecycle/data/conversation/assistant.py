@@ -1,0 +1,89 @@
+"""Which stretches of a rendered conversation the assistant writes itself, as positions in the text.
+
+A stretch begins where the template says (`{% generation %}`), or where the prompt ends that asks for the turn. It goes
+up to and with the first stop token behind it: a model that is not taught to stop does not stop.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from lifecycle.data.conversation.rendering import Content, Conversation, Rendering, again
+from lifecycle.data.read.row import BadRow
+from lifecycle.tokenizer.chat import ChatTemplate
+from lifecycle.tokenizer.tokenizer import Tokenizer
+
+NO_STOP = "chat template: no stop token behind a turn of the assistant"
+
+
+class Region(NamedTuple):
+    """What the assistant writes in one go: from `start` to `end`, or to the stop token whose name ends there."""
+
+    start: int
+    end: int
+    stops: bool
+
+
+def written(
+    said: Conversation, rendering: Rendering, tokenizer: Tokenizer, template: ChatTemplate, names: Sequence[str]
+) -> list[Region]:
+    """What the assistant writes from turn `said.first` on. names: of the stop tokens. Raises BadRow where that is
+    nothing, cannot be told, or does not end with a stop token."""
+    turns, first = said.turns, said.first
+    spoken = [n for n, turn in enumerate(turns) if turn["role"] == "assistant" and n >= first]
+    if not spoken:
+        raise BadRow("no turn of the assistant")
+    if any(not turns[n].get("content") and not turns[n].get("tool_calls") for n in spoken):
+        raise BadRow("a turn of the assistant is empty")
+    text, size = rendering.text, len(rendering.text)
+    if rendering.marked is None:
+        starts = [_start(n, said, rendering, tokenizer, template) for n in spoken]
+        spans = [(start, start) for start in starts]
+        others = [_next_content(rendering, n) for n in spoken]
+    else:
+        border = _start(first, said, rendering, tokenizer, template) if first else 0
+        spans = [(max(start, border), end) for start, end in rendering.marked if end > max(start, border)]
+        others = [min((c.span[0] for c in rendering.contents if c.span[0] >= end), default=size) for _, end in spans]
+    regions = list[Region]()
+    for n, ((start, end), other) in enumerate(zip(spans, others, strict=True)):
+        limit = min([other, *(later for later, _ in spans[n + 1 : n + 2])])
+        stop = _stop(text, start, limit, rendering.contents, names)
+        if stop is None and rendering.marked is None:
+            raise BadRow(NO_STOP)
+        regions.append(Region(start, stop or end, stop is not None))
+    if not regions:
+        raise BadRow("chat template: marks nothing as the assistant's")
+    if not regions[-1].stops:
+        raise BadRow(NO_STOP)
+    return regions
+
+
+def _start(turn: int, said: Conversation, rendering: Rendering, tokenizer: Tokenizer, template: ChatTemplate) -> int:
+    """Where a turn begins that the assistant writes: where the prompt that asks for it ends, or with its content, where
+    the template asks in other words than it tells."""
+    before = replace(said, turns=said.turns[:turn])
+    prompt = again(before, tokenizer, template, ask=True) if turn else None
+    own = [content.span[0] for content in rendering.contents if content.turn == turn]
+    if prompt and rendering.text.startswith(prompt) and len(prompt) <= min(own, default=len(prompt)):
+        return len(prompt)
+    if not own:
+        raise BadRow("chat template: a tool call begins in another way than it is asked for")
+    return own[0]
+
+
+def _next_content(rendering: Rendering, turn: int) -> int:
+    return min((c.span[0] for c in rendering.contents if c.turn > turn), default=len(rendering.text))
+
+
+def _stop(text: str, start: int, limit: int, contents: Sequence[Content], names: Sequence[str]) -> int | None:
+    """Where the first name of a stop token ends that the template wrote between `start` and `limit`."""
+    if not names:
+        return None
+    for found in re.finditer("|".join(map(re.escape, names)), text[:limit]):
+        inside = any(begin < found.end() and found.start() < end for _, (begin, end) in contents)
+        if found.start() >= start and not inside:
+            return found.end()
+    return None

@@ -1,0 +1,104 @@
+"""The ids of a conversation, and which of them are trained.
+
+    told = tell(conversation, tokenizer, template)      told.ids, told.trained
+    ids = ask(conversation, tokenizer, template)        the prompt that asks for the assistant's next turn
+
+The text is encoded in parts that begin where the assistant begins: a prompt has the ids that a model is asked with.
+Names of special tokens in a content are text, and end no turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lifecycle.batch import Ids
+from lifecycle.data.conversation.assistant import Region, written
+from lifecycle.data.conversation.rendering import Conversation, Rendering, rendered
+from lifecycle.data.read.row import BadRow
+from lifecycle.tokenizer.chat import ChatTemplate, end_ids
+from lifecycle.tokenizer.tokenizer import Tokenizer
+
+
+class Told(NamedTuple):
+    """ids: (n,) int32, up to the last trained one. trained: (n,) bool, those that the assistant writes itself.
+    asked: how many ids stand before the first of them."""
+
+    ids: Ids
+    trained: NDArray[np.bool_]
+    asked: int
+
+
+class Part(NamedTuple):
+    """Ids of the text from `start` on; literal: of a content that names special tokens, as text."""
+
+    start: int
+    ids: list[int]
+    literal: bool
+
+
+def tell(said: Conversation, tokenizer: Tokenizer, template: ChatTemplate) -> Told:
+    """The ids of a conversation; trained are turns of the assistant from number `said.first` on.
+
+    Raises BadRow for one in which nothing is trained, for one that the template refuses, changes or shortens, and for
+    one behind which it puts no stop token.
+    """
+    rendering = rendered(said, tokenizer, template)
+    stops = end_ids(tokenizer.hf, tokenizer.eos_id, template)
+    names = [name for i in stops if (name := tokenizer.special_names.get(i))]
+    regions = written(said, rendering, tokenizer, template, names)
+    cuts = {cut for region in regions for cut in (region.start, *(() if region.stops else (region.end,)))}
+    parts = _parts(rendering, cuts, tokenizer)
+    ids = [one for part in parts for one in part.ids]
+    trained = _trained(parts, regions, frozenset(stops))
+    last = max(n for n, is_trained in enumerate(trained) if is_trained) + 1
+    asked = sum(len(part.ids) for part in parts if part.start < regions[0].start)
+    return Told(np.array(ids[:last], np.int32), np.array(trained[:last]), asked)
+
+
+def ask(said: Conversation, tokenizer: Tokenizer, template: ChatTemplate) -> Ids:
+    """The ids of a conversation and of the beginning of the assistant's next turn. Raises BadRow as `tell` does."""
+    rendering = rendered(said, tokenizer, template, ask=True)
+    return np.array([one for part in _parts(rendering, set(), tokenizer) for one in part.ids], np.int32)
+
+
+def _trained(parts: Sequence[Part], regions: Sequence[Region], stops: frozenset[int]) -> list[bool]:
+    """Whether each id is trained: from a region's start to its stop token, or to its end where it has none."""
+    begins = {region.start: region for region in regions}
+    trained, now = list[bool](), None
+    for part in parts:
+        now = begins.get(part.start, now)
+        if now is not None and not now.stops and part.start >= now.end:
+            now = None
+        for one in part.ids:
+            trained.append(now is not None)
+            if now is not None and now.stops and not part.literal and one in stops:
+                now = None
+    return trained
+
+
+def _parts(rendering: Rendering, cuts: set[int], tokenizer: Tokenizer) -> list[Part]:
+    """The ids of the text in parts: one begins at every cut, and around a content that names marks."""
+    text = rendering.text
+    special = tokenizer.special_names.values()
+    literal = {span for _, span in rendering.contents if any(name in text[slice(*span)] for name in special)}
+    edges = sorted({0, len(text), *cuts, *(edge for span in literal for edge in span)})
+    out, known = list[Part](), list[int]()
+    if literal and not tokenizer.joins_freely:
+        raise BadRow("names a special token")
+    for start, end in zip(edges, edges[1:], strict=False):
+        is_text = any(begin <= start and end <= stop for begin, stop in literal)
+        if is_text:
+            ids = tokenizer.encode_batch([text[start:end]])[0].tolist()
+        elif tokenizer.joins_freely:
+            ids = tokenizer.encode_marked(text[start:end]).tolist()
+        else:  # what stands before decides how a text begins
+            whole = tokenizer.encode_marked(text[:end]).tolist()
+            if whole[: len(known)] != known:
+                raise BadRow("a token reaches over the beginning of a turn")
+            ids, known = whole[len(known) :], whole
+        out.append(Part(start, ids, is_text))
+    return out

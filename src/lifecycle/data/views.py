@@ -1,0 +1,138 @@
+"""Views: what a record becomes for the stage that trains on it.
+
+    text         one document                                    Example    every token is trained
+    chat         a conversation by a chat template               Example    what the assistant writes is trained
+    preference   two answers to one prompt                       Pair       ... behind the prompt
+    unpaired     an answer that is a good or a bad one           Example    ... behind the prompt, `wanted` says which
+    prompt       a prompt, and what rewards need to know         Prompt
+
+Each is a function `(Record, Tokenizer, template) -> Example | Pair | Prompt`, which raises BadRow for a record of which
+it cannot make one; `VIEWS` has each of them for many records at once. template None: a model that has seen documents
+only is asked with plain text, the beginning of what the view `text` makes of the record; the others need a template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lifecycle.batch import Example, Item, Pair, Prompt, Record
+from lifecycle.data.conversation.ids import ask, tell
+from lifecycle.data.conversation.rendering import Conversation
+from lifecycle.data.read.formats import answered, as_text, question
+from lifecycle.data.read.row import BadRow
+from lifecycle.errors import UserError
+from lifecycle.tokenizer.chat import ChatTemplate, Turn
+from lifecycle.tokenizer.tokenizer import Tokenizer
+
+View = Callable[[Sequence[Record], Tokenizer, ChatTemplate | None], list[Item | str]]
+"""The item of each record, or the reason why there is none."""
+
+
+def text(record: Record, tokenizer: Tokenizer, template: ChatTemplate | None = None) -> Example:
+    """The record as a document, between the marks of begin and end."""
+    return Example(ids=tokenizer.documents([as_text(record)])[0])
+
+
+def chat(record: Record, tokenizer: Tokenizer, template: ChatTemplate | None) -> Example:
+    """The record as a conversation: trained is what the assistant writes, with the token that ends its turn; of a pair,
+    the chosen answer."""
+    prompt, said = turns_of(record)
+    said = _turns(record.chosen) if record.chosen is not None else said
+    # of a conversation without an answer set apart, every turn of the assistant is trained
+    whole = Conversation(turns=[*prompt, *said], tools=_tools(record), first=len(prompt) if said else 0)
+    told = tell(whole, tokenizer, _needed(template))
+    return Example(ids=told.ids, trained=told.trained)
+
+
+def preference(record: Record, tokenizer: Tokenizer, template: ChatTemplate | None) -> Pair:
+    """Both answers behind the same ids of the prompt."""
+    prompt, _ = turns_of(record)
+    sides = [
+        Conversation(turns=[*prompt, *_turns(side)], tools=_tools(record), first=len(prompt))
+        for side in (record.chosen, record.rejected)
+    ]
+    chosen, rejected = (tell(side, tokenizer, _needed(template)) for side in sides)
+    asked = chosen.ids[: chosen.asked]
+    if rejected.asked != chosen.asked or (rejected.ids[: chosen.asked] != asked).any():
+        raise BadRow("chat template: writes the prompt in another way before the other answer")
+    return Pair(
+        prompt=asked,
+        chosen=Example(ids=chosen.ids, trained=chosen.trained),
+        rejected=Example(ids=rejected.ids, trained=rejected.trained),
+        margin=record.meta.get("margin"),
+    )
+
+
+def unpaired(record: Record, tokenizer: Tokenizer, template: ChatTemplate | None) -> Example:
+    """One answer, and whether it is a good one."""
+    prompt, said = turns_of(record)
+    whole = Conversation(turns=[*prompt, *said], tools=_tools(record), first=len(prompt))
+    told = tell(whole, tokenizer, _needed(template))
+    return Example(ids=told.ids, trained=told.trained, wanted=record.label)
+
+
+def prompt(record: Record, tokenizer: Tokenizer, template: ChatTemplate | None) -> Prompt:
+    """The ids that a model is asked with, the known answer, and what the record says beside it."""
+    if template is None:
+        ids = tokenizer.documents([question(record)])[0][:-1]  # the document does not end there
+    else:
+        turns, said = turns_of(record)
+        if not said and turns[-1]["role"] == "assistant":
+            turns, said = turns[:-1], turns[-1:]
+        if not turns:
+            raise BadRow("no prompt before the answer")
+        ids = ask(Conversation(turns=turns, tools=_tools(record)), tokenizer, template)
+    return Prompt(id=record.id, ids=ids, answer=record.answer or answered(record), meta=record.meta)
+
+
+def turns_of(record: Record) -> tuple[list[Turn], list[Turn]]:
+    """The turns of the prompt, and those of the answer, as far as the record tells them apart."""
+    before: list[Turn] = list(record.messages or [])
+    if record.prompt is not None:
+        before.append({"role": "user", "content": record.prompt.strip()})
+    said = answered(record) if record.messages is None or record.completion is not None else None
+    return before, _turns(said) if said is not None else []
+
+
+def _turns(said: Any) -> list[Turn]:
+    return [{"role": "assistant", "content": said.strip()}] if isinstance(said, str) else list(said)
+
+
+def _tools(record: Record) -> Sequence[Any]:
+    return record.meta.get("tools") or ()
+
+
+def _needed(template: ChatTemplate | None) -> ChatTemplate:
+    if template is None:
+        raise UserError(
+            "data.chat_template=none, but this stage trains on conversations, which a chat template writes: give auto, "
+            "chatml, plain or a Jinja file"
+        )
+    return template
+
+
+def _each(view: Callable[[Record, Tokenizer, ChatTemplate | None], Item]) -> View:
+    def many(records: Sequence[Record], tokenizer: Tokenizer, template: ChatTemplate | None) -> list[Item | str]:
+        out: list[Item | str] = []
+        for record in records:
+            try:
+                out.append(view(record, tokenizer, template))
+            except BadRow as bad:
+                out.append(bad.reason)
+        return out
+
+    return many
+
+
+def _documents(records: Sequence[Record], tokenizer: Tokenizer, template: ChatTemplate | None) -> list[Item | str]:
+    return [Example(ids=ids) for ids in tokenizer.documents([as_text(record) for record in records])]
+
+
+VIEWS: dict[str, View] = {
+    "text": _documents,
+    "chat": _each(chat),
+    "preference": _each(preference),
+    "unpaired": _each(unpaired),
+    "prompt": _each(prompt),
+}

@@ -1,0 +1,94 @@
+"""Laws of views: each makes of a record what its stage trains on, and says why where it cannot."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lifecycle.batch import Example, Prompt, Record
+from lifecycle.data.read.formats import as_text, to_record
+from lifecycle.data.read.spec import SourceSpec
+from lifecycle.data.views import VIEWS, chat, prompt, text
+from lifecycle.errors import UserError
+from lifecycle.tokenizer.chat import ChatTemplate
+from lifecycle.tokenizer.tokenizer import train_bpe
+
+TOKENIZER = train_bpe(["Question: what? Answer: this. \n\n" * 9] * 20, vocab_size=320, digits=1)
+TEMPLATE = ChatTemplate.of("auto", TOKENIZER.hf)
+
+
+def record(row: dict[str, Any], form: Any, **more: Any) -> Record:
+    return to_record(row, spec=SourceSpec(path="x", format=form, **more), name="mine", row_id="mine:3")
+
+
+CHOICE = record({"question": "Bile?", "options": ["lung", "liver"], "answer": "B"}, "multiple_choice")
+PROBLEM = record({"question": "2+2?", "answer": "It is 2+2.\n#### 4"}, "word_problem")
+TALK = record(
+    {
+        "messages": [
+            {"role": "user", "content": "One?"},
+            {"role": "assistant", "content": "Two."},
+            {"role": "user", "content": "Three?"},
+            {"role": "assistant", "content": "Four."},
+        ]
+    },
+    "messages",
+)
+
+
+def shown(ids: Any) -> str:
+    return TOKENIZER.decode(ids, specials=True)
+
+
+def trained(example: Example) -> str:
+    assert example.trained is not None
+    return shown(example.ids[example.trained])
+
+
+def test_text_is_the_document_with_every_token_trained() -> None:
+    for one in (CHOICE, PROBLEM, TALK):
+        made = text(one, TOKENIZER)
+        assert made.trained is None and shown(made.ids) == f"<|bos|>{as_text(one)}<|eos|>"
+
+
+def test_chat_trains_what_the_assistant_says() -> None:
+    assert trained(chat(TALK, TOKENIZER, TEMPLATE)) == "Two.<|end|>Four.<|end|>"
+    assert trained(chat(CHOICE, TOKENIZER, TEMPLATE)) == "B. liver<|end|>"
+    assert trained(chat(PROBLEM, TOKENIZER, TEMPLATE)) == "It is 2+2.\nThe answer is 4.<|end|>"
+    assert shown(chat(CHOICE, TOKENIZER, TEMPLATE).ids).startswith("<|bos|><|user|>\nBile?\nA. lung\nB. liver<|end|>")
+
+
+def test_a_prompt_is_what_a_model_is_asked_with_and_keeps_the_answer() -> None:
+    made = prompt(CHOICE, TOKENIZER, TEMPLATE)
+    assert shown(made.ids) == "<|bos|><|user|>\nBile?\nA. lung\nB. liver<|end|>\n<|assistant|>\n"
+    assert made.id == "mine:3" and made.answer == "B" and made.meta["options"] == ["lung", "liver"]
+    talk = prompt(TALK, TOKENIZER, TEMPLATE)
+    assert shown(talk.ids).endswith("<|user|>\nThree?<|end|>\n<|assistant|>\n") and talk.answer == "Four."
+    whole = chat(TALK, TOKENIZER, TEMPLATE)
+    assert np.array_equal(whole.ids[: len(talk.ids)], talk.ids)
+
+
+@pytest.mark.parametrize("one", [CHOICE, PROBLEM, TALK])
+def test_a_plain_prompt_is_how_the_document_begins(one: Record) -> None:
+    made, document = prompt(one, TOKENIZER, None), text(one, TOKENIZER)
+    assert as_text(one).startswith(shown(made.ids).removeprefix("<|bos|>"))
+    assert np.array_equal(document.ids[: len(made.ids)], made.ids)
+
+
+def test_other_views_need_a_template() -> None:
+    for view in (chat,):
+        with pytest.raises(UserError, match="data.chat_template=none"):
+            view(CHOICE, TOKENIZER, None)
+
+
+def test_many_records_at_once_are_each_alone_and_what_cannot_be_made_says_why() -> None:
+    mute = record({"messages": [{"role": "user", "content": "One?"}]}, "messages")
+    made = VIEWS["chat"]([TALK, mute, CHOICE], TOKENIZER, TEMPLATE)
+    assert made[1] == "no turn of the assistant"
+    for found, one in ((made[0], TALK), (made[2], CHOICE)):
+        assert isinstance(found, Example) and np.array_equal(found.ids, chat(one, TOKENIZER, TEMPLATE).ids)
+    documents = VIEWS["text"]([TALK, CHOICE], TOKENIZER, None)
+    assert [shown(one.ids) for one in documents if isinstance(one, Example)] == [
+        shown(text(one, TOKENIZER).ids) for one in (TALK, CHOICE)
+    ]
+    assert all(isinstance(one, Prompt) for one in VIEWS["prompt"]([TALK, CHOICE], TOKENIZER, TEMPLATE))
