@@ -70,11 +70,11 @@ def ours(name: str, runs: int, *, compiled: bool) -> dict[str, Any]:
 def theirs(name: str, runs: int, *, compiled: bool) -> dict[str, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from lifecycle.model.huggingface.config_json import describe
+    from lifecycle.model.huggingface.config_json import to_hf_config
 
-    described = describe(sizes(name))
+    hf_config = to_hf_config(sizes(name))
     torch.manual_seed(0)
-    config = AutoConfig.for_model(**described)
+    config = AutoConfig.for_model(**hf_config)
     model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     run = torch.compile(model) if compiled else model
     optimizer, batches = adamw(model), rows(runs)

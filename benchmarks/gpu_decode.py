@@ -46,12 +46,12 @@ def transformers(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """`generate` with its default cache."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from lifecycle.model.huggingface.config_json import describe
+    from lifecycle.model.huggingface.config_json import to_hf_config
 
     torch.manual_seed(0)
     ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
     with sizes.device:
-        model = LlamaForCausalLM(LlamaConfig(**describe(sizes.config()) | ends)).bfloat16().eval()
+        model = LlamaForCausalLM(LlamaConfig(**to_hf_config(sizes.config()) | ends)).bfloat16().eval()
     for batch in sizes.hf_batches:
         asked = random_prompts(sizes, batch).to(sizes.device)
         options = {"do_sample": True, "top_k": TOP_K, "max_new_tokens": sizes.new, "min_new_tokens": sizes.new}

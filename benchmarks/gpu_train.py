@@ -59,12 +59,12 @@ def transformers(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """LlamaForCausalLM of the same shape, compiled on a GPU, on rows of one document each."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from lifecycle.model.huggingface.config_json import describe
+    from lifecycle.model.huggingface.config_json import to_hf_config
 
-    described = describe(sizes.config())
+    hf_config = to_hf_config(sizes.config())
     torch.manual_seed(0)
     with sizes.device:
-        model = LlamaForCausalLM(LlamaConfig(**described | {"use_cache": False}))
+        model = LlamaForCausalLM(LlamaConfig(**hf_config | {"use_cache": False}))
     run = torch.compile(model) if sizes.device.type == "cuda" else model
     batch = packed(sizes, sizes.micro[1]).to(sizes.device)
 

@@ -7,7 +7,7 @@ import pytest
 from tests.model.huggingface.families import CONFIGS
 
 import lifecycle.model
-from lifecycle.model.family import FAMILIES, family_of
+from lifecycle.model.families import FAMILIES, family_of
 
 ROOM = Path(lifecycle.model.__file__).parent
 DOCS = Path(__file__).parents[2] / "docs/models.md"

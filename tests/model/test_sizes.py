@@ -10,7 +10,7 @@ import torch
 from lifecycle.config import build
 from lifecycle.config.build import compose
 from lifecycle.model import ModelConfig
-from lifecycle.model.huggingface.config_json import describe, understand
+from lifecycle.model.huggingface.config_json import from_hf_config, to_hf_config
 
 FILES = sorted((Path(__file__).parents[2] / "conf" / "model").glob("*.yaml"))
 NAMES = (
@@ -53,12 +53,12 @@ def test_the_exported_model_has_as_many_parameters(shipped: tuple[ModelConfig, s
 
 def test_the_export_says_all_that_the_file_says(shipped: tuple[ModelConfig, str]) -> None:
     config, _ = shipped
-    assert understand(describe(config)) == config
+    assert from_hf_config(to_hf_config(config)) == config
 
 
 def their_network(config: ModelConfig) -> Any:
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-    described = describe(config)
+    hf_config = to_hf_config(config)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(CONFIG_MAPPING[config.family].from_dict(described))
+        return AutoModelForCausalLM.from_config(CONFIG_MAPPING[config.family].from_dict(hf_config))

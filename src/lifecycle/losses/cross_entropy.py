@@ -3,10 +3,10 @@
     logits = hidden @ weight';  loss = sum over trained tokens of [logsumexp(logits) - logits[label]]
                                      + z_loss * logsumexp(logits)^2          (z-loss: PaLM, arXiv 2204.02311, sec. 5)
 
-With a softcap c, c tanh(logits / c) stands in their place (arXiv 2408.00118, section 2). The logits of one chunk of
+With a softcap c, logits are replaced by c tanh(logits / c) (arXiv 2408.00118, section 2). The logits of one chunk of
 tokens exist at a time, and once: their gradients,
     d logits = [softmax * (1 + 2 z_loss logsumexp) - onehot(label)] * (1 - tanh(logits / c)^2, if capped),
-are taken in the same visit and folded into the gradients of hidden and weight, which are all that waits for backward.
+are computed in the forward pass too and multiplied into those of hidden and weight, which is all that backward needs.
 
 Shapes: N tokens, D width, V vocabulary, C tokens of one chunk.
 """
@@ -56,7 +56,7 @@ def linear_cross_entropy(
     check_tokens(labels_N, vocab=weight_VD.shape[0], ignored=True)
     compute = compute_dtype(hidden_ND)
     count = (labels_N != IGNORED).sum()
-    # leaving untrained tokens out costs a look at their number: free on a CPU, a wait for the device elsewhere
+    # leaving untrained tokens out needs their number on the host: free on a CPU, a synchronisation elsewhere
     if hidden_ND.device.type == "cpu" and int(count) < len(labels_N):
         hidden_ND, labels_N = hidden_ND[labels_N != IGNORED], labels_N[labels_N != IGNORED]
     chunk = chunk_tokens or default_chunk(labels_N, vocab=weight_VD.shape[0])
@@ -182,10 +182,10 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def check_tokens(ids_N: Tensor, *, vocab: int, ignored: bool) -> None:
-    """Refuse an id that no row of the head stands for; `ignored`: -100 may stand among them.
+    """Refuse an id outside the vocabulary; `ignored`: -100 is allowed.
 
-    ValueError on a CPU; elsewhere the device asserts, which waits for nothing. A look-up would not do: negative ids
-    count from the end in compiled code.
+    ValueError on a CPU; elsewhere an assertion on the device, which does not synchronise. The look-up itself would not
+    refuse: negative ids count from the end in compiled code.
     """
     known_N = (ids_N >= 0) & (ids_N < vocab)
     if ignored:
@@ -198,7 +198,7 @@ def check_tokens(ids_N: Tensor, *, vocab: int, ignored: bool) -> None:
 
 
 def chunks(tokens: int, chunk: int) -> Iterator[slice]:
-    """Slices of at most `chunk` tokens, as even as they come: a short last one would waste a product."""
+    """Slices of at most `chunk` of `tokens` tokens, of nearly equal length: a short last one would waste a product."""
     pieces = -(-tokens // chunk)
     size = -(-tokens // max(pieces, 1))
     return (slice(start, min(start + size, tokens)) for start in range(0, tokens, max(size, 1)))

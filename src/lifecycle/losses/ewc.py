@@ -1,4 +1,4 @@
-"""Elastic weight consolidation: a spring on every weight, stiff where the parent's data says that it matters.
+"""Elastic weight consolidation: a quadratic penalty on moving away from the parent's weights, by Fisher information.
 
     penalty = strength / 2 * sum_i F_i (w_i - a_i)^2                          (arXiv 1612.00796, eq. 3)
     F_i = mean over sequences of (d log p(sequence) / d w_i)^2, at the parent's weights a
@@ -21,9 +21,10 @@ Sequence_ = TypeVar("Sequence_")
 def diagonal_fisher(
     parameters: Sequence[Tensor], sequences: Iterable[Sequence_], log_likelihood: Callable[[Sequence_], Tensor]
 ) -> list[Tensor]:
-    """Mean squared gradient of `log_likelihood(sequence)` (a scalar, summed over the sequence's tokens), by parameter.
+    """The diagonal of the empirical Fisher information: the mean over sequences of the squared gradient of
+    `log_likelihood(sequence)`, a scalar summed over the sequence's tokens. One tensor a parameter, of its shape.
 
-    One backward pass a sequence: the square of a sum over sequences would be another thing. Gradients are left empty.
+    One backward pass a sequence, since the square of a sum is not the sum of squares. `parameter.grad` stays empty.
     """
     fisher = [torch.zeros_like(parameter) for parameter in parameters]
     count = 0
@@ -40,14 +41,17 @@ def diagonal_fisher(
 def add_ewc_gradients(
     parameters: Sequence[Tensor], anchors: Sequence[Tensor], fisher: Sequence[Tensor], *, strength: float
 ) -> Tensor:
-    """Add the penalty's gradient, strength F (w - a), to every parameter's; the penalty, a scalar in fp32.
+    """Add the gradient of the EWC penalty, strength F (w - a), to `parameter.grad`; returns the penalty, a scalar fp32.
 
-    Once a step, whatever the number of micro-batches: the penalty is no sum over tokens.
+    parameters, anchors (the parent's weights a) and fisher (F): one tensor a parameter, of equal shapes. Call it once
+    a step, whatever the number of micro-batches: the penalty is no sum over tokens.
     """
     penalty = torch.zeros((), device=parameters[0].device)
-    for parameter, anchor, stiffness in zip(parameters, anchors, fisher, strict=True):
-        away = parameter - anchor
-        pull = stiffness * away
-        penalty += 0.5 * strength * (pull * away).sum()
-        parameter.grad = strength * pull if parameter.grad is None else parameter.grad.add_(pull, alpha=strength)
+    for parameter, anchor, information in zip(parameters, anchors, fisher, strict=True):
+        moved = parameter - anchor
+        gradient = information * moved
+        penalty += 0.5 * strength * (gradient * moved).sum()
+        parameter.grad = (
+            strength * gradient if parameter.grad is None else parameter.grad.add_(gradient, alpha=strength)
+        )
     return penalty

@@ -1,4 +1,4 @@
-"""What a decoder is: sizes and switches, checked once, and the counts that follow from them.
+"""What a decoder is: sizes and switches, checked once, together and against what its family exports to.
 
 This dataclass is the `_target_` of every file under conf/model. It knows arithmetic only; the network is in decoder.py
 and the names of the Hugging Face architectures are in huggingface.
@@ -10,46 +10,18 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from lifecycle.errors import UserError
-from lifecycle.model.family import FAMILIES, family_faults, family_of
-from lifecycle.model.parts import Latent, MoE, RopeScaling, not_positive
+from lifecycle.model.families import FAMILIES, family_of
+from lifecycle.model.family import ExpertSwitches
+from lifecycle.model.parts import MoE, not_positive
+from lifecycle.model.sizes import ModelSizes
 
 VOCAB_MULTIPLE = 64
 """Vocabularies are padded up to this: matrix units want aligned edges, and it divides over ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Sizes and switches of one decoder. Errors: `UserError` that lists every fault of the combination at once.
-
-    vocab_size None means: from the tokenizer, by `with_vocab`, before the network is built. qkv_bias: of the three
-    input projections of attention. sliding_window: keys that a query sees, itself included, in the blocks from
-    `sliding_from` on. rotary_share: part of a head's width that turns with the position, from the front.
-    logit_softcap c: logits become c tanh(logits / c) (arXiv 2408.00118, section 2). With `latent`, kv_heads is heads
-    and head_dim is nope_dim + rope_dim; ffn_width is that of the dense blocks.
-    """
-
-    family: str
-    layers: int
-    width: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    ffn_width: int
-    vocab_size: int | None
-    max_positions: int
-    rope_theta: float
-    norm_eps: float
-    qk_norm: bool
-    tied_head: bool
-    init_std: float
-    qkv_bias: bool = False
-    sliding_window: int | None = None
-    sliding_from: int = 0
-    rotary_share: float = 1.0
-    rope_scaling: RopeScaling | None = None
-    logit_softcap: float | None = None
-    moe: MoE | None = None
-    latent: Latent | None = None
+class ModelConfig(ModelSizes):
+    """`ModelSizes` that can be built, and exported as its family. Errors: `UserError` with every fault at once."""
 
     def __post_init__(self) -> None:
         faults = [*self._sizes(), *self._combinations(), *self._latent_faults()]
@@ -107,31 +79,6 @@ class ModelConfig:
         return faults
 
     @property
-    def vocab(self) -> int:
-        """The vocabulary's size, known. Errors: `UserError` while it still waits for a tokenizer."""
-        if self.vocab_size is None:
-            raise UserError("model.vocab_size is null; give a number, or a tokenizer by ModelConfig.with_vocab")
-        return self.vocab_size
-
-    @property
-    def attention_width(self) -> int:
-        """Width of all query heads together; differs from `width` in some models."""
-        return self.heads * self.head_dim
-
-    @property
-    def rotary_dim(self) -> int:
-        """How many of a head's dimensions turn with the position."""
-        return int(self.head_dim * self.rotary_share) if self.latent is None else self.latent.rope_dim
-
-    def window(self, layer: int) -> int | None:
-        """How many keys a query of this block sees, itself included; None: all before it."""
-        return self.sliding_window if layer >= self.sliding_from else None
-
-    def experts_of(self, layer: int) -> MoE | None:
-        """The mixture of experts of this block, or None where it is dense."""
-        return self.moe if self.moe is not None and layer >= self.moe.first_dense else None
-
-    @property
     def router_bias(self) -> bool:
         """Whether routers carry a choice bias: it is moved by training, or the family's architecture holds one."""
         experts = family_of(self.family).switches.experts
@@ -159,56 +106,74 @@ class ModelConfig:
                 f"shorten the rows (stage.sequence_length={self.max_positions}), or choose a model with more positions"
             )
 
-    def embedding_parameters(self) -> int:
-        """Parameters of the input embedding (and of the head too when tied): vocabulary x width."""
-        return self.vocab * self.width
 
-    def attention_parameters(self) -> int:
-        """Parameters of one block's attention, biases and inner norms included."""
-        if self.latent is not None:
-            return self.latent.parameters(self.width, self.heads)
-        kv_width = self.kv_heads * self.head_dim
-        bias = self.attention_width + 2 * kv_width if self.qkv_bias else 0
-        norms = 2 * self.head_dim if self.qk_norm else 0
-        return 2 * self.width * (self.attention_width + kv_width) + bias + norms
+def family_faults(config: ModelConfig) -> list[str]:
+    """Every switch of the model that its family's architecture does not have, with what to type."""
+    family = family_of(config.family).switches
+    faults = []
+    for key, wanted in (("qkv_bias", family.qkv_bias), ("qk_norm", family.qk_norm)):
+        value = getattr(config, key)
+        if wanted is not None and value != wanted:
+            faults.append(_misfit(config, key, value, wanted))
+    if config.sliding_window is not None and family.sliding == "never":
+        faults.append(_misfit(config, "sliding_window", config.sliding_window, None))
+    elif config.sliding_from and family.sliding == "all":
+        faults.append(_misfit(config, "sliding_from", config.sliding_from, 0))
+    if config.rotary_share != 1 and not family.partial_rotary:
+        faults.append(_misfit(config, "rotary_share", config.rotary_share, 1.0))
+    if family.whole_heads and config.heads > 0 and config.width % config.heads:
+        faults.append(
+            f"model.width is {config.width}, but family {config.family} exports to an architecture where it is a "
+            f"multiple of heads ({config.heads}); choose such a width or another family"
+        )
+    if family.latent != (config.latent is not None):
+        faults.append(_presence(config, "latent", family.latent))
+    if config.moe is None:
+        return [*faults, _presence(config, "moe", True)] if not family.dense else faults
+    if family.experts is None:
+        return [*faults, _presence(config, "moe", False)]
+    return faults + _routing_faults(config, config.moe, family.experts)
 
-    def block_parameters(self, layer: int = 0, *, active: bool = False) -> int:
-        """Parameters of one block: attention, feed-forward or experts, norms. `active`: those one token visits."""
-        moe = self.experts_of(layer)
-        ffn = 3 * self.width * self.ffn_width
-        if moe is not None:
-            ffn = moe.matrices(self.width, moe.active if active else moe.experts)
-        return self.attention_parameters() + ffn + 2 * self.width
 
-    def feed_forward_widths(self) -> tuple[float, float]:
-        """Mean over blocks: inner width of the feed-forward parts that a token visits, and its copies for experts."""
-        mixtures = [self.experts_of(layer) for layer in range(self.layers)]
-        inner = [self.ffn_width if m is None else m.active * m.ffn_width + m.shared_width for m in mixtures]
-        return sum(inner) / self.layers, sum(0 if m is None else m.active for m in mixtures) / self.layers
+def _routing_faults(config: ModelConfig, moe: MoE, family: ExpertSwitches) -> list[str]:
+    wanted: dict[str, object] = {"score": family.score}
+    if family.normalise is not None:
+        wanted["normalise"] = family.normalise
+    if not family.dense_first:
+        wanted["first_dense"] = 0
+    if not family.groups:
+        wanted |= {"groups": 1}
+    if not family.scale:
+        wanted |= {"scale": 1.0}
+    if not family.bias:
+        wanted |= {"bias_rate": 0.0}
+    wanted["shared_gate"] = family.shared == "gated"
+    faults = [
+        _misfit(config, f"moe.{key}", getattr(moe, key), value)
+        for key, value in wanted.items()
+        if getattr(moe, key) != value
+    ]
+    if family.shared == "none" and moe.shared:
+        faults.append(_misfit(config, "moe.shared", moe.shared, 0))
+    if family.shared != "none" and not moe.shared:
+        faults.append(_misfit(config, "moe.shared", moe.shared, 1))
+    if family.shared == "plain" and moe.shared_width != moe.shared * moe.ffn_width:
+        faults.append(_misfit(config, "moe.shared_ffn_width", moe.shared_ffn_width, None))
+    return faults
 
-    def parameters(self) -> int:
-        """All parameters, exactly; a tied head counts once."""
-        return self._counted(active=False)
 
-    def active_parameters(self) -> int:
-        """Parameters that one token passes through: all but the experts it does not visit."""
-        return self._counted(active=True)
+def _misfit(config: ModelConfig, key: str, value: object, wanted: object) -> str:
+    return (
+        f"model.{key} is {_typed(value)}, but family {config.family} exports to an architecture where it is "
+        f"{_typed(wanted)}; set model.{key}={_typed(wanted)} or another family"
+    )
 
-    def _counted(self, *, active: bool) -> int:
-        embeddings = self.embedding_parameters() * (1 if self.tied_head else 2)
-        blocks = sum(self.block_parameters(layer, active=active) for layer in range(self.layers))
-        return blocks + embeddings + self.width
 
-    def flops_per_token(self, sequence_length: int) -> float:
-        """FLOPs of forward and backward for one trained token: 6 N + 12 L A T (PaLM, arXiv 2204.02311, appendix B).
+def _presence(config: ModelConfig, key: str, needed: bool) -> str:
+    verb = "always has" if needed else "does not have"
+    remedy = f"give model.{key}" if needed else f"set model.{key}=null"
+    return f"family {config.family} {verb} model.{key}; {remedy} or choose another family"
 
-        N counts every active parameter but the input embedding of an untied model, which is a look-up: so the head
-        counts once, tied or not. L layers, A width of all query heads (latent attention: the mean of its query and
-        value widths), T row length in tokens. Attention is counted in full (neither the causal half nor windows nor
-        document masks are taken off), and recomputation is never counted.
-        """
-        lookup = 0 if self.tied_head else self.embedding_parameters()
-        matmul = 6 * (self.active_parameters() - lookup)
-        value = self.head_dim if self.latent is None else self.latent.v_dim
-        attended = self.heads * (self.head_dim + value)
-        return float(matmul + 6 * self.layers * attended * sequence_length)
+
+def _typed(value: object) -> str:
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else "null" if value is None else str(value)

@@ -7,12 +7,10 @@ one tensor for each.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lifecycle.model.parts import Latent, MoE, Score
-
-if TYPE_CHECKING:  # config.py reads the families
-    from lifecycle.model.config import ModelConfig
+from lifecycle.model.sizes import ModelSizes
 
 # -- tensors inside a block
 
@@ -64,7 +62,7 @@ NOISE = ("attention_dropout", "router_jitter_noise")
 """Those that change how a network is trained and not what it computes; ours is trained without."""
 
 OURS, OURS_KEYS = "lifecycle", ("bias_rate", "balance")
-"""Training only, so their configs have no word for it; kept that a later stage goes on in the same way."""
+"""Fields of `MoE` for training alone, which no key of `transformers` holds; a later stage trains with the same."""
 
 LATENT_KEYS = {
     "q_rank": "q_lora_rank",
@@ -92,31 +90,32 @@ QWEN_KEYS = {
 }
 
 
-def window_keys(config: ModelConfig) -> dict[str, Any]:
-    """Of Qwen: a window that is there or not."""
+def window_keys(config: ModelSizes) -> dict[str, Any]:
+    """Keys of Qwen's attention: whether there is a sliding window, and its width in keys."""
     return {"use_sliding_window": config.sliding_window is not None, "sliding_window": config.sliding_window}
 
 
-def window_from_keys(config: ModelConfig) -> dict[str, Any]:
-    """Of Qwen: from which block on it slides."""
+def window_from_keys(config: ModelSizes) -> dict[str, Any]:
+    """The same, and the first block with the window: `max_window_layers`."""
     slides = config.sliding_window is not None
     return window_keys(config) | {"max_window_layers": config.sliding_from if slides else config.layers}
 
 
-def latent_keys(config: ModelConfig) -> dict[str, Any]:
-    """Of DeepSeek's attention."""
+def latent_keys(config: ModelSizes) -> dict[str, Any]:
+    """Keys of DeepSeek's latent attention."""
     return {"attention_bias": False, **{theirs: getattr(config.latent, ours) for ours, theirs in LATENT_KEYS.items()}}
 
 
 def read_latent(full: Mapping[str, Any]) -> Latent:
-    """The other way."""
+    """The inverse of `latent_keys`."""
     return Latent(**{ours: full[theirs] for ours, theirs in LATENT_KEYS.items()})
 
 
-def routed_keys(config: ModelConfig, *, method: str) -> dict[str, Any]:
-    """Of experts in the words of DeepSeek, whose class always has some: else in the blocks after the last.
+def routed_keys(config: ModelSizes, *, method: str) -> dict[str, Any]:
+    """Keys of experts, as DeepSeek names them. A model without experts says that they begin after its last block.
 
-    vLLM, llama.cpp's converter and DeepSeek's own code ask for how they are chosen; the class implies it.
+    method: how experts are chosen; the class implies it, but vLLM, llama.cpp's converter and DeepSeek's own code read
+    the key.
     """
     if config.moe is None:
         return {"first_k_dense_replace": config.layers}
@@ -125,7 +124,7 @@ def routed_keys(config: ModelConfig, *, method: str) -> dict[str, Any]:
 
 
 def read_routed(full: Mapping[str, Any], *, score: Score, grouped: bool = True) -> MoE | None:
-    """The other way. grouped: experts are chosen inside the best groups of them."""
+    """The inverse of `routed_keys`; None for a dense model. grouped: experts are chosen within the best groups."""
     if full["first_k_dense_replace"] >= full["num_hidden_layers"]:
         return None
     sizes = {ours: full[theirs] for ours, theirs in ROUTED_KEYS.items()}
@@ -134,19 +133,20 @@ def read_routed(full: Mapping[str, Any], *, score: Score, grouped: bool = True) 
 
 
 def qwen_keys(moe: MoE | None) -> dict[str, Any]:
-    """Of experts in the words of Qwen."""
+    """Keys of experts, as Qwen names them."""
     assert moe is not None  # these families always have them
     sizes = {theirs: getattr(moe, ours) for ours, theirs in QWEN_KEYS.items()}
     return sizes | {"decoder_sparse_step": 1, "mlp_only_layers": list(range(moe.first_dense))}
 
 
 def read_qwen(full: Mapping[str, Any], **shared: Any) -> MoE:
-    """The other way; their class may know the number of experts under another name than files do."""
+    """The inverse of `qwen_keys`; `shared`: fields of `MoE` for the shared experts. The class of `transformers` may
+    hold the number of experts under another name than the files do."""
     known = {"num_experts": full.get("num_local_experts"), **full}
     sizes = {ours: known[theirs] for ours, theirs in QWEN_KEYS.items()}
     return MoE(**sizes, first_dense=len(full.get("mlp_only_layers") or []), **shared, **training_of(full))
 
 
 def training_of(full: Mapping[str, Any]) -> dict[str, Any]:
-    """What a folder of ours says of how experts are trained."""
+    """Fields of `MoE` for training alone, from a folder that this project exported; empty for others."""
     return dict(full.get(OURS) or {})

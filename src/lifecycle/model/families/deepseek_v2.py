@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lifecycle.model.family import Family, Routing, Switches
+from lifecycle.model.family import ExpertSwitches, Family, Switches
 from lifecycle.model.interchange import (
     DENSE,
     EXPERTS,
@@ -17,21 +17,19 @@ from lifecycle.model.interchange import (
     read_routed,
     routed_keys,
 )
-
-if TYPE_CHECKING:
-    from lifecycle.model.config import ModelConfig
+from lifecycle.model.sizes import ModelSizes
 
 METHODS = ("greedy", "group_limited_greedy")
 
 
-def keys(config: ModelConfig) -> dict[str, Any]:
-    """Their words."""
+def keys(config: ModelSizes) -> dict[str, Any]:
+    """Keys of its config.json."""
     method = METHODS[0] if config.moe is None or config.moe.groups == 1 else METHODS[1]
     return {"mlp_bias": False, **latent_keys(config), **routed_keys(config, method=method)}
 
 
 def read(full: Mapping[str, Any]) -> dict[str, Any]:
-    """The other way."""
+    """The inverse of `keys`."""
     moe = read_routed(full, score="softmax", grouped=full.get("topk_method") == METHODS[1])
     return {"moe": moe, "latent": read_latent(full)}
 
@@ -41,7 +39,7 @@ FAMILY = Family(
     switches=Switches(
         whole_heads=True,
         latent=True,
-        experts=Routing(score="softmax", normalise=False, shared="plain", groups=True, scale=True),
+        experts=ExpertSwitches(score="softmax", normalise=False, shared="plain", groups=True, scale=True),
     ),
     keys=keys,
     read=read,

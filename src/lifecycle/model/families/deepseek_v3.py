@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lifecycle.model.family import V3, Family, Switches
 from lifecycle.model.interchange import (
@@ -15,13 +15,11 @@ from lifecycle.model.interchange import (
     read_routed,
     routed_keys,
 )
-
-if TYPE_CHECKING:
-    from lifecycle.model.config import ModelConfig
+from lifecycle.model.sizes import ModelSizes
 
 
-def keys(config: ModelConfig) -> dict[str, Any]:
-    """Their words."""
+def keys(config: ModelSizes) -> dict[str, Any]:
+    """Keys of its config.json."""
     further = {"num_nextn_predict_layers": 0} if config.moe else {}
     return {"rope_interleave": True, **latent_keys(config), **routed_keys(config, method="noaux_tc"), **further}
 

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lifecycle.model.family import V3, Family, Switches
 from lifecycle.model.interchange import BLOCK, EXPERTS, PLAIN, read_routed, routed_keys
-
-if TYPE_CHECKING:
-    from lifecycle.model.config import ModelConfig
+from lifecycle.model.sizes import ModelSizes
 
 
-def keys(config: ModelConfig) -> dict[str, Any]:
-    """Their words."""
+def keys(config: ModelSizes) -> dict[str, Any]:
+    """Keys of its config.json."""
     further = {"num_nextn_predict_layers": 0} if config.moe else {}
     attention = {"attention_bias": config.qkv_bias, "use_qk_norm": config.qk_norm}
     return attention | routed_keys(config, method="noaux_tc") | further
 
 
 def read(full: Mapping[str, Any]) -> dict[str, Any]:
-    """The other way."""
+    """The inverse of `keys`."""
     switches = {"qkv_bias": bool(full.get("attention_bias", False)), "qk_norm": bool(full.get("use_qk_norm", False))}
     return {**switches, "moe": read_routed(full, score="sigmoid")}
 

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lifecycle.model.family import Family, Routing, Switches
+from lifecycle.model.family import ExpertSwitches, Family, Switches
 from lifecycle.model.interchange import BLOCK, training_of
 from lifecycle.model.parts import MoE
-
-if TYPE_CHECKING:
-    from lifecycle.model.config import ModelConfig
+from lifecycle.model.sizes import ModelSizes
 
 
-def keys(config: ModelConfig) -> dict[str, Any]:
-    """The experts' width stands where others have that of a dense block."""
+def keys(config: ModelSizes) -> dict[str, Any]:
+    """Keys of its config.json: the experts' width stands where others have that of a dense block."""
     assert config.moe is not None
     sizes = {"num_local_experts": config.moe.experts, "num_experts_per_tok": config.moe.active}
     return sizes | {"intermediate_size": config.moe.ffn_width, "sliding_window": config.sliding_window}
 
 
 def read(full: Mapping[str, Any]) -> dict[str, Any]:
-    """The other way."""
+    """The inverse of `keys`."""
     sizes = {"experts": full["num_local_experts"], "active": full["num_experts_per_tok"]}
     return {"moe": MoE(**sizes, ffn_width=full["intermediate_size"], **training_of(full))}
 
 
 FAMILY = Family(
     architecture="MixtralForCausalLM",
-    switches=Switches(sliding="all", experts=Routing(score="softmax", normalise=True, dense_first=False), dense=False),
+    switches=Switches(
+        sliding="all", experts=ExpertSwitches(score="softmax", normalise=True, dense_first=False), dense=False
+    ),
     keys=keys,
     read=read,
     tensors=BLOCK

@@ -1,4 +1,4 @@
-"""Rotary angles in the words of a config.json, in the layout of `transformers` 5 and, beside it, that of 4."""
+"""Rotary positions as keys of a config.json: in the layout of `transformers` 5 and, beside it, that of version 4."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.family import family_of
+from lifecycle.model.families import family_of
 from lifecycle.model.parts import RopeScaling
 
 YARN = ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")
@@ -15,7 +15,7 @@ ORIGINAL = "original_max_position_embeddings"
 
 
 def rope_parameters(config: ModelConfig) -> dict[str, Any]:
-    """The keys of config.json that say how queries and keys turn."""
+    """The keys of config.json for rotary positions: `rope_parameters`, and the older `rope_theta`, `rope_scaling`."""
     scaling = config.rope_scaling
     theta = stretched_theta(config)
     rope: dict[str, Any] = {"rope_type": "default"}
@@ -33,8 +33,8 @@ def rope_parameters(config: ModelConfig) -> dict[str, Any]:
 
 
 def stretched_theta(config: ModelConfig) -> float:
-    """The base of the angles. NTK's stretch, which has no name of its own in theirs, is nothing but a larger one:
-    theta factor^(K / (K - 2)), K the dimensions that turn."""
+    """The base theta of the frequencies. NTK scaling, for which config.json has no name, is a larger base:
+    theta factor^(K / (K - 2)), K the dimensions that are rotated."""
     scaling = config.rope_scaling
     if scaling is None or scaling.kind != "ntk":
         return config.rope_theta
@@ -42,7 +42,10 @@ def stretched_theta(config: ModelConfig) -> float:
 
 
 def read_rope(full: Mapping[str, Any]) -> tuple[RopeScaling | None, list[str]]:
-    """Their scaling in our terms, and what of it is not built. `full`: a config with their defaults filled in."""
+    """The scaling of a config.json (None: none), and a line for each part of it that is not built here.
+
+    full: config.json with the defaults of its class filled in.
+    """
     rope = full["rope_parameters"]
     kind = rope.get("rope_type", "default")
     faults = []

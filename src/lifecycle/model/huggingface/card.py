@@ -33,7 +33,7 @@ inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, ret
 
 def model_card(
     config: ModelConfig,
-    described: Mapping[str, Any],
+    hf_config: Mapping[str, Any],
     *,
     history: Sequence[Mapping[str, Any]],
     name: str,
@@ -41,26 +41,26 @@ def model_card(
 ) -> str:
     """The text of README.md.
 
-    described: config.json; history: the `run.json` of each stage, first to last (of one that is gone: its `path`);
+    hf_config: config.json; history: the `run.json` of each stage, first to last (of one that is gone: its `path`);
     template: whether the tokenizer has a chat template.
     """
-    parts = [FRONT, f"# {name}\n", _sizes(config, described), _stages(history), _last(history)]
+    parts = [FRONT, f"# {name}\n", _sizes(config, hf_config), _stages(history), _last(history)]
     parts += [_remarks(config), USE.format(prompt=CHAT_PROMPT if template else PLAIN_PROMPT)]
     return "\n".join(part for part in parts if part)
 
 
-def _sizes(config: ModelConfig, described: Mapping[str, Any]) -> str:
+def _sizes(config: ModelConfig, hf_config: Mapping[str, Any]) -> str:
     total, active = config.parameters(), config.active_parameters()
     count = f"{total:,}" if total == active else f"{total:,}, of which {active:,} work on a token"
     rows = {
-        "architecture": described["architectures"][0],
+        "architecture": hf_config["architectures"][0],
         "parameters": count,
         "layers, width": f"{config.layers}, {config.width}",
         "heads": _heads(config),
         "experts": None if config.moe is None else f"{config.moe.experts}, {config.moe.active} a token",
         "longest row": f"{config.max_positions:,} tokens",
         "vocabulary": f"{config.vocab:,}",
-        "weights": described["dtype"],
+        "weights": hf_config["dtype"],
     }
     return _table(("", ""), [(key, value) for key, value in rows.items() if value is not None])
 

@@ -1,8 +1,8 @@
-"""Sizes and switches in the words of a config.json: `describe` writes it, `understand` reads it.
+"""Sizes and switches as the keys of a config.json: `to_hf_config` writes them, `from_hf_config` reads them.
 
 Every key that changes the network is written, also where it is their default, so that no version's default decides.
-What `understand` knows of and cannot build it refuses; a network that is nearly the same is another network. A key that
-their class does not know is passed over, as it is there.
+`from_hf_config` refuses a known key whose value cannot be built: a network that is nearly the same is another network.
+A key that the class in `transformers` does not know is ignored, as it is there.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 
 from lifecycle.errors import UserError
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.family import FAMILIES, Family, family_of
+from lifecycle.model.families import FAMILIES, family_of
+from lifecycle.model.family import Family
 from lifecycle.model.huggingface.angles import read_rope, rope_parameters
 from lifecycle.model.interchange import OURS, OURS_KEYS
 from lifecycle.model.parts import Latent
@@ -38,10 +39,14 @@ INIT_STD = 0.02
 # -- out
 
 
-def describe(config: ModelConfig) -> dict[str, Any]:
-    """Their config.json for this model, whose vocabulary must be known; tokens and dtype are the export's."""
+def to_hf_config(config: ModelConfig) -> dict[str, Any]:
+    """The content of config.json for this model.
+
+    The ids of special tokens and the dtype of the files are added by `export`. Errors: `UserError` where the
+    vocabulary is not known yet.
+    """
     family = family_of(config.family)
-    described: dict[str, Any] = {
+    hf_config: dict[str, Any] = {
         "architectures": [family.architecture],
         "model_type": config.family,
         **{theirs: getattr(config, ours) for ours, theirs in COMMON.items()},
@@ -55,26 +60,26 @@ def describe(config: ModelConfig) -> dict[str, Any]:
         **family.keys(config),
     }
     if config.moe is not None:
-        described[OURS] = {key: getattr(config.moe, key) for key in OURS_KEYS}
+        hf_config[OURS] = {key: getattr(config.moe, key) for key in OURS_KEYS}
     if config.logit_softcap is not None:
-        described[SOFTCAP] = config.logit_softcap
-    return described
+        hf_config[SOFTCAP] = config.logit_softcap
+    return hf_config
 
 
 # -- in
 
 
-def understand(described: Mapping[str, Any], *, place: str = "the model") -> ModelConfig:
-    """Their config.json in our terms; what it leaves out is what their class says.
+def from_hf_config(hf_config: Mapping[str, Any], *, place: str = "the model") -> ModelConfig:
+    """The inverse of `to_hf_config`. A key that is absent has the default of the class in `transformers`.
 
-    `place` names the source in errors. Errors: `UserError` that lists what, of the keys of their class, is not
-    built here.
+    `place` names the source in errors. Errors: `UserError` for an unknown `model_type`, and one that lists every key
+    whose value is not built here.
     """
-    name = described.get("model_type")
+    name = hf_config.get("model_type")
     if name not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise UserError(f"{place}: model_type is {name!r}; the architectures known here are {known}")
-    full = _filled(name, described, place)
+    full = _filled(name, hf_config, place)
     family = family_of(name)
     scaling, faults = read_rope(full)
     faults = [*_unbuilt(family, full), *faults]
@@ -93,19 +98,19 @@ def understand(described: Mapping[str, Any], *, place: str = "the model") -> Mod
             sliding_from=slides_from,
             rotary_share=float(full["rope_parameters"].get("partial_rotary_factor", 1.0)),
             rope_scaling=scaling,
-            logit_softcap=described.get(SOFTCAP),
+            logit_softcap=hf_config.get(SOFTCAP),
             **{"qk_norm": False, **own},
         )
     except UserError as error:  # which speaks of our keys
         raise UserError(f"{place}, by its config.json: {error}") from error
 
 
-def _filled(name: str, described: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """What config.json says, with what their class says where it is silent."""
+def _filled(name: str, hf_config: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """config.json with the defaults of the class in `transformers` filled in."""
     import transformers  # here: it takes a second, and few runs come from elsewhere
 
     try:
-        full: dict[str, Any] = transformers.CONFIG_MAPPING[name].from_dict(dict(described)).to_dict()
+        full: dict[str, Any] = transformers.CONFIG_MAPPING[name].from_dict(dict(hf_config)).to_dict()
     except Exception as error:  # their classes refuse by errors of many kinds
         raise UserError(
             f"{place}: config.json says what transformers {transformers.__version__} does not take for {name}: "

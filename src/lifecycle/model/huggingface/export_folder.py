@@ -23,7 +23,7 @@ from torch import Tensor
 from lifecycle.errors import UserError
 from lifecycle.model.decoder import Decoder
 from lifecycle.model.huggingface.card import model_card
-from lifecycle.model.huggingface.config_json import describe
+from lifecycle.model.huggingface.config_json import to_hf_config
 from lifecycle.model.huggingface.lazy_tensors import CONFIG, EOS, GENERATION, INDEX, SINGLE, ends_of
 from lifecycle.model.huggingface.names import IN_FP32, names, parts, rows
 from lifecycle.model.huggingface.whole_folder import whole
@@ -66,7 +66,7 @@ def to_huggingface(model: Decoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
         weight = weights[ours] if order is None else weights[ours][order.to(weights[ours].device)]
         named = parts(theirs, len(weight))
         out |= dict(zip(named, weight, strict=True)) if "*" in theirs else {theirs: weight}
-    return describe(config), out
+    return to_hf_config(config), out
 
 
 def export(
@@ -106,8 +106,8 @@ def export(
 
 
 def generation_config(tokenizer: TokenizerFiles | None, parent: Mapping[str, Any]) -> dict[str, Any]:
-    """How a completion is drawn where nobody says otherwise: as from the parent, and it ends at every mark that ends
-    one, those of the parent too."""
+    """The content of generation_config.json: the parent's sampling settings, and as stop ids every token that ends a
+    completion by this tokenizer or by the parent."""
     kept = {key: value for key, value in parent.items() if key not in OF_THEIR_VERSION}
     if not kept.keys() - {EOS}:
         kept = {"do_sample": True, **kept}

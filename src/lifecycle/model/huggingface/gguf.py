@@ -76,38 +76,38 @@ def gguf_file(place: Path) -> Path | None:
     return files[0] if files else None
 
 
-def describe_gguf(file: Path) -> dict[str, Any]:
-    """What config.json would say of the file. Errors: `UserError` for a broken file, an architecture that is not known
-    here, or angles that no config.json could name."""
+def gguf_to_hf_config(file: Path) -> dict[str, Any]:
+    """The content that a config.json of this model would have. Errors: `UserError` for a broken file, an architecture
+    that is not known here, or rotary frequencies that no config.json could express."""
     head, stored = _opened(file)
     arch = head["general.architecture"]
     said = {key.removeprefix(f"{arch}."): _decimal(value) for key, value in head.items() if key.startswith(f"{arch}.")}
-    described = {theirs: said[key] for key, theirs in KEYS.items() if key in said}
-    described["model_type"] = _model_type(arch, said)
-    described["vocab_size"] = stored["token_embd.weight"].shape[0]
-    described["tie_word_embeddings"] = "output.weight" not in stored
-    described["num_experts"] = described["num_local_experts"] = said.get("expert_count", 0)
-    if described["model_type"] in ("llama", "mixtral"):
-        described.setdefault("head_dim", said.get("rope.dimension_count"))
+    hf_config = {theirs: said[key] for key, theirs in KEYS.items() if key in said}
+    hf_config["model_type"] = _model_type(arch, said)
+    hf_config["vocab_size"] = stored["token_embd.weight"].shape[0]
+    hf_config["tie_word_embeddings"] = "output.weight" not in stored
+    hf_config["num_experts"] = hf_config["num_local_experts"] = said.get("expert_count", 0)
+    if hf_config["model_type"] in ("llama", "mixtral"):
+        hf_config.setdefault("head_dim", said.get("rope.dimension_count"))
     if window := said.get("attention.sliding_window"):
-        described |= {"sliding_window": window, "use_sliding_window": True}
+        hf_config |= {"sliding_window": window, "use_sliding_window": True}
     # llama.cpp's networks of these architectures divide the chosen experts' weights by their sum, or do not
-    described["norm_topk_prob"] = arch == "qwen3moe"
-    scaling = _scaling(file, said, stored.get(DIVISORS), described)
-    return described | ({"rope_scaling": scaling} if scaling else {})
+    hf_config["norm_topk_prob"] = arch == "qwen3moe"
+    scaling = _scaling(file, said, stored.get(DIVISORS), hf_config)
+    return hf_config | ({"rope_scaling": scaling} if scaling else {})
 
 
 def tensors_gguf(file: Path) -> dict[str, Stored]:
     """The file's tensors under the names that a folder has, experts apart. Errors: `UserError`, as above."""
     head, stored = _opened(file)
-    described = describe_gguf(file)
-    mixtral = described["model_type"] == "mixtral"
+    hf_config = gguf_to_hf_config(file)
+    mixtral = hf_config["model_type"] == "mixtral"
     out: dict[str, Stored] = {}
     for name, tensor in stored.items():
         for theirs, part in _named(name, tensor, mixtral=mixtral):
             out[theirs] = part
     if head["general.architecture"] == "llama":
-        heads = {"q": described["num_attention_heads"], "k": described["num_key_value_heads"]}
+        heads = {"q": hf_config["num_attention_heads"], "k": hf_config["num_key_value_heads"]}
         for name, tensor in out.items():
             if match := re.search(r"self_attn\.([qk])_proj\.", name):
                 out[name] = Stored(tensor.shape, partial(_halves, tensor, heads[match[1]]))
@@ -122,8 +122,8 @@ def tokenizer_gguf(file: Path) -> Any:
     if "tokenizer.ggml.model" not in _opened(file)[0]:
         return None
     try:
-        arch, described, config = get_gguf_tokenizer(str(file))
-        backend, more = convert_gguf_tokenizer(arch, described)
+        arch, fields, config = get_gguf_tokenizer(str(file))
+        backend, more = convert_gguf_tokenizer(arch, fields)
     except Exception as error:  # their reader raises whatever the bytes lead it to
         raise UserError(f"{file}: its tokenizer cannot be read ({_said(error)}); get the safetensors folder") from error
     marks = {key: value for key, value in (config | more).items() if value is not None}
@@ -212,7 +212,7 @@ def _as_row(tensor: Stored, part: int | None) -> Tensor:
 
 
 def _halves(tensor: Stored, heads: int, part: int | None) -> Tensor:
-    """llama.cpp turns neighbouring rows of a head, transformers rows half a head apart: put them in that order."""
+    """llama.cpp rotates neighbouring rows of a head, `transformers` rows half a head apart: reorder them to that."""
     whole = tensor.read(None)
     R = whole.shape[0]
     whole = whole.unflatten(0, (heads, R // heads // 2, 2)).transpose(1, 2).reshape(whole.shape)
@@ -220,12 +220,12 @@ def _halves(tensor: Stored, heads: int, part: int | None) -> Tensor:
 
 
 def _scaling(
-    file: Path, said: Mapping[str, Any], divisors: Stored | None, described: Mapping[str, Any]
+    file: Path, said: Mapping[str, Any], divisors: Stored | None, hf_config: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """How the angles are stretched: named in the head, or one divisor an angle, as Llama 3's files have it."""
+    """`rope_scaling` of a config.json: named in the head, or one divisor a frequency, as in Llama 3's files."""
     kind = said.get("rope.scaling.type", "none")
     if divisors is not None:
-        return _llama3(file, divisors.read(None).float(), described)
+        return _llama3(file, divisors.read(None).float(), hf_config)
     if kind in ("none", ""):
         return None
     scaling = {"rope_type": kind, "factor": said.get("rope.scaling.factor")}
@@ -233,12 +233,12 @@ def _scaling(
     return scaling | ({"original_max_position_embeddings": original} if original else {})
 
 
-def _llama3(file: Path, divisors: Tensor, described: Mapping[str, Any]) -> dict[str, Any]:
+def _llama3(file: Path, divisors: Tensor, hf_config: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters whose divisors these are: Llama 3's differ in their factor only, which is the largest one."""
     scaling = {"rope_type": "llama3", "factor": float(divisors.max().round()), "low_freq_factor": 1.0}
     scaling |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     K = 2 * len(divisors)
-    waves = 2 * torch.pi * described["rope_theta"] ** (torch.arange(0, K, 2, dtype=torch.float64, device="cpu") / K)
+    waves = 2 * torch.pi * hf_config["rope_theta"] ** (torch.arange(0, K, 2, dtype=torch.float64, device="cpu") / K)
     smooth = ((8192 / waves - 1.0) / (4.0 - 1.0)).clamp(0, 1)
     expected = 1 / ((1 - smooth) / scaling["factor"] + smooth)
     if not torch.allclose(divisors.double(), expected, rtol=1e-3):

@@ -2,7 +2,7 @@
 
     config = read_config(place)                       at once: config.json (or the head of the GGUF file) alone
     config, weights = load_pretrained(place)          everything
-    config, weights = from_huggingface(described, state_dict)
+    config, weights = from_huggingface(hf_config, state_dict)
 
 Read are safetensors in one file or several and in any dtype, experts apart or fused, 8-bit blocks with their scales,
 and GGUF through the reader of `transformers`. The base model alone (no `model.` before its names) and a tied head
@@ -25,9 +25,9 @@ from torch import Tensor
 
 from lifecycle.errors import UserError
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.family import family_of
-from lifecycle.model.huggingface.config_json import understand
-from lifecycle.model.huggingface.gguf import describe_gguf, gguf_file, tensors_gguf
+from lifecycle.model.families import family_of
+from lifecycle.model.huggingface.config_json import from_hf_config
+from lifecycle.model.huggingface.gguf import gguf_file, gguf_to_hf_config, tensors_gguf
 from lifecycle.model.huggingface.lazy_tensors import CONFIG, Stored, from_files, from_memory, plain
 from lifecycle.model.huggingface.names import EMBEDDING, HEAD, names, parts, rows, shapes
 from lifecycle.model.interchange import NOISE
@@ -46,8 +46,8 @@ def read_config(place: Path) -> ModelConfig:
     """Sizes and switches of a model folder or GGUF file, without its weights. Errors: as `load_pretrained`."""
     file = gguf_file(place)
     if file is not None:
-        return understand(describe_gguf(file), place=str(file))
-    return understand(_described(place), place=str(place))
+        return from_hf_config(gguf_to_hf_config(file), place=str(file))
+    return from_hf_config(_hf_config(place), place=str(place))
 
 
 def load_pretrained(place: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -57,33 +57,34 @@ def load_pretrained(place: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     """
     file = gguf_file(place)
     if file is not None:
-        described = describe_gguf(file)
-        config = understand(described, place=str(file))
-        return config, _gather(config, tensors_gguf(file), described, str(file))
-    described = _described(place)
-    config = understand(described, place=str(place))
-    found = plain(from_files(place), family_of(config.family).tensors, block=_block(described, place))
-    return config, _gather(config, found, described, str(place))
+        hf_config = gguf_to_hf_config(file)
+        config = from_hf_config(hf_config, place=str(file))
+        return config, _gather(config, tensors_gguf(file), hf_config, str(file))
+    hf_config = _hf_config(place)
+    config = from_hf_config(hf_config, place=str(place))
+    found = plain(from_files(place), family_of(config.family).tensors, block=_block(hf_config, place))
+    return config, _gather(config, found, hf_config, str(place))
 
 
 def from_huggingface(
-    described: Mapping[str, Any], weights: Mapping[str, Tensor], *, place: str = "the model"
+    hf_config: Mapping[str, Any], weights: Mapping[str, Tensor], *, place: str = "the model"
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The other way of `to_huggingface`: their config.json and state dict -> our sizes, and fp32 weights by our names.
+    """The inverse of `to_huggingface`: config.json and state dict of `transformers` -> our config, and fp32 weights
+    under our names.
 
     `place` names the source in errors. Errors: `UserError` for an architecture that ours is not, and one that lists
     every tensor that is missing, is too many, or has another shape.
     """
-    config = understand(described, place=place)
+    config = from_hf_config(hf_config, place=place)
     found = plain(from_memory(weights), family_of(config.family).tensors)
-    return config, _gather(config, found, described, place)
+    return config, _gather(config, found, hf_config, place)
 
 
 def _gather(
-    config: ModelConfig, found: Mapping[str, Stored], described: Mapping[str, Any], place: str
+    config: ModelConfig, found: Mapping[str, Stored], hf_config: Mapping[str, Any], place: str
 ) -> dict[str, Tensor]:
     """Look at every shape, and then read every tensor into its place."""
-    neighbours = bool(described.get("rope_interleave", True))
+    neighbours = bool(hf_config.get("rope_interleave", True))
     found = _without_copies(config, _with_base(found), place)
     wanted = shapes(config)
     theirs = {ours: parts(name, config.moe.experts if config.moe else 0) for ours, name in names(config).items()}
@@ -96,8 +97,8 @@ def _gather(
     if more:
         logger.warning("%s: passed over, since they are no part of the network: %s", place, ", ".join(more))
     for key in NOISE:
-        if described.get(key):
-            logger.warning("%s: %s is %s in config.json; training here goes without", place, key, described[key])
+        if hf_config.get(key):
+            logger.warning("%s: %s is %s in config.json; training here goes without", place, key, hf_config[key])
     return {
         ours: _read([found[part] for part in theirs[ours]], shape, rows(ours, config) if neighbours else None)
         for ours, shape in wanted.items()
@@ -165,9 +166,9 @@ def _without_copies(config: ModelConfig, found: Mapping[str, Stored], place: str
     return left
 
 
-def _block(described: Mapping[str, Any], place: Path) -> tuple[int, int] | None:
+def _block(hf_config: Mapping[str, Any], place: Path) -> tuple[int, int] | None:
     """Rows and columns that share a scale. Errors: `UserError` for another quantization."""
-    how = described.get("quantization_config")
+    how = hf_config.get("quantization_config")
     if not how:
         return None
     if how.get("quant_method") != "fp8" or not how.get("weight_block_size"):
@@ -179,7 +180,7 @@ def _block(described: Mapping[str, Any], place: Path) -> tuple[int, int] | None:
     return height, width
 
 
-def _described(place: Path) -> dict[str, Any]:
+def _hf_config(place: Path) -> dict[str, Any]:
     path = place / CONFIG
     if not path.is_file():
         raise UserError(f"{path} does not exist: it is not a Hugging Face model folder")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Decoder
-from lifecycle.model.family import family_of
+from lifecycle.model.families import family_of
 
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"

@@ -5,7 +5,7 @@
     write aside, on the same disk -> remove the marker -> remove the stale files, move the new ones in -> the marker
 
 A kill while the files are written, which may take minutes, leaves the older folder as it was. One in the few moves
-after that leaves a folder without its marker, which nobody takes for a model; it never leaves new files beside old.
+after that leaves a folder without its marker, which no reader takes for a model; it never leaves new files beside old.
 """
 
 from __future__ import annotations
