@@ -53,7 +53,7 @@ def _run(cfg: DictConfig) -> None:
 
 
 def _check(cfg: DictConfig) -> None:
-    from lifecycle.config.build import check
+    from lifecycle.config import check
 
     check(cfg)
 
