@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from benchmarks.common import main, peak_mb, spread
 
 if TYPE_CHECKING:  # the peers' environment has none
+    from lifecycle.data.corpus import Corpus
     from lifecycle.data.module import DataModule
 
 LENGTH, ROWS, WORKERS, MIX = 2048, 8, 2, (0.85, 0.15)
@@ -66,9 +67,10 @@ def corpora() -> list[list[Path]]:
     return made
 
 
-def data_module(prepared: str | None = None) -> DataModule:
+def corpus(prepared: str | None = None) -> Corpus:
     from lifecycle.data.clean.source import BadRows
-    from lifecycle.data.module import DataModule
+    from lifecycle.data.config import DataConfig
+    from lifecycle.data.corpus import Corpus
     from lifecycle.data.read.spec import SourceSpec
     from lifecycle.tokenizer.tokenizer import TokenizerRecipe
 
@@ -77,7 +79,7 @@ def data_module(prepared: str | None = None) -> DataModule:
         name: SourceSpec(path=[str(path) for path in shards], weight=weight, validation=None)
         for name, shards, weight in zip(("code", "prose"), corpora(), MIX, strict=True)
     }
-    return DataModule(
+    config = DataConfig(
         sources=sources,
         tokenizer=TokenizerRecipe(vocab_size=8192, digits=1, max_bytes=10_000_000),
         root=None,
@@ -88,14 +90,23 @@ def data_module(prepared: str | None = None) -> DataModule:
         epoch_source=None,
         bad_rows=BadRows(max_share=0.01, min_rows=1000),
         decontaminate=None,
-        view="text",
-        seed=1,
-        sequence_length=LENGTH,
-        global_batch_tokens=LENGTH * ROWS,
+    )
+    return Corpus(config, view="text", seed=1, processes=WORKERS, folder=None)
+
+
+def data_module(prepared: str | None = None) -> DataModule:
+    from lifecycle.data.mixture.plan import Phase
+    from lifecycle.data.module import DataModule
+
+    return DataModule(
+        corpus=corpus(prepared),
+        steps=10**6,
+        phases=[Phase(step=0, row_length=LENGTH, rows=ROWS)],
+        last=10**6,
+        row_length=LENGTH,
         micro_batch_tokens=LENGTH * ROWS,
         validation_tokens=0,
         workers=WORKERS,
-        folder=None,
     )
 
 
@@ -132,11 +143,10 @@ def ours(runs: int, prepared: bool) -> dict[str, Any]:
     if prepared and not (folder / "prepared" / "prose" / "training" / "meta.json").exists():
         from lifecycle.jobs.prepare import prepare
 
-        prepare(data=data_module(), folder=folder, processes=WORKERS)
+        prepare(data=corpus(), folder=folder, processes=WORKERS)
     found = []
     for _ in range(runs):
         data = data_module(str(folder) if prepared else None)
-        data.set_plan(10**6)
         found.append(drain(trained(data), PREPARED_TOKENS if prepared else RAW_TOKENS))
     return report(found)
 

@@ -94,24 +94,24 @@ def ours_run(name: str, runs: int) -> dict[str, Any]:
 def packed() -> Iterator[Any]:
     """Packed rows of the run's own data, as the stage gets them."""
     from lifecycle import config
+    from lifecycle.data.corpus import Corpus
+    from lifecycle.data.mixture.plan import phases_of
     from lifecycle.data.module import DataModule
     from lifecycle.duration import Limits
 
     cfg = config.compose([*settings(), "stage.max_steps=1000"])
     config.check(cfg)
     limits: Limits = config.build_limits(cfg.stage)
-    data: DataModule = config.build(
-        cfg.data,
-        view="text",
-        seed=1,
-        sequence_length=limits.sequence_length,
-        global_batch_tokens=limits.global_batch_tokens,
+    data = DataModule(
+        corpus=Corpus(config.build(cfg.data), view="text", seed=1, processes=0, folder=None),
+        steps=1000,
+        phases=phases_of(limits.timeline(int, lambda _: 0.0).segments),
+        last=1000,
+        row_length=limits.sequence_length,
         micro_batch_tokens=4096,
         validation_tokens=0,
         workers=0,
-        folder=None,
     )
-    data.set_plan(1000)
     for step in data.train_dataloader():
         yield step.micro[0]
 

@@ -24,7 +24,6 @@ def measure(variant: str, runs: int) -> dict[str, Any]:
     place = str(folder) if variant == "prepared" else None
     cursors: dict[int, Cursor] = {}
     data = data_module(place)
-    data.set_plan(10**6)
     for batch in data.train_dataloader():
         if batch.cursor.step in STEPS:
             cursors[batch.cursor.step] = batch.cursor
@@ -38,7 +37,6 @@ def measure(variant: str, runs: int) -> dict[str, Any]:
 
 def until_batch(place: str | None, cursor: Cursor | None) -> float:
     data = data_module(place)
-    data.set_plan(10**6)
     if cursor is not None:
         data.consumed(cursor)
         data.load_state_dict(data.state_dict())

@@ -26,6 +26,7 @@ from lifecycle.callbacks.guard import ForgettingGuard
 from lifecycle.callbacks.saving import SaveOnEvents, periodic
 from lifecycle.checkpoint import CommittedCheckpointIO, remedies
 from lifecycle.data.clean.contamination_report import put_in_order
+from lifecycle.data.corpus import Corpus
 from lifecycle.data.mixture.plan import phases_of
 from lifecycle.data.module import DataModule
 from lifecycle.duration import Limits, Timeline
@@ -109,15 +110,25 @@ def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
     loggers = [metrics, *config.build_loggers(cfg.logger, folder=folder.path)]  # first: one may want a login
     model: ModelConfig = config.build(cfg.model)
     model.check_rows(limits.sequence_length)
-    data = _data(cfg, folder, limits, hardware, parent)
-    model = model.with_vocab(data.tokenizer.vocab_size)
+    corpus = _corpus(cfg, folder, hardware, parent)
+    model = model.with_vocab(corpus.tokenizer.vocab_size)
     timeline = limits.timeline(
-        data.epoch_positions, lambda line: data.epoch_tokens(line.steps, phases_of(line.segments))
+        corpus.epoch_positions, lambda line: corpus.epoch_tokens(line.steps, phases_of(line.segments))
     )
     steps, most = timeline.steps, limits.most_steps(timeline)
-    until_used_up = data.ends_with(limits.max_epochs) and (most is None or steps < most)
-    data.set_plan(steps, phases_of(timeline.segments), last=most if until_used_up else steps)
+    until_used_up = corpus.ends_with(limits.max_epochs) and (most is None or steps < most)
+    last = most if until_used_up else steps
     check_reach(cfg, parent, steps)
+    data = DataModule(
+        corpus=corpus,
+        steps=steps,
+        phases=phases_of(timeline.segments),
+        last=last,
+        row_length=limits.sequence_length,
+        micro_batch_tokens=hardware.micro_batch_tokens,
+        validation_tokens=cfg.validation.tokens,
+        workers=hardware.workers,
+    )
     work = Work(
         steps=steps,
         tokens_per_step=timeline.tokens() // steps // world_size(hardware),
@@ -127,7 +138,7 @@ def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
     setup = _setup(cfg, timeline, hardware, start, data, parent)
     stage: Stage = config.build(cfg.stage, without=Limits, model=model, setup=setup)
     watching = guards(cfg, folder.path, data, parent)
-    trainer = _trainer(cfg, folder, hardware, start, (most or -1) if until_used_up else steps, loggers, watching)
+    trainer = _trainer(cfg, folder, hardware, start, last or -1, loggers, watching)
     if rank() == 0:
         begin(cfg, folder, start, stage, data, parent)
         metrics.cut(start.step)
@@ -189,45 +200,24 @@ def _job(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
     folder.write_config(config.resolved(cfg))
     folder.update(status="running", stage=stage_name(), **origin())
     started = time.perf_counter()
-    limits = Limits(
-        view=cfg.stage.view,
-        max_steps=1,
-        max_tokens=None,
-        max_epochs=None,
-        global_batch_tokens=1024,
-        sequence_length=1024,
-    )
-    data = _data(cfg, folder, limits, config.build(cfg.hardware), parent, validation_tokens=0)
-    folder.update(**data.corpus.files_read())
+    data = _corpus(cfg, folder, config.build(cfg.hardware), parent)
+    folder.update(**data.files_read())
     result = config.build(cfg.stage, without=config.JOB_ASIDE, data=data, folder=folder.path)
     put_in_order(folder.path)
     folder.update(status="finished", result=result, seconds=round(time.perf_counter() - started, 3))
 
 
-def _data(
-    cfg: DictConfig,
-    folder: RunFolder,
-    limits: Limits,
-    hardware: Hardware,
-    parent: Parent | None,
-    *,
-    validation_tokens: int | None = None,
-) -> DataModule:
-    data: DataModule = config.build(
-        cfg.data,
-        view=limits.view,
+def _corpus(cfg: DictConfig, folder: RunFolder, hardware: Hardware, parent: Parent | None) -> Corpus:
+    return Corpus(
+        config.build(cfg.data),
+        view=cfg.stage.view,
         seed=cfg.seed,
-        sequence_length=limits.sequence_length,
-        global_batch_tokens=limits.global_batch_tokens,
-        micro_batch_tokens=hardware.micro_batch_tokens,
-        validation_tokens=cfg.validation.tokens if validation_tokens is None else validation_tokens,
-        workers=hardware.workers,
+        processes=hardware.workers,
         folder=folder.path,
         replay_share=replay_share(cfg),
         parent_loss=ParentLoss(parent, hardware) if parent else None,
         begun=begun(cfg, folder),
     )
-    return data
 
 
 def _setup(

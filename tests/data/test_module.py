@@ -13,6 +13,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from tests.data.made import make_module
 
 from lifecycle.batch import Cursor, StepBatch
 from lifecycle.data.clean.contamination import Decontaminate, EvaluationSet
@@ -46,7 +47,7 @@ def texts(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def module(folder: Path, *, workers: int = 0, **changes: Any) -> DataModule:
+def module(folder: Path, *, workers: int = 0, steps: int = STEPS, **changes: Any) -> DataModule:
     weights = {"long": 0.5, "short": 0.3, "tiny": 0.2}
     sources = {
         name: SourceSpec(path=f"{name}.jsonl", weight=weight, validation=ValidationRatio(ratio=0.1))
@@ -72,9 +73,7 @@ def module(folder: Path, *, workers: int = 0, **changes: Any) -> DataModule:
         "workers": workers,
         "folder": folder,
     }
-    made = DataModule(**(arguments | changes))
-    made.set_plan(STEPS)
-    return made
+    return make_module(arguments | changes, steps=steps)
 
 
 def on_rank(data: DataModule, rank: int, world: int) -> Iterable[StepBatch]:
@@ -117,7 +116,7 @@ def test_the_token_sequence_is_the_same_for_any_number_of_workers(texts: Path, w
 def test_stopped_on_some_ranks_and_resumed_on_others(texts: Path, before: int, after: int, prepared: bool) -> None:
     changes: dict[str, Any] = {}
     if prepared:
-        prepare(data=module(texts), folder=texts / "made", processes=1)
+        prepare(data=module(texts).corpus, folder=texts / "made", processes=1)
         changes = {"prepared": str(texts / "made")}
     whole = digest_by_tensor(module(texts, **changes), 1)
     for stop in (1, 5, 8):
@@ -176,8 +175,7 @@ def test_held_out_rows_are_whole_documents_of_their_domain(texts: Path) -> None:
 def test_an_exhausted_source_is_an_error_that_says_what_to_do(texts: Path) -> None:
     limited = {"tiny": SourceSpec(path="tiny.jsonl", weight=0.5, max_epochs=1), "long": SourceSpec(path="long.jsonl")}
     for workers in (0, 2):
-        data = module(texts, sources=limited, workers=workers)
-        data.set_plan(500)
+        data = module(texts, sources=limited, workers=workers, steps=500)
         given = len(list(on_rank(data, 0, 1)))
         fault = data.fault()
         assert isinstance(fault, UserError) and given > 2 and data.fails_after(given)
@@ -198,7 +196,7 @@ def test_a_checkpoint_of_other_sources_or_streams_is_refused(texts: Path) -> Non
 
 
 def test_a_prepared_run_of_changed_files_is_refused(texts: Path) -> None:
-    prepare(data=module(texts), folder=texts / "made", processes=1)
+    prepare(data=module(texts).corpus, folder=texts / "made", processes=1)
     with (texts / "tiny.jsonl").open("a") as file:
         file.write(json.dumps({"text": "one more"}) + "\n")
     with pytest.raises(UserError, match=r"tiny: its files hold something else \(changed: tiny.jsonl\).*stage=prepare"):
@@ -215,7 +213,7 @@ def test_shards_are_enough_by_themselves(texts: Path, monkeypatch: pytest.Monkey
     (texts / "exam.jsonl").write_text(json.dumps({"text": " ".join(map(str, range(30)))}) + "\n")
     words: dict[str, Any] = {"sources": sources, "decontaminate": exam}
     made = texts / "made"
-    prepare(data=module(texts, **words), folder=made, processes=1)
+    prepare(data=module(texts, **words).corpus, folder=made, processes=1)
     here = module(texts, **words, prepared=str(made))
     elsewhere = texts / "elsewhere"
     shutil.copytree(made, elsewhere / "made")
@@ -223,7 +221,7 @@ def test_shards_are_enough_by_themselves(texts: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(elsewhere)
     there = module(elsewhere, **words, prepared="made")
     assert digest_by_tensor(there, 1) == digest_by_tensor(here, 1)
-    assert rows_of(there) == rows_of(here) and there.epoch_positions() == here.epoch_positions()
+    assert rows_of(there) == rows_of(here) and there.corpus.epoch_positions() == here.corpus.epoch_positions()
     assert there.corpus.lineage()["fingerprint"] == here.corpus.lineage()["fingerprint"]
 
 
@@ -237,7 +235,7 @@ def test_shards_are_enough_by_themselves(texts: Path, monkeypatch: pytest.Monkey
 )
 def test_shards_of_another_treatment_are_refused_without_files_too(texts: Path, change: Any, said: str) -> None:
     words: dict[str, Any] = {"sources": {"tiny": SourceSpec(path="tiny.jsonl")}}
-    prepare(data=module(texts, **words), folder=texts / "made", processes=1)
+    prepare(data=module(texts, **words).corpus, folder=texts / "made", processes=1)
     (texts / "exam.jsonl").write_text(json.dumps({"text": " ".join(map(str, range(30)))}) + "\n")
     (texts / "tiny.jsonl").unlink()
     with pytest.raises(UserError, match=f"tiny: .*{said}.*stage=prepare again"):
@@ -246,7 +244,7 @@ def test_shards_of_another_treatment_are_refused_without_files_too(texts: Path, 
 
 @pytest.mark.parametrize(("key", "said"), [("version", "written by another version"), ("tokenizer", "cut short")])
 def test_shards_that_do_not_say_what_they_were_made_from_are_refused(texts: Path, key: str, said: str) -> None:
-    prepare(data=module(texts), folder=texts / "made", processes=1)
+    prepare(data=module(texts).corpus, folder=texts / "made", processes=1)
     path = texts / "made/prepared/tiny/training/meta.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: "other"}))
     with pytest.raises(UserError, match=said):
@@ -255,9 +253,9 @@ def test_shards_that_do_not_say_what_they_were_made_from_are_refused(texts: Path
 
 def test_epoch_positions_count_one_pass_of_the_largest_source(texts: Path) -> None:
     data = module(texts)
-    positions = data.epoch_positions()
-    prepare(data=data, folder=texts / "made", processes=1)
-    assert module(texts, prepared=str(texts / "made")).epoch_positions() == positions > 1000
+    positions = data.corpus.epoch_positions()
+    prepare(data=data.corpus, folder=texts / "made", processes=1)
+    assert module(texts, prepared=str(texts / "made")).corpus.epoch_positions() == positions > 1000
 
 
 def rows_of(data: DataModule) -> dict[str, list[list[int]]]:
@@ -284,7 +282,7 @@ def test_of_large_files_the_same_part_is_looked_at_in_rows_and_shards(
 
 
 def shards_of(texts: Path) -> dict[str, Any]:
-    prepare(data=module(texts), folder=texts / "made", processes=1)
+    prepare(data=module(texts).corpus, folder=texts / "made", processes=1)
     return {"prepared": str(texts / "made")}
 
 
@@ -297,7 +295,7 @@ def test_a_split_or_a_file_of_its_own_is_the_whole_validation_set(texts: Path, b
         spec = SourceSpec(path={"train": "short.jsonl", "aside": "apart.jsonl"}, validation="aside")
     changes: dict[str, Any] = {"sources": {"short": spec}, "epoch_source": None}
     if prepared:
-        prepare(data=module(texts, **changes), folder=texts / "made", processes=1)
+        prepare(data=module(texts, **changes).corpus, folder=texts / "made", processes=1)
         changes["prepared"] = str(texts / "made")
     made = module(texts, **changes)
     assert made.held_out["short"].documents == 7

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.data.made import make_corpus
 
 from lifecycle.data.clean.source import BadRows
-from lifecycle.data.module import DataModule
+from lifecycle.data.corpus import Corpus
 from lifecycle.data.read.files.retrying import RetryingFile
 from lifecycle.data.read.spec import SourceSpec, ValidationRatio
 from lifecycle.errors import UserError
@@ -25,7 +26,7 @@ RNG = np.random.default_rng(0)
 LINES = [json.dumps({"text": f"{number} " + " ".join(RNG.choice(WORDS, 30))}) for number in range(400)]
 
 
-def module(folder: Path, lines: Sequence[str] = LINES, tokenizer: str | None = None) -> DataModule:
+def module(folder: Path, lines: Sequence[str] = LINES, tokenizer: str | None = None) -> Corpus:
     with gzip.open(folder / "a.jsonl.gz", "wt") as file:
         file.writelines(f"{line}\n" for line in lines)
     arguments: dict[str, Any] = {
@@ -41,18 +42,14 @@ def module(folder: Path, lines: Sequence[str] = LINES, tokenizer: str | None = N
         "bad_rows": BadRows(max_share=0.01, min_rows=100),
         "view": "text",
         "seed": 5,
-        "sequence_length": 64,
-        "global_batch_tokens": 64 * 8,
-        "micro_batch_tokens": 128,
-        "validation_tokens": 0,
         "workers": 0,
         "folder": None,
     }
-    return DataModule(**arguments)
+    return make_corpus(arguments)
 
 
 @pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataModule:
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
     monkeypatch.setenv("LIFECYCLE_CACHE", str(tmp_path / "cache"))
     return module(tmp_path)
 
@@ -64,7 +61,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def test_shards_are_the_same_whatever_the_processes_and_made_again_where_they_are_missing(
-    data: DataModule, tmp_path: Path
+    data: Corpus, tmp_path: Path
 ) -> None:
     for processes in (1, 3):
         job.prepare(data, tmp_path / str(processes), processes)
@@ -81,7 +78,7 @@ def test_shards_are_the_same_whatever_the_processes_and_made_again_where_they_ar
 
 
 def test_a_process_reads_a_source_once_for_all_its_parts(
-    data: DataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetched = 0
     part = RetryingFile._part
@@ -101,7 +98,7 @@ def test_a_process_reads_a_source_once_for_all_its_parts(
 
 
 def test_the_job_says_what_the_shards_hold_and_how_they_are_read(
-    data: DataModule, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     metas = job.prepare(data, tmp_path / "made", 1)["a"]
     words = capsys.readouterr().out
@@ -112,7 +109,7 @@ def test_the_job_says_what_the_shards_hold_and_how_they_are_read(
     assert "; left out: missing field text 3, empty 1,200\n" in job.said({"a": metas}, tmp_path)
 
 
-def test_a_source_without_a_document_to_train_on_is_refused(data: DataModule, tmp_path: Path) -> None:
+def test_a_source_without_a_document_to_train_on_is_refused(data: Corpus, tmp_path: Path) -> None:
     data.tokenizer.save(tmp_path / "tokenizer")
     nothing = module(tmp_path, lines=["", " "], tokenizer=str(tmp_path / "tokenizer"))
     with pytest.raises(UserError, match=r"data.sources.a has no document to train on in 1 file \(empty 2\)"):

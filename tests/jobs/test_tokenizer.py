@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.data.made import make_corpus
 
 from lifecycle.data.clean.source import BadRows
-from lifecycle.data.module import DataModule
+from lifecycle.data.corpus import Corpus
 from lifecycle.data.read.spec import SourceSpec, ValidationRatio
 from lifecycle.jobs.tokenizer import sample, train
 from lifecycle.tokenizer.tokenizer import TokenizerRecipe, load
 
 
-def module(folder: Path, sources: dict[str, SourceSpec]) -> DataModule:
+def module(folder: Path, sources: dict[str, SourceSpec]) -> Corpus:
     arguments: dict[str, Any] = {
         "sources": sources,
         "tokenizer": TokenizerRecipe(vocab_size=300, max_bytes=50_000, digits=1),
@@ -28,14 +29,10 @@ def module(folder: Path, sources: dict[str, SourceSpec]) -> DataModule:
         "bad_rows": BadRows(max_share=0.01, min_rows=100),
         "view": "text",
         "seed": 5,
-        "sequence_length": 32,
-        "global_batch_tokens": 64,
-        "micro_batch_tokens": 32,
-        "validation_tokens": 100,
         "workers": 0,
         "folder": folder,
     }
-    return DataModule(**arguments)
+    return make_corpus(arguments)
 
 
 def test_the_job_saves_a_tokenizer_and_its_rates_by_source(

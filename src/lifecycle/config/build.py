@@ -32,7 +32,6 @@ __all__ = [
     "JOB_ASIDE",
     "RunConfig",
     "SUPPLIED",
-    "arguments",
     "build",
     "build_limits",
     "build_loggers",
@@ -53,10 +52,8 @@ __all__ = [
 GROUPS = ("model", "data", "stage", "hardware", "logger", "callbacks")
 """Root keys that a `_target_` stands under."""
 
-OF_DATA = "view seed sequence_length global_batch_tokens micro_batch_tokens validation_tokens workers folder"
 OF_STAGE = "model setup data folder tokenizer parent_view parent_ends parent_folder seed deterministic compiled"
 SUPPLIED: dict[str, tuple[str, ...]] = {
-    "data": (*OF_DATA.split(), "replay_share", "parent_loss", "begun"),
     "stage": tuple(OF_STAGE.split()),
     "logger": ("folder",),
     "callbacks": ("folder",),
@@ -68,6 +65,7 @@ JOB_ASIDE = ("view", "optimizer")
 """Keys of a job's `stage` that its function does not take: the optimizer is composed for every stage."""
 
 MAY_DIFFER = (
+    "data._target_",
     "run",
     "resume",
     "dry_run",
@@ -86,7 +84,8 @@ MAY_DIFFER = (
     "data.exhausted",
     "data.sources.*.max_epochs",
 )
-"""Keys that a resumed run may change: its end, where it runs, what it bears, and what is written about it."""
+"""Keys that a resumed run may change: its end, where it runs, what it bears, what is written about it, and the one class
+that reads a data config, which older runs know by another name."""
 
 PLACES = ("data.root", "data.prepared", "data.sources.*.path")
 """Where its data lies: that too, where its content is looked at (`data/read/begun.py`)."""
@@ -234,11 +233,6 @@ def build(node: DictConfig, *, without: type | Collection[str] = (), **supplied:
     aside = [field.name for field in dataclasses.fields(without)] if isinstance(without, type) else without
     target = _locate(node)
     return target(**_read(target, node, supplied=tuple(supplied), aside=aside), **supplied)
-
-
-def arguments(node: DictConfig) -> dict[str, Any]:
-    """The values of a data node as its constructor would get them, for what must know them without building it."""
-    return _read(_locate(node), node, supplied=SUPPLIED["data"])
 
 
 def build_limits(stage: DictConfig) -> Limits:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 TARGETS: dict[str, tuple[str, ...]] = {
     "model": ("lifecycle.model.ModelConfig",),
-    "data": ("lifecycle.data.module.DataModule",),
+    "data": ("lifecycle.data.config.DataConfig",),
     "stage": (
         "lifecycle.stages.pretrain.Pretrain",
         "lifecycle.stages.midtrain.Midtrain",

@@ -1,9 +1,11 @@
-"""The documents of a run: its sources under one tokenizer, raw or prepared, whole or dealt out by levels."""
+"""The data of a run before it is cut into steps: its sources under one tokenizer, raw or prepared, whole or dealt out by
+levels, and their shares of the tokens."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,17 +14,17 @@ import xxhash
 
 from lifecycle.batch import TokenBatch
 from lifecycle.data.clean import contamination_report
-from lifecycle.data.clean.contamination import Decontaminate, evaluation_index
+from lifecycle.data.clean.contamination import Index, evaluation_index
 from lifecycle.data.clean.held_out import held_out_documents
-from lifecycle.data.clean.source import BadRows, Source
+from lifecycle.data.clean.source import Source
+from lifecycle.data.config import DataConfig
 from lifecycle.data.curriculum.levels import Level, deal, described, in_order, under_curriculum
-from lifecycle.data.curriculum.schedule import Curriculum
 from lifecycle.data.curriculum.scores import ParentLoss
-from lifecycle.data.mixture.plan import Mix
+from lifecycle.data.mixture.plan import BatchPlan, Mix, Phase, largest, mixture, replayed
+from lifecycle.data.mixture.weight import Weight
 from lifecycle.data.read.begun import Begun, Listed, listed, named_tokenizer
 from lifecycle.data.read.files.listing import place
 from lifecycle.data.read.formats import views
-from lifecycle.data.read.spec import SourceSpec
 from lifecycle.data.stream.dealer import Dealer
 from lifecycle.data.stream.documents import RawDocuments, place_in
 from lifecycle.data.stream.epoch_length import count_positions
@@ -31,88 +33,134 @@ from lifecycle.data.stream.packing import Piece
 from lifecycle.data.stream.pieces import Documents, Pieces, State
 from lifecycle.data.stream.prepared import Prepared, PreparedDocuments, open_prepared, prepared_tokenizer, read_metas
 from lifecycle.data.validation import collect, pack
+from lifecycle.errors import UserError
+from lifecycle.system.cache import made_cache_folder
 from lifecycle.tokenizer.tokenizer import Ids, Tokenizer, TokenizerRecipe, from_recipe, load
 
 LISTED = 100  # files of a source in run.json, read or passed over
 
 
 class Corpus:
-    """Opens what the streams and the validation read.
+    """Opens what the streams, the validation and the jobs read. Raises `UserError` for sources that are missing, cannot
+    give the view, or disagree with a prepared run.
 
     sources: those that are read, levels in the place of what they were dealt from; whole: those of the config; levels:
-    by the name of what was dealt. mix: the mixture of the whole ones.
+    by the name of what was dealt. mix, weights: of the sources; whole_mix: of the whole ones.
     """
 
     def __init__(
         self,
-        specs: Mapping[str, SourceSpec],
-        mix: Mix,
+        config: DataConfig,
         *,
-        tokenizer: str | TokenizerRecipe,
-        root: str | None,
-        prepared: str | None,
-        shuffle_buffer: int,
-        bad_rows: BadRows,
-        decontaminate: Decontaminate | None,
         view: str,
         seed: int,
         processes: int,
         folder: Path | None,
-        cache: Path,
-        curriculum: Curriculum | None,
-        parent_loss: ParentLoss | None,
+        replay_share: float | None = None,
+        parent_loss: ParentLoss | None = None,
         begun: Begun | None = None,
     ) -> None:
-        self._root, self._buffer, self._seed, self._cache = root, shuffle_buffer, seed, cache
-        self._processes = processes
-        metas = read_metas(prepared) if prepared else {}
-        # shards alone need no evaluation sets: their rows were looked at when they were made
-        known = not (decontaminate and specs.keys() <= metas.keys()) or all(
-            is_here(one.spec(), root) for one in decontaminate.sets.values()
-        )
-        evaluation = evaluation_index(decontaminate, root=root, cache=cache) if decontaminate and known else None
+        self.config, self.seed, self.cache, self._processes = config, seed, made_cache_folder(), processes
+        specs = config.sources
+        self.whole_mix = mixture({name: spec.weight for name, spec in specs.items()}, replay_share)
+        self.epoch_source = config.epoch_source or largest(self.whole_mix)
+        if self.epoch_source not in specs:
+            raise UserError(f"data.epoch_source is '{self.epoch_source}'; the sources are {', '.join(specs)}")
+        metas = read_metas(config.prepared) if config.prepared else {}
+        evaluation = self._evaluation(metas)
         self.whole = open_sources(
             specs,
-            root=root,
-            bad_rows=bad_rows,
-            cache=cache,
+            root=config.root,
+            bad_rows=config.bad_rows,
+            cache=self.cache,
             quarantine=folder / "quarantine" if folder else None,
             processes=processes,
             evaluation=evaluation,
             begun=begun,
             shards={name: meta["training"]["fingerprint"] for name, meta in metas.items()},
         )
-        self._held = {s.name: held_out_source(s, root=root, cache=cache) for s in self.whole}
+        self._held = {s.name: held_out_source(s, root=config.root, cache=self.cache) for s in self.whole}
         check_views(self.whole, view, {s.name: views(s.spec) for s in self.whole})
-        self.tokenizer = self._open_tokenizer(tokenizer, prepared, mix.mean(), begun)
-        self.levels: dict[str, list[Level]] = {}
-        if curriculum is not None:
-            chosen = under_curriculum(curriculum, specs, mix.replay)
-            dealt = [source for source in self.whole if source.name in chosen]
-            self.levels = {s.name: deal(s, curriculum, self.tokenizer, cache, parent_loss) for s in dealt}
+        self.tokenizer = self._open_tokenizer(begun)
+        self.levels = self._levels(parent_loss)
         self.sources, self.whole = in_order(self.levels, self.whole)
-        # what is replayed was in another mixture when this one was prepared: it is read from its files
-        self.prepared: dict[str, Prepared] = {}
-        if prepared:
-            self.prepared = open_prepared(
-                prepared,
-                metas,
-                self.sources,
-                {name: self.held_apart(name) for name in specs},
-                tokenizer=self.tokenizer.sha256,
-                evaluation_known=known,
-                may_lack=mix.replay,
-            )
+        self.mix = self._mix_of_levels() if self.levels else self.whole_mix
+        self.weights = self.mix.mean()
+        self.prepared = self._prepared(metas, evaluation)
         if begun is not None:
             begun.check_files({name: sides for name, sides in self.contents()["files"].items() if "held_out" in sides})
             begun.check_fingerprints(self.contents()["fingerprints"])
         if evaluation and folder and len(self.prepared) < len(self.sources):  # prepared rows were looked at before
             contamination_report.begin(folder, evaluation)
 
+    def _evaluation(self, metas: Mapping[str, Any]) -> Index | None:
+        """What no document may hold; None also where all rows are in shards, which were looked at when they were made,
+        and the sets are not here."""
+        chosen, root = self.config.decontaminate, self.config.root
+        if chosen is None:
+            return None
+        in_shards = self.config.sources.keys() <= metas.keys()
+        if in_shards and not all(is_here(one.spec(), root) for one in chosen.sets.values()):
+            return None
+        return evaluation_index(chosen, root=root, cache=self.cache)
+
+    def _levels(self, parent_loss: ParentLoss | None) -> dict[str, list[Level]]:
+        curriculum = self.config.curriculum
+        if curriculum is None:
+            return {}
+        chosen = under_curriculum(curriculum, self.config.sources, self.whole_mix.replay)
+        dealt = [source for source in self.whole if source.name in chosen]
+        return {s.name: deal(s, curriculum, self.tokenizer, self.cache, parent_loss) for s in dealt}
+
+    def _mix_of_levels(self) -> Mix:
+        """They stand in the mixture for what they were dealt from."""
+        weights = {s.name: Weight.of(s.spec.weight, s.name) for s in self.sources}
+        return replace(self.whole_mix, weights=weights, replay=replayed(weights))
+
+    def _prepared(self, metas: Mapping[str, Any], evaluation: Index | None) -> dict[str, Prepared]:
+        """The shards that are read. What is replayed was in another mixture when this one was prepared: it is read from
+        its files."""
+        if not self.config.prepared:
+            return {}
+        return open_prepared(
+            self.config.prepared,
+            metas,
+            self.sources,
+            {name: self.held_apart(name) for name in self.config.sources},
+            tokenizer=self.tokenizer.sha256,
+            evaluation_known=evaluation is not None or self.config.decontaminate is None,
+            may_lack=self.whole_mix.replay,
+        )
+
     @property
     def max_epochs(self) -> dict[str, float | None]:
         """How often each source may be read."""
         return {source.name: source.spec.max_epochs for source in self.sources}
+
+    # -- how long a run is
+
+    def epoch_positions(self) -> int:
+        """Trained positions of one pass over `epoch_source`, which turns passes into steps; counted once, cached."""
+        name = self.epoch_source
+        names = [level.source.name for level in self.levels.get(name, [])] or [name]
+        if names[0] in self.prepared:
+            sides = [self.prepared[one].training for one in names]
+            return sum(training.tokens - training.documents for training in sides)
+        source = next(s for s in self.whole if s.name == name)
+        return count_positions(source, self.tokenizer, cache=self.cache, seed=self.seed)
+
+    def epoch_tokens(self, steps: int, phases: Sequence[Phase]) -> float:
+        """Positions that a run of `steps` steps, made of `phases`, gives to `epoch_source`."""
+        return BatchPlan.of(self.whole_mix, phases, steps).planned(steps)[self.epoch_source]
+
+    def ends_with(self, passes: float | None) -> bool:
+        """Whether a run of so many passes over `epoch_source` is to end with its last row: it may be read so often, and
+        no more often. Rows are padded, so that no number of steps says exactly when that is."""
+        if self.epoch_source in self.levels:  # their weights move with progress, and each has an end of its own
+            return False
+        return passes is not None and self.config.sources[self.epoch_source].max_epochs == passes
+
+    # -- opening
 
     def open_streams(
         self,
@@ -149,7 +197,7 @@ class Corpus:
         """The training documents of one source that each of some streams reads, from its state on."""
         source = next(s for s in self.sources if s.name == name)
         if (made := self.prepared.get(name)) is not None:
-            epochs, seed = source.spec.max_epochs, self._seed
+            epochs, seed = source.spec.max_epochs, self.seed
             return {
                 stream: PreparedDocuments(
                     made.training, epochs, stream, streams, seed, state, name=name, counts=made.counts
@@ -160,8 +208,8 @@ class Corpus:
             source,
             at={stream: place_in(state) for stream, state in states.items()},
             streams=streams,
-            seed=self._seed,
-            buffer=self._buffer,
+            seed=self.seed,
+            buffer=self.config.shuffle_buffer,
             reading=reading,
         )
         encode = self.tokenizer.documents
@@ -182,7 +230,7 @@ class Corpus:
             return made.measured(source.spec, tokens)
         if (held := self._held[source.name]) is None:
             return []
-        return held_out_documents(held, self.tokenizer, tokens=tokens, cache=self._cache, processes=self._processes)
+        return held_out_documents(held, self.tokenizer, tokens=tokens, cache=self.cache, processes=self._processes)
 
     def held_apart(self, name: str) -> Source | None:
         """Of a source: the one that its held-out rows have files of their own in."""
@@ -199,21 +247,12 @@ class Corpus:
             pieces += collect(self.documents(name), tokens=wanted, source=index)
         return pack(",".join(shares), pieces, row_length, 0).batches(1, 0, 1)[:count]
 
-    def positions(self, name: str) -> int:
-        """Trained positions of one pass over one of the whole sources; counted once, cached."""
-        source = next(s for s in self.whole if s.name == name)
-        names = [level.source.name for level in self.levels.get(name, [])] or [name]
-        if names[0] in self.prepared:
-            sides = [self.prepared[name].training for name in names]
-            return sum(training.tokens - training.documents for training in sides)
-        return count_positions(source, self.tokenizer, cache=self._cache, seed=self._seed)
-
     def lineage(self) -> dict[str, Any]:
         """For run.json: where every source's rows come from, and one hash over all of them and their treatment."""
         whole = xxhash.xxh3_128_hexdigest("|".join(s.fingerprint for s in self.sources).encode())
         paths = {s.name: [url for url, *_ in self._files(s)[:LISTED]] for s in self.whole}
         levels = {"levels": described(self.levels)} if self.levels else {}
-        return {"fingerprint": whole, "root": place("", self._root), "paths": paths, **self.files_read(), **levels}
+        return {"fingerprint": whole, "root": place("", self.config.root), "paths": paths, **self.files_read(), **levels}
 
     def files_read(self) -> dict[str, Any]:
         """By source: one line of what is read, and why files that were met beside it are not."""
@@ -237,25 +276,21 @@ class Corpus:
         made = self.prepared.get(source.name)
         return made.files if made else listed(source.files)
 
-    def _open_tokenizer(
-        self,
-        tokenizer: str | TokenizerRecipe,
-        prepared: str | None,
-        weights: Mapping[str, float],
-        begun: Begun | None,
-    ) -> Tokenizer:
+    def _open_tokenizer(self, begun: Begun | None) -> Tokenizer:
         """The one that the config names, but a run that goes on keeps its own."""
+        prepared, tokenizer = self.config.prepared, self.config.tokenizer
         if begun is not None:
             named = prepared_tokenizer(prepared, tokenizer) if prepared else named_tokenizer(tokenizer)
             place = f"data.prepared={prepared}" if prepared else f"data.tokenizer={tokenizer}"
             if (own := begun.own_tokenizer(named, place)) is not None:
                 return own
-            return begun.check_trained(self._named_or_trained(tokenizer, weights))
-        return prepared_tokenizer(prepared, tokenizer) if prepared else self._named_or_trained(tokenizer, weights)
+            return begun.check_trained(self._named_or_trained(tokenizer))
+        return prepared_tokenizer(prepared, tokenizer) if prepared else self._named_or_trained(tokenizer)
 
-    def _named_or_trained(self, tokenizer: str | TokenizerRecipe, weights: Mapping[str, float]) -> Tokenizer:
+    def _named_or_trained(self, tokenizer: str | TokenizerRecipe) -> Tokenizer:
         if isinstance(tokenizer, str):
             return load(tokenizer)
+        weights = self.whole_mix.mean()
         key = "|".join(f"{s.name}:{s.fingerprint}:{weights[s.name]!r}" for s in self.whole)
-        texts = sample_texts(self.whole, weights, tokenizer.max_bytes, self._seed)
-        return from_recipe(tokenizer, texts, self._cache / "tokenizers", f"{key}|{self._seed}")
+        texts = sample_texts(self.whole, weights, tokenizer.max_bytes, self.seed)
+        return from_recipe(tokenizer, texts, self.cache / "tokenizers", f"{key}|{self.seed}")

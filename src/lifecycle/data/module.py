@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -19,111 +18,64 @@ from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from torch import Tensor
 
 from lifecycle.batch import Cursor, StepBatch, TokenBatch
-from lifecycle.bounds import Count
-from lifecycle.data.clean.contamination import Decontaminate
-from lifecycle.data.clean.source import BadRows
 from lifecycle.data.corpus import Corpus
 from lifecycle.data.curriculum.levels import refuse_weighed
-from lifecycle.data.curriculum.schedule import Curriculum
-from lifecycle.data.curriculum.scores import ParentLoss
 from lifecycle.data.ledger import Ledger, merge, usage
 from lifecycle.data.loading.cursors import check_streams, cursor_in, gathered, states_of
 from lifecycle.data.loading.ends import Ending, Ends, fault_of
 from lifecycle.data.loading.exchange import gather
 from lifecycle.data.loading.loader import StepLoader, micro_batch_rows
 from lifecycle.data.loading.opening import Opener
-from lifecycle.data.mixture.plan import BatchPlan, Phase, largest, mixture, replayed
-from lifecycle.data.mixture.weight import Weight
-from lifecycle.data.read.begun import Begun
-from lifecycle.data.read.spec import SourceSpec
+from lifecycle.data.mixture.plan import BatchPlan, Phase
 from lifecycle.data.validation import held_out_sets
 from lifecycle.errors import UserError
-from lifecycle.system.cache import made_cache_folder
-from lifecycle.tokenizer.tokenizer import TokenizerRecipe
 
 WINDOW_ROWS = 512  # rows that all streams together pack at once: padding falls and a resume reads more as it grows
 
 
 class DataModule(pl.LightningDataModule):
-    """The data of one run. The first block of arguments is conf/data; the second is supplied by the run.
+    """The data of one run of `steps` steps, made of `phases`.
 
-    Raises `UserError` for sources that are missing, cannot give the view, or disagree with a prepared run.
+    last: steps beyond which nothing is read: `steps`; or more, or None, where the run ends with the last row of the
+    corpus's `epoch_source`, for padding makes the steps of a pass a few more than its tokens need. row_length:
+    positions of the longest rows, and of those that are measured. Raises `UserError` for a phase whose weights do not
+    fit the sources, or weigh one under a curriculum.
     """
 
     def __init__(
         self,
         *,
-        sources: dict[str, SourceSpec],
-        tokenizer: str | TokenizerRecipe,
-        root: str | None,
-        prepared: str | None,
-        streams: Count | None,
-        shuffle_buffer: Count,
-        exhausted: Literal["error", "drop"],
-        epoch_source: str | None,
-        bad_rows: BadRows,
-        decontaminate: Decontaminate | None,
-        view: str,
-        seed: int,
-        sequence_length: int,
-        global_batch_tokens: int,
+        corpus: Corpus,
+        steps: int,
+        phases: Sequence[Phase],
+        last: int | None,
+        row_length: int,
         micro_batch_tokens: int,
         validation_tokens: int,
         workers: int,
-        folder: Path | None,
-        replay_share: float | None = None,
-        curriculum: Curriculum | None = None,
-        parent_loss: ParentLoss | None = None,
-        begun: Begun | None = None,
     ) -> None:
         super().__init__()
-        self.seed, self.workers, self.cache = seed, workers, made_cache_folder()
-        self._dropping, self._wanted_streams, self._stop = exhausted == "drop", streams, 0
+        self.corpus, self.workers, self.row_length = corpus, workers, row_length
+        self.sources, self.tokenizer, self.weights = corpus.sources, corpus.tokenizer, corpus.weights
         self._micro_rows = micro_batch_rows(micro_batch_tokens)
-        self.mix = self._whole_mix = mixture({name: spec.weight for name, spec in sources.items()}, replay_share)
-        self.epoch_source = epoch_source or largest(self.mix)
-        if self.epoch_source not in sources:
-            raise UserError(f"data.epoch_source is '{self.epoch_source}'; the sources are {', '.join(sources)}")
-        self.row_length = sequence_length
-        rows = global_batch_tokens // sequence_length
-        self.phases: Sequence[Phase] = (Phase(step=0, row_length=sequence_length, rows=rows),)
-        self.corpus = Corpus(
-            sources,
-            self.mix,
-            tokenizer=tokenizer,
-            root=root,
-            prepared=prepared,
-            shuffle_buffer=shuffle_buffer,
-            bad_rows=bad_rows,
-            decontaminate=decontaminate,
-            view=view,
-            seed=seed,
-            processes=workers,
-            folder=folder,
-            cache=self.cache,
-            curriculum=curriculum,
-            parent_loss=parent_loss,
-            begun=begun,
-        )
-        self.sources, self.tokenizer, self.levels = self.corpus.sources, self.corpus.tokenizer, self.corpus.levels
+        refuse_weighed(corpus.levels, (phase.weights or {} for phase in phases))
+        plan = BatchPlan.of(corpus.mix, phases, steps)
+        self._stop, self.phases, self.mix = steps, plan.phases, plan.mix
+        self._dropping = corpus.config.exhausted == "drop"
+        self._ends = Ends(last=last, dropping=self._dropping, source=None if last == steps else corpus.epoch_source)
         self.held_out = held_out_sets(
-            self.corpus.whole,  # by level or not, what is measured is the same text
-            replace(self.mix, shares=()).mean(),  # and also what is not replayed
-            self.corpus.held_out,
+            corpus.whole,  # by level or not, what is measured is the same text
+            replace(corpus.whole_mix, shares=()).mean(),  # and also what is not replayed
+            corpus.held_out,
             tokens=validation_tokens,
-            row_length=sequence_length,
+            row_length=row_length,
             byte_count=self.tokenizer.bytes_of,
         )
-        if self.levels:  # they stand in the mixture for what they were dealt from
-            weights = {s.name: Weight.of(s.spec.weight, s.name) for s in self.sources}
-            self.mix = replace(self.mix, weights=weights, replay=replayed(weights))
-        self.weights = self.mix.mean()
-        self._ends = Ends(last=0)
         self._cursor: Cursor | None = None
         self._loaded: Cursor | None = None
         self._loader: StepLoader | None = None
 
-    # -- what a run needs to know before it builds a stage
+    # -- what a stage is told
 
     @property
     def source_names(self) -> list[str]:
@@ -135,38 +87,6 @@ class DataModule(pl.LightningDataModule):
         """Every validation domain's weight in the mixture and the bytes of its held-out text."""
         weight = {d: sum(self.weights[s.name] for s in self.sources if s.domain == d) for d in self.held_out}
         return {domain: (weight[domain], held.bytes) for domain, held in self.held_out.items()}
-
-    def epoch_positions(self) -> int:
-        """Trained positions of one pass over `epoch_source`, which turns passes into steps; counted once, cached."""
-        return self.corpus.positions(self.epoch_source)
-
-    def epoch_tokens(self, steps: int, phases: Sequence[Phase]) -> float:
-        """Positions that a run of `steps` steps, made of `phases`, gives to `epoch_source`."""
-        return BatchPlan.of(self._whole_mix, phases, steps).planned(steps)[self.epoch_source]
-
-    def set_plan(
-        self, steps: int, phases: Sequence[Phase] = (), *, last: int | None | Literal["steps"] = "steps"
-    ) -> None:
-        """The run is planned for `steps` steps; `phases`: what they are made of, if not all of the same rows.
-
-        It ends after `last` steps, beyond which nothing is read: these; or more, or None, where it ends with the last
-        row of `epoch_source`, for padding makes the steps of a pass a few more than its tokens need. Raises `UserError`
-        for a phase whose weights do not fit the sources, or weigh one under a curriculum.
-        """
-        refuse_weighed(self.levels, (phase.weights or {} for phase in phases))
-        plan = BatchPlan.of(self.mix, phases or self.phases, steps)
-        self._stop, self.phases, self.mix = steps, plan.phases, plan.mix
-        self._ends = Ends(last=steps if last == "steps" else last, dropping=self._dropping)
-        if self._ends.last != steps:
-            self._ends = replace(self._ends, source=self.epoch_source)
-
-    def ends_with(self, passes: float | None) -> bool:
-        """Whether a run of so many passes over `epoch_source` is to end with its last row: it may be read so often, and
-        no more often. Rows are padded, so that no number of steps says exactly when that is."""
-        if self.epoch_source in self.levels:  # their weights move with progress, and each has an end of its own
-            return False
-        source = next(source for source in self.sources if source.name == self.epoch_source)
-        return passes is not None and source.spec.max_epochs == passes
 
     def is_last(self, step: int) -> bool:
         """Whether the run is done after `step` steps, for the data has come to its end, or to that of the plan."""
@@ -301,7 +221,7 @@ class DataModule(pl.LightningDataModule):
         return Opener(
             corpus=self.corpus,
             number=streams,
-            seed=self.seed,
+            seed=self.corpus.seed,
             window_rows=WINDOW_ROWS,
             dropping=self._dropping,
             end=self._ends.source,
@@ -313,6 +233,6 @@ class DataModule(pl.LightningDataModule):
     def _share(self) -> tuple[int, range]:
         """The number of logical streams, and those of this rank."""
         rank, world = self._rank()
-        streams = self.plan.streams(self._wanted_streams, world)
+        streams = self.plan.streams(self.corpus.config.streams, world)
         each = streams // world
         return streams, range(rank * each, (rank + 1) * each)

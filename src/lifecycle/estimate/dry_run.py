@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from lifecycle import config
+from lifecycle.data.config import DataConfig
 from lifecycle.data.loading.loader import micro_batch_rows
 from lifecycle.data.mixture.plan import BatchPlan, largest, mixture, phases_of
 from lifecycle.data.stream.prepared import prepared_folder, read_metas
@@ -38,21 +39,21 @@ def dry_run(cfg: DictConfig, parent: Parent | None) -> None:
         optimizer_checkpoint(parent)  # refuses what the run would
     limits: Limits = config.build_limits(cfg.stage)
     hardware: Hardware = config.build(cfg.hardware)
-    arguments = config.arguments(cfg.data)
-    shards = arguments["prepared"]
-    tokenizer = known_tokenizer(str(prepared_folder(shards)) if shards else arguments["tokenizer"])
+    data: DataConfig = config.build(cfg.data)
+    shards = data.prepared
+    tokenizer = known_tokenizer(str(prepared_folder(shards)) if shards else data.tokenizer)
     sizes = survey(
-        arguments["sources"],
+        data.sources,
         tokenizer=tokenizer,
-        root=arguments["root"],
+        root=data.root,
         cache=made_cache_folder(),
-        on_damage=arguments["bad_rows"].damaged_files,
+        on_damage=data.bad_rows.damaged_files,
         shards={name: meta["training"]["tokens"] for name, meta in (read_metas(shards) if shards else {}).items()},
     )
-    model = _model(cfg, tokenizer.vocab_size if tokenizer else getattr(arguments["tokenizer"], "vocab_size", None))
+    model = _model(cfg, tokenizer.vocab_size if tokenizer else getattr(data.tokenizer, "vocab_size", None))
     model.check_rows(limits.sequence_length)
-    mix = mixture({name: spec.weight for name, spec in arguments["sources"].items()}, replay_share(cfg))
-    epoch_source = arguments["epoch_source"] or largest(mix)
+    mix = mixture({name: spec.weight for name, spec in data.sources.items()}, replay_share(cfg))
+    epoch_source = data.epoch_source or largest(mix)
 
     def planned(line: Timeline) -> dict[str, float]:
         return BatchPlan.of(mix, phases_of(line.segments), line.steps).planned(line.steps)
@@ -89,25 +90,24 @@ def dry_run(cfg: DictConfig, parent: Parent | None) -> None:
     console.print(table.tables(found))
     for size in sizes:
         console.print(f"[dim]{size.name}: {size.how}[/dim]", highlight=False)
-    levels = _levels(arguments, tokenizer)
+    levels = _levels(data, tokenizer)
     console.print(curriculum_table.tables(levels, found.sources))
     idle = plan.idle_workers(cfg.data.streams, devices, hardware.workers)
     for line in [*idle, *table.warnings(found), *curriculum_table.warnings(levels, found.sources)]:
         console.print(f"[yellow]{line}[/yellow]", highlight=False)
 
 
-def _levels(arguments: dict[str, Any], tokenizer: Tokenizer | None) -> dict[str, list[LevelSize]]:
+def _levels(data: DataConfig, tokenizer: Tokenizer | None) -> dict[str, list[LevelSize]]:
     """Of the sources under a curriculum; none without one."""
-    curriculum = arguments.get("curriculum")
-    if curriculum is None:
+    if data.curriculum is None:
         return {}
     return survey_levels(
-        curriculum,
-        arguments["sources"],
+        data.curriculum,
+        data.sources,
         tokenizer=tokenizer,
-        root=arguments["root"],
+        root=data.root,
         cache=made_cache_folder(),
-        on_damage=arguments["bad_rows"].damaged_files,
+        on_damage=data.bad_rows.damaged_files,
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lifecycle.bounds import Count, FromZero
-from lifecycle.data.module import DataModule
+from lifecycle.data.corpus import Corpus
 from lifecycle.data.survey.mixture import measure
 from lifecycle.errors import UserError
 from lifecycle.report.analysis import write_analysis
@@ -20,7 +20,7 @@ from lifecycle.system import atomic
 
 
 def analyze(
-    data: DataModule, folder: Path, budget_tokens: Count, processes: Count, samples: FromZero
+    data: Corpus, folder: Path, budget_tokens: Count, processes: Count, samples: FromZero
 ) -> dict[str, Any]:
     """Measure the mixture of `data` for a run of `budget_tokens` and write the analysis into `folder`.
 

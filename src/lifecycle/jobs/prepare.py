@@ -29,7 +29,7 @@ from lifecycle.data.clean.filter_row import HELD_OUT, KEPT, judge
 from lifecycle.data.clean.held_out import ORDER, Reach, seed_of
 from lifecycle.data.clean.source import Source, among, text_hash
 from lifecycle.data.mixture.weight import Weight
-from lifecycle.data.module import DataModule
+from lifecycle.data.corpus import Corpus
 from lifecycle.data.read.begun import listed
 from lifecycle.data.read.quarantine import quarantine
 from lifecycle.data.read.rows.readers import Position, RawRow, rows
@@ -57,13 +57,13 @@ class _Task:
         return self.folder / f"{'held' if self.apart else 'part'}-{part:02d}.json"
 
 
-def prepare(data: DataModule, folder: Path, processes: Count) -> dict[str, Any]:
+def prepare(data: Corpus, folder: Path, processes: Count) -> dict[str, Any]:
     """Write the shards of every source below `folder/prepared`, say what is in them, and return their counts."""
     data.tokenizer.save(folder / "tokenizer")
     for other in (folder / "prepared").glob("*"):  # of a start with other sources, which would never be finished
         if other.name not in {source.name for source in data.sources}:
             shutil.rmtree(other)
-    held = {s.name: apart for s in data.sources if (apart := data.corpus.held_apart(s.name)) is not None}
+    held = {s.name: apart for s in data.sources if (apart := data.held_apart(s.name)) is not None}
     readers = min(max(1, processes), PARTS)
     tasks = [
         _Task(source, data.tokenizer, folder / "prepared" / source.name, tuple(range(first, PARTS, readers)), apart)

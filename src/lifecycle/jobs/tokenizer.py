@@ -16,7 +16,7 @@ import numpy as np
 
 from lifecycle.bounds import Count
 from lifecycle.data.clean.source import Source
-from lifecycle.data.module import DataModule
+from lifecycle.data.corpus import Corpus
 from lifecycle.data.stream.documents import RawDocuments
 from lifecycle.system.unicode import well_formed
 from lifecycle.tokenizer.extend import extend
@@ -27,7 +27,7 @@ BUFFER = 1000  # documents that a sample is shuffled through
 
 
 def train(
-    data: DataModule, folder: Path, sample_bytes: Count, new_tokens: list[str], split_digits: bool
+    data: Corpus, folder: Path, sample_bytes: Count, new_tokens: list[str], split_digits: bool
 ) -> dict[str, Any]:
     """Save the tokenizer of `data` in `folder/tokenizer`, and its report (also returned) beside it as tokenizer.json.
 

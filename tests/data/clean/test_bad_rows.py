@@ -11,7 +11,8 @@ import pytest
 
 from lifecycle.data.clean.bad_rows import EMPTY, refuse_broken
 from lifecycle.data.clean.source import BadRows, Source
-from lifecycle.data.module import DataModule
+from lifecycle.data.config import DataConfig
+from lifecycle.data.corpus import Corpus
 from lifecycle.data.quality.rules import FilterSpec
 from lifecycle.data.read.quarantine import quarantine
 from lifecycle.data.read.row import Position, RawRow
@@ -41,8 +42,8 @@ def write(folder: Path, lines: list[str], name: str = "a.jsonl") -> None:
     (folder / name).write_text("\n".join(lines))
 
 
-def module(folder: Path, tokenizer: str | TokenizerRecipe, bad_rows: BadRows | None = None, **spec: Any) -> DataModule:
-    return DataModule(
+def module(folder: Path, tokenizer: str | TokenizerRecipe, bad_rows: BadRows | None = None, **spec: Any) -> Corpus:
+    config = DataConfig(
         sources={"mine": SourceSpec(path="*.jsonl*", validation=None, max_epochs=1, **spec)},
         tokenizer=tokenizer,
         root=str(folder),
@@ -53,20 +54,14 @@ def module(folder: Path, tokenizer: str | TokenizerRecipe, bad_rows: BadRows | N
         decontaminate=None,
         epoch_source=None,
         bad_rows=bad_rows or BadRows(max_share=0.01, min_rows=100),
-        view="text",
-        seed=5,
-        sequence_length=16,
-        global_batch_tokens=64,
-        micro_batch_tokens=64,
-        validation_tokens=0,
-        workers=0,
-        folder=folder / "run",
     )
+    return Corpus(config, view="text", seed=5, processes=0, folder=folder / "run")
 
 
-def passed(data: DataModule) -> dict[str, Any]:
+
+def passed(data: Corpus) -> dict[str, Any]:
     """Read all that training reads, and say what became of the rows."""
-    documents = data.corpus.documents("mine")
+    documents = data.documents("mine")
     for _ in documents.texts():  # type: ignore[attr-defined]
         pass
     counts: dict[str, Any] = documents.totals()["counts"]
@@ -89,7 +84,7 @@ def test_preparing_bears_as_many_broken_rows_as_training_and_lists_them(
         (tmp_path / form).mkdir()
         write(tmp_path / form, lines)
         data = module(tmp_path / form, tokenizer)
-        read: Callable[[DataModule], dict[str, Any]] = passed
+        read: Callable[[Corpus], dict[str, Any]] = passed
         if form == "prepared":
             read = partial(prepare, folder=tmp_path / form / "run", processes=1)
         if broken == 2:

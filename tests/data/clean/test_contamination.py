@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.data.made import make_corpus
 
 from lifecycle.data.clean.contamination import Decontaminate, EvaluationSet, Index, evaluation_index
 from lifecycle.data.clean.contamination_report import put_in_order
 from lifecycle.data.clean.source import BadRows
-from lifecycle.data.module import DataModule
+from lifecycle.data.corpus import Corpus
 from lifecycle.data.quality.ngrams import words
 from lifecycle.data.read.spec import SourceSpec
 from lifecycle.errors import UserError
@@ -107,7 +108,7 @@ def test_of_messages_all_is_looked_for(tmp_path: Path) -> None:
     assert made.find(said)[0].set == "chat"
 
 
-def module(folder: Path, **changes: Any) -> DataModule:
+def module(folder: Path, **changes: Any) -> Corpus:
     sets = {"exam": EvaluationSet(path="exam.jsonl", format="multiple_choice")}
     arguments: dict[str, Any] = {
         "sources": {"train": SourceSpec(path="train.jsonl", validation=None, max_epochs=1)},
@@ -122,14 +123,10 @@ def module(folder: Path, **changes: Any) -> DataModule:
         "bad_rows": BadRows(max_share=0.01, min_rows=100),
         "view": "text",
         "seed": 5,
-        "sequence_length": 64,
-        "global_batch_tokens": 512,
-        "micro_batch_tokens": 128,
-        "validation_tokens": 0,
         "workers": 0,
         "folder": folder / "run",
     }
-    return DataModule(**(arguments | changes))
+    return make_corpus(arguments | changes)
 
 
 @pytest.fixture
@@ -157,7 +154,7 @@ def dropped(folder: Path) -> list[int]:
 
 def test_streaming_leaves_out_exactly_the_salt_and_says_where_it_was(tmp_path: Path, salted: list[int]) -> None:
     data = module(tmp_path)
-    documents = data.corpus.documents("train")
+    documents = data.documents("train")
     given = [data.tokenizer.decode(documents.next().tolist()) for _ in range(250)]
     clean = {question(row) for row in range(300) if row not in salted}
     assert {text.split("Question: ")[1].split("\nA. yes")[0] for text in given} == clean
@@ -182,7 +179,7 @@ def test_prepared_rows_of_another_decontamination_are_refused(tmp_path: Path, sa
 
 def test_what_was_listed_twice_is_reported_once(tmp_path: Path, salted: list[int]) -> None:
     for _ in range(2):  # as after a resume, which reads rows again
-        list(module(tmp_path).corpus.documents("train").texts())  # type: ignore[attr-defined]
+        list(module(tmp_path).documents("train").texts())  # type: ignore[attr-defined]
     assert dropped(tmp_path / "run") == salted
 
 

@@ -5,7 +5,7 @@ same.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from tests.data.curriculum.test_schedule import curriculum, stages
+from tests.data.made import make_module
 
 from lifecycle.batch import Cursor, StepBatch
 from lifecycle.data.clean.source import BadRows, among
@@ -51,7 +52,7 @@ def texts(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def module(folder: Path, *, steps: int = STEPS, **changes: Any) -> DataModule:
+def module(folder: Path, *, steps: int = STEPS, phases: Sequence[Phase] = (), **changes: Any) -> DataModule:
     graded = SourceSpec(
         path="graded-*.jsonl",
         fields={"level": "level"},
@@ -80,9 +81,7 @@ def module(folder: Path, *, steps: int = STEPS, **changes: Any) -> DataModule:
         "folder": folder,
         "curriculum": BY_FIELD,
     }
-    made = DataModule(**(arguments | changes))
-    made.set_plan(steps)
-    return made
+    return make_module(arguments | changes, steps=steps, phases=phases)
 
 
 def one_pass(data: DataModule, names: list[str], streams: int) -> Counter[str]:
@@ -216,7 +215,7 @@ def test_the_ledger_follows_the_table_within_one_piece_a_stream(texts: Path) -> 
 
 
 def _share_of_first(data: DataModule) -> float:
-    first, second, _ = (level.bytes for level in data.levels["graded"])
+    first, second, _ = (level.bytes for level in data.corpus.levels["graded"])
     return first / (first + second)
 
 
@@ -230,14 +229,14 @@ def test_what_is_measured_is_the_same_text_with_and_without(texts: Path) -> None
     }
     assert with_it.domains["graded"][0] == pytest.approx(0.6)
     assert with_it.epoch_source == without.epoch_source
-    assert with_it.epoch_tokens(10, with_it.phases) == without.epoch_tokens(10, without.phases)
-    assert with_it.epoch_positions() == without.epoch_positions()
+    assert with_it.corpus.epoch_tokens(10, with_it.phases) == without.corpus.epoch_tokens(10, without.phases)
+    assert with_it.corpus.epoch_positions() == without.corpus.epoch_positions()
 
 
 def test_levels_are_prepared_and_read_as_any_source(texts: Path) -> None:
-    prepare(data=module(texts), folder=texts / "made", processes=1)
+    prepare(data=module(texts).corpus, folder=texts / "made", processes=1)
     made = module(texts, prepared=str(texts / "made"))
-    assert made.epoch_positions() == module(texts).epoch_positions()
+    assert made.corpus.epoch_positions() == module(texts).corpus.epoch_positions()
     assert made.held_out["graded"].documents == module(texts).held_out["graded"].documents
     assert len(digests(made, 1)) == STEPS
     with pytest.raises(UserError, match=r"graded: not in"):
@@ -280,7 +279,8 @@ def test_weights_that_move_by_themselves_are_refused(texts: Path) -> None:
     with pytest.raises(UserError, match="no source has a level"):
         module(texts, sources={"plain": SourceSpec(path="plain.jsonl")})
     with pytest.raises(UserError, match="stage.phases weighs graded"):
-        module(texts).set_plan(5, [Phase(step=0, row_length=32, rows=8, weights={"graded": 1.0, "plain": 1.0})])
+        weighed = Phase(step=0, row_length=32, rows=8, weights={"graded": 1.0, "plain": 1.0})
+        module(texts, steps=5, phases=[weighed])
 
 
 def test_among() -> None:

@@ -69,7 +69,7 @@ def test_another_treatment_of_the_same_files_is_refused(texts: Path) -> None:  #
 
 def test_rows_are_not_gone_on_with_in_shards(texts: Path) -> None:  # noqa: F811
     begun = begin(module(texts), texts / "run")
-    prepare(data=module(texts), folder=texts / "made", processes=1)
+    prepare(data=module(texts).corpus, folder=texts / "made", processes=1)
     with pytest.raises(Refusal, match="raw or prepared"):
         module(texts, prepared=str(texts / "made"), begun=begun)
     of_shards = begin(module(texts, prepared=str(texts / "made")), texts / "other")

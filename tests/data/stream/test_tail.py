@@ -8,6 +8,7 @@ import pickle
 import re
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -15,6 +16,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from tests.data.made import make_module
 
 from lifecycle.batch import StepBatch
 from lifecycle.data.clean.filter_row import judge
@@ -51,7 +53,13 @@ def texts(tmp_path: Path) -> Path:
 
 
 def module(
-    folder: Path, caps: dict[str, float | None], *, steps: int = LONG, to_the_end: bool = False, **changes: Any
+    folder: Path,
+    caps: dict[str, float | None],
+    *,
+    steps: int = LONG,
+    phases: Sequence[Phase] = (),
+    to_the_end: bool = False,
+    **changes: Any,
 ) -> DataModule:
     arguments: dict[str, Any] = {
         "sources": {
@@ -76,9 +84,7 @@ def module(
         "workers": 0,
         "folder": None,
     }
-    made = DataModule(**(arguments | changes))
-    made.set_plan(steps, last=None if to_the_end else "steps")
-    return made
+    return make_module(arguments | changes, steps=steps, phases=phases, last=None if to_the_end else "steps")
 
 
 def rows_of(batch: StepBatch) -> torch.Tensor:
@@ -123,13 +129,13 @@ def test_a_run_of_one_pass_gives_every_document_once_and_ends_well(
 ) -> None:
     changes: dict[str, Any] = {"exhausted": exhausted, "workers": workers}
     if prepared:
-        prepare(data=module(texts, {"a": 1}), folder=texts / "made", processes=1)
+        prepare(data=module(texts, {"a": 1}).corpus, folder=texts / "made", processes=1)
         changes["prepared"] = str(texts / "made")
     data = module(texts, {"a": 1}, to_the_end=True, **changes)
-    assert data.ends_with(1) and not data.ends_with(2) and not data.ends_with(None)
+    assert data.corpus.ends_with(1) and not data.corpus.ends_with(2) and not data.corpus.ends_with(None)
     rows, states = read(data)
     assert documents(data, rows) == once("a")
-    assert trained(rows) == data.epoch_positions() == data.ledger()["sources"]["a"]["seen_tokens"]
+    assert trained(rows) == data.corpus.epoch_positions() == data.ledger()["sources"]["a"]["seen_tokens"]
     assert data.fault() is None and data.is_last(len(rows)) and states[len(rows)]["over"]
     assert all(step.shape == (5, 8, 64) for step in rows.values())  # the last one is filled up with padding
     full = [int((step[1] != -100).any(1).sum()) for step in rows.values()]
@@ -143,10 +149,10 @@ def test_a_run_of_one_pass_gives_every_document_once_and_ends_well(
 def test_a_part_of_a_pass_is_given_and_no_more_and_ends_well(texts: Path, passes: float, prepared: bool) -> None:
     changes: dict[str, Any] = {"shuffle_buffer": 10_000}
     if prepared:
-        prepare(data=module(texts, {"a": 1}), folder=texts / "made", processes=1)
+        prepare(data=module(texts, {"a": 1}).corpus, folder=texts / "made", processes=1)
         changes["prepared"] = str(texts / "made")
     data = module(texts, {"a": passes}, to_the_end=True, **changes)
-    assert data.ends_with(passes)
+    assert data.corpus.ends_with(passes)
     rows, states = read(data)
     found = documents(data, rows)
     assert sum(found.values()) == passes * ROWS["a"] and max(found.values()) == math.ceil(passes)
@@ -244,7 +250,7 @@ def test_all_sources_dropped_is_the_end(texts: Path) -> None:
 def test_a_raised_cap_gives_the_rows_of_a_run_that_had_it_from_the_start(texts: Path, prepared: bool) -> None:
     changes: dict[str, Any] = {}
     if prepared:
-        prepare(data=module(texts, {"a": None, "b": None}), folder=texts / "made", processes=1)
+        prepare(data=module(texts, {"a": None, "b": None}).corpus, folder=texts / "made", processes=1)
         changes["prepared"] = str(texts / "made")
     first, states = read(module(texts, {"a": None, "b": 1}, **changes), stop=200)
     before = [step for step, state in states.items() if not state["tail"]]
@@ -269,7 +275,7 @@ def test_a_pass_that_was_finished_and_then_extended_has_every_document_once_a_pa
     rest, after = read(data)
     rows = {s: first[s] for s in range(step)} | rest
     assert documents(data, rows) == once("a", 2)
-    assert trained(rows) == 2 * data.epoch_positions() == data.ledger()["sources"]["a"]["seen_tokens"]
+    assert trained(rows) == 2 * data.corpus.epoch_positions() == data.ledger()["sources"]["a"]["seen_tokens"]
     assert data.ledger()["sources"]["a"]["epochs"] == pytest.approx(2.0)
     assert data.is_last(len(rows)) and data.fault() is None
     middle = module(texts, {"a": 2}, to_the_end=True)
@@ -360,9 +366,8 @@ def test_a_run_with_another_end_goes_on_with_the_rows_of_its_own_phases(texts: P
     """Phases that begin at shares of the run begin at other steps where it is made longer."""
 
     def planned(steps: int) -> DataModule:
-        data = module(texts, {"a": None})
-        data.set_plan(steps, [Phase(step=0, row_length=32, rows=16), Phase(step=steps // 2, row_length=64, rows=8)])
-        return data
+        phases = [Phase(step=0, row_length=32, rows=16), Phase(step=steps // 2, row_length=64, rows=8)]
+        return module(texts, {"a": None}, steps=steps, phases=phases)
 
     first, states = read(planned(20))
     for step, longer in ((9, 40), (11, 40), (13, 40), (19, 60), (6, 10)):

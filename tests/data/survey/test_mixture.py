@@ -10,7 +10,8 @@ import pytest
 
 from lifecycle.data.clean import scan
 from lifecycle.data.clean.source import BadRows
-from lifecycle.data.module import DataModule
+from lifecycle.data.config import DataConfig
+from lifecycle.data.corpus import Corpus
 from lifecycle.data.quality.rules import FilterSpec
 from lifecycle.data.read.spec import SourceSpec, ValidationRatio
 from lifecycle.data.survey.mixture import amounts, clusters, histogram, measure, overlaps
@@ -30,7 +31,7 @@ def write(path: Path, texts: list[str], broken: int = 0) -> None:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> DataModule:
+def data(tmp_path: Path) -> Corpus:
     """Source a: 40 documents, 2 of them copies, 10 too short, 1 broken; source b: 20 documents, 5 of them of a."""
     write(tmp_path / "a.jsonl", [document(n % 38) for n in range(40)] + ["mail me: x@y.org"] * 10, broken=1)
     write(tmp_path / "b.jsonl", [document(n) for n in range(33, 53)])
@@ -39,7 +40,7 @@ def data(tmp_path: Path) -> DataModule:
         "a": SourceSpec(path="a.jsonl", weight=3.0, filters=filters, validation=ValidationRatio(ratio=0.2)),
         "b": SourceSpec(path="b.jsonl", filters=filters, validation=None),
     }
-    return DataModule(
+    config = DataConfig(
         sources=sources,
         tokenizer=TokenizerRecipe(vocab_size=300, max_bytes=20_000, digits=1),
         root=str(tmp_path),
@@ -50,18 +51,12 @@ def data(tmp_path: Path) -> DataModule:
         decontaminate=None,
         epoch_source=None,
         bad_rows=BadRows(max_share=0.5, min_rows=100),
-        view="text",
-        seed=5,
-        sequence_length=64,
-        global_batch_tokens=512,
-        micro_batch_tokens=128,
-        validation_tokens=0,
-        workers=0,
-        folder=tmp_path / "run",
     )
+    return Corpus(config, view="text", seed=5, processes=0, folder=tmp_path / "run")
 
 
-def test_rows_are_counted_by_what_becomes_of_them(data: DataModule) -> None:
+
+def test_rows_are_counted_by_what_becomes_of_them(data: Corpus) -> None:
     found = measure(data, budget_tokens=1000, processes=1, samples=2)["sources"]
     a, b = found["a"], found["b"]
     assert a["rows"].pop("kept:") + a["rows"].pop("held:out") == 38
@@ -74,7 +69,7 @@ def test_rows_are_counted_by_what_becomes_of_them(data: DataModule) -> None:
     assert {sample["row"] for sample in a["samples"] if sample["verdict"] == "dropped:near duplicate"} == {38, 39}
 
 
-def test_tokens_bytes_and_epochs_are_those_of_the_training_documents(data: DataModule) -> None:
+def test_tokens_bytes_and_epochs_are_those_of_the_training_documents(data: Corpus) -> None:
     b = measure(data, budget_tokens=10_000, processes=1, samples=0)["sources"]["b"]
     texts = [document(n) for n in range(38, 53)]
     lengths = [len(ids) for ids in data.tokenizer.documents(texts)]
@@ -87,13 +82,13 @@ def test_tokens_bytes_and_epochs_are_those_of_the_training_documents(data: DataM
     assert b["samples"] == []
 
 
-def test_any_number_of_processes_gives_the_same(data: DataModule, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_number_of_processes_gives_the_same(data: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     one = measure(data, budget_tokens=1000, processes=1, samples=3)
     monkeypatch.setattr(scan, "ROWS_AT_ONCE", 4)
     assert measure(data, budget_tokens=1000, processes=2, samples=3) == one
 
 
-def test_overlaps_are_shares_of_documents_before_any_was_left_out(data: DataModule) -> None:
+def test_overlaps_are_shares_of_documents_before_any_was_left_out(data: Corpus) -> None:
     found = overlaps(data.sources, cache=data.cache, processes=1)
     # a keeps 40 documents of 38 texts; 5 of its texts (none of the 2 repeated ones) are in b.
     assert found["a"] == {"a": 2 / 40, "b": 5 / 40}
@@ -123,7 +118,7 @@ def test_a_source_without_a_training_document_has_no_epochs() -> None:
     assert (empty["documents"], empty["epochs"], empty["length"]) == (0, None, {})
 
 
-def test_the_page_says_what_was_found(data: DataModule, tmp_path: Path, capsys: Any) -> None:
+def test_the_page_says_what_was_found(data: Corpus, tmp_path: Path, capsys: Any) -> None:
     folder = tmp_path / "run"
     result = analyze(data, folder, budget_tokens=80_000, processes=1, samples=2)
     assert result["b"]["documents"] == 15
@@ -137,6 +132,6 @@ def test_the_page_says_what_was_found(data: DataModule, tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize(("budget", "samples"), [(0, 1), (10, -1)])
-def test_budgets_that_cannot_be_meant_are_refused(data: DataModule, tmp_path: Path, budget: int, samples: int) -> None:
+def test_budgets_that_cannot_be_meant_are_refused(data: Corpus, tmp_path: Path, budget: int, samples: int) -> None:
     with pytest.raises(UserError, match=f"stage.budget_tokens is {budget} and stage.samples {samples}"):
         analyze(data, tmp_path, budget_tokens=budget, processes=1, samples=samples)

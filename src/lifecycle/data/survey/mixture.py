@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lifecycle.data.clean.near_duplicates import REASON, near_pairs
 from lifecycle.data.clean.scan import scan
 from lifecycle.data.clean.source import Source
-from lifecycle.data.module import DataModule
+from lifecycle.data.corpus import Corpus
 from lifecycle.data.quality.rules import NearRules
 from lifecycle.data.survey.row_stats import Measure, Measured, left_out_samples
 
@@ -26,7 +26,7 @@ PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 BINS_PER_DOUBLING = 2
 
 
-def measure(data: DataModule, *, budget_tokens: int, processes: int, samples: int) -> dict[str, Any]:
+def measure(data: Corpus, *, budget_tokens: int, processes: int, samples: int) -> dict[str, Any]:
     """The analysis of the mixture of `data` for a run of `budget_tokens`: the content of analysis.json."""
     work = Measure(data.tokenizer, data.seed, samples)
     sources = {}
