@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from lifecycle import config
 from lifecycle.bounds import Bounds, Count, Every, Part, Positive, due
+from lifecycle.config.build import SUPPLIED
 from lifecycle.config.schema import RunConfig
 from lifecycle.config.signature import Walk
 from lifecycle.config.wording import describe
@@ -97,7 +98,7 @@ def targets() -> Iterator[Any]:
 def test_every_number_in_a_signature_has_bounds() -> None:
     """Also those that no YAML file names; but for the model's."""
     seen: set[Any] = set()
-    supplied = {name for names in config.SUPPLIED.values() for name in names}
+    supplied = {name for names in SUPPLIED.values() for name in names}
     for target in dict.fromkeys(targets()):
         function = target.__init__ if inspect.isclass(target) and not dataclasses.is_dataclass(target) else target
         for name, hint in get_type_hints(function, include_extras=True).items():

@@ -39,5 +39,5 @@ def test_a_command_is_taken(line: str, mine: Path, monkeypatch: pytest.MonkeyPat
     single = [word.split(",")[0] if re.fullmatch(r"\w+=\d+(,\d+)+", word) else word for word in words]  # of a sweep
     cfg = config.compose(single, config_dirs=[mine])
     config.check(cfg)
-    for name, source in config.arguments(cfg.data)["sources"].items():
+    for name, source in config.build(cfg.data).sources.items():
         source.check(name)

@@ -232,7 +232,7 @@ def test_build_gives_dataclasses_and_plain_containers() -> None:
     hardware = config.build(cfg.hardware)
     assert isinstance(hardware, Hardware)
     assert (hardware.devices, hardware.strategy) == (8, "fsdp")
-    sources: dict[str, Any] = config.arguments(cfg.data)["sources"]
+    sources: dict[str, Any] = config.build(cfg.data).sources
     assert isinstance(sources["prose"], SourceSpec)
     assert sources["prose"].validation == ValidationRatio(ratio=0.05, seed=42)
 

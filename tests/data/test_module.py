@@ -332,7 +332,7 @@ def test_passes_are_counted_over_the_largest_source_that_is_not_replayed(
     texts: Path, weights: dict[str, float], expected: str
 ) -> None:
     sources = {name: SourceSpec(path="tiny.jsonl", weight=weight) for name, weight in weights.items()}
-    assert module(texts, sources=sources).epoch_source == expected
+    assert module(texts, sources=sources).corpus.epoch_source == expected
 
 
 def test_a_source_of_weight_0_is_measured_and_never_read(texts: Path) -> None:

@@ -71,7 +71,7 @@ def test_a_level_that_is_read_too_often_is_said(tmp_path: Path) -> None:
 def test_it_is_what_the_run_reads(tmp_path: Path) -> None:
     made = module(tmp_path, sources={"graded": spec(weight=0.25)}, curriculum=TABLE, steps=1001)
     (found,) = levels(tmp_path, weight=0.25).values()
-    assert [size.rows for size in found] == [level.rows for level in made.levels["graded"]]
+    assert [size.rows for size in found] == [level.rows for level in made.corpus.levels["graded"]]
     shares = made.mix.mean()
     np.testing.assert_allclose([size.mean_share for size in found], list(shares.values()), atol=2e-3)
 

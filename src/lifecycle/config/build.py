@@ -84,8 +84,8 @@ MAY_DIFFER = (
     "data.exhausted",
     "data.sources.*.max_epochs",
 )
-"""Keys that a resumed run may change: its end, where it runs, what it bears, what is written about it, and the one class
-that reads a data config, which older runs know by another name."""
+"""Keys that a resumed run may change: its end, where it runs, what it bears, what is written about it, and the class
+that reads a data config, of which there is one (older runs know it by another name)."""
 
 PLACES = ("data.root", "data.prepared", "data.sources.*.path")
 """Where its data lies: that too, where its content is looked at (`data/read/begun.py`)."""

@@ -1,5 +1,5 @@
-"""The data of a run before it is cut into steps: its sources under one tokenizer, raw or prepared, whole or dealt out by
-levels, and their shares of the tokens."""
+"""The data of a run before it is cut into steps: its sources under one tokenizer, raw or prepared, whole or dealt out
+by levels, and their shares of the tokens."""
 
 from __future__ import annotations
 
@@ -137,8 +137,6 @@ class Corpus:
         """How often each source may be read."""
         return {source.name: source.spec.max_epochs for source in self.sources}
 
-    # -- how long a run is
-
     def epoch_positions(self) -> int:
         """Trained positions of one pass over `epoch_source`, which turns passes into steps; counted once, cached."""
         name = self.epoch_source
@@ -159,8 +157,6 @@ class Corpus:
         if self.epoch_source in self.levels:  # their weights move with progress, and each has an end of its own
             return False
         return passes is not None and self.config.sources[self.epoch_source].max_epochs == passes
-
-    # -- opening
 
     def open_streams(
         self,
@@ -252,7 +248,13 @@ class Corpus:
         whole = xxhash.xxh3_128_hexdigest("|".join(s.fingerprint for s in self.sources).encode())
         paths = {s.name: [url for url, *_ in self._files(s)[:LISTED]] for s in self.whole}
         levels = {"levels": described(self.levels)} if self.levels else {}
-        return {"fingerprint": whole, "root": place("", self.config.root), "paths": paths, **self.files_read(), **levels}
+        return {
+            "fingerprint": whole,
+            "root": place("", self.config.root),
+            "paths": paths,
+            **self.files_read(),
+            **levels,
+        }
 
     def files_read(self) -> dict[str, Any]:
         """By source: one line of what is read, and why files that were met beside it are not."""

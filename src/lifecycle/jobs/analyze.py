@@ -19,9 +19,7 @@ from lifecycle.report.analysis import write_analysis
 from lifecycle.system import atomic
 
 
-def analyze(
-    data: Corpus, folder: Path, budget_tokens: Count, processes: Count, samples: FromZero
-) -> dict[str, Any]:
+def analyze(data: Corpus, folder: Path, budget_tokens: Count, processes: Count, samples: FromZero) -> dict[str, Any]:
     """Measure the mixture of `data` for a run of `budget_tokens` and write the analysis into `folder`.
 
     Returns documents, tokens and epochs by source. Raises UserError for a budget or a number that cannot be meant.

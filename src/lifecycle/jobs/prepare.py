@@ -28,8 +28,8 @@ from lifecycle.data.clean.bad_rows import BAD, refuse_broken
 from lifecycle.data.clean.filter_row import HELD_OUT, KEPT, judge
 from lifecycle.data.clean.held_out import ORDER, Reach, seed_of
 from lifecycle.data.clean.source import Source, among, text_hash
-from lifecycle.data.mixture.weight import Weight
 from lifecycle.data.corpus import Corpus
+from lifecycle.data.mixture.weight import Weight
 from lifecycle.data.read.begun import listed
 from lifecycle.data.read.quarantine import quarantine
 from lifecycle.data.read.rows.readers import Position, RawRow, rows

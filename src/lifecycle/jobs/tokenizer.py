@@ -26,9 +26,7 @@ LONGEST = 20  # tokens listed by length: junk in the training text shows there f
 BUFFER = 1000  # documents that a sample is shuffled through
 
 
-def train(
-    data: Corpus, folder: Path, sample_bytes: Count, new_tokens: list[str], split_digits: bool
-) -> dict[str, Any]:
+def train(data: Corpus, folder: Path, sample_bytes: Count, new_tokens: list[str], split_digits: bool) -> dict[str, Any]:
     """Save the tokenizer of `data` in `folder/tokenizer`, and its report (also returned) beside it as tokenizer.json.
 
     new_tokens, split_digits: what it gets beside what it has (see `extend`).

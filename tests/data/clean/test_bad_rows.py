@@ -58,7 +58,6 @@ def module(folder: Path, tokenizer: str | TokenizerRecipe, bad_rows: BadRows | N
     return Corpus(config, view="text", seed=5, processes=0, folder=folder / "run")
 
 
-
 def passed(data: Corpus) -> dict[str, Any]:
     """Read all that training reads, and say what became of the rows."""
     documents = data.documents("mine")

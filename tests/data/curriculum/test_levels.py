@@ -228,7 +228,7 @@ def test_what_is_measured_is_the_same_text_with_and_without(texts: Path) -> None
         domain: held.bytes for domain, held in without.held_out.items()
     }
     assert with_it.domains["graded"][0] == pytest.approx(0.6)
-    assert with_it.epoch_source == without.epoch_source
+    assert with_it.corpus.epoch_source == without.corpus.epoch_source
     assert with_it.corpus.epoch_tokens(10, with_it.phases) == without.corpus.epoch_tokens(10, without.phases)
     assert with_it.corpus.epoch_positions() == without.corpus.epoch_positions()
 

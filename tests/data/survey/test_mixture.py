@@ -55,7 +55,6 @@ def data(tmp_path: Path) -> Corpus:
     return Corpus(config, view="text", seed=5, processes=0, folder=tmp_path / "run")
 
 
-
 def test_rows_are_counted_by_what_becomes_of_them(data: Corpus) -> None:
     found = measure(data, budget_tokens=1000, processes=1, samples=2)["sources"]
     a, b = found["a"], found["b"]
