@@ -15,7 +15,6 @@ from tests.stages.test_step import stage, whole
 from lifecycle.model import ModelConfig, build
 from lifecycle.optim import AdamW, Muon
 from lifecycle.rollout import Sampling, generate
-from lifecycle.stages.building import build_for
 from lifecycle.stages.collectives import count_tokens
 
 SOURCE = Path(__file__).parents[1] / "src" / "lifecycle"
@@ -44,8 +43,8 @@ MUON = Muon(
 def test_a_run_builds_the_same_weights_whatever_the_default_device(config: ModelConfig, default: str) -> None:
     setup, wanted = stage().setup_facts, build(config, seed=1)
     with torch.device(default):
-        fresh = build_for(setup, config, None)
-        from_parent = build_for(replace(setup, read_weights=wanted.state_dict), config, None)
+        fresh = setup.build(config, None)
+        from_parent = replace(setup, read_weights=wanted.state_dict).build(config, None)
     for made in (fresh, from_parent):
         assert {name: tensor.device.type for name, tensor in made.state_dict().items()} == dict.fromkeys(
             wanted.state_dict(), "cpu"

@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"bounds", "errors", "batch", "system", "tokenizer"},
     "stages": {"bounds", "errors", "batch", "duration", "losses", "model", "optim", "rewards", "rollout"},
     "checkpoint": {"errors", "system"},
-    "callbacks": {"bounds", "config", "errors", "batch", "checkpoint", "hardware", "system"},
+    "callbacks": {"bounds", "config", "errors", "batch", "checkpoint", "hardware", "stages", "system"},
     "duration": {"bounds", "errors"},
     # The configuration names its targets by text.
     "config": {"bounds", "duration", "errors"},

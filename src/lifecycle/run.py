@@ -149,14 +149,14 @@ def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
         folder,
         stage,
         data,
-        finished=done if stage.restore is None else stage.restore > 0,
+        finished=done if stage.guard.restore_step is None else stage.guard.restore_step > 0,
         export_dtype=cfg.export.dtype,
         shard_gb=cfg.export.shard_gb,
         generation=generation,
     )
     fault = data.fault()
     leave()
-    if stage.restore == 0:
+    if stage.guard.restore_step == 0:
         raise UserError(
             f"the guard ended the run at step {stage.global_step}: it forgets more than guard.stop={cfg.guard.stop:g}, "
             f"and no checkpoint was below: the parent is still the better model ({folder.path / 'forgetting.json'} has "
@@ -164,7 +164,7 @@ def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
         )
     if fault is not None:
         raise fault
-    if not done and stage.restore is None:
+    if not done and stage.guard.restore_step is None:
         if rank() == 0:
             print(f"stopped after step {stage.global_step}, which is saved: the same command goes on", file=sys.stderr)
         raise SystemExit(143)

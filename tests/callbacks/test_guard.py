@@ -9,6 +9,7 @@ import pytest
 from lifecycle.callbacks.guard import ForgettingGuard
 from lifecycle.checkpoint import CommittedCheckpointIO
 from lifecycle.config.schema import Action, Guard
+from lifecycle.stages.watched import GuardState
 
 
 def guard(folder: Path, *actions: Action) -> ForgettingGuard:
@@ -21,22 +22,17 @@ class Stage(SimpleNamespace):
 
     def __init__(self) -> None:
         meter = SimpleNamespace(log=lambda *args: None, say=lambda line: None)
-        super().__init__(meter=meter, restore=None, safe_at=None, rate_scale=1.0, validation_due=False)
-        self.found: list[Any] = []
+        feed = SimpleNamespace(replay_share=lambda: 0.1)
+        super().__init__(meter=meter, guard=GuardState(), feed=feed, validation_due=False)
 
     def measured(self, step: int, perplexity: float) -> None:
-        self.found.append((step, {"valid/old/perplexity": perplexity}))
-
-    def take_measurements(self) -> list[Any]:
-        taken, self.found = self.found, []
-        return taken
+        self.guard.measured.append((step, {"valid/old/perplexity": perplexity}))
 
 
 def trainer(step: int, writer: Any = None) -> Any:
-    """After `step` steps; a change of the replay binds a step later."""
-    data = SimpleNamespace(replay_share=lambda: 0.1, set_replay_share=lambda share: step + 1)
+    """After `step` steps."""
     strategy = SimpleNamespace(checkpoint_io=writer, broadcast=lambda value: value)
-    return SimpleNamespace(global_step=step, datamodule=data, strategy=strategy, is_global_zero=True, should_stop=False)
+    return SimpleNamespace(global_step=step, strategy=strategy, is_global_zero=True, should_stop=False)
 
 
 def test_what_a_preempted_run_measures_at_its_next_start_is_judged_before_a_step(tmp_path: Path) -> None:
@@ -45,7 +41,7 @@ def test_what_a_preempted_run_measures_at_its_next_start_is_judged_before_a_step
     for step, perplexity in ((0, 10.0), (4, 11.5)):
         stage.measured(step, perplexity)
         looking.on_train_batch_start(trainer(step), stage, None, 0)
-    assert stage.rate_scale == 0.5
+    assert stage.guard.lr_scale == 0.5
     assert [m.binds for m in looking.history.measurements] == [None, 4]  # as if it had been judged after step 4
 
 
@@ -58,7 +54,7 @@ def test_the_last_measurement_that_was_good_is_kept_where_it_may_be_gone_back_to
     for step, perplexity in ((0, 10.0), (4, 10.1), (8, 11.9), (12, 12.5)):
         stage.measured(step, perplexity)
         looking.on_train_batch_end(trainer(step), stage, None, None, 0)
-    assert stage.safe_at == safe
+    assert stage.guard.safe_at == safe
 
 
 def test_it_waits_for_the_checkpoint_that_is_being_written(tmp_path: Path) -> None:
@@ -73,4 +69,4 @@ def test_it_waits_for_the_checkpoint_that_is_being_written(tmp_path: Path) -> No
     for step, perplexity in ((0, 10.0), (4, 10.1), (8, 13.0)):
         stage.measured(step, perplexity)
         looking.on_train_batch_end(ends, stage, None, None, 0)
-    assert stage.restore == looking.history.measurements[-1].to == 4 and ends.should_stop
+    assert stage.guard.restore_step == looking.history.measurements[-1].to == 4 and ends.should_stop

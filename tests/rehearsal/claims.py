@@ -35,7 +35,7 @@ WAITS = {
     "stages/collectives.py any_rank": "once a step, and a micro-batch of a validation: is all finite, does a rank stop",
     "stages/metrics.py flush": "once every logging.every_steps",
     "stages/metrics.py _usage": "once every logging.every_steps",
-    "stages/validation.py validation_metrics": "once a domain of a validation",
+    "stages/metrics.py validation_metrics": "once a domain of a validation",
     "stages/bad_steps.py skip": "in a step that is not taken",
     "stages/bad_steps.py state": "once a checkpoint",
     "run.py _train": "once a run: the Trainer takes model and optimizer back to the host",

@@ -168,7 +168,7 @@ def test_steps_and_validations_run(case: str, device: Device, tmp_path: Path, mo
     assert looks.found == {"device": {"cuda"}, "dtype": {"torch.float32"}}
     expected = {
         "stages/collectives.py any_rank": STEPS + 2 * 4,  # two validations of four micro-batches
-        "stages/validation.py validation_metrics": 2 * 2,
+        "stages/metrics.py validation_metrics": 2 * 2,
         "stages/metrics.py flush": 2,
         "stages/metrics.py _usage": 2,
     }

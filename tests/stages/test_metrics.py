@@ -34,10 +34,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def started(log_every: int | None = 1, *, phases: tuple[Phase, ...] = (Phase(step=0, row_length=16, rows=8),)) -> Meter:
     plan = BatchPlan(phases, Mix(weights={}))
-    data = SimpleNamespace(plan=plan, usage=lambda: torch.zeros(1, 2, dtype=torch.float64))
-    trainer: Any = SimpleNamespace(world_size=1, loggers=[], datamodule=data, is_global_zero=True)
+    zeros, lengths = torch.zeros(1, 2, dtype=torch.float64), plan.at
+    feed: Any = SimpleNamespace(row_length_at=lambda step: lengths(step).row_length, usage=lambda: zeros)
+    trainer: Any = SimpleNamespace(world_size=1, loggers=[], is_global_zero=True)
     meter = Meter(log_every=log_every, peak_flops=PEAK, sources=["a"])
-    meter.start(trainer, MODEL)
+    meter.start(trainer, feed, MODEL)
     return meter
 
 

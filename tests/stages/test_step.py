@@ -1,6 +1,7 @@
 """Laws of one optimizer step: however a step is split, padded or ordered, the weights after it are the same."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lifecycle.batch import Cursor, StepBatch, TokenBatch
-from lifecycle.data.mixture.plan import fixed
 from lifecycle.data.stream.packing import COLUMNS, Piece, Row, arrays
 from lifecycle.duration import Segment, Timeline
 from lifecycle.errors import UserError
@@ -40,13 +40,15 @@ MODEL = ModelConfig(
 STEPS, LENGTH = 3, 24
 
 
+ADAMW = AdamW(lr=1e-2, embedding_lr=None, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8, grad_clip=1.0)
+
+
 class Batches(pl.LightningDataModule):
-    """Hand-made steps in the form that the data engine gives."""
+    """Hand-made steps in the form that the data engine gives: a `DataFeed`."""
 
     def __init__(self, steps: Sequence[list[TokenBatch]]) -> None:
         super().__init__()
         self.steps = steps
-        self.plan = fixed({"a": 1.0}, row_length=LENGTH, rows=1)
 
     def train_dataloader(self) -> Any:
         outer = self
@@ -70,11 +72,23 @@ class Batches(pl.LightningDataModule):
     def fails_after(self, step: int) -> bool:
         return False
 
+    def row_length_at(self, step: int) -> int:
+        return LENGTH
+
     def usage(self) -> Tensor:
         return torch.zeros(2, 2, dtype=torch.float64)
 
     def val_dataloader(self) -> Any:
         return {}
+
+    def replayed_rows(self, count: int) -> list[TokenBatch]:
+        return []
+
+    def replay_share(self) -> float:
+        return 0.0
+
+    def set_replay_share(self, share: float) -> int:
+        raise NotImplementedError
 
 
 def documents(step: int) -> list[Piece]:
@@ -120,7 +134,7 @@ def stage(
 ) -> Pretrain:
     return Pretrain(
         model=model,
-        optimizer=AdamW(lr=lr, embedding_lr=None, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8, grad_clip=1.0),
+        optimizer=replace(ADAMW, lr=lr),
         schedule=Schedule(name="constant", min_ratio=1.0, warmup_steps=0),
         max_skipped=max_skipped,
         max_norm_ratio=None,

@@ -1,5 +1,6 @@
 """The typed records, items and batches that data and stages share, and all that they share."""
 
+from lifecycle.batch.feed import DataFeed
 from lifecycle.batch.items import Example, Ids, Item, Pair, Prompt, Record
 from lifecycle.batch.rollout import Kept, Rollout, StopReason, listed
 from lifecycle.batch.steps import IGNORED, Cursor, StepBatch, TokenBatch
@@ -7,6 +8,7 @@ from lifecycle.batch.steps import IGNORED, Cursor, StepBatch, TokenBatch
 __all__ = [
     "IGNORED",
     "Cursor",
+    "DataFeed",
     "Example",
     "Ids",
     "Item",

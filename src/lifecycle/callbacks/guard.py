@@ -11,13 +11,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lifecycle.callbacks.forgetting import History, Measurement, judge
 from lifecycle.checkpoint import list_committed, step_of, wait_for_saves
 from lifecycle.config.schema import Guard
+from lifecycle.stages.base import Stage
 from lifecycle.system import atomic
 
 NAME = "forgetting.json"
@@ -33,50 +34,48 @@ class ForgettingGuard(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A new run is measured before its first step (the stage does it right after this); one that was killed after
         the guard had ended it ends again."""
-        stage: Any = pl_module
+        stage = cast(Stage, pl_module)
         if not self.history.measurements and trainer.global_step == 0:
             stage.validation_due = True
-        trainer.should_stop |= stage.restore is not None
+        trainer.should_stop |= stage.guard.restore_step is not None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Judge what was measured before the step: at the start, or after a preemption in the middle of it."""
-        self._look(trainer, pl_module)
+        self._look(trainer, cast(Stage, pl_module))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Judge what was measured after the step; comes before the callbacks that save."""
-        self._look(trainer, pl_module)
+        self._look(trainer, cast(Stage, pl_module))
 
-    def _look(self, trainer: Trainer, stage: Any) -> None:
-        for step, metrics in stage.take_measurements():
+    def _look(self, trainer: Trainer, stage: Stage) -> None:
+        for step, metrics in stage.guard.take_measurements():
             perplexity = {
                 key.split("/", 1)[1].removesuffix("/perplexity"): value
                 for key, value in metrics.items()
                 if key.endswith("/perplexity")
             }
-            share = trainer.datamodule.replay_share()  # type: ignore[attr-defined]
-            found = judge(
-                *(step, perplexity, self.retained, self.history, self.spec), share=share, rate=stage.rate_scale
-            )
+            share, rate = stage.feed.replay_share(), stage.guard.lr_scale
+            found = judge(step, perplexity, self.retained, self.history, self.spec, share=share, rate=rate)
             found = self._act(found, trainer, stage)
             self.history.measurements.append(found)
             if step and found.level != "stop" and "restore" in self.spec.actions:
-                stage.safe_at = step
+                stage.guard.safe_at = step
             if step:  # the row of the start has no tokens of its own
                 stage.meter.log(step, {f"guard/{name}/forgetting": lost for name, lost in found.forgetting.items()})
             stage.meter.say(line(found))
             if trainer.is_global_zero:
                 self._write()
 
-    def _act(self, found: Measurement, trainer: Trainer, stage: Any) -> Measurement:
+    def _act(self, found: Measurement, trainer: Trainer, stage: Stage) -> Measurement:
         """Do what was decided; the measurement with the step from which it binds."""
-        if found.action == "replay":
-            return replace(found, binds=trainer.datamodule.set_replay_share(found.to))  # type: ignore[attr-defined]
-        if found.action == "rate":
-            stage.rate_scale = found.to
+        if found.action == "replay" and found.to is not None:
+            return replace(found, binds=stage.feed.set_replay_share(found.to))
+        if found.action == "rate" and found.to is not None:
+            stage.guard.lr_scale = found.to
         if found.action == "restore":
-            stage.restore = self._safe_step(found, trainer)
+            stage.guard.restore_step = self._safe_step(found, trainer)
             trainer.should_stop = True
-            found = replace(found, to=stage.restore)
+            found = replace(found, to=stage.guard.restore_step)
         return found if found.action is None else replace(found, binds=trainer.global_step)
 
     def _safe_step(self, found: Measurement, trainer: Trainer) -> int:
@@ -95,7 +94,7 @@ class ForgettingGuard(Callback):
         return {"measurements": [measurement.plain() for measurement in self.history.measurements]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back."""
+        """Go on from `state_dict`."""
         self.history = History([Measurement(**entry) for entry in state_dict["measurements"]])
 
 

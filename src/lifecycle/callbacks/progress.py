@@ -9,7 +9,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console, Group, RenderableType
@@ -19,15 +19,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from lifecycle.stages.base import Stage
+
 PANEL_SECONDS = 0.25
 WINDOW_STEPS = 50
-
-
-class Shown(Protocol):
-    """What a stage offers to look at: the metrics last flushed, and the step at which the run ends (None: open)."""
-
-    latest: dict[str, float]
-    total_steps: int | None
 
 
 class Pace:
@@ -72,7 +67,7 @@ class ProgressDisplay(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the panel."""
         self._pace = Pace()
-        self._held_out = {k: v for k, v in cast(Shown, pl_module).latest.items() if k.startswith("valid/")}
+        self._held_out = {k: v for k, v in cast(Stage, pl_module).latest.items() if k.startswith("valid/")}
         if trainer.is_global_zero and self._console.is_terminal and not self._console.is_dumb_terminal:
             self._live = Live(console=self._console, auto_refresh=False, transient=False)
             self._live.start()
@@ -85,7 +80,7 @@ class ProgressDisplay(Callback):
         self._pace.step_ended()
         if not trainer.is_global_zero:
             return
-        held_out = {k: v for k, v in cast(Shown, pl_module).latest.items() if k.startswith("valid/")}
+        held_out = {k: v for k, v in cast(Stage, pl_module).latest.items() if k.startswith("valid/")}
         wanted = PANEL_SECONDS if self._live else self._every
         # New perplexities are worth a line of their own.
         if held_out != self._held_out or time.monotonic() - self._shown_at >= wanted:
@@ -113,7 +108,7 @@ class ProgressDisplay(Callback):
 
     def _show(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._shown_at = time.monotonic()
-        stage, step = cast(Shown, pl_module), trainer.global_step
+        stage, step = cast(Stage, pl_module), trainer.global_step
         facts = Facts(
             stage=type(pl_module).__name__.lower(),
             step=step,

@@ -7,13 +7,14 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lifecycle.bounds import due
 from lifecycle.checkpoint import CommittedCheckpointIO, ShardedStrategy, mark_best, mark_safe
+from lifecycle.stages.base import Stage
 
 
 def step_name(step: int) -> str:
@@ -52,9 +53,10 @@ class SaveOnEvents(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on a signal means: finish the step, save, stop. Lightning's handler would broadcast every step."""
+        stage = cast(Stage, pl_module)
 
         def finish_step(signum: int, frame: FrameType | None) -> None:
-            pl_module.stop_asked = True  # type: ignore[assignment]
+            stage.stop_asked = True
             if signum == signal.SIGINT:
                 signal.signal(signal.SIGINT, self._at_once)
                 if trainer.is_global_zero:
@@ -74,15 +76,15 @@ class SaveOnEvents(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """A validation that a preemption had cut short was done before the first step: its checkpoint is there."""
-        self._mark(trainer, pl_module)
+        self._mark(trainer, cast(Stage, pl_module))
 
-    def _mark(self, trainer: Trainer, stage: Any) -> bool:
+    def _mark(self, trainer: Trainer, stage: Stage) -> bool:
         """Whether the step just taken is the best so far, or a safe one; the first look points best.json, safe.json."""
         step = trainer.global_step
-        best, safe = stage.improved_at == step, stage.safe_at == step
+        best, safe = stage.best.improved_at == step, stage.guard.safe_at == step
         if (best or safe) and step != self._marked:
             if best and trainer.is_global_zero:
-                mark_best(self._folder, step, stage.best[0])
+                mark_best(self._folder, step, stage.best.loss)
             if safe and trainer.is_global_zero:
                 mark_safe(self._folder, step)
             self._marked = step
@@ -90,9 +92,8 @@ class SaveOnEvents(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Save if something happened at this step; the periodic callback comes after and finds it saved."""
-        stage: Any = pl_module
-        step = trainer.global_step
-        marked, ended = self._mark(trainer, stage), stage.is_last(step) or stage.restore is not None
+        stage, step = cast(Stage, pl_module), trainer.global_step
+        marked, ended = self._mark(trainer, stage), stage.feed.is_last(step) or stage.guard.restore_step is not None
         if (marked or ended or stage.preempted) and not due(step, self._every):
             trainer.save_checkpoint(self._folder / step_name(step))
         writer = trainer.strategy.checkpoint_io

@@ -14,7 +14,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from torch import Tensor
 
 from lifecycle.batch import Cursor, StepBatch, TokenBatch
@@ -96,6 +95,10 @@ class DataModule(pl.LightningDataModule):
         """Whether no batch follows `step` steps because reading failed, or a source was used up."""
         return self._ending is not None and self._ending.fault is not None and self._ending.step == step
 
+    def row_length_at(self, step: int) -> int:
+        """Positions of each row of the step that follows `step` steps."""
+        return self.plan.at(step).row_length
+
     def fault(self) -> Exception | None:
         """What ended the data early, on whichever rank: every rank must call, once what was trained is saved."""
         return fault_of(self._ending)
@@ -133,7 +136,7 @@ class DataModule(pl.LightningDataModule):
         )
         return self._loader
 
-    def val_dataloader(self) -> EVAL_DATALOADERS:
+    def val_dataloader(self) -> dict[str, list[TokenBatch]]:
         """This rank's held-out micro-batches of every domain, by domain."""
         rank, world = self._rank()
         fits = max(self._micro_rows(self.row_length, 2**16))

@@ -50,8 +50,8 @@ def finish(
 
     generation: the parent's generation_config.json, which goes on with the exported model.
     """
-    ledger = data.ledger()
-    weights = {} if not finished else full_weights(stage) if not stage.restore else restored_weights(folder, stage)
+    ledger, restored, best = data.ledger(), stage.guard.restore_step, stage.best
+    weights = {} if not finished else full_weights(stage) if not restored else restored_weights(folder, stage)
     if not stage.trainer.is_global_zero:
         return
     _write_json(folder.path / "ledger.json", ledger)
@@ -60,13 +60,13 @@ def finish(
         steps=stage.global_step,
         tokens=int(stage.meter.tokens),
         seconds=round(stage.meter.seconds, 3),
-        result={"valid/loss": stage.best[0], "step": stage.best[1]} if stage.best else None,
+        result={"valid/loss": best.loss, "step": best.step} if best.step is not None else None,
         data=folder.lineage().get("data", {}) | _used(ledger, data),
-        **({"restored": stage.restore} if stage.restore is not None else {}),
+        **({"restored": restored} if restored is not None else {}),
     )
     if not finished:
         return
-    stage.enter((stage.restore or stage.global_step) - 1)  # the phase of the restored step may have another base
+    stage.enter((restored or stage.global_step) - 1)  # the phase of the restored step may have another base
     with torch.device("meta"):
         model = Decoder(stage.config)
     model.load_state_dict(weights, assign=True)
@@ -89,10 +89,11 @@ def finish(
 
 def restored_weights(folder: RunFolder, stage: Stage) -> dict[str, Tensor]:
     """Those of the checkpoint that a guard ended the run with, on every rank."""
-    path = next((path for path in list_committed(folder.checkpoints) if step_of(path) == stage.restore), None)
+    step = stage.guard.restore_step
+    path = next((path for path in list_committed(folder.checkpoints) if step_of(path) == step), None)
     if path is None:
         raise UserError(
-            f"the guard ended the run {folder.path} with the checkpoint of step {stage.restore}, which is not in "
+            f"the guard ended the run {folder.path} with the checkpoint of step {step}, which is not in "
             f"{folder.checkpoints} any more: put it back and start the same command again, or take another checkpoint "
             f"(init_from={folder.path.name}@STEP)"
         )
@@ -101,10 +102,9 @@ def restored_weights(folder: RunFolder, stage: Stage) -> dict[str, Tensor]:
 
 def full_weights(stage: Stage) -> dict[str, Tensor]:
     """The whole weights on the CPU (rank 0; empty on the others), gathered from the shards where there are any."""
-    assert stage.model is not None
-    stage.model.to(stage.trainer.strategy.root_device)  # where the ranks can talk: Lightning leaves it on the CPU
+    stage.network.to(stage.trainer.strategy.root_device)  # where the ranks can talk: Lightning leaves it on the CPU
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = get_model_state_dict(stage.model, options=options)
+    state = get_model_state_dict(stage.network, options=options)
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 

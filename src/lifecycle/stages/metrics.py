@@ -6,20 +6,28 @@ Every logger gets one row a step.
 checkpoints are not in them. `perf/mfu` counts dense peak FLOPs, and 6N + 12LHT FLOPs a trained token at the length T of
 the rows that it stood in (see `ModelConfig.flops_per_token`). `moe/load_max` and
 `moe/load_min` are the visits of the busiest and the idlest expert of any layer in a step, 1 being an even load.
+
+Of held-out text, nll being the sum of -log p over its trained tokens, end marks included:
+
+    loss = nll / tokens    perplexity = exp(loss)    bits per byte = nll / (ln 2 * bytes of the text)
+
+`valid/loss` weights the domains as the mixture does: it is absent where all that is measured has weight 0.
 """
 
 from __future__ import annotations
 
 import gc
+import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from lifecycle.batch import DataFeed
 from lifecycle.bounds import due
 from lifecycle.model import ModelConfig
 from lifecycle.stages.collectives import sum_over_ranks
@@ -47,9 +55,9 @@ class Meter:
         self._checkpoint_s = 0.0
         self._device = torch.device("cpu")
 
-    def start(self, trainer: pl.Trainer, config: ModelConfig) -> None:
+    def start(self, trainer: pl.Trainer, feed: DataFeed, config: ModelConfig) -> None:
         """The first step is about to be taken."""
-        self._trainer, self._config = trainer, config
+        self._trainer, self._feed, self._config = trainer, feed, config
         self._since = time.perf_counter()
 
     def stop(self) -> None:
@@ -143,8 +151,7 @@ class Meter:
 
     def _usage(self) -> dict[str, float]:
         """Passes begun and rows left out, by source, over all ranks."""
-        assert self._trainer is not None
-        usage = sum_over_ranks(self._trainer.datamodule.usage().to(self._device))  # type: ignore[attr-defined]
+        usage = sum_over_ranks(self._feed.usage().to(self._device))
         metrics: dict[str, float] = {}
         for name, (epochs, dropped) in zip(self._sources, usage.tolist(), strict=True):
             metrics |= {f"data/{name}/epochs": epochs, f"data/{name}/dropped": dropped}
@@ -156,9 +163,7 @@ class Meter:
         counts = values[2 + len(names) :][: 1 + len(self._sources)]
         total = max(counts[0], 1.0)
         self.tokens += counts[0]
-        assert self._trainer is not None
-        length = self._trainer.datamodule.plan.at(step - 1).row_length  # type: ignore[attr-defined]
-        self._flops += counts[0] * self._config.flops_per_token(length)
+        self._flops += counts[0] * self._config.flops_per_token(self._feed.row_length_at(step - 1))
         self._by_source = [a + b for a, b in zip(self._by_source, counts[1:], strict=True)]
         metrics = {"train/loss": values[0] / total, "train/grad_norm": values[1], "train/tokens": self.tokens, **known}
         metrics |= {f"train/{name}": value / total for name, value in zip(names, values[2:], strict=False)}
@@ -201,8 +206,25 @@ class Meter:
         return {"tokens": self.tokens, "by_source": list(self._by_source), "seconds": self.seconds}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take the totals back."""
+        """Go on from `state`."""
         self.tokens, self._by_source, self.seconds = state["tokens"], list(state["by_source"]), state["seconds"]
+
+
+def validation_metrics(sums: Mapping[str, Tensor], domains: Mapping[str, tuple[float, int]]) -> dict[str, float]:
+    """Metrics from each domain's (2,) sums of nll and tokens on this rank; `domains`: weight and bytes of the text.
+
+    Every rank must call: the sums are added up over ranks, in place.
+    """
+    metrics, weighted, weights = {}, 0.0, 0.0
+    for domain, total in sums.items():
+        nll, tokens = sum_over_ranks(total).tolist()
+        loss = nll / max(tokens, 1)
+        weight, size = domains[domain]
+        metrics[f"valid/{domain}/loss"] = loss
+        metrics[f"valid/{domain}/perplexity"] = math.exp(min(loss, 700.0))
+        metrics[f"valid/{domain}/bits_per_byte"] = nll / math.log(2) / max(size, 1)
+        weighted, weights = weighted + weight * loss, weights + weight
+    return {**metrics, "valid/loss": weighted / weights} if weights else metrics
 
 
 def _extremes(loads: Tensor | None) -> list[Tensor]:

@@ -12,9 +12,10 @@ from lifecycle.batch import StepBatch, TokenBatch
 from lifecycle.bounds import FromZero, NotNegative
 from lifecycle.model import Documents, ModelConfig
 from lifecycle.optim import AdamW, Muon, Schedule
-from lifecycle.stages.bad_steps import NormRatio, Skipping
+from lifecycle.stages.bad_steps import NormRatio
 from lifecycle.stages.base import Stage
 from lifecycle.stages.next_token import held_out_loss, next_token_loss
+from lifecycle.stages.optimization import Optimization
 from lifecycle.stages.setup import Setup
 
 
@@ -32,8 +33,14 @@ class Pretrain(Stage):
         z_loss: NotNegative,
         setup: Setup,
     ) -> None:
-        skipping = Skipping(max_skipped=max_skipped, max_norm_ratio=max_norm_ratio)
-        super().__init__(model=model, optimizer=optimizer, schedule=schedule, skipping=skipping, setup=setup)
+        optimization = Optimization(
+            optimizer=optimizer,
+            schedule=schedule,
+            max_skipped=max_skipped,
+            max_norm_ratio=max_norm_ratio,
+            timeline=setup.timeline,
+        )
+        super().__init__(model=model, optimization=optimization, setup=setup)
         self.z_loss = z_loss
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
@@ -41,10 +48,8 @@ class Pretrain(Stage):
         self.take_step(batch, self._loss_sum)
 
     def _loss_sum(self, batch: TokenBatch, documents: Documents | None) -> tuple[Tensor, dict[str, Tensor]]:
-        assert self.model is not None
-        return next_token_loss(self.model, batch, documents, z_loss=self.z_loss, compiled=self.setup_facts.compile)
+        return next_token_loss(self.network, batch, documents, z_loss=self.z_loss, compiled=self.setup_facts.compile)
 
     def validation_step(self, batch: tuple[TokenBatch, Documents | None], batch_idx: int) -> Tensor:
         """(2,) float64: summed negative log-likelihood and number of trained tokens."""
-        assert self.model is not None
-        return held_out_loss(self.model, *batch)
+        return held_out_loss(self.network, *batch)

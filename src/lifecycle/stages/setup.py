@@ -1,4 +1,5 @@
-"""What a run tells a stage: lengths, seeds, names, and what the machine chose."""
+"""What a run tells a stage: lengths, seeds, names, what the machine chose. And the decoder that is made by it: whole or
+sharded, compiled or not, with new weights or a parent's."""
 
 from __future__ import annotations
 
@@ -6,10 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from lifecycle.duration import Timeline
+from lifecycle.errors import UserError
+from lifecycle.model import Decoder, ModelConfig, best_kernel, build, check_kernel, compile_model
 from lifecycle.model.attention import Kernel
+from lifecycle.model.sharding import load_sharded, shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,3 +40,51 @@ class Setup:
     peak_flops: float | None
     read_weights: Callable[[], Mapping[str, Tensor]] | None = None
     initial_optimizer: Mapping[str, Any] | None = None
+
+    def build(self, config: ModelConfig, mesh: DeviceMesh | None) -> Decoder:
+        """The decoder of `config` with its parent's weights, or initialised by the run's seed; sharded over `mesh` if
+        there is one."""
+        if mesh is not None:
+            return self._build_sharded(config, mesh)
+        model = build(config, seed=self.seed, activation_checkpointing=self.activation_checkpointing)
+        if self.read_weights is not None:
+            model.load_state_dict(self.read_weights())
+        if self.compile:
+            compile_model(model, unit="model")
+        return model
+
+    def _build_sharded(self, config: ModelConfig, mesh: DeviceMesh) -> Decoder:
+        """Sharded before it has any memory, then filled tensor by tensor: no rank ever holds the whole model."""
+        with torch.device("meta"):
+            model = Decoder(config, activation_checkpointing=self.activation_checkpointing)
+        if self.compile:
+            compile_model(model, unit="block")
+        shard(model, mesh, param_dtype=torch.bfloat16 if self.bf16 else torch.float32, reduce_dtype=torch.float32)
+        on_cpu = mesh.device_type == "cpu"
+        model.to_empty(device=torch.device("cpu" if on_cpu else f"cuda:{torch.cuda.current_device()}"))
+        if self.read_weights is None:
+            model.init_weights(seed=self.seed)
+        else:
+            load_sharded(model, _on_rank_0(self.read_weights))
+        return model
+
+    def kernel(self, device: torch.device) -> Kernel:
+        """The attention kernel of the run: the config's, or the fastest that is installed."""
+        if self.attention == "auto":
+            return best_kernel(device, torch.bfloat16 if self.bf16 else torch.float32)
+        check_kernel(self.attention, device)
+        return self.attention
+
+
+def _on_rank_0(read: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor] | None:
+    """What rank 0 reads, None on the others; where it cannot be read, all raise the same `UserError`."""
+    weights, faults = None, [""]
+    if torch.distributed.get_rank() == 0:
+        try:
+            weights = read()
+        except UserError as fault:
+            faults = [str(fault)]
+    torch.distributed.broadcast_object_list(faults, src=0)
+    if faults[0]:
+        raise UserError(faults[0])
+    return weights

@@ -1,0 +1,101 @@
+"""The gradients of one optimizer step: those of its whole batch, however ranks and micro-batches share it.
+
+    for each micro-batch: summed loss * world / count, backward       (ranks exchange gradients in the last one only)
+    ->  the penalty on the weights, if there is one  ->  an average over ranks of what sharding keeps whole
+
+`count` is the step's global number of trained tokens. A model with experts adds its balance loss to each summed loss.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+
+from lifecycle.batch import TokenBatch
+from lifecycle.model import Decoder
+from lifecycle.model.sharding import kept_whole
+from lifecycle.stages.collectives import many_ranks, sum_over_ranks
+from lifecycle.stages.penalty import Penalty
+
+LossOf = Callable[[TokenBatch], tuple[Tensor, dict[str, Tensor]]]
+"""A micro-batch's summed loss, and its summed metrics by name."""
+
+
+class Sums(NamedTuple):
+    """Of a step: this rank's summed loss and metrics, and the visits (layers, E) of the experts on all ranks."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    loads: Tensor | None
+
+
+def add_gradients(
+    trainer: pl.Trainer,
+    model: Decoder,
+    micro: Sequence[TokenBatch],
+    *,
+    count: Tensor,
+    loss_of: LossOf,
+    backward: Callable[[Tensor], None],
+    penalty: Penalty | None,
+) -> Sums:
+    """Add the gradients of a step to those of `model`, through `backward`. Every rank must call."""
+    total = torch.zeros((), device=count.device)
+    sums: dict[str, Tensor] = {}
+    loads: Tensor | None = None
+    for number, batch in enumerate(micro):
+        with _synchronised(trainer, last=number == len(micro) - 1):
+            loss, metrics = loss_of(batch)
+            loss, loads = _balanced(model, loss, metrics, loads)
+            backward(loss * (trainer.world_size / count))
+        total += loss.detach()
+        for name, value in metrics.items():
+            sums[name] = sums.get(name, 0) + value
+    if penalty is not None:  # as what is logged is divided by the step's count
+        sums[penalty.name] = penalty.gradients(list(model.parameters())) * count / trainer.world_size
+    _average_whole(trainer, model)
+    return Sums(total, sums, None if loads is None else sum_over_ranks(loads))
+
+
+def _balanced(
+    model: Decoder, loss: Tensor, metrics: dict[str, Tensor], loads: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The summed loss of the micro-batch that just went through `model` with its balance loss, which `metrics` gets
+    too, and the step's loads (layers, E) so far with its own. Both come back as they are without experts."""
+    routing, model.routing = model.routing, None  # it holds on to the micro-batch's graph
+    if routing is None:
+        return loss, loads
+    if model.config.moe is not None and model.config.moe.balance:
+        metrics["balance"] = routing.balance.detach()
+        loss = loss + routing.balance
+    return loss, routing.loads if loads is None else loads + routing.loads
+
+
+@contextlib.contextmanager
+def _synchronised(trainer: pl.Trainer, *, last: bool) -> Iterator[None]:
+    """Gradients are exchanged between ranks in the last micro-batch's backward pass only.
+
+    Sharded ones in each: every rank would hold the whole sum in fp32 from one micro-batch to the next.
+    """
+    if last or trainer.world_size == 1 or isinstance(trainer.strategy, ModelParallelStrategy):
+        yield
+    else:
+        with trainer.strategy.model.no_sync():  # type: ignore[union-attr,operator]
+            yield
+
+
+def _average_whole(trainer: pl.Trainer, model: Decoder) -> None:
+    """Average over the ranks the gradients of what a sharded model keeps whole on each: one exchange a step."""
+    if not isinstance(trainer.strategy, ModelParallelStrategy) or not many_ranks():
+        return
+    parameters = [parameter for parameter in kept_whole(model) if parameter.requires_grad]
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    mean = sum_over_ranks(torch.cat([gradient.flatten() for gradient in gradients])) / trainer.world_size
+    for parameter, part in zip(parameters, mean.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = part.view_as(parameter)

@@ -1,0 +1,77 @@
+"""How the weights of a run move: its optimizer, the rate of every step, and which steps are not taken.
+
+    rate of a step = peak * schedule(step) * rate of the run's phase * scale            (scale: what a guard decided)
+
+Made once a run, with the state that a checkpoint holds of it; the optimizer's own state is saved by Lightning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lifecycle.duration import Timeline
+from lifecycle.optim import AdamW, Muon, Schedule, clip_gradients
+from lifecycle.optim.carry import carry_over
+from lifecycle.optim.schedule import of_another_length
+from lifecycle.stages.bad_steps import Skipping
+
+
+class Optimization:
+    """Settings and state of what happens between the gradients of a step and its weights.
+
+    max_skipped, max_norm_ratio: see `Skipping`. timeline: the steps that lengths of the schedule are shares of.
+    Raises `UserError` for a schedule that is longer than the run.
+    """
+
+    def __init__(
+        self,
+        *,
+        optimizer: AdamW | Muon,
+        schedule: Schedule,
+        max_skipped: int,
+        max_norm_ratio: float | None,
+        timeline: Timeline,
+    ) -> None:
+        self.skipping = Skipping(max_skipped=max_skipped, max_norm_ratio=max_norm_ratio)
+        self._spec, self._timeline = optimizer, timeline
+        self._course = schedule.course(timeline.steps, timeline.steps_of, timeline.last_steps_of)
+
+    def build(self, model: nn.Module, initial: Mapping[str, Any] | None) -> torch.optim.Optimizer:
+        """The optimizer over the trained parameters of `model`; `initial`: the state of a parent's, to go on with."""
+        optimizer = self._spec.build(model)
+        if initial is not None:
+            carry_over(initial, optimizer)
+        return optimizer
+
+    def set_rates(self, groups: Iterable[dict[str, Any]], step: int, *, scale: float) -> float:
+        """Give every parameter group its rate in step `step` (from 0); returns that of `stage.optimizer.lr`."""
+        planned = min(step, self._timeline.steps - 1)  # the last row of the data may come a little later
+        factor = self._course(planned) * self._timeline.rate(step) * scale
+        for group in groups:
+            group["lr"] = group["lr_peak"] * factor
+        return factor * self._peak
+
+    def clip(self, parameters: Iterable[Tensor]) -> Tensor:
+        """Clip the gradients to `grad_clip` in place; their norm before that."""
+        return clip_gradients(parameters, self._spec.grad_clip)
+
+    @property
+    def _peak(self) -> float:
+        return self._spec.lr or 0.0
+
+    def state(self, taken: int) -> dict[str, Any]:
+        """After so many steps; plain, exact."""
+        return {"skipping": self.skipping.state(), "course": self._course.state(taken)}
+
+    def restore(self, state: Mapping[str, Any], taken: int, device: torch.device) -> str | None:
+        """Go on from `state` after so many steps. Returns what the user is told where the run has another length now,
+        and its rate with it."""
+        self.skipping.restore(state["skipping"], device)
+        if "course" not in state:  # a checkpoint of an older version
+            return None
+        turn = self._course.restore(state["course"], taken)
+        return of_another_length(turn, self._peak, self._timeline.steps) if turn else None

@@ -1,0 +1,77 @@
+"""What a stage adds to the gradients of a step that depends on the weights alone, and on no batch.
+
+A stage that has one gives it to `Stage`, which makes or restores it before the first step, adds it once a step behind
+the backward passes, logs it as `train/<name>`, and saves it with every checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from lifecycle.batch import DataFeed, TokenBatch
+from lifecycle.losses.ewc import add_ewc_gradients, diagonal_fisher
+
+
+class Penalty(Protocol):
+    """A penalty on the weights, with what it compares them with."""
+
+    name: str
+
+    def begin(self, parameters: Sequence[Tensor], feed: DataFeed) -> None:
+        """Before the first step of a process, the weights on their device: made, unless it was restored."""
+
+    def gradients(self, parameters: Sequence[Tensor]) -> Tensor:
+        """Add the penalty's gradient to every parameter's; the penalty, a scalar."""
+
+    def state(self) -> dict[str, Any] | None:
+        """What cannot be derived later: plain containers and tensors. None before it is made."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`."""
+
+
+class EwcPenalty:
+    """Elastic weight consolidation (`losses.ewc`) towards the weights that the run begins with.
+
+    strength: of the penalty. rows: of the replayed data, on which the Fisher information is estimated by
+    `log_likelihood`, the summed log-probability of a batch's trained tokens.
+    """
+
+    name = "ewc"
+
+    def __init__(self, *, strength: float, rows: int, log_likelihood: Callable[[TokenBatch], Tensor]) -> None:
+        self._strength, self._rows, self._log_likelihood = strength, rows, log_likelihood
+        self._anchors: list[Tensor] | None = None
+        self._fisher: list[Tensor] = []
+
+    def begin(self, parameters: Sequence[Tensor], feed: DataFeed) -> None:
+        """Keep the weights, and estimate the Fisher information; what was restored goes where the weights are."""
+        if self._anchors is None:
+            self._fisher = diagonal_fisher(parameters, feed.replayed_rows(self._rows), self._log_likelihood)
+            self._anchors = [parameter.detach().clone() for parameter in parameters]
+        else:  # it was read before the run had its device
+            device = parameters[0].device
+            self._anchors, self._fisher = ([t.to(device) for t in part] for part in (self._anchors, self._fisher))
+
+    def gradients(self, parameters: Sequence[Tensor]) -> Tensor:
+        """Add the gradient of the penalty to every parameter's; the penalty, a scalar in fp32."""
+        assert self._anchors is not None
+        return add_ewc_gradients(parameters, self._anchors, self._fisher, strength=self._strength)
+
+    def state(self) -> dict[str, list[Tensor]] | None:
+        """The weights at the beginning, and the Fisher information of each."""
+        return None if self._anchors is None else {"anchors": self._anchors, "fisher": self._fisher}
+
+    def restore(self, state: Mapping[str, list[Tensor]]) -> None:
+        """Go on from `state`."""
+        self._anchors, self._fisher = list(state["anchors"]), list(state["fisher"])
+
+
+def saved_penalty(stage: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The state of the penalty in what a checkpoint holds of a stage; None where there is none."""
+    if (springs := stage.get("springs")) is not None:  # its name in checkpoints of older versions
+        return {"anchors": springs[0], "fisher": springs[1]}
+    return stage.get("penalty")

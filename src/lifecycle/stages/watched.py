@@ -1,0 +1,61 @@
+"""What a stage keeps for those who watch its run: the decisions of a forgetting guard, and the best validation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Measured = tuple[int, dict[str, float]]
+"""Steps taken before a validation, and its metrics."""
+
+
+@dataclass(kw_only=True)
+class GuardState:
+    """What a forgetting guard made of the run, and what it has not looked at yet.
+
+    lr_scale: multiplies every learning rate. restore_step: the guard has ended the run with the checkpoint of this
+    step; 0: none was good. safe_at: the last step that it may go back to. measured: validations since it last looked.
+    """
+
+    lr_scale: float = 1.0
+    restore_step: int | None = None
+    safe_at: int | None = None
+    measured: list[Measured] = field(default_factory=list)
+
+    def take_measurements(self) -> list[Measured]:
+        """The validations since the last call, oldest first."""
+        taken, self.measured = self.measured, []
+        return taken
+
+    def state(self) -> dict[str, Any]:
+        """What cannot be derived; plain."""
+        return {"rate_scale": self.lr_scale, "restore": self.restore_step}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`; checkpoints of older versions may lack `restore`."""
+        self.lr_scale, self.restore_step = state["rate_scale"], state.get("restore")
+
+
+@dataclass(kw_only=True)
+class Best:
+    """The least validation loss of a run. improved_at: the step at which it was met, if in this process."""
+
+    loss: float = math.inf
+    step: int | None = None
+    improved_at: int | None = None
+
+    def note(self, step: int, loss: float) -> None:
+        """Look at the validation after `step` steps; before the first it is the parent's, and no step's."""
+        if step and loss < self.loss:
+            self.loss, self.step, self.improved_at = loss, step, step
+
+    def state(self) -> list[float] | None:
+        """Loss and step; None before the first."""
+        return None if self.step is None else [self.loss, self.step]
+
+    def restore(self, state: list[float] | None) -> None:
+        """Go on from `state`."""
+        if state:
+            self.loss, self.step = state[0], int(state[1])
