@@ -12,7 +12,6 @@ Shapes: B rows, T positions, D width, V vocabulary, H query heads, G key-value h
 
 from __future__ import annotations
 
-import hashlib
 from typing import Literal
 
 import torch
@@ -28,6 +27,7 @@ from lifecycle.model.latent import LatentAttention
 from lifecycle.model.layers import FeedForward, RMSNorm
 from lifecycle.model.moe import MoEFeedForward, Routing, balanced
 from lifecycle.model.rope import rotary_angles, rotate
+from lifecycle.system.seeds import derive
 
 SHAPES = 64
 """Graphs of one function that are kept; past its own limit of 8 the compiler would go on eagerly and say nothing."""
@@ -219,7 +219,7 @@ class Decoder(nn.Module):
                 continue
             residual = name.endswith(("o_proj.weight", "down_proj.weight", "experts.down_proj"))
             std = self.config.init_std / ((2 * self.config.layers) ** 0.5 if residual else 1.0)
-            fill(parameter, _normal(parameter.shape, std, seed=_derived_seed(seed, name)))
+            fill(parameter, _normal(parameter.shape, std, seed=derive(seed, "weights", name)))
         for buffer in self.buffers():  # the routers' choice biases
             buffer.zero_()
 
@@ -254,11 +254,6 @@ def _loaded(model: nn.Module, _: object) -> None:
     """After `load_state_dict`."""
     assert isinstance(model, Decoder)
     model.weights_changed()
-
-
-def _derived_seed(seed: int, name: str) -> int:
-    digest = hashlib.sha256(f"{seed}:weights:{name}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def _normal(shape: torch.Size, std: float, *, seed: int) -> Tensor:

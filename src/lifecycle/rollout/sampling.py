@@ -9,7 +9,6 @@ Shapes: R rows.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +16,7 @@ from typing import Literal
 from torch import Tensor
 
 from lifecycle.errors import UserError
+from lifecycle.system.seeds import derive
 
 COLDEST = 1e-6
 """Least temperature above 0: colder, logits over it leave the range of fp32."""
@@ -96,8 +96,7 @@ class Sampling:
 
 def sequence_seed(seed: int, step: int, prompt: int, sample: int) -> int:
     """A 63-bit seed from the run's seed, its step, the prompt's stable number and the sample's."""
-    digest = hashlib.blake2b(f"{seed}:{step}:{prompt}:{sample}".encode(), digest_size=8, person=b"rollout").digest()
-    return int.from_bytes(digest, "little") >> 1
+    return derive(seed, "rollout", step, prompt, sample)
 
 
 def uniforms(seeds_R: Tensor, numbers_R: Tensor) -> Tensor:

@@ -1,4 +1,10 @@
-"""Randomness is derived, not carried: every draw is seeded from the run's seed and what the draw is for."""
+"""Randomness is derived, not carried: every draw is seeded from the run's seed and what the draw is for.
+
+    derive(seed, "weights", name)      derive(seed, "rows", stream, step)      derive(seed, "rollout", step, prompt, 0)
+
+So a run that is resumed, or goes on with other ranks, draws what it would have drawn, and no checkpoint holds the state
+of a generator. One scheme for all of the project; another one would be another order of every run's data.
+"""
 
 from __future__ import annotations
 
