@@ -14,8 +14,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -33,6 +31,7 @@ from lifecycle.model import ModelConfig
 from lifecycle.model.huggingface import load_pretrained, read_config
 from lifecycle.model.huggingface.gguf import gguf_file, tokenizer_gguf
 from lifecycle.model.huggingface.lazy_tensors import CONFIG, EOS, GENERATION
+from lifecycle.system.atomic import publish_folder
 from lifecycle.system.cache import cache_folder
 from lifecycle.system.foreign import read_object
 from lifecycle.system.hub import TOKENIZER, fetched
@@ -209,13 +208,8 @@ def _unpacked_tokenizer(file: Path) -> str | None:
         tokenizer = tokenizer_gguf(file)
         if tokenizer is None:
             return None
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
-        tokenizer.save_pretrained(aside)
-        try:
-            aside.rename(folder)
-        except OSError:  # another rank was first
-            shutil.rmtree(aside)
+        with publish_folder(folder, replace=False) as aside:
+            tokenizer.save_pretrained(aside)
     return str(folder)
 
 

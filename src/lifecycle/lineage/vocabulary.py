@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +21,7 @@ from omegaconf import DictConfig
 from lifecycle.errors import UserError
 from lifecycle.lineage.parent import Parent
 from lifecycle.model.grow import grow_config, grow_embeddings
+from lifecycle.system.atomic import publish_folder
 from lifecycle.system.cache import cache_folder
 from lifecycle.tokenizer.extend import extend
 from lifecycle.tokenizer.tokenizer import Tokenizer, load
@@ -62,11 +61,6 @@ def _kept(before: Tokenizer, after: Tokenizer, names: Sequence[str], *, digits: 
     inputs = json.dumps([before.sha256, before.hf.chat_template, names, digits])
     folder = cache_folder() / "vocabulary" / hashlib.sha256(inputs.encode()).hexdigest()[:16]
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
-        after.save(aside)
-        try:
-            aside.rename(folder)
-        except OSError:  # another rank was first
-            shutil.rmtree(aside)
+        with publish_folder(folder, replace=False) as aside:
+            after.save(aside)
     return folder

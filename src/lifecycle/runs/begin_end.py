@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import time
@@ -81,10 +80,8 @@ def begin(
 
 def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Whole or not at all: it is what the run reads with from now on."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    tokenizer.save(aside)
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    with atomic.publish_folder(folder, replace=True) as aside:
+        tokenizer.save(aside)
 
 
 def finished(folder: RunFolder, cfg: DictConfig) -> bool:

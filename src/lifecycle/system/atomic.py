@@ -1,9 +1,13 @@
-"""Files that are there whole or not at all: written beside their place, then renamed into it."""
+"""Files and folders that are there whole or not at all: written beside their place, then renamed into it."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shutil
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -24,9 +28,46 @@ def write(path: Path, content: str | bytes) -> None:
     sync_folder(path.parent)
 
 
+@contextlib.contextmanager
+def publish_folder(folder: Path, *, replace: bool) -> Iterator[Path]:
+    """An empty folder to write into, which stands at `folder` once the block has ended: all of it, after a power cut
+    too, or after an exception nothing.
+
+    Where a folder stands there by then, this one takes its place (`replace`), or it stays and this one goes: of several
+    processes that fill a cache with the same content, the first is as good as the last. For small folders, whose files
+    nobody adds to: each file is waited for.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.{threading.get_ident()}")
+    before = aside.with_name(f"{aside.name}.before")
+    for left in (aside, before):  # of a process that was killed, with the same number
+        shutil.rmtree(left, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+        for path in (*aside.rglob("*"), aside):
+            _sync(path)
+        if replace and folder.is_dir():
+            folder.rename(before)
+        try:
+            aside.rename(folder)
+        except OSError:
+            if replace or not folder.is_dir():
+                raise
+        _sync(folder.parent)
+    finally:
+        for left in (aside, before):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Names in a folder survive a power cut only after the folder itself is synced."""
-    number = os.open(folder, os.O_RDONLY)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or a folder is on the disk."""
+    number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
     except OSError as error:  # some network file systems sync no folders, and have nothing to lose by it

@@ -12,8 +12,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -29,6 +27,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lifecycle.bounds import Count
 from lifecycle.errors import UserError
+from lifecycle.system.atomic import publish_folder
 from lifecycle.system.foreign import parse_object
 from lifecycle.system.hub import TOKENIZER, fetched, reason
 from lifecycle.system.unicode import well_formed
@@ -310,15 +309,11 @@ def from_recipe(recipe: TokenizerRecipe, texts: Iterator[str], cache_dir: Path, 
 
 
 def _commit(tokenizer: Tokenizer, folder: Path, inputs: Mapping[str, Any]) -> None:
-    """Write beside the place, then rename: readers see all of it or nothing."""
-    aside = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    tokenizer.save(aside)
-    files = {path.name: _sha256(path.read_bytes()) for path in sorted(aside.iterdir())}
-    (aside / "recipe.json").write_text(json.dumps({"files": files, "sha256": tokenizer.sha256, **inputs}, indent=2))
-    shutil.rmtree(folder, ignore_errors=True)  # only a damaged one can be there
-    aside.rename(folder)
+    """Into the cache, with the hashes of its files."""
+    with publish_folder(folder, replace=True) as aside:  # only a damaged one can be there
+        tokenizer.save(aside)
+        files = {path.name: _sha256(path.read_bytes()) for path in sorted(aside.iterdir())}
+        (aside / "recipe.json").write_text(json.dumps({"files": files, "sha256": tokenizer.sha256, **inputs}, indent=2))
 
 
 def _whole(folder: Path) -> bool:
