@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from lifecycle import config
 from lifecycle.errors import UserError
-from lifecycle.lineage import parent_loss
 from lifecycle.lineage.parent import find_parent
 from lifecycle.lineage.parent_loss import ParentLoss
+from lifecycle.model import scoring
 from lifecycle.model.huggingface import export
 
 
@@ -44,7 +44,7 @@ def test_it_is_the_mean_cross_entropy_of_the_document_alone(
             logits = model.logits(model(tokens[:, :-1], torch.arange(len(ids) - 1)[None])) if len(ids) > 1 else None
         wanted.append(float("nan") if logits is None else float(F.cross_entropy(logits[0], tokens[0, 1:])))
     for positions in (16_384, 20):  # one batch, and several
-        monkeypatch.setattr(parent_loss, "POSITIONS", positions)
+        monkeypatch.setattr(scoring, "POSITIONS", positions)
         np.testing.assert_allclose(scorer(given), wanted, rtol=1e-5)
 
 

@@ -17,6 +17,7 @@ from lifecycle.batch import Rollout
 from lifecycle.errors import UserError
 from lifecycle.losses import token_logprobs
 from lifecycle.model import Decoder, build
+from lifecycle.model import scoring as passes
 from lifecycle.model.huggingface import export
 from lifecycle.rollout import Sampling, generate
 from lifecycle.rollout import score as scoring
@@ -37,8 +38,8 @@ def test_scoring_finds_what_sampling_wrote(
     sampling = settings(**options)
     rollout = generate(model, prompts(5), sampling, seed=0)
     drawn = [rollout.completion(row) for row in range(len(rollout))]
-    for positions, logits in ((scoring.POSITIONS, scoring.LOGITS), (70, 5 * CONFIG.vocab), (1, 1)):
-        monkeypatch.setattr(scoring, "POSITIONS", positions)
+    for positions, logits in ((passes.POSITIONS, scoring.LOGITS), (70, 5 * CONFIG.vocab), (1, 1)):
+        monkeypatch.setattr(passes, "POSITIONS", positions)
         monkeypatch.setattr(scoring, "LOGITS", logits)
         for row, found in enumerate(score(model, rollout.prompts, drawn, sampling)):
             held = (rollout.logprobs, rollout.full_logprobs, rollout.entropy)

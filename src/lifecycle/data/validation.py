@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lifecycle.batch import TokenBatch
+from lifecycle.batch import IGNORED, TokenBatch
 from lifecycle.data.clean.source import Source
 from lifecycle.data.stream.packing import COLUMNS, Piece, Row, arrays, best_fit, cut
 from lifecycle.data.stream.pieces import Documents, Exhausted
@@ -60,7 +60,7 @@ def described(held_out: Mapping[str, HeldOutSet]) -> dict[str, dict[str, Any]]:
 
 def _rows_or_padding(name: str, values: NDArray[np.int32], index: NDArray[np.int64], count: int) -> NDArray[np.int32]:
     rows = values[np.minimum(index, count - 1)].copy()
-    rows[index >= count] = {"labels": -100, "source_ids": -1}.get(name, 0)
+    rows[index >= count] = {"labels": IGNORED, "source_ids": -1}.get(name, 0)
     return rows
 
 

@@ -28,11 +28,12 @@ from lifecycle.data.clean.bad_rows import BAD, refuse_broken
 from lifecycle.data.clean.filter_row import HELD_OUT, KEPT, judge
 from lifecycle.data.clean.held_out import ORDER, Reach, seed_of
 from lifecycle.data.clean.source import Source, among, text_hash
+from lifecycle.data.clean.walk import walk_rows
 from lifecycle.data.corpus import Corpus
 from lifecycle.data.mixture.weight import Weight
 from lifecycle.data.read.begun import listed
 from lifecycle.data.read.quarantine import quarantine
-from lifecycle.data.read.rows.readers import Position, RawRow, rows
+from lifecycle.data.read.row import RawRow
 from lifecycle.data.stream.documents import ENCODE_AT_ONCE
 from lifecycle.data.stream.prepared import SIDES, VERSION
 from lifecycle.errors import UserError
@@ -59,7 +60,8 @@ class _Task:
 
 def prepare(data: Corpus, folder: Path, processes: Count) -> dict[str, Any]:
     """Write the shards of every source below `folder/prepared`, say what is in them, and return their counts."""
-    data.tokenizer.save(folder / "tokenizer")
+    with atomic.publish_folder(folder / "tokenizer", replace=True) as aside:
+        data.tokenizer.save(aside)
     for other in (folder / "prepared").glob("*"):  # of a start with other sources, which would never be finished
         if other.name not in {source.name for source in data.sources}:
             shutil.rmtree(other)
@@ -135,16 +137,8 @@ def _texts(task: _Task, counts: dict[int, Counter[str]]) -> Iterator[tuple[RawRo
     source = task.source
     leaves_out = source.leaves_out()
     seen: Counter[str] = Counter()
-    limit = source.spec.max_rows
     chosen = among(source.rows) if source.rows is not None else lambda row: True
-    for raw in rows(
-        source.files,
-        Position(0, 0, 0),
-        wanted=lambda row: row % PARTS in counts and not leaves_out(row) and chosen(row),
-        on_damage=source.bad_rows.damaged_files,
-    ):
-        if limit is not None and raw.ordinal >= limit:
-            return
+    for raw in walk_rows(source, wanted=lambda row: row % PARTS in counts and not leaves_out(row) and chosen(row)):
         text, verdict, contaminated, _ = judge(raw, source)
         seen[verdict] += 1
         if verdict.startswith(BAD):

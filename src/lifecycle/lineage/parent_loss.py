@@ -7,15 +7,16 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from lifecycle.batch import IGNORED
 from lifecycle.errors import UserError
 from lifecycle.hardware import Hardware
 from lifecycle.lineage.load_model import load_model
 from lifecycle.lineage.parent import Parent
 from lifecycle.losses.cross_entropy import token_losses
 from lifecycle.model import Decoder
-
-POSITIONS = 16_384  # of one forward pass, padding with them
+from lifecycle.model.scoring import hidden_states
 
 
 class ParentLoss:
@@ -45,26 +46,20 @@ class ParentLoss:
                 f"data.curriculum.by is 'loss', but the tokenizer has tokens that {self._parent.name} has not learned "
                 f"(its vocabulary ends at {known}): choose another score"
             )
-        out = np.full(len(documents), np.nan)
-        order = np.argsort([len(ids) for ids in documents], kind="stable")[::-1].tolist()
-        while order:  # longest first: what does not fit in memory shows at once
-            length = max(1, min(len(documents[order[0]]) - 1, self._parent.model.max_positions))
-            batch, order = order[: max(1, POSITIONS // length)], order[max(1, POSITIONS // length) :]
-            out[batch] = self._losses([documents[i][: length + 1] for i in batch], length)
+        most, out = self._parent.model.max_positions, np.full(len(documents), np.nan)
+        cut = [ids[: most + 1] for ids in documents]
+        for numbers, hidden_BTD in hidden_states(self._model, cut):
+            out[numbers] = self._losses([cut[number] for number in numbers], hidden_BTD)
         return [float(loss) for loss in out]
 
     @torch.no_grad()
-    def _losses(self, documents: list[NDArray[np.int32]], length: int) -> NDArray[np.float64]:
-        ids = np.zeros((len(documents), length), np.int64)
-        labels = np.full((len(documents), length), -100, np.int64)
+    def _losses(self, documents: list[NDArray[np.int32]], hidden_BTD: Tensor) -> NDArray[np.float64]:
+        labels = np.full(hidden_BTD.shape[:2], IGNORED, np.int64)
         for row, document in enumerate(documents):
-            ids[row, : len(document) - 1], labels[row, : len(document) - 1] = document[:-1], document[1:]
-        device = self._model.embedding.weight.device
-        ids_BT, labels_BT = torch.from_numpy(ids).to(device), torch.from_numpy(labels).to(device)
-        positions_BT = torch.arange(length, device=device).expand(len(ids), -1)
-        hidden_BTD = self._model(ids_BT, positions_BT)
+            labels[row, : len(document) - 1] = document[1:]
+        labels_N = torch.from_numpy(labels).to(hidden_BTD.device).flatten()
         softcap = self._model.config.logit_softcap
-        losses_N = token_losses(hidden_BTD.flatten(0, 1), self._model.head_weight, labels_BT.flatten(), softcap=softcap)
-        sums = losses_N.view_as(labels_BT).sum(1, dtype=torch.float64).cpu().numpy()
-        counts = (labels >= 0).sum(1)
+        losses_N = token_losses(hidden_BTD.flatten(0, 1), self._model.head_weight, labels_N, softcap=softcap)
+        sums = losses_N.view(hidden_BTD.shape[:2]).sum(1, dtype=torch.float64).cpu().numpy()
+        counts = (labels != IGNORED).sum(1)
         return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)

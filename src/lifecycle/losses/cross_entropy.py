@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-IGNORED = -100
-"""Label of a token that is not trained."""
+from lifecycle.batch import IGNORED
 
 CPU_CHUNK_BYTES = 16 << 20
 """fp32 logits of one chunk on a CPU: they stay within its last cache."""

@@ -17,12 +17,10 @@ from torch import Tensor
 
 from lifecycle.batch import Kept, Rollout
 from lifecycle.model import Decoder
+from lifecycle.model.scoring import hidden_states
 from lifecycle.rollout.draw import TIE, log_probabilities, threshold
 from lifecycle.rollout.sampling import Sampling
 from lifecycle.rollout.settings import Settings
-
-POSITIONS = 16_384
-"""Of one forward pass, padding with them."""
 
 LOGITS = 1 << 26
 """Logits that exist at a time (256 MB in fp32, of which a few copies are made)."""
@@ -52,14 +50,10 @@ def score(
     rounding elsewhere let it in.
     """
     whole = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
-    order = sorted(range(len(whole)), key=lambda i: len(whole[i]), reverse=True)
     settings = Settings(sampling, vocab=model.config.vocab, device=model.embedding.weight.device)
     found: dict[int, Scored] = {}
-    while order:
-        size = max(1, POSITIONS // len(whole[order[0]]))
-        batch, order = order[:size], order[size:]
-        hidden_BTD = _hidden(model, [whole[i] for i in batch])
-        for i, hidden_TD in zip(batch, hidden_BTD, strict=True):
+    for numbers, hidden_BTD in hidden_states(model, whole):
+        for i, hidden_TD in zip(numbers, hidden_BTD, strict=True):
             own = None if kept is None else kept[i]
             found[i] = _score(model, hidden_TD, whole[i], len(prompts[i]), settings, own)
     return [found[i] for i in range(len(whole))]
@@ -76,14 +70,6 @@ def score_rollout(model: Decoder, rollout: Rollout, sampling: Sampling) -> Score
         facts_3NT[:, row, : len(one.logprobs)] = torch.stack(one[:3])
     logprobs, full, entropy = facts_3NT.masked_fill(~rollout.sampled, 0)
     return Scored(logprobs, full, entropy, rollout.kept)
-
-
-def _hidden(model: Decoder, whole: Sequence[Sequence[int]]) -> Tensor:
-    """(B, T, D) of all tokens but the last; the padding stands behind, where no other position sees it."""
-    device, longest = model.embedding.weight.device, len(whole[0]) - 1
-    ids_BT = torch.tensor([[*ids[:-1], *[0] * (longest + 1 - len(ids))] for ids in whole], device=device)
-    hidden_BTD: Tensor = model(ids_BT, torch.arange(longest, device=device).expand(len(whole), -1))
-    return hidden_BTD
 
 
 def _score(

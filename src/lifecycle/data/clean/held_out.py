@@ -25,14 +25,13 @@ from numpy.typing import NDArray
 from lifecycle.data.clean.bad_rows import BAD, refuse_broken
 from lifecycle.data.clean.cached_scan import alone
 from lifecycle.data.clean.filter_row import HELD_OUT, judge
-from lifecycle.data.clean.row_counts import Walk
 from lifecycle.data.clean.scan import scan
 from lifecycle.data.clean.source import Source, text_hash
+from lifecycle.data.clean.walk import walk_rows
 from lifecycle.data.read.files.listing import is_remote
 from lifecycle.data.read.formats import as_text, to_record
 from lifecycle.data.read.quarantine import quarantine
 from lifecycle.data.read.row import BadRow, Position, RawRow, parse
-from lifecycle.data.read.rows.readers import rows
 from lifecycle.data.read.spec import SourceSpec, ValidationRatio
 from lifecycle.system.seeds import derive
 from lifecycle.tokenizer.tokenizer import Ids, Tokenizer
@@ -98,12 +97,8 @@ class Reach:
         file = self._source.files[index]
         if file.kind not in BY_ROWS:
             return file.size
-        on_damage = self._source.bad_rows.damaged_files
-        walk = Walk(
-            rows(
-                self._source.files, Position(index, 0, 0), wanted=lambda row: False, on_damage=on_damage, stop=index + 1
-            )
-        )
+        begin = Position(index, 0, 0)
+        walk = walk_rows(self._source, begin, wanted=lambda row: False, stop=index + 1, past_limit=True)
         for _ in walk:
             pass
         return walk.end.row
@@ -151,12 +146,11 @@ def seed_of(source: Source) -> int:
 
 def _heads(source: Source, share: float) -> Iterator[RawRow]:
     """The rows of every file that lie within its first `share`."""
-    reach, on_damage, row = Reach(source), source.bad_rows.damaged_files, 0
+    reach, row = Reach(source), 0
     for index, file in enumerate(source.files):
         if file.kind == "document" and reach.of_document(index) >= share:
             continue
-        begin = Position(index, 0, row)
-        for raw in rows(source.files, begin, wanted=lambda row: True, on_damage=on_damage, stop=index + 1):
+        for raw in walk_rows(source, Position(index, 0, row), stop=index + 1, past_limit=True):
             row = raw.next.row
             if reach(raw) >= share:
                 break

@@ -6,8 +6,6 @@ What `max_rows` cuts off is not read: the counts end with it.
 from __future__ import annotations
 
 import hashlib
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,20 +14,9 @@ from numpy.typing import NDArray
 
 from lifecycle.data.clean.cached_scan import alone
 from lifecycle.data.clean.source import Source
+from lifecycle.data.clean.walk import walk_rows
 from lifecycle.data.read.files.listing import fingerprint
-from lifecycle.data.read.row import Position, RawRow, Rows
-from lifecycle.data.read.rows.readers import rows
-
-
-class Walk:
-    """Rows to loop over; `end`, where the last of them is followed by the next, is there after the loop."""
-
-    def __init__(self, rows: Rows) -> None:
-        self._rows = rows
-        self.end: Position
-
-    def __iter__(self) -> Iterator[RawRow]:
-        self.end = yield from self._rows
+from lifecycle.data.read.row import Position
 
 
 def with_row_counts(source: Source, *, cache: Path) -> Source:
@@ -46,14 +33,13 @@ def with_row_counts(source: Source, *, cache: Path) -> Source:
 
 def row_counts(source: Source) -> NDArray[np.int64]:
     """(files,) rows of each file, `max_rows` of them in all, in the order of the files."""
-    limit = source.spec.max_rows if source.spec.max_rows is not None else sys.maxsize
     counts = np.zeros(len(source.files), np.int64)
     for index in range(len(source.files)):
         before = int(counts.sum())
-        if before == limit:
+        if before == source.spec.max_rows:
             break
-        begin, on_damage = Position(index, 0, before), source.bad_rows.damaged_files
-        walk = Walk(rows(source.files, begin, wanted=lambda row: row == limit - 1, on_damage=on_damage, stop=index + 1))
-        end = next((raw.next for raw in walk), None) or walk.end
-        counts[index] = min(end.row, limit) - before
+        walk = walk_rows(source, Position(index, 0, before), wanted=lambda row: False, stop=index + 1)
+        for _ in walk:
+            pass
+        counts[index] = walk.end.row - before
     return counts

@@ -20,8 +20,9 @@ from itertools import chain, islice
 from typing import Any, TypeVar
 
 from lifecycle.data.clean.source import Source
+from lifecycle.data.clean.walk import walk_rows
 from lifecycle.data.read.files.listing import is_remote
-from lifecycle.data.read.rows.readers import Position, RawRow, rows
+from lifecycle.data.read.row import Position, RawRow
 from lifecycle.errors import UserError
 from lifecycle.system.orphan import end_with_parent
 
@@ -63,7 +64,7 @@ def scan(
     `work` can be pickled. `doing` names it in the lines that stderr gets. `raws`: the rows to read, if not all.
     """
     said = started = time.monotonic()
-    batches = _batches(source, _all_rows(source, start or Position(0, 0, 0)) if raws is None else raws)
+    batches = _batches(_all_rows(source, start or Position(0, 0, 0)) if raws is None else raws)
     few = list(islice(batches, processes))  # a source of so few rows is not worth the processes
     if len(few) < processes or processes <= 1:
         results: Iterator[tuple[Result, Position]] = (
@@ -81,16 +82,12 @@ def scan(
 
 def _all_rows(source: Source, begin: Position) -> Iterable[RawRow]:
     leaves_out = source.leaves_out()
-    on_damage = source.bad_rows.damaged_files
-    return rows(source.files, begin, wanted=lambda ordinal: not leaves_out(ordinal), on_damage=on_damage)
+    return walk_rows(source, begin, wanted=lambda ordinal: not leaves_out(ordinal))
 
 
-def _batches(source: Source, raws: Iterable[RawRow]) -> Iterator[Batch]:
-    limit = source.spec.max_rows
+def _batches(raws: Iterable[RawRow]) -> Iterator[Batch]:
     batch, size = list[RawRow](), 0
     for raw in raws:
-        if limit is not None and raw.ordinal >= limit:
-            break
         batch.append(raw)
         size += len(raw.payload) if isinstance(raw.payload, bytes) else 0
         if len(batch) == ROWS_AT_ONCE or size >= BYTES_AT_ONCE:

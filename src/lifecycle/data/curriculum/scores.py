@@ -26,11 +26,12 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from lifecycle.data.clean.filter_row import HELD_OUT, judge
 from lifecycle.data.clean.source import Source
+from lifecycle.data.clean.walk import walk_rows
 from lifecycle.data.curriculum.code_complexity import complexity
 from lifecycle.data.curriculum.difficulty import rarity, readability, surprisal_bits
 from lifecycle.data.read.files.listing import is_remote
 from lifecycle.data.read.formats import to_record
-from lifecycle.data.read.rows.readers import Position, RawRow, parse, rows
+from lifecycle.data.read.row import RawRow, parse
 from lifecycle.errors import UserError
 from lifecycle.tokenizer.tokenizer import Ids, Tokenizer
 
@@ -199,11 +200,7 @@ def _rows(task: _Task, part: int, parts: int) -> Iterator[_Row]:
     """Every row of a part, also those that are not trained on."""
     leaves_out = task.source.leaves_out()
     read_level = partial(_level, source=task.source) if task.by == "field" else lambda raw: float("nan")
-    skip = task.source.bad_rows.damaged_files
-    mine = rows(task.source.files, Position(0, 0, 0), wanted=lambda row: row % parts == part, on_damage=skip)
-    for raw in mine:
-        if task.source.spec.max_rows is not None and raw.ordinal >= task.source.spec.max_rows:
-            return
+    for raw in walk_rows(task.source, wanted=lambda row: row % parts == part):
         judged = judge(raw, task.source)
         text = judged.text
         if text is None or judged.verdict == HELD_OUT or leaves_out(raw.ordinal):

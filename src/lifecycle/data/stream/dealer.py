@@ -16,8 +16,8 @@ from functools import cached_property, partial
 from typing import NamedTuple
 
 from lifecycle.data.clean.filter_row import HELD_OUT, judge
-from lifecycle.data.clean.row_counts import Walk
 from lifecycle.data.clean.source import Source
+from lifecycle.data.clean.walk import Walk
 from lifecycle.data.read.bytes.stored import Stored
 from lifecycle.data.read.rows.readers import Opened, Position, RawRow, rows
 from lifecycle.data.stream.dealing import Deal, PlaceOf

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lifecycle.batch import IGNORED
+
 COLUMNS = ("input_ids", "labels", "position_ids", "document_ids", "source_ids")
 
 
@@ -73,10 +75,10 @@ def cut(piece: Piece, row_length: int) -> list[Piece]:
 
 
 def arrays(rows: list[Row], row_length: int) -> NDArray[np.int32]:
-    """Rows as one (columns, B, T) array in the order of `COLUMNS`; padding has label -100 and source -1."""
+    """Rows as one (columns, B, T) array in the order of `COLUMNS`; padding has label `IGNORED` and source -1."""
     out = np.zeros((len(COLUMNS), len(rows), row_length), np.int32)
     input_ids, labels, position_ids, document_ids, source_ids = out
-    labels[...] = -100
+    labels[...] = IGNORED
     source_ids[...] = -1
     count = np.arange(row_length, dtype=np.int32)
     for b, row in enumerate(rows):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lifecycle.batch import IGNORED
 from lifecycle.data.module import DataModule
 from lifecycle.data.stream.packing import Piece
 from lifecycle.data.stream.pieces import Exhausted, Pieces
@@ -67,7 +68,7 @@ def baselines(data: DataModule) -> dict[str, dict[str, float]]:
     )
     out = {}
     for domain, held in data.held_out.items():
-        trained = held.rows["labels"] != -100
+        trained = held.rows["labels"] != IGNORED
         before, word = held.rows["input_ids"][trained].astype(np.int64), held.rows["labels"][trained].astype(np.int64)
         out[domain] = {
             "unigram": float(np.exp(-np.log(counts.unigram(word)).mean())),

@@ -10,15 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from lifecycle.data.clean import contamination_report
 from lifecycle.data.clean.filter_row import HELD_OUT, judge
 from lifecycle.data.clean.source import Source
+from lifecycle.data.clean.walk import walk_rows
 from lifecycle.data.read.formats import as_text, to_record
 from lifecycle.data.read.quarantine import shown
-from lifecycle.data.read.rows.readers import BadRow, Position, RawRow, parse, rows
+from lifecycle.data.read.row import BadRow, RawRow, parse
+from lifecycle.system.seeds import derive
 from lifecycle.system.unicode import well_formed
 from lifecycle.tokenizer.tokenizer import Tokenizer
 
@@ -79,14 +80,13 @@ def left_out_samples(source: Source, seed: int, most: int) -> list[Sample]:
         chosen |= {row: (rank, f"dropped:{reason}") for rank, row in ranked}
     if not chosen:
         return []
-    skip = source.bad_rows.damaged_files
-    found = rows(source.files, Position(0, 0, 0), wanted=chosen.__contains__, on_damage=skip)
+    found = walk_rows(source, wanted=chosen.__contains__)
     return [(*chosen[raw.ordinal], raw.ordinal, excerpt(raw, source)) for raw in found]
 
 
 def priority(seed: int, source: Source, row: int) -> int:
     """A random number of the row: the samples of least priority are a fair draw, the same in every process."""
-    return xxhash.xxh3_64_intdigest(f"{seed} {source.name} {row}".encode())
+    return derive(seed, "sample of rows", source.name, row)
 
 
 def least(samples: Sequence[Sample], most: int) -> list[Sample]:
