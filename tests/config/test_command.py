@@ -266,4 +266,4 @@ def test_the_wheel_carries_the_configs_and_the_kernel(tmp_path: Path) -> None:
     packed = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
     for file in CONF.rglob("*.yaml"):
         assert f"lifecycle/conf/{file.relative_to(CONF)}" in packed
-    assert {"lifecycle/rollout/fused.c", "lifecycle/rollout/fused_experts.h"} <= set(packed)
+    assert {"lifecycle/rollout/decoder/fused.c", "lifecycle/rollout/decoder/fused_experts.h"} <= set(packed)

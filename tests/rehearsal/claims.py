@@ -39,15 +39,15 @@ WAITS = {
     "stages/bad_steps.py skip": "in a step that is not taken",
     "stages/bad_steps.py state": "once a checkpoint",
     "run.py _train": "once a run: the Trainer takes model and optimizer back to the host",
-    "finish.py full_weights": "once a run: the weights to export",
+    "runs/results.py full_weights": "once a run: the weights to export",
     "rollout/decode_step.py run": "once a decode step: the drawn tokens",
     "rollout/decode_step.py tiles": "once a tile of a deterministic decode step",
     "rollout/output.py rollout": "once a call of the engine, at its end",
-    "rollout/version.py surely_is": "once a call of a kept engine: some numbers of every weight",
-    "rollout/score.py _score": "four times a completion that somebody else drew",
-    "model/experts.py _visits": "a layer with experts in deterministic decoding",
-    "model/experts.py forward": "a layer with experts in fp32 or of odd widths, which multiply one by one",
-    "model/experts.py _by_expert_grads": "the same in its backward pass",
+    "rollout/weights_version.py surely_is": "once a call of a kept engine: some numbers of every weight",
+    "rollout/sampling/score.py _score": "four times a completion that somebody else drew",
+    "model/layers/experts.py _visits": "a layer with experts in deterministic decoding",
+    "model/layers/experts.py forward": "a layer with experts in fp32 or of odd widths, which multiply one by one",
+    "model/layers/experts.py _by_expert_grads": "the same in its backward pass",
 }
 """Where the host may wait for the device, by file and function, and how often that is."""
 

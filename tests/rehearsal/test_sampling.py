@@ -13,7 +13,7 @@ from tests.rollout.sampled import prompts, settings
 
 from lifecycle.model import build
 from lifecycle.rollout import Engine, Sampling
-from lifecycle.rollout.score import score
+from lifecycle.rollout.sampling.score import score
 
 KINDS: dict[str, Sampling] = {
     "top-k": settings(top_k=10, samples=2),
@@ -48,7 +48,7 @@ def test_sampling_looks_at_the_device_once_a_step(name: str, precision: str, kin
     engine = Engine(model, slots=4, prefill_chunk=8)
     with torch.autocast("cuda", torch.bfloat16) if precision == "autocast" else nullcontext():
         rollout = engine.generate(prompts(5), KINDS[kind], seed=0)
-    looks = {place: n for place, n in device.waits.items() if not place.startswith("model/experts")}
+    looks = {place: n for place, n in device.waits.items() if not place.startswith("model/layers/experts")}
     assert set(looks) == {"rollout/decode_step.py run", "rollout/output.py rollout"}
     assert looks["rollout/decode_step.py run"] <= int(rollout.length.sum())
     assert rollout.token_ids.device.type == "cpu"
@@ -73,4 +73,4 @@ def test_scoring_looks_once_a_completion(device: Device) -> None:
     model = build(VARIANTS["deepseek_v3"], seed=1, device=torch.device("cuda"))
     found = score(model, prompts(3), [[5, 6], [7], [8, 9, 10]], settings(top_p=0.9))
     assert [one.logprobs.device.type for one in found] == ["cpu"] * 3
-    assert device.waits["rollout/score.py _score"] == 3 * 4
+    assert device.waits["rollout/sampling/score.py _score"] == 3 * 4

@@ -10,7 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from tests.model.test_attention import older
+from tests.model.layers.test_attention import older
 from tests.model.variants import VARIANTS
 from tests.rehearsal.claims import Device, rehearsal
 from tests.stages.test_step import STEPS, Batches, padded, split, stage, whole
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lifecycle.batch import StepBatch, TokenBatch
 from lifecycle.checkpoint import CommittedCheckpointIO
-from lifecycle.model import ModelConfig, attention
+from lifecycle.model import ModelConfig
+from lifecycle.model.layers import attention
 from lifecycle.optim import AdamW, Muon, Schedule
 from lifecycle.stages.base import Stage
 from lifecycle.stages.midtrain import Ewc, Midtrain, Replay

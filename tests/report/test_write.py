@@ -9,7 +9,7 @@ from rich.console import Console
 from lifecycle.errors import UserError
 from lifecycle.report import terminal_summary, write_report
 from lifecycle.report.__main__ import main
-from lifecycle.report.plots import PICTURES
+from lifecycle.report.run.plots import PICTURES
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ import torch
 
 from lifecycle.batch import Kept
 from lifecycle.model import Decoder
-from lifecycle.rollout.draw import draw, log_probabilities
-from lifecycle.rollout.sampling import Sampling, sequence_seed, uniforms
-from lifecycle.rollout.settings import Settings
+from lifecycle.rollout.sampling.draw import draw, log_probabilities
+from lifecycle.rollout.sampling.on_device import Settings
+from lifecycle.rollout.sampling.parameters import Sampling, sequence_seed, uniforms
 
 
 @torch.no_grad()

@@ -67,6 +67,6 @@ def tapes(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", new)
     monkeypatch.setattr(torch.cuda, "graph", record)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    monkeypatch.setattr("lifecycle.rollout.fused.fits", lambda model: False)  # C, which no tape hears
-    monkeypatch.setattr("lifecycle.rollout.draw.eager_on_cpu", lambda _: False)
+    monkeypatch.setattr("lifecycle.rollout.decoder.fused.fits", lambda model: False)  # C, which no tape hears
+    monkeypatch.setattr("lifecycle.rollout.sampling.draw.eager_on_cpu", lambda _: False)
     return made

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from lifecycle.data.survey.levels import LevelSize
 from lifecycle.estimate.estimate import SourcePlan
-from lifecycle.report.format import short
+from lifecycle.report.page.format import short
 
 STRIP = 20  # characters; each is a twentieth of the run
 SHADES = " ░▒▓█"

@@ -30,11 +30,11 @@ from lifecycle.bounds import Count, NotNegative, PartOrAll, Positive
 from lifecycle.errors import UserError
 from lifecycle.model import Decoder
 from lifecycle.model.huggingface import export
+from lifecycle.rollout.display import Stream
 from lifecycle.rollout.engine import Engine
 from lifecycle.rollout.prompts import ChatTokenizer, Prompt, encode, read_prompts
-from lifecycle.rollout.sampling import Sampling
-from lifecycle.rollout.stop_conditions import read_stops
-from lifecycle.rollout.terminal import Stream
+from lifecycle.rollout.sampling.parameters import Sampling
+from lifecycle.rollout.sampling.stop_conditions import read_stops
 from lifecycle.rollout.vllm import VllmEngine
 from lifecycle.system import atomic
 

@@ -20,13 +20,13 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lifecycle.model.attention import Documents, attention, cached_attention, slide
-from lifecycle.model.cache import Cache, Place, Slots
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.latent import LatentAttention
-from lifecycle.model.layers import FeedForward, RMSNorm
-from lifecycle.model.moe import MoEFeedForward, Routing, balanced
-from lifecycle.model.rope import rotary_angles, rotate
+from lifecycle.model.layers.attention import Documents, attention, cached_attention, slide
+from lifecycle.model.layers.kv_cache import Cache, Place, Slots
+from lifecycle.model.layers.latent import LatentAttention
+from lifecycle.model.layers.moe import MoEFeedForward, Routing, balanced
+from lifecycle.model.layers.norm_swiglu import FeedForward, RMSNorm
+from lifecycle.model.layers.rope import rotary_angles, rotate
 from lifecycle.system.seeds import derive
 
 SHAPES = 64

@@ -15,8 +15,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from lifecycle.model.decoder import Decoder, fill
-from lifecycle.model.layers import RMSNorm
-from lifecycle.model.moe import Router
+from lifecycle.model.layers.moe import Router
+from lifecycle.model.layers.norm_swiglu import RMSNorm
 
 
 def shard(model: Decoder, mesh: DeviceMesh, *, param_dtype: torch.dtype, reduce_dtype: torch.dtype) -> None:

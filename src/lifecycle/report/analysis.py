@@ -10,9 +10,9 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from lifecycle.report.canvas import DARK, LIGHT, Theme, canvas, legend, png, style
-from lifecycle.report.format import count, number, share, short
-from lifecycle.report.render import Block, Heading, Paragraph, Picture, Sheet, to_html, to_markdown
+from lifecycle.report.page.canvas import DARK, LIGHT, Theme, canvas, legend, png, style
+from lifecycle.report.page.format import count, number, share, short
+from lifecycle.report.page.render import Block, Heading, Paragraph, Picture, Sheet, to_html, to_markdown
 from lifecycle.system import atomic
 
 PICTURES_FOLDER = "analysis"

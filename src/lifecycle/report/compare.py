@@ -24,12 +24,12 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from lifecycle.errors import UserError
-from lifecycle.report.canvas import LIGHT, Theme, canvas, png, style
-from lifecycle.report.forgetting import action_words, measurements
-from lifecycle.report.format import count, number, span
-from lifecycle.report.provenance import tokenizer_digest
-from lifecycle.report.render import Block, Paragraph, Picture, Sheet, to_markdown
-from lifecycle.report.run_data import RunData, read_run
+from lifecycle.report.page.canvas import LIGHT, Theme, canvas, png, style
+from lifecycle.report.page.format import count, number, span
+from lifecycle.report.page.render import Block, Paragraph, Picture, Sheet, to_markdown
+from lifecycle.report.run.forgetting_section import action_words, measurements
+from lifecycle.report.run.provenance import tokenizer_digest
+from lifecycle.report.run.run_data import RunData, read_run
 from lifecycle.system import atomic
 
 PICTURE = "perplexity"

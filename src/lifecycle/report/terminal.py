@@ -10,10 +10,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from lifecycle.report.facts import headline
-from lifecycle.report.forgetting import table, verdict
-from lifecycle.report.run_data import read_run
-from lifecycle.report.sections import domain_table, incidents, overview, title
+from lifecycle.report.run.facts import headline
+from lifecycle.report.run.forgetting_section import table, verdict
+from lifecycle.report.run.run_data import read_run
+from lifecycle.report.run.sections import domain_table, incidents, overview, title
 
 COLOURS = {"finished": "bold green", "running": "bold cyan", "stopped": "bold yellow", "failed": "bold red"}
 

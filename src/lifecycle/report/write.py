@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from lifecycle.errors import UserError
-from lifecycle.report.canvas import DARK, LIGHT
-from lifecycle.report.plots import draw
-from lifecycle.report.render import to_html, to_markdown
-from lifecycle.report.run_data import read_run
-from lifecycle.report.sections import sections, title
+from lifecycle.report.page.canvas import DARK, LIGHT
+from lifecycle.report.page.render import to_html, to_markdown
+from lifecycle.report.run.plots import draw
+from lifecycle.report.run.run_data import read_run
+from lifecycle.report.run.sections import sections, title
 from lifecycle.system import atomic
 
 PICTURES = "report"

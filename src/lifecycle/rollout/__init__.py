@@ -2,6 +2,6 @@
 
 from lifecycle.rollout.engine import Engine, generate
 from lifecycle.rollout.request import NewToken
-from lifecycle.rollout.sampling import Sampling
+from lifecycle.rollout.sampling.parameters import Sampling
 
 __all__ = ["Engine", "NewToken", "Sampling", "generate"]

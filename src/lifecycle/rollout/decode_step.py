@@ -16,15 +16,15 @@ from torch import Tensor
 
 from lifecycle.batch import Kept, listed
 from lifecycle.model import Cache, Decoder, ModelConfig
-from lifecycle.rollout.decoder import Step, eagerly
-from lifecycle.rollout.draw import Drawn, draw
+from lifecycle.rollout.cache_room import Room, bucket
+from lifecycle.rollout.decoder.prepare import Step, eagerly
+from lifecycle.rollout.decoder.shared_prefix import Lent, lent
 from lifecycle.rollout.output import Collected
-from lifecycle.rollout.room import Room, bucket
-from lifecycle.rollout.sampling import Sampling, uniforms
+from lifecycle.rollout.sampling.draw import Drawn, draw
+from lifecycle.rollout.sampling.on_device import Settings
+from lifecycle.rollout.sampling.parameters import Sampling, uniforms
 from lifecycle.rollout.scheduler import NUMBER, PLACE, POSITION, SEED, TOKEN, Chunk, Ints, Move
-from lifecycle.rollout.settings import Settings
-from lifecycle.rollout.shared_prefix import Lent, lent
-from lifecycle.rollout.version import Version
+from lifecycle.rollout.weights_version import Version
 
 FINE = 8
 """Positions looked at are rounded up to this where shapes cost nothing."""

@@ -8,10 +8,10 @@
 
     admit waiting sequences -> prefill one chunk of their prompts | decode one token of every row -> finish -> again
 
-Continuous batching over the rows of one cache, which grows with the longest of them (see scheduler.py, room.py); the
-device is looked at once a step. A sequence's draws depend on (seed, step, prompt, sample) alone. Kernels may round
-differently in other shapes, so batch size or neighbours can turn a draw that was on the edge, in bf16 more often than
-in fp32; with `deterministic` every product has a shape that the sequence alone decides, and they cannot.
+Continuous batching over the rows of one cache, which grows with the longest of them (see scheduler.py, cache_room.py);
+the host reads from the device once a step. A sequence's draws depend on (seed, step, prompt, sample) alone. Kernels may
+round differently in other shapes, so batch size or neighbours can change a draw that was near the edge, in bf16 more
+often than in fp32; with `deterministic` the shape of every product follows from the sequence alone, and they cannot.
 
 Shapes: N sequences, R rows decoded, B lines of a prefill, T positions or most new tokens, V vocabulary.
 """
@@ -27,15 +27,15 @@ from torch import distributed
 from lifecycle.batch import Rollout
 from lifecycle.errors import UserError
 from lifecycle.model import Decoder, ModelConfig, fixed_shapes
+from lifecycle.rollout.cache_room import Room
 from lifecycle.rollout.decode_step import DecodeStep
-from lifecycle.rollout.decoder import cache_dtype, compute_dtype, is_plain, prepare
+from lifecycle.rollout.decoder.prepare import cache_dtype, compute_dtype, is_plain, prepare
 from lifecycle.rollout.output import Collected, best
 from lifecycle.rollout.request import Call, NewToken, OneAtATime
-from lifecycle.rollout.room import Room
-from lifecycle.rollout.sampling import Sampling
+from lifecycle.rollout.sampling.parameters import Sampling
+from lifecycle.rollout.sampling.stop_conditions import Decoding
 from lifecycle.rollout.scheduler import NUMBER, PLACE, POSITION, Ints, Schedule
-from lifecycle.rollout.stop_conditions import Decoding
-from lifecycle.rollout.version import Version, optimizer_steps
+from lifecycle.rollout.weights_version import Version, optimizer_steps
 
 TILE = 8
 """Rows of every product in deterministic decoding."""
@@ -76,7 +76,7 @@ def generate(
 
 
 class Engine:
-    """Samples from one model, whose weights may change in place between calls: every call looks (see version.py).
+    """Samples from one model. Its weights may change in place between calls: every call checks (weights_version.py).
 
     slots: sequences decoded at a time. prefill_chunk: tokens of prompts in one forward pass. deterministic: no sequence
     depends on the others in any bit. compiled: the decode step goes through torch.compile. graphs: it is recorded as

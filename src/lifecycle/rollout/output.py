@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lifecycle.batch import Kept, Rollout, StopReason
-from lifecycle.rollout.sampling import Sampling
-from lifecycle.rollout.stop_conditions import Decoding
+from lifecycle.rollout.sampling.parameters import Sampling
+from lifecycle.rollout.sampling.stop_conditions import Decoding
 
 FACTS = 3
 """Numbers of each token: log-probability, the untruncated one, entropy."""

@@ -10,11 +10,11 @@ import torch
 
 from lifecycle.batch import StopReason
 from lifecycle.errors import UserError
+from lifecycle.rollout.cache_room import Room
 from lifecycle.rollout.output import Collected
-from lifecycle.rollout.room import Room
-from lifecycle.rollout.sampling import Sampling, sequence_seed
+from lifecycle.rollout.sampling.parameters import Sampling, sequence_seed
+from lifecycle.rollout.sampling.stop_conditions import Decoding, Stops
 from lifecycle.rollout.scheduler import Ints, Schedule
-from lifecycle.rollout.stop_conditions import Decoding, Stops
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,13 +22,13 @@ import torch
 from lifecycle.batch import Kept, Rollout, StopReason
 from lifecycle.errors import UserError
 from lifecycle.model import Decoder
-from lifecycle.rollout.decoder import compute_dtype
+from lifecycle.rollout.decoder.prepare import compute_dtype
 from lifecycle.rollout.output import best
 from lifecycle.rollout.request import sequences
-from lifecycle.rollout.sampling import Sampling
-from lifecycle.rollout.score import Scored, score
-from lifecycle.rollout.stop_conditions import Decoding, check_stops
-from lifecycle.rollout.version import Version
+from lifecycle.rollout.sampling.parameters import Sampling
+from lifecycle.rollout.sampling.score import Scored, score
+from lifecycle.rollout.sampling.stop_conditions import Decoding, check_stops
+from lifecycle.rollout.weights_version import Version
 
 BANNED_BIAS = -100.0
 """vLLM's least bias of a logit."""

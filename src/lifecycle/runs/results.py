@@ -27,7 +27,7 @@ from lifecycle.model import Decoder
 from lifecycle.model.huggingface import export
 from lifecycle.report import terminal_summary, write_report
 from lifecycle.rollout.engine import generate
-from lifecycle.rollout.sampling import Sampling
+from lifecycle.rollout.sampling.parameters import Sampling
 from lifecycle.stages.base import Stage
 from lifecycle.system import atomic
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from lifecycle.batch import DataFeed, StepBatch, TokenBatch
 from lifecycle.bounds import due
 from lifecycle.model import Decoder, Documents, ModelConfig, count_pieces
-from lifecycle.model.attention import Kernel
+from lifecycle.model.layers.attention import Kernel
 from lifecycle.stages.collectives import any_rank, count_tokens
 from lifecycle.stages.gradients import add_gradients
 from lifecycle.stages.metrics import Meter, validation_metrics

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from lifecycle.duration import Timeline
 from lifecycle.errors import UserError
 from lifecycle.model import Decoder, ModelConfig, best_kernel, build, check_kernel, compile_model
-from lifecycle.model.attention import Kernel
+from lifecycle.model.layers.attention import Kernel
 from lifecycle.model.sharding import load_sharded, shard
 
 

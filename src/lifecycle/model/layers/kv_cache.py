@@ -1,0 +1,183 @@
+"""The preallocated cache of keys and values that decoding reads and writes.
+
+    cache = Cache.empty(config, rows=16, capacity=512, device=device, dtype=torch.float32)
+    hidden_BTD = model(prompt_ids_BT, position_ids_BT, cache=cache)         # prefill, whole or chunk by chunk
+    hidden_B1D = model(token_ids_B1, position_ids_B1, cache=cache)          # one token more in every row
+
+A token is written at the slot of its position and sees the slots of its row up to its own (and within the window).
+Latent attention keeps its compressed vectors only: kv_rank + rope_dim numbers a token and layer.
+
+Shapes: R rows of the cache, C capacity in positions, L positions looked at, B rows of a call, T positions of a call,
+G key-value heads, K width of a head, P rotated part of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.layers.rope import rotary_table
+
+
+@dataclass(kw_only=True)
+class Cache:
+    """Slots for `capacity` positions of every row; plain tensors, so that it can be copied, moved and captured.
+
+    keys: by layer, (R, G, C + 1, K); values: the same. With latent attention keys are (R, 1, C + 1, kv_rank +
+    rope_dim), the compressed vector and the rotated shared key, and there are no values. The slot after the last takes
+    what padding (position -1) writes and is never read. angles: cos and signed sin of every position, each (C, P) fp32.
+    windows: by layer. config: of the model. limit: how many positions attention looks at, None for all: no token of a
+    call may stand at or after it. Keep it near the longest row for speed, or fixed where shapes must be.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    angles: tuple[Tensor, Tensor]
+    windows: tuple[int | None, ...]
+    config: ModelConfig
+    limit: int | None = None
+
+    @staticmethod
+    def empty(config: ModelConfig, *, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> Cache:
+        """A cache that holds nothing yet. `dtype`: the compute dtype of the model (bf16 under autocast)."""
+        kinds, heads, width = _sizes(config)
+        # zeros: a slot that is masked out counts 0 times its content, which must be a number
+        stored = [
+            torch.zeros(rows, heads, capacity + 1, width, device=device, dtype=dtype)
+            for _ in range(kinds * config.layers)
+        ]
+        return Cache(
+            keys=stored[: config.layers],
+            values=stored[config.layers :],
+            angles=rotary_table(torch.arange(capacity, device=device), config),
+            windows=tuple(config.window(layer) for layer in range(config.layers)),
+            config=config,
+        )
+
+    @staticmethod
+    def position_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+        """What one position of one row takes, all layers together."""
+        kinds, heads, width = _sizes(config)
+        return kinds * config.layers * heads * width * dtype.itemsize
+
+    def grow(self, capacity: int, *, rows: int) -> None:
+        """Room for more positions in the first `rows` rows, which keep what they hold; the others are let go. One layer
+        at a time, so that no second cache stands beside the first."""
+        held = self.capacity
+        for stored in (self.keys, self.values):
+            for layer, old in enumerate(stored):
+                new = old.new_zeros(rows, old.shape[1], capacity + 1, old.shape[3])
+                new[:, :, :held] = old[:rows, :, :held]
+                stored[layer] = new
+        self.angles = rotary_table(torch.arange(capacity, device=self.keys[0].device), self.config)
+
+    @property
+    def rows(self) -> int:
+        """How many sequences it holds."""
+        return self.keys[0].shape[0]
+
+    @property
+    def capacity(self) -> int:
+        """How many positions a row holds."""
+        return self.keys[0].shape[2] - 1
+
+    @property
+    def bytes_per_position(self) -> int:
+        """What one position of one row takes, all layers together."""
+        return sum(t.shape[1] * t.shape[3] * t.element_size() for t in (*self.keys, *self.values))
+
+    def copy_row(self, source: int, targets: Tensor, *, length: int | None = None) -> None:
+        """The first `length` positions (None: all) of row `source` into the rows `targets` (integers, on the device).
+
+        A prompt is prefilled once and copied for every sample of it.
+        """
+        stop = self.capacity if length is None else length
+        for stored in (*self.keys, *self.values):
+            stored[targets, :, :stop] = stored[source, :, :stop]
+
+    def place(self, position_ids_BT: Tensor, rows_B: Tensor | None) -> Place:
+        """Where the tokens of one call stand, made once for all layers. `rows_B` None: call row b is cache row b."""
+        device = position_ids_BT.device
+        slots_L = torch.arange(self.capacity if self.limit is None else self.limit, device=device)
+        # padding (-1) looks at slot 0: a row of attention that sees nothing would not be a number
+        own_B1T1 = position_ids_BT.clamp(min=0)[:, None, :, None]
+        seen = slots_L <= own_B1T1
+        masks = {w: seen if w is None else seen & (slots_L > own_B1T1 - w) for w in dict.fromkeys(self.windows)}
+        if device.type == "cpu":  # its kernels want what is added to the scores, and would make it in every layer
+            masks = {w: self._added(mask) for w, mask in masks.items()}
+        cos, sin = (table[position_ids_BT][:, :, None] for table in self.angles)
+        return Place(
+            cache=self,
+            rows_B=rows_B,
+            slots_M=self._slots(position_ids_BT, rows_B),
+            masks=masks,
+            angles=(cos, sin),
+        )
+
+    def _slots(self, position_ids_BT: Tensor, rows_B: Tensor | None) -> Tensor:
+        """(B T G,) the line of a layer's (R G (C + 1), K) that each key of a call goes to; padding to a row's last."""
+        heads, slots = self.keys[0].shape[1], self.capacity + 1
+        device = position_ids_BT.device
+        row_B = torch.arange(len(position_ids_BT), device=device) if rows_B is None else rows_B
+        head_BG = row_B[:, None] * heads + torch.arange(heads, device=device)
+        return (head_BG[:, None] * slots + (position_ids_BT % slots)[:, :, None]).flatten()
+
+    def _added(self, seen: Tensor) -> Tensor:
+        return torch.full(seen.shape, -torch.inf, dtype=self.keys[0].dtype, device=seen.device).masked_fill_(seen, 0)
+
+
+def _sizes(config: ModelConfig) -> tuple[int, int, int]:
+    """Tensors of a layer, heads and width of each."""
+    latent = config.latent
+    return (2, config.kv_heads, config.head_dim) if latent is None else (1, 1, latent.kv_rank + latent.rope_dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """The tokens of one call in a cache.
+
+    slots_M: of the call's keys, see `Cache._slots`. masks: by window, (B, 1, T, L), bool and true where a slot is seen;
+    on a CPU what is added to scores, 0 there and -inf elsewhere. angles: cos and signed sin of the tokens' positions,
+    each (B, T, 1, P).
+    """
+
+    cache: Cache
+    rows_B: Tensor | None
+    slots_M: Tensor
+    masks: dict[int | None, Tensor]
+    angles: tuple[Tensor, Tensor]
+
+    def layer(self, number: int) -> Slots:
+        """The same in one layer."""
+        cache = self.cache
+        values = cache.values[number] if cache.values else None
+        return Slots(place=self, keys=cache.keys[number], values=values, mask_B1TL=self.masks[cache.windows[number]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slots:
+    """One layer's part of a cache as a call sees it: write first, then look."""
+
+    place: Place
+    keys: Tensor
+    values: Tensor | None
+    mask_B1TL: Tensor
+
+    def write(self, keys_BTGK: Tensor, values_BTGK: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the keys and values of the call's tokens; all that its rows hold, each (B, G, L, K)."""
+        assert self.values is not None
+        return self._write(self.keys, keys_BTGK), self._write(self.values, values_BTGK)
+
+    def write_latent(self, joint_BT1K: Tensor) -> Tensor:
+        """Store the compressed vectors of the call's tokens, joined with their shared keys -> (B, 1, L, K)."""
+        return self._write(self.keys, joint_BT1K)
+
+    def _write(self, stored: Tensor, new_BTGK: Tensor) -> Tensor:
+        place = self.place
+        lines = stored.view(-1, stored.shape[-1])
+        lines.index_copy_(0, place.slots_M, new_BTGK.reshape(-1, stored.shape[-1]).to(stored.dtype))
+        held = stored[:, :, : self.mask_B1TL.shape[-1]]
+        return held[: len(new_BTGK)] if place.rows_B is None else held[place.rows_B]

@@ -1,0 +1,1 @@
+"""How a page is made: numbers in words, blocks as Markdown and HTML, the canvas of a picture."""

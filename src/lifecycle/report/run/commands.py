@@ -1,0 +1,87 @@
+"""What to type after a run: commands that exist, with this run's own choices in them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+from lifecycle.report.run.run_data import RunData
+
+LADDER = {"minimind_26m": 26e6, "minimind_104m": 104e6, "medium": 350e6, "medium_large": 400e6}
+"""Shipped models by rough size in parameters: the next one up is worth a dry run."""
+
+LIMITS = ("stage.max_steps", "stage.max_tokens", "stage.max_epochs")
+
+
+def going_on(run: RunData) -> list[tuple[str, str, str]]:
+    """(why, what to type, its language), in the order in which a reader would want them."""
+    steps = []
+    if (run.folder / "model" / "config.json").exists():
+        steps.append(("Let the model write, with nothing but `transformers`:", _sampling(run), "python"))
+    overrides = run.run.get("overrides")
+    if overrides is None:
+        return [*steps, ("See what can be run:", "python -m lifecycle", "bash")]
+    own = _with_name(run, [str(word).removeprefix("++") for word in overrides])
+    if run.status == "finished":
+        longer = [f"{key}={value * 2}" for key, value in _limits(run)]
+        if longer:
+            words = (
+                "Train twice as long; it goes on from the last checkpoint, at no higher rate than it had reached "
+                "(stage.schedule.stretch=true: at that of the longer run):"
+            )
+            steps.append((words, _command([*_without(own, LIMITS), *longer]), "bash"))
+    else:
+        steps.append(("Go on from the last checkpoint:", _command(own), "bash"))
+    bigger = _bigger(run)
+    if bigger:
+        words = f"See what a larger model ({bigger}) would cost on the same data, without starting it:"
+        name = f"{_name(run)}-{bigger}"
+        sized = [*_without(own, ("run", "model")), f"run={name}", f"model={bigger}", "dry_run=true"]
+        steps.append((words, _command(sized), "bash"))
+    steps.append(("Profile a few steps of it, with TensorBoard beside metrics.csv:", _watching(run, own), "bash"))
+    return steps
+
+
+def _sampling(run: RunData) -> str:
+    prompt = str(run.samples[0].get("prompt", "")) if run.samples else "The"
+    return (
+        "from transformers import pipeline\n"
+        f"write = pipeline('text-generation', model={str(run.folder / 'model')!r})\n"
+        f"print(write({json.dumps(prompt)}, max_new_tokens=100)[0]['generated_text'])"
+    )
+
+
+def _watching(run: RunData, own: list[str]) -> str:
+    more = [f"run={_name(run)}-profile", "callbacks=profile", "logger=tensorboard", "stage.max_steps=20"]
+    kept = _without(own, ("run", "callbacks", "logger", *LIMITS))
+    return _command([*kept, *more])
+
+
+def _command(overrides: list[str]) -> str:
+    return " ".join(["python -m lifecycle", *map(shlex.quote, overrides)])
+
+
+def _with_name(run: RunData, overrides: list[str]) -> list[str]:
+    """The run's folder must be found again: its name is said, unless the command or its experiment said it."""
+    said = any(word.split("=")[0] in ("run", "experiment") for word in overrides)
+    return overrides if said else [*overrides, f"run={_name(run)}"]
+
+
+def _name(run: RunData) -> str:
+    """What `run=` would be: the folder's name, below the run's for a job of a sweep."""
+    name, configured = run.folder.resolve().name, str(run.setting("run") or "")
+    return name if configured in ("", name) else f"{configured}/{name}"
+
+
+def _without(overrides: list[str], keys: tuple[str, ...]) -> list[str]:
+    return [word for word in overrides if word.split("=")[0].lstrip("+~") not in keys]
+
+
+def _limits(run: RunData) -> list[tuple[str, float]]:
+    found = [(key, run.setting(key)) for key in LIMITS]
+    return [(key, value) for key, value in found if isinstance(value, int | float)]
+
+
+def _bigger(run: RunData) -> str | None:
+    size = run.run.get("parameters")
+    return next((name for name, scale in LADDER.items() if size and scale > 1.5 * size), None)

@@ -1,0 +1,214 @@
+"""The pictures of a report, each a function of the run's data and a theme; None where the run has nothing to draw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from statistics import median
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from lifecycle.report.page.canvas import Theme, canvas, legend, level, png, smooth, style, ticks, tokens_axis
+from lifecycle.report.page.format import short
+from lifecycle.report.run.curriculum_plot import curriculum
+from lifecycle.report.run.forgetting_section import forgetting
+from lifecycle.report.run.run_data import RunData
+
+BASELINE_STYLES = {"unigram": ":", "bigram": "--"}
+
+
+def draw(run: RunData, theme: Theme) -> dict[str, bytes]:
+    """Every picture that the run has data for, by name, as PNG."""
+    drawn = {}
+    for name, picture in PICTURES.items():
+        with rc_context(style(theme)):
+            figure = picture(run, theme)
+            if figure is not None:
+                drawn[name] = png(figure)
+    return drawn
+
+
+def loss(run: RunData, theme: Theme) -> Figure | None:
+    """Training loss, raw and smoothed; held-out loss; what a unigram and a bigram model reach."""
+    x = _x(run)
+    steps, values = run.series("train/loss", x)
+    if not steps:
+        return None
+    figure, (axes,) = canvas(theme, "Loss (nats a token)", height=3.9)
+    first, second = theme.series[:2]
+    axes.plot(steps, values, color=first, alpha=0.28, linewidth=0.8)
+    axes.plot(steps, smooth(values), color=first, linewidth=2, label="training, smoothed")
+    held_x, held = run.series("valid/loss", x)
+    if held:
+        axes.plot(held_x, held, color=second, linewidth=1.4, marker=_marker(held), markersize=5, label="held out")
+        last = (held_x[-1], held[-1])
+        axes.annotate(
+            f"{held[-1]:.2f}", last, (0, 9), textcoords="offset points", color=second, ha="center", weight="bold"
+        )
+    for name, line in BASELINE_STYLES.items():
+        height = _baseline_loss(run, name)
+        if height is not None:
+            level(axes, theme, height, f"{name} model, held out: {height:.2f}", line)
+    axes.yaxis.set_major_locator(ticks(6))
+    tokens_axis(axes, x)
+    legend(axes)
+    return figure
+
+
+def _baseline_loss(run: RunData, name: str) -> float | None:
+    """The baseline's loss, averaged over domains with the weights that `valid/loss` has."""
+    known = {d: run.baselines[d][name] for d in run.domains if name in run.baselines.get(d, {})}
+    if not known or len(known) < len(run.domains):
+        return None
+    return sum(run.domain_weights[d] * math.log(perplexity) for d, perplexity in known.items())
+
+
+def perplexity(run: RunData, theme: Theme) -> Figure | None:
+    """One panel a domain: held-out perplexity beside the baselines of that domain."""
+    x = _x(run)
+    domains = [d for d in run.domains if run.series(f"valid/{d}/perplexity", x)[0]]
+    if not domains:
+        return None
+    columns = min(3, len(domains))
+    rows = -(-len(domains) // columns)
+    figure, panels = canvas(theme, "Held-out perplexity by domain", height=0.7 + 2.7 * rows, rows=rows, columns=columns)
+    for index, axes in enumerate(panels):
+        if index >= len(domains):
+            axes.set_visible(False)
+            continue
+        _domain_panel(run, theme, axes, domains[index], x)
+    return figure
+
+
+def _domain_panel(run: RunData, theme: Theme, axes: Axes, domain: str, x: str) -> None:
+    color = _domain_color(run, theme, domain)
+    steps, values = run.series(f"valid/{domain}/perplexity", x)
+    axes.plot(steps, values, color=color, linewidth=2, marker=_marker(values), markersize=4)
+    axes.annotate(
+        f"{values[-1]:,.1f}",
+        (steps[-1], values[-1]),
+        (0, 8),
+        textcoords="offset points",
+        color=color,
+        ha="right",
+        weight="bold",
+    )
+    for name, line in BASELINE_STYLES.items():
+        height = run.baselines.get(domain, {}).get(name)
+        if height is not None:
+            level(axes, theme, height, f"{name} {height:,.0f}", line)
+    axes.set_title(domain, fontsize=10.5, color=theme.ink, loc="left")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: short(v)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(which="minor", length=0)
+    axes.margins(y=0.12)
+    tokens_axis(axes, x, count=4)
+
+
+def rate(run: RunData, theme: Theme) -> Figure | None:
+    """The learning rate, and below it the norm of the gradient before clipping."""
+    x = _x(run)
+    curves = [("learning rate", *run.series("train/lr", x)), ("gradient norm", *run.series("train/grad_norm", x))]
+    curves = [curve for curve in curves if curve[1]]
+    if not curves:
+        return None
+    figure, panels = canvas(theme, "Learning rate and gradient norm", height=1.1 + 1.6 * len(curves), rows=len(curves))
+    for axes, (name, steps, values), color in zip(panels, curves, theme.series, strict=False):
+        faint = name == "gradient norm"
+        axes.plot(steps, values, color=color, linewidth=0.8 if faint else 2, alpha=0.35 if faint else 1)
+        if faint:
+            axes.plot(steps, smooth(values), color=color, linewidth=1.8)
+        axes.set_ylabel(name)
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_locator(ticks(4))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        tokens_axis(axes, x, label=axes is panels[-1])
+    figure.align_ylabels(panels)
+    return figure
+
+
+def throughput(run: RunData, theme: Theme) -> Figure | None:
+    """Tokens a second, and the share of time that training waited for data."""
+    x = _x(run)
+    steps, speed = run.series("perf/tokens_per_second", x)
+    if not steps:
+        return None
+    waits_x, waits = run.series("perf/data_wait", x)
+    rows = 2 if waits else 1
+    figure, panels = canvas(theme, "Throughput", height=1.4 + 1.5 * rows, rows=rows)
+    panels[0].plot(steps, speed, color=theme.series[0], linewidth=1.6)
+    middle = median(speed)
+    level(panels[0], theme, middle, f"median {middle:,.0f}", "--", above=False)
+    panels[0].set_ylabel("tokens/s")
+    panels[0].set_ylim(0, max(speed) * 1.2)
+    panels[0].yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
+    if waits:
+        percent = [100 * wait for wait in waits]
+        panels[1].fill_between(waits_x, percent, color=theme.series[1], alpha=0.25, linewidth=0)
+        panels[1].plot(waits_x, percent, color=theme.series[1], linewidth=1.4)
+        panels[1].set_ylabel("data wait, %")
+        panels[1].set_ylim(0, max(1.0, max(percent) * 1.3))
+    for axes in panels:
+        axes.yaxis.set_major_locator(ticks(4))
+        tokens_axis(axes, x, label=axes is panels[-1])
+    figure.align_ylabels(panels)
+    return figure
+
+
+def ledger(run: RunData, theme: Theme) -> Figure | None:
+    """Planned (pale) and seen (solid) tokens of every source, and how often it was read."""
+    sources = run.ledger.get("sources", {})
+    if not sources:
+        return None
+    figure, (axes,) = canvas(theme, "Tokens by source (pale: planned, solid: seen)", height=0.75 + 0.52 * len(sources))
+    most = max(max(s.get("planned_tokens") or 0, s.get("seen_tokens") or 0) for s in sources.values()) or 1
+    for place, source in enumerate(sources.values()):
+        color = _domain_color(run, theme, source.get("domain", ""))
+        planned, seen = source.get("planned_tokens") or 0, source.get("seen_tokens") or 0
+        axes.barh(place, planned, height=0.62, color=color, alpha=0.25, linewidth=0)
+        axes.barh(place, seen, height=0.62 if seen < planned else 0.4, color=color, linewidth=0)
+        epochs = source.get("epochs")
+        note = f"{short(seen, 3)} of {short(planned, 3)}" + ("" if epochs is None else f",  {epochs:,.2f} epochs")
+        axes.text(max(planned, seen) + most * 0.015, place, note, va="center", color=theme.muted, fontsize=9.5)
+    axes.set_yticks(
+        range(len(sources)), [f"{n}  ({s.get('domain', '?')})" for n, s in sources.items()], color=theme.ink
+    )
+    axes.invert_yaxis()
+    axes.set_xlim(0, most * 1.45)
+    axes.grid(visible=False)
+    axes.spines["bottom"].set_visible(False)
+    axes.tick_params(labelbottom=False)
+    return figure
+
+
+PICTURES: dict[str, Callable[[RunData, Theme], Figure | None]] = {
+    "loss": loss,
+    "perplexity": perplexity,
+    "forgetting": forgetting,
+    "ledger": ledger,
+    "learning_rate": rate,
+    "throughput": throughput,
+    "curriculum": curriculum,
+}
+
+
+def _marker(values: list[float]) -> str:
+    """Points where they can be told apart."""
+    return "o" if len(values) <= 40 else ""
+
+
+def _domain_color(run: RunData, theme: Theme, domain: str) -> str:
+    """A domain has one colour in all pictures."""
+    sources = run.ledger.get("sources", {}).values()
+    names = list(dict.fromkeys([*run.domains, *(source.get("domain", "") for source in sources)]))
+    return theme.series[names.index(domain) % len(theme.series)]
+
+
+def _x(run: RunData) -> str:
+    """Tokens where they were logged, else steps."""
+    return "tokens" if len(set(run.series("tokens", "step")[1])) > 1 else "step"

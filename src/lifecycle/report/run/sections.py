@@ -1,0 +1,224 @@
+"""A run's report, section by section, as blocks (`render` writes them).
+
+Beyond the run folder's own names, these entries of run.json are shown where they are present: `parameters`, `choice`
+(what `hardware.choose` settled: precision, compile, reasons, peak_flops, peak_source), `overrides` (the command line),
+`total_steps`, `resumed` (times), `damaged` (checkpoints passed over), `error`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lifecycle.report.page.format import count, number, share, span
+from lifecycle.report.page.render import Block, Code, Heading, Paragraph, Picture, Sample, Sheet
+from lifecycle.report.run.commands import going_on
+from lifecycle.report.run.facts import DomainResult, Headline, headline
+from lifecycle.report.run.forgetting_section import measurements, table
+from lifecycle.report.run.forgetting_section import verdict as verdict_of_guard
+from lifecycle.report.run.provenance import convention, mfu_name, used
+from lifecycle.report.run.run_data import RunData
+
+PICTURE_WORDS = {
+    "loss": "Loss over tokens: training, held-out, and what counting words reaches",
+    "perplexity": "Held-out perplexity of every domain, beside its unigram and bigram baselines",
+    "forgetting": "What was gained and what was forgotten of what the parent knew, with every action of the guard",
+    "ledger": "Planned and seen tokens of every source",
+    "learning_rate": "Learning rate and gradient norm",
+    "throughput": "Tokens a second, and the share of time that training waited for data",
+    "curriculum": "Planned share of a source's tokens by level of difficulty, over the run",
+}
+
+
+def title(run: RunData) -> str:
+    """The run's name and stage."""
+    return f"{run.folder.resolve().name}: {run.run.get('stage', 'run')}"
+
+
+def sections(run: RunData, drawn: list[str]) -> list[Block]:
+    """All of the report, in the order a reader asks: what came out, how, on what data, with what, and what next."""
+    facts = headline(run)
+    return [
+        *_result(run, facts),
+        *_pictures(drawn),
+        *_forgetting(run, "forgetting" in drawn),
+        *_samples(run),
+        *_ledger(run, "ledger" in drawn),
+        *used(run),
+        *_incidents(run),
+        *_next(run),
+    ]
+
+
+def _result(run: RunData, facts: Headline) -> list[Block]:
+    blocks: list[Block] = [Paragraph(verdict(facts), "lead")]
+    if run.missing:
+        blocks.append(Paragraph("This folder does not (yet) hold: " + ", ".join(run.missing) + ".", "warning"))
+    blocks.append(Sheet(("", ""), [list(row) for row in overview(run, facts)], numbers=False))
+    if facts.domains:
+        columns, rows = domain_table(facts)
+        blocks.append(Sheet(columns, rows))
+        words = "Perplexity and bits per byte of held-out text; lower is better."
+        if any(domain.bigram for domain in facts.domains):
+            words += (
+                " The unigram and bigram columns are the perplexities (bits per byte) that counting tokens and pairs "
+                "of tokens of the same training text reaches: a model near them has learned no more than frequencies."
+            )
+        blocks.append(Paragraph(words, "note"))
+    if facts.mfu is not None:
+        name = mfu_name(run)
+        blocks.append(Paragraph(f"{name[0].upper()}{name[1:]}: {convention(run)}", "note"))
+    return blocks
+
+
+def verdict(facts: Headline) -> str:
+    """One sentence: how far it got, and what it reached."""
+    steps, tokens = count(facts.steps), count(facts.tokens)
+    begin = {
+        "finished": f"Finished after {steps} steps and {tokens} tokens",
+        "running": f"Still running: {steps} steps and {tokens} tokens so far",
+        "stopped": f"Stopped after {steps} steps and {tokens} tokens",
+        "failed": f"Failed after {steps} steps and {tokens} tokens",
+    }.get(facts.status, f"{steps} steps and {tokens} tokens")
+    if facts.steps is None:
+        return f"No step has been logged yet (status: {facts.status})."
+    if facts.seconds is not None:
+        begin += f" in {span(facts.seconds)}"
+    reached = [_reached(domain) for domain in facts.domains]
+    return begin + ("; held-out perplexity " + ", ".join(reached) if reached else "") + "."
+
+
+def _reached(domain: DomainResult) -> str:
+    beside = f" (bigram model: {number(domain.bigram, 0)})" if domain.bigram else ""
+    return f"{number(domain.perplexity, 1)} on {domain.name}{beside}"
+
+
+def overview(run: RunData, facts: Headline) -> list[tuple[str, str]]:
+    """(what, how much), only what is known."""
+    of = f" of {count(facts.planned_steps)}" if facts.planned_steps and facts.status != "finished" else ""
+    losses = [
+        f"{number(value, 3)} {name}"
+        for name, value in (("training", facts.train_loss), ("held out", facts.held_out_loss))
+        if value is not None
+    ]
+    best = f", best at step {count(facts.best_step)}" if facts.best_step not in (None, facts.steps) else ""
+    rows = [
+        ("status", facts.status),
+        ("steps", count(facts.steps) + of if facts.steps is not None else None),
+        ("tokens", count(facts.tokens) if facts.tokens is not None else None),
+        ("training time", span(facts.seconds) if facts.seconds is not None else None),
+        ("tokens per second", count(facts.tokens_per_second) if facts.tokens_per_second is not None else None),
+        (mfu_name(run), share(facts.mfu) if facts.mfu is not None else None),
+        ("loss, nats a token", ", ".join(losses) + best if losses else None),
+    ]
+    return [(name, value) for name, value in rows if value is not None]
+
+
+def domain_table(facts: Headline) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the held-out results; baselines only where they were counted."""
+    counted = any(domain.unigram or domain.bigram for domain in facts.domains)
+    columns = ["held-out text", "perplexity", "bits/byte", *(["bigram model", "unigram model"] if counted else [])]
+    rows = []
+    for domain in facts.domains:
+        row = [domain.name, number(domain.perplexity), number(domain.bits_per_byte, 3)]
+        if counted:
+            row += [_with_bits(domain.bigram, domain.bigram_bits), _with_bits(domain.unigram, domain.unigram_bits)]
+        rows.append(row)
+    return columns, rows
+
+
+def _with_bits(perplexity: float | None, bits: float | None) -> str:
+    return number(perplexity) + (f" ({number(bits, 3)})" if bits is not None else "")
+
+
+def _pictures(drawn: list[str]) -> list[Block]:
+    shown = [name for name in drawn if name not in ("ledger", "forgetting")]
+    if not shown:
+        return []
+    return [Heading("How it went"), *(Picture(name, PICTURE_WORDS.get(name, name)) for name in shown)]
+
+
+def _forgetting(run: RunData, drawn: bool) -> list[Block]:
+    """What was kept of the parent, in a run that measured it."""
+    if not measurements(run):
+        return []
+    columns, rows = table(run)
+    picture = [Picture("forgetting", PICTURE_WORDS["forgetting"])] if drawn else []
+    words = [Paragraph(verdict_of_guard(run))] if verdict_of_guard(run) else []
+    note = Paragraph("Forgetting is the perplexity above the one that the parent had before the first step.", "note")
+    return [Heading("What was kept of the parent"), *words, *picture, Sheet(columns, rows), note]
+
+
+def _samples(run: RunData) -> list[Block]:
+    if not run.samples:
+        return []
+    newest = max(sample.get("step") or 0 for sample in run.samples)
+    shown = [sample for sample in run.samples if (sample.get("step") or 0) == newest]
+    words = f"After {count(newest)} steps. The prompt comes first; ⟦ and ⟧ hold what the model went on with."
+    texts = [Sample(*(str(s.get(key, "")).rstrip("\n") for key in ("prompt", "completion", "domain"))) for s in shown]
+    return [Heading("Samples"), Paragraph(words), *texts]
+
+
+def _ledger(run: RunData, drawn: bool) -> list[Block]:
+    sources: Mapping[str, Mapping[str, Any]] = run.ledger.get("sources", {})
+    if not sources:
+        return []
+    whole = sum(source.get("weight") or 0 for source in sources.values()) or 1
+    rows = [_source_row(name, source, whole) for name, source in sources.items()]
+    columns = ("source", "domain", "weight", "planned", "seen", "epochs", "rows read", "held out", "dropped", "bad")
+    blocks: list[Block] = [Heading("Data ledger")]
+    if drawn:
+        blocks.append(Picture("ledger", PICTURE_WORDS["ledger"]))
+    blocks.append(Sheet(columns, rows))
+    reasons = [[name, why] for name, source in sources.items() if (why := _reasons(source))]
+    if reasons:
+        blocks.append(Sheet(("source", "rows left out"), reasons, numbers=False))
+    padding = run.ledger.get("padding_share")
+    if padding is not None:
+        blocks.append(Paragraph(f"Padding: {share(padding, 2)} of all positions.", "note"))
+    return blocks
+
+
+def _source_row(name: str, source: Mapping[str, Any], whole: float) -> list[str]:
+    lost = [count(sum((source.get(kind) or {}).values())) for kind in ("dropped", "bad")]
+    tokens = [count(source.get("planned_tokens")), count(source.get("seen_tokens"))]
+    rows = [count(source.get("rows")), count(source.get("held_out"))]
+    weight = share((source.get("weight") or 0) / whole)
+    return [name, str(source.get("domain", "–")), weight, *tokens, number(source.get("epochs")), *rows, *lost]
+
+
+def _reasons(source: Mapping[str, Any]) -> str:
+    """`duplicate 112, too short 31, bad: not UTF-8 2`: the most frequent first."""
+    found = [(n, reason) for reason, n in (source.get("dropped") or {}).items()]
+    found += [(n, f"bad: {reason}") for reason, n in (source.get("bad") or {}).items()]
+    return ", ".join(f"{reason} {count(n)}" for n, reason in sorted(found, reverse=True))
+
+
+def _incidents(run: RunData) -> list[Block]:
+    lines = incidents(run)
+    if not lines:
+        return [Heading("Incidents"), Paragraph("None: no step was skipped, no row set aside, no checkpoint damaged.")]
+    return [Heading("Incidents"), Sheet(("what", "how often or which"), [list(line) for line in lines], numbers=False)]
+
+
+def incidents(run: RunData) -> list[tuple[str, str]]:
+    """(what, how often or which) of everything that did not go by the book."""
+    skipped, resumed = run.last("train/skipped"), run.run.get("resumed")
+    found = []
+    if skipped:
+        found.append(("steps skipped (loss or gradient not finite)", count(skipped)))
+    if resumed:
+        found.append(("resumed from a checkpoint", f"{count(resumed)} x"))
+    found += [("damaged checkpoint passed over", str(path)) for path in run.run.get("damaged") or ()]
+    for name, rows in run.quarantined.items():
+        found += [(f"rows set aside from {name}", f"{count(rows)} (`quarantine/{name}.jsonl`)")] if rows else []
+    if run.run.get("error"):
+        found.append(("ended by", str(run.run["error"])))
+    return found
+
+
+def _next(run: RunData) -> list[Block]:
+    blocks: list[Block] = [Heading("How to go on")]
+    for words, command, language in going_on(run):
+        blocks += [Paragraph(words), Code(command, language)]
+    return blocks

@@ -1,0 +1,118 @@
+"""A dense decoder for one token a row, with its matrices joined: queries, keys and values are one product,
+gate and up another.
+
+The same numbers as the model's own cached forward pass, up to rounding, in fewer and larger kernels: with few rows,
+starting those costs a good part of a step.
+
+Shapes: B rows, D width, V vocabulary, H query heads, G key-value heads, K width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lifecycle.model import Cache, Decoder
+from lifecycle.model.decoder import Block, SelfAttention
+from lifecycle.model.layers.attention import cached_attention
+from lifecycle.model.layers.kv_cache import Place
+from lifecycle.model.layers.norm_swiglu import FeedForward, RMSNorm
+from lifecycle.model.layers.rope import rotate
+from lifecycle.rollout.decoder.packed_linear import linear, matrix
+from lifecycle.rollout.decoder.shared_prefix import Lent
+
+
+def is_dense(model: Decoder) -> bool:
+    """Whether `Joined` can take the model: plain attention and no experts."""
+    return all(type(block.attention) is SelfAttention and type(block.ffn) is FeedForward for block in _blocks(model))
+
+
+class Joined:
+    """The model's blocks with joined matrices, laid out for `rows` rows (None: not laid out).
+
+    refresh_model: brings the model's own weights up to date first, where it is a cast copy.
+    """
+
+    lends = False
+
+    def __init__(self, model: Decoder, *, rows: int | None, refresh_model: Callable[[], None] | None) -> None:
+        self._model, self._refresh_model = model, refresh_model
+        self._blocks = [JoinedBlock(block, number, rows=rows) for number, block in enumerate(_blocks(model))]
+        self._head = matrix([model.head_weight], [], rows)
+
+    def __call__(
+        self, ids_B1: Tensor, positions_B1: Tensor, cache: Cache, rows_B: Tensor | None, lent: Lent | None = None
+    ) -> Tensor:
+        """Logits (B, V), see `Step`."""
+        model = self._model
+        place = cache.place(positions_B1, rows_B)
+        x_BD = F.embedding(ids_B1[:, 0], model.embedding.weight)
+        for block in self._blocks:
+            x_BD = block(x_BD, place)
+        return model.capped(self._head(rms_norm(x_BD, model.norm)))
+
+    def refresh(self) -> None:
+        """Take over changed weights."""
+        if self._refresh_model is not None:
+            self._refresh_model()
+        for block in self._blocks:
+            block.refresh()
+        self._head.refresh([self._model.head_weight], [])
+
+
+class JoinedBlock:
+    """Block number `number`."""
+
+    def __init__(self, block: Block, number: int, *, rows: int | None) -> None:
+        attention, ffn = block.attention, block.ffn
+        assert isinstance(attention, SelfAttention) and isinstance(ffn, FeedForward)
+        self._number, self._block, self._attention, self._ffn = number, block, attention, ffn
+        self._qkv = linear([attention.q_proj, attention.k_proj, attention.v_proj], rows)
+        self._o, self._down = linear([attention.o_proj], rows), linear([ffn.down_proj], rows)
+        self._gate_up = linear([ffn.gate_proj, ffn.up_proj], rows)
+        self._heads = [m.weight.shape[0] // attention.head_dim for m in (attention.q_proj, attention.k_proj)]
+
+    def __call__(self, x_BD: Tensor, place: Place) -> Tensor:
+        x_BD = x_BD + self._o(self._attended(rms_norm(x_BD, self._block.attention_norm), place))
+        gate, up = self._gate_up(rms_norm(x_BD, self._block.ffn_norm)).chunk(2, dim=-1)
+        return x_BD + self._down(F.silu(gate) * up)
+
+    def _attended(self, y_BD: Tensor, place: Place) -> Tensor:
+        """(B, H K), before the output matrix."""
+        attention, (H, G) = self._attention, self._heads
+        q_k_v = self._qkv(y_BD).view(len(y_BD), 1, -1, attention.head_dim)
+        if attention.q_norm is None or attention.k_norm is None:
+            q, k = rotate(q_k_v[:, :, : H + G], *place.angles).split((H, G), dim=2)
+        else:
+            q = rotate(rms_norm(q_k_v[:, :, :H], attention.q_norm), *place.angles)
+            k = rotate(rms_norm(q_k_v[:, :, H : H + G], attention.k_norm), *place.angles)
+        slots = place.layer(self._number)
+        held_k, held_v = slots.write(k, q_k_v[:, :, H + G :])
+        seen = cached_attention(q.to(held_k.dtype), held_k, held_v, slots.mask_B1TL)
+        return seen.reshape(len(y_BD), -1).to(y_BD.dtype)
+
+    def refresh(self) -> None:
+        """Take over changed weights."""
+        attention, ffn = self._attention, self._ffn
+        for product, layers in (
+            (self._qkv, [attention.q_proj, attention.k_proj, attention.v_proj]),
+            (self._o, [attention.o_proj]),
+            (self._gate_up, [ffn.gate_proj, ffn.up_proj]),
+            (self._down, [ffn.down_proj]),
+        ):
+            product.refresh([m.weight for m in layers], [m.bias for m in layers])
+
+
+def rms_norm(x: Tensor, norm: RMSNorm) -> Tensor:
+    """The formula of `RMSNorm` in fewer passes over x, for where no gradient is wanted."""
+    x32 = x if x.dtype == torch.float64 else x.float()
+    length = torch.linalg.vector_norm(x32, dim=-1, keepdim=True)
+    scale = length.square_().div_(x.shape[-1]).add_(norm.eps).rsqrt_()
+    return (x32 * scale).mul_(norm.weight).to(x.dtype)
+
+
+def _blocks(model: Decoder) -> list[Block]:
+    return [block for block in model.blocks if isinstance(block, Block)]

@@ -1,0 +1,133 @@
+"""One token more in many rows: the decoder of a model, made ready once for each version of its weights.
+
+On a CPU with a C compiler a model is decoded by one call a token (see fused.py), in fp32 and in bf16. Elsewhere a dense
+model on one device is decoded with its matrices joined (see joined_blocks.py). Under autocast the weights are cast
+once, not at every token. Where torch decodes on a CPU without bf16 units, bf16 products are made in fp32 and rounded,
+which is what those units do, only faster than their emulation. Every other model (sharded, adapted, elsewhere experts
+and latent attention) is called as is.
+
+Shapes: B rows, T = 1 position, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from lifecycle.model import Cache, Decoder
+from lifecycle.model.precision import dtype_of
+from lifecycle.rollout.decoder import fused
+from lifecycle.rollout.decoder.fused import Fused
+from lifecycle.rollout.decoder.joined_blocks import Joined, is_dense
+from lifecycle.rollout.decoder.packed_linear import has_bf16_units
+from lifecycle.rollout.decoder.shared_prefix import Lent
+
+JOINED_BYTES = 4 << 30
+"""Largest model whose matrices are copied to join them."""
+
+
+class Step(Protocol):
+    """Logits (B, V) of the next token of every row, and the fresh weights whenever they have changed.
+
+    lends: whether it reads what rows of the cache have in common from one of them; the others leave `lent` aside.
+    """
+
+    lends: bool
+
+    def __call__(
+        self, ids_B1: Tensor, positions_B1: Tensor, cache: Cache, rows_B: Tensor | None, lent: Lent | None = None
+    ) -> Tensor: ...
+
+    def refresh(self) -> None: ...
+
+
+def compute_dtype(model: Decoder) -> torch.dtype:
+    """The dtype that products run in: autocast's where it is on, else that of the weights."""
+    device_type = model.embedding.weight.device.type
+    if torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return model.embedding.weight.dtype
+
+
+def cache_dtype(model: Decoder, step: Step) -> torch.dtype:
+    """Of the keys and values that the step reads fastest; a wider one holds the same numbers."""
+    dtype = compute_dtype(model)
+    emulated = dtype == torch.bfloat16 and not has_bf16_units(model.embedding.weight.device)
+    return torch.float32 if emulated and isinstance(step, Fused | Joined) else dtype
+
+
+def eagerly(model: nn.Module) -> AbstractContextManager[object]:
+    """What was compiled for training runs eagerly here: it would be compiled again for every shape."""
+    compiled = any(module._compiled_call_impl is not None for module in model.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+
+
+def is_plain(model: Decoder) -> bool:
+    """Whether the model is nothing but its own parts on one device: neither sharded nor adapted."""
+    kinds = {type(module).__module__.partition(".")[0] for module in model.modules()}
+    return kinds <= {"lifecycle", "torch"} and not any(isinstance(p, DTensor) for p in model.parameters())
+
+
+def prepare(
+    model: Decoder, *, rows: int, packed: bool = True, cache: torch.dtype | None = None
+) -> tuple[Decoder, Step]:
+    """The model to prefill with, and the step to decode with; `rows`: how many will be decoded together at most.
+
+    packed: lay matrices out for the CPU, where that is known to help; compilers cannot look into the layout. cache: the
+    dtype of the keys and values, None where the step may choose (see `cache_dtype`).
+    """
+    dtype = compute_dtype(model)
+    if not is_plain(model):
+        return model, AsItIs(model)
+    cast = Cast(model, dtype) if dtype != model.embedding.weight.dtype else None
+    ready = model if cast is None else cast.model
+    size = sum(p.numel() for p in ready.parameters()) * dtype.itemsize
+    refresh_model = cast.refresh if cast else None
+    if size <= JOINED_BYTES and packed and cache in (None, *fused.DTYPES) and fused.fits(ready):
+        return ready, Fused(ready, refresh_model=refresh_model)
+    if size <= JOINED_BYTES and is_dense(ready):
+        return ready, Joined(ready, rows=rows if packed else None, refresh_model=refresh_model)
+    return ready, AsItIs(ready, cast=cast)
+
+
+class Cast:
+    """A copy of a model whose matrices are in the compute dtype, as autocast would cast them at every product."""
+
+    def __init__(self, model: Decoder, dtype: torch.dtype) -> None:
+        self._source = model
+        with torch.device("meta"):
+            self.model = Decoder(model.config)
+        weights = {
+            name: weight.detach().to(dtype_of(name, dtype), copy=True) for name, weight in model.state_dict().items()
+        }
+        self.model.load_state_dict(weights, assign=True)
+
+    def refresh(self) -> None:
+        """Copy the source's present weights."""
+        for mine, theirs in zip(self.model.state_dict().values(), self._source.state_dict().values(), strict=True):
+            mine.copy_(theirs)
+
+
+class AsItIs:
+    """The model itself, with its own cached forward pass."""
+
+    lends = False
+
+    def __init__(self, model: Decoder, *, cast: Cast | None = None) -> None:
+        self._model, self._cast = model, cast
+
+    def __call__(
+        self, ids_B1: Tensor, positions_B1: Tensor, cache: Cache, rows_B: Tensor | None, lent: Lent | None = None
+    ) -> Tensor:
+        with eagerly(self._model):
+            hidden_B1D = self._model(ids_B1, positions_B1, cache=cache, rows=rows_B)
+        return self._model.logits(hidden_B1D)[:, 0]
+
+    def refresh(self) -> None:
+        """Take over changed weights."""
+        if self._cast is not None:
+            self._cast.refresh()
