@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lifecycle.config import help
 from lifecycle.config.command import compose, conf_dir, hydra_main, literal, overrides
 from lifecycle.config.cross_checks import faults_between
+from lifecycle.config.defaults import defaults
 from lifecycle.config.schema import RunConfig
 from lifecycle.config.signature import Place, Walk, dotted
 from lifecycle.duration import Limits
@@ -99,7 +100,7 @@ def check(cfg: DictConfig) -> None:
 
     Numbers that were written in another form (2e9 for a whole number) are put right in `cfg`.
     """
-    walk = Walk()
+    walk = Walk(default=defaults())
     plain = _resolve(cfg, (), walk)
     walk.known = list(_flat(plain))
     unread = [f"{fault.split()[0]} is missing;" for fault in walk.faults]  # of no value yet: said once

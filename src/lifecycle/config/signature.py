@@ -31,9 +31,11 @@ RESERVED = ("_target_", "_partial_")
 
 @dataclasses.dataclass
 class Walk:
-    """What one walk over a config found. `known`: its dotted keys, for spelling."""
+    """What one walk over a config found. `known`: its dotted keys, for spelling; `default`: the value of a key in the
+    config files, or None, for what to type."""
 
     known: Sequence[str] = ()
+    default: Callable[[str], Any] = lambda key: None
     faults: list[str] = dataclasses.field(default_factory=list)
     changed: dict[Place, Any] = dataclasses.field(default_factory=dict)
 
@@ -81,7 +83,7 @@ class Walk:
             for name in needed:
                 if name not in node and name not in supplied:
                     place = (*at, name)
-                    self.faults.append(f"{dotted(place)} is missing; {wanted(hints.get(name, Any), dotted(place))}")
+                    self.faults.append(f"{dotted(place)} is missing; {self._wanted(hints.get(name, Any), place)}")
         return out
 
     def construct(self, target: Callable[..., Any], node: Mapping[str, Any], at: Place) -> Any:
@@ -160,16 +162,13 @@ class Walk:
             walk = Walk(self.known)
             tried.append((member, walk, walk.read(value, member, at)))
         fits = [(walk, result) for _, walk, result in tried if not walk.faults]
-        meant = [walk for member, walk, _ in tried if _has_fields(member, value)]
-        if fits and not any(
-            walk.faults for walk in meant
-        ):  # {ratio: x} is a wrong Ratio, though a mapping may be anything
+        meant = [(member, walk) for member, walk, _ in tried if _has_fields(member, value)]
+        if fits and not any(walk.faults for _, walk in meant):  # {ratio: x} is a wrong Ratio, though a mapping is one
             walk, result = min(fits, key=lambda pair: len(pair[0].changed))
             self.changed |= walk.changed
             return result
-        inside = meant or [walk for member, walk, _ in tried if _takes(member, value)]
-        self.faults += inside[0].faults if inside else []
-        return None if inside else self._wrong(value, hint, at)
+        inside = [member for member, _ in meant] or [member for member, *_ in tried if _takes(member, value)]
+        return self.read(value, inside[0], at) if inside else self._wrong(value, hint, at)
 
     def _node(self, node: Mapping[str, Any], hint: Any, at: Place) -> Any:
         """A nested `_target_`: a dataclass of the annotation, or what `TARGETS` lists with `_partial_: true`."""
@@ -195,8 +194,17 @@ class Walk:
         return value
 
     def _wrong(self, value: Any, hint: Any, at: Place) -> Any:
-        self.faults.append(f"{dotted(at)} is {shown(value)}; {wanted(hint, dotted(at), value)}")
+        self.faults.append(f"{dotted(at)} is {shown(value)}; {self._wanted(hint, at, value)}")
         return value
+
+    def _wanted(self, hint: Any, at: Place, value: Any = None) -> str:
+        """What a key takes, and what to type: its default, where that is not `value` and fits."""
+        default = self.default(dotted(at))
+        if default is not None:
+            walk = Walk()
+            walk.read(default, hint, at)
+            default = None if walk.faults or default == value else default
+        return wanted(hint, dotted(at), value, default)
 
     def _elsewhere(self, place: Place, mapping: bool) -> dict[str, str]:
         """Known keys by their last part: those of values, and for a mapping those of mappings too."""

@@ -6,6 +6,7 @@ import collections.abc
 import dataclasses
 import difflib
 import math
+import re
 import types
 from collections.abc import Iterable
 from pathlib import Path
@@ -50,11 +51,26 @@ def describe(hint: Any) -> str:
     return WORDS.get(hint, "a value" if hint is Any else getattr(hint, "__name__", str(hint)))
 
 
-def wanted(hint: Any, key: str, value: Any = None) -> str:
-    """What the type of `key` takes, and how that is typed; `value` is what came."""
+def wanted(hint: Any, key: str, value: Any = None, default: Any = None) -> str:
+    """What the type of `key` takes, and how that is typed; `value` came, its config file says `default`."""
     in_list = any(part.isdigit() for part in key.split("."))  # which the command line replaces as a whole
-    example = None if in_list else _example(hint, value)
+    example = None if in_list else _meant(hint, value) or _plain(default) or _example(hint, value)
     return f"wanted {describe(hint)}" + (f": type {key}={example}" if example else "")
+
+
+def _meant(hint: Any, value: Any) -> str | None:
+    """The choice that `value` is nearly spelt as."""
+    choices = [one for member in (hint, *get_args(hint)) if get_origin(member) is Literal for one in get_args(member)]
+    return nearest(str(value), map(str, choices)) if isinstance(value, str) else None
+
+
+def _plain(value: Any) -> str | None:
+    """A number, a word or a list of them as it is typed; None for what the shell or Hydra would read in another way."""
+    if isinstance(value, list):
+        items = [_plain(item) for item in value]
+        return f"'[{','.join(map(str, items))}]'" if items and None not in items else None
+    word = isinstance(value, str) and re.fullmatch(r"[\w./-]+", value)
+    return typed(value) if word or isinstance(value, bool | int | float) else None
 
 
 def _example(hint: Any, value: Any) -> str | None:
