@@ -1,5 +1,6 @@
 """Laws of folders: each real file once, what is no data is passed over, and whatever is passed over is said."""
 
+import gzip
 import os
 import unicodedata
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from lifecycle.data.read.files.listing import Listing, listing
 from lifecycle.data.read.files.selection import sift
 from lifecycle.data.read.rows.first_look import look
+from lifecycle.data.read.rows.readers import Position, rows
 from lifecycle.data.read.spec import SourceSpec
 from lifecycle.errors import UserError
 
@@ -211,3 +213,27 @@ def test_skipping_a_damaged_file_is_said_once(tmp_path: Path, capsys: pytest.Cap
         look(find(tmp_path, "a.parquet").files, "skip")
     [line] = capsys.readouterr().err.splitlines()
     assert "a.parquet holds a web page" in line and "it is passed over" in line
+
+
+@pytest.mark.parametrize("where", [None, "data.decontaminate.sets.exam"])
+def test_what_is_wrong_with_a_file_is_said_of_its_source(tmp_path: Path, where: str | None) -> None:
+    source = where or "data.sources.mine"
+    for name, content, said in (
+        (
+            "a.txt",
+            "in another way".encode("utf-16"),
+            rf"{source}: \S*a.txt is text in UTF-16.*\({source}.encoding=utf-16",
+        ),
+        (
+            "b.csv",
+            b"content,url\nx,y\n",
+            rf"{source}: \S*b.csv has the columns content, url.*by {source}.fields, such as {{",
+        ),
+        ("c.csv", b"text,text\nx,y\n", rf"{source}: the header of \S*c.csv has the name 'text' twice"),
+        ("d.json", b'{"data": [{"text": "x"}]}', rf"{source}: \S*d.json is one JSON object"),
+        ("e.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 999)[:40], rf"{source}: \S*e.jsonl.gz is cut off"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        found = listing(SourceSpec(path=name), name="mine", root=str(tmp_path), cache=tmp_path, where=where).files
+        with pytest.raises(UserError, match=said):
+            list(rows(found, Position(0, 0, 0), wanted=lambda ordinal: True))

@@ -41,7 +41,7 @@ def damaged_row(damage: Damaged, files: Sequence[File], at: Position, on_damage:
     on_damage: None where nobody may skip it.
     """
     file = files[at.file]
-    said = f"{file.url} {damage.reason}{_place(damage, at, file)}{_missing(damage, at, files)}"
+    said = f"{file.source}: {file.url} {damage.reason}{_place(damage, at, file)}{_missing(damage, at, files)}"
     if on_damage == "error":
         raise UserError(f"{said}. Fetch or make it again, or leave it out; {SKIP} goes on without what cannot be read")
     if on_damage is None:

@@ -74,8 +74,8 @@ def refuse_foreign_text(head: bytes, file: File) -> None:
     encoding = next((name for mark, name in BOMS if head.startswith(mark)), None) or _unmarked_utf16(head[:HEAD_BYTES])
     if encoding is not None:
         raise UserError(
-            f"{file.url} is text in {encoding.upper()}; files are read as UTF-8: declare it "
-            f"(data.sources.NAME.encoding={encoding}, for all files of the source), or convert it "
+            f"{file.source}: {file.url} is text in {encoding.upper()}; files are read as UTF-8: declare it "
+            f"({file.source}.encoding={encoding}, for all files of the source), or convert it "
             f"(iconv -f {encoding.upper()} -t UTF-8)"
         )
 

@@ -41,7 +41,7 @@ class File:
 
     stamp: a hash of a local file's bytes, or what a store says of a remote one; empty where nothing is known or asked.
     columns: the only ones to read, where columns can be read alone (Parquet, Arrow); None: all.
-    encoding: of its text.
+    encoding: of its text. source: the dotted key that says how it is read, for messages.
     """
 
     url: str
@@ -50,6 +50,7 @@ class File:
     stamp: str = ""
     columns: tuple[str, ...] | None = None
     encoding: str = "utf-8"
+    source: str = field(default="data.sources.NAME", compare=False)
 
     @property
     def is_utf8(self) -> bool:
@@ -98,8 +99,7 @@ def listing(
         urls = _as_list(spec.path[split])
     else:
         urls = _as_list(spec.path or [])
-    where = f"{where}.{'hub' if spec.hub else 'path'}"
-    return _files(urls, where=where, split=split, root=root, cache=cache, spec=spec)
+    return _files(urls, source=where, split=split, root=root, cache=cache, spec=spec)
 
 
 def hashed(found: Listing, cache: Path) -> Listing:
@@ -147,7 +147,8 @@ def _as_list(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
-def _files(urls: list[str], *, where: str, split: str, root: str | None, cache: Path, spec: SourceSpec) -> Listing:
+def _files(urls: list[str], *, source: str, split: str, root: str | None, cache: Path, spec: SourceSpec) -> Listing:
+    where = f"{source}.{'hub' if spec.hub else 'path'}"
     found: dict[str, tuple[int, str]] = {}
     passed: dict[str, str] = {}
     local: list[str] = []
@@ -163,7 +164,7 @@ def _files(urls: list[str], *, where: str, split: str, root: str | None, cache: 
     local, again = once(local)
     found |= {path: (os.stat(path).st_size, "") for path in local}
     files = tuple(
-        File(url, size, _kind(url, spec, where=where), stamp, spec.columns, spec.encoding)
+        File(url, size, _kind(url, spec, where=where), stamp, spec.columns, spec.encoding, source)
         for url, (size, stamp) in sorted(found.items())
     )
     _refuse_giant_documents(files, where)

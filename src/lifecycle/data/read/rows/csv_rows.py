@@ -54,11 +54,14 @@ def _header(file: File, raw: Stored, most_bytes: int) -> tuple[list[str], str, P
     names = [name.strip() for name in found[0]] if found else []
     if names and file.columns is not None and not set(names) & set(file.columns):
         raise UserError(
-            f"{file.url} has the columns {', '.join(names)[:300]}, none of which is read ({', '.join(file.columns)}): "
-            "name them by data.sources.NAME.fields, such as {text: COLUMN}; the first line must be a header"
+            f"{file.source}: {file.url} has the columns {', '.join(names)[:300]}, none of which is read "
+            f"({', '.join(file.columns)}): name them by {file.source}.fields, such as {{text: COLUMN}}; the first line "
+            "must be a header"
         )
     if twice := [name for name in file.columns or names if names.count(name) > 1]:
-        raise UserError(f"{file.url}: its header has the name {twice[0]!r} twice: rename one of the columns")
+        raise UserError(
+            f"{file.source}: the header of {file.url} has the name {twice[0]!r} twice: rename one of the columns"
+        )
     return names, delimiter, Position(0, feed.offset, 0, feed.taken_lines)
 
 

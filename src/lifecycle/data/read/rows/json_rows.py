@@ -65,8 +65,8 @@ def _refuse_wrapped(first: bytes, file: File) -> None:
     if file.columns is None or keys.isdisjoint(file.columns):
         field = found[2].decode("utf-8", "replace")
         raise UserError(
-            f"{file.url} is one JSON object, whose field {field!r} holds the rows; wanted one object a row: take them "
-            f"out, for example with `jq -c '.[\"{field}\"][]' FILE > FILE.jsonl`"
+            f"{file.source}: {file.url} is one JSON object, whose field {field!r} holds the rows; wanted one object a "
+            f"row: take them out, for example with `jq -c '.[\"{field}\"][]' FILE > FILE.jsonl`"
         )
 
 
