@@ -79,7 +79,7 @@ class Corpus:
             begun=begun,
             shards={name: meta["training"]["fingerprint"] for name, meta in metas.items()},
         )
-        self._held = {s.name: held_out_source(s, root=config.root, cache=self.cache) for s in self.whole}
+        self._held = {s.name: held_out_source(s, root=config.root, cache=self.cache, begun=begun) for s in self.whole}
         check_views(self.whole, view, {s.name: views(s.spec) for s in self.whole})
         self.tokenizer = self._open_tokenizer(begun)
         self.levels = self._levels(parent_loss)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from tests.data.test_module import module, own_cache, texts  # noqa: F401  (fixtures)
 
 from lifecycle.data.module import DataModule
-from lifecycle.data.read.begun import NAME, Begun, changes
+from lifecycle.data.read.begun import NAME, Begun, changes, in_order, listed
+from lifecycle.data.read.files.listing import File
 from lifecycle.data.read.spec import SourceSpec
 from lifecycle.errors import Refusal, UserError
 from lifecycle.jobs.prepare import prepare
@@ -47,6 +49,64 @@ def test_the_same_files_in_another_place_and_time_are_the_same_data(texts: Path)
         (texts / f"{name}.jsonl").rename(elsewhere / f"{name}.jsonl")
         os.utime(elsewhere / f"{name}.jsonl", ns=(5, 5))
     assert module(elsewhere, begun=begun).tokenizer.sha256 == begun.tokenizer
+
+
+def stepped(data: DataModule) -> list[Any]:
+    return [micro.input_ids.tolist() for batch in data.train_dataloader() for micro in batch.micro]
+
+
+def in_parts(folder: Path, *names: str) -> DataModule:
+    """A source of the files `names`, with as many held-out ones."""
+    for n, name in enumerate(names):
+        for place in ("train", "held"):
+            (folder / place).mkdir(exist_ok=True)
+            grow(folder / place / name, f"{place} {n} " * 50)
+    spec = SourceSpec(path={"train": "train/*.jsonl", "held": "held/*.jsonl"}, validation="held")
+    return module(folder, sources={"parts": spec})
+
+
+def test_renamed_files_are_read_in_the_order_that_the_run_began_with(texts: Path) -> None:  # noqa: F811
+    before = in_parts(texts, "a.jsonl", "b.jsonl", "c.jsonl")
+    begun, spec, steps = begin(before, texts / "run"), before.corpus.whole[0].spec, stepped(before)
+    for place in ("train", "held"):
+        for old, new in (("a", "z"), ("b", "a"), ("c", "y")):
+            (texts / place / f"{old}.jsonl").rename(texts / place / f"{new}.jsonl")
+    again = module(texts, sources={"parts": spec}, begun=begun)
+    assert [Path(file.url).name for file in again.corpus.whole[0].files] == ["z.jsonl", "a.jsonl", "y.jsonl"]
+    assert stepped(again) == steps
+    assert again.held_out["parts"].rows["input_ids"].tolist() == before.held_out["parts"].rows["input_ids"].tolist()
+    assert again.corpus.contents()["fingerprints"] == before.corpus.contents()["fingerprints"]
+    (texts / "train/y.jsonl").rename(texts / "train/y.txt")  # read in another way, which is other data
+    both = replace(spec, path={"train": "train/*", "held": "held/*.jsonl"}, sample_by="line")
+    with pytest.raises(Refusal, match="treatment of their rows is not"):
+        module(texts, sources={"parts": both}, begun=begun)
+
+
+def test_shards_fit_files_that_were_renamed(texts: Path) -> None:  # noqa: F811
+    made = in_parts(texts, "a.jsonl", "b.jsonl")
+    prepare(data=made.corpus, folder=texts / "made", processes=1)
+    begun = begin(
+        module(texts, sources={"parts": made.corpus.whole[0].spec}, prepared=str(texts / "made")), texts / "run"
+    )
+    for place in ("train", "held"):
+        (texts / place / "a.jsonl").rename(texts / place / "c.jsonl")
+    spec = made.corpus.whole[0].spec
+    module(texts, sources={"parts": spec}, prepared=str(texts / "made"), begun=begun)
+    grow(texts / "train/c.jsonl")
+    with pytest.raises(UserError, match="its files hold something else"):
+        module(texts, sources={"parts": spec}, prepared=str(texts / "made"))
+
+
+def test_files_that_hold_the_same_stay_as_many() -> None:
+    def files(*held: str) -> list[File]:
+        return [File(f"/d/{n}", 1, "jsonl", stamp) for n, stamp in enumerate(held)]
+
+    def order(before: str, now: str) -> str:
+        return "".join(file.stamp for file in in_order(files(*now), listed(files(*before))))
+
+    assert order("BAA", "AAB") == "BAA" and order("AB", "BA") == "AB"
+    for other in ("AB", "AABB", "ABB", "AAC", ""):
+        assert order("AAB", other) == other
 
 
 def test_held_out_files_are_known_by_content_too(texts: Path) -> None:  # noqa: F811

@@ -4,7 +4,7 @@
     outputs/<run>/data.json     its files by what they hold (size and hash each), and a fingerprint a source
 
 Where a run stands in its data is counted in rows, so other files are other data; the same files in another place, under
-another name or with another time stamp are not.
+another name or with another time stamp are not: they are read in the order that the run began with.
 """
 
 from __future__ import annotations
@@ -42,6 +42,19 @@ def changes(before: Listed, now: Listed) -> str:
         _some("gone", [name for name in gone if name not in new]),
     ]
     return "; ".join(filter(None, said)) or "the same files, in another order or number"
+
+
+def in_order(files: Sequence[File], before: Listed) -> tuple[File, ...]:
+    """The files in the order of `before`, of which those that hold the same stood there; files that are not the same as
+    before stay as they come."""
+    places: dict[tuple[int, str], list[int]] = {}
+    for place, (_, size, stamp) in enumerate(before):
+        places.setdefault((size, stamp), []).append(place)
+    at = [places.get((file.size, file.stamp), []) for file in files]
+    if len(files) != len(before) or any(not places for places in at):
+        return tuple(files)
+    found = {one.pop(0): file for one, file in zip(at, files, strict=True) if one}
+    return tuple(found[place] for place in sorted(found)) if len(found) == len(files) else tuple(files)
 
 
 def _names(files: Listed, others: set[tuple[int, str]]) -> list[str]:
@@ -83,6 +96,11 @@ class Begun:
     @property
     def _where(self) -> str:
         return "what it has made" if self.step is None else f"step {self.step}"
+
+    def in_order(self, name: str, files: Sequence[File], side: str = "training") -> tuple[File, ...]:
+        """The files of one side of a source in the order that the run began with, whatever their names are now."""
+        before = self.data["files"].get(name, {}).get(side, []) if self.data is not None else []
+        return in_order(files, before)
 
     def check_files(self, found: Mapping[str, Mapping[str, Listed]]) -> None:
         """Raise Refusal naming the sources, and their files, that hold something else than when the run began.

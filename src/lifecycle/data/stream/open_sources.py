@@ -49,6 +49,7 @@ def open_sources(
     read = [name for name, spec in specs.items() if name not in shards or is_here(spec, root)]
     files = {name: _listing(specs[name], name, root, cache, bad_rows) for name in read}
     if begun is not None:
+        files = {name: replace(one, files=begun.in_order(name, one.files)) for name, one in files.items()}
         begun.check_files({name: {"training": listed(files[name].files)} for name in read if name not in shards})
     opened = []
     for index, (name, spec) in enumerate(specs.items()):
@@ -106,9 +107,9 @@ def _opened(spec: SourceSpec, name: str, root: str | None, cache: Path, bad_rows
     return hashed(found, cache)
 
 
-def held_out_source(source: Source, *, root: str | None, cache: Path) -> Source | None:
-    """The validation side of a source: the same files for a hash share, others for a split or a file; None without, and
-    where shards are read and its files are not here."""
+def held_out_source(source: Source, *, root: str | None, cache: Path, begun: Begun | None = None) -> Source | None:
+    """The validation side of a source: the same files for a hash share, others for a split or a file (in the order that
+    the run has `begun` with); None without, and where shards are read and its files are not here."""
     spec = source.spec
     if spec.validation is None:
         return None
@@ -122,7 +123,7 @@ def held_out_source(source: Source, *, root: str | None, cache: Path) -> Source 
     if source.shards is not None and not is_here(split, root):
         return None
     found = _opened(split, source.name, root, cache, source.bad_rows, f"data.sources.{source.name}.validation")
-    files, passed = found.files, found.passed
+    files, passed = begun.in_order(source.name, found.files, "held_out") if begun else found.files, found.passed
     return replace(
         source, spec=split, files=files, passed=passed, held_out=None, left_out={}, file_rows=None, shards=None
     )

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from lifecycle.data.clean.held_out import ORDER, first, share_read
 from lifecycle.data.clean.source import Source
-from lifecycle.data.read.begun import Listed, changes, listed
+from lifecycle.data.read.begun import Listed, changes, in_order, listed
 from lifecycle.data.read.spec import SourceSpec
 from lifecycle.data.stream.permutation import permute
 from lifecycle.data.stream.pieces import Exhausted
@@ -266,11 +266,11 @@ def _misfit(
         return "the treatment of its rows (format, fields, filters, validation, max_rows) changed"
     if evaluation_known and made["evaluation"] != evaluation:
         return "the evaluation sets in data.decontaminate changed"
-    if source.files and (changed := changes(made["files"], listed(source.files))):
+    if source.files and (changed := changes(made["files"], listed(in_order(source.files, made["files"])))):
         return f"its files hold something else ({changed})"
     if isinstance(source.spec.validation, str):
         if held is not None:
-            changed = changes(apart["files"], listed(held.files))
+            changed = changes(apart["files"], listed(in_order(held.files, apart["files"])))
             return f"its held-out files hold something else ({changed})" if changed else None
         if apart["named"] != source.spec.validation:
             return f"its held-out rows were {apart['named'] or 'not prepared'}, not {source.spec.validation}"
