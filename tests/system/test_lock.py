@@ -121,7 +121,19 @@ def test_a_job_that_was_put_back_into_the_queue_waits_until_its_dead_one_counts_
     assert "process 7 on far, which cannot be looked at from here; waiting up to" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\0\0\0", b"\xff\xfe\x80"])
+def written(**changes: Any) -> bytes:
+    return json.dumps({**lock._me(), **changes}).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"[]", b"null", b"\0\0\0", b"\xff\xfe\x80", b"12345", b'{"pid": 12345}'),
+        *(written(pid=pid) for pid in (None, "12", True, 0, -5, 1.5, 10**30, "")),
+        *(written(since=since) for since in (None, "yesterday", float("nan"), 1e300)),
+        *(written(began=None), written(host=7)),
+    ],
+)
 def test_a_lock_that_names_nobody_holds_until_it_is_old(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:

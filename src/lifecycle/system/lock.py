@@ -155,11 +155,9 @@ def _beat(path: Path, me: dict[str, Any], over: threading.Event) -> None:
 
 
 def _held(path: Path, holder: dict[str, Any], age: float) -> UserError:
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since"])) if "since" in holder else "unknown"
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since"])) if holder else "unknown"
     here = holder.get("host") == socket.gethostname()
-    stop = (
-        f"kill {holder['pid']}" + ("" if here else f" on {holder['host']}") if _is_named(holder) else "if you find it"
-    )
+    stop = f"kill {holder['pid']}" + ("" if here else f" on {holder['host']}") if holder else "if you find it"
     return UserError(
         f"run '{path.parent}' is at work: {_who(holder)} holds it since {when}, last sign of life {age:.0f} s ago. "
         f"Nothing was touched. Let it finish, stop it ({stop}), or choose another run=NAME. A process that is gone is "
@@ -171,17 +169,13 @@ def _who(holder: dict[str, Any]) -> str:
     return f"process {holder.get('pid', '?')} on {holder.get('host', 'an unknown machine')}"
 
 
-def _is_named(holder: dict[str, Any]) -> bool:
-    return "pid" in holder and "host" in holder
-
-
 def _can_be_looked_at(holder: dict[str, Any], me: dict[str, Any]) -> bool:
     return bool(holder) and all(holder.get(key) == me[key] for key in ("host", "boot", "namespace"))
 
 
 def _lives(holder: dict[str, Any]) -> bool:
     """Whether a process that can be looked at is there, and is not another that got its number since."""
-    began = _began(int(holder.get("pid", 0)))
+    began = _began(holder["pid"])
     return began is not None and began == holder.get("began")
 
 
@@ -234,7 +228,8 @@ def _age(path: Path) -> float | None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """What a lock says; empty while it is being written, and after a crash of the disk; None where there is none."""
+    """What a lock says; empty where it names no process: while it is being written, after a crash of the disk, and for
+    what no lock of ours is; None where there is none."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -243,7 +238,16 @@ def _read(path: Path) -> dict[str, Any] | None:
         found = json.loads(content)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) and _names_one(found) else {}
+
+
+def _names_one(found: dict[str, Any]) -> bool:
+    """Whether a lock is one of ours, all of whose fields can be read."""
+    texts = all(isinstance(found.get(key), str) for key in ("host", "began", "boot", "namespace", "token"))
+    pid, since = found.get("pid"), found.get("since")
+    if not texts or not isinstance(pid, int) or not isinstance(since, int | float):
+        return False
+    return not isinstance(pid, bool) and 0 < pid < 2**31 and 0 <= since < 2**32
 
 
 def _first_line(path: Path) -> str:
