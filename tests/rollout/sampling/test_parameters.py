@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.rollout.sampling.test_draw import settings
 
+from lifecycle import config
 from lifecycle.errors import UserError
 from lifecycle.rollout.sampling.parameters import Sampling, sequence_seed, uniforms
 
@@ -60,3 +62,21 @@ def test_all_faults_are_listed_at_once() -> None:
         )
     names = "max_new_tokens temperature top_k top_p min_p repetition_penalty stop_strings best_of best_by".split()
     assert all(name in str(caught.value) for name in names)
+
+
+@pytest.mark.parametrize("key", ["max_new_tokens", "top_k", "samples", "best_of", "temperature", "top_p", "min_p"])
+@pytest.mark.parametrize("value", [True, False, "5"])
+def test_true_and_text_are_no_numbers(key: str, value: Any) -> None:
+    with pytest.raises(UserError, match=f"{key} is {value!r}; it must be a (whole )?number"):
+        Sampling(**{"max_new_tokens": 5, key: value})
+    if value != "5" and key != "best_of":
+        with pytest.raises(UserError, match=f"stage.{key} is {str(value).lower()}; wanted a (whole )?number"):
+            config.check(config.compose(["stage=generate", f"stage.{key}={str(value).lower()}"]))
+
+
+def test_a_share_may_be_the_whole_number_1_and_a_count_one_of_numpy() -> None:
+    assert Sampling(max_new_tokens=5, top_p=1, temperature=1, top_k=np.int64(3)).top_k == 3  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="top_k is 1.5; it must be a whole number .None is off."):
+        Sampling(max_new_tokens=5, top_k=1.5)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="temperature is None; it must be a number$"):
+        Sampling(max_new_tokens=5, temperature=None)  # type: ignore[arg-type]

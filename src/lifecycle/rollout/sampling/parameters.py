@@ -10,6 +10,7 @@ Shapes: R rows.
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,10 @@ from torch import Tensor
 from lifecycle.errors import UserError
 from lifecycle.system.seeds import derive
 
+KINDS = (
+    (numbers.Integral, "a whole number", ("max_new_tokens", "top_k", "samples", "best_of")),
+    (numbers.Real, "a number", ("temperature", "top_p", "min_p", "repetition_penalty")),
+)
 COLDEST = 1e-6
 """Least temperature above 0: colder, logits over it leave the range of fp32."""
 
@@ -48,9 +53,19 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn."""
-        faults = [*self._numbers(), *self._choices()]
+        faults = self._kinds() or [*self._numbers(), *self._choices()]
         if faults:
             raise UserError("sampling: these settings cannot work:\n" + "\n".join(f"  - {fault}" for fault in faults))
+
+    def _kinds(self) -> list[str]:
+        """What is no number where one is wanted; true and false are none."""
+        faults = []
+        for kind, word, keys in KINDS:
+            for key in keys:
+                value, off = getattr(self, key), getattr(Sampling, key, 1) is None
+                if not (value is None and off) and (isinstance(value, bool) or not isinstance(value, kind)):
+                    faults.append(f"{key} is {value!r}; it must be {word}{' (None is off)' if off else ''}")
+        return faults
 
     def _numbers(self) -> list[str]:
         whole = {"max_new_tokens": self.max_new_tokens, "samples": self.samples, "top_k": self.top_k}
