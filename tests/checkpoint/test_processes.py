@@ -79,12 +79,13 @@ def test_a_damaged_shard_is_passed_over(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_save_that_one_rank_cannot_write_ends_all_ranks_with_what_was_saved_before(tmp_path: Path) -> None:
-    command = [sys.executable, str(TOY), str(tmp_path), "sharded", "2", "8", "9", "0"]
-    environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "TOY_START")} | {"TOY_FULL": "4"}
+    command = [sys.executable, str(TOY), str(tmp_path), "sharded", "2", "10", "9", "0"]
+    environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "TOY_START")} | {"TOY_FULL": "6"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=180, check=False)
     assert done.returncode != 0
-    assert "step-00000004 could not be written (No space left on device)" in done.stderr
-    assert names(tmp_path) == ["step-00000002"]
+    assert "step-00000006 could not be written (No space left on device)" in done.stderr
+    assert "Of this run: checkpoint.keep_last=1 lets 1 older checkpoint go at the next start (" in done.stderr
+    assert names(tmp_path) == ["step-00000002", "step-00000004"]
     assert not list(tmp_path.glob(".staging-*"))
     steps = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("loss ")]
-    assert steps[-1] < 8  # it was raised at the save after, not at the end
+    assert steps[-1] < 10  # it was raised at the save after, not at the end

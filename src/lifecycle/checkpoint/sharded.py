@@ -17,7 +17,7 @@ import io
 import os
 import shutil
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -113,9 +113,10 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def _write(self, facts: Facts, shards: dict[str, Any], tree: memoryview) -> None:
         """Every rank's share, and the commit by rank 0: all know how it ended, and raise the same."""
-        shares = self._gather(
-            _write_share(facts, shards, tree if self.is_global_zero else None, self._talk), self._talk
+        mine = _write_share(
+            facts, shards, tree if self.is_global_zero else None, self._talk, self._remedies(facts.path)
         )
+        shares = self._gather(mine, self._talk)
         errors = [error for _, error in shares]
         files = {name: entry for entries, _ in shares for name, entry in entries.items()}
         if self.is_global_zero and any(errors):
@@ -170,13 +171,12 @@ class ShardedStrategy(ModelParallelStrategy):
         if (path / MANIFEST).is_file():
             return None, None
         clear_staging(path.parent)
-        kept = self.checkpoint_io if isinstance(self.checkpoint_io, CommittedCheckpointIO) else None
         try:
-            if kept:
-                kept.make_room(path, needed)
+            if isinstance(self.checkpoint_io, CommittedCheckpointIO):
+                self.checkpoint_io.make_room(path, needed)
             return str(open_staging(path, needed)), None
         except OSError as error:
-            return None, str(refused(path, error, needed, kept.remedies(path) if kept else ""))
+            return None, str(refused(path, error, needed, self._remedies(path)()))
 
     def _commit(self, facts: Facts, files: dict[str, Entry]) -> str | None:
         """Commit and prune; returns what went wrong."""
@@ -184,10 +184,15 @@ class ShardedStrategy(ModelParallelStrategy):
             commit(facts.folder, facts.path, files, step=facts.step, tokens=facts.tokens)
         except OSError as error:
             shutil.rmtree(facts.folder, ignore_errors=True)
-            return str(refused(facts.path, error, facts.needed))
+            return str(refused(facts.path, error, facts.needed, self._remedies(facts.path)()))
         if isinstance(self.checkpoint_io, CommittedCheckpointIO):
             self.checkpoint_io.prune_after(facts.path)
         return None
+
+    def _remedies(self, path: Path) -> Callable[[], str]:
+        """What could go, in words, where there is no room for the checkpoint `path`."""
+        writer = self.checkpoint_io
+        return partial(writer.remedies, path) if isinstance(writer, CommittedCheckpointIO) else str
 
     def _check_share(self, path: Path) -> str | None:
         """Check every `world_size`-th file; returns what is wrong."""
@@ -237,7 +242,11 @@ class Facts:
 
 
 def _write_share(
-    facts: Facts, shards: dict[str, Any], tree: memoryview | None, group: dist.ProcessGroup | None
+    facts: Facts,
+    shards: dict[str, Any],
+    tree: memoryview | None,
+    group: dist.ProcessGroup | None,
+    remedies: Callable[[], str],
 ) -> tuple[dict[str, Entry], str | None]:
     """This rank's files (with `tree`, everything that is not shared out), and what went wrong."""
     staging = Staging(facts.folder)
@@ -249,13 +258,13 @@ def _write_share(
             with staging.create(TREE) as file:
                 file.write(tree)
     except OSError as error:
-        return {}, str(refused(facts.path, error, facts.needed))
+        return {}, str(refused(facts.path, error, facts.needed, remedies()))
     except CheckpointException as error:  # some rank's; torch tells all of them
         causes = [cause for cause, _ in error.failures.values()]
-        refusals = [str(refused(facts.path, cause, facts.needed)) for cause in causes if isinstance(cause, OSError)]
-        if not refusals:
+        full = [cause for cause in causes if isinstance(cause, OSError)]
+        if not full:
             raise
-        return {}, refusals[0]
+        return {}, str(refused(facts.path, full[0], facts.needed, remedies()))
     return staging.files, None
 
 
