@@ -49,7 +49,7 @@ class SaveOnEvents(Callback):
         self._folder, self._every = folder, every_steps
         self._blocked_s = 0.0
         self._marked: int | None = None
-        self._at_once: Any = None
+        self._at_once: Any = None  # what Ctrl-C did before; None too where that was not set from Python
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on a signal means: finish the step, save, stop. Lightning's handler would broadcast every step."""
@@ -58,7 +58,7 @@ class SaveOnEvents(Callback):
         def finish_step(signum: int, frame: FrameType | None) -> None:
             stage.stop_asked = True
             if signum == signal.SIGINT:
-                signal.signal(signal.SIGINT, self._at_once)
+                self._end_at_once()
                 if trainer.is_global_zero:
                     sys.stderr.write(
                         "\nstopping: the step in flight is finished and saved; Ctrl-C again ends at once\n"
@@ -72,7 +72,10 @@ class SaveOnEvents(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What follows is not training: it ends at once."""
-        signal.signal(signal.SIGINT, self._at_once)
+        self._end_at_once()
+
+    def _end_at_once(self) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if self._at_once is None else self._at_once)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """A validation that a preemption had cut short was done before the first step: its checkpoint is there."""
