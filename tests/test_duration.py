@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lifecycle.duration import Limits, PhaseSpec, Segment, Timeline
+from lifecycle.duration import Limits, PhaseSpec, Segment, Timeline, ended_by_config
 from lifecycle.errors import UserError
 
 
@@ -140,3 +140,18 @@ def test_the_last_steps_are_counted_back_from_the_end() -> None:
 def test_phases_that_make_no_run_are_refused(lines: list[dict[str, Any]], said: str) -> None:
     with pytest.raises(UserError, match=said):
         run(*lines, max_steps=5)
+
+
+def test_a_limit_that_was_typed_and_does_not_end_the_run_is_said() -> None:
+    def said(*words: str, **given: object) -> str:
+        return " ".join(ended_by_config(limits(**given), words, lambda one: one.timeline(never, never)))
+
+    cut = said("stage.max_tokens=1e6", "stage.lr=1", max_steps=20, max_tokens=1_000_000)
+    assert cut.startswith(
+        "the run ends after 20 steps, by stage.max_steps=20 of the config; stage.max_tokens=1000000 as"
+    )
+    assert cut.endswith("would be 976 steps: type stage.max_steps=null to let it count")
+    assert said("stage.max_tokens=10240", max_steps=20, max_tokens=10_240) == ""  # it comes first
+    assert said("stage.max_steps=20", "stage.max_tokens=1e6", max_steps=20, max_tokens=1_000_000) == ""
+    assert said("stage.max_steps=null", "stage.max_tokens=1e6", max_tokens=1_000_000) == ""
+    assert said(max_steps=20, max_tokens=1_000_000) == ""

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from lifecycle.bounds import Bounds, Count, FromZero, NotNegative, PartOrNone, Positive
 from lifecycle.errors import UserError
 
 MOST_STEPS = 2**40
 UNITS = ("at_steps", "at_tokens", "at_fraction")
+ENDS = ("max_steps", "max_tokens", "max_epochs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,3 +267,23 @@ class Limits:
                 f"(stage.global_batch_tokens={self.global_batch_tokens}): raise it, or lower the other"
             )
         return steps
+
+
+def ended_by_config(limits: Limits, words: Sequence[str], timeline: Callable[[Limits], Timeline]) -> list[str]:
+    """A line for the user whose own limit, among the `words` of the command line, is not the one that ends the run, for
+    the config has a smaller one; none where that is not so."""
+    given = [key for key in ENDS if getattr(limits, key) is not None]
+    typed = [key for key in given if any(word.startswith(f"stage.{key}=") for word in words)]
+    others = [key for key in given if key not in typed]
+    if not (typed and others):
+        return []
+    alone: dict[str, Any] = dict.fromkeys(others)
+    steps, wanted = timeline(limits).steps, timeline(replace(limits, **alone)).steps
+    if wanted <= steps:
+        return []
+    mine = " and ".join(f"stage.{key}={getattr(limits, key)}" for key in typed)
+    theirs = " and ".join(f"stage.{key}={getattr(limits, key)}" for key in others)
+    return [
+        f"the run ends after {steps:,} steps, by {theirs} of the config; {mine} as typed would be {wanted:,} steps: "
+        f"type {' '.join(f'stage.{key}=null' for key in others)} to let it count"
+    ]

@@ -29,7 +29,7 @@ from lifecycle.data.clean.contamination_report import put_in_order
 from lifecycle.data.corpus import Corpus
 from lifecycle.data.mixture.plan import phases_of
 from lifecycle.data.module import DataModule
-from lifecycle.duration import Limits, Timeline
+from lifecycle.duration import Limits, Timeline, ended_by_config
 from lifecycle.errors import DISK_FULL, UserError
 from lifecycle.estimate.dry_run import dry_run
 from lifecycle.hardware import Hardware
@@ -42,7 +42,7 @@ from lifecycle.lineage.run_folder import RunFolder, origin
 from lifecycle.lineage.vocabulary import extend_vocabulary
 from lifecycle.loggers import CsvLogger
 from lifecycle.model import ModelConfig
-from lifecycle.runs.begin_end import begin, begin_anew, finished, record_end, stage_name
+from lifecycle.runs.begin_end import begin, begin_anew, finished, finished_before, record_end, stage_name
 from lifecycle.runs.job import replaces_last, run_model_job
 from lifecycle.runs.results import finish
 from lifecycle.runs.resume import Start, Work, agree, begun
@@ -72,6 +72,7 @@ def run(cfg: DictConfig) -> None:
     with _full_disk_said(cfg, folder), hold(folder.path):
         if not on_model:
             begin_anew(folder, cfg)
+        before = finished_before(folder)
         try:
             if pinned and rank() == 0:  # before anything is read of them
                 folder.update(revisions=pinned)
@@ -82,7 +83,7 @@ def run(cfg: DictConfig) -> None:
         except BaseException as error:
             if not on_model:  # which writes its folder at its end: what stands there is the last result
                 with contextlib.suppress(OSError):  # a full disk may be what ended it
-                    record_end(folder, error)
+                    record_end(folder, error, before)
             raise
 
 
@@ -112,9 +113,13 @@ def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
     model.check_rows(limits.sequence_length)
     corpus = _corpus(cfg, folder, hardware, parent)
     model = model.with_vocab(corpus.tokenizer.vocab_size)
-    timeline = limits.timeline(
-        corpus.epoch_positions, lambda line: corpus.epoch_tokens(line.steps, phases_of(line.segments))
-    )
+
+    def timeline_of(limits: Limits) -> Timeline:
+        return limits.timeline(
+            corpus.epoch_positions, lambda line: corpus.epoch_tokens(line.steps, phases_of(line.segments))
+        )
+
+    timeline = timeline_of(limits)
     steps, most = timeline.steps, limits.most_steps(timeline)
     until_used_up = corpus.ends_with(limits.max_epochs) and (most is None or steps < most)
     last = most if until_used_up else steps
@@ -141,6 +146,8 @@ def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
     trainer = _trainer(cfg, folder, hardware, start, last or -1, loggers, watching)
     if rank() == 0:
         begin(cfg, folder, start, stage, data, parent)
+        for line in ended_by_config(limits, config.overrides(), timeline_of):
+            print(f"lifecycle: {line}", file=sys.stderr)
         metrics.cut(start.step)
     generation = parent.generation if parent else {}  # now: the parent need not be there at the end
     trainer.fit(stage, data, ckpt_path=start.checkpoint)

@@ -2,6 +2,7 @@
 after everything that was trained is saved.
 """
 
+import json
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,23 @@ def test_a_run_of_one_pass_resumes_to_the_same_end(place: Path) -> None:
         lifecycle(place, f"run=cut-{step}", *of(1), "checkpoint.every_steps=1", "checkpoint.keep_last=99")
         assert_same_weights(cut, run)
         assert facts(cut, "ledger.json") == facts(run, "ledger.json")
+
+
+def test_where_nothing_was_trained_nothing_is_said_to_be_saved(place: Path) -> None:
+    done = lifecycle(place, "run=none", "data.sources.tiny.max_epochs=0.01", "data.sources.tiny.weight=50", code=2)
+    assert "data.sources.tiny has been read as often" in done.err
+    assert "Nothing was trained" in done.err and "saved" not in done.err and newest(place / "outputs/none") == 0
+
+
+def test_a_finished_run_that_is_given_more_and_gets_no_further_stays_finished(place: Path) -> None:
+    run = place / "outputs/more"
+    lifecycle(place, "run=more", *of(1))
+    before = {name: (run / name).read_bytes() for name in ("run.json", "config.yaml", "metrics.csv")}
+    words = ["run=more", *PASSES, "stage.max_steps=99"]
+    for fault in (["data.sources.long.max_epochs=1"], ["data.sources.long.max_epochs=1", "data.root=/nowhere"]):
+        done = lifecycle(place, *words, *fault, code=2)
+        assert "stays finished as it was" in done.err and "Traceback" not in done.err
+        assert {name: (run / name).read_bytes() for name in before} == before
+    done = lifecycle(place, *words, "data.sources.long.max_epochs=2", code=2)  # after further steps, which are saved
+    assert "has been read as often" in done.err and facts(run)["status"] == "failed"
+    assert newest(run) == facts(run)["steps"] > json.loads(before["run.json"])["steps"]

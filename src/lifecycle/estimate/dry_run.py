@@ -17,7 +17,7 @@ from lifecycle.data.mixture.plan import BatchPlan, largest, mixture, phases_of
 from lifecycle.data.stream.prepared import prepared_folder, read_metas
 from lifecycle.data.survey.levels import LevelSize, survey_levels
 from lifecycle.data.survey.source_size import SourceSize, known_tokenizer, survey
-from lifecycle.duration import Limits, Timeline
+from lifecycle.duration import Limits, Timeline, ended_by_config
 from lifecycle.errors import UserError
 from lifecycle.estimate import curriculum_table, estimate, table
 from lifecycle.hardware import Hardware, device_name, probe
@@ -58,7 +58,10 @@ def dry_run(cfg: DictConfig, parent: Parent | None) -> None:
     def planned(line: Timeline) -> dict[str, float]:
         return BatchPlan.of(mix, phases_of(line.segments), line.steps).planned(line.steps)
 
-    timeline = limits.timeline(lambda: _known(epoch_source, sizes), lambda line: planned(line)[epoch_source])
+    def timeline_of(limits: Limits) -> Timeline:
+        return limits.timeline(lambda: _known(epoch_source, sizes), lambda line: planned(line)[epoch_source])
+
+    timeline = timeline_of(limits)
     check_reach(cfg, parent, timeline.steps)
     plan = BatchPlan.of(mix, phases_of(timeline.segments), timeline.steps)
     tokens = planned(timeline)
@@ -93,7 +96,8 @@ def dry_run(cfg: DictConfig, parent: Parent | None) -> None:
     levels = _levels(data, tokenizer)
     console.print(curriculum_table.tables(levels, found.sources))
     idle = plan.idle_workers(cfg.data.streams, devices, hardware.workers)
-    for line in [*idle, *table.warnings(found), *curriculum_table.warnings(levels, found.sources)]:
+    ended = ended_by_config(limits, config.overrides(), timeline_of)
+    for line in [*ended, *idle, *table.warnings(found), *curriculum_table.warnings(levels, found.sources)]:
         console.print(f"[yellow]{line}[/yellow]", highlight=False)
 
 

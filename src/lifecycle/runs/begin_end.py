@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -13,7 +14,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from lifecycle import config
-from lifecycle.checkpoint import list_committed
+from lifecycle.checkpoint import list_committed, step_of
 from lifecycle.data.clean.contamination_report import put_in_order
 from lifecycle.data.module import DataModule
 from lifecycle.data.read.begun import NAME as DATA
@@ -22,6 +23,7 @@ from lifecycle.errors import Refusal, UserError
 from lifecycle.hardware import Hardware, device_name
 from lifecycle.lineage.parent import Parent
 from lifecycle.lineage.run_folder import RunFolder, origin
+from lifecycle.loggers import read_metrics
 from lifecycle.report import write_report
 from lifecycle.runs.resume import Start
 from lifecycle.runs.trainer import world_size
@@ -132,9 +134,24 @@ def _since(folder: RunFolder, cfg: DictConfig) -> tuple[bool, list[str]]:
     return over, config.changed_keys(then, now, moved=not over and (folder.path / DATA).exists())
 
 
-def record_end(folder: RunFolder, error: BaseException) -> None:
-    """Write the end into run.json, if the run had begun at all, and put its quarantine in order."""
-    if rank() != 0 or isinstance(error, Refusal):
+def finished_before(folder: RunFolder) -> dict[str, bytes]:
+    """What run.json and config.yaml hold of a run that is finished, and is now given more steps; empty of another."""
+    if folder.lineage().get("status") != "finished":
+        return {}
+    return {name: (folder.path / name).read_bytes() for name in ("config.yaml", "run.json")}
+
+
+def record_end(folder: RunFolder, error: BaseException, before: Mapping[str, bytes]) -> None:
+    """Write the end into run.json, if the run had begun at all, and put its quarantine in order. A run that was
+    finished `before`, and got no further, stays so."""
+    if rank() != 0:
+        return
+    if before and not _went_on(folder, json.loads(before["run.json"]).get("steps", 0)):
+        for name, content in before.items():
+            atomic.write(folder.path / name, content)
+        print(f"run '{folder.path}' stays finished as it was: this start has added nothing", file=sys.stderr)
+        return
+    if isinstance(error, Refusal):
         return
     put_in_order(folder.path)
     if not folder.lineage():
@@ -143,6 +160,12 @@ def record_end(folder: RunFolder, error: BaseException) -> None:
     folder.update(
         status="stopped" if stopped else "failed", error=None if stopped else f"{type(error).__name__}: {error}"
     )
+
+
+def _went_on(folder: RunFolder, steps: int) -> bool:
+    """Whether there is anything of a step beyond the first `steps`."""
+    rows = read_metrics(folder.path / "metrics.csv").get("step", [])
+    return any((step or 0) > steps for step in [*rows, *map(step_of, list_committed(folder.checkpoints))])
 
 
 def stage_name() -> str:

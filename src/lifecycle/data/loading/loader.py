@@ -139,7 +139,7 @@ class StepLoader:
                 rows, state = tail.step(step)
             except Exhausted as end:
                 if not (end.is_end and self._may_end):
-                    self._fault = UserError(_used_up(end.source))
+                    self._fault = UserError(_used_up(end.source, trained=step > 0))
                 return
             yield [(arrays(rows, self._plan.at(step).row_length), state)]
 
@@ -238,11 +238,12 @@ def micro_batch_rows(micro_batch_tokens: int) -> Callable[[int, int], list[int]]
     return rows
 
 
-def _used_up(source: str) -> str:
+def _used_up(source: str, *, trained: bool) -> str:
+    saved = "What was trained is saved: the same command goes on from there" if trained else "Nothing was trained"
     return (
         f"data.sources.{source} has been read as often as its max_epochs allows, and the run goes on: raise "
         f"data.sources.{source}.max_epochs, lower its weight, shorten the run (stage.max_tokens), or go on without it "
-        "(data.exhausted=drop). What was trained is saved: the same command goes on from there"
+        f"(data.exhausted=drop). {saved}"
     )
 
 
