@@ -42,7 +42,7 @@ from lifecycle.lineage.run_folder import RunFolder, origin
 from lifecycle.lineage.vocabulary import extend_vocabulary
 from lifecycle.loggers import CsvLogger
 from lifecycle.model import ModelConfig
-from lifecycle.runs.begin_end import begin, begin_anew, finished, finished_before, record_end, stage_name
+from lifecycle.runs.begin_end import begin, begin_anew, finished, record_end, reopen, stage_name
 from lifecycle.runs.job import replaces_last, run_model_job
 from lifecycle.runs.results import finish
 from lifecycle.runs.resume import Start, Work, agree, begun
@@ -72,7 +72,7 @@ def run(cfg: DictConfig) -> None:
     with _full_disk_said(cfg, folder), hold(folder.path):
         if not on_model:
             begin_anew(folder, cfg)
-        before = finished_before(folder)
+        before = {} if on_model else reopen(folder)
         try:
             if pinned and rank() == 0:  # before anything is read of them
                 folder.update(revisions=pinned)

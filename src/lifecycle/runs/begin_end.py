@@ -134,11 +134,14 @@ def _since(folder: RunFolder, cfg: DictConfig) -> tuple[bool, list[str]]:
     return over, config.changed_keys(then, now, moved=not over and (folder.path / DATA).exists())
 
 
-def finished_before(folder: RunFolder) -> dict[str, bytes]:
-    """What run.json and config.yaml hold of a run that is finished, and is now given more steps; empty of another."""
-    if folder.lineage().get("status") != "finished":
+def reopen(folder: RunFolder) -> dict[str, bytes]:
+    """Let a finished run that is given more steps be one at work; what its run.json and config.yaml held. Empty of
+    another run."""
+    if rank() != 0 or folder.lineage().get("status") != "finished":
         return {}
-    return {name: (folder.path / name).read_bytes() for name in ("config.yaml", "run.json")}
+    before = {name: (folder.path / name).read_bytes() for name in ("config.yaml", "run.json")}
+    folder.update(status="running")  # before its config has another end, which a kill would make one that is reached
+    return before
 
 
 def record_end(folder: RunFolder, error: BaseException, before: Mapping[str, bytes]) -> None:
