@@ -1,13 +1,25 @@
-"""Arrows between the rooms point one way, and every module can be imported."""
+"""Arrows between the rooms point one way, nothing imports in a circle, and every room is small enough to be seen whole.
+
+A room is a folder of `src/lifecycle`, or a file of its top. What counts is every import in the text: also those inside
+functions, and those for the type checker alone.
+"""
 
 import ast
+import graphlib
 import importlib
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "lifecycle"
+MOST_AT_THE_TOP = 24
+"""Rooms and files of `src/lifecycle`."""
+MOST_FILES = 12
+"""Files of a room (rooms within it apart); a room that needs more has rooms of its own."""
+MOST_LINES = 300
+"""Lines of a file that are not blank."""
 
 MAY_IMPORT: dict[str, set[str]] = {
     # The ground floor knows nothing of ours.
@@ -35,43 +47,121 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """By room (a folder, or a file of the top): the rooms it may import. Those not named join the others, and may any."""
 
-MODULES = sorted(SOURCE.rglob("*.py"))
+DATA = (
+    {"quality", "mixture"},
+    {"read"},
+    {"clean", "conversation"},
+    {"curriculum", "stream"},
+    {"loading"},
+    {"survey"},
+)
+"""The floors of `data/`, the lowest first: a room imports rooms of lower floors alone, beside the files of `data/`."""
+
+BY_A_STRING = {
+    "model.families": "the families, each found by its name",
+    "config.signature": "what a configuration names as its `_target_`",
+    "rollout.vllm": "a package that may be absent",
+    "data.quality.classifier": "a user's own function",
+    "data.read.files.builtin_text": "Python's own library, for its texts",
+}
+"""Modules that import by a name in a string, and what."""
 
 
 def dotted_name(file: Path) -> str:
-    parts = ["lifecycle", *file.relative_to(SOURCE).with_suffix("").parts]
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    """`data.read.spec`; a room's own name for its __init__; empty for that of the project."""
+    return ".".join(file.relative_to(SOURCE).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
 
 
-def room(name: str) -> str:
-    parts = name.split(".")
-    return parts[1] if len(parts) > 1 else ""
+MODULES = {dotted_name(file): file for file in sorted(SOURCE.rglob("*.py"))}
+FOLDERS = [name for name, file in MODULES.items() if file.name == "__init__.py"]
 
 
 def imports(file: Path) -> set[str]:
-    """Full names of our modules that the file imports, also inside functions."""
-    names = set()
+    """Our modules that the file imports."""
+    found = set()
     for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: imports are absolute"
-    return {name for name in names if name.startswith("lifecycle.")}
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            while name.startswith("lifecycle.") and name.removeprefix("lifecycle.") not in MODULES:
+                name = name.rpartition(".")[0]
+            if name.startswith("lifecycle"):
+                found.add(name.removeprefix("lifecycle").removeprefix("."))
+    here = dotted_name(file)
+    return found | {name for name in MODULES if here == "model.families" and name.startswith(f"{here}.")}
 
 
-@pytest.mark.parametrize("file", MODULES, ids=dotted_name)
-def test_no_arrow_points_back(file: Path) -> None:
-    here = room(dotted_name(file))
+IMPORTS = {name: imports(file) - {name} for name, file in MODULES.items()}
+
+
+def inside(name: str, folder: str) -> str | None:
+    """What of a folder a module belongs to: a file or a room there; the folder's own __init__ is ''."""
+    if not folder or name == folder:
+        return name[len(folder) :].split(".")[0]
+    return name.removeprefix(f"{folder}.").split(".")[0] if name.startswith(f"{folder}.") else None
+
+
+def arrows(folder: str) -> dict[str, set[str]]:
+    """Which files and rooms of a folder import which others of it."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for name, imported in IMPORTS.items():
+        here = inside(name, folder)
+        if here is not None:
+            found[here] |= {there for other in imported if (there := inside(other, folder)) not in (None, here)}
+    return found
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_arrow_points_back(name: str) -> None:
+    here = inside(name, "")
     if here in MAY_IMPORT:
-        forbidden = {name for name in imports(file) if room(name) not in {*MAY_IMPORT[here], here, "__version__"}}
+        forbidden = {other for other in IMPORTS[name] if inside(other, "") not in {*MAY_IMPORT[here], here, ""}}
         assert not forbidden, f"{here} must not import {sorted(forbidden)}"
 
 
-@pytest.mark.parametrize("file", MODULES, ids=dotted_name)
-def test_only_the_entry_is_imported_by_nobody(file: Path) -> None:
-    importing_run = {name for name in imports(file) if room(name) in ("run", "__main__")}
-    assert not importing_run or file.name == "__main__.py"
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_nothing_in_a_folder_imports_in_a_circle(folder: str) -> None:
+    try:
+        graphlib.TopologicalSorter(arrows(folder)).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"{folder or 'the top'}: {' <- '.join(error.args[1])}")
+
+
+def test_data_is_built_in_floors() -> None:
+    floor = {room: height for height, rooms in enumerate(DATA) for room in rooms}
+    for room, imported in arrows("data").items():
+        level = [other for other in imported & floor.keys() if room in floor and floor[other] >= floor[room]]
+        assert not level, f"data/{room} must not import {level}"
+    assert {name.removeprefix("data.") for name in FOLDERS if name.startswith("data.") and name.count(".") == 1} == {
+        *floor
+    }
+
+
+def test_few_import_by_a_name_in_a_string() -> None:
+    assert {name for name, file in MODULES.items() if "import_module(" in file.read_text()} == {*BY_A_STRING}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_can_be_seen_whole(folder: str) -> None:
+    place = SOURCE.joinpath(*folder.split("."))
+    files = [file.name for file in place.glob("*.py") if file.name != "__init__.py"]
+    rooms = [room.name for room in place.iterdir() if (room / "__init__.py").exists()]
+    if not folder:
+        assert len(files) + len(rooms) <= MOST_AT_THE_TOP, sorted([*files, *rooms])
+    else:
+        assert len(files) <= MOST_FILES, f"{folder} has {len(files)} files: give it rooms, each for an idea"
+
+
+def test_a_file_is_one_idea() -> None:
+    lines = {name: sum(bool(line.strip()) for line in file.read_text().splitlines()) for name, file in MODULES.items()}
+    assert {name: n for name, n in lines.items() if n > MOST_LINES} == {}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_only_the_entry_imports_run(name: str) -> None:
+    assert name == "__main__" or not {inside(other, "") for other in IMPORTS[name]} & {"run", "__main__"}
 
 
 def test_losses_need_torch_and_nothing_else() -> None:
@@ -83,6 +173,6 @@ def test_losses_need_torch_and_nothing_else() -> None:
             assert {name.split(".")[0] for name in names} <= allowed, file
 
 
-@pytest.mark.parametrize("file", [f for f in MODULES if f.name != "__main__.py"], ids=dotted_name)
-def test_every_module_imports(file: Path) -> None:
-    importlib.import_module(dotted_name(file))
+@pytest.mark.parametrize("name", [name for name, file in MODULES.items() if file.name != "__main__.py"])
+def test_every_module_imports(name: str) -> None:
+    importlib.import_module(f"lifecycle.{name}".removesuffix("."))
