@@ -51,3 +51,50 @@ def test_a_file_system_that_syncs_no_folders_is_written_to(tmp_path: Path, monke
     monkeypatch.setattr(os, "fsync", only_files)
     atomic.write(tmp_path / "run.json", b"whole")
     assert (tmp_path / "run.json").read_bytes() == b"whole"
+
+
+def test_a_folder_is_on_the_disk_before_it_has_its_name_and_the_name_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, seen = tmp_path / "cache" / "tokenizer", []
+    real = os.fsync
+
+    def fsync(number: int) -> None:
+        seen.append((Path(os.readlink(f"/proc/self/fd/{number}")).name.split(".")[0], folder.exists()))
+        real(number)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with atomic.publish_folder(folder, replace=False) as aside:
+        (aside / "config").write_text("whole")
+        assert not folder.exists()
+    assert seen == [("config", False), ("", False), ("cache", True)]
+    assert (folder / "config").read_text() == "whole" and os.listdir(folder.parent) == ["tokenizer"]
+    (tmp_path / "plain").mkdir()
+    assert folder.stat().st_mode == (tmp_path / "plain").stat().st_mode  # others may read a cache that is shared
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_folder_that_is_there_already_stays_or_is_replaced_as_a_whole(tmp_path: Path, replace: bool) -> None:
+    folder = tmp_path / "tokenizer"
+    for content in ("first", "second"):
+        with atomic.publish_folder(folder, replace=replace) as aside:
+            (aside / content).write_text(content)
+    assert os.listdir(folder) == ["second" if replace else "first"] and os.listdir(tmp_path) == ["tokenizer"]
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_folder_that_cannot_be_finished_leaves_nothing_and_the_one_before(tmp_path: Path, replace: bool) -> None:
+    folder = tmp_path / "tokenizer"
+    with atomic.publish_folder(folder, replace=replace) as aside:
+        (aside / "old").write_text("old")
+    with pytest.raises(OSError, match="No space left"), atomic.publish_folder(folder, replace=replace) as aside:
+        (aside / "new").write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert os.listdir(folder) == ["old"] and os.listdir(tmp_path) == ["tokenizer"]
+
+
+def test_a_file_of_its_name_is_not_taken_for_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer").write_text("a file")
+    with pytest.raises(OSError), atomic.publish_folder(tmp_path / "tokenizer", replace=False) as aside:
+        (aside / "new").write_text("")
+    assert os.listdir(tmp_path) == ["tokenizer"]

@@ -12,7 +12,7 @@ def faults_between(plain: Mapping[str, Any], *, guard_actions: Collection[str]) 
     actions = nodes.get("guard", {}).get("actions")
     return [
         *(_guard(actions, guard_actions) if isinstance(actions, list) else []),
-        *_springs(nodes.get("stage", {}), nodes.get("hardware", {})),
+        *_ewc(nodes.get("stage", {}), nodes.get("hardware", {})),
     ]
 
 
@@ -28,7 +28,7 @@ def _guard(actions: list[Any], able: Collection[str]) -> list[str]:
     return faults
 
 
-def _springs(stage: Mapping[str, Any], hardware: Mapping[str, Any]) -> list[str]:
+def _ewc(stage: Mapping[str, Any], hardware: Mapping[str, Any]) -> list[str]:
     if stage.get("ewc") is None or hardware.get("strategy") != "fsdp":
         return []
     return [

@@ -28,7 +28,7 @@ from lifecycle.model import ModelConfig
 from lifecycle.system.cache import made_cache_folder
 from lifecycle.tokenizer.tokenizer import Tokenizer
 
-EWC_COPIES = 2  # of the weights: the parent's, and how stiff the spring of each is
+EWC_COPIES = 2  # of the weights: the parent's, and the Fisher information of each
 
 
 def dry_run(cfg: DictConfig, parent: Parent | None) -> None:

@@ -27,7 +27,7 @@ from lifecycle.bounds import due
 from lifecycle.model import Decoder, Documents, ModelConfig, count_pieces
 from lifecycle.model.layers.attention import Kernel
 from lifecycle.stages.collectives import any_rank, count_tokens
-from lifecycle.stages.gradients import add_gradients
+from lifecycle.stages.gradients import Sums, add_gradients
 from lifecycle.stages.metrics import Meter, validation_metrics
 from lifecycle.stages.optimization import Optimization
 from lifecycle.stages.penalty import Penalty, saved_penalty
@@ -120,7 +120,7 @@ class Stage(pl.LightningModule, ABC):
         optimizer = self.optimizer()
         rate = self.optimization.set_rates(optimizer.param_groups, batch.step, scale=self.guard.lr_scale)
         counts = count_tokens(batch.micro, len(self.setup_facts.source_names), self.device)
-        loss, extra, loads = add_gradients(
+        sums = add_gradients(
             self.trainer,
             self.network,
             batch.micro,
@@ -130,32 +130,36 @@ class Stage(pl.LightningModule, ABC):
             penalty=self.penalty,
         )
         norm = self.optimization.clip(self.parameters())
+        self._update(optimizer, batch, sums, norm)
+        self.feed.consumed(batch.cursor)
+        self.meter.add(
+            step=batch.step + 1,
+            loss=sums.loss,
+            counts=counts,
+            extra=sums.metrics,
+            grad_norm=norm,
+            lr=rate,
+            skipped=self.optimization.skipping.skipped,
+            loads=sums.loads,
+        )
+        self._after(batch)
+
+    def _update(self, optimizer: LightningOptimizer, batch: StepBatch, sums: Sums, norm: Tensor) -> None:
+        """Take the step, or skip it: weights and optimizer stay then. Either counts as one of Lightning's."""
         skipping = self.optimization.skipping
         stop = self.stop_asked or self.feed.fails_after(batch.step + 1)  # what is trained is saved before an error
-        bad, self.preempted = any_rank(skipping.bad(norm, loss), stop)
-        if bad:  # no gradient, no update: weights and optimizer stay
+        bad, self.preempted = any_rank(skipping.bad(norm, sums.loss), stop)
+        if bad:  # no gradient, no update
             optimizer.zero_grad(set_to_none=True)
-            skipping.skip(batch, norm, loss, say=self.meter.say)
+            skipping.skip(batch, norm, sums.loss, say=self.meter.say)
         else:
             skipping.take(norm)
-            if loads is not None:
-                self.network.move_router_biases(loads)
+            if sums.loads is not None:
+                self.network.move_router_biases(sums.loads)
         optimizer.step()
         self.network.weights_changed()
         optimizer.zero_grad(set_to_none=True)
         torch.clear_autocast_cache()  # the cached bf16 copies are of the weights before the step
-        self.feed.consumed(batch.cursor)
-        self.meter.add(
-            step=batch.step + 1,
-            loss=loss,
-            counts=counts,
-            extra=extra,
-            grad_norm=norm,
-            lr=rate,
-            skipped=skipping.skipped,
-            loads=loads,
-        )
-        self._after(batch)
 
     def enter(self, step: int) -> None:
         """The base of the rotary positions is that of step `step` (counted from 0)."""
