@@ -68,6 +68,16 @@ def test_a_mixture_keeps_out_the_evaluation_splits_of_what_it_trains_on(data: st
     assert trained <= {one.hub for one in sets}
 
 
+def test_what_training_stages_share_stands_in_one_file() -> None:
+    shared = yaml.safe_load((CONF / "stage/_training.yaml").read_text())
+    for name in ("pretrain", "midtrain"):
+        own = yaml.safe_load((CONF / f"stage/{name}.yaml").read_text())
+        assert own["defaults"] == ["_training", "_self_"]
+        composed = config.resolved(config.compose([f"stage={name}"]))["stage"]
+        again = {key for key in shared if key in own and key != "schedule"}
+        assert not again and set(composed) == set(shared) | set(own) - {"defaults"} | {"optimizer"}
+
+
 @pytest.mark.parametrize("data", ["reasoning", "midtrain/reasoning_heavy"])
 def test_traces_of_reasoning_are_mid_trained_in_long_rows(data: str) -> None:
     assert config.compose(["stage=midtrain", f"data={data}"]).stage.sequence_length == 4096
@@ -208,6 +218,11 @@ def test_a_value_that_is_still_missing_is_named_with_its_comment(tmp_path: Path)
         config.check(config.compose(["model=mine"], config_dirs=[tmp_path]))
     assert "model.layers has no value yet (blocks, one after the other): type model.layers=..." in str(raised.value)
     assert str(raised.value).startswith("1 fault ")
+
+
+def test_a_value_that_stages_share_is_named_with_its_comment_too() -> None:
+    with pytest.raises(UserError, match=r"stage\.sequence_length has no value yet \(positions of the longest rows"):
+        config.check(config.compose(["stage.sequence_length=???"]))
 
 
 def test_keys_that_no_file_names_need_no_plus() -> None:

@@ -162,7 +162,7 @@ def _resolve(cfg: DictConfig, at: Place, walk: Walk) -> dict[str, Any]:
     for key in cfg:
         place = (*at, str(key))
         if OmegaConf.is_missing(cfg, key):
-            comment = help.comment_beside(_files_of(place), place if len(place) == 1 else place[1:])
+            comment = help.comment_beside(help.files_of(place), place if len(place) == 1 else place[1:])
             walk.faults.append(
                 f"{dotted(place)} has no value yet{f' ({comment})' if comment else ''}: type {dotted(place)}=..."
             )
@@ -177,16 +177,6 @@ def _resolve(cfg: DictConfig, at: Place, walk: Walk) -> dict[str, Any]:
         except OmegaConfBaseException as error:
             walk.faults.append(f"{dotted(place)} cannot be resolved: {str(error).splitlines()[0]}")
     return plain
-
-
-def _files_of(place: Place) -> list[Path]:
-    """YAML files that may hold the key: the group's choice, in every config folder."""
-    if not HydraConfig.initialized():
-        return []
-    runtime = HydraConfig.get().runtime
-    folders = [Path(source.path) for source in runtime.config_sources if source.schema == "file"]
-    name = f"{place[0]}/{runtime.choices.get(place[0])}.yaml" if len(place) > 1 else "config.yaml"
-    return [folder / name for folder in folders if (folder / name).is_file()]
 
 
 def _refuse_processes_in_sweep(cfg: DictConfig) -> None:
