@@ -2,7 +2,7 @@
 
 import torch
 
-from lifecycle.rollout.sampling import sequence_seed
+from lifecycle.rollout.sampling.parameters import sequence_seed
 from lifecycle.system.seeds import derive
 
 
