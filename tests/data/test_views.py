@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from lifecycle.batch import Example, Prompt, Record
-from lifecycle.data.read.formats import as_text, to_record
+from lifecycle.data.read.formats import to_record
+from lifecycle.data.read.in_words import as_text
 from lifecycle.data.read.spec import SourceSpec
 from lifecycle.data.views import VIEWS, chat, prompt, text
 from lifecycle.errors import UserError

@@ -78,8 +78,11 @@ class Corpus:
             evaluation=evaluation,
             begun=begun,
             shards={name: meta["training"]["fingerprint"] for name, meta in metas.items()},
+            view=view,
         )
-        self._held = {s.name: held_out_source(s, root=config.root, cache=self.cache, begun=begun) for s in self.whole}
+        self._held = {
+            s.name: held_out_source(s, root=config.root, cache=self.cache, begun=begun, view=view) for s in self.whole
+        }
         check_views(self.whole, view, {s.name: views(s.spec) for s in self.whole})
         self.tokenizer = self._open_tokenizer(begun)
         self.levels = self._levels(parent_loss)

@@ -19,7 +19,7 @@ from typing import Any
 from lifecycle.batch import Example, Item, Pair, Prompt, Record
 from lifecycle.data.conversation.ids import ask, tell
 from lifecycle.data.conversation.rendering import Conversation
-from lifecycle.data.read.formats import answered, as_text, question
+from lifecycle.data.read.in_words import answered, as_text, question
 from lifecycle.data.read.row import BadRow
 from lifecycle.errors import UserError
 from lifecycle.tokenizer.chat import ChatTemplate, Turn

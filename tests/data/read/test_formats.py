@@ -7,7 +7,8 @@ import pytest
 from tests.real import rows
 
 from lifecycle.batch import Record
-from lifecycle.data.read.formats import as_text, to_record, views
+from lifecycle.data.read.formats import to_record, views
+from lifecycle.data.read.in_words import as_text
 from lifecycle.data.read.rows.readers import BadRow
 from lifecycle.data.read.spec import SourceSpec
 
@@ -23,6 +24,10 @@ TEXT = SourceSpec(path="x")
 
 def record(row: dict[str, Any], spec: SourceSpec) -> Record:
     return to_record(row, spec=spec, name="mine", row_id="mine:3")
+
+
+def columns(spec: SourceSpec) -> set[str]:
+    return set(spec.columns or ())
 
 
 def reason(row: dict[str, Any], spec: SourceSpec) -> str:
@@ -181,7 +186,7 @@ def test_turns_are_known_by_either_pair_of_names() -> None:
     row = {"conversations": [{"from": who, "value": said} for who, said in turns], "hard": 1}
     made = record(row, spec)
     assert as_text(made) == "System: Be brief.\n\nUser: 2+2?\n\nAssistant: 4" and made.level == 1.0
-    assert set(spec.columns) == {"conversations", "hard"}
+    assert columns(spec) == {"conversations", "tools", "hard"}
 
 
 @pytest.mark.parametrize(
@@ -191,7 +196,7 @@ def test_turns_are_known_by_either_pair_of_names() -> None:
         ([], "empty"),
         ("hello", "wrong type of messages: str"),
         (["hello"], "wrong type of messages: list"),
-        ([{"role": "tool", "content": "x"}], "unknown role"),
+        ([{"role": "critic", "content": "x"}], "unknown role"),
         ([{"role": "user", "content": None}], "wrong type of content: NoneType"),
         ([{"role": "user", "content": "\0"}], "nul bytes"),
     ],
@@ -202,10 +207,10 @@ def test_conversations_that_cannot_be_read_say_why(turns: Any, why: str) -> None
 
 def test_views_and_columns_follow_the_format() -> None:
     assert views(TEXT) == {"text"}
-    assert views(MEDQA) == views(GSM8K) == {"text", "prompt"}
-    assert set(TEXT.columns) == {"text"}
-    assert set(MEDMCQA.columns) == {"question", "opa", "opb", "opc", "opd", "cop", "exp"}
-    assert "body" in SourceSpec(path="x", fields={"text": "body.main"}).columns
+    assert views(MEDQA) == views(GSM8K) == {"text", "chat", "prompt"}
+    assert columns(TEXT) == {"text"} and SourceSpec(path="x", format="auto").columns is None
+    assert columns(MEDMCQA) == {"question", "opa", "opb", "opc", "opd", "cop", "exp"}
+    assert "body" in columns(SourceSpec(path="x", fields={"text": "body.main"}))
 
 
 def test_every_row_of_real_medqa_is_read() -> None:

@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lifecycle.data.clean.source import Source
+from lifecycle.data.read.forms.judged import NEAR_TIE
 from lifecycle.data.read.quarantine import first
 from lifecycle.errors import UserError
 
 BAD = "bad:"
 EMPTY = "dropped:empty"
+DROPPED = {"empty": EMPTY, NEAR_TIE: f"dropped:{NEAR_TIE}"}
+"""Verdicts on rows that cannot be used though nothing is wrong with them, by reason."""
+
 FEW = 3  # bad rows that a reader may meet in its part of a small source, if the whole source may have as many
 
 
@@ -53,6 +57,8 @@ def _advice(name: str, reason: str) -> str:
     where = f"data.sources.{name}"
     if reason == "bad utf-8":
         return f"declare the encoding of the files ({where}.encoding=cp1252, latin-1, ...)"
-    if reason.startswith(("missing field", "wrong type of")):
+    if reason.startswith("chat template"):
+        return "choose data.chat_template (auto, chatml, plain, or a Jinja file that writes such rows)"
+    if reason.startswith(("missing field", "wrong type of", "no prompt")):
         return f"map the fields ({where}.fields, such as {{text: THEIR_NAME}}), choose {where}.format"
     return "mend the file"

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from lifecycle.bounds import Count, Share
 from lifecycle.data.quality.ngrams import ngrams, word_hashes, words
-from lifecycle.data.read.files.listing import File, fingerprint, resolve
-from lifecycle.data.read.formats import asked
+from lifecycle.data.read.files.listing import File, fingerprint, hashed, listing
+from lifecycle.data.read.in_words import asked
+from lifecycle.data.read.recognise import recognised
 from lifecycle.data.read.rows.readers import BadRow, Position, parse, rows
-from lifecycle.data.read.spec import Format, SampleBy, SourceSpec
+from lifecycle.data.read.spec import SampleBy, SourceSpec
 from lifecycle.errors import UserError
 
 RULE = ("ngram", "share", "min_words")
@@ -42,7 +43,7 @@ class EvaluationSet:
     revision: str | None = None
     path: str | list[str] | dict[str, str | list[str]] | None = None
     split: str = "test"
-    format: Format = "text"
+    format: str = "text"
     fields: dict[str, str | list[str]] = field(default_factory=dict)
     sample_by: SampleBy = "line"
     encoding: str = "utf-8"
@@ -171,11 +172,13 @@ def evaluation_index(rule: Decontaminate, *, root: str | None, cache: Path) -> I
     owners: dict[int, list[int]] = {}
     key = hashlib.sha256(repr((rule.ngram, rule.share, rule.min_words)).encode())
     for name, one in rule.sets.items():
-        spec = one.spec()
-        files = resolve(spec, name=name, root=root, cache=cache, where=f"data.decontaminate.sets.{name}")
+        where = f"data.decontaminate.sets.{name}"
+        found = listing(one.spec(), name=name, root=root, cache=cache, where=where)
+        spec, found = recognised(one.spec(), found, where=where, view="text")
+        files = hashed(found, cache).files
         own = rule.of(one)
         differs = "" if own == replace(rule, sets={}) else f" {own!r}"
-        form = (one.format, sorted(one.fields.items()), one.sample_by)
+        form = (spec.format, sorted(spec.fields.items()), one.sample_by)
         key.update(f"{name} {form!r} {fingerprint(files)}{differs}".encode())
         counts = {"items": 0, "short": 0, "bad": 0}
         for row, hashes in _items(files, spec, counts):

@@ -19,7 +19,8 @@ from lifecycle.data.clean.cached_scan import alone, kept_scan
 from lifecycle.data.clean.scan import refuse_remote
 from lifecycle.data.clean.source import Source
 from lifecycle.data.read.files.listing import fingerprint
-from lifecycle.data.read.formats import as_text, to_record
+from lifecycle.data.read.formats import to_record
+from lifecycle.data.read.in_words import as_text
 from lifecycle.data.read.row import BadRow, RawRow, parse
 
 VERSION = 2

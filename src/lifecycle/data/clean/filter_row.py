@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from lifecycle.data.clean.bad_rows import BAD, EMPTY
+from lifecycle.data.clean.bad_rows import BAD, DROPPED
 from lifecycle.data.clean.contamination import Found
 from lifecycle.data.clean.source import Source
 from lifecycle.data.quality.pii import mask
 from lifecycle.data.quality.rules import drop_reason
-from lifecycle.data.read.formats import as_text, to_record
+from lifecycle.data.read.formats import to_record
+from lifecycle.data.read.in_words import as_text
 from lifecycle.data.read.row import BadRow, RawRow, parse
 
 KEPT = "kept:"
@@ -41,7 +42,7 @@ def judge(raw: RawRow, source: Source) -> Judged:
         row = parse(raw)
         text = as_text(to_record(row, spec=source.spec, name=source.name, row_id=f"{source.name}:{raw.ordinal}"))
     except BadRow as bad:
-        return Judged(None, EMPTY if bad.reason == "empty" else f"{BAD}{bad.reason}")
+        return Judged(None, DROPPED.get(bad.reason, f"{BAD}{bad.reason}"))
     reason = drop_reason(text, source.spec.filters)
     if reason is not None:
         return Judged(None, f"dropped:{reason}")

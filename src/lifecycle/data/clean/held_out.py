@@ -29,7 +29,8 @@ from lifecycle.data.clean.scan import scan
 from lifecycle.data.clean.source import Source, text_hash
 from lifecycle.data.clean.walk import walk_rows
 from lifecycle.data.read.files.listing import is_remote
-from lifecycle.data.read.formats import as_text, to_record
+from lifecycle.data.read.formats import to_record
+from lifecycle.data.read.in_words import as_text
 from lifecycle.data.read.quarantine import quarantine
 from lifecycle.data.read.row import BadRow, Position, RawRow, parse
 from lifecycle.data.read.spec import SourceSpec, ValidationRatio

@@ -14,22 +14,10 @@ from typing import Any, Literal, get_args
 from lifecycle.bounds import Count, FromZero, NotNegative, Part, Positive
 from lifecycle.data.mixture.weight import Weight
 from lifecycle.data.quality.rules import FilterSpec
+from lifecycle.data.read.formats import AUTO, FORMATS
 from lifecycle.errors import UserError
 
-Format = Literal["text", "multiple_choice", "word_problem", "question_answer", "messages"]
 SampleBy = Literal["document", "line", "paragraph"]
-
-FIELDS: dict[str, tuple[str, ...]] = {
-    "text": ("text", "title", "level"),
-    "multiple_choice": ("question", "options", "answer", "explanation", "level"),
-    "word_problem": ("question", "answer", "reasoning", "level"),
-    "question_answer": ("question", "answer", "level"),
-    "messages": ("messages", "level"),
-}
-"""Names on the left of `fields`, by format: what a record is made from."""
-
-OPTIONAL = frozenset({"title", "explanation", "reasoning", "level"})
-"""Those that are read only where `fields` names them: rows carry columns of these names that mean something else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +38,11 @@ class SourceSpec:
     path: a file, folder, glob or URL, a list of them, or one of these per split; `python://prose` and `python://code`
         are the texts of the running Python installation, `python://arithmetic` and `python://reasoning` exercises.
     split: which split is trained on.
-    format, fields: the form of a row, and our field name -> the row's (a dotted path, or a list of columns for
-        `options`); the fields in `OPTIONAL` are read only where they are named here.
+    format, fields: the form of a row (one of `formats.FORMATS`, or auto: recognised by the columns of the first rows),
+        and our field name -> the row's (a dotted path, or a list of columns for `options`).
     answer_base: the number of the first option, where a row gives its answer as a number.
     step_tags: write the lines of a worked answer in <step> tags, and GSM8K's calculator marks in <calculation> tags.
+    tie_margin: two answers whose scores differ by no more are a near tie, which is left out.
     sample_by: what a row of a plain text file is.
     encoding: of text files, JSON and CSV among them, by Python's name for it (utf-16, cp1252, latin-1, gb18030, ...).
     domain: what validation is reported by; None: the source's name.
@@ -74,10 +63,11 @@ class SourceSpec:
     revision: str | None = None
     path: str | list[str] | dict[str, str | list[str]] | None = None
     split: str = "train"
-    format: Format = "text"
+    format: str = "text"
     fields: dict[str, str | list[str]] = field(default_factory=dict)
     answer_base: FromZero = 0
     step_tags: bool = False
+    tie_margin: NotNegative = 0.0
     sample_by: SampleBy = "document"
     encoding: str = "utf-8"
     domain: str | None = None
@@ -95,9 +85,13 @@ class SourceSpec:
             object.__setattr__(self, "validation", ValidationRatio(**self.validation))
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        """Top-level columns of a row that the format reads; a Parquet reader leaves the others on the disk."""
-        read = [key for key in FIELDS[self.format] if key in self.fields or key not in OPTIONAL]
+    def columns(self) -> tuple[str, ...] | None:
+        """Top-level columns of a row that the format reads, None for all; a Parquet reader leaves the others on the
+        disk."""
+        if self.format == AUTO:
+            return None
+        form = FORMATS[self.format]
+        read = [key for key in form.fields if key in self.fields or key in (*form.needs, *form.takes)]
         named = [self.fields.get(key, key) for key in read]
         flat = [name for value in named for name in (value if isinstance(value, list) else [value])]
         return tuple(dict.fromkeys(part for name in flat for part in (name, name.split(".")[0])))
@@ -143,19 +137,23 @@ class SourceSpec:
             raise UserError(f"{where}.path is empty; give a file, a glob, a list of them, or one per split")
 
     def _check_form(self, where: str) -> None:
-        if self.format not in get_args(Format):
-            raise UserError(f"{where}.format is {self.format!r}; {_choices(str(self.format), get_args(Format))}")
+        if self.format not in (AUTO, *FORMATS):
+            raise UserError(f"{where}.format is {self.format!r}; {_choices(str(self.format), (AUTO, *FORMATS))}")
+        if self.format == AUTO and self.fields:
+            raise UserError(
+                f"{where}.fields is given, but {where}.format=auto finds the fields of a row itself: name the format"
+            )
         if self.sample_by not in get_args(SampleBy):
             raise UserError(f"{where}.sample_by is {self.sample_by!r}; {_choices(self.sample_by, get_args(SampleBy))}")
         if not _is_encoding(self.encoding):
             raise UserError(
                 f"{where}.encoding is {self.encoding!r}; wanted a text encoding that Python knows, as utf-16"
             )
-        if self.step_tags and self.format != "word_problem":
+        if self.step_tags and self.format not in ("word_problem", AUTO):
             raise UserError(f"{where}.step_tags is for format word_problem; this is {self.format}: remove it")
         for key, value in self.fields.items():
-            if key not in FIELDS[self.format]:
-                raise UserError(f"{where}.fields.{key}: no such field; {_choices(key, FIELDS[self.format])}")
+            if key not in FORMATS[self.format].fields:
+                raise UserError(f"{where}.fields.{key}: no such field; {_choices(key, FORMATS[self.format].fields)}")
             if isinstance(value, list) and key != "options":
                 raise UserError(f"{where}.fields.{key} is a list; only options can be several columns: name one")
 

@@ -18,6 +18,8 @@ from lifecycle.data.mixture.plan import REPLAY
 from lifecycle.data.mixture.replay_names import generation_of
 from lifecycle.data.read.begun import Begun, listed
 from lifecycle.data.read.files.listing import Listing, hashed, is_remote, listing, place
+from lifecycle.data.read.formats import LIST
+from lifecycle.data.read.recognise import recognised
 from lifecycle.data.read.rows.first_look import look
 from lifecycle.data.read.spec import SourceSpec
 from lifecycle.data.stream.documents import RawDocuments
@@ -36,18 +38,22 @@ def open_sources(
     evaluation: Index | None = None,
     begun: Begun | None = None,
     shards: Mapping[str, str] | None = None,
+    view: str = "text",
 ) -> list[Source]:
     """The training side of every source, in the order of the config. Raises `UserError` naming the source at fault.
 
     `processes` look for duplicates, where a source has such a filter; `evaluation` is what no document may hold; a run
     that goes on reads the files that it has `begun` with. shards: by source, what prepared shards were made from; such
-    a source is not read, and its files need not be here.
+    a source is not read, and its files need not be here. view: that a format which is to be recognised should give.
     """
     shards = shards or {}
     for name, spec in specs.items():
         spec.check(name, placed=name not in shards)
     read = [name for name, spec in specs.items() if name not in shards or is_here(spec, root)]
-    files = {name: _listing(specs[name], name, root, cache, bad_rows) for name in read}
+    specs, files = dict(specs), dict[str, Listing]()
+    for name in read:
+        found = _listing(specs[name], name, root, cache, bad_rows)
+        specs[name], files[name] = recognised(specs[name], found, where=f"data.sources.{name}", view=view)
     if begun is not None:
         files = {name: replace(one, files=begun.in_order(name, one.files)) for name, one in files.items()}
         begun.check_files({name: {"training": listed(files[name].files)} for name in read if name not in shards})
@@ -107,7 +113,9 @@ def _opened(spec: SourceSpec, name: str, root: str | None, cache: Path, bad_rows
     return hashed(found, cache)
 
 
-def held_out_source(source: Source, *, root: str | None, cache: Path, begun: Begun | None = None) -> Source | None:
+def held_out_source(
+    source: Source, *, root: str | None, cache: Path, begun: Begun | None = None, view: str = "text"
+) -> Source | None:
     """The validation side of a source: the same files for a hash share, others for a split or a file (in the order that
     the run has `begun` with); None without, and where shards are read and its files are not here."""
     spec = source.spec
@@ -122,7 +130,9 @@ def held_out_source(source: Source, *, root: str | None, cache: Path, begun: Beg
         split = replace(once, max_rows=None, path=spec.validation_file, validation=None)
     if source.shards is not None and not is_here(split, root):
         return None
-    found = _opened(split, source.name, root, cache, source.bad_rows, f"data.sources.{source.name}.validation")
+    where = f"data.sources.{source.name}.validation"
+    found = _opened(split, source.name, root, cache, source.bad_rows, where)
+    split, found = recognised(split, found, where=f"data.sources.{source.name}", view=view)
     files, passed = begun.in_order(source.name, found.files, "held_out") if begun else found.files, found.passed
     return replace(
         source, spec=split, files=files, passed=passed, held_out=None, left_out={}, file_rows=None, shards=None
@@ -149,10 +159,13 @@ def _texts(source: Source, seed: int) -> Iterator[str]:
 
 
 def check_views(sources: list[Source], view: str, given: Mapping[str, frozenset[str]]) -> None:
-    """Raise if a source cannot give the view that the stage eats."""
+    """Raise UserError if a source cannot give the view that the stage trains on."""
+    able = ", ".join(form.name for form in LIST if view in form.views)
     for source in sources:
         if view not in given[source.name]:
+            where, gives = f"data.sources.{source.name}", ", ".join(sorted(given[source.name]))
             raise UserError(
-                f"the stage eats the view '{view}', but data.sources.{source.name} (format '{source.spec.format}') "
-                f"gives only {', '.join(sorted(given[source.name]))}: choose another data config or stage"
+                f"the stage trains on the view '{view}', but {where} (format '{source.spec.format}') gives {gives}. "
+                f"The formats {able} give '{view}': set {where}.format where its rows have such a form, take the "
+                f"source out ('~{where}'), or choose another data config, or a stage that trains on {gives}"
             )

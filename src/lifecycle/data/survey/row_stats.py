@@ -16,7 +16,8 @@ from lifecycle.data.clean import contamination_report
 from lifecycle.data.clean.filter_row import HELD_OUT, judge
 from lifecycle.data.clean.source import Source
 from lifecycle.data.clean.walk import walk_rows
-from lifecycle.data.read.formats import as_text, to_record
+from lifecycle.data.read.formats import to_record
+from lifecycle.data.read.in_words import as_text
 from lifecycle.data.read.quarantine import shown
 from lifecycle.data.read.row import BadRow, RawRow, parse
 from lifecycle.system.seeds import derive

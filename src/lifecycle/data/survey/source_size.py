@@ -9,6 +9,7 @@ from pathlib import Path
 from lifecycle.data.clean.source import BadRows, HeldOut, Source
 from lifecycle.data.read.bytes.damage import OnDamage
 from lifecycle.data.read.files.listing import is_remote, listing
+from lifecycle.data.read.recognise import recognised
 from lifecycle.data.read.rows.first_look import look
 from lifecycle.data.read.spec import SourceSpec
 from lifecycle.data.stream.documents import RawDocuments
@@ -97,6 +98,7 @@ def _measured(
     found = listing(spec, name=name, root=root, cache=cache)
     say_read(f"data.sources.{name}", found)
     look(found.files, on_damage)
+    spec, found = recognised(spec, found, where=f"data.sources.{name}", view="text")
     files = found.files
     if any(is_remote(file.url) for file in files):
         return spec.tokens, "stated in the config" if spec.tokens else "unknown: read over the network"

@@ -10,7 +10,8 @@ import pytest
 
 from lifecycle.data.read.files.builtin_text import materialise
 from lifecycle.data.read.files.exercises import LEVELS, ROWS, exercises
-from lifecycle.data.read.formats import as_text, to_record
+from lifecycle.data.read.formats import to_record
+from lifecycle.data.read.in_words import as_text
 from lifecycle.data.read.spec import SourceSpec
 
 SUMS = SourceSpec(path="python://arithmetic", format="word_problem", fields={"level": "level"})

@@ -1,0 +1,1 @@
+"""What a row of each form becomes: one function a format, listed in `formats.py`."""

@@ -1,0 +1,103 @@
+"""The fields of a row by our names for them, whatever its own are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lifecycle.data.read.row import BadRow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fields:
+    """values: the row. names: our name -> the row's, where they differ: a dotted path into a mapping, or several
+    columns.
+
+    answer_base: the number of the first option. step_tags: whether the steps of a worked answer are tagged. tie_margin:
+    scores that differ by no more are a tie.
+    """
+
+    values: Mapping[str, Any]
+    names: Mapping[str, str | list[str]]
+    answer_base: int = 0
+    step_tags: bool = False
+    tie_margin: float = 0.0
+
+    def name(self, key: str) -> str:
+        """What the row calls it."""
+        named = self.names.get(key, key)
+        return named if isinstance(named, str) else ",".join(named)
+
+    def look(self, key: str) -> Any:
+        """The value of a field; None where there is none."""
+        return value_at(self.values, self.name(key))
+
+    def required(self, key: str) -> Any:
+        """The value of a field that every row has."""
+        return present(self.look(key), self.name(key))
+
+    def several(self, key: str) -> Any:
+        """The same of one that may be several columns: then the list of their values."""
+        named = self.names.get(key, key)
+        if isinstance(named, str):
+            return self.required(key)
+        return [present(value_at(self.values, column), column) for column in named]
+
+    def text(self, key: str, *, strip: bool = True) -> str:
+        """The text of a field that every row has, which is not empty."""
+        value = self.required(key)
+        if not isinstance(value, str):
+            raise BadRow(f"wrong type of {self.name(key)}: {type(value).__name__}")
+        cleaned = clean(value)
+        if not cleaned:
+            raise BadRow("empty")
+        return cleaned if strip else value
+
+    def text_if_there(self, key: str, *, strip: bool = True) -> str:
+        """The text of a field that a row may have, or ""."""
+        value = self.look(key)
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            raise BadRow(f"wrong type of {self.name(key)}: {type(value).__name__}")
+        cleaned = clean(value)
+        return cleaned if strip else value
+
+    def text_if_named(self, key: str) -> str:
+        """The same of one that is read only where it is named: rows carry columns of that name that mean something
+        else."""
+        return self.text_if_there(key) if key in self.names else ""
+
+    def number(self, key: str) -> float | None:
+        """The number of a field that a row may have."""
+        value = self.look(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise BadRow(f"wrong type of {self.name(key)}: {type(value).__name__}")
+        return float(value)
+
+
+def value_at(row: Mapping[str, Any], name: str) -> Any:
+    """The row's value of that name; `a.b` is the `b` of the mapping `a` where there is no plain `a.b`."""
+    if name in row or "." not in name:
+        return row.get(name)
+    value: Any = row
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def present(value: Any, name: str) -> Any:
+    """The value, which has to be there."""
+    if value is None:
+        raise BadRow(f"missing field {name}")
+    return value
+
+
+def clean(text: str) -> str:
+    """The text without space around it; one with NUL bytes is damaged."""
+    if "\0" in text:
+        raise BadRow("nul bytes")
+    return text.strip()

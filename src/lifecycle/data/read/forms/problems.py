@@ -1,0 +1,147 @@
+"""Rows that ask something and know the answer: choices, word problems, questions, programs with tests."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Mapping
+from typing import Any
+
+from lifecycle.data.read.forms.fields import Fields, clean
+from lifecycle.data.read.row import BadRow
+
+CALCULATOR_MARK = re.compile(r"<<([^<>]*)>>")
+FINAL_ANSWER = re.compile(r"\n?####\s*(.+?)\s*$", re.DOTALL)
+OWN_LABEL = re.compile(r"^\s*\(?([A-Z])\s*[).:]\s*")
+
+Parts = dict[str, Any]
+"""Fields of a record."""
+
+
+def multiple_choice(row: Fields) -> Parts:
+    """Options get the letters A, B, ... in the order of the row; the answer is a letter."""
+    question = _in_context(row, row.text("question"))
+    labels, options = _options(row)
+    index = _answer_index(row.required("answer"), labels, options, row.answer_base)
+    letters = string.ascii_uppercase[: len(options)]
+    listed = "\n".join(f"{letter}. {option}" for letter, option in zip(letters, options, strict=True))
+    meta = {"options": options, "answer_text": options[index], "explanation": row.text_if_named("explanation")}
+    return {"prompt": f"{question}\n{listed}", "answer": letters[index], "meta": meta}
+
+
+def word_problem(row: Fields) -> Parts:
+    """The final answer is what follows `####`, or the whole answer; thousands separators are taken out."""
+    question = row.text("question")
+    value = row.required("answer")
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise BadRow(f"wrong type of {row.name('answer')}: {type(value).__name__}")
+    worked = f"{value:g}" if isinstance(value, float) and value.is_integer() else str(value).strip()
+    reasoning = row.text_if_named("reasoning")
+    if final := FINAL_ANSWER.search(worked):
+        reasoning, worked = reasoning or worked[: final.start()], final[1]
+    if not worked:
+        raise BadRow("empty")
+    answer = re.sub(r"(?<=\d),(?=\d{3})", "", clean(worked))
+    return {"prompt": question, "answer": answer, "meta": {"reasoning": _steps(reasoning.strip(), tags=row.step_tags)}}
+
+
+def question_answer(row: Fields) -> Parts:
+    """A question and its answer; what it refers to and thoughts, where the row has such and they are named."""
+    thoughts = row.text_if_named("reasoning")
+    answer = row.text("answer")
+    return {
+        "prompt": _in_context(row, row.text("question")),
+        "answer": answer,
+        "meta": {"thoughts": thoughts} if thoughts else {},
+    }
+
+
+def code_problem(row: Fields) -> Parts:
+    """A program that is asked for, one that solves it if the row has it, and the tests that it must pass, in `meta`.
+
+    Tests that stand in a list are shown with the task: they name the function. A solution that begins with a space
+    goes on where the prompt ends.
+    """
+    task = row.text("prompt", strip=False).replace("\r\n", "\n")
+    tests = row.required("tests")
+    listed = isinstance(tests, list)
+    if not listed and not isinstance(tests, str):
+        raise BadRow(f"wrong type of {row.name('tests')}: {type(tests).__name__}")
+    if not tests or not all(isinstance(test, str) for test in tests):
+        raise BadRow(f"no tests in {row.name('tests')}")
+    code = row.text_if_there("code", strip=False).replace("\r\n", "\n").rstrip()
+    if code[:1].isspace():
+        code = task + code
+    meta = {
+        "tests": list(tests) if listed else [tests],
+        "setup": row.text_if_there("setup", strip=False).replace("\r\n", "\n"),
+        "entry_point": row.text_if_there("entry_point"),
+    }
+    shown = "\n\nThe code must pass these tests:\n" + "\n".join(tests) if listed else ""
+    return {"prompt": task.strip() + shown, "completion": code or None, "answer": code or None, "meta": meta}
+
+
+def _in_context(row: Fields, question: str) -> str:
+    """The question after what it is asked about, where `fields` names such a column: a text, or a list of them."""
+    if "context" not in row.names or (context := row.look("context")) is None:
+        return question
+    texts = context if isinstance(context, list) else [context]
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise BadRow(f"wrong type of {row.name('context')}: {type(wrong[0]).__name__}")
+    return "\n\n".join([*filter(None, map(clean, texts)), question])
+
+
+def _steps(reasoning: str, *, tags: bool) -> str:
+    """The worked answer without its calculator marks, or with tags around steps and calculations."""
+    if not tags:
+        return CALCULATOR_MARK.sub("", reasoning).strip()
+    lines = CALCULATOR_MARK.sub(r"<calculation>\1</calculation>", reasoning).splitlines()
+    return "\n".join(f"<step>{line.strip()}</step>" for line in lines if line.strip())
+
+
+def _options(row: Fields) -> tuple[list[str], list[str]]:
+    """Labels and texts of the options, from a list, a mapping by letter, {label, text} pairs, or single columns."""
+    value = row.several("options")
+    if isinstance(value, Mapping) and {"label", "text"} <= set(value):
+        labels, texts = list(value["label"]), list(value["text"])
+    elif isinstance(value, Mapping):
+        pairs = sorted((str(label), text) for label, text in value.items() if text is not None)
+        labels, texts = [label for label, _ in pairs], [text for _, text in pairs]
+    elif isinstance(value, list) and all(isinstance(option, Mapping) for option in value):
+        labels, texts = [option.get("label") for option in value], [option.get("text") for option in value]
+    elif isinstance(value, list):
+        labels, texts = list(string.ascii_uppercase[: len(value)]), list(value)
+    else:
+        raise BadRow(f"wrong type of {row.name('options')}: {type(value).__name__}")
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise BadRow(f"wrong type of {row.name('options')}: {type(wrong[0]).__name__}")
+    if not 2 <= len(texts) <= len(string.ascii_uppercase) or len(labels) != len(texts):
+        raise BadRow(f"{len(texts)} options")
+    return [str(label) for label in labels], _without_own_labels([clean(text) for text in texts])
+
+
+def _without_own_labels(options: list[str]) -> list[str]:
+    """Options that carry their own letters ("A)12", "B)13") without them."""
+    marks = [OWN_LABEL.match(option) for option in options]
+    own = [mark[1] if mark else "" for mark in marks]
+    if own == list(string.ascii_uppercase[: len(options)]):
+        return [option[mark.end() :] for option, mark in zip(options, marks, strict=True) if mark]
+    return options
+
+
+def _answer_index(answer: Any, labels: list[str], options: list[str], base: int) -> int:
+    """Which option `answer` means: a label, the text of an option, or a number that counts from `base`."""
+    if isinstance(answer, str):
+        said = clean(answer)
+        if said in labels or said.upper() in labels:
+            return labels.index(said if said in labels else said.upper())
+        if said in options:
+            return options.index(said)
+        if not re.fullmatch(r"-?\d+", said):
+            raise BadRow("unknown answer")
+        answer = int(said)
+    if isinstance(answer, bool) or not isinstance(answer, int):
+        raise BadRow(f"wrong type of answer: {type(answer).__name__}")
+    if not 0 <= answer - base < len(options):
+        raise BadRow("unknown answer")
+    return answer - base

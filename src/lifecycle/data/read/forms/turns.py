@@ -1,0 +1,155 @@
+"""Rows that are conversations, of one turn or of many, and how their turns are read.
+
+A turn of a record is {role, content}, roles by our names; the assistant's may have `tool_calls`, as a chat template
+takes them. What it thinks stands in <think> tags before what it says.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from lifecycle.data.read.forms.fields import Fields, clean
+from lifecycle.data.read.row import BadRow
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+}
+"""What data sets call who speaks, and what we do."""
+
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""What turns call what the assistant thinks."""
+
+Turn = dict[str, Any]
+
+
+def messages(row: Fields) -> dict[str, Any]:
+    """The turns of `messages`."""
+    return _conversation(row, "messages")
+
+
+def conversations(row: Fields) -> dict[str, Any]:
+    """The turns of `conversations`, as ShareGPT has them."""
+    return _conversation(row, "conversations")
+
+
+def instruction(row: Fields) -> dict[str, Any]:
+    """An instruction, what it is about (`input`), and the answer."""
+    asked = "\n\n".join(filter(None, (row.text("instruction"), row.text_if_there("input"))))
+    return {**_system(row), "prompt": asked, "completion": _thought(row, row.text("output"))}
+
+
+def prompt_completion(row: Fields) -> dict[str, Any]:
+    """A prompt and what follows it, as they stand: the text of a document may go on in the middle of a sentence."""
+    said = row.text("completion", strip=False)
+    return {**_system(row), "prompt": row.text("prompt", strip=False), "completion": _thought(row, said)}
+
+
+def read_turns(value: Any, name: str) -> list[Turn]:
+    """The turns of a list of {role, content} or {from, value}; `name` is what the row calls it."""
+    if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
+        raise BadRow(f"wrong type of {name}: {type(value).__name__}")
+    if not value:
+        raise BadRow("empty")
+    return [read_turn(turn) for turn in value]
+
+
+def read_turn(turn: Mapping[str, Any]) -> Turn:
+    """One turn by our names."""
+    named = str(turn.get("role", turn.get("from")))
+    role = ROLES.get(named)
+    if role is None:
+        raise BadRow("unknown role")
+    content = turn.get("content", turn.get("value"))
+    if named == "function_call":
+        return {"role": role, "content": "", "tool_calls": [_call(content)]}
+    text, calls = _content(content, called=bool(turn.get("tool_calls")))
+    thoughts = next((turn[key] for key in THOUGHTS if isinstance(turn.get(key), str)), "")
+    calls += [_call(call) for call in turn.get("tool_calls") or []]
+    return {"role": role, "content": thinking(clean(thoughts), text), **({"tool_calls": calls} if calls else {})}
+
+
+def thinking(thoughts: str, said: str) -> str:
+    """What is said after thoughts, which stand in their tags; without any, what is said alone."""
+    return f"<think>\n{thoughts}\n</think>\n\n{said}".rstrip() if thoughts else said
+
+
+def _conversation(row: Fields, key: str) -> dict[str, Any]:
+    turns = read_turns(row.required(key), row.name(key))
+    tools = _tools(row.look("tools"), row.name("tools"))
+    return {
+        "messages": [*_system(row).get("messages", []), *turns],
+        **({"meta": {"tools": tools}} if tools else {}),
+    }
+
+
+def _system(row: Fields) -> dict[str, Any]:
+    said = row.text_if_named("system")
+    return {"messages": [{"role": "system", "content": said}]} if said else {}
+
+
+def _thought(row: Fields, said: str) -> str:
+    thoughts = row.text_if_named("reasoning")
+    return thinking(thoughts, said.strip()) if thoughts else said
+
+
+def _content(content: Any, *, called: bool) -> tuple[str, list[Turn]]:
+    """What a turn says, and the tools that it calls in a part of its own."""
+    if content is None and called:
+        return "", []
+    if isinstance(content, str):
+        return clean(content), []
+    if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
+        raise BadRow(f"wrong type of content: {type(content).__name__}")
+    said: dict[str, list[str]] = {"text": [], "reasoning": []}
+    calls = []
+    for part in content:
+        kind, value = str(part.get("type")), part.get("value", part.get("text", part.get("reasoning")))
+        if kind == "tool_call":
+            calls.append(_call(value))
+        elif kind in said and isinstance(value, str):
+            said[kind].append(clean(value))
+        else:
+            raise BadRow(f"a content with a part of type {kind[:20]}")
+    return thinking("\n\n".join(said["reasoning"]), "\n\n".join(said["text"])), calls
+
+
+def _call(call: Any) -> Turn:
+    """A call of a tool as chat templates take it: {type, function: {name, arguments}}."""
+    call = _parsed(call, "tool call")
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise BadRow("a tool call without a name")
+    arguments = _parsed(function.get("arguments") or {}, "tool call")
+    return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+
+
+def _tools(value: Any, name: str) -> list[Turn]:
+    """The tools of a conversation: a list of descriptions, or its JSON text."""
+    if not value:
+        return []
+    tools = _parsed(value, name)
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise BadRow(f"wrong type of {name}: {type(tools).__name__}")
+    return [dict(tool) if "function" in tool else {"type": "function", "function": dict(tool)} for tool in tools]
+
+
+def _parsed(value: Any, what: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise BadRow(f"bad json in a {what}" if what == "tool call" else f"bad json in {what}") from None

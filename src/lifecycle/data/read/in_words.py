@@ -1,0 +1,87 @@
+"""Records as plain text: documents, how they begin, and what is said in answer.
+
+A conversation is written out in plain words, the same under every tokenizer: a chat template's marks are special
+tokens, which a document cannot hold. What the assistant thinks stays in its tags.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lifecycle.batch import Record
+from lifecycle.data.read.formats import FORMATS, Reading, fields_of, to_record
+from lifecycle.data.read.forms.turns import thinking
+from lifecycle.data.read.row import BadRow
+
+BLANK_LINE = "\n\n"
+
+
+def as_text(record: Record) -> str:
+    """The document of the view `text`, and what filters, duplicates, evaluation items and held-out shares look at: of
+    a pair, the prompt and both answers."""
+    if record.text is not None:
+        return record.text
+    if record.chosen is not None:
+        return _turns([*(record.messages or []), *record.chosen, *record.rejected])
+    if record.prompt is None:
+        said = [] if record.completion is None else [{"role": "assistant", "content": record.completion}]
+        return _turns([*(record.messages or []), *said])
+    if record.completion is None and record.answer is None:
+        return record.prompt
+    if record.completion is not None and record.completion.startswith(record.prompt):  # a program and its beginning
+        return record.completion
+    between = " " if record.completion is None else ""
+    return f"{question(record)}{between}{answered(record)}"
+
+
+def question(record: Record) -> str:
+    """How the document begins that asks what the record asks: what follows is the answer."""
+    if record.text is not None:
+        raise BadRow("no prompt in a text")
+    if record.prompt is None:
+        turns = list(record.messages or [])
+        if record.completion is None and record.chosen is None and turns[-1]["role"] == "assistant":
+            turns.pop()
+        return f"{_turns(turns)}\n\nAssistant:".lstrip()
+    if record.completion is None:
+        return f"Question: {record.prompt}\nAnswer:"
+    before = f"{_turns(record.messages)}\n\n" if record.messages else ""
+    joins = record.prompt[-1:].isspace() or record.completion[:1].isspace()
+    return f"{before}{record.prompt}{'' if joins else BLANK_LINE}"
+
+
+def answered(record: Record) -> str:
+    """What the assistant says in the end; of a pair, the chosen answer; "" where nobody knows."""
+    if record.completion is not None:
+        return record.completion
+    if record.prompt is None:
+        last = (record.chosen or record.messages or [{"role": "", "content": ""}])[-1]
+        return str(last["content"]) if last["role"] == "assistant" else ""
+    if record.answer is None:
+        return ""
+    meta = record.meta
+    shown = f"{record.answer}. {meta['answer_text']}" if "options" in meta else record.answer
+    if "reasoning" in meta:
+        worked = f"{meta['reasoning']}\n" if meta["reasoning"] else ""
+        return f"{worked}The answer is {shown}."
+    explained = f"\nExplanation: {meta['explanation']}" if meta.get("explanation") else ""
+    return thinking(meta.get("thoughts", ""), f"{shown}{explained}")
+
+
+def asked(row: Mapping[str, Any], spec: Reading) -> str:
+    """What a row of an evaluation set asks: its question or prompt; of other formats all of it. Raises BadRow."""
+    if "question" in FORMATS[spec.format].needs:
+        return fields_of(row, spec).text("question")
+    record = to_record(row, spec=spec, name="", row_id="")
+    return record.prompt if record.prompt is not None else as_text(record)
+
+
+def _turns(turns: Sequence[Mapping[str, Any]]) -> str:
+    return "\n\n".join(f"{turn['role'].capitalize()}: {_said(turn)}" for turn in turns)
+
+
+def _said(turn: Mapping[str, Any]) -> str:
+    calls = [json.dumps(call["function"], ensure_ascii=False) for call in turn.get("tool_calls") or []]
+    return "\n".join([*filter(None, [turn["content"]]), *calls])
