@@ -87,6 +87,7 @@ def corpus(prepared: str | None = None) -> Corpus:
         streams=None,
         shuffle_buffer=10_000,
         exhausted="error",
+        long_examples="drop",
         epoch_source=None,
         bad_rows=BadRows(max_share=0.01, min_rows=1000),
         decontaminate=None,

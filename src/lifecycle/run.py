@@ -116,7 +116,8 @@ def _train(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
 
     def timeline_of(limits: Limits) -> Timeline:
         return limits.timeline(
-            corpus.epoch_positions, lambda line: corpus.epoch_tokens(line.steps, phases_of(line.segments))
+            lambda: corpus.epoch_positions(limits.sequence_length),
+            lambda line: corpus.epoch_tokens(line.steps, phases_of(line.segments)),
         )
 
     timeline = timeline_of(limits)

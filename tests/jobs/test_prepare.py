@@ -37,6 +37,7 @@ def module(folder: Path, lines: Sequence[str] = LINES, tokenizer: str | None = N
         "streams": None,
         "shuffle_buffer": 100,
         "exhausted": "error",
+        "long_examples": "drop",
         "decontaminate": None,
         "epoch_source": None,
         "bad_rows": BadRows(max_share=0.01, min_rows=100),
@@ -89,7 +90,7 @@ def test_a_process_reads_a_source_once_for_all_its_parts(
         return given
 
     monkeypatch.setattr(RetryingFile, "_part", counting)
-    task = job._Task(data.sources[0], data.tokenizer, tmp_path / "made", tuple(range(job.PARTS)))
+    task = job._Task(data.sources[0], data.make, tmp_path / "made", tuple(range(job.PARTS)))
     job._write_parts(task)
     assert fetched <= 2.5 * (tmp_path / "a.jsonl.gz").stat().st_size  # once, and a look at its beginning
     fetched = 0

@@ -24,6 +24,7 @@ def module(folder: Path, sources: dict[str, SourceSpec]) -> Corpus:
         "streams": None,
         "shuffle_buffer": 100,
         "exhausted": "error",
+        "long_examples": "drop",
         "decontaminate": None,
         "epoch_source": None,
         "bad_rows": BadRows(max_share=0.01, min_rows=100),

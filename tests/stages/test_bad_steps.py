@@ -49,7 +49,7 @@ def test_what_is_not_finite_is_bad_from_the_first_step(value: float) -> None:
 
 def test_skipped_steps_are_said_counted_and_too_many_end_the_run() -> None:
     made, said = settled(), list[str]()
-    batch = StepBatch(step=6, micro=[], cursor=Cursor(step=7, streams={0: {}, 3: {}}))
+    batch: StepBatch[Any] = StepBatch(step=6, micro=[], cursor=Cursor(step=7, streams={0: {}, 3: {}}))
     made.skip(batch, torch.tensor(8.0), LOSS, say=said.append)
     assert said == [
         "step 7 skipped: loss 2.0, gradient norm 8.0, 8.0 times the usual; data: rows of step 6 of streams 0-3 "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lifecycle.batch import Cursor, StepBatch, TokenBatch
+from lifecycle.batch import Cursor, Example, StepBatch, TokenBatch
 from lifecycle.data.stream.packing import COLUMNS, Piece, Row, arrays
 from lifecycle.duration import Segment, Timeline
 from lifecycle.errors import UserError
@@ -95,7 +95,8 @@ def documents(step: int) -> list[Piece]:
     generator = torch.Generator().manual_seed(step)
     sizes = [5, 12, 7, 20, 3, 9, 24, 4]
     return [
-        Piece(torch.randint(1, 64, (n + 1,), generator=generator).int().numpy(), i % 2) for i, n in enumerate(sizes)
+        Piece(Example(ids=torch.randint(1, 64, (n + 1,), generator=generator).int().numpy()), i % 2)
+        for i, n in enumerate(sizes)
     ]
 
 

@@ -2,8 +2,10 @@
 
 from lifecycle.batch.feed import DataFeed
 from lifecycle.batch.items import Example, Ids, Item, Pair, Prompt, Record
+from lifecycle.batch.prompts import PromptBatch
 from lifecycle.batch.rollout import Kept, Rollout, StopReason, listed
-from lifecycle.batch.steps import IGNORED, Cursor, StepBatch, TokenBatch
+from lifecycle.batch.sequences import PairBatch, UnpairedBatch
+from lifecycle.batch.steps import IGNORED, Cursor, Micro, MicroBatch, StepBatch, TokenBatch
 
 __all__ = [
     "IGNORED",
@@ -13,12 +15,17 @@ __all__ = [
     "Ids",
     "Item",
     "Kept",
+    "Micro",
+    "MicroBatch",
     "Pair",
+    "PairBatch",
     "Prompt",
+    "PromptBatch",
     "Record",
     "Rollout",
     "StepBatch",
     "StopReason",
     "TokenBatch",
+    "UnpairedBatch",
     "listed",
 ]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from lifecycle.batch.steps import Cursor, TokenBatch
+from lifecycle.batch.steps import Cursor
 
 
 class DataFeed(Protocol):
@@ -31,11 +31,11 @@ class DataFeed(Protocol):
     def usage(self) -> Tensor:
         """(sources, 2) float64: epochs begun and rows left out, this rank's part: ranks add up to the whole."""
 
-    def val_dataloader(self) -> Mapping[str, Iterable[TokenBatch]]:
-        """This rank's held-out micro-batches by domain, the same number on every rank."""
+    def val_dataloader(self) -> Mapping[str, Iterable[Any]]:
+        """This rank's held-out micro-batches by domain, of the view's kind, the same number on every rank."""
 
-    def replayed_rows(self, count: int) -> Sequence[TokenBatch]:
-        """At most `count` rows of the replayed sources' training text, one a batch, the same on every rank."""
+    def replayed_rows(self, count: int) -> Sequence[Any]:
+        """At most `count` rows of the replayed sources' training data, one a batch, the same on every rank."""
 
     def replay_share(self) -> float:
         """The share of the replayed sources in the tokens of the next step."""

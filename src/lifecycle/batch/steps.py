@@ -1,13 +1,16 @@
 """What one optimizer step is made of: its micro-batches, and where the data engine stands after it.
 
-Shapes: B rows of a micro-batch, T positions of a row.
+A micro-batch is of one view: `TokenBatch` (text, chat), `PairBatch`, `UnpairedBatch` or `PromptBatch`. What the
+arithmetic of a step asks of any of them is `MicroBatch`.
+
+Shapes: B rows of a micro-batch, T positions of a row, S sources.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,12 +33,37 @@ class Cursor:
     tail: Mapping[str, Any] | None = None
 
 
+class MicroBatch(Protocol):
+    """Part of a step that a device computes on at once, whatever view it is of."""
+
+    @property
+    def packed(self) -> TokenBatch | None:
+        """The rows that the model reads; None where there are none before completions are sampled (prompts)."""
+
+    def weight_by_source(self, sources: int) -> Tensor:
+        """(S,) float64 on the CPU: what the loss that is summed over this batch is divided by, added up over the step:
+        trained tokens by their weights, pairs, sequences or prompts."""
+
+    def tokens_by_source(self, sources: int) -> Tensor:
+        """(S,) float64 on the CPU: trained tokens, for the records of a run."""
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Self:
+        """The same batch on `device`."""
+
+    def rows(self, start: int, stop: int) -> Self:
+        """Rows [start, stop), or as many prompts, as a batch of their own."""
+
+
+Micro = TypeVar("Micro", bound=MicroBatch)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenBatch:
     """Packed rows: the documents of a row are numbered 1, 2, ... from the left, 0 is padding.
 
-    input_ids, labels, position_ids, document_ids, source_ids: (B, T) int64; labels are `IGNORED` at padding and
-    source_ids are -1 there. `single`: every row is one document without padding (attention may be plainly causal).
+    input_ids, labels, position_ids, document_ids, source_ids: (B, T) int64; labels are `IGNORED` where nothing is
+    trained (padding, and what a view only shows), source_ids are -1 at padding. weights: (B, T) float32, of each label
+    in the loss; None: all 1. `single`: every row is one document without padding (attention may be plainly causal).
     """
 
     input_ids: Tensor
@@ -43,11 +71,12 @@ class TokenBatch:
     position_ids: Tensor
     document_ids: Tensor
     source_ids: Tensor
+    weights: Tensor | None = None
     single: bool = False
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], *, single: bool = False) -> TokenBatch:
-        """From the five tensors by name."""
+        """From the tensors by name; `weights` may be absent."""
         ids, labels, positions = tensors["input_ids"], tensors["labels"], tensors["position_ids"]
         documents, sources = tensors["document_ids"], tensors["source_ids"]
         return cls(
@@ -56,17 +85,34 @@ class TokenBatch:
             position_ids=positions,
             document_ids=documents,
             source_ids=sources,
+            weights=tensors.get("weights"),
             single=single,
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """The five tensors by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "single"}
+        """The tensors by name: five, and the weights if there are any."""
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "single"}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    @property
+    def packed(self) -> TokenBatch:
+        """Itself."""
+        return self
 
     @property
     def trained(self) -> Tensor:
         """(B, T) bool: positions whose label enters the loss."""
         return self.labels != IGNORED
+
+    def weight_by_source(self, sources: int) -> Tensor:
+        """(S,) float64: trained tokens by their weights."""
+        trained = self.trained
+        weights = None if self.weights is None else self.weights[trained].double()
+        return torch.bincount(self.source_ids[trained], weights, minlength=sources).double()
+
+    def tokens_by_source(self, sources: int) -> Tensor:
+        """(S,) float64: trained tokens."""
+        return torch.bincount(self.source_ids[self.trained], minlength=sources).double()
 
     def to(self, device: torch.device, non_blocking: bool = False) -> TokenBatch:
         """The same batch on `device`."""
@@ -80,9 +126,9 @@ class TokenBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepBatch:
+class StepBatch(Generic[Micro]):
     """One rank's whole share of one optimizer step: its micro-batches, and the cursor that follows the step."""
 
     step: int
-    micro: list[TokenBatch]
+    micro: list[Micro]
     cursor: Cursor

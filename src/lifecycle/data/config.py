@@ -10,6 +10,7 @@ from lifecycle.data.clean.contamination import Decontaminate
 from lifecycle.data.clean.source import BadRows
 from lifecycle.data.curriculum.schedule import Curriculum
 from lifecycle.data.read.spec import SourceSpec
+from lifecycle.data.stream.packing import LongExamples
 from lifecycle.tokenizer.tokenizer import TokenizerRecipe
 
 
@@ -24,6 +25,7 @@ class DataConfig:
     streams: Count | None
     shuffle_buffer: Count
     exhausted: Literal["error", "drop"]
+    long_examples: LongExamples
     epoch_source: str | None
     bad_rows: BadRows
     decontaminate: Decontaminate | None

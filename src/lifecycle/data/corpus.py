@@ -12,14 +12,15 @@ from typing import Any
 
 import xxhash
 
-from lifecycle.batch import TokenBatch
+from lifecycle.batch import Item
 from lifecycle.data.clean import contamination_report
 from lifecycle.data.clean.contamination import Index, evaluation_index
-from lifecycle.data.clean.held_out import held_out_documents
+from lifecycle.data.clean.held_out import held_out_items
 from lifecycle.data.clean.source import Source
 from lifecycle.data.config import DataConfig
 from lifecycle.data.curriculum.levels import Level, deal, described, in_order, under_curriculum
 from lifecycle.data.curriculum.scores import ParentLoss
+from lifecycle.data.making import Maker
 from lifecycle.data.mixture.plan import BatchPlan, Mix, Phase, largest, mixture, replayed
 from lifecycle.data.mixture.weight import Weight
 from lifecycle.data.read.begun import Begun, Listed, listed, named_tokenizer
@@ -29,13 +30,13 @@ from lifecycle.data.stream.dealer import Dealer
 from lifecycle.data.stream.documents import RawDocuments, place_in
 from lifecycle.data.stream.epoch_length import count_positions
 from lifecycle.data.stream.open_sources import check_views, held_out_source, is_here, open_sources, sample_texts
-from lifecycle.data.stream.packing import Piece
+from lifecycle.data.stream.packing import Packing, Piece
 from lifecycle.data.stream.pieces import Documents, Pieces, State
 from lifecycle.data.stream.prepared import Prepared, PreparedDocuments, open_prepared, prepared_tokenizer, read_metas
 from lifecycle.data.validation import collect, pack
 from lifecycle.errors import UserError
 from lifecycle.system.cache import made_cache_folder
-from lifecycle.tokenizer.tokenizer import Ids, Tokenizer, TokenizerRecipe, from_recipe, load
+from lifecycle.tokenizer.tokenizer import Tokenizer, TokenizerRecipe, from_recipe, load
 
 LISTED = 100  # files of a source in run.json, read or passed over
 
@@ -61,6 +62,7 @@ class Corpus:
         begun: Begun | None = None,
     ) -> None:
         self.config, self.seed, self.cache, self._processes = config, seed, made_cache_folder(), processes
+        self.packing = Packing(view=view, long_examples=config.long_examples)
         specs = config.sources
         self.whole_mix = mixture({name: spec.weight for name, spec in specs.items()}, replay_share)
         self.epoch_source = config.epoch_source or largest(self.whole_mix)
@@ -85,6 +87,7 @@ class Corpus:
         }
         check_views(self.whole, view, {s.name: views(s.spec) for s in self.whole})
         self.tokenizer = self._open_tokenizer(begun)
+        self.make = Maker(view=view, tokenizer=self.tokenizer)
         self.levels = self._levels(parent_loss)
         self.sources, self.whole = in_order(self.levels, self.whole)
         self.mix = self._mix_of_levels() if self.levels else self.whole_mix
@@ -130,7 +133,7 @@ class Corpus:
             metas,
             self.sources,
             {name: self.held_apart(name) for name in self.config.sources},
-            tokenizer=self.tokenizer.sha256,
+            make=self.make,
             evaluation_known=evaluation is not None or self.config.decontaminate is None,
             may_lack=self.whole_mix.replay,
         )
@@ -140,19 +143,25 @@ class Corpus:
         """How often each source may be read."""
         return {source.name: source.spec.max_epochs for source in self.sources}
 
-    def epoch_positions(self) -> int:
-        """Trained positions of one pass over `epoch_source`, which turns passes into steps; counted once, cached."""
+    def epoch_positions(self, row_length: int) -> int:
+        """Positions of one pass over `epoch_source` in rows of this length (in the view `prompt` its prompts), which
+        turn passes into steps; counted once, cached."""
         name = self.epoch_source
         names = [level.source.name for level in self.levels.get(name, [])] or [name]
         if names[0] in self.prepared:
-            sides = [self.prepared[one].training for one in names]
-            return sum(training.tokens - training.documents for training in sides)
+            return sum(self.prepared[one].training.positions(self.packing, row_length) for one in names)
         source = next(s for s in self.whole if s.name == name)
-        return count_positions(source, self.tokenizer, cache=self.cache, seed=self.seed)
+        return count_positions(
+            source, self.make, packing=self.packing, row_length=row_length, cache=self.cache, seed=self.seed
+        )
 
     def epoch_tokens(self, steps: int, phases: Sequence[Phase]) -> float:
-        """Positions that a run of `steps` steps, made of `phases`, gives to `epoch_source`."""
-        return BatchPlan.of(self.whole_mix, phases, steps).planned(steps)[self.epoch_source]
+        """Positions (or prompts) that a run of `steps` steps, made of `phases`, gives to `epoch_source`."""
+        return BatchPlan.of(self.whole_mix, self.counted(phases), steps).planned(steps)[self.epoch_source]
+
+    def counted(self, phases: Sequence[Phase]) -> Sequence[Phase]:
+        """The phases as the view fills them: by positions, or by prompts."""
+        return [replace(phase, is_counted=self.packing.counts) for phase in phases]
 
     def ends_with(self, passes: float | None) -> bool:
         """Whether a run of so many passes over `epoch_source` is to end with its last row: it may be read so often, and
@@ -183,7 +192,9 @@ class Corpus:
                 partial(reading, source.index),
             )
             for stream in owned:
-                pieces[stream][source.name] = Pieces(documents[stream], source.index, known[stream])
+                pieces[stream][source.name] = Pieces(
+                    documents[stream], source.index, known[stream], packing=self.packing
+                )
         return pieces
 
     def open_documents(
@@ -211,15 +222,14 @@ class Corpus:
             buffer=self.config.shuffle_buffer,
             reading=reading,
         )
-        encode = self.tokenizer.documents
-        return {stream: RawDocuments(dealer, encode, stream=stream, state=state) for stream, state in states.items()}
+        return {stream: RawDocuments(dealer, self.make, stream=stream, state=state) for stream, state in states.items()}
 
     def documents(self, name: str) -> Documents:
         """All training documents of one source, as a single stream reads them."""
         return self.open_documents(name, 1, {0: None})[0]
 
-    def held_out(self, source: Source, tokens: int) -> list[Ids]:
-        """The documents of one of the whole sources that are measured, about `tokens` positions; none of one without.
+    def held_out(self, source: Source, tokens: int) -> list[Item]:
+        """The items of one of the whole sources that are measured, about `tokens` positions; none of one without.
 
         The same from shards as from rows.
         """
@@ -229,22 +239,23 @@ class Corpus:
             return made.measured(source.spec, tokens)
         if (held := self._held[source.name]) is None:
             return []
-        return held_out_documents(held, self.tokenizer, tokens=tokens, cache=self.cache, processes=self._processes)
+        return held_out_items(held, self.make, tokens=tokens, cache=self.cache, processes=self._processes)
 
     def held_apart(self, name: str) -> Source | None:
         """Of a source: the one that its held-out rows have files of their own in."""
         source = next((s for s in self.whole if s.name == name), None)
         return self._held[name] if source is not None and source.held_out is None else None
 
-    def rows(self, shares: Mapping[str, float], count: int, row_length: int) -> list[TokenBatch]:
-        """`count` rows (fewer if there is less) of the training text of the sources in `shares`, one a batch, the same
+    def rows(self, shares: Mapping[str, float], count: int, row_length: int) -> list[Any]:
+        """`count` rows (fewer if there is less) of the training data of the sources in `shares`, one a batch, the same
         on every rank and whatever was read before."""
         pieces: list[Piece] = []
         for name, share in shares.items():
             wanted = math.ceil(count * row_length * share / sum(shares.values()))
             index = next(s.index for s in self.sources if s.name == name)
             pieces += collect(self.documents(name), tokens=wanted, source=index)
-        return pack(",".join(shares), pieces, row_length, 0).batches(1, 0, 1)[:count]
+        packed = pack(",".join(shares), pieces, row_length, self.packing, self.tokenizer.bytes_of)
+        return packed.batches(1, 0, 1)[:count]
 
     def lineage(self) -> dict[str, Any]:
         """For run.json: where every source's rows come from, and one hash over all of them and their treatment."""

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ Ledger = dict[str, Any]
 
 def merge(states: Mapping[int, State], sources: list[Source], planned: Mapping[str, float], *, streams: int) -> Ledger:
     """The ledger of a run of `streams` streams from the states of all of them, and of the tail where there is one, and
-    the tokens `planned` of each source: the schema of `ledger.json`."""
+    the tokens `planned` of each source (in the view `prompt`: prompts): the schema of `ledger.json`."""
     known = [states[s] for s in sorted(states)]
     total = sum(planned.values())
     table = {
@@ -47,22 +48,23 @@ def usage(states: Iterable[Mapping[str, Any]], sources: Sequence[str], streams: 
 
 
 def with_tensors(state: Mapping[str, Any]) -> State:
-    """A stream's state with its array as a tensor: a checkpoint holds plain containers and tensors only."""
-    anchor = state["anchor"]
-    sources = {
-        name: {**at, "returned_ids": torch.as_tensor(at["returned_ids"], device="cpu")}
-        for name, at in anchor["sources"].items()
-    }
+    """A stream's state with its arrays as tensors: a checkpoint holds plain containers and tensors only."""
+    anchor = _with_tensors(state["anchor"])
+    return {**state, "anchor": {**anchor, "sources": {n: _with_tensors(at) for n, at in anchor["sources"].items()}}}
+
+
+def _with_tensors(state: Mapping[str, Any]) -> State:
     return {
-        **state,
-        "anchor": {**anchor, "sources": sources, "carry_ids": torch.as_tensor(anchor["carry_ids"], device="cpu")},
+        key: torch.as_tensor(value, device="cpu") if isinstance(value, np.ndarray) else value
+        for key, value in state.items()
     }
 
 
 def _rows(totals: list[Mapping[str, Any]], streams: int) -> dict[str, Any]:
-    counts: Counter[str] = Counter()
+    counts, too_long = Counter[str](), Counter[str]()
     for total in totals:
         counts.update(total["counts"])
+        too_long.update(total.get("too_long", {}))
     by_kind: dict[str, dict[str, int]] = {"kept": {}, "held": {}, "dropped": {}, "bad": {}}
     for key, number in sorted(counts.items()):
         kind, _, reason = key.partition(":")
@@ -74,4 +76,5 @@ def _rows(totals: list[Mapping[str, Any]], streams: int) -> dict[str, Any]:
         "dropped": by_kind["dropped"],
         "bad": by_kind["bad"],
         "held_out": sum(by_kind["held"].values()),
+        **({"too_long": dict(sorted(too_long.items()))} if too_long else {}),
     }

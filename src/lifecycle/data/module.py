@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lifecycle.batch import Cursor, StepBatch, TokenBatch
+from lifecycle.batch import Cursor, PairBatch, PromptBatch, StepBatch, TokenBatch, UnpairedBatch
 from lifecycle.data.corpus import Corpus
 from lifecycle.data.curriculum.levels import refuse_weighed
 from lifecycle.data.ledger import Ledger, merge, usage
@@ -58,7 +58,7 @@ class DataModule(pl.LightningDataModule):
         self.sources, self.tokenizer, self.weights = corpus.sources, corpus.tokenizer, corpus.weights
         self._micro_rows = micro_batch_rows(micro_batch_tokens)
         refuse_weighed(corpus.levels, (phase.weights or {} for phase in phases))
-        plan = BatchPlan.of(corpus.mix, phases, steps)
+        plan = BatchPlan.of(corpus.mix, corpus.counted(phases), steps)
         self._stop, self.phases, self.mix = steps, plan.phases, plan.mix
         self._dropping = corpus.config.exhausted == "drop"
         self._ends = Ends(last=last, dropping=self._dropping, source=None if last == steps else corpus.epoch_source)
@@ -68,6 +68,7 @@ class DataModule(pl.LightningDataModule):
             corpus.held_out,
             tokens=validation_tokens,
             row_length=row_length,
+            packing=corpus.packing,
             byte_count=self.tokenizer.bytes_of,
         )
         self._cursor: Cursor | None = None
@@ -132,6 +133,7 @@ class DataModule(pl.LightningDataModule):
             may_end=self._ends.may_end,
             workers=self.workers,
             micro_rows=self._micro_rows,
+            packing=self.corpus.packing,
             pin_memory=torch.cuda.is_available(),
         )
         return self._loader
@@ -145,7 +147,7 @@ class DataModule(pl.LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """A step's batch stays where it is (the stage moves one micro-batch at a time); others move whole."""
-        if isinstance(batch, TokenBatch):
+        if isinstance(batch, TokenBatch | PairBatch | UnpairedBatch | PromptBatch):
             return batch.to(device)
         if isinstance(batch, StepBatch):
             return batch
@@ -157,8 +159,8 @@ class DataModule(pl.LightningDataModule):
 
     # -- replay
 
-    def replayed_rows(self, count: int) -> list[TokenBatch]:
-        """`count` rows (fewer if there is less) of the replayed sources' training text, one a batch, the same on every
+    def replayed_rows(self, count: int) -> list[Any]:
+        """`count` rows (fewer if there is less) of the replayed sources' training data, one a batch, the same on every
         rank and whatever was read before."""
         return self.corpus.rows(self.mix.replayed(), count, self.row_length)
 

@@ -1,4 +1,4 @@
-"""Held-out rows of each domain: whole documents of the sources' own validation split, file, or hash share.
+"""Held-out rows of each domain: whole items of the sources' own validation split, file, or hash share.
 
 The same rows at every measurement, packed once at the start, shared out evenly among the ranks. Which documents they
 are made of: `held_out.py`.
@@ -14,38 +14,44 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lifecycle.batch import IGNORED, TokenBatch
+from lifecycle.batch import IGNORED, Item, Prompt, PromptBatch
+from lifecycle.batch.item_arrays import sequences
 from lifecycle.data.clean.source import Source
-from lifecycle.data.stream.packing import COLUMNS, Piece, Row, arrays, best_fit, cut
+from lifecycle.data.stream.packing import Packing, Piece, best_fit
 from lifecycle.data.stream.pieces import Documents, Exhausted
 from lifecycle.errors import UserError
-from lifecycle.tokenizer.tokenizer import Ids
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutSet:
-    """The validation rows of one domain: (rows, T) batch arrays, their trained tokens and the bytes of their text.
+    """What is measured of one domain: (rows, T) arrays of packed rows, or prompts with their sources' indices.
 
-    wanted: positions asked of each of its sources.
+    tokens: trained ones (of prompts: their number); bytes: of their text. wanted: positions asked of each of its
+    sources.
     """
 
     domain: str
+    packing: Packing
     rows: dict[str, NDArray[np.int32]]
+    prompts: Sequence[tuple[Prompt, int]]
     tokens: int
     bytes: int
     documents: int
     wanted: Mapping[str, int] = field(default_factory=dict)
 
-    def batches(self, micro_rows: int, rank: int, world_size: int) -> list[TokenBatch]:
+    def batches(self, micro_rows: int, rank: int, world_size: int) -> list[Any]:
         """This rank's micro-batches; every rank gets equally many (rows of padding make up the number)."""
-        count = len(self.rows["input_ids"])
+        count = len(self.prompts) if self.packing.counts else len(self.rows["input_ids"])
         group = micro_rows * world_size
         missing = -count % group
-        out = []
+        out: list[Any] = []
         for at in range(rank * micro_rows, count + missing, group):
             index = np.arange(at, at + micro_rows)
-            part = {k: _rows_or_padding(k, v, index, count) for k, v in self.rows.items()}
-            whole = TokenBatch.of({k: torch.from_numpy(v).long() for k, v in part.items()})
+            if self.packing.counts:
+                out.append(PromptBatch.of(self.prompts[at : at + micro_rows], step=0, first=at))
+                continue
+            part = np.stack([_rows_or_padding(k, v, index, count) for k, v in self.rows.items()])
+            whole = self.packing.batch(torch.from_numpy(part).long())
             out.append(whole.rows(0, micro_rows))
         return out
 
@@ -67,16 +73,17 @@ def _rows_or_padding(name: str, values: NDArray[np.int32], index: NDArray[np.int
 def held_out_sets(
     sources: Sequence[Source],
     weights: Mapping[str, float],
-    read: Callable[[Source, int], Sequence[Ids]],
+    read: Callable[[Source, int], Sequence[Item]],
     *,
     tokens: int,
     row_length: int,
+    packing: Packing,
     byte_count: Callable[[NDArray[np.int32]], int],
 ) -> dict[str, HeldOutSet]:
     """One set of about `tokens` positions a domain; the sources of a domain share it by weight, but for those that say
     their own number.
 
-    `read` gives held-out documents of a source that hold so many positions; `byte_count` the bytes of the text of ids.
+    `read` gives held-out items of a source that hold so many positions; `byte_count` the bytes of the text of ids.
     """
     domains: dict[str, list[Source]] = {}
     for source in sources:
@@ -92,7 +99,7 @@ def held_out_sets(
             wanted = int(tokens * sum(parts[s.name] for s in twins) / sum(parts.values()))
             if tokens and source.spec.validation_tokens is not None:
                 wanted = source.spec.validation_tokens
-            found = [Piece(ids, source.index) for ids in read(source, wanted)]
+            found = [Piece(item, source.index) for item in read(source, wanted)]
             asked |= dict.fromkeys((s.name for s in twins), wanted)
             if isinstance(source.spec.validation, str) and wanted and not found:
                 raise UserError(
@@ -101,8 +108,7 @@ def held_out_sets(
                 )
             pieces += found
         if pieces:
-            size = sum(byte_count(piece.ids) for piece in pieces)
-            packed[domain] = replace(pack(domain, pieces, row_length, size), wanted=asked)
+            packed[domain] = replace(pack(domain, pieces, row_length, packing, byte_count), wanted=asked)
     return packed
 
 
@@ -117,27 +123,42 @@ def _by_text(members: Sequence[Source]) -> list[list[Source]]:
 
 
 def collect(documents: Documents, *, tokens: int, source: int) -> list[Piece]:
-    """Whole documents of one source, until they hold `tokens` positions or the source ends."""
+    """Whole items of one source, until they hold `tokens` positions or the source ends."""
     pieces: list[Piece] = []
     total = 0
     while total < tokens:
         try:
-            ids = documents.next()
+            pieces.append(Piece(documents.next(), source))
         except Exhausted:
             break
-        pieces.append(Piece(ids, source))
-        total += len(ids) - 1
+        total += pieces[-1].positions
     return pieces
 
 
-def pack(domain: str, documents: Sequence[Piece], row_length: int, byte_count: int) -> HeldOutSet:
-    """Documents as validation rows; every document is packed whole or in row-long parts, none is dropped."""
-    parts = [part for piece in documents for part in cut(piece, row_length)]
-    rows: list[Row] = best_fit(parts, row_length)
+def pack(
+    domain: str,
+    documents: Sequence[Piece],
+    row_length: int,
+    packing: Packing,
+    byte_count: Callable[[NDArray[np.int32]], int],
+) -> HeldOutSet:
+    """Items as validation rows: a text whole or in row-long parts, none is dropped; others as `packing` says."""
+    laid = [part for piece in documents for part in packing.laid(piece, row_length)]
+    rows = best_fit(laid, packing.room(row_length))
+    packed = dict(zip(packing.columns, packing.arrays(rows, row_length), strict=True))
+    prompts = [(piece.item, piece.source) for piece in laid if isinstance(piece.item, Prompt)]
     return HeldOutSet(
         domain=domain,
-        rows=dict(zip(COLUMNS, arrays(rows, row_length), strict=True)),
-        tokens=sum(part.positions for part in parts),
-        bytes=byte_count,
+        packing=packing,
+        rows=packed,
+        prompts=prompts,
+        tokens=int((packed["labels"] != IGNORED).sum()) if packed else len(prompts),
+        bytes=sum(_bytes(piece.item, byte_count) for piece in (documents if packing.cuts else laid)),
         documents=len(documents),
     )
+
+
+def _bytes(item: Item, byte_count: Callable[[NDArray[np.int32]], int]) -> int:
+    """Bytes of the text of an item's trained tokens."""
+    parts = sequences(item)
+    return sum(byte_count(p.ids if p.trained is None else p.ids[1:][p.trained[1:]]) for p in parts)

@@ -1,4 +1,5 @@
-"""`stage=prepare`: tokenise every source once into memory-mapped shards that later runs read (`data.prepared=RUN`).
+"""`stage=prepare`: make the items of every source once, into memory-mapped shards that later runs read
+(`data.prepared=RUN`).
 
     python -m lifecycle stage=prepare data=files data.sources.mine.path='texts/*.jsonl' run=mine
     python -m lifecycle stage=pretrain data=files data.sources.mine.path='texts/*.jsonl' data.prepared=mine
@@ -15,30 +16,30 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.progress import track
 
 from lifecycle.bounds import Count
 from lifecycle.data.clean import contamination_report
 from lifecycle.data.clean.bad_rows import BAD, refuse_broken
-from lifecycle.data.clean.filter_row import HELD_OUT, KEPT, judge
-from lifecycle.data.clean.held_out import ORDER, Reach, seed_of
+from lifecycle.data.clean.filter_row import HELD_OUT, KEPT, Judged, judge
+from lifecycle.data.clean.held_out import Reach, seed_of
 from lifecycle.data.clean.source import Source, among, text_hash
 from lifecycle.data.clean.walk import walk_rows
 from lifecycle.data.corpus import Corpus
+from lifecycle.data.making import Maker
 from lifecycle.data.mixture.weight import Weight
 from lifecycle.data.read.begun import listed
-from lifecycle.data.read.quarantine import quarantine
+from lifecycle.data.read.quarantine import beginning, quarantine
 from lifecycle.data.read.row import RawRow
-from lifecycle.data.stream.documents import ENCODE_AT_ONCE
+from lifecycle.data.stream.documents import Usable
 from lifecycle.data.stream.prepared import SIDES, VERSION
+from lifecycle.data.stream.shards import ShardWriter, dtype_of
 from lifecycle.errors import UserError
 from lifecycle.system import atomic
-from lifecycle.tokenizer.tokenizer import Tokenizer
 
 PARTS = 16
 
@@ -48,7 +49,7 @@ class _Task:
     """The rows of some parts of `source`. apart: all its rows are held out."""
 
     source: Source
-    tokenizer: Tokenizer
+    make: Maker
     folder: Path
     parts: tuple[int, ...]
     apart: bool = False
@@ -68,7 +69,7 @@ def prepare(data: Corpus, folder: Path, processes: Count) -> dict[str, Any]:
     held = {s.name: apart for s in data.sources if (apart := data.held_apart(s.name)) is not None}
     readers = min(max(1, processes), PARTS)
     tasks = [
-        _Task(source, data.tokenizer, folder / "prepared" / source.name, tuple(range(first, PARTS, readers)), apart)
+        _Task(source, data.make, folder / "prepared" / source.name, tuple(range(first, PARTS, readers)), apart)
         for sources, apart in ((data.sources, False), (held.values(), True))
         for source in sources
         for first in range(readers)
@@ -85,7 +86,7 @@ def prepare(data: Corpus, folder: Path, processes: Count) -> dict[str, Any]:
         source.name: _finish(
             source,
             folder,
-            data.tokenizer,
+            data.make,
             made[source.name, False],
             held.get(source.name),
             made.get((source.name, True)),
@@ -114,17 +115,22 @@ def _left_out(counts: Mapping[str, int]) -> str:
 
 def _write_parts(task: _Task) -> list[dict[str, Any]]:
     """Tokenise the rows of some parts; those that are finished are recognised by their notes and not made again."""
-    key = f"{task.source.fingerprint} {task.tokenizer.sha256}"
+    key = f"{task.source.fingerprint} {task.make.tokenizer.sha256}"
+    key += "" if task.make.key == "text" else f" {task.make.key}"
     notes = {part: json.loads(task.note(part).read_text()) for part in task.parts if task.note(part).exists()}
     finished = {part: note for part, note in notes.items() if note["key"] == key}
     missing = [part for part in task.parts if part not in finished]
     counts = {part: Counter[str]() for part in missing}
     sides = SIDES[1:] if task.apart else SIDES if task.source.held_out else SIDES[:1]
-    writers = {part: {side: _Writer(task.folder / side, part, task.tokenizer) for side in sides} for part in missing}
+    refuse = {part: partial(_refuse, task.source, counts[part]) for part in missing}
+    writers = {
+        part: {side: ShardWriter(task.folder / side, part, task.make, refuse[part]) for side in sides}
+        for part in missing
+    }
     reach, seed = Reach(task.source), seed_of(task.source)
-    for raw, side, text in _texts(task, counts) if missing else ():
-        place = (text_hash(text, seed), reach(raw)) if side == "validation" else None
-        writers[raw.ordinal % PARTS][side].add(text, place)
+    for raw, side, judged in _judged(task, counts) if missing else ():
+        place = (text_hash(judged.text or "", seed), reach(raw)) if side == "validation" else None
+        writers[raw.ordinal % PARTS][side].add(Usable(judged, beginning(raw)), place)
     for part in missing:
         made = {side: writer.close() for side, writer in writers[part].items()}
         finished[part] = {"key": key, "counts": dict(counts[part]), **made}
@@ -132,14 +138,23 @@ def _write_parts(task: _Task) -> list[dict[str, Any]]:
     return [finished[part] for part in task.parts]
 
 
-def _texts(task: _Task, counts: dict[int, Counter[str]]) -> Iterator[tuple[RawRow, str, str]]:
-    """Texts of the parts in `counts`, which are counted there, with their rows and sides."""
+def _refuse(source: Source, counts: Counter[str], row: Usable, reason: str) -> None:
+    """A row that the view makes no item of is a bad one."""
+    if row.judged.verdict != HELD_OUT:
+        counts.update({row.judged.verdict: -1, f"{BAD}{reason}": 1})
+    if source.quarantine is not None:
+        quarantine(source.quarantine, row.raw, reason)
+
+
+def _judged(task: _Task, counts: dict[int, Counter[str]]) -> Iterator[tuple[RawRow, str, Judged]]:
+    """Usable rows of the parts in `counts`, which are counted there, with their sides."""
     source = task.source
     leaves_out = source.leaves_out()
     seen: Counter[str] = Counter()
     chosen = among(source.rows) if source.rows is not None else lambda row: True
     for raw in walk_rows(source, wanted=lambda row: row % PARTS in counts and not leaves_out(row) and chosen(row)):
-        text, verdict, contaminated, _ = judge(raw, source)
+        judged = judge(raw, source)
+        verdict, contaminated = judged.verdict, judged.contaminated
         seen[verdict] += 1
         if verdict.startswith(BAD):
             if source.quarantine is not None:
@@ -150,52 +165,14 @@ def _texts(task: _Task, counts: dict[int, Counter[str]]) -> Iterator[tuple[RawRo
         held = verdict == HELD_OUT
         if not held:
             counts[raw.ordinal % PARTS][verdict] += 1
-        if text is not None:
-            yield raw, ("validation" if held or task.apart else "training"), text
-
-
-class _Writer:
-    """Appends tokenised documents to one part of one side."""
-
-    def __init__(self, folder: Path, part: int, tokenizer: Tokenizer) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / f"{part:02d}"
-        self._dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-        self._tokenizer = tokenizer
-        self._file = open(self._path.with_suffix(".tokens"), "wb")
-        self._waiting: list[str] = []
-        self._lengths: list[int] = []
-        self._order: list[tuple[int, float]] = []
-
-    def add(self, text: str, place: tuple[int, float] | None) -> None:
-        """`place`: of a held-out document in the order that such are measured in."""
-        self._waiting.append(text)
-        if place is not None:
-            self._order.append(place)
-        if len(self._waiting) == ENCODE_AT_ONCE:
-            self._flush()
-
-    def _flush(self) -> None:
-        documents: list[NDArray[np.int32]] = list(self._tokenizer.documents(self._waiting))
-        self._waiting.clear()
-        for ids in documents:
-            self._file.write(ids.astype(self._dtype).tobytes())
-            self._lengths.append(len(ids))
-
-    def close(self) -> dict[str, int]:
-        if self._waiting:
-            self._flush()
-        self._file.close()
-        np.save(self._path.with_suffix(".ends.npy"), np.cumsum(self._lengths, dtype=np.int64))
-        if self._order:
-            np.save(self._path.with_suffix(".order.npy"), np.array(self._order, ORDER))
-        return {"documents": len(self._lengths), "tokens": sum(self._lengths)}
+        if judged.text is not None:
+            yield raw, ("validation" if held or task.apart else "training"), judged
 
 
 def _finish(
     source: Source,
     folder: Path,
-    tokenizer: Tokenizer,
+    make: Maker,
     parts: list[dict[str, Any]],
     held: Source | None,
     held_parts: list[dict[str, Any]] | None,
@@ -224,7 +201,7 @@ def _finish(
         metas[side] = {
             "version": VERSION,
             "parts": [f"{part:02d}" for part in range(PARTS)] if written else [],
-            "dtype": "uint16" if tokenizer.vocab_size <= 2**16 else "uint32",
+            "dtype": dtype_of(make),
             "documents": sum(part[side]["documents"] for part in written),
             "tokens": sum(part[side]["tokens"] for part in written),
             "counts": dict(counts),
@@ -233,7 +210,8 @@ def _finish(
             "evaluation": origin.evaluation.key if origin.evaluation else None,
             "files": listed(origin.files),
             "named": source.spec.validation if held is not None else None,
-            "tokenizer": tokenizer.sha256,
+            "tokenizer": make.tokenizer.sha256,
+            "view": make.key,
         }
         atomic.write(folder / "prepared" / source.name / side / "meta.json", json.dumps(metas[side], indent=1))
     return metas

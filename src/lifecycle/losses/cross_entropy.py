@@ -3,9 +3,9 @@
     logits = hidden @ weight';  loss = sum over trained tokens of [logsumexp(logits) - logits[label]]
                                      + z_loss * logsumexp(logits)^2          (z-loss: PaLM, arXiv 2204.02311, sec. 5)
 
-With a softcap c, logits are replaced by c tanh(logits / c) (arXiv 2408.00118, section 2). The logits of one chunk of
-tokens exist at a time, and once: their gradients,
-    d logits = [softmax * (1 + 2 z_loss logsumexp) - onehot(label)] * (1 - tanh(logits / c)^2, if capped),
+each times the weight of its label, if labels have weights. With a softcap c, logits are replaced by c tanh(logits / c)
+(arXiv 2408.00118, section 2). The logits of one chunk of tokens exist at a time, and once: their gradients,
+    d logits = weight * [softmax * (1 + 2 z_loss logsumexp) - onehot(label)] * (1 - tanh(logits / c)^2, if capped),
 are computed in the forward pass too and multiplied into those of hidden and weight, which is all that backward needs.
 
 Shapes: N tokens, D width, V vocabulary, C tokens of one chunk.
@@ -40,6 +40,7 @@ def linear_cross_entropy(
     weight_VD: Tensor,
     labels_N: Tensor,
     *,
+    weights_N: Tensor | None = None,
     z_loss: float = 0.0,
     softcap: float | None = None,
     chunk_tokens: int | None = None,
@@ -47,6 +48,7 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Summed loss (scalar, fp32) over the tokens whose label is not -100, and the detached sums of its parts.
 
+    weights_N: factors of the tokens' losses, constants to the gradient; None: all 1.
     metrics: `count` of trained tokens, `nll` the cross-entropy alone, `z_loss` the penalty alone; loss = nll + z_loss.
     Products run in the autocast dtype where autocast is on, else in the dtype of hidden; logarithms, sums and the
     weight's gradient are fp32 (fp64 for fp64 inputs). Differentiable once, in hidden and weight. `compiled` fuses what
@@ -57,12 +59,14 @@ def linear_cross_entropy(
     count = (labels_N != IGNORED).sum()
     # leaving untrained tokens out needs their number on the host: free on a CPU, a synchronisation elsewhere
     if hidden_ND.device.type == "cpu" and int(count) < len(labels_N):
-        hidden_ND, labels_N = hidden_ND[labels_N != IGNORED], labels_N[labels_N != IGNORED]
+        trained_N = labels_N != IGNORED
+        hidden_ND, labels_N = hidden_ND[trained_N], labels_N[trained_N]
+        weights_N = None if weights_N is None else weights_N[trained_N]
     chunk = chunk_tokens or default_chunk(labels_N, vocab=weight_VD.shape[0])
     differentiate = torch.is_grad_enabled()
     with torch.autocast(hidden_ND.device.type, enabled=False):
         loss, nll, penalty = _LinearCrossEntropy.apply(
-            hidden_ND, weight_VD, labels_N, z_loss, softcap, chunk, compute, differentiate, compiled
+            hidden_ND, weight_VD, labels_N, weights_N, z_loss, softcap, chunk, compute, differentiate, compiled
         )
     return loss, {"count": count, "nll": nll, "z_loss": penalty}
 
@@ -99,6 +103,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_ND: Tensor,
         weight_VD: Tensor,
         labels_N: Tensor,
+        weights_N: Tensor | None,
         z_loss: float,
         softcap: float | None,
         chunk: int,
@@ -116,7 +121,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for part in chunks(len(labels_N), chunk):
             hidden = hidden_ND[part].to(compute)
             logits = hidden @ weight.T
-            chunk_nll, chunk_penalty, grad_logits = terms(logits, labels_N[part], z_loss, any(wanted), softcap)
+            weights = None if weights_N is None else weights_N[part]
+            chunk_nll, chunk_penalty, grad_logits = terms(logits, labels_N[part], weights, z_loss, any(wanted), softcap)
             nll += chunk_nll
             penalty += chunk_penalty
             if grad_hidden is not None:
@@ -133,16 +139,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         grads = (None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors)
-        return (*grads, None, None, None, None, None, None, None)
+        return (*grads, *[None] * 8)
 
 
 def _terms(
-    logits_CV: Tensor, labels_C: Tensor, z_loss: float, differentiate: bool, softcap: float | None = None
+    logits_CV: Tensor,
+    labels_C: Tensor,
+    weights_C: Tensor | None,
+    z_loss: float,
+    differentiate: bool,
+    softcap: float | None = None,
 ) -> Terms:
     """Summed nll and penalty of one chunk, and the gradient of their sum with respect to its logits."""
     if softcap is not None:
         capped_CV = _capped(logits_CV.to(sum_dtype(logits_CV.dtype)), softcap)
-        nll, penalty, grad_CV = _terms(capped_CV, labels_C, z_loss, differentiate)
+        nll, penalty, grad_CV = _terms(capped_CV, labels_C, weights_C, z_loss, differentiate)
         if differentiate:
             grad_CV = (grad_CV * (1.0 - (capped_CV / softcap).square())).to(logits_CV.dtype)
         return nll, penalty, grad_CV
@@ -152,7 +163,7 @@ def _terms(
     logp_CV = F.log_softmax(logits_CV, dim=-1, dtype=sum_dtype(logits_CV.dtype))
     label_logp_C = logp_CV.gather(1, labels_C1)[:, 0]
     logsumexp_C = logits_CV.gather(1, labels_C1)[:, 0].to(logp_CV.dtype) - label_logp_C
-    weights_C = trained_C.to(logp_CV.dtype)
+    weights_C = trained_C.to(logp_CV.dtype) if weights_C is None else trained_C * weights_C.to(logp_CV.dtype)
     nll = -(label_logp_C * weights_C).sum()
     penalty = z_loss * (logsumexp_C.square() * weights_C).sum()
     if not differentiate:

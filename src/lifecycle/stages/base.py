@@ -22,7 +22,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
-from lifecycle.batch import DataFeed, StepBatch, TokenBatch
+from lifecycle.batch import DataFeed, Micro, StepBatch, TokenBatch
 from lifecycle.bounds import due
 from lifecycle.model import Decoder, Documents, ModelConfig, count_pieces
 from lifecycle.model.layers.attention import Kernel
@@ -34,7 +34,7 @@ from lifecycle.stages.penalty import Penalty, saved_penalty
 from lifecycle.stages.setup import Setup
 from lifecycle.stages.watched import Best, GuardState
 
-LossSum = Callable[[TokenBatch, Documents | None], tuple[Tensor, dict[str, Tensor]]]
+LossSum = Callable[[Micro, Documents | None], tuple[Tensor, dict[str, Tensor]]]
 
 
 class Stage(pl.LightningModule, ABC):
@@ -114,7 +114,7 @@ class Stage(pl.LightningModule, ABC):
 
     # -- one step
 
-    def take_step(self, batch: StepBatch, loss_sum: LossSum) -> None:
+    def take_step(self, batch: StepBatch[Micro], loss_sum: LossSum[Micro]) -> None:
         """One optimizer step on `batch`; `loss_sum` gives a micro-batch's summed loss and summed metrics."""
         self.enter(batch.step)
         optimizer = self.optimizer()
@@ -278,16 +278,17 @@ class Stage(pl.LightningModule, ABC):
 
     # -- micro-batches
 
-    def on_device(self, batch: TokenBatch) -> tuple[TokenBatch, Documents | None]:
-        """A micro-batch on the stage's device, and which of its positions see each other.
+    def on_device(self, batch: Micro) -> tuple[Micro, Documents | None]:
+        """A micro-batch on the stage's device, and which positions of its packed rows see each other.
 
-        None stands for rows of one document each; compiled code always gets the mask, or it would be compiled twice.
+        None stands for rows of one document each, and for none at all; compiled code always gets the mask, or it would
+        be compiled twice.
         """
-        if batch.single and not self.setup_facts.compile:
-            return batch.to(self.device, non_blocking=True), None
-        pieces = count_pieces(batch.document_ids)  # here on the CPU, where counting waits for nothing
-        moved = batch.to(self.device, non_blocking=True)
-        return moved, Documents.from_ids(moved.document_ids, kernel=self.kernel, pieces=pieces)
+        packed, moved = batch.packed, batch.to(self.device, non_blocking=True)
+        if packed is None or moved.packed is None or (packed.single and not self.setup_facts.compile):
+            return moved, None
+        pieces = count_pieces(packed.document_ids)  # here on the CPU, where counting waits for nothing
+        return moved, Documents.from_ids(moved.packed.document_ids, kernel=self.kernel, pieces=pieces)
 
     @cached_property
     def kernel(self) -> Kernel:

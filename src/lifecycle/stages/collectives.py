@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lifecycle.batch import TokenBatch
+from lifecycle.batch import MicroBatch
 
 
 def many_ranks() -> bool:
@@ -23,12 +23,13 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
-def count_tokens(micro: Sequence[TokenBatch], sources: int, device: torch.device) -> Tensor:
-    """(1 + sources,) float64 over all ranks: trained tokens of a step in all, and by source."""
+def count_tokens(micro: Sequence[MicroBatch], sources: int, device: torch.device) -> Tensor:
+    """(1 + sources,) float64 over all ranks: what the summed loss of a step is divided by (trained tokens by their
+    weights, pairs, sequences), and the step's trained tokens by source."""
     counts = torch.zeros(1 + sources, dtype=torch.float64, device="cpu")
     for batch in micro:
-        counts[1:] += torch.bincount(batch.source_ids[batch.trained], minlength=sources)
-    counts[0] = counts[1:].sum()
+        counts[0] += batch.weight_by_source(sources).sum()
+        counts[1:] += batch.tokens_by_source(sources)
     return sum_over_ranks(counts.to(device))
 
 

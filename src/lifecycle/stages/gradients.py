@@ -3,7 +3,8 @@
     for each micro-batch: summed loss * world / count, backward       (ranks exchange gradients in the last one only)
     ->  the penalty on the weights, if there is one  ->  an average over ranks of what sharding keeps whole
 
-`count` is the step's global number of trained tokens. A model with experts adds its balance loss to each summed loss.
+`count` is what the step's loss is divided by, over all ranks (`collectives.count_tokens`). A model with experts adds
+its balance loss to each summed loss.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
-from lifecycle.batch import TokenBatch
+from lifecycle.batch import Micro
 from lifecycle.model import Decoder
 from lifecycle.model.sharding import kept_whole
 from lifecycle.stages.collectives import many_ranks, sum_over_ranks
 from lifecycle.stages.penalty import Penalty
 
-LossOf = Callable[[TokenBatch], tuple[Tensor, dict[str, Tensor]]]
+LossOf = Callable[[Micro], tuple[Tensor, dict[str, Tensor]]]
 """A micro-batch's summed loss, and its summed metrics by name."""
 
 
@@ -38,10 +39,10 @@ class Sums(NamedTuple):
 def add_gradients(
     trainer: pl.Trainer,
     model: Decoder,
-    micro: Sequence[TokenBatch],
+    micro: Sequence[Micro],
     *,
     count: Tensor,
-    loss_of: LossOf,
+    loss_of: LossOf[Micro],
     backward: Callable[[Tensor], None],
     penalty: Penalty | None,
 ) -> Sums:

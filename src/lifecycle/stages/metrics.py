@@ -97,7 +97,7 @@ class Meter:
         skipped: int,
         loads: Tensor | None = None,
     ) -> None:
-        """One step's numbers; `loss` and `extra` are this rank's sums, `counts` the global tokens (all, by source).
+        """One step's numbers; `loss` and `extra` are this rank's sums, `counts` as `count_tokens` gives them.
 
         `loads`: global visits (layers, E) of the experts.
         """
@@ -161,9 +161,9 @@ class Meter:
         step, _, known = row
         names = known.pop("extra")
         counts = values[2 + len(names) :][: 1 + len(self._sources)]
-        total = max(counts[0], 1.0)
-        self.tokens += counts[0]
-        self._flops += counts[0] * self._config.flops_per_token(self._feed.row_length_at(step - 1))
+        total, tokens = counts[0] or 1.0, sum(counts[1:])
+        self.tokens += tokens
+        self._flops += tokens * self._config.flops_per_token(self._feed.row_length_at(step - 1))
         self._by_source = [a + b for a, b in zip(self._by_source, counts[1:], strict=True)]
         metrics = {"train/loss": values[0] / total, "train/grad_norm": values[1], "train/tokens": self.tokens, **known}
         metrics |= {f"train/{name}": value / total for name, value in zip(names, values[2:], strict=False)}
@@ -218,7 +218,7 @@ def validation_metrics(sums: Mapping[str, Tensor], domains: Mapping[str, tuple[f
     metrics, weighted, weights = {}, 0.0, 0.0
     for domain, total in sums.items():
         nll, tokens = sum_over_ranks(total).tolist()
-        loss = nll / max(tokens, 1)
+        loss = nll / (tokens or 1)
         weight, size = domains[domain]
         metrics[f"valid/{domain}/loss"] = loss
         metrics[f"valid/{domain}/perplexity"] = math.exp(min(loss, 700.0))

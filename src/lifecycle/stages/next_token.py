@@ -1,4 +1,4 @@
-"""Next-token loss of packed rows, and its measurement: what every stage that trains on documents does with a batch."""
+"""Next-token loss of packed rows, and its measurement: what every stage that trains on text or chat does with them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from lifecycle.model import Decoder, Documents
 def next_token_loss(
     model: Decoder, batch: TokenBatch, documents: Documents | None, *, z_loss: float, compiled: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Summed over the trained tokens: the cross-entropy plus `z_loss` logsumexp^2, and the penalty alone if there is
-    one."""
+    """Summed over the trained tokens by their weights: the cross-entropy plus `z_loss` logsumexp^2, and the penalty
+    alone if there is one."""
     hidden_BTD = model(batch.input_ids, batch.position_ids, documents, counted=batch.trained)
     loss, metrics = linear_cross_entropy(
         hidden_BTD.flatten(0, 1),
         model.head_weight,
         batch.labels.flatten(),
+        weights_N=None if batch.weights is None else batch.weights.flatten(),
         z_loss=z_loss,
         softcap=model.config.logit_softcap,
         compiled=compiled,
@@ -28,8 +29,11 @@ def next_token_loss(
 
 
 def held_out_loss(model: Decoder, batch: TokenBatch, documents: Documents | None) -> Tensor:
-    """(2,) float64: summed negative log-likelihood and number of trained tokens."""
+    """(2,) float64: summed negative log-likelihood and number of trained tokens, each by its weight."""
     hidden_BTD = model(batch.input_ids, batch.position_ids, documents)
     cap = model.config.logit_softcap
     losses = token_losses(hidden_BTD.flatten(0, 1), model.head_weight, batch.labels.flatten(), softcap=cap)
-    return torch.stack([losses.double().sum(), batch.trained.sum().double()])
+    if batch.weights is None:
+        return torch.stack([losses.double().sum(), batch.trained.sum().double()])
+    weights = batch.weights.flatten().double() * batch.trained.flatten()
+    return torch.stack([(losses.double() * weights).sum(), weights.sum()])

@@ -51,6 +51,7 @@ def module(folder: Path, tokenizer: str | TokenizerRecipe, bad_rows: BadRows | N
         streams=None,
         shuffle_buffer=100,
         exhausted="error",
+        long_examples="drop",
         decontaminate=None,
         epoch_source=None,
         bad_rows=bad_rows or BadRows(max_share=0.01, min_rows=100),
@@ -144,7 +145,7 @@ def test_a_damaged_file_ends_whatever_reads_it_or_is_counted(tmp_path: Path, tok
         lambda: measure(data, budget_tokens=1000, processes=0, samples=1),
         lambda: module(tmp_path, TokenizerRecipe(vocab_size=300, max_bytes=10**9, digits=1)),
         lambda: module(tmp_path, tokenizer, filters=FilterSpec(exact_duplicates=True)),
-        data.epoch_positions,
+        lambda: data.epoch_positions(64),
     ):
         with pytest.raises(UserError, match=message):
             read()

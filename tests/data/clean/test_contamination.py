@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tests.data.made import make_corpus
+from tests.items import ids_of
 
 from lifecycle.data.clean.contamination import Decontaminate, EvaluationSet, Index, evaluation_index
 from lifecycle.data.clean.contamination_report import put_in_order
@@ -118,6 +119,7 @@ def module(folder: Path, **changes: Any) -> Corpus:
         "streams": None,
         "shuffle_buffer": 50,
         "exhausted": "drop",
+        "long_examples": "drop",
         "decontaminate": Decontaminate(sets=sets),
         "epoch_source": None,
         "bad_rows": BadRows(max_share=0.01, min_rows=100),
@@ -155,7 +157,7 @@ def dropped(folder: Path) -> list[int]:
 def test_streaming_leaves_out_exactly_the_salt_and_says_where_it_was(tmp_path: Path, salted: list[int]) -> None:
     data = module(tmp_path)
     documents = data.documents("train")
-    given = [data.tokenizer.decode(documents.next().tolist()) for _ in range(250)]
+    given = [data.tokenizer.decode(ids_of(documents.next()).tolist()) for _ in range(250)]
     clean = {question(row) for row in range(300) if row not in salted}
     assert {text.split("Question: ")[1].split("\nA. yes")[0] for text in given} == clean
     assert documents.totals()["counts"] == {"kept:": 250, "dropped:contaminated": 50}

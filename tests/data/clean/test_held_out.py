@@ -11,14 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lifecycle.batch import Example, Item
 from lifecycle.data.clean import held_out
-from lifecycle.data.clean.held_out import ORDER, first, held_out_documents, share_read
+from lifecycle.data.clean.held_out import ORDER, first, held_out_items, share_read
 from lifecycle.data.clean.source import BadRows, HeldOut, Source
+from lifecycle.data.making import Maker
 from lifecycle.data.read.files.listing import resolve
 from lifecycle.data.read.spec import SourceSpec, ValidationRatio
+from lifecycle.data.stream.packing import TEXT
 from lifecycle.data.validation import held_out_sets
 from lifecycle.errors import UserError
-from lifecycle.tokenizer.tokenizer import Ids, Tokenizer, train_bpe
+from lifecycle.tokenizer.tokenizer import Tokenizer, train_bpe
 
 BAD = BadRows(max_share=0.01, min_rows=10)
 
@@ -40,13 +43,17 @@ def opened(folder: Path, pattern: str = "*.jsonl", **spec: Any) -> Source:
     return Source(name="s", index=0, spec=made, files=files, bad_rows=BAD, held_out=HeldOut.of(made))
 
 
-def texts(found: list[Ids], tokenizer: Tokenizer) -> list[str]:
-    return [tokenizer.decode(ids[1:-1]) for ids in found]
+def maker(tokenizer: Tokenizer) -> Maker:
+    return Maker(view="text", tokenizer=tokenizer)
+
+
+def texts(found: list[Item], tokenizer: Tokenizer) -> list[str]:
+    return [tokenizer.decode(one.ids[1:-1]) for one in found if isinstance(one, Example)]
 
 
 def chosen(source: Source, tokenizer: Tokenizer, tokens: int, *, processes: int = 1) -> list[str]:
     cache = Path(source.files[0].url).parent / "cache"
-    return texts(held_out_documents(source, tokenizer, tokens=tokens, cache=cache, processes=processes), tokenizer)
+    return texts(held_out_items(source, maker(tokenizer), tokens=tokens, cache=cache, processes=processes), tokenizer)
 
 
 def test_every_file_is_met_in_its_share(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -148,8 +155,8 @@ def test_one_text_under_two_names_is_measured_once_and_as_its_parent_did(tmp_pat
     again = replace(opened(tmp_path, domain="d", validation_tokens=200), name="replay.mine", index=1)
     other = replace(opened(tmp_path / "other", domain="d"), name="other", index=2)
 
-    def read(source: Source, wanted: int) -> list[Ids]:
-        return held_out_documents(source, tokenizer, tokens=wanted, cache=tmp_path / "cache", processes=1)
+    def read(source: Source, wanted: int) -> list[Item]:
+        return held_out_items(source, maker(tokenizer), tokens=wanted, cache=tmp_path / "cache", processes=1)
 
     def measured(*sources: Source) -> tuple[list[int], dict[str, int]]:
         found = held_out_sets(
@@ -158,6 +165,7 @@ def test_one_text_under_two_names_is_measured_once_and_as_its_parent_did(tmp_pat
             read,
             tokens=900,
             row_length=64,
+            packing=TEXT,
             byte_count=len,
         )["d"]
         return sorted(found.rows["input_ids"].ravel().tolist()), dict(found.wanted)

@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.items import ids_of
 
-from lifecycle.data.clean.filter_row import HELD_OUT, judge
+from lifecycle.batch import Example, Item
+from lifecycle.data.clean.filter_row import HELD_OUT, Judged, judge
 from lifecycle.data.clean.row_counts import with_row_counts
 from lifecycle.data.clean.source import BadRows, HeldOut, Source
 from lifecycle.data.read.files.listing import resolve
@@ -64,8 +67,8 @@ def source(folder: Path, sizes: list[int], kinds: list[str] | None = None, **cha
     )
 
 
-def encode(texts: list[str]) -> list[Any]:
-    return [np.array([int(text.split()[1])] * 2, np.int32) for text in texts]
+def make(rows: Sequence[Judged]) -> list[Item | str]:
+    return [Example(ids=np.array([int(str(row.text).split()[1])] * 2, np.int32)) for row in rows]
 
 
 def opened(one: Source, owned: list[int], streams: int, buffer: int, states: Any = None) -> dict[int, RawDocuments]:
@@ -73,7 +76,7 @@ def opened(one: Source, owned: list[int], streams: int, buffer: int, states: Any
     states = states or dict.fromkeys(owned)
     at = {stream: place_in(states[stream]) for stream in owned}
     reader = Dealer(one, at=at, streams=streams, seed=3, buffer=buffer)
-    return {stream: RawDocuments(reader, encode, stream=stream, state=states[stream]) for stream in owned}
+    return {stream: RawDocuments(reader, make, stream=stream, state=states[stream]) for stream in owned}
 
 
 def take_all(documents: dict[int, RawDocuments], rng: np.random.Generator) -> dict[int, list[int]]:
@@ -84,7 +87,7 @@ def take_all(documents: dict[int, RawDocuments], rng: np.random.Generator) -> di
         stream = alive[int(rng.integers(len(alive)))]
         for _ in range(int(rng.integers(1, 20))):
             try:
-                given[stream].append(int(documents[stream].next()[0]))
+                given[stream].append(int(ids_of(documents[stream].next())[0]))
             except Exhausted:
                 alive.remove(stream)
                 break
@@ -230,7 +233,9 @@ def test_passes_are_measured_in_what_is_read_and_sizes_extrapolated_from_it(
     limited = replace(plain, spec=replace(spec, max_rows=5000))
     block = 2**16 / sum(file.size for file in files)  # what is read of a compressed file at once
     for one, rows in ((plain, 8000), (limited, 5000)):
-        documents = RawDocuments.alone(one, lambda texts: [np.zeros(4, np.int32)] * len(texts), seed=0, buffer=100)
+        documents = RawDocuments.alone(
+            one, lambda rows: [Example(ids=np.zeros(4, np.int32))] * len(rows), seed=0, buffer=100
+        )
         for given in range(1, 2 * rows + 1):
             documents.next()
             if given % 1111 == 0 or given == 2 * rows:
@@ -248,7 +253,7 @@ def test_a_stream_far_behind_is_read_for_apart(tmp_path: Path, monkeypatch: pyte
     documents = opened(one, [0, 1], 2, 20)
     fast = []
     for _ in range(190):
-        fast.append(int(documents[1].next()[0]))
+        fast.append(int(ids_of(documents[1].next())[0]))
     waiting = documents[1]._dealer._waiting
     assert len(waiting[0]) == 2
     rest = take_all(documents, np.random.default_rng(0))
@@ -280,7 +285,7 @@ def test_a_source_as_small_as_its_streams_can_hold_rows_out(tmp_path: Path) -> N
         one = source(tmp_path / "data", [16], max_epochs=None, held_out=HeldOut(ratio=0.1, seed=seed))
         held = [n for n in range(16) if HeldOut(ratio=0.1, seed=seed).holds(f"row {n}")]
         streams = opened(one, list(range(16)), 16, 10_000)
-        given = Counter(int(documents.next()[0]) for documents in streams.values() for _ in range(30))
+        given = Counter(int(ids_of(documents.next())[0]) for documents in streams.values() for _ in range(30))
         assert set(given) == set(range(16)) - set(held)
     nothing = replace(one, held_out=HeldOut(ratio=1.0, seed=0))
     with pytest.raises(UserError, match=r"no usable training row in 1 file\(s\) \(held:out 1\)"):

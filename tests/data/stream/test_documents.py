@@ -3,13 +3,16 @@ silence.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from tests.items import ids_of
 
+from lifecycle.batch import Example, Item
+from lifecycle.data.clean.filter_row import Judged
 from lifecycle.data.clean.source import BadRows, HeldOut, Source
 from lifecycle.data.read.files.listing import resolve
 from lifecycle.data.read.spec import SourceSpec
@@ -40,24 +43,24 @@ def source(folder: Path, *, files: int = 3, rows: int = ROWS, broken: int = 0, r
     )
 
 
-def encode(texts: list[str]) -> list[NDArray[np.int32]]:
-    return [np.array([int(text.split()[1])] * 2, np.int32) for text in texts]
+def make(rows: Sequence[Judged]) -> list[Item | str]:
+    return [Example(ids=np.array([int(str(row.text).split()[1])] * 2, np.int32)) for row in rows]
 
 
 def reader(source: Source, stream: int, streams: int, state: dict | None = None, held: bool = False) -> RawDocuments:
     dealer = Dealer(source, at={stream: place_in(state)}, streams=streams, seed=3, buffer=40)
-    return RawDocuments(dealer, encode, stream=stream, state=state, held=held)
+    return RawDocuments(dealer, make, stream=stream, state=state, held=held)
 
 
 def take(documents: RawDocuments, count: int) -> list[int]:
-    return [int(documents.next()[0]) for _ in range(count)]
+    return [int(ids_of(documents.next())[0]) for _ in range(count)]
 
 
 def until_exhausted(documents: RawDocuments) -> list[int]:
     out = []
     while True:
         try:
-            out.append(int(documents.next()[0]))
+            out.append(int(ids_of(documents.next())[0]))
         except Exhausted:
             return out
 

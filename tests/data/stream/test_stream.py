@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from lifecycle.batch import Example, Item
 from lifecycle.data.mixture.plan import BatchPlan, Mix, Phase, fixed
 from lifecycle.data.mixture.weight import Weight
 from lifecycle.data.stream.pieces import Exhausted, Pieces, State
@@ -21,12 +21,12 @@ class Counting:
         self.name, self.longest, self.max_epochs = name, longest, limit
         self.number = state["number"] if state else 0
 
-    def next(self) -> NDArray[np.int32]:
+    def next(self) -> Item:
         if self.max_epochs is not None and self.number >= self.max_epochs:
             raise Exhausted(self.name)
         size = int(np.random.default_rng((len(self.name), self.number)).integers(2, self.longest))
         self.number += 1
-        return (np.arange(size) + 1000 * self.number).astype(np.int32)
+        return Example(ids=(np.arange(size) + 1000 * self.number).astype(np.int32))
 
     def state(self) -> State:
         return {"number": self.number}
@@ -68,7 +68,7 @@ def stream(
 
 
 def flat(rows: Any) -> list[tuple[int, ...]]:
-    return [tuple([p.source, *p.ids.tolist()]) for row in rows for p in row.pieces]
+    return [tuple([p.source, *p.item.ids.tolist()]) for row in rows for p in row.pieces]
 
 
 CONSTANT = fixed(WEIGHTS, row_length=32, rows=4)
@@ -117,7 +117,8 @@ def test_every_token_is_given_once_and_in_rows_of_the_steps_length(plan: BatchPl
         for row in rows:
             assert sum(p.positions for p in row.pieces) + row.free == phase.row_length
             for p in row.pieces:
-                seen[p.source] += p.ids[1:].tolist()
+                assert isinstance(p.item, Example)
+                seen[p.source] += p.item.ids[1:].tolist()
     for labels in seen.values():
         assert len(labels) == len(set(labels))
 
@@ -140,9 +141,9 @@ def test_mixture_error_is_under_one_piece() -> None:
 
 def test_streams_together_give_a_source_of_small_weight_its_share_within_about_a_piece() -> None:
     class Equal(Counting):
-        def next(self) -> NDArray[np.int32]:
+        def next(self) -> Item:
             self.number += 1
-            return np.arange(self.longest, dtype=np.int32)
+            return Example(ids=np.arange(self.longest, dtype=np.int32))
 
     streams, weights = 16, {"a": 1.0, "bb": 0.001, "ccc": 0.02}
     plan = fixed(weights, row_length=128, rows=streams)

@@ -72,6 +72,7 @@ def module(
         "streams": 4,
         "shuffle_buffer": 40,
         "exhausted": "error",
+        "long_examples": "drop",
         "epoch_source": "a",
         "decontaminate": None,
         "bad_rows": BadRows(max_share=1.0, min_rows=1),
@@ -135,7 +136,7 @@ def test_a_run_of_one_pass_gives_every_document_once_and_ends_well(
     assert data.corpus.ends_with(1) and not data.corpus.ends_with(2) and not data.corpus.ends_with(None)
     rows, states = read(data)
     assert documents(data, rows) == once("a")
-    assert trained(rows) == data.corpus.epoch_positions() == data.ledger()["sources"]["a"]["seen_tokens"]
+    assert trained(rows) == data.corpus.epoch_positions(64) == data.ledger()["sources"]["a"]["seen_tokens"]
     assert data.fault() is None and data.is_last(len(rows)) and states[len(rows)]["over"]
     assert all(step.shape == (5, 8, 64) for step in rows.values())  # the last one is filled up with padding
     full = [int((step[1] != -100).any(1).sum()) for step in rows.values()]
@@ -275,7 +276,7 @@ def test_a_pass_that_was_finished_and_then_extended_has_every_document_once_a_pa
     rest, after = read(data)
     rows = {s: first[s] for s in range(step)} | rest
     assert documents(data, rows) == once("a", 2)
-    assert trained(rows) == 2 * data.corpus.epoch_positions() == data.ledger()["sources"]["a"]["seen_tokens"]
+    assert trained(rows) == 2 * data.corpus.epoch_positions(64) == data.ledger()["sources"]["a"]["seen_tokens"]
     assert data.ledger()["sources"]["a"]["epochs"] == pytest.approx(2.0)
     assert data.is_last(len(rows)) and data.fault() is None
     middle = module(texts, {"a": 2}, to_the_end=True)

@@ -48,6 +48,7 @@ def data(tmp_path: Path) -> Corpus:
         streams=None,
         shuffle_buffer=50,
         exhausted="drop",
+        long_examples="drop",
         decontaminate=None,
         epoch_source=None,
         bad_rows=BadRows(max_share=0.5, min_rows=100),

@@ -1,13 +1,16 @@
-"""What becomes of a row: its text, and the verdict of the format, the filters and the held-out share on it.
+"""What becomes of a row: its text and record, and the verdict of the format, the filters and the held-out share on it.
 
-The verdict is a function of the row alone, so it is the same when rows are streamed, prepared or scanned.
+The verdict is a function of the row alone, so it is the same when rows are streamed, prepared or scanned, and under
+every view: filters, and what is held out, look at the text that the row has in the view `text`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
 
+from lifecycle.batch import Record
 from lifecycle.data.clean.bad_rows import BAD, DROPPED
 from lifecycle.data.clean.contamination import Found
 from lifecycle.data.clean.source import Source
@@ -28,19 +31,22 @@ class Judged(NamedTuple):
     An empty row (a blank line, no text) is `dropped:empty`: nothing is wrong with it.
 
     contaminated: the evaluation items that it holds, if that is why it was dropped. masked: what was replaced in it.
+    record: the row itself where it has a text, masked as that is.
     """
 
     text: str | None
     verdict: str
     contaminated: tuple[Found, ...] = ()
     masked: Mapping[str, int] = {}
+    record: Record | None = None
 
 
 def judge(raw: RawRow, source: Source) -> Judged:
     """What becomes of a raw row of `source`."""
     try:
         row = parse(raw)
-        text = as_text(to_record(row, spec=source.spec, name=source.name, row_id=f"{source.name}:{raw.ordinal}"))
+        record = to_record(row, spec=source.spec, name=source.name, row_id=f"{source.name}:{raw.ordinal}")
+        text = as_text(record)
     except BadRow as bad:
         return Judged(None, DROPPED.get(bad.reason, f"{BAD}{bad.reason}"))
     reason = drop_reason(text, source.spec.filters)
@@ -51,5 +57,20 @@ def judge(raw: RawRow, source: Source) -> Judged:
     masked: Mapping[str, int] = {}
     if source.spec.filters.mask_pii:
         text, masked = mask(text)
+        record = _masked(record) if masked else record
     held = source.held_out is not None and source.held_out.holds(text)
-    return Judged(text, HELD_OUT if held else f"{KEPT}masked" if masked else KEPT, masked=masked)
+    return Judged(text, HELD_OUT if held else f"{KEPT}masked" if masked else KEPT, masked=masked, record=record)
+
+
+def _masked(record: Record) -> Record:
+    """The record with all its texts masked, wherever they stand in it; its names stay."""
+    named = [f.name for f in fields(record) if f.name not in ("id", "source", "domain")]
+    return replace(record, **{name: _masked_texts(getattr(record, name)) for name in named})
+
+
+def _masked_texts(value: Any) -> Any:
+    if isinstance(value, str):
+        return mask(value)[0]
+    if isinstance(value, Mapping):
+        return {key: _masked_texts(one) for key, one in value.items()}
+    return [_masked_texts(one) for one in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Which held-out documents are measured: a sample over the whole held-out set, the same whoever draws it.
+"""Which held-out items are measured: a sample over the whole held-out set, the same whoever draws it.
 
     documents in the order of a hash of their text -> the first of them, until they hold `tokens` positions
 
@@ -18,13 +18,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lifecycle.batch import Item
+from lifecycle.batch.item_arrays import joined, split
 from lifecycle.data.clean.bad_rows import BAD, refuse_broken
 from lifecycle.data.clean.cached_scan import alone
-from lifecycle.data.clean.filter_row import HELD_OUT, judge
+from lifecycle.data.clean.filter_row import HELD_OUT, Judged, judge
 from lifecycle.data.clean.scan import scan
 from lifecycle.data.clean.source import Source, text_hash
 from lifecycle.data.clean.walk import walk_rows
@@ -35,7 +38,7 @@ from lifecycle.data.read.quarantine import quarantine
 from lifecycle.data.read.row import BadRow, Position, RawRow, parse
 from lifecycle.data.read.spec import SourceSpec, ValidationRatio
 from lifecycle.system.seeds import derive
-from lifecycle.tokenizer.tokenizer import Ids, Tokenizer
+from lifecycle.tokenizer.tokenizer import Tokenizer
 
 VERSION = 1
 LOCAL_BYTES = 16 * 2**30  # of files as stored: more is not read before a run begins, ...
@@ -105,39 +108,50 @@ class Reach:
         return walk.end.row
 
 
-def held_out_documents(source: Source, tokenizer: Tokenizer, *, tokens: int, cache: Path, processes: int) -> list[Ids]:
-    """The documents of `source` that are measured, about `tokens` positions of them: of its held-out share, or of all
-    its rows where it has none. Raises UserError where too many of them are broken."""
+class Make(Protocol):
+    """Makes items of rows under a tokenizer (`data.making.Maker`)."""
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def key(self) -> str: ...
+    def __call__(self, rows: Sequence[Judged]) -> Sequence[Item | str]: ...
+
+
+def held_out_items(source: Source, make: Make, *, tokens: int, cache: Path, processes: int) -> list[Item]:
+    """The items of `source` that are measured, about `tokens` positions of them: of its held-out share, or of all its
+    rows where it has none. Raises UserError where too many of them are broken."""
     if tokens <= 0:
         return []
     share = share_read([(file.url, file.size) for file in source.files], source.spec, tokens)
-    form = (VERSION, source.fingerprint, tokenizer.sha256, tokens, share)
+    form = (VERSION, source.fingerprint, make.tokenizer.sha256, make.key, tokens, share)
     path = cache / "held_out" / f"{hashlib.sha256(repr(form).encode()).hexdigest()[:32]}.npz"
     with alone(path):
         if not path.exists():
-            documents, counts = _choose(source, tokenizer, tokens, share, processes)
-            flat = np.concatenate([np.zeros(0, np.int32), *documents])
-            ends = np.cumsum([len(ids) for ids in documents], dtype=np.int64)
+            items, counts = _choose(source, make, tokens, share, processes)
+            arrays = joined(items, "items")
+            kept = {name: arrays.pop(name) for name in list(arrays) if isinstance(arrays[name], np.ndarray)}
             with open(aside := path.with_suffix(".part"), "wb") as file:
-                np.savez(file, flat=flat, ends=ends, counts=json.dumps(counts))
+                np.savez(file, **kept, lists=json.dumps(arrays), counts=json.dumps(counts))
             aside.replace(path)
-    with np.load(path) as kept:
-        counts, flat, ends = json.loads(str(kept["counts"])), kept["flat"], kept["ends"]
+    with np.load(path) as found:
+        known: dict[str, Any] = {name: found[name] for name in found.files if name not in ("lists", "counts")}
+        known, counts = known | json.loads(str(found["lists"])), json.loads(str(found["counts"]))
     if source.held_out is None:
         refuse_broken(source, counts, before=sum(counts.values()), at_end=True)
-    return np.split(flat, ends[:-1]) if len(ends) else []
+    return split(known, "items")
 
 
-def _choose(
-    source: Source, tokenizer: Tokenizer, tokens: int, share: float, processes: int
-) -> tuple[list[Ids], Counter[str]]:
-    """The documents of least hash, and the verdicts on all rows that were looked at."""
+def _choose(source: Source, make: Make, tokens: int, share: float, processes: int) -> tuple[list[Item], Counter[str]]:
+    """The items of least hash, and the verdicts on all rows that were looked at."""
     raws = None if math.isinf(share) else _heads(source, share)
-    least, counts = _Least(tokenizer, tokens), Counter[str]()
+    least, counts = _Least(make, tokens), Counter[str]()
     for (found, judged), _ in scan(source, _Look(seed_of(source)), processes=processes, doing="held out", raws=raws):
         least.add(found)
         counts.update(judged)
-    return least.documents(), counts
+    items = least.items()
+    counts.update(least.refused)
+    return items, counts
 
 
 def seed_of(source: Source) -> int:
@@ -160,21 +174,22 @@ def _heads(source: Source, share: float) -> Iterator[RawRow]:
 
 @dataclass(frozen=True)
 class _Look:
-    """The work of one process on some rows: hash and text of the held-out ones, and the verdicts on what it judged."""
+    """The work of one process on some rows: the held-out ones and their hashes, and the verdicts on what it judged."""
 
     seed: int
 
-    def __call__(self, source: Source, raws: list[RawRow]) -> tuple[list[tuple[int, str]], Counter[str]]:
-        found, counts = list[tuple[int, str]](), Counter[str]()
+    def __call__(self, source: Source, raws: list[RawRow]) -> tuple[list[tuple[int, Judged]], Counter[str]]:
+        found, counts = list[tuple[int, Judged]](), Counter[str]()
         for raw in raws:
             if not _may_be_held_out(raw, source):
                 continue
-            text, verdict, _, _ = judge(raw, source)
+            judged = judge(raw, source)
+            text, verdict = judged.text, judged.verdict
             counts[verdict] += 1
             if verdict.startswith(BAD) and source.held_out is None and source.quarantine is not None:
                 quarantine(source.quarantine, raw, verdict.removeprefix(BAD))
             if text is not None and (source.held_out is None or verdict == HELD_OUT):
-                found.append((text_hash(text, self.seed), text))
+                found.append((text_hash(text, self.seed), judged))
         return found, counts
 
 
@@ -189,34 +204,44 @@ def _may_be_held_out(raw: RawRow, source: Source) -> bool:
 
 
 class _Least:
-    """The documents of least hash that hold `tokens` positions; no more of them are kept, nor tokenised."""
+    """The items of least hash that hold `tokens` positions; no more of them are kept, nor tokenised.
 
-    def __init__(self, tokenizer: Tokenizer, tokens: int) -> None:
-        self._tokenizer, self._tokens = tokenizer, tokens
+    refused: by how much the counts of verdicts change for rows that gave no item.
+    """
+
+    def __init__(self, make: Make, tokens: int) -> None:
+        self._make, self._tokens = make, tokens
         self._hashes: list[int] = []
-        self._kept: list[Ids] = []
-        self._waiting: list[tuple[int, str]] = []
+        self._kept: list[Item] = []
+        self._waiting: list[tuple[int, Judged]] = []
         self._bound = 2**64
+        self.refused = Counter[str]()
 
-    def add(self, found: Sequence[tuple[int, str]]) -> None:
+    def add(self, found: Sequence[tuple[int, Judged]]) -> None:
         """Take in some more."""
         self._waiting += [one for one in found if one[0] < self._bound]
         if len(self._waiting) >= TOKENISED_AT_ONCE:
             self._tokenise()
 
-    def documents(self) -> list[Ids]:
+    def items(self) -> list[Item]:
         """Those that are kept, least hash first."""
         self._tokenise()
         return self._kept
 
     def _tokenise(self) -> None:
-        hashes = [*self._hashes, *(one for one, _ in self._waiting)]
-        documents = [*self._kept, *self._tokenizer.documents([text for _, text in self._waiting])]
+        hashes, items = self._hashes, self._kept
+        made = self._make([judged for _, judged in self._waiting])
+        for (hashed, judged), item in zip(self._waiting, made, strict=True):
+            if isinstance(item, str):
+                self.refused.update({judged.verdict: -1, f"{BAD}{item}": 1})
+                continue
+            hashes.append(hashed)
+            items.append(item)
         order = np.zeros(len(hashes), ORDER)
         order["hash"] = hashes
-        positions = np.array([len(ids) - 1 for ids in documents], np.int64)
+        positions = np.array([item.size for item in items], np.int64)
         chosen = first(order, positions, self._tokens, math.inf)
         if positions[chosen].sum() >= self._tokens:
             self._bound = hashes[chosen[-1]]
-        self._hashes, self._kept = [hashes[i] for i in chosen], [documents[i] for i in chosen]
+        self._hashes, self._kept = [hashes[i] for i in chosen], [items[i] for i in chosen]
         self._waiting = []

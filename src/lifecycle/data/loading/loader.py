@@ -12,17 +12,18 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import accumulate, count, pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lifecycle.batch import Cursor, StepBatch, TokenBatch
+from lifecycle.batch import Cursor, MicroBatch, PromptBatch, StepBatch
 from lifecycle.data.loading.ends import Ending
 from lifecycle.data.loading.exchange import gather, highest
 from lifecycle.data.loading.workers import Part, WorkerDied, Workers
 from lifecycle.data.mixture.plan import BatchPlan
-from lifecycle.data.stream.packing import COLUMNS, arrays
+from lifecycle.data.stream.packing import Packing, Row
 from lifecycle.data.stream.pieces import Exhausted, State
 from lifecycle.data.stream.stream import Stream
 from lifecycle.errors import UserError
@@ -34,13 +35,22 @@ OpenStreams = Callable[[Sequence[int], Mapping[int, State], BatchPlan, Reading],
 AHEAD_TOKENS, AHEAD_STEPS = 2**19, (2, 16)  # a worker's slots: enough to hide a window being packed, within bounds
 
 
+class Beside(NamedTuple):
+    """What goes with the packed rows of a step: the state after it of each stream, or of the tail; and in the view
+    `prompt`, where nothing is packed, the prompts: (rows,) objects."""
+
+    state: Any
+    prompts: NDArray[np.object_] | None
+
+
 class StepLoader:
     """One rank's batches, a `StepBatch` a step, from the step after `cursor` to `stop` (exclusive; None: to the end of
     the data).
 
-    `streams` are this rank's of `all_streams` logical streams; `micro_rows(row_length, rows)` says how so many rows are
-    cut into micro-batches. Where some source comes to an end (`ends`), the ranks tell each other at every step whether
-    they have a batch, and go over to the tail together; `may_end`: it is a good end when there is nothing left to read.
+    `streams` are this rank's of `all_streams` logical streams; `packing` is that of the view; `micro_rows(row_length,
+    rows)` says how so many rows are cut into micro-batches. Where some source comes to an end (`ends`), the ranks tell
+    each other at every step whether they have a batch, and go over to the tail together; `may_end`: it is a good end
+    when there is nothing left to read.
 
     What goes wrong after a batch was given ends the iteration, and `ending` says what it was: the last batches are not
     trained on yet by then, and what was trained is saved before the error leaves the run.
@@ -61,8 +71,10 @@ class StepLoader:
         may_end: bool,
         workers: int,
         micro_rows: Callable[[int, int], list[int]],
+        packing: Packing,
         pin_memory: bool = False,
     ) -> None:
+        self._packing = packing
         self._open_streams, self._open_tail, self._names = open_streams, open_tail, list(source_names)
         self._plan, self._micro_rows = plan, micro_rows
         self._streams, self._all, self._workers = list(streams), all_streams, min(workers, len(streams))
@@ -141,7 +153,7 @@ class StepLoader:
                 if not (end.is_end and self._may_end):
                     self._fault = UserError(_used_up(end.source, trained=step > 0))
                 return
-            yield [(arrays(rows, self._plan.at(step).row_length), state)]
+            yield [self._part(step, rows, state)]
 
     def _read(self, owned: Sequence[int], start: int) -> Generator[list[Part]]:
         for part in self._parts(owned, start, _silent):
@@ -160,14 +172,19 @@ class StepLoader:
             except Exhausted:
                 return
             rows = [row for rows, _ in given.values() for row in rows]
-            yield arrays(rows, self._plan.at(step).row_length), {s: state for s, (_, state) in given.items()}
+            yield self._part(step, rows, {s: state for s, (_, state) in given.items()})
+
+    def _part(self, step: int, rows: Sequence[Row], state: Any) -> Part:
+        """Rows of one step, as workers send them: packed, or their prompts beside them."""
+        prompts = _prompts(rows) if self._packing.counts else None
+        return self._packing.arrays(rows, self._plan.at(step).row_length), Beside(state, prompts)
 
     def _read_ahead(self, owners: list[list[int]], start: int) -> Generator[list[Part]]:
         positions = max(phase.rows * phase.row_length for phase in self._plan.phases)
         each = math.ceil(positions * len(owners[0]) / len(self._streams))
         slots = min(max(AHEAD_TOKENS // each, AHEAD_STEPS[0]), AHEAD_STEPS[1])
         produce = [partial(self._parts, owned, start) for owned in owners]
-        workers = Workers(produce, slots=slots, slot_values=each * len(COLUMNS))
+        workers = Workers(produce, slots=slots, slot_values=each * len(self._packing.columns))
         try:
             yield from workers.parts()
         except WorkerDied as error:
@@ -181,37 +198,60 @@ class StepLoader:
         ]
         return "It was last reading: " + ("; ".join(at) or "nothing yet")
 
-    def _join(self, step: int, parts: list[Part], owners: list[list[int]]) -> StepBatch:
+    def _join(self, step: int, parts: list[Part], owners: list[list[int]]) -> StepBatch[Any]:
         """The rows of all workers in the order of the streams, cut into micro-batches."""
+        arrays, beside = [rows for rows, _ in parts], [one for _, one in parts]
+        prompts = [one.prompts for one in beside if one.prompts is not None]
         if self._left is None:
-            self._states = {s: dict(state) for _, given in parts for s, state in given.items()}
-            rows = torch.from_numpy(_in_order([rows for rows, _ in parts], owners))
+            self._states = {s: dict(state) for one in beside for s, state in one.state.items()}
+            rows = _in_order(arrays, owners)
+            prompts = [_in_order([part[None, :, None] for part in prompts], owners)[0, :, 0]] if prompts else []
             states: Mapping[int, State] = {s: self._states[s] for s in self._streams}
         else:
-            [(every, self._tail)] = parts
+            [every], [(self._tail, _)] = arrays, beside
             each = every.shape[1] // self._all
-            mine = every[:, self._streams[0] * each : (self._streams[-1] + 1) * each]
-            rows = torch.from_numpy(mine.astype(np.int64))
+            mine = slice(self._streams[0] * each, (self._streams[-1] + 1) * each)
+            rows, prompts = every[:, mine].astype(np.int64), [part[mine] for part in prompts]
             states = {s: self._left[s] for s in self._streams if s in self._left}
-        if self._pin:
-            rows = rows.pin_memory()
-        whole = TokenBatch.of(dict(zip(COLUMNS, rows, strict=True)))
-        ends = list(accumulate(self._micro_rows(self._plan.at(step).row_length, len(whole.input_ids))))
-        micro = [whole.rows(start, end) for start, end in pairwise([0, *ends])]
+        micro = self._micro_batches(step, rows, prompts[0] if prompts else None)
         return StepBatch(step=step, micro=micro, cursor=Cursor(step=step + 1, streams=states, tail=self._tail))
 
+    def _micro_batches(
+        self, step: int, rows: NDArray[np.int64], prompts: NDArray[np.object_] | None
+    ) -> list[MicroBatch]:
+        """This rank's rows of a step, cut: on every rank into as many parts."""
+        count = rows.shape[1]
+        ends = list(accumulate(self._micro_rows(self._plan.at(step).row_length, count)))
+        bounds = list(pairwise([0, *ends]))
+        if prompts is not None:
+            first = self._streams[0] * (count // len(self._streams))
+            return [PromptBatch.of(prompts[start:end], step=step, first=first + start) for start, end in bounds]
+        tensors = torch.from_numpy(rows)
+        whole = self._packing.batch(tensors.pin_memory() if self._pin else tensors)
+        return [whole.rows(start, end) for start, end in bounds]
 
-def _in_order(parts: list[NDArray[np.int32]], owners: list[list[int]]) -> NDArray[np.int64]:
+
+def _prompts(rows: Sequence[Row]) -> NDArray[np.object_]:
+    """(rows,): the prompt of each and its source's index; None for a row that fills up the last step."""
+    out = np.empty(len(rows), object)
+    for index, row in enumerate(rows):
+        out[index] = (row.pieces[0].item, row.pieces[0].source) if row.pieces else None
+    return out
+
+
+def _in_order(parts: list[NDArray[Any]], owners: list[list[int]]) -> NDArray[Any]:
     """(columns, B, T) of several workers as one, ordered by stream; every stream gives the same number of rows.
 
-    In numpy: torch would share such small work out among threads that compete with the workers for the cores.
+    int64 for integers, else as they are. In numpy: torch would share such small work out among threads that compete
+    with the workers for the cores.
     """
+    kind = parts[0].dtype if parts[0].dtype == object else np.dtype(np.int64)
     if len(parts) == 1:
-        return parts[0].astype(np.int64)
+        return parts[0].astype(kind)
     streams = [s for owned in owners for s in owned]
     columns, rows, length = parts[0].shape
     each = rows // len(owners[0])
-    out = np.empty((columns, len(streams), each, length), np.int64)
+    out = np.empty((columns, len(streams), each, length), kind)
     place = {s: i for i, s in enumerate(sorted(streams))}
     for part, owned in zip(parts, owners, strict=True):
         out[:, [place[s] for s in owned]] = part.reshape(columns, len(owned), each, length)

@@ -161,7 +161,7 @@ class Workers:
 
 def _shared(count: int, kind: type[np.integer[Any]]) -> NDArray[Any]:
     """Memory that this process shares with those that it will fork."""
-    return np.frombuffer(mmap.mmap(-1, count * np.dtype(kind).itemsize), kind)
+    return np.frombuffer(mmap.mmap(-1, max(count, 1) * np.dtype(kind).itemsize), kind)[:count]
 
 
 def _end(code: int | None) -> str:

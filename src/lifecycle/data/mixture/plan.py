@@ -28,13 +28,15 @@ WINDOWS_A_RAMP = 64
 class Phase:
     """From `step` on: rows of `row_length` positions, `rows` of them a step (over all ranks).
 
-    weights: of the sources in this phase, instead of the mix's; None: the mix's.
+    weights: of the sources in this phase, instead of the mix's; None: the mix's. is_counted: a row is one prompt, and
+    counts as one whatever its length.
     """
 
     step: int
     row_length: int
     rows: int
     weights: Mapping[str, float] | None = None
+    is_counted: bool = False
 
     def __post_init__(self) -> None:
         if self.row_length < 2 or self.rows < 1:
@@ -42,6 +44,11 @@ class Phase:
                 f"a step of {self.rows} rows of {self.row_length} tokens is empty: stage.global_batch_tokens must be "
                 "at least stage.sequence_length, and stage.sequence_length at least 2"
             )
+
+    @property
+    def size(self) -> int:
+        """What a step gives out: positions, or prompts."""
+        return self.rows if self.is_counted else self.rows * self.row_length
 
 
 class Segment(Protocol):
@@ -166,10 +173,10 @@ class BatchPlan:
         return steps if change is None else min(steps, change - step)
 
     def tokens(self, start: int, stop: int) -> int:
-        """Positions of the steps from `start` to `stop` (exclusive)."""
+        """Positions, or prompts, of the steps from `start` to `stop` (exclusive)."""
         bounds = [*(phase.step for phase in self.phases), max(stop, self.phases[-1].step)]
         return sum(
-            max(0, min(end, stop) - max(phase.step, start)) * phase.rows * phase.row_length
+            max(0, min(end, stop) - max(phase.step, start)) * phase.size
             for phase, end in zip(self.phases, bounds[1:], strict=True)
         )
 

@@ -28,6 +28,11 @@ def quarantine(path: Path, raw: RawRow, reason: str, *, most_bytes: int = MOST_B
     append(path, {"file": raw.file, "line": raw.line, "reason": reason, "content": shown(raw.payload)}, most_bytes)
 
 
+def beginning(raw: RawRow) -> RawRow:
+    """The row with as much of its content as a quarantine shows: what is kept of rows that may yet turn out bad."""
+    return raw if isinstance(raw.payload, dict) else raw._replace(payload=raw.payload[: 4 * SHOWN_CHARACTERS])
+
+
 def append(path: Path, entry: Mapping[str, Any], most_bytes: int = MOST_BYTES) -> None:
     """Append a line to the list at `path`, unless it has grown to `most_bytes`. `entry` has a file and a line."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,31 +1,40 @@
-"""Documents of one source read from its files as they are: dealt to streams, shuffled, judged, tokenised.
+"""Items of one source read from its files as they are: dealt to streams, shuffled, judged, tokenised.
 
-    rows of the stream in a block (`dealer.py`) -> shuffled -> texts of the usable ones -> ids
+    rows of the stream in a block (`dealer.py`) -> shuffled -> the usable ones -> items of the view
 
-Its state is where the block began and how many of its documents were given out, so a resume reads one block again.
+Its state is where the block began and how many of its usable rows were taken, so a resume reads one block again. A row
+of which the view makes no item is a bad one, found only when its turn comes: how many of those were met since the block
+began is in the state.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
+from lifecycle.batch import Item
 from lifecycle.data.clean import contamination_report
 from lifecycle.data.clean.bad_rows import BAD, refuse_broken
-from lifecycle.data.clean.filter_row import HELD_OUT, judge
+from lifecycle.data.clean.filter_row import HELD_OUT, Judged, judge
 from lifecycle.data.clean.source import Source
-from lifecycle.data.read.quarantine import quarantine
+from lifecycle.data.read.quarantine import beginning, quarantine
 from lifecycle.data.read.rows.readers import Position, RawRow
 from lifecycle.data.stream.dealer import START, Dealer, Place, Share
-from lifecycle.data.stream.pieces import Exhausted
+from lifecycle.data.stream.pieces import Exhausted, LeftOut
 from lifecycle.errors import UserError
 
-Encode = Callable[[list[str]], Sequence[NDArray[np.int32]]]
-ENCODE_AT_ONCE = 64  # texts tokenised together: enough to amortise the call, few enough to start soon
+Make = Callable[[Sequence[Judged]], Sequence[Item | str]]
+"""Items of usable rows; of a row that gives none, the reason."""
+
+ENCODE_AT_ONCE = 64  # rows tokenised together: enough to amortise the call, few enough to start soon
+
+
+class Usable(NamedTuple):
+    """A row that passed the filters, and as it was read (the beginning, which is what would be shown of it)."""
+
+    judged: Judged
+    raw: RawRow
 
 
 def place_in(state: dict[str, Any] | None) -> Place:
@@ -34,7 +43,7 @@ def place_in(state: dict[str, Any] | None) -> Place:
 
 
 class RawDocuments:
-    """Documents of `source` that stream `stream` reads; see the module's text.
+    """Items of `source` that stream `stream` reads; see the module's text.
 
     `held` chooses the side of the held-out split: False gives training documents, True validation documents.
     """
@@ -42,46 +51,55 @@ class RawDocuments:
     def __init__(
         self,
         dealer: Dealer,
-        encode: Encode,
+        make: Make,
         *,
         stream: int,
         held: bool = False,
         state: dict[str, Any] | None = None,
     ) -> None:
         self.source, self.name = dealer.source, dealer.source.name
-        self._dealer, self._encode, self._stream, self._held = dealer, encode, stream, held
+        self._dealer, self._make, self._stream, self._held = dealer, make, stream, held
         known = self.source.left_out_counts if stream == 0 else {}
         self._counts = Counter(state["counts"] if state else known)
         self._at = place_in(state)  # where it reads on
         self._anchor, self._begun_at = self._mark(), self._at.epochs  # where the current block began
         self.max_epochs = self.source.spec.max_epochs
         self._empty_passes = 0
-        self._texts: list[str] = []
-        self._ready: deque[NDArray[np.int32]] = deque()
-        self._index = 0
+        self._left_out = LeftOut(self._epochs)
+        self._usable: list[Usable] = []
+        self._ready: deque[Item | str] = deque()
+        self._index = self._places = 0
+        self._refused = Counter[str]()  # by how much they change the counts of the block's beginning
         if state and state["index"]:
             self._read_share()
             self._index = state["index"]
+            self._refused = Counter(state.get("refused", {}))
+            self._counts.update(self._refused)
 
     @classmethod
     def alone(
-        cls, source: Source, encode: Encode, *, seed: int, buffer: int, shuffle: bool = True, held: bool = False
+        cls, source: Source, make: Make, *, seed: int, buffer: int, shuffle: bool = True, held: bool = False
     ) -> RawDocuments:
-        """All documents of one side of a source, as a single stream reads them."""
+        """All items of one side of a source, as a single stream reads them."""
         dealer = Dealer(source, at={0: START}, streams=1, seed=seed, buffer=buffer, shuffle=shuffle)
-        return cls(dealer, encode, stream=0, held=held)
+        return cls(dealer, make, stream=0, held=held)
 
-    def next(self) -> NDArray[np.int32]:
-        """Ids of the next document with its marks; raises `Exhausted` past the source's `max_epochs`."""
-        if self._is_used_up():
-            raise Exhausted(self.name)
-        while not self._ready:
-            if self._index >= len(self._texts):
-                self._read_block()
-            chunk = self._texts[self._index : self._index + ENCODE_AT_ONCE]
-            self._ready.extend(self._encode(chunk))
-        self._index += 1
-        return self._ready.popleft()
+    def next(self) -> Item:
+        """The next item; raises `Exhausted` past the source's `max_epochs`."""
+        while True:
+            if self._is_used_up():
+                raise Exhausted(self.name)
+            while not self._ready:
+                if self._index >= len(self._usable):
+                    self._read_block()
+                chunk = self._usable[self._index : self._index + ENCODE_AT_ONCE]
+                self._ready.extend(self._make([row.judged for row in chunk]))
+            self._index += 1
+            made = self._ready.popleft()
+            if not isinstance(made, str):
+                self._left_out.given()
+                return made
+            self._refuse(self._usable[self._index - 1], made)
 
     def texts(self) -> Iterator[str]:
         """The texts themselves, untokenised, until the source is exhausted."""
@@ -90,22 +108,24 @@ class RawDocuments:
                 self._read_block()
             except Exhausted:
                 return
-            for text in self._texts:
+            for row in self._usable:
                 self._index += 1
-                yield text
+                if row.judged.text is not None:
+                    yield row.judged.text
 
     def state(self) -> dict[str, Any]:
-        """Plain state: where the current block began, and how many of its documents were given out."""
-        if self._index >= len(self._texts):  # the block is used up: the next one begins where the reader stands
+        """Plain state: where the current block began, and how many of its rows were taken."""
+        if self._index >= len(self._usable):  # the block is used up: the next one begins where the reader stands
             return self._mark() | {"index": 0}
-        return self._anchor | {"index": self._index}
+        refused = {"refused": dict(self._refused)} if self._refused else {}
+        return self._anchor | {"index": self._index, **refused}
 
     def totals(self) -> dict[str, Any]:
         """Rows read in the first pass, dropped and bad ones among them by reason, and passes given out."""
         return {"epochs": self._epochs(), "counts": dict(self._counts)}
 
     def _epochs(self) -> float:
-        given = self._index / len(self._texts) if self._texts else 1.0
+        given = self._index / len(self._usable) if self._usable else 1.0
         return self._begun_at + given * (self._at.epochs - self._begun_at)
 
     def _is_used_up(self) -> bool:
@@ -123,12 +143,12 @@ class RawDocuments:
         }
 
     def _read_block(self) -> None:
-        """Read the next block in which the stream has a document; raises `Exhausted` behind the last pass."""
+        """Read the next block in which the stream has a usable row; raises `Exhausted` behind the last pass."""
         while True:
             if self.max_epochs is not None and self._at.epoch >= self.max_epochs:
                 raise Exhausted(self.name)
             share = self._read_share()
-            if self._texts:
+            if self._usable:
                 self._empty_passes = 0
                 return
             # A stream of few rows may have none that is usable; the source must have one.
@@ -139,33 +159,49 @@ class RawDocuments:
     def _read_share(self) -> Share:
         self._anchor, self._begun_at = self._mark(), self._at.epochs
         share = self._dealer.share(self._stream)
-        self._texts, self._index = self._usable_texts(share), 0
+        self._places = share.places
+        self._usable, self._index = self._usable_rows(share), 0
         self._ready.clear()
+        self._refused.clear()
         self._at = share.after
         return share
 
-    def _usable_texts(self, share: Share) -> list[str]:
+    def _usable_rows(self, share: Share) -> list[Usable]:
         begin = share.begin
         order = self._dealer.deal.order(begin.epoch, begin.block, self._stream, len(share.rows))
-        texts = [self._usable(share.rows[i], share) for i in order]
+        rows = [Usable(self._judged(share.rows[i], share), beginning(share.rows[i])) for i in order]
         if share.after.epoch > begin.epoch:
             refuse_broken(self.source, self._counts, before=share.places, at_end=True)
-        return [text for text in texts if text is not None]
+        mine = [row for row in rows if (row.judged.verdict == HELD_OUT) == self._held]
+        return [row for row in mine if row.judged.text is not None]
 
-    def _usable(self, raw: RawRow, share: Share) -> str | None:
-        """The row's text, or None if it is bad, filtered out, or on the other side of the held-out split."""
+    def _judged(self, raw: RawRow, share: Share) -> Judged:
+        """What becomes of a row, which is counted."""
         if self._dealer.reading is not None:
             self._dealer.reading(raw.ordinal, raw.line)
-        text, verdict, contaminated, _ = judge(raw, self.source)
+        judged = judge(raw, self.source)
         if share.begin.epoch == 0:  # later passes meet the same rows again
-            self._counts[verdict] += 1
-            if contaminated and self.source.contaminated is not None:
-                contamination_report.record(self.source.contaminated, raw, contaminated)
-        if verdict.startswith(BAD):
-            if share.begin.epoch == 0 and self.source.quarantine is not None:
-                quarantine(self.source.quarantine, raw, verdict.removeprefix(BAD))
-            refuse_broken(self.source, self._counts, before=share.places, at_end=False)
-        return text if (verdict == HELD_OUT) == self._held else None
+            self._counts[judged.verdict] += 1
+            if judged.contaminated and self.source.contaminated is not None:
+                contamination_report.record(self.source.contaminated, raw, judged.contaminated)
+        if judged.verdict.startswith(BAD):
+            self._bad(raw, judged.verdict.removeprefix(BAD), share.places)
+        return judged
+
+    def _refuse(self, row: Usable, reason: str) -> None:
+        """Count a row that the view makes no item of as a bad one. Raises `UserError` where there is no other."""
+        if self._anchor["epoch"] == 0:
+            change = {row.judged.verdict: -1, f"{BAD}{reason}": 1}
+            self._refused.update(change)
+            self._counts.update(change)
+        self._bad(row.raw, reason, self._places)
+        if self._left_out.are_all():
+            raise UserError(self._nothing_usable())
+
+    def _bad(self, raw: RawRow, reason: str, places: int) -> None:
+        if self._anchor["epoch"] == 0 and self.source.quarantine is not None:
+            quarantine(self.source.quarantine, raw, reason)
+        refuse_broken(self.source, self._counts, before=places, at_end=False)
 
     def _nothing_usable(self) -> str:
         counts = ", ".join(f"{k.rstrip(':')} {n}" for k, n in sorted(self._counts.items())) or "no rows at all"

@@ -1,4 +1,5 @@
-"""How many positions one pass over a source gives: what turns `stage.max_epochs` into steps, exactly."""
+"""How many positions one pass over a source gives (in the view `prompt`: prompts): what turns `stage.max_epochs` into
+steps, exactly."""
 
 from __future__ import annotations
 
@@ -9,19 +10,22 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
+from lifecycle.batch import Item
 from lifecycle.data.clean.source import Source
+from lifecycle.data.making import Maker
 from lifecycle.data.read.files.listing import is_remote
 from lifecycle.data.stream.documents import RawDocuments
+from lifecycle.data.stream.packing import Packing
 from lifecycle.data.stream.pieces import Exhausted
 from lifecycle.errors import UserError
 from lifecycle.system import atomic
-from lifecycle.tokenizer.tokenizer import Tokenizer
 
 SHOWN_EVERY = 256  # documents between two looks at the progress bar
 
 
-def count_positions(source: Source, tokenizer: Tokenizer, *, cache: Path, seed: int) -> int:
-    """Trained positions of one pass: tokens of every document but its last. Counted once, then read from the cache.
+def count_positions(source: Source, make: Maker, *, packing: Packing, row_length: int, cache: Path, seed: int) -> int:
+    """Positions of one pass: tokens of every sequence but its last, as it is in rows. Counted once, then read from the
+    cache.
 
     Raises `UserError` for a source that is not on this machine: a pass over it would be the run itself.
     """
@@ -30,25 +34,32 @@ def count_positions(source: Source, tokenizer: Tokenizer, *, cache: Path, seed: 
             f"stage.max_epochs counts passes over data.sources.{source.name}, which is read over the network: give "
             "stage.max_tokens instead, or tokenise it once with stage=prepare and set data.prepared=RUN"
         )
-    note = cache / "counts" / f"{source.fingerprint}-{tokenizer.sha256[:16]}.json"
+    form = "" if packing.cuts else f"-{make.key}-{packing.long_examples}-{row_length}"
+    note = cache / "counts" / f"{source.fingerprint}-{make.tokenizer.sha256[:16]}{form}.json"
     if note.exists():
         return int(json.loads(note.read_text())["positions"])
-    positions = _count(source, tokenizer, seed)
+    positions = _count(source, make, packing, row_length, seed)
     atomic.write(note, json.dumps({"source": source.name, "positions": positions}))
     return positions
 
 
-def _count(source: Source, tokenizer: Tokenizer, seed: int) -> int:
+def _count(source: Source, make: Maker, packing: Packing, row_length: int, seed: int) -> int:
     once = replace(source, spec=replace(source.spec, max_epochs=1))
-    documents = RawDocuments.alone(once, tokenizer.documents, seed=seed, buffer=1000, shuffle=False)
+    documents = RawDocuments.alone(once, make, seed=seed, buffer=1000, shuffle=False)
     positions = number = 0
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"counting the tokens of {source.name}", total=1.0)
         while True:
             try:
-                positions += len(documents.next()) - 1
+                positions += size_in_rows(documents.next(), packing, row_length)
             except Exhausted:
                 return positions
             number += 1
             if number % SHOWN_EVERY == 0:
                 bar.update(task, completed=documents.totals()["epochs"])
+
+
+def size_in_rows(item: Item, packing: Packing, row_length: int) -> int:
+    """Positions that an item takes in rows of this length: none, where it is left out."""
+    fitting = item if packing.cuts else packing.fit(item, row_length)
+    return fitting.size if fitting is not None else 0

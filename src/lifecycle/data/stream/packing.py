@@ -1,33 +1,57 @@
-"""Chunk, then best-fit: documents longer than a row are cut, and nothing is dropped (arXiv 2404.10830).
+"""Items in rows, by best fit, as their view wants it (arXiv 2404.10830).
+
+    text         a document longer than a row is cut, and nothing is dropped
+    chat         an example stands in one row; one longer than a row is left out or shortened, and counted
+    unpaired     the same
+    preference   both sides of a pair stand in one row, so in one micro-batch; a longer pair as in chat
+    prompt       nothing is packed: a row is one prompt, whose completion has what is left of the row's length
 
 row_length 8, pieces of 8 5 4 3 3 1  ->  [8] [5 3] [4 3 1]
+
+Attention stays inside a sequence, and positions are counted from its beginning.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from lifecycle.batch import IGNORED
+from lifecycle.batch import IGNORED, Example, Item, Pair, PairBatch, Prompt, TokenBatch, UnpairedBatch
+from lifecycle.batch.item_arrays import sequences
+
+WHOLE = 1 << 62  # a row length that no item reaches
 
 COLUMNS = ("input_ids", "labels", "position_ids", "document_ids", "source_ids")
+"""Of packed rows, int32, in every view."""
+
+WEIGHTED = (*COLUMNS, "weights")
+"""The bits of float32 weights beside them."""
+
+JUDGED = (*WEIGHTED, "facts")
+"""... and of what is known of a whole item: the margin of a pair (NaN: unknown), or 1 for a wanted completion."""
+
+LongExamples = Literal["drop", "shorten"]
+"""What becomes of an example that is longer than a row: it is left out, or keeps its beginning."""
 
 
 class Piece(NamedTuple):
-    """A slice of a document: n + 1 ids (int32) for n positions, its source's index, whether it was left over."""
+    """An item, or a part of a text, its source's index, and whether it was left over."""
 
-    ids: NDArray[np.int32]
+    item: Item
     source: int
     carried: bool = False
 
     @property
     def positions(self) -> int:
         """Positions that the piece takes in a row."""
-        return len(self.ids) - 1
+        return self.item.size
 
 
 @dataclass
@@ -43,18 +67,121 @@ class Row:
         return any(piece.carried for piece in self.pieces)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """How the items of `view` become rows. long_examples: of those that are not cut, None: of none."""
+
+    view: str
+    long_examples: LongExamples = "drop"
+
+    @property
+    def cuts(self) -> bool:
+        """Whether an item that is longer than a row goes on in the next one."""
+        return self.view == "text"
+
+    @property
+    def counts(self) -> bool:
+        """Whether rows are counted, one for each item, instead of filled."""
+        return self.view == "prompt"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the arrays of packed rows."""
+        known = {"text": COLUMNS, "chat": WEIGHTED, "prompt": ()}
+        return known.get(self.view, JUDGED)
+
+    def room(self, row_length: int) -> int:
+        """What a row holds, in sizes of items."""
+        return 1 if self.counts else row_length
+
+    def fit(self, item: Item, row_length: int) -> Item | None:
+        """A whole item as it stands in a row: itself, shortened, or None where it is left out."""
+        if isinstance(item, Prompt):  # a question that is cut is another one; at least one token has to follow it
+            return item if len(item.ids) < row_length else None
+        if item.size <= row_length:
+            return item
+        return shortened(item, row_length) if self.long_examples == "shorten" else None
+
+    def laid(self, piece: Piece, row_length: int) -> list[Piece]:
+        """A piece as what it is in rows of this length: parts of a text, a whole item, or nothing."""
+        if self.cuts:
+            return cut(piece, row_length)
+        item = self.fit(piece.item, row_length)
+        return [] if item is None else [piece if item is piece.item else piece._replace(item=item)]
+
+    def arrays(self, rows: Sequence[Row], row_length: int) -> NDArray[np.int32]:
+        """Packed rows as one (columns, B, T) array; (0, B, 0) where nothing is packed."""
+        if self.counts:
+            return np.zeros((0, len(rows), 0), np.int32)
+        return arrays(rows, row_length, self.columns)
+
+    def batch(self, rows: Tensor) -> TokenBatch | PairBatch | UnpairedBatch:
+        """The micro-batch of packed rows, (columns, B, T) int64."""
+        named = dict(zip(self.columns, rows, strict=True))
+        weights, facts = named.pop("weights", None), named.pop("facts", None)
+        if weights is not None:
+            floats = as_floats(weights)
+            if bool(((floats != 1) & (named["labels"] != IGNORED)).any()):
+                named["weights"] = floats
+        tokens = TokenBatch.of(named)
+        if facts is None:
+            return tokens
+        kind = PairBatch if self.view == "preference" else UnpairedBatch
+        return kind.of(tokens, as_floats(facts))
+
+
+TEXT = Packing(view="text")
+
+
+def as_floats(bits: Tensor) -> Tensor:
+    """float32 from their bits, as integers of any size."""
+    return bits.to(torch.int32).view(torch.float32)
+
+
+def part(example: Example, start: int, length: int) -> Example:
+    """Positions [start, start + length) of a sequence, as far as there are any; neighbours share one id, so no label is
+    lost at a cut."""
+    if not start and example.size <= length:
+        return example
+    place = slice(start, start + length + 1)
+    return Example(
+        ids=example.ids[place],
+        trained=None if example.trained is None else example.trained[place],
+        weight=None if example.weight is None else example.weight[place],
+        wanted=example.wanted,
+    )
+
+
+def shortened(item: Example | Pair, row_length: int) -> Item | None:
+    """The beginning of an item that is longer than a row; of a pair, the longer side gives way first. None where a side
+    keeps no trained token, or both sides become the same."""
+    if isinstance(item, Example):
+        short = part(item, 0, row_length)
+        return short if _is_trained(short) else None
+    room = min(item.chosen.size, max(row_length // 2, row_length - item.rejected.size))
+    chosen, rejected = part(item.chosen, 0, room), part(item.rejected, 0, row_length - room)
+    if not (_is_trained(chosen) and _is_trained(rejected)) or np.array_equal(chosen.ids, rejected.ids):
+        return None
+    return Pair(prompt=item.prompt, chosen=chosen, rejected=rejected, margin=item.margin)
+
+
+def _is_trained(example: Example) -> bool:
+    """Whether a label of it enters the loss."""
+    return example.size > 0 and (example.trained is None or bool(example.trained[1:].any()))
+
+
 def best_fit(pieces: list[Piece], row_length: int) -> list[Row]:
     """Rows that hold every piece, by best-fit decreasing: each piece, longest first, goes where least room is left.
 
     Pieces must not be longer than the row. Ties keep the order in which the pieces came, so the result is a function of
     the list alone.
     """
-    order = sorted(range(len(pieces)), key=lambda i: -len(pieces[i].ids))
+    sizes = [piece.item.size for piece in pieces]
+    order = sorted(range(len(pieces)), key=lambda i: -sizes[i])
     rows: list[Row] = []
     open_rows: list[tuple[int, int]] = []  # (free positions, row index), ascending
     for i in order:
-        piece = pieces[i]
-        size = len(piece.ids) - 1
+        piece, size = pieces[i], sizes[i]
         at = bisect_left(open_rows, (size, -1))
         if at < len(open_rows):
             free, index = open_rows.pop(at)
@@ -69,26 +196,48 @@ def best_fit(pieces: list[Piece], row_length: int) -> list[Row]:
 
 
 def cut(piece: Piece, row_length: int) -> list[Piece]:
-    """The piece as parts of at most `row_length` positions; neighbours share one id, so no label is lost at a cut."""
-    ends = range(0, max(piece.positions, 1), row_length)
-    return [Piece(piece.ids[a : a + row_length + 1], piece.source, piece.carried) for a in ends]
+    """A piece of text as parts of at most `row_length` positions."""
+    assert isinstance(piece.item, Example)
+    if piece.item.size <= row_length:
+        return [piece]
+    starts = range(0, piece.item.size, row_length)
+    return [piece._replace(item=part(piece.item, start, row_length)) for start in starts]
 
 
-def arrays(rows: list[Row], row_length: int) -> NDArray[np.int32]:
-    """Rows as one (columns, B, T) array in the order of `COLUMNS`; padding has label `IGNORED` and source -1."""
-    out = np.zeros((len(COLUMNS), len(rows), row_length), np.int32)
-    input_ids, labels, position_ids, document_ids, source_ids = out
+def arrays(rows: Sequence[Row], row_length: int, columns: Sequence[str] = COLUMNS) -> NDArray[np.int32]:
+    """Rows as one (columns, B, T) array; padding has label `IGNORED` and source -1."""
+    out = np.zeros((len(columns), len(rows), row_length), np.int32)
+    input_ids, labels, position_ids, document_ids, source_ids = out[: len(COLUMNS)]
     labels[...] = IGNORED
     source_ids[...] = -1
+    beside = {name: out[i].view(np.float32) for i, name in enumerate(columns) if i >= len(COLUMNS)}
     count = np.arange(row_length, dtype=np.int32)
     for b, row in enumerate(rows):
-        at = 0
-        for number, piece in enumerate(row.pieces, 1):
-            end = at + len(piece.ids) - 1
-            input_ids[b, at:end] = piece.ids[:-1]
-            labels[b, at:end] = piece.ids[1:]
-            position_ids[b, at:end] = count[: end - at]
-            document_ids[b, at:end] = number
-            source_ids[b, at:end] = piece.source
-            at = end
+        at = number = 0
+        for piece in row.pieces:
+            begin = at
+            for example in sequences(piece.item):
+                number += 1
+                ids, end = example.ids, at + len(example.ids) - 1
+                input_ids[b, at:end] = ids[:-1]
+                labels[b, at:end] = ids[1:] if example.trained is None else _labels(example)
+                position_ids[b, at:end] = count[: end - at]
+                document_ids[b, at:end] = number
+                if "weights" in beside:
+                    beside["weights"][b, at:end] = 1 if example.weight is None else example.weight[1:]
+                at = end
+            source_ids[b, begin:at] = piece.source
+            if "facts" in beside:
+                beside["facts"][b, begin:at] = _fact(piece.item)
     return out
+
+
+def _labels(example: Example) -> NDArray[Any]:
+    assert example.trained is not None
+    return np.where(example.trained[1:], example.ids[1:], IGNORED)
+
+
+def _fact(item: Item) -> float:
+    if isinstance(item, Pair):
+        return float("nan") if item.margin is None else item.margin
+    return float(isinstance(item, Example) and bool(item.wanted))

@@ -1,11 +1,9 @@
-"""Prepared sources: documents tokenised once into memory-mapped shards, read through a full permutation.
+"""Prepared sources: items made once and kept in memory-mapped shards, read through a full permutation.
 
-    outputs/<run>/prepared/<source>/{training,validation}/<part>.tokens     uint16 or uint32 ids, documents end to end
-                                                          <part>.ends.npy   where each document ends in the part
-                                                          <part>.order.npy  held out: which are measured first
-                                                          meta.json         counts, and what they were made from; last
+    outputs/<run>/prepared/<source>/{training,validation}/<part>.*     the items (`shards.py`)
+                                                          meta.json    counts, and what they were made from; last
 
-Document k of pass e is the permutation's k-th element under a key derived from the pass, so the state of a stream is
+Item k of pass e is the permutation's k-th element under a key derived from the pass, so the state of a stream is
 one number, and a resume costs the same anywhere.
 """
 
@@ -14,19 +12,21 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lifecycle.data.clean.held_out import ORDER, first, share_read
+from lifecycle.batch import Item
+from lifecycle.data.clean.held_out import share_read
 from lifecycle.data.clean.source import Source
+from lifecycle.data.making import Maker
 from lifecycle.data.read.begun import Listed, changes, in_order, listed
 from lifecycle.data.read.spec import SourceSpec
 from lifecycle.data.stream.permutation import permute
 from lifecycle.data.stream.pieces import Exhausted
+from lifecycle.data.stream.shards import Shards
 from lifecycle.errors import UserError
 from lifecycle.system.seeds import derive
 from lifecycle.tokenizer.tokenizer import Tokenizer, TokenizerRecipe, load
@@ -35,47 +35,6 @@ VERSION = 2  # of the shards and their meta.json
 SIDES = ("training", "validation")
 IDS = ("uint16", "uint32")  # how they lie in shards
 LOOKED_UP_AT_ONCE = 512  # elements of the permutation computed together
-
-
-@dataclass(frozen=True)
-class Shards:
-    """The prepared documents of one side of one source."""
-
-    folder: Path
-    parts: Sequence[str]
-    dtype: str
-    documents: int
-    tokens: int
-
-    @cached_property
-    def _maps(self) -> list[NDArray[Any]]:
-        return [_map(self.folder / f"{part}.tokens", np.dtype(self.dtype)) for part in self.parts]
-
-    @cached_property
-    def _ends(self) -> list[NDArray[np.int64]]:
-        return [np.asarray(np.load(self.folder / f"{part}.ends.npy", mmap_mode="r")) for part in self.parts]
-
-    @cached_property
-    def _first(self) -> NDArray[np.int64]:
-        return np.cumsum([0] + [len(ends) for ends in self._ends])
-
-    def document(self, index: int) -> NDArray[np.int32]:
-        """Ids of document `index`, with its marks."""
-        part = int(np.searchsorted(self._first, index, side="right")) - 1
-        ends, at = self._ends[part], index - int(self._first[part])
-        start = int(ends[at - 1]) if at else 0
-        return self._maps[part][start : int(ends[at])].astype(np.int32)
-
-    def measured(self, tokens: int, share: float) -> list[NDArray[np.int32]]:
-        """The documents that `held_out.held_out_documents` chooses from the rows that these were made from."""
-        orders = [self.folder / f"{part}.order.npy" for part in self.parts]
-        order = np.concatenate([np.zeros(0, ORDER), *(np.load(path) for path in orders if path.exists())])
-        lengths = np.concatenate([np.zeros(0, np.int64), *(np.diff(ends, prepend=0) for ends in self._ends)])
-        return [self.document(int(index)) for index in first(order, lengths - 1, tokens, share)]
-
-    def __getstate__(self) -> dict[str, Any]:
-        keep = ("folder", "parts", "dtype", "documents", "tokens")
-        return {key: self.__dict__[key] for key in keep}
 
 
 @dataclass(frozen=True)
@@ -88,14 +47,14 @@ class Prepared:
     files: Listed
     held_files: Listed
 
-    def measured(self, spec: SourceSpec, tokens: int) -> list[NDArray[np.int32]]:
-        """The held-out documents that are measured, about `tokens` positions."""
+    def measured(self, spec: SourceSpec, tokens: int) -> list[Item]:
+        """The held-out items that are measured, about `tokens` positions."""
         sizes = [(str(url), int(size)) for url, size, *_ in self.held_files]
         return self.validation.measured(tokens, share_read(sizes, spec, tokens))
 
 
 class PreparedDocuments:
-    """Training documents that stream `stream` of `streams` reads: every S-th of the endless permuted sequence."""
+    """Training items that stream `stream` of `streams` reads: every S-th of the endless permuted sequence."""
 
     def __init__(
         self,
@@ -118,8 +77,8 @@ class PreparedDocuments:
         self._block: NDArray[np.int64] = np.zeros(0, np.int64)
         self._at = 0
 
-    def next(self) -> NDArray[np.int32]:
-        """Ids of the next document; raises `Exhausted` past `max_epochs`."""
+    def next(self) -> Item:
+        """The next item; raises `Exhausted` past `max_epochs`."""
         size = self._shards.documents
         if self.max_epochs is not None and self._next >= self.max_epochs * size:
             raise Exhausted(self.name)
@@ -128,7 +87,7 @@ class PreparedDocuments:
         index = int(self._block[self._at])
         self._at += 1
         self._next += self._streams
-        return self._shards.document(index)
+        return self._shards.item(index)
 
     def _look_up(self) -> NDArray[np.int64]:
         """Document numbers of the next elements of this stream, within the pass that they begin in."""
@@ -151,11 +110,6 @@ class PreparedDocuments:
         }
 
 
-def _map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
-    # asarray: the class memmap makes each slice of it several times as dear
-    return np.asarray(np.memmap(path, dtype, "r")) if path.stat().st_size else np.zeros(0, dtype)
-
-
 def open_shards(folder: Path, meta: Mapping[str, Any]) -> Shards:
     """One side of a prepared source. Raises UserError for a folder that `stage=prepare` did not write."""
     strange = [part for part in meta["parts"] if Path(part).name != part]
@@ -164,7 +118,8 @@ def open_shards(folder: Path, meta: Mapping[str, Any]) -> Shards:
             f"{folder / 'meta.json'} names {', '.join(strange) or meta['dtype']}; shards are files of "
             f"{' or '.join(IDS)} beside it: run stage=prepare again, under another run=NAME"
         )
-    return Shards(folder, tuple(meta["parts"]), meta["dtype"], meta["documents"], meta["tokens"])
+    view = meta.get("view", "text").partition(" ")[0]
+    return Shards(folder, tuple(meta["parts"]), meta["dtype"], meta["documents"], meta["tokens"], view)
 
 
 def read_metas(run: str) -> dict[str, dict[str, dict[str, Any]]]:
@@ -220,21 +175,22 @@ def open_prepared(
     sources: Sequence[Source],
     held: Mapping[str, Source | None],
     *,
-    tokenizer: str,
+    make: Maker,
     evaluation_known: bool,
     may_lack: Collection[str] = (),
 ) -> dict[str, Prepared]:
     """The prepared form of `sources` in run folder `run`, but for those of `may_lack` that it does not have; raises
     `UserError` naming what does not fit.
 
-    metas: as `read_metas` gives them. held: held-out sources with files of their own, where these are here. tokenizer:
-    hash of the one in the folder. evaluation_known: whether the evaluation sets of this run were read.
+    metas: as `read_metas` gives them. held: held-out sources with files of their own, where these are here. make: makes
+    the items of this run, under the tokenizer in the folder. evaluation_known: whether the evaluation sets of this run
+    were read.
     """
     sources = [s for s in sources if s.name in metas or s.name not in may_lack]
     faults = [f"{s.name}: not in {run} (it has {', '.join(metas)})" for s in sources if s.name not in metas]
     for source in sources:
         if source.name in metas:
-            fault = _misfit(source, metas[source.name], held.get(source.name), tokenizer, evaluation_known)
+            fault = _misfit(source, metas[source.name], held.get(source.name), make, evaluation_known)
             faults += [f"{source.name}: {fault}"] if fault else []
     if faults:
         raise UserError(
@@ -253,12 +209,14 @@ def open_prepared(
 
 
 def _misfit(
-    source: Source, meta: Mapping[str, Any], held: Source | None, tokenizer: str, evaluation_known: bool
+    source: Source, meta: Mapping[str, Any], held: Source | None, make: Maker, evaluation_known: bool
 ) -> str | None:
     """Why the shards of `meta` are not those of `source`; files are compared where they are here."""
     made, apart = meta["training"], meta["validation"]
-    if {made["tokenizer"], apart["tokenizer"]} != {tokenizer}:
+    if {made["tokenizer"], apart["tokenizer"]} != {make.tokenizer.sha256}:
         return "its shards hold the ids of another tokenizer than the one in the folder (preparing was cut short)"
+    if (view := made.get("view", "text")) != make.key:
+        return f"its shards were made for stage.view={view}, and this run reads {make.key}"
     evaluation = source.evaluation.key if source.evaluation else None
     if source.shards is None:  # a level of a source, known as a whole
         return None if made["fingerprint"] == source.fingerprint else "its files or their treatment changed"

@@ -1,6 +1,6 @@
 """One logical stream: sources -> token-exact mixture -> packed rows, endless, and resumable after every step.
 
-    documents of each source -> pieces -> (the source furthest behind its share is next) -> a window of rows -> best fit
+    items of each source -> pieces -> (the source furthest behind its share is next) -> a window of rows -> best fit
 
 A stream packs one *window* at a time: the rows that it owes to a few steps. Its state is the state in which the window
 began (positions in the sources, credits, left-over pieces), what it was packed for, and how many of its rows are given,
@@ -21,9 +21,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lifecycle.batch.item_arrays import joined, split
 from lifecycle.data.mixture.plan import BatchPlan
-from lifecycle.data.stream.packing import Piece, Row, best_fit, cut
-from lifecycle.data.stream.pieces import Exhausted, Pieces, State, joined, split
+from lifecycle.data.stream.packing import Packing, Piece, Row, best_fit
+from lifecycle.data.stream.pieces import Exhausted, Pieces, State
 from lifecycle.system.seeds import derive
 
 
@@ -66,6 +67,7 @@ class Stream:
         self.index, self.streams, self.plan, self.seed = index, streams, plan, seed
         self.sources = dict(sources)
         self.names = list(sources)
+        self.packing: Packing = next(iter(sources.values())).packing  # of the view of the run
         self.window_rows = window_rows
         self.dropping, self.last, self.end = dropping, last, end
         self.credit = dict.fromkeys(self.names, 0.0)
@@ -117,7 +119,7 @@ class Stream:
     def _totals(self, name: str) -> State:
         """The source's own totals; of its passes, the share that was given out and does not wait in the window. All of
         them, where there was nothing in them for this stream."""
-        totals, taken = self.sources[name].documents.totals(), self.taken[name]
+        totals, taken = self.sources[name].totals(), self.taken[name]
         return {**totals, "epochs": totals["epochs"] * self.seen[name] / taken if taken else totals["epochs"]}
 
     def _restore(self, state: State) -> None:
@@ -149,7 +151,7 @@ class Stream:
             "phase": dict(self.phase),
             "gone": list(self.gone),
             "taken": dict(self.taken),
-            **joined([p.ids for p in self.carry], "carry"),
+            **joined([p.item for p in self.carry], "carry"),
             "carry_sources": [p.source for p in self.carry],
         }
 
@@ -169,18 +171,27 @@ class Stream:
     def _pack(self, step: int, packed: Packed) -> None:
         self._anchor = self._mark(step, packed)
         wanted, row_length = packed.rows, packed.row_length
-        pieces = [part for piece in self.carry for part in cut(piece, row_length)]
-        used_up = self._gather(pieces, wanted * row_length, packed)
-        rows = best_fit(pieces, row_length)
+        room = self.packing.room(row_length)
+        pieces = [part for piece in self.carry for part in self._laid(piece, packed)]
+        used_up = self._gather(pieces, wanted * room, packed)
+        rows = best_fit(pieces, room)
         if used_up is not None:
             wanted = self._rows_left(len(rows), used_up, packed)
         # What was left over goes first, so no piece waits longer than a window; then the fullest rows, to pad least.
         order = sorted(range(len(rows)), key=lambda i: (not rows[i].carried, rows[i].free))
         rng = np.random.Generator(np.random.Philox(derive(self.seed, "rows", self.index, step)))
         self._window = [rows[order[i]] for i in rng.permutation(min(wanted, len(rows)))]
-        self._window += [Row([], row_length) for _ in range(wanted - len(rows))]
+        self._window += [Row([], room) for _ in range(wanted - len(rows))]
         self.carry = [p._replace(carried=True) for i in order[wanted:] for p in rows[i].pieces]
         self._given = 0
+
+    def _laid(self, piece: Piece, packed: Packed) -> list[Piece]:
+        """A piece that was left over as it stands in rows that may be shorter now: not all of it need be given out."""
+        parts, name = self.packing.laid(piece, packed.row_length), self.names[piece.source]
+        if not self.packing.cuts and (not parts or parts[0] is not piece):
+            self.sources[name].too_long["shortened" if parts else "dropped"] += 1
+            self._count(name, sum(part.positions for part in parts) - piece.positions, packed.weights)
+        return parts
 
     def _rows_left(self, rows: int, used_up: str, packed: Packed) -> int:
         """Rows of the window that follows the last piece of a source; raises `Exhausted` where there are none."""
@@ -200,7 +211,7 @@ class Stream:
         for piece in pieces:
             if not piece.carried:
                 name = self.names[piece.source]
-                self.sources[name].take_back(piece.ids)
+                self.sources[name].take_back(piece.item)
                 self._count(name, -piece.positions, weights)
         self._window, self._given = [], 0
 

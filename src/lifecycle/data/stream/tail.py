@@ -13,18 +13,17 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from lifecycle.batch import Item
 from lifecycle.data.mixture.plan import BatchPlan
-from lifecycle.data.stream.pieces import WHOLE, Exhausted, Pieces, State
+from lifecycle.data.stream.packing import WHOLE
+from lifecycle.data.stream.pieces import Exhausted, Pieces, State
 from lifecycle.data.stream.stream import Stream
 
 
 class Rest:
-    """Documents of one source that its `streams` have not given out, one of each in turn.
+    """Items of one source that its `streams` have not given out, one of each in turn.
 
-    `begun`: the totals that the streams had by then. Documents that are left in part come as that part.
+    `begun`: the totals that the streams had by then. Texts that are left in part come as that part.
     """
 
     def __init__(self, name: str, streams: Sequence[Pieces], begun: Sequence[State], state: State | None) -> None:
@@ -56,16 +55,16 @@ class Rest:
         for pieces in self._streams:
             pieces.documents.max_epochs = value
 
-    def next(self) -> NDArray[np.int32]:
-        """Ids of what comes next; raises `Exhausted` after the last of all streams."""
+    def next(self) -> Item:
+        """What comes next; raises `Exhausted` after the last of all streams."""
         for _ in self._streams:
             stream, self._at = self._at, (self._at + 1) % len(self._streams)
             try:
-                ids = self._streams[stream].next(WHOLE).ids
+                item = self._streams[stream].next(WHOLE).item
             except Exhausted:
                 continue
             self._given[stream] += 1
-            return ids
+            return item
         raise Exhausted(self.name)
 
     def state(self) -> State:
@@ -102,7 +101,7 @@ def open_tail(
         begun = [one["totals"][name] for one in states.values()]
         at = state["anchor"]["sources"][name] if state else None
         rest = Rest(name, [stream.sources[name] for stream in streams], begun, at and at["documents"])
-        sources[name] = Pieces(rest, index, at)
+        sources[name] = Pieces(rest, index, at, packing=first.packing)
     drawn = [stream.set_aside() for stream in streams]
     tail = Stream(
         index=len(streams),
@@ -130,8 +129,9 @@ def shared_out(tail: Stream, streams: Sequence[Stream], step: int) -> dict[int, 
         first.seen[name] += tail.seen[name]
         first.taken[name] += tail.seen[name]
         first.credit[name] += tail.credit[name]
-        for number, ids in enumerate(tail.sources[name].drain()):
-            streams[number % len(streams)].sources[name].take_back(ids)
+        first.sources[name].too_long.update(tail.sources[name].too_long)
+        for number, item in enumerate(tail.sources[name].drain()):
+            streams[number % len(streams)].sources[name].take_back(item)
     first.padding += tail.padding
     for number, piece in enumerate(tail.carry):
         streams[number % len(streams)].take_over([piece])

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lifecycle.batch import IGNORED
+from lifecycle.batch.item_arrays import sequences
 from lifecycle.data.module import DataModule
 from lifecycle.data.stream.packing import Piece
 from lifecycle.data.stream.pieces import Exhausted, Pieces
@@ -60,10 +61,10 @@ class Counts:
 def baselines(data: DataModule) -> dict[str, dict[str, float]]:
     """By validation domain: unigram and bigram perplexity, and the held-out text's bytes per token."""
     size = data.tokenizer.vocab_size
-    pieces = _sample(data)
+    examples = [example for piece in _sample(data) for example in sequences(piece.item)]
     counts = Counts.of(
-        np.concatenate([p.ids[:-1] for p in pieces]).astype(np.int64),
-        np.concatenate([p.ids[1:] for p in pieces]).astype(np.int64),
+        np.concatenate([one.ids[:-1] for one in examples]).astype(np.int64),
+        np.concatenate([one.ids[1:] for one in examples]).astype(np.int64),
         size,
     )
     out = {}
@@ -82,7 +83,7 @@ def _sample(data: DataModule) -> list[Piece]:
     """Training documents in the shares of the mixture, each source at most once."""
     sample = []
     for source in data.sources:
-        pieces = Pieces(data.corpus.documents(source.name), source.index)
+        pieces = Pieces(data.corpus.documents(source.name), source.index, packing=data.corpus.packing)
         left = int(SAMPLE_TOKENS * data.weights[source.name])
         while left > 0 and pieces.documents.totals()["epochs"] < 1:
             try:

@@ -58,7 +58,7 @@ class Measure:
     def __call__(self, source: Source, raws: list[RawRow]) -> Measured:
         out, texts = Measured(), list[str]()
         for raw in raws:
-            text, verdict, contaminated, masked = judge(raw, source)
+            text, verdict, contaminated, masked, _ = judge(raw, source)
             out.counts[verdict] += 1
             out.masked.update(masked)
             if contaminated and source.contaminated is not None:

@@ -1,0 +1,28 @@
+"""Rows that passed the filters as items of the view of a run, many at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lifecycle.batch import Example, Item
+from lifecycle.data.clean.filter_row import Judged
+from lifecycle.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maker:
+    """Makes items of `view` under `tokenizer`; it can be sent to other processes."""
+
+    view: str
+    tokenizer: Tokenizer
+
+    def __call__(self, rows: Sequence[Judged]) -> list[Item | str]:
+        """The item of each row that has a text; in its place the reason why there is none."""
+        texts = [row.text for row in rows if row.text is not None]
+        return [Example(ids=ids) for ids in self.tokenizer.documents(texts)]
+
+    @property
+    def key(self) -> str:
+        """What the items depend on beside the rows and the tokenizer."""
+        return self.view
