@@ -83,6 +83,7 @@ def corpus(prepared: str | None = None) -> Corpus:
         sources=sources,
         tokenizer=TokenizerRecipe(vocab_size=8192, digits=1, max_bytes=10_000_000),
         root=None,
+        chat_template="auto",
         prepared=prepared,
         streams=None,
         shuffle_buffer=10_000,

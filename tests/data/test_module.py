@@ -58,6 +58,7 @@ def module(folder: Path, *, workers: int = 0, steps: int = STEPS, **changes: Any
         "sources": sources,
         "tokenizer": TokenizerRecipe(vocab_size=400, max_bytes=50_000, digits=1),
         "root": str(folder),
+        "chat_template": "auto",
         "prepared": None,
         "streams": None,
         "shuffle_buffer": 100,

@@ -33,6 +33,7 @@ def module(folder: Path, lines: Sequence[str] = LINES, tokenizer: str | None = N
         "sources": {"a": SourceSpec(path=str(folder / "a.jsonl.gz"), validation=ValidationRatio(ratio=0.2))},
         "tokenizer": tokenizer or TokenizerRecipe(vocab_size=300, max_bytes=20_000, digits=1),
         "root": None,
+        "chat_template": "auto",
         "prepared": None,
         "streams": None,
         "shuffle_buffer": 100,

@@ -20,6 +20,7 @@ def module(folder: Path, sources: dict[str, SourceSpec]) -> Corpus:
         "sources": sources,
         "tokenizer": TokenizerRecipe(vocab_size=300, max_bytes=50_000, digits=1),
         "root": str(folder),
+        "chat_template": "auto",
         "prepared": None,
         "streams": None,
         "shuffle_buffer": 100,

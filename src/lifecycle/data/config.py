@@ -21,6 +21,7 @@ class DataConfig:
     sources: dict[str, SourceSpec]
     tokenizer: str | TokenizerRecipe
     root: str | None
+    chat_template: str
     prepared: str | None
     streams: Count | None
     shuffle_buffer: Count

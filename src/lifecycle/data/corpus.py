@@ -18,6 +18,7 @@ from lifecycle.data.clean.contamination import Index, evaluation_index
 from lifecycle.data.clean.held_out import held_out_items
 from lifecycle.data.clean.source import Source
 from lifecycle.data.config import DataConfig
+from lifecycle.data.conversation.template_check import open_template
 from lifecycle.data.curriculum.levels import Level, deal, described, in_order, under_curriculum
 from lifecycle.data.curriculum.scores import ParentLoss
 from lifecycle.data.making import Maker
@@ -86,8 +87,10 @@ class Corpus:
             s.name: held_out_source(s, root=config.root, cache=self.cache, begun=begun, view=view) for s in self.whole
         }
         check_views(self.whole, view, {s.name: views(s.spec) for s in self.whole})
-        self.tokenizer = self._open_tokenizer(begun)
-        self.make = Maker(view=view, tokenizer=self.tokenizer)
+        self.tokenizer, self.template = open_template(
+            config.chat_template, self._open_tokenizer(begun), view=view, begun=begun is not None
+        )
+        self.make = Maker(view=view, tokenizer=self.tokenizer, template=self.template)
         self.levels = self._levels(parent_loss)
         self.sources, self.whole = in_order(self.levels, self.whole)
         self.mix = self._mix_of_levels() if self.levels else self.whole_mix

@@ -25,6 +25,9 @@ from lifecycle.errors import UserError
 from lifecycle.tokenizer.chat import ChatTemplate, Turn
 from lifecycle.tokenizer.tokenizer import Tokenizer
 
+TEXT, PROMPT = "text", "prompt"
+"""The views that can do without a chat template."""
+
 View = Callable[[Sequence[Record], Tokenizer, ChatTemplate | None], list[Item | str]]
 """The item of each record, or the reason why there is none."""
 
@@ -130,9 +133,9 @@ def _documents(records: Sequence[Record], tokenizer: Tokenizer, template: ChatTe
 
 
 VIEWS: dict[str, View] = {
-    "text": _documents,
+    TEXT: _documents,
     "chat": _each(chat),
     "preference": _each(preference),
     "unpaired": _each(unpaired),
-    "prompt": _each(prompt),
+    PROMPT: _each(prompt),
 }

@@ -9,6 +9,7 @@ Marks come from `document` alone.
 
 from __future__ import annotations
 
+import copy
 import gzip
 import hashlib
 import json
@@ -68,6 +69,14 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[PreTrainedTokenizerFast]]:
         return Tokenizer, (self.hf,)  # encode_special_tokens is lost when a backend is pickled
+
+    def with_template(self, source: str) -> Tokenizer:
+        """The same tokenizer with that chat template."""
+        if self.hf.chat_template == source:
+            return self
+        hf = copy.deepcopy(self.hf)
+        hf.chat_template = source
+        return Tokenizer(hf)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         """Ids of each text alone, without marks. Threads: TOKENIZERS_PARALLELISM, which is the caller's to set."""

@@ -47,6 +47,7 @@ def module(folder: Path, tokenizer: str | TokenizerRecipe, bad_rows: BadRows | N
         sources={"mine": SourceSpec(path="*.jsonl*", validation=None, max_epochs=1, **spec)},
         tokenizer=tokenizer,
         root=str(folder),
+        chat_template="auto",
         prepared=None,
         streams=None,
         shuffle_buffer=100,

@@ -65,6 +65,7 @@ def module(folder: Path, *, steps: int = STEPS, phases: Sequence[Phase] = (), **
         "sources": {"graded": graded, "plain": SourceSpec(path="plain.jsonl", weight=0.4)},
         "tokenizer": TokenizerRecipe(vocab_size=400, max_bytes=50_000, digits=1),
         "root": str(folder),
+        "chat_template": "auto",
         "prepared": None,
         "streams": None,
         "shuffle_buffer": 100,

@@ -68,6 +68,7 @@ def module(
         },
         "tokenizer": TokenizerRecipe(vocab_size=300, digits=1, max_bytes=50_000),
         "root": None,
+        "chat_template": "auto",
         "prepared": None,
         "streams": 4,
         "shuffle_buffer": 40,

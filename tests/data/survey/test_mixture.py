@@ -44,6 +44,7 @@ def data(tmp_path: Path) -> Corpus:
         sources=sources,
         tokenizer=TokenizerRecipe(vocab_size=300, max_bytes=20_000, digits=1),
         root=str(tmp_path),
+        chat_template="auto",
         prepared=None,
         streams=None,
         shuffle_buffer=50,

@@ -1,4 +1,4 @@
-"""Whether a chat template can be trained with, said before anything is read, with what it makes of a conversation."""
+"""The chat template of a run, and whether it can be trained with: said before a step, with what it makes of turns."""
 
 from __future__ import annotations
 
@@ -9,10 +9,40 @@ from lifecycle.data.conversation.ids import tell
 from lifecycle.data.conversation.rendering import Conversation, rendered
 from lifecycle.data.read.row import BadRow
 from lifecycle.errors import UserError
-from lifecycle.tokenizer.chat import ChatTemplate, TemplateFault, Turn, end_ids
+from lifecycle.tokenizer.chat import AUTO, ChatTemplate, TemplateFault, Turn, end_ids
 from lifecycle.tokenizer.tokenizer import Tokenizer
 
+TEXT, PROMPT = "text", "prompt"
 PROBE = ("user", "assistant", "user", "assistant")
+
+
+def open_template(
+    wanted: str, tokenizer: Tokenizer, *, view: str, begun: bool
+) -> tuple[Tokenizer, ChatTemplate | None]:
+    """The template of a run on `view`, and its tokenizer with that template, for what is exported is asked as it was
+    taught.
+
+    wanted: `data.chat_template`. begun: the tokenizer is that of a run which goes on, with the template that it began
+    with. Raises UserError for a template that cannot be trained with, and for another one than the run began with.
+    """
+    if view == TEXT:
+        return tokenizer, None
+    template = ChatTemplate.of(wanted, tokenizer.hf)
+    if template is None:
+        if view != PROMPT:
+            raise UserError(
+                f"data.chat_template=none, but the stage trains on the view '{view}', which a chat template writes: "
+                "give auto, chatml, plain or a Jinja file"
+            )
+        return tokenizer, None
+    own = ChatTemplate.of(AUTO, tokenizer.hf)
+    if begun and own and own.source != template.source:
+        raise UserError(
+            f"data.chat_template={wanted} writes turns in another way than the run began with (its tokenizer has that "
+            "one): type data.chat_template=auto, or begin a new run (run=NAME)"
+        )
+    check_template(template, tokenizer)
+    return tokenizer.with_template(template.source), template
 
 
 def check_template(template: ChatTemplate, tokenizer: Tokenizer) -> None:
