@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from lifecycle.batch import Example, Item
 from lifecycle.data.clean.filter_row import Judged
-from lifecycle.data.views import TEXT, VIEWS
+from lifecycle.data.conversation.template_check import TEXT
+from lifecycle.data.views import VIEWS
 from lifecycle.tokenizer.chat import ChatTemplate
 from lifecycle.tokenizer.tokenizer import Tokenizer
 

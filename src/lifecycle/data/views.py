@@ -19,14 +19,12 @@ from typing import Any
 from lifecycle.batch import Example, Item, Pair, Prompt, Record
 from lifecycle.data.conversation.ids import ask, tell
 from lifecycle.data.conversation.rendering import Conversation
+from lifecycle.data.conversation.template_check import PROMPT, TEXT
 from lifecycle.data.read.in_words import answered, as_text, question
 from lifecycle.data.read.row import BadRow
 from lifecycle.errors import UserError
 from lifecycle.tokenizer.chat import ChatTemplate, Turn
 from lifecycle.tokenizer.tokenizer import Tokenizer
-
-TEXT, PROMPT = "text", "prompt"
-"""The views that can do without a chat template."""
 
 View = Callable[[Sequence[Record], Tokenizer, ChatTemplate | None], list[Item | str]]
 """The item of each record, or the reason why there is none."""

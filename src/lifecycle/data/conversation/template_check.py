@@ -13,6 +13,8 @@ from lifecycle.tokenizer.chat import AUTO, ChatTemplate, TemplateFault, Turn, en
 from lifecycle.tokenizer.tokenizer import Tokenizer
 
 TEXT, PROMPT = "text", "prompt"
+"""The views that can do without a template."""
+
 PROBE = ("user", "assistant", "user", "assistant")
 
 
