@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from lifecycle.callbacks.forgetting import History, Measurement, judge, level_of
+from lifecycle.callbacks.forgetting import History, Measurement, assess, level_of
 from lifecycle.callbacks.guard import line
 from lifecycle.config.schema import Guard
 from lifecycle.errors import UserError
@@ -17,7 +17,7 @@ def play(worsts: list[float], spec: Guard = SPEC, share: float = 0.0) -> list[Me
     history, rate = History(), 1.0
     for number, worst in enumerate(worsts):
         perplexity = {"old": 10.0 * (1 + worst), "kept": 5.0, "new": 30.0 - number}
-        found = judge(number * 100, perplexity, ["old", "kept"], history, spec, share=share, rate=rate)
+        found = assess(number * 100, perplexity, ["old", "kept"], history, spec, share=share, rate=rate)
         history.measurements.append(found)
         share = found.to if found.action == "replay" and found.to is not None else share
         rate = found.to if found.action == "rate" and found.to is not None else rate

@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 
 from lifecycle.callbacks import ProgressDisplay
-from lifecycle.callbacks.progress import Facts, Pace, clock
+from lifecycle.callbacks.progress import Moment, Pace, clock
 
 METRICS = {
     "train/loss": 3.21,
@@ -22,8 +22,8 @@ METRICS = {
 }
 
 
-def facts(metrics: dict[str, float], *, total: int | None = 400, on_cpu: bool = True) -> Facts:
-    return Facts(
+def facts(metrics: dict[str, float], *, total: int | None = 400, on_cpu: bool = True) -> Moment:
+    return Moment(
         stage="pretrain", step=100, total=total, elapsed=65, left=185.0, checkpoint=90, metrics=metrics, on_cpu=on_cpu
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import fsspec
 
-from lifecycle.data.read.bytes.parts import Parts
+from lifecycle.data.read.bytes.remote_parts import Parts
 from lifecycle.data.read.bytes.stored import PartedFile
 from lifecycle.data.read.files.listing import File
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from tests.data.curriculum.test_curriculum import curriculum, stages
 from tests.data.curriculum.test_levels import module
-from tests.data.curriculum.test_schedule import curriculum, stages
 
 from lifecycle.data.read.spec import SourceSpec
-from lifecycle.data.survey.levels import LevelSize, survey_levels
+from lifecycle.data.survey.level_sizes import LevelSize, survey_levels
 from lifecycle.estimate import curriculum_table
 from lifecycle.estimate.estimate import SourcePlan
 

@@ -5,7 +5,7 @@ import torch
 from lifecycle.batch import Kept
 from lifecycle.model import Decoder
 from lifecycle.rollout.sampling.draw import draw, log_probabilities
-from lifecycle.rollout.sampling.on_device import Settings
+from lifecycle.rollout.sampling.on_device import DeviceSampling
 from lifecycle.rollout.sampling.parameters import Sampling, sequence_seed, uniforms
 
 
@@ -15,7 +15,7 @@ def complete(
 ) -> list[int]:
     """New tokens after `prompt`, by ids and length alone."""
     own = torch.tensor([sequence_seed(seed, step, prompt_id, sample)])
-    settings = Settings(sampling, vocab=model.config.vocab, device=torch.device("cpu"))
+    settings = DeviceSampling(sampling, vocab=model.config.vocab, device=torch.device("cpu"))
     new: list[int] = []
     while len(new) < sampling.max_new_tokens and len(prompt) + len(new) < model.config.max_positions:
         seen = torch.zeros(1, model.config.vocab, dtype=torch.bool)
@@ -39,7 +39,7 @@ def score(
     seen = torch.zeros(len(completion), model.config.vocab, dtype=torch.bool)
     for number in range(len(completion)):
         seen[number, prompt + completion[:number]] = True
-    settings = Settings(sampling, vocab=model.config.vocab, device=torch.device("cpu"))
+    settings = DeviceSampling(sampling, vocab=model.config.vocab, device=torch.device("cpu"))
     logp = log_probabilities(logits, settings, seen_RV=seen)
     full = logp.gather(1, torch.tensor(completion)[:, None])[:, 0]
     mass = torch.where(kept.mask(slice(0, len(completion)), model.config.vocab), logp.exp(), 0).sum(-1)

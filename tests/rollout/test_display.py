@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from lifecycle.rollout.display import Stream
+from lifecycle.rollout.display import CompletionDisplay
 from lifecycle.tokenizer.tokenizer import Tokenizer, train_bpe
 
 TEXTS = ["one café 雪 two", "", "three\n", "four 🙂"]
@@ -19,7 +19,7 @@ def tokenizer() -> Tokenizer:
 @pytest.mark.parametrize("seed", range(5))
 def test_the_screen_does_not_depend_on_the_order_of_tokens(tokenizer: Tokenizer, seed: int) -> None:
     out, rng = io.StringIO(), random.Random(seed)
-    shown = Stream(out, tokenizer, ["A: ", "B: "], samples=2, continues=True)
+    shown = CompletionDisplay(out, tokenizer, ["A: ", "B: "], samples=2, continues=True)
     waiting = [ids.tolist() for ids in tokenizer.encode_batch(TEXTS)]
     while any(waiting):
         number = rng.choice([n for n, ids in enumerate(waiting) if ids])
@@ -31,7 +31,7 @@ def test_the_screen_does_not_depend_on_the_order_of_tokens(tokenizer: Tokenizer,
 
 def test_a_completion_is_shown_while_it_grows(tokenizer: Tokenizer) -> None:
     out = io.StringIO()
-    shown = Stream(out, tokenizer, ["question"], samples=1, continues=False)
+    shown = CompletionDisplay(out, tokenizer, ["question"], samples=1, continues=False)
     for token in tokenizer.encode_batch(["one two"])[0].tolist():
         before = out.getvalue()
         shown.token(0, 0, token)
@@ -41,6 +41,6 @@ def test_a_completion_is_shown_while_it_grows(tokenizer: Tokenizer) -> None:
 
 def test_what_a_terminal_cannot_show_is_replaced(tokenizer: Tokenizer) -> None:
     held = io.BytesIO()
-    shown = Stream(io.TextIOWrapper(held, encoding="cp1252"), tokenizer, ["é雪 "], samples=1, continues=True)
+    shown = CompletionDisplay(io.TextIOWrapper(held, encoding="cp1252"), tokenizer, ["é雪 "], samples=1, continues=True)
     shown.rest(["a 🙂 ü"])
     assert held.getvalue().decode("cp1252") == "é? a ? ü\n"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lifecycle.errors import UserError
-from lifecycle.rollout.prompts import Prompt, encode, read_prompts
+from lifecycle.rollout.prompts import UserPrompt, encode, read_prompts
 from lifecycle.tokenizer.bpe import BOS, EOS
 from lifecycle.tokenizer.tokenizer import Tokenizer, train_bpe
 
@@ -18,7 +18,7 @@ def tokenizer() -> Tokenizer:
     return train_bpe(["hello world, what is this? " * 9] * 20, vocab_size=300, digits=1)
 
 
-def texts(prompts: list[Prompt]) -> list[str | None]:
+def texts(prompts: list[UserPrompt]) -> list[str | None]:
     return [prompt.text for prompt in prompts]
 
 
@@ -67,7 +67,7 @@ def test_what_cannot_be_read_is_named_with_its_line(tmp_path: Path) -> None:
 
 
 def test_a_plain_prompt_begins_as_a_document_did_in_training(tokenizer: Tokenizer) -> None:
-    prompt = Prompt(id="0", text=f"hello {EOS}")
+    prompt = UserPrompt(id="0", text=f"hello {EOS}")
     plain = tokenizer.encode_batch([f"hello {EOS}"])[0].tolist()
     assert tokenizer.eos_id not in plain
     ours, elsewhere = (encode([prompt], tokenizer, chat=False, system=None, begin=begin)[0] for begin in (True, False))
@@ -76,16 +76,16 @@ def test_a_plain_prompt_begins_as_a_document_did_in_training(tokenizer: Tokenize
 
 
 def test_a_turn_is_what_the_template_makes_of_it(tokenizer: Tokenizer) -> None:
-    ids = encode([Prompt(id="0", text="what is this?")], tokenizer, chat=True, system="hello", begin=True)[0]
+    ids = encode([UserPrompt(id="0", text="what is this?")], tokenizer, chat=True, system="hello", begin=True)[0]
     messages = [{"role": "system", "content": "hello"}, {"role": "user", "content": "what is this?"}]
     rendered: Any = tokenizer.hf.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
     assert ids == rendered["input_ids"]
-    given = Prompt(id="0", text=None, messages=tuple(messages))
+    given = UserPrompt(id="0", text=None, messages=tuple(messages))
     assert encode([given], tokenizer, chat=False, system=None, begin=True)[0] == ids  # messages: always the template
 
 
 def test_names_of_special_tokens_in_a_message_are_text(tokenizer: Tokenizer) -> None:
-    prompt = Prompt(id="0", text="hello <|end|>\n<|assistant|>\nworld")
+    prompt = UserPrompt(id="0", text="hello <|end|>\n<|assistant|>\nworld")
     ids = encode([prompt], tokenizer, chat=True, system=None, begin=True)[0]
     marks = [i for i in ids if i in {tokenizer.hf.convert_tokens_to_ids(m) for m in ("<|end|>", "<|assistant|>", BOS)}]
     assert [tokenizer.decode([i], specials=True) for i in marks] == [BOS, "<|end|>", "<|assistant|>"]
@@ -96,7 +96,7 @@ def test_a_model_without_a_template_takes_no_turns(tokenizer: Tokenizer) -> None
     bare = train_bpe(["hello world"] * 20, vocab_size=300, digits=1)
     bare.hf.chat_template = None
     with pytest.raises(UserError, match="no chat template"):
-        encode([Prompt(id="0", text="a")], bare, chat=True, system=None, begin=True)
+        encode([UserPrompt(id="0", text="a")], bare, chat=True, system=None, begin=True)
     assert bare.end_ids == (bare.eos_id,)
 
 
@@ -116,10 +116,10 @@ def test_a_template_that_refuses_is_quoted_with_the_prompt(template: str, said: 
     odd = train_bpe(["hello world"] * 20, vocab_size=300, digits=1)
     odd.hf.chat_template = template
     with pytest.raises(UserError, match=f"prompt seventh: .*{said}"):
-        encode([Prompt(id="seventh", text="a")], odd, chat=True, system="b", begin=True)
+        encode([UserPrompt(id="seventh", text="a")], odd, chat=True, system="b", begin=True)
     assert odd.end_ids == (odd.eos_id,)
     if template == REFUSES:
-        assert encode([Prompt(id="0", text="a")], odd, chat=True, system=None, begin=True)
+        assert encode([UserPrompt(id="0", text="a")], odd, chat=True, system=None, begin=True)
 
 
 def test_a_completion_ends_with_the_text_or_with_the_turn(tokenizer: Tokenizer) -> None:

@@ -12,7 +12,7 @@ from tests.rollout.sampled import CONFIG, settings
 from lifecycle.model import Decoder, build
 from lifecycle.rollout import Engine
 from lifecycle.rollout.decode_step import DecodeStep
-from lifecycle.rollout.scheduler import NUMBER, PLACE, POSITION, TOKEN, Chunk, Move, Schedule
+from lifecycle.rollout.scheduler import NUMBER, PLACE, POSITION, TOKEN, Chunk, Move, Scheduler
 
 
 class Machine:
@@ -38,7 +38,7 @@ def play(
 ) -> Machine:
     rng = random.Random(seed)
     lengths = [rng.randint(1, 9) for _ in range(len(prompts) * samples)]
-    schedule = Schedule(
+    schedule = Scheduler(
         prompts,
         samples=samples,
         seeds=list(range(len(lengths))),
@@ -58,7 +58,7 @@ def play(
     return machine
 
 
-def prefill(machine: Machine, schedule: Schedule) -> None:
+def prefill(machine: Machine, schedule: Scheduler) -> None:
     chunk = schedule.chunk()
     assert len(chunk.rows) * chunk.width <= max(schedule._prefill_tokens, len(chunk.rows))
     for row, prompt, start in zip(chunk.rows, chunk.prompts, chunk.starts, strict=True):
@@ -71,7 +71,7 @@ def prefill(machine: Machine, schedule: Schedule) -> None:
     schedule.prefilled(chunk)
 
 
-def decode(machine: Machine, schedule: Schedule, lengths: list[int]) -> None:
+def decode(machine: Machine, schedule: Scheduler, lengths: list[int]) -> None:
     active, table = schedule.active, schedule.table
     tokens = np.zeros(active, np.int64)
     done = []
@@ -113,7 +113,7 @@ def test_every_sequence_runs_once_over_its_own_prompt(seed: int) -> None:
 
 
 def test_rows_at_work_stay_together_when_nothing_waits() -> None:
-    schedule = Schedule([[1], [2], [3], [4]], samples=1, seeds=range(4), slots=4, prefill_tokens=8)
+    schedule = Scheduler([[1], [2], [3], [4]], samples=1, seeds=range(4), slots=4, prefill_tokens=8)
     assert schedule.admit() == []
     assert schedule.active == 4
     schedule.step(4, np.array([5, 6, 7, 8]))
@@ -123,13 +123,13 @@ def test_rows_at_work_stay_together_when_nothing_waits() -> None:
 
 
 def test_nothing_to_do_is_done() -> None:
-    schedule = Schedule([], samples=3, seeds=[], slots=2, prefill_tokens=8)
+    schedule = Scheduler([], samples=3, seeds=[], slots=2, prefill_tokens=8)
     assert not schedule.busy and schedule.active == 0
 
 
 def test_short_prompts_work_while_a_long_one_is_prefilled() -> None:
     prompts = [[0] * 1000, [1] * 5, [2] * 7, [3] * 6]
-    schedule = Schedule(prompts, samples=1, seeds=range(4), slots=2, prefill_tokens=64)
+    schedule = Scheduler(prompts, samples=1, seeds=range(4), slots=2, prefill_tokens=64)
     assert schedule.admit() == []
     done: list[int] = []
     for _ in range(8):  # a chunk, a step, each of which ends what is at work

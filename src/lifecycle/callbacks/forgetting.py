@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from lifecycle.config.schema import Action, Guard
 
-Level = Literal["fine", "watch", "act", "stop"]
+Severity = Literal["fine", "watch", "act", "stop"]
 LEAST_RATE = 0.125
 
 
@@ -32,7 +32,7 @@ class Measurement:
     step: int
     perplexity: dict[str, float]
     forgetting: dict[str, float]
-    level: Level
+    level: Severity
     share: float
     rate: float
     action: Action | None = None
@@ -78,12 +78,12 @@ class History:
         return out
 
 
-def level_of(worst: float, spec: Guard) -> Level:
+def level_of(worst: float, spec: Guard) -> Severity:
     """The level of the worst domain's forgetting."""
     return "stop" if worst >= spec.stop else "act" if worst >= spec.act else "watch" if worst >= spec.watch else "fine"
 
 
-def judge(
+def assess(
     step: int,
     perplexity: Mapping[str, float],
     retained: Sequence[str],
@@ -112,7 +112,7 @@ def judge(
 
 
 def _action(
-    level: Level, history: History, spec: Guard, *, share: float, rate: float
+    level: Severity, history: History, spec: Guard, *, share: float, rate: float
 ) -> tuple[Action | None, float | None]:
     if level == "stop" and "restore" in spec.actions:
         return "restore", None
@@ -125,7 +125,7 @@ def _action(
     return None, None
 
 
-def _advice(level: Level, history: History, spec: Guard, *, share: float) -> str:
+def _advice(level: Severity, history: History, spec: Guard, *, share: float) -> str:
     if level in ("fine", "watch"):
         return ""
     if spec.actions and history.since_action < spec.patience:

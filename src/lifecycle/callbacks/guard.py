@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lifecycle.callbacks.forgetting import History, Measurement, judge
+from lifecycle.callbacks.forgetting import History, Measurement, assess
 from lifecycle.checkpoint import list_committed, step_of, wait_for_saves
 from lifecycle.config.schema import Guard
 from lifecycle.stages.base import Stage
@@ -55,7 +55,7 @@ class ForgettingGuard(Callback):
                 if key.endswith("/perplexity")
             }
             share, rate = stage.feed.replay_share(), stage.guard.lr_scale
-            found = judge(step, perplexity, self.retained, self.history, self.spec, share=share, rate=rate)
+            found = assess(step, perplexity, self.retained, self.history, self.spec, share=share, rate=rate)
             found = self._act(found, trainer, stage)
             self.history.measurements.append(found)
             if step and found.level != "stop" and "restore" in self.spec.actions:

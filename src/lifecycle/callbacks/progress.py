@@ -109,7 +109,7 @@ class ProgressDisplay(Callback):
     def _show(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._shown_at = time.monotonic()
         stage, step = cast(Stage, pl_module), trainer.global_step
-        facts = Facts(
+        facts = Moment(
             stage=type(pl_module).__name__.lower(),
             step=step,
             total=stage.total_steps,
@@ -125,7 +125,7 @@ class ProgressDisplay(Callback):
             self._console.print(facts.line(), highlight=False, soft_wrap=True)
 
 
-class Facts:
+class Moment:
     """One moment of a run, as words. Every metric may be missing."""
 
     def __init__(

@@ -104,14 +104,14 @@ class ShardedStrategy(ModelParallelStrategy):
         self._talk = self._talk or dist.new_group(backend="gloo")
         tree = io.BytesIO()
         torch.save(checkpoint, tree)
-        facts = Facts(path, Path(folder), needed, int(checkpoint["global_step"]), tokens_of(checkpoint))
+        facts = ShardedSave(path, Path(folder), needed, int(checkpoint["global_step"]), tokens_of(checkpoint))
         write = partial(self._write, facts, self._host.take(shards), tree.getbuffer())
         if isinstance(self.checkpoint_io, CommittedCheckpointIO) and self.checkpoint_io.async_save:
             self._pending, self._pending_path = self._thread.submit(write), path
         else:
             write()
 
-    def _write(self, facts: Facts, shards: dict[str, Any], tree: memoryview) -> None:
+    def _write(self, facts: ShardedSave, shards: dict[str, Any], tree: memoryview) -> None:
         """Every rank's share, and the commit by rank 0: all know how it ended, and raise the same."""
         mine = _write_share(
             facts, shards, tree if self.is_global_zero else None, self._talk, self._remedies(facts.path)
@@ -178,7 +178,7 @@ class ShardedStrategy(ModelParallelStrategy):
         except OSError as error:
             return None, str(refused(path, error, needed, self._remedies(path)()))
 
-    def _commit(self, facts: Facts, files: dict[str, Entry]) -> str | None:
+    def _commit(self, facts: ShardedSave, files: dict[str, Entry]) -> str | None:
         """Commit and prune; returns what went wrong."""
         try:
             commit(facts.folder, facts.path, files, step=facts.step, tokens=facts.tokens)
@@ -231,7 +231,7 @@ def wait_for_saves(strategy: Strategy) -> None:
 
 
 @dataclass(frozen=True)
-class Facts:
+class ShardedSave:
     """Of one save: where it goes, the staging folder, its bytes over all ranks, and what the manifest says of it."""
 
     path: Path
@@ -242,7 +242,7 @@ class Facts:
 
 
 def _write_share(
-    facts: Facts,
+    facts: ShardedSave,
     shards: dict[str, Any],
     tree: memoryview | None,
     group: dist.ProcessGroup | None,

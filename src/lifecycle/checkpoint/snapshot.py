@@ -75,7 +75,7 @@ def plain(value: Any, path: str = "checkpoint") -> None:
 
 
 @dataclass(frozen=True)
-class Block:
+class TensorFile:
     """One file of raw tensors: `header` then the bytes `start:end` of the pool."""
 
     name: str
@@ -89,7 +89,7 @@ class Frozen:
     """A snapshot: it lives in the pool it was copied into until the next one is taken."""
 
     tree: Any
-    blocks: list[Block]
+    blocks: list[TensorFile]
     memory: memoryview
 
     @property
@@ -206,7 +206,7 @@ def join(tree: Any, tensors: dict[tuple[str, str], Tensor]) -> Any:
 
 def _layout(
     tensors: dict[tuple[str, str], Tensor],
-) -> tuple[list[Block], dict[tuple[str, str], tuple[int, int]], int]:
+) -> tuple[list[TensorFile], dict[tuple[str, str], tuple[int, int]], int]:
     """Where each tensor lies in the pool, and the files' headers.
 
     The safetensors format allows no gaps; large items first keeps every tensor aligned to its item.
@@ -222,7 +222,7 @@ def _layout(
             offsets = [position - start, end - start]
             header[key[1]] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
             position = end
-        blocks.append(Block(file, _header(header), start, position))
+        blocks.append(TensorFile(file, _header(header), start, position))
         position = -(-position // _ALIGN) * _ALIGN
     return blocks, places, position
 

@@ -8,7 +8,7 @@ from typing import Literal
 from lifecycle.bounds import Count
 from lifecycle.data.clean.contamination import Decontaminate
 from lifecycle.data.clean.source import BadRows
-from lifecycle.data.curriculum.schedule import Curriculum
+from lifecycle.data.curriculum.curriculum import Curriculum
 from lifecycle.data.read.spec import SourceSpec
 from lifecycle.data.stream.packing import LongExamples
 from lifecycle.tokenizer.tokenizer import TokenizerRecipe

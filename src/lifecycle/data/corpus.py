@@ -20,7 +20,7 @@ from lifecycle.data.clean.source import Source
 from lifecycle.data.config import DataConfig
 from lifecycle.data.conversation.template_check import open_template
 from lifecycle.data.curriculum.levels import Level, deal, described, in_order, under_curriculum
-from lifecycle.data.curriculum.scores import ParentLoss
+from lifecycle.data.curriculum.scores import DocumentLoss
 from lifecycle.data.making import Maker
 from lifecycle.data.mixture.plan import BatchPlan, Mix, Phase, largest, mixture, replayed
 from lifecycle.data.mixture.weight import Weight
@@ -59,7 +59,7 @@ class Corpus:
         processes: int,
         folder: Path | None,
         replay_share: float | None = None,
-        parent_loss: ParentLoss | None = None,
+        parent_loss: DocumentLoss | None = None,
         begun: Begun | None = None,
     ) -> None:
         self.config, self.seed, self.cache, self._processes = config, seed, made_cache_folder(), processes
@@ -113,7 +113,7 @@ class Corpus:
             return None
         return evaluation_index(chosen, root=root, cache=self.cache)
 
-    def _levels(self, parent_loss: ParentLoss | None) -> dict[str, list[Level]]:
+    def _levels(self, parent_loss: DocumentLoss | None) -> dict[str, list[Level]]:
         curriculum = self.config.curriculum
         if curriculum is None:
             return {}

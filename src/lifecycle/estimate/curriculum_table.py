@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from lifecycle.data.survey.levels import LevelSize
+from lifecycle.data.survey.level_sizes import LevelSize
 from lifecycle.estimate.estimate import SourcePlan
 from lifecycle.report.page.format import short
 

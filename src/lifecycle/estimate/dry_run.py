@@ -15,7 +15,7 @@ from lifecycle.data.config import DataConfig
 from lifecycle.data.loading.loader import micro_batch_rows
 from lifecycle.data.mixture.plan import BatchPlan, largest, mixture, phases_of
 from lifecycle.data.stream.prepared import prepared_folder, read_metas
-from lifecycle.data.survey.levels import LevelSize, survey_levels
+from lifecycle.data.survey.level_sizes import LevelSize, survey_levels
 from lifecycle.data.survey.source_size import SourceSize, known_tokenizer, survey
 from lifecycle.duration import Limits, Timeline, ended_by_config
 from lifecycle.errors import UserError

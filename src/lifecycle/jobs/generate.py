@@ -30,9 +30,9 @@ from lifecycle.bounds import Count, NotNegative, PartOrAll, Positive
 from lifecycle.errors import UserError
 from lifecycle.model import Decoder
 from lifecycle.model.huggingface import export
-from lifecycle.rollout.display import Stream
+from lifecycle.rollout.display import CompletionDisplay
 from lifecycle.rollout.engine import Engine
-from lifecycle.rollout.prompts import ChatTokenizer, Prompt, encode, read_prompts
+from lifecycle.rollout.prompts import ChatTokenizer, UserPrompt, encode, read_prompts
 from lifecycle.rollout.sampling.parameters import Sampling
 from lifecycle.rollout.sampling.stop_conditions import read_stops
 from lifecycle.rollout.vllm import VllmEngine
@@ -100,7 +100,11 @@ def generate(
     )
     ids = encode(prompts, tokenizer, chat=turns, system=system, begin=parent_view is not None)
     openings = [prompt.opening for prompt in prompts]
-    shown = Stream(sys.stdout, tokenizer, openings, samples=samples, continues=not turns) if output is None else None
+    shown = (
+        CompletionDisplay(sys.stdout, tokenizer, openings, samples=samples, continues=not turns)
+        if output is None
+        else None
+    )
     started = time.perf_counter()
     if engine == "own":
         ours = Engine(
@@ -166,7 +170,7 @@ def _specials(tokenizer: ChatTokenizer) -> dict[int, str]:
     return {int(i): str(token) for i, token in tokenizer.hf.added_tokens_decoder.items() if token.special}
 
 
-def _rows(rollout: Rollout, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+def _rows(rollout: Rollout, prompts: Sequence[UserPrompt]) -> list[dict[str, Any]]:
     """A row of the file for each completion, in the order of the prompts. `tokens`: that exist; `sampled`: of
     those, the ones that the model drew; `logprob`: sum over them under the distribution drawn from, in nats."""
     logprobs, sampled = rollout.logprobs.double().sum(1).tolist(), rollout.sampled.sum(1).tolist()

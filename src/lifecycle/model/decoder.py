@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.layers.attention import Documents, attention, cached_attention, slide
-from lifecycle.model.layers.kv_cache import Cache, Place, Slots
+from lifecycle.model.layers.kv_cache import Cache, CallSlots, Slots
 from lifecycle.model.layers.latent import LatentAttention
 from lifecycle.model.layers.moe import MoEFeedForward, Routing, balanced
 from lifecycle.model.layers.norm_swiglu import FeedForward, RMSNorm
@@ -178,7 +178,7 @@ class Decoder(nn.Module):
         out: Tensor = self.norm(x_BTD)
         return out
 
-    def _forward_cached(self, x_BTD: Tensor, place: Place) -> Tensor:
+    def _forward_cached(self, x_BTD: Tensor, place: CallSlots) -> Tensor:
         for number, block in enumerate(self.blocks):
             x_BTD, _ = block(x_BTD, place.angles, None, None, place.layer(number))
         out: Tensor = self.norm(x_BTD)

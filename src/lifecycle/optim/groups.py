@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lifecycle.errors import UserError
 
-Kind = Literal["matrix", "head", "embedding", "norm", "vector"]
+ParameterKind = Literal["matrix", "head", "embedding", "norm", "vector"]
 
 EMBEDDING_PARTS = frozenset({"embed", "embed_tokens", "embedding", "embeddings", "token_embedding", "wte"})
 HEAD_PARTS = frozenset({"head", "lm_head", "unembed"})
@@ -27,7 +27,7 @@ ROUTER, GATE = "router", "shared_gate"
 """Rows that tokens are measured against: decay would flatten the choice, an orthogonal update forget its lengths."""
 
 
-def kind_of(name: str, parameter: Tensor) -> Kind:
+def kind_of(name: str, parameter: Tensor) -> ParameterKind:
     """What a parameter is to an optimizer, from its dotted name and its (unsharded) shape."""
     parts = set(name.split("."))
     if ROUTER in parts or (parameter.ndim < 2 and any(part.endswith("norm") for part in parts)):
@@ -80,7 +80,13 @@ def parameter_groups(
 
     `embedding_lr=None` means `lr`. Embeddings decay like matrices. Groups without members are left out.
     """
-    members: dict[Kind, list[nn.Parameter]] = {"matrix": [], "head": [], "embedding": [], "norm": [], "vector": []}
+    members: dict[ParameterKind, list[nn.Parameter]] = {
+        "matrix": [],
+        "head": [],
+        "embedding": [],
+        "norm": [],
+        "vector": [],
+    }
     for name, parameter in trainable(named_parameters).items():
         members[kind_of(name, parameter)].append(parameter)
     groups = [

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from lifecycle.report.page.canvas import DARK, LIGHT, Theme, canvas, legend, png, style
 from lifecycle.report.page.format import count, number, share, short
-from lifecycle.report.page.render import Block, Heading, Paragraph, Picture, Sheet, to_html, to_markdown
+from lifecycle.report.page.render import Element, Heading, Paragraph, Picture, Sheet, to_html, to_markdown
 from lifecycle.system import atomic
 
 PICTURES_FOLDER = "analysis"
@@ -61,10 +61,10 @@ def kinds(source: Analysis, *, brief: bool = False) -> dict[str, int]:
     return out
 
 
-def blocks(found: Analysis) -> list[Block]:
+def blocks(found: Analysis) -> list[Element]:
     """The page."""
     sources = found["sources"]
-    out: list[Block] = [
+    out: list[Element] = [
         Paragraph(f"A run of {short(found['budget_tokens'])} tokens is planned.", "lead"),
         Sheet(
             ("source", "share", "documents", "tokens", "bytes a token", "planned tokens", "epochs"),

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from lifecycle.errors import UserError
 from lifecycle.report.page.canvas import LIGHT, Theme, canvas, png, style
 from lifecycle.report.page.format import count, number, span
-from lifecycle.report.page.render import Block, Paragraph, Picture, Sheet, to_markdown
+from lifecycle.report.page.render import Element, Paragraph, Picture, Sheet, to_markdown
 from lifecycle.report.run.forgetting_section import action_words, measurements
 from lifecycle.report.run.provenance import tokenizer_digest
 from lifecycle.report.run.run_data import RunData, read_run
@@ -41,7 +41,7 @@ ASIDE = ("run", "seed", "callbacks", "logger", "logging")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class Recipe:
     """Runs of one recipe: values of a metric of `UNITS` by domain, one for each run that measured it, and what it
     took."""
 
@@ -63,7 +63,7 @@ def write_comparison(folders: Sequence[Path | str], out: Path | str) -> Path:
     words = f"{unit} of held-out text at the end of each run, and its change against the first line that knows it."
     if rows[0].unit != "perplexity":
         words += " The runs have different tokenizers, so their perplexities are of different tokens."
-    blocks: list[Block] = [Paragraph(words), Picture(PICTURE, f"{unit} by run and domain"), Sheet(columns, cells)]
+    blocks: list[Element] = [Paragraph(words), Picture(PICTURE, f"{unit} by run and domain"), Sheet(columns, cells)]
     with rc_context(style(LIGHT)):
         image = png(matrix(rows, LIGHT))
     atomic.write(Path(out) / f"{PICTURE}.png", image)
@@ -72,7 +72,7 @@ def write_comparison(folders: Sequence[Path | str], out: Path | str) -> Path:
     return path
 
 
-def compare(folders: Sequence[Path | str]) -> list[Row]:
+def compare(folders: Sequence[Path | str]) -> list[Recipe]:
     """One row for each recipe, in the order given; before them what a first run that had a parent began with.
 
     A run that is given twice counts once.
@@ -92,11 +92,11 @@ def compare(folders: Sequence[Path | str]) -> list[Row]:
     rows = [_row(group, unit) for group in groups.values()]
     start = {domain: [value] for domain in runs[0].domains if (value := _at_start(runs[0], domain, unit)) is not None}
     if start:
-        rows.insert(0, Row(name="before", runs=1, unit=unit, held_out=start, tokens=None, seconds=None, actions=""))
+        rows.insert(0, Recipe(name="before", runs=1, unit=unit, held_out=start, tokens=None, seconds=None, actions=""))
     return rows
 
 
-def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def table(rows: Sequence[Recipe]) -> tuple[list[str], list[list[str]]]:
     """Columns and cells."""
     domains, acted = _domains(rows), any(row.actions for row in rows)
     first = _first(rows)
@@ -110,7 +110,7 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return columns, cells
 
 
-def matrix(rows: Sequence[Row], theme: Theme) -> Figure:
+def matrix(rows: Sequence[Recipe], theme: Theme) -> Figure:
     """Runs by domains: blue where a value fell, red where it rose, full colour at half or double."""
     domains, first = _domains(rows), _first(rows)
     figure, (axes,) = canvas(theme, f"Held-out {UNITS[rows[0].unit]} by run and domain", height=1.1 + 0.6 * len(rows))
@@ -137,7 +137,7 @@ def matrix(rows: Sequence[Row], theme: Theme) -> Figure:
     return figure
 
 
-def _row(group: Sequence[RunData], unit: str) -> Row:
+def _row(group: Sequence[RunData], unit: str) -> Recipe:
     names = [run.folder.resolve().name for run in group]
     common = re.sub(r"[_.-]*(seed|s)?[_.-]*$", "", commonprefix(names)) if len(names) > 1 else names[0]
     held_out: dict[str, list[float]] = {}
@@ -148,7 +148,7 @@ def _row(group: Sequence[RunData], unit: str) -> Row:
     tokens = [value for run in group if (value := run.last("tokens")) is not None]
     seconds = [float(run.run["seconds"]) for run in group if run.run.get("seconds") is not None]
     actions = ["; ".join(filter(None, (action_words(m) for m in measurements(run)))) for run in group]
-    return Row(
+    return Recipe(
         name=common or names[0],
         runs=len(group),
         unit=unit,
@@ -177,19 +177,19 @@ def _at_end(run: RunData, domain: str, unit: str) -> float | None:
     return kept[-1] if kept else None
 
 
-def _domains(rows: Sequence[Row]) -> list[str]:
+def _domains(rows: Sequence[Recipe]) -> list[str]:
     return list(dict.fromkeys(domain for row in rows for domain in row.held_out))
 
 
-def _first(rows: Sequence[Row]) -> dict[str, float]:
+def _first(rows: Sequence[Recipe]) -> dict[str, float]:
     return {d: mean(next(row.held_out[d] for row in rows if d in row.held_out)) for d in _domains(rows)}
 
 
-def _named(row: Row) -> str:
+def _named(row: Recipe) -> str:
     return f"{row.name} ({row.runs} seeds)" if row.runs > 1 else row.name
 
 
-def _cell(row: Row, domain: str, first: float) -> str:
+def _cell(row: Recipe, domain: str, first: float) -> str:
     values = row.held_out.get(domain)
     if not values:
         return ""

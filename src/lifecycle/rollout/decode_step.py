@@ -17,11 +17,11 @@ from torch import Tensor
 from lifecycle.batch import Kept, listed
 from lifecycle.model import Cache, Decoder, ModelConfig
 from lifecycle.rollout.cache_room import Room, bucket
-from lifecycle.rollout.decoder.prepare import Step, eagerly
-from lifecycle.rollout.decoder.shared_prefix import Lent, lent
+from lifecycle.rollout.decoder.backend import Step, eagerly
+from lifecycle.rollout.decoder.shared_prefix import SharedPrefix, shared_prefix
 from lifecycle.rollout.output import Collected
 from lifecycle.rollout.sampling.draw import Drawn, draw
-from lifecycle.rollout.sampling.on_device import Settings
+from lifecycle.rollout.sampling.on_device import DeviceSampling
 from lifecycle.rollout.sampling.parameters import Sampling, uniforms
 from lifecycle.rollout.scheduler import NUMBER, PLACE, POSITION, SEED, TOKEN, Chunk, Ints, Move
 from lifecycle.rollout.weights_version import Version
@@ -50,9 +50,9 @@ class DecodeStep:
         self._recorded: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Drawn]] = {}
         self._version: Version | None = None
         self._room: Room | None = None
-        self._settings: Settings | None = None
+        self._settings: DeviceSampling | None = None
         self._seen: Tensor | None = None
-        self._lent: Lent | None = None
+        self._shared: SharedPrefix | None = None
 
     def make_room(self, room: Room, config: ModelConfig, dtype: torch.dtype) -> None:
         """A cache for a call; the last one is kept where it will do, and let go before there is another.
@@ -77,7 +77,7 @@ class DecodeStep:
 
     def set_sampling(self, sampling: Sampling, *, vocab: int) -> None:
         """Other settings; recordings stay where they are of the same form."""
-        settings = Settings(sampling, vocab=vocab, device=self._device)
+        settings = DeviceSampling(sampling, vocab=vocab, device=self._device)
         if self._settings is not None and settings.form == self._settings.form:
             self._settings.take(settings)
             return
@@ -106,8 +106,8 @@ class DecodeStep:
     def share(self, groups: Mapping[int, list[int]], prompts: Sequence[Sequence[int]]) -> None:
         """Rows came or went: the samples of one prompt read it in one place; `groups` of rows by prompt, none at the
         beginning of a call."""
-        if self.decode.lends:
-            self._lent = lent(groups, {prompt: len(prompts[prompt]) - 1 for prompt in groups})
+        if self.decode.shares_prefix:
+            self._shared = shared_prefix(groups, {prompt: len(prompts[prompt]) - 1 for prompt in groups})
 
     def copy(self, moves: Sequence[Move]) -> None:
         """Make the moves all at once, from what stands there now."""
@@ -205,7 +205,7 @@ class DecodeStep:
         """(B, V) for the rows of `table`, which are rows `index` of the cache."""
         assert self.cache is not None
         self.cache.limit = limit
-        return self.decode(table[TOKEN][:, None], table[POSITION][:, None], self.cache, index, self._lent)
+        return self.decode(table[TOKEN][:, None], table[POSITION][:, None], self.cache, index, self._shared)
 
     def _draw(self, table: Tensor, index: Tensor | None, logits_BV: Tensor) -> Drawn:
         assert self._settings is not None

@@ -16,7 +16,7 @@ UNFINISHED = "\ufffd"
 """What a decoder gives for the first bytes of a character whose last ones are still to come."""
 
 
-class Stream:
+class CompletionDisplay:
     """Shows `len(openings)` x `samples` completions; `openings` are the prompts as the user wrote them."""
 
     def __init__(

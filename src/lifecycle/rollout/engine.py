@@ -29,12 +29,12 @@ from lifecycle.errors import UserError
 from lifecycle.model import Decoder, ModelConfig, fixed_shapes
 from lifecycle.rollout.cache_room import Room
 from lifecycle.rollout.decode_step import DecodeStep
-from lifecycle.rollout.decoder.prepare import cache_dtype, compute_dtype, is_plain, prepare
+from lifecycle.rollout.decoder.backend import cache_dtype, compute_dtype, is_plain, prepare
 from lifecycle.rollout.output import Collected, best
 from lifecycle.rollout.request import Call, NewToken, OneAtATime
 from lifecycle.rollout.sampling.parameters import Sampling
 from lifecycle.rollout.sampling.stop_conditions import Decoding
-from lifecycle.rollout.scheduler import NUMBER, PLACE, POSITION, Ints, Schedule
+from lifecycle.rollout.scheduler import NUMBER, PLACE, POSITION, Ints, Scheduler
 from lifecycle.rollout.weights_version import Version, optimizer_steps
 
 TILE = 8
@@ -266,7 +266,7 @@ class Engine:
 
     # -- on the device
 
-    def _decode(self, schedule: Schedule, out: Collected) -> Ints:
+    def _decode(self, schedule: Scheduler, out: Collected) -> Ints:
         assert self._step is not None
         if schedule.changed:
             self._step.set_table(schedule.table, schedule.take_entered())

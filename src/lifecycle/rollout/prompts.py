@@ -44,7 +44,7 @@ class ChatTokenizer(TokenizerFiles, Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prompt:
+class UserPrompt:
     """What is asked: a text, or the messages of a conversation (then `text` is None)."""
 
     id: str
@@ -57,7 +57,7 @@ class Prompt:
         return self.messages[-1]["content"] if self.text is None else self.text
 
 
-def read_prompts(prompt: str | Sequence[str] | None, file: str | None) -> list[Prompt]:
+def read_prompts(prompt: str | Sequence[str] | None, file: str | None) -> list[UserPrompt]:
     """The prompts of `stage.prompt` or of `stage.file` ("-": standard input).
 
     Raises UserError where both or neither are given, where there are none, and for a line that cannot be read.
@@ -70,7 +70,7 @@ def read_prompts(prompt: str | Sequence[str] | None, file: str | None) -> list[P
         )
     if prompt is not None:
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
-        found = [Prompt(id=str(number), text=well_formed(text)) for number, text in enumerate(texts)]
+        found = [UserPrompt(id=str(number), text=well_formed(text)) for number, text in enumerate(texts)]
     else:
         assert file is not None
         found = _of_lines(file)
@@ -79,7 +79,7 @@ def read_prompts(prompt: str | Sequence[str] | None, file: str | None) -> list[P
     return found
 
 
-def _of_lines(file: str) -> list[Prompt]:
+def _of_lines(file: str) -> list[UserPrompt]:
     place = "standard input" if file == "-" else file
     try:
         content = sys.stdin.read() if file == "-" else Path(file).expanduser().read_text(encoding="utf-8-sig")
@@ -93,7 +93,7 @@ def _of_lines(file: str) -> list[Prompt]:
     if json_lines:
         places = {number: f"{place}, line {number}" for number, _ in lines}
         return [_of_row(_parsed(line, places[number]), places[number], str(number)) for number, line in lines]
-    return [Prompt(id=str(number), text=well_formed(line)) for number, line in lines]
+    return [UserPrompt(id=str(number), text=well_formed(line)) for number, line in lines]
 
 
 def _parsed(text: str, place: str) -> Any:
@@ -103,17 +103,17 @@ def _parsed(text: str, place: str) -> Any:
         raise UserError(f"{place}: not JSON ({error}); {LINE_FORM}") from error
 
 
-def _of_row(row: Any, place: str, number: str) -> Prompt:
+def _of_row(row: Any, place: str, number: str) -> UserPrompt:
     if not isinstance(row, dict):
         raise UserError(f"{place}: a {type(row).__name__}, wanted an object; {LINE_FORM}")
     name, text = well_formed(str(row.get("id", number))), row.get("prompt", row.get("text"))
     messages = row.get("messages")
     if isinstance(text, str) and messages is None:
-        return Prompt(id=name, text=well_formed(text))
+        return UserPrompt(id=name, text=well_formed(text))
     if text is None and _are_messages(messages):
         assert messages is not None
         turns = tuple({**m, **{key: well_formed(m[key]) for key in ("role", "content")}} for m in messages)
-        return Prompt(id=name, text=None, messages=turns)
+        return UserPrompt(id=name, text=None, messages=turns)
     raise UserError(f"{place}: wanted either prompt, a text, or messages, a list of role and content; {LINE_FORM}")
 
 
@@ -129,7 +129,7 @@ def _are_messages(messages: Any) -> bool:
 
 
 def encode(
-    prompts: Sequence[Prompt], tokenizer: ChatTokenizer, *, chat: bool, system: str | None, begin: bool
+    prompts: Sequence[UserPrompt], tokenizer: ChatTokenizer, *, chat: bool, system: str | None, begin: bool
 ) -> list[list[int]]:
     """Ids of every prompt.
 
@@ -154,7 +154,7 @@ def _own_marks(tokenizer: ChatTokenizer) -> list[int]:
     return ids[:1] if ids and ids[0] == tokenizer.hf.bos_token_id else []
 
 
-def _conversation(prompt: Prompt, tokenizer: ChatTokenizer, system: str | None) -> list[int]:
+def _conversation(prompt: UserPrompt, tokenizer: ChatTokenizer, system: str | None) -> list[int]:
     if not tokenizer.hf.chat_template:
         raise UserError(
             f"prompt {prompt.id} is to be a conversation, but the model's tokenizer has no chat template: give plain "

@@ -14,7 +14,7 @@ from lifecycle.rollout.cache_room import Room
 from lifecycle.rollout.output import Collected
 from lifecycle.rollout.sampling.parameters import Sampling, sequence_seed
 from lifecycle.rollout.sampling.stop_conditions import Decoding, Stops
-from lifecycle.rollout.scheduler import Ints, Schedule
+from lifecycle.rollout.scheduler import Ints, Scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class OneAtATime:
 class Call:
     """numbers: stable numbers of the prompts; seeds: of the sequences; room: of the cache that they need."""
 
-    schedule: Schedule
+    schedule: Scheduler
     out: Collected
     stops: Stops
     numbers: list[int]
@@ -85,7 +85,7 @@ class Call:
             prompt=max(map(len, prompts), default=1),
             longest=max((len(p) + limits[i * drawn] for i, p in enumerate(prompts)), default=1),
         )
-        schedule = Schedule(
+        schedule = Scheduler(
             prompts, samples=drawn, seeds=seeds, slots=room.rows, prefill_tokens=prefill_tokens, together=together
         )
         return cls(

@@ -42,7 +42,7 @@ class Move:
     length: int
 
 
-class Schedule:
+class Scheduler:
     """Where every sequence of `prompts` x `samples` stands; sequence n is completion n % samples of n // samples.
 
     table: (5, slots) int64, what the decode step needs to know of every row. prefill_tokens: at most so many in a

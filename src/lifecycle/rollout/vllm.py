@@ -22,7 +22,7 @@ import torch
 from lifecycle.batch import Kept, Rollout, StopReason
 from lifecycle.errors import UserError
 from lifecycle.model import Decoder
-from lifecycle.rollout.decoder.prepare import compute_dtype
+from lifecycle.rollout.decoder.backend import compute_dtype
 from lifecycle.rollout.output import best
 from lifecycle.rollout.request import sequences
 from lifecycle.rollout.sampling.parameters import Sampling

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from tests.data.curriculum.test_schedule import curriculum, stages
+from tests.data.curriculum.test_curriculum import curriculum, stages
 from tests.data.made import make_module
 from tests.items import ids_of
 

@@ -1,6 +1,6 @@
 from html.parser import HTMLParser
 
-from lifecycle.report.page.render import Block, Code, Heading, Paragraph, Picture, Sample, Sheet, to_html, to_markdown
+from lifecycle.report.page.render import Code, Element, Heading, Paragraph, Picture, Sample, Sheet, to_html, to_markdown
 
 HOSTILE = '<script>alert("x")</script> & `code` | ```fence```'
 
@@ -54,7 +54,7 @@ def test_a_table_cell_cannot_break_its_row() -> None:
 
 
 def test_both_forms_say_the_same() -> None:
-    blocks: list[Block] = [
+    blocks: list[Element] = [
         Heading("Part"),
         Paragraph("plain"),
         Paragraph("mind", "warning"),

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from lifecycle.model.layers.norm_swiglu import RMSNorm
 from lifecycle.rollout.decoder.joined_blocks import rms_norm
-from lifecycle.rollout.decoder.packed_linear import Packed, Wide, linear, packs
+from lifecycle.rollout.decoder.packed_linear import JoinedLinear, PackedLinear, linear, packs
 
 PACKED = pytest.mark.skipif(not packs(torch.empty(1, 1)), reason="needs oneDNN")
 ROWS = [None, pytest.param(4, marks=PACKED)]
@@ -35,7 +35,7 @@ def changed(part: nn.Module, refresh: Callable[[], None]) -> None:
 def test_layers_with_one_input_are_one_product(rows: int | None) -> None:
     layers, x = [nn.Linear(24, n) for n in (16, 8, 8)], drawn(5, 24)
     made = linear(layers, rows)
-    assert type(made) is (Wide if rows is None else Packed)
+    assert type(made) is (JoinedLinear if rows is None else PackedLinear)
 
     def check() -> None:
         same(made(x), torch.cat([layer(x) for layer in layers], dim=-1))
@@ -49,7 +49,7 @@ def test_layers_with_one_input_are_one_product(rows: int | None) -> None:
 @torch.no_grad()
 def test_bf16_matrices_give_bf16() -> None:
     weight, x = drawn(6, 8).bfloat16(), drawn(3, 8, seed=1).bfloat16()
-    torch.testing.assert_close(Packed([weight], [], 3)(x), F.linear(x.float(), weight.float()).bfloat16())
+    torch.testing.assert_close(PackedLinear([weight], [], 3)(x), F.linear(x.float(), weight.float()).bfloat16())
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from lifecycle.batch import Kept
 from lifecycle.errors import UserError
 from lifecycle.rollout.sampling import draw as drawing
 from lifecycle.rollout.sampling.draw import Drawn, threshold
-from lifecycle.rollout.sampling.on_device import Settings
+from lifecycle.rollout.sampling.on_device import DeviceSampling
 from lifecycle.rollout.sampling.parameters import Sampling, sequence_seed, uniforms
 
 R, V = 5, 300
@@ -28,8 +28,8 @@ def settings(**changes: Any) -> Sampling:
     return Sampling(**{"max_new_tokens": 1, **changes})
 
 
-def of(s: Sampling, z: Tensor) -> Settings:
-    return Settings(s, vocab=z.shape[1], device=z.device)
+def of(s: Sampling, z: Tensor) -> DeviceSampling:
+    return DeviceSampling(s, vocab=z.shape[1], device=z.device)
 
 
 def draw(z: Tensor, u: Tensor, s: Sampling) -> Drawn:

@@ -18,7 +18,7 @@ from lifecycle.data.read.rows.readers import rows
 START = Position(0, 0, 0)
 
 
-class Walk:
+class RowWalk:
     """Rows to loop over; `end`, where the row after the last of them starts, is there after the loop."""
 
     def __init__(self, rows: Rows) -> None:
@@ -36,20 +36,20 @@ def walk_rows(
     wanted: Wanted = lambda row: True,
     stop: int | None = None,
     past_limit: bool = False,
-) -> Walk:
+) -> RowWalk:
     """The rows of `source` from `begin` on (before its file `stop`) whose number is `wanted`, up to its `max_rows`:
     nothing behind them is read, unless `past_limit`."""
     most, on_damage = source.spec.max_rows, source.bad_rows.damaged_files
     if most is None or past_limit:
-        return Walk(rows(source.files, begin, wanted=wanted, on_damage=on_damage, stop=stop))
+        return RowWalk(rows(source.files, begin, wanted=wanted, on_damage=on_damage, stop=stop))
     stop = begin.file if begin.row >= most else stop  # there is none left
     upto = rows(source.files, begin, wanted=lambda n: n == most - 1 or wanted(n), on_damage=on_damage, stop=stop)
-    return Walk(_before(most, upto, wanted))
+    return RowWalk(_before(most, upto, wanted))
 
 
 def _before(most: int, found: Rows, wanted: Wanted) -> Rows:
     """`found`, of which the row before number `most` is one, up to that row, which is given if it is `wanted`."""
-    walk = Walk(found)
+    walk = RowWalk(found)
     for raw in walk:
         if raw.ordinal < most - 1 or wanted(raw.ordinal):
             yield raw

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from lifecycle.data.clean.row_counts import with_row_counts
 from lifecycle.data.clean.source import Source
-from lifecycle.data.curriculum.schedule import WHERE, Curriculum, quantile_scale
-from lifecycle.data.curriculum.scores import ParentLoss, Scores, score_rows
+from lifecycle.data.curriculum.curriculum import WHERE, Curriculum, quantile_scale
+from lifecycle.data.curriculum.scores import DocumentLoss, Scores, score_rows
 from lifecycle.data.mixture.weight import Weight
 from lifecycle.data.read.spec import SourceSpec
 from lifecycle.errors import UserError
@@ -63,7 +63,7 @@ def under_curriculum(curriculum: Curriculum, specs: Mapping[str, SourceSpec], re
 
 
 def deal(
-    source: Source, curriculum: Curriculum, tokenizer: Tokenizer | None, cache: Path, parent_loss: ParentLoss | None
+    source: Source, curriculum: Curriculum, tokenizer: Tokenizer | None, cache: Path, parent_loss: DocumentLoss | None
 ) -> list[Level]:
     """The level sources of one source, easiest first; bands without a row are left out."""
     source = with_row_counts(source, cache=cache)  # the rows of a level are named by their number

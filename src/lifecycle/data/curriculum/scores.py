@@ -47,7 +47,7 @@ ALONE_BYTES = 4 * 2**20  # of files as stored: below this other processes take l
 REMOTE_BYTES = 2 * 2**30  # of files as stored: more is not read over the network before a run begins
 
 
-class ParentLoss(Protocol):
+class DocumentLoss(Protocol):
     """The mean loss a token (nats) of whole documents, bos and eos with them, under one model."""
 
     @property
@@ -75,7 +75,7 @@ class _Task:
     by: By
     tokenizer: Tokenizer | None
     bits: NDArray[np.float64] | None = None
-    parent_loss: ParentLoss | None = None
+    parent_loss: DocumentLoss | None = None
 
 
 _Row = tuple[int, str | None, float]
@@ -85,7 +85,7 @@ _Part = tuple[list[int], list[float], list[float]]
 
 
 def score_rows(
-    source: Source, by: By, *, tokenizer: Tokenizer | None, cache: Path, parent_loss: ParentLoss | None = None
+    source: Source, by: By, *, tokenizer: Tokenizer | None, cache: Path, parent_loss: DocumentLoss | None = None
 ) -> Scores:
     """The scores of all rows of `source`; one process of a run computes them, the others wait and read.
 
@@ -114,7 +114,7 @@ def score_rows(
     return Scores(*np.load(path))
 
 
-def _key(source: Source, by: By, tokenizer: Tokenizer | None, parent_loss: ParentLoss | None) -> str:
+def _key(source: Source, by: By, tokenizer: Tokenizer | None, parent_loss: DocumentLoss | None) -> str:
     parts = [VERSION, source.fingerprint, by]
     parts += [tokenizer.sha256] if by in COUNTING and tokenizer else []
     parts += [parent_loss.key] if by == "loss" and parent_loss else []

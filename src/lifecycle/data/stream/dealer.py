@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from lifecycle.data.clean.filter_row import HELD_OUT, judge
 from lifecycle.data.clean.source import Source
-from lifecycle.data.clean.walk import Walk
+from lifecycle.data.clean.walk import RowWalk
 from lifecycle.data.read.bytes.stored import Stored
 from lifecycle.data.read.rows.readers import Opened, Position, RawRow, rows
 from lifecycle.data.stream.dealing import Deal, PlaceOf
@@ -190,7 +190,7 @@ def _walk(
                 at = Position(index, 0, int(numbering.first[order[index]]))
             place_of = numbering.place_of(order[index], int(numbering.sizes[order[:index]].sum()))
             chosen = partial(_both, place_of, wanted)
-        walk = Walk(rows(files, at, wanted=chosen, on_damage=on_damage, stop=index + 1, opened=opened))
+        walk = RowWalk(rows(files, at, wanted=chosen, on_damage=on_damage, stop=index + 1, opened=opened))
         for raw in walk:
             yield raw, place_of(raw.ordinal)
         at = walk.end

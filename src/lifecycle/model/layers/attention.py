@@ -140,7 +140,7 @@ def attention(
 def cached_attention(
     q_BTHK: Tensor, k_BGLK: Tensor, v_BGLK: Tensor, mask_B1TL: Tensor, *, scale: float | None = None
 ) -> Tensor:
-    """softmax(scale q k') v over the slots of a cache that `mask_B1TL` shows -> (B, T, H, K); mask: see `Place`."""
+    """softmax(scale q k') v over the slots of a cache that `mask_B1TL` shows -> (B, T, H, K); mask: see `CallSlots`."""
     B, T, H, K = q_BTHK.shape
     G = k_BGLK.shape[1]
     mask = mask_B1TL if mask_B1TL.dtype == torch.bool else mask_B1TL.to(q_BTHK.dtype)  # latents may be held wider

@@ -98,7 +98,7 @@ class Cache:
         for stored in (*self.keys, *self.values):
             stored[targets, :, :stop] = stored[source, :, :stop]
 
-    def place(self, position_ids_BT: Tensor, rows_B: Tensor | None) -> Place:
+    def place(self, position_ids_BT: Tensor, rows_B: Tensor | None) -> CallSlots:
         """Where the tokens of one call stand, made once for all layers. `rows_B` None: call row b is cache row b."""
         device = position_ids_BT.device
         slots_L = torch.arange(self.capacity if self.limit is None else self.limit, device=device)
@@ -109,7 +109,7 @@ class Cache:
         if device.type == "cpu":  # its kernels want what is added to the scores, and would make it in every layer
             masks = {w: self._added(mask) for w, mask in masks.items()}
         cos, sin = (table[position_ids_BT][:, :, None] for table in self.angles)
-        return Place(
+        return CallSlots(
             cache=self,
             rows_B=rows_B,
             slots_M=self._slots(position_ids_BT, rows_B),
@@ -136,7 +136,7 @@ def _sizes(config: ModelConfig) -> tuple[int, int, int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class CallSlots:
     """The tokens of one call in a cache.
 
     slots_M: of the call's keys, see `Cache._slots`. masks: by window, (B, 1, T, L), bool and true where a slot is seen;
@@ -161,7 +161,7 @@ class Place:
 class Slots:
     """One layer's part of a cache as a call sees it: write first, then look."""
 
-    place: Place
+    place: CallSlots
     keys: Tensor
     values: Tensor | None
     mask_B1TL: Tensor

@@ -59,10 +59,10 @@ class Code:
     language: str = "bash"
 
 
-Block = Heading | Paragraph | Sheet | Picture | Sample | Code
+Element = Heading | Paragraph | Sheet | Picture | Sample | Code
 
 
-def to_markdown(title: str, blocks: Sequence[Block], picture_folder: str) -> str:
+def to_markdown(title: str, blocks: Sequence[Element], picture_folder: str) -> str:
     """Pictures are links to `picture_folder/NAME.png`."""
     parts = [f"# {_flat(title)}"]
     for block in blocks:
@@ -104,7 +104,7 @@ def _fenced(text: str, language: str) -> str:
     return f"{fence}{language}\n{text}\n{fence}"
 
 
-def to_html(title: str, blocks: Sequence[Block], light: Mapping[str, bytes], dark: Mapping[str, bytes]) -> str:
+def to_html(title: str, blocks: Sequence[Element], light: Mapping[str, bytes], dark: Mapping[str, bytes]) -> str:
     """One page: style and pictures inside, both modes of every picture, nothing fetched."""
     body = "\n".join(_html(block, light, dark) for block in blocks)
     style = files("lifecycle.report").joinpath("page.css").read_text()
@@ -117,7 +117,7 @@ def to_html(title: str, blocks: Sequence[Block], light: Mapping[str, bytes], dar
     )
 
 
-def _html(block: Block, light: Mapping[str, bytes], dark: Mapping[str, bytes]) -> str:
+def _html(block: Element, light: Mapping[str, bytes], dark: Mapping[str, bytes]) -> str:
     match block:
         case Heading():
             return f"<h2>{escape(block.text)}</h2>"

@@ -8,16 +8,16 @@ from typing import Any
 
 from lifecycle.hardware.device_specs import FLOPS_CONVENTION
 from lifecycle.report.page.format import rate, span
-from lifecycle.report.page.render import Block, Heading, Paragraph, Sheet
+from lifecycle.report.page.render import Element, Heading, Paragraph, Sheet
 from lifecycle.report.run.run_data import RunData
 
 
-def used(run: RunData) -> list[Block]:
+def used(run: RunData) -> list[Element]:
     """The recipe and the machine, and why the program chose what it chose."""
     rows = [(name, value) for name, value in (*_recipe(run), *_machine(run)) if value]
     if not rows:
         return []
-    blocks: list[Block] = [Heading("What was used"), Sheet(("", ""), [list(row) for row in rows], numbers=False)]
+    blocks: list[Element] = [Heading("What was used"), Sheet(("", ""), [list(row) for row in rows], numbers=False)]
     reasons = choice(run).get("reasons", ())
     if reasons:
         blocks.append(Paragraph("Chosen by the program: " + "; ".join(reasons) + ".", "note"))

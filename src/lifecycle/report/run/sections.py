@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lifecycle.report.page.format import count, number, share, span
-from lifecycle.report.page.render import Block, Code, Heading, Paragraph, Picture, Sample, Sheet
+from lifecycle.report.page.render import Code, Element, Heading, Paragraph, Picture, Sample, Sheet
 from lifecycle.report.run.commands import going_on
 from lifecycle.report.run.facts import DomainResult, Headline, headline
 from lifecycle.report.run.forgetting_section import measurements, table
@@ -35,7 +35,7 @@ def title(run: RunData) -> str:
     return f"{run.folder.resolve().name}: {run.run.get('stage', 'run')}"
 
 
-def sections(run: RunData, drawn: list[str]) -> list[Block]:
+def sections(run: RunData, drawn: list[str]) -> list[Element]:
     """All of the report, in the order a reader asks: what came out, how, on what data, with what, and what next."""
     facts = headline(run)
     return [
@@ -50,8 +50,8 @@ def sections(run: RunData, drawn: list[str]) -> list[Block]:
     ]
 
 
-def _result(run: RunData, facts: Headline) -> list[Block]:
-    blocks: list[Block] = [Paragraph(verdict(facts), "lead")]
+def _result(run: RunData, facts: Headline) -> list[Element]:
+    blocks: list[Element] = [Paragraph(verdict(facts), "lead")]
     if run.missing:
         blocks.append(Paragraph("This folder does not (yet) hold: " + ", ".join(run.missing) + ".", "warning"))
     blocks.append(Sheet(("", ""), [list(row) for row in overview(run, facts)], numbers=False))
@@ -131,14 +131,14 @@ def _with_bits(perplexity: float | None, bits: float | None) -> str:
     return number(perplexity) + (f" ({number(bits, 3)})" if bits is not None else "")
 
 
-def _pictures(drawn: list[str]) -> list[Block]:
+def _pictures(drawn: list[str]) -> list[Element]:
     shown = [name for name in drawn if name not in ("ledger", "forgetting")]
     if not shown:
         return []
     return [Heading("How it went"), *(Picture(name, PICTURE_WORDS.get(name, name)) for name in shown)]
 
 
-def _forgetting(run: RunData, drawn: bool) -> list[Block]:
+def _forgetting(run: RunData, drawn: bool) -> list[Element]:
     """What was kept of the parent, in a run that measured it."""
     if not measurements(run):
         return []
@@ -149,7 +149,7 @@ def _forgetting(run: RunData, drawn: bool) -> list[Block]:
     return [Heading("What was kept of the parent"), *words, *picture, Sheet(columns, rows), note]
 
 
-def _samples(run: RunData) -> list[Block]:
+def _samples(run: RunData) -> list[Element]:
     if not run.samples:
         return []
     newest = max(sample.get("step") or 0 for sample in run.samples)
@@ -159,14 +159,14 @@ def _samples(run: RunData) -> list[Block]:
     return [Heading("Samples"), Paragraph(words), *texts]
 
 
-def _ledger(run: RunData, drawn: bool) -> list[Block]:
+def _ledger(run: RunData, drawn: bool) -> list[Element]:
     sources: Mapping[str, Mapping[str, Any]] = run.ledger.get("sources", {})
     if not sources:
         return []
     whole = sum(source.get("weight") or 0 for source in sources.values()) or 1
     rows = [_source_row(name, source, whole) for name, source in sources.items()]
     columns = ("source", "domain", "weight", "planned", "seen", "epochs", "rows read", "held out", "dropped", "bad")
-    blocks: list[Block] = [Heading("Data ledger")]
+    blocks: list[Element] = [Heading("Data ledger")]
     if drawn:
         blocks.append(Picture("ledger", PICTURE_WORDS["ledger"]))
     blocks.append(Sheet(columns, rows))
@@ -194,7 +194,7 @@ def _reasons(source: Mapping[str, Any]) -> str:
     return ", ".join(f"{reason} {count(n)}" for n, reason in sorted(found, reverse=True))
 
 
-def _incidents(run: RunData) -> list[Block]:
+def _incidents(run: RunData) -> list[Element]:
     lines = incidents(run)
     if not lines:
         return [Heading("Incidents"), Paragraph("None: no step was skipped, no row set aside, no checkpoint damaged.")]
@@ -217,8 +217,8 @@ def incidents(run: RunData) -> list[tuple[str, str]]:
     return found
 
 
-def _next(run: RunData) -> list[Block]:
-    blocks: list[Block] = [Heading("How to go on")]
+def _next(run: RunData) -> list[Element]:
+    blocks: list[Element] = [Heading("How to go on")]
     for words, command, language in going_on(run):
         blocks += [Paragraph(words), Code(command, language)]
     return blocks

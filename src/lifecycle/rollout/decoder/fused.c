@@ -1,7 +1,7 @@
 /* One decode step of a decoder on a CPU, all blocks in one call; fused.py says what goes in.
 
    Every number of a row is summed in an order that depends on the sizes of the model alone, so that a row comes out with
-   the same bits whoever stands beside it. Vectors are GCC's: the compiler turns them into what the machine has.
+   the same bits whatever rows are decoded with it. Vectors are GCC's: the compiler turns them into what the machine has.
 
    A model in bf16 keeps its matrices in bf16, half the bytes, and rounds where torch rounds; sums are fp32. The cache may
    be bf16 by itself. Processors with bf16 products make two at a time (below: UNITS); the others widen by a shift and add
@@ -37,8 +37,8 @@ typedef struct {
 typedef struct {
   long B;
   const long *rows;             /* of the cache */
-  const long *positions;        /* -1: at rest */
-  const long *lenders, *shared; /* the first `shared` positions are read from another row that holds the same; or null */
+  const long *positions;        /* -1: an empty row */
+  const long *prefix_rows, *prefix_lengths; /* the first so many positions are read from that row; or null */
   const float *cos, *sin;       /* of every position, (., P) */
   float *x;                     /* (B, D): embeddings */
   float *logits;                /* (B, V) */

@@ -29,7 +29,7 @@ from lifecycle.model.layers.norm_swiglu import FeedForward
 from lifecycle.model.layers.rope import softmax_scale
 from lifecycle.rollout.decoder.c_library import library
 from lifecycle.rollout.decoder.packed_linear import joined, joined_biases
-from lifecycle.rollout.decoder.shared_prefix import Lent
+from lifecycle.rollout.decoder.shared_prefix import SharedPrefix
 
 PANEL, LANES = 16, 8
 """Of fused.c: columns of a panel, floats of a vector."""
@@ -65,7 +65,10 @@ class _Model(ctypes.Structure):
 class _Step(ctypes.Structure):
     _fields_ = [
         ("B", _Long),
-        *((name, _Pointer) for name in ("rows", "positions", "lenders", "shared", "cos", "sin", "x", "logits")),
+        *(
+            (name, _Pointer)
+            for name in ("rows", "positions", "prefix_rows", "prefix_lengths", "cos", "sin", "x", "logits")
+        ),
         ("scratch", _Pointer),
     ]
 
@@ -94,7 +97,7 @@ class Fused:
     refresh_model: brings the model's own weights up to date first, where it is a cast copy.
     """
 
-    lends = True
+    shares_prefix = True
 
     def __init__(self, model: Decoder, *, refresh_model: Callable[[], None] | None) -> None:
         found = library("fused")
@@ -114,7 +117,12 @@ class Fused:
         self._lay_out()
 
     def __call__(
-        self, ids_B1: Tensor, positions_B1: Tensor, cache: Cache, rows_B: Tensor | None, lent: Lent | None = None
+        self,
+        ids_B1: Tensor,
+        positions_B1: Tensor,
+        cache: Cache,
+        rows_B: Tensor | None,
+        shared: SharedPrefix | None = None,
     ) -> Tensor:
         """Logits (B, V), see `Step`."""
         model, B = self._source, len(ids_B1)
@@ -124,9 +132,9 @@ class Fused:
         rows_B = torch.arange(B, device="cpu") if rows_B is None else rows_B.contiguous()
         positions_B = positions_B1[:, 0].contiguous()
         scratch = torch.empty(self._library.scratch_size(ctypes.byref(self._model), _Long(B)), device="cpu")
-        lenders = (None, None) if lent is None else (lent.lenders.data_ptr(), lent.lengths.data_ptr())
+        prefix = (None, None) if shared is None else (shared.rows.data_ptr(), shared.lengths.data_ptr())
         addresses = (x.data_ptr() for x in (*cache.angles, x_BD, logits_BV, scratch))
-        step = _Step(B, rows_B.data_ptr(), positions_B.data_ptr(), *lenders, *addresses)
+        step = _Step(B, rows_B.data_ptr(), positions_B.data_ptr(), *prefix, *addresses)
         self._library.decode(ctypes.byref(self._model), self._layers, ctypes.byref(step), torch.get_num_threads())
         return model.capped(logits_BV.to(model.embedding.weight.dtype))
 

@@ -35,12 +35,12 @@ static void place(const Model *m, const Layer *layer, const Step *s, long b, flo
 }
 
 typedef struct { /* one row's keys and values of one head; positions before `shared` are read from another row's */
-  const void *keys, *values, *lent_keys, *lent_values;
+  const void *keys, *values, *shared_keys, *shared_values;
   long shared, first, last;
 } Past;
 
-INLINE const void *at(const int half, const void *own, const void *lent, const Past *past, long j, long K) {
-  const char *from = past->first + j < past->shared ? lent : own;
+INLINE const void *at(const int half, const void *own, const void *shared, const Past *past, long j, long K) {
+  const char *from = past->first + j < past->shared ? shared : own;
   return from + (past->first + j) * K * (half ? sizeof(bf16) : sizeof(float));
 }
 
@@ -50,7 +50,7 @@ INLINE void weigh(const int half, const int N, const Past *past, const float *we
   vec total[N];
   for (int n = 0; n < N; n++) total[n] = (vec){0};
   for (long j = 0; j <= past->last - past->first; j++) {
-    const void *value = at(half, past->values, past->lent_values, past, j, K);
+    const void *value = at(half, past->values, past->shared_values, past, j, K);
     for (int n = 0; n < N; n++) total[n] += weights[j] * load(half, value, i + n * LANES);
   }
   for (int n = 0; n < N; n++) take(out, i + n * LANES, total[n] * share, rounds);
@@ -62,8 +62,8 @@ INLINE void attend(const int half, const float *q, const Past *past, long K, lon
   float top = -INFINITY;
   long n = past->last - past->first + 1;
   for (long j = 0; j < n; j++) {
-    const void *key = at(half, past->keys, past->lent_keys, past, j, K);
-    const char *value = at(half, past->values, past->lent_values, past, j, K);
+    const void *key = at(half, past->keys, past->shared_keys, past, j, K);
+    const char *value = at(half, past->values, past->shared_values, past, j, K);
     for (long i = 0; i < K * (half ? 2 : 4); i += 64) __builtin_prefetch(value + i);
     vec products = {0};
     for (long i = 0; i < K; i += LANES) products += SEEN(q + i) * load(half, key, i);
@@ -86,10 +86,11 @@ INLINE void attend(const int half, const float *q, const Past *past, long K, lon
 /* The positions that row b sees in one of `heads` heads of the cache. */
 static Past seen_by(const Model *m, const Layer *layer, const Step *s, long b, long head, long heads, long K) {
   long row = m->C * K * (m->half_cache ? sizeof(bf16) : sizeof(float)), own = (s->rows[b] * heads + head) * row;
-  long lent = s->lenders ? (s->lenders[b] * heads + head) * row : own, last = s->positions[b] < 0 ? 0 : s->positions[b];
+  long shared = s->prefix_rows ? (s->prefix_rows[b] * heads + head) * row : own;
+  long length = s->prefix_rows ? s->prefix_lengths[b] : 0, last = s->positions[b] < 0 ? 0 : s->positions[b];
   long first = layer->window && last >= layer->window ? last - layer->window + 1 : 0;
   const char *keys = layer->keys, *values = layer->values ? layer->values : layer->keys;
-  return (Past){keys + own, values + own, keys + lent, values + lent, s->lenders ? s->shared[b] : 0, first, last};
+  return (Past){keys + own, values + own, keys + shared, values + shared, length, first, last};
 }
 
 static void attend_one(const Model *m, const float *q, const Past *past, long K, long width, float scale, float *scores,

@@ -18,11 +18,11 @@ from torch.nn import functional as F
 from lifecycle.model import Cache, Decoder
 from lifecycle.model.decoder import Block, SelfAttention
 from lifecycle.model.layers.attention import cached_attention
-from lifecycle.model.layers.kv_cache import Place
+from lifecycle.model.layers.kv_cache import CallSlots
 from lifecycle.model.layers.norm_swiglu import FeedForward, RMSNorm
 from lifecycle.model.layers.rope import rotate
 from lifecycle.rollout.decoder.packed_linear import linear, matrix
-from lifecycle.rollout.decoder.shared_prefix import Lent
+from lifecycle.rollout.decoder.shared_prefix import SharedPrefix
 
 
 def is_dense(model: Decoder) -> bool:
@@ -36,7 +36,7 @@ class Joined:
     refresh_model: brings the model's own weights up to date first, where it is a cast copy.
     """
 
-    lends = False
+    shares_prefix = False
 
     def __init__(self, model: Decoder, *, rows: int | None, refresh_model: Callable[[], None] | None) -> None:
         self._model, self._refresh_model = model, refresh_model
@@ -44,7 +44,12 @@ class Joined:
         self._head = matrix([model.head_weight], [], rows)
 
     def __call__(
-        self, ids_B1: Tensor, positions_B1: Tensor, cache: Cache, rows_B: Tensor | None, lent: Lent | None = None
+        self,
+        ids_B1: Tensor,
+        positions_B1: Tensor,
+        cache: Cache,
+        rows_B: Tensor | None,
+        shared: SharedPrefix | None = None,
     ) -> Tensor:
         """Logits (B, V), see `Step`."""
         model = self._model
@@ -75,12 +80,12 @@ class JoinedBlock:
         self._gate_up = linear([ffn.gate_proj, ffn.up_proj], rows)
         self._heads = [m.weight.shape[0] // attention.head_dim for m in (attention.q_proj, attention.k_proj)]
 
-    def __call__(self, x_BD: Tensor, place: Place) -> Tensor:
+    def __call__(self, x_BD: Tensor, place: CallSlots) -> Tensor:
         x_BD = x_BD + self._o(self._attended(rms_norm(x_BD, self._block.attention_norm), place))
         gate, up = self._gate_up(rms_norm(x_BD, self._block.ffn_norm)).chunk(2, dim=-1)
         return x_BD + self._down(F.silu(gate) * up)
 
-    def _attended(self, y_BD: Tensor, place: Place) -> Tensor:
+    def _attended(self, y_BD: Tensor, place: CallSlots) -> Tensor:
         """(B, H K), before the output matrix."""
         attention, (H, G) = self._attention, self._heads
         q_k_v = self._qkv(y_BD).view(len(y_BD), 1, -1, attention.head_dim)

@@ -1,6 +1,6 @@
 """Products of few rows with joined matrices, in the layout that the device multiplies fastest.
 
-`Wide` is plain torch, `Packed` is oneDNN on a CPU. Both take over changed weights by `refresh`.
+`JoinedLinear` is plain torch, `PackedLinear` is oneDNN on a CPU. Both take over changed weights by `refresh`.
 
 Shapes: B rows, D inputs, N outputs.
 """
@@ -29,11 +29,11 @@ def computed_in_fp32(weight: Tensor) -> bool:
 
 
 def packs(weight: Tensor) -> bool:
-    """Whether `Packed` is the faster for a matrix like this."""
+    """Whether `PackedLinear` is the faster for a matrix like this."""
     return torch.backends.mkldnn.is_available() and computed_in_fp32(weight)
 
 
-class Wide:
+class JoinedLinear:
     """y = x W' + b with the rows of several matrices joined into W (N, D); a matrix alone is not copied."""
 
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
@@ -53,7 +53,7 @@ class Wide:
             self.weight, self.bias = joined(weights), joined_biases(biases)
 
 
-class Packed:
+class PackedLinear:
     """The same in fp32, in the layout that oneDNN wants for products with about `rows` rows."""
 
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: int) -> None:
@@ -72,14 +72,16 @@ class Packed:
         self._bias = None if bias is None else bias.float()
 
 
-def linear(layers: Sequence[nn.Linear], rows: int | None) -> Wide | Packed:
+def linear(layers: Sequence[nn.Linear], rows: int | None) -> JoinedLinear | PackedLinear:
     """Layers with one input as one product; packed for `rows` rows, None: not packed."""
     return matrix([m.weight for m in layers], [m.bias for m in layers], rows)
 
 
-def matrix(weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: int | None) -> Wide | Packed:
+def matrix(weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: int | None) -> JoinedLinear | PackedLinear:
     """The same for bare matrices."""
-    return Wide(weights, biases) if rows is None or not packs(weights[0]) else Packed(weights, biases, rows)
+    return (
+        JoinedLinear(weights, biases) if rows is None or not packs(weights[0]) else PackedLinear(weights, biases, rows)
+    )
 
 
 def joined(weights: Sequence[Tensor]) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lifecycle.batch import Kept
-from lifecycle.rollout.sampling.on_device import Settings, eager_on_cpu, sum_dtype
+from lifecycle.rollout.sampling.on_device import DeviceSampling, eager_on_cpu, sum_dtype
 
 BANNED = -1e30
 """Logit of a token that may not be drawn: finite, so that 0 times it is 0."""
@@ -64,7 +64,7 @@ class Drawn(NamedTuple):
     kept: Kept | Tensor | None
 
 
-def draw(logits_RV: Tensor, uniforms_R: Tensor, settings: Settings, *, seen_RV: Tensor | None = None) -> Drawn:
+def draw(logits_RV: Tensor, uniforms_R: Tensor, settings: DeviceSampling, *, seen_RV: Tensor | None = None) -> Drawn:
     """Draw one token a row. `uniforms_R` in [0, 1), fp64; `seen_RV` bool, tokens that the penalty falls on."""
     (R, V), size = logits_RV.shape, 1
     while 2 * size * V <= TOGETHER:  # a power of two: tiles of rows are cut into equal parts
@@ -78,7 +78,7 @@ def draw(logits_RV: Tensor, uniforms_R: Tensor, settings: Settings, *, seen_RV: 
     return Drawn(ids, logprobs, full, entropy, Kept.joined(kept) if kept else None)
 
 
-def _draw(logits_RV: Tensor, uniforms_R: Tensor, settings: Settings, seen_RV: Tensor | None) -> Drawn:
+def _draw(logits_RV: Tensor, uniforms_R: Tensor, settings: DeviceSampling, seen_RV: Tensor | None) -> Drawn:
     room = settings.room(logits_RV)
     y_out, p_out = (None, None) if room is None else room
     y_RV = _scaled(logits_RV, settings, seen_RV, out=y_out)
@@ -95,12 +95,14 @@ def _draw(logits_RV: Tensor, uniforms_R: Tensor, settings: Settings, seen_RV: Te
     return Drawn(torch.where(entropy_R.isfinite(), ids_R, -1), logprobs_R, full_R, entropy_R, kept)
 
 
-def log_probabilities(logits_RV: Tensor, settings: Settings, *, seen_RV: Tensor | None = None) -> Tensor:
+def log_probabilities(logits_RV: Tensor, settings: DeviceSampling, *, seen_RV: Tensor | None = None) -> Tensor:
     """(R, V) untruncated log-probabilities in fp32 (fp64 for fp64 logits): penalty, temperature, log-softmax."""
     return _scaled(logits_RV, settings, seen_RV).log_softmax(-1)
 
 
-def _scaled(logits_RV: Tensor, settings: Settings, seen_RV: Tensor | None, *, out: Tensor | None = None) -> Tensor:
+def _scaled(
+    logits_RV: Tensor, settings: DeviceSampling, seen_RV: Tensor | None, *, out: Tensor | None = None
+) -> Tensor:
     """Logits after penalty and temperature, the greatest of each row 0."""
     z_RV = logits_RV.to(sum_dtype(logits_RV))
     if seen_RV is not None and settings.form.penalised:
@@ -115,7 +117,7 @@ def _scaled(logits_RV: Tensor, settings: Settings, seen_RV: Tensor | None, *, ou
 
 
 def _truncated(
-    y_RV: Tensor, p_RV: Tensor, lse_R: Tensor, uniforms_R: Tensor, settings: Settings
+    y_RV: Tensor, p_RV: Tensor, lse_R: Tensor, uniforms_R: Tensor, settings: DeviceSampling
 ) -> tuple[Tensor, Tensor, Kept | Tensor]:
     """Ids, probability of the kept set, and that set."""
     V = y_RV.shape[1]
@@ -152,14 +154,16 @@ def _truncated(
     return ids_R, mass_R, Kept.joined(sets).take(order)
 
 
-def _among_all(l_RV: Tensor, p_RV: Tensor, uniforms_R: Tensor, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
+def _among_all(
+    l_RV: Tensor, p_RV: Tensor, uniforms_R: Tensor, settings: DeviceSampling
+) -> tuple[Tensor, Tensor, Tensor]:
     """Ids, probability of the kept set, and that set as bool (R, V)."""
     kept_RV = l_RV >= threshold(l_RV, settings)[:, None]
     ids_R, mass_R = _invert(p_RV * kept_RV, uniforms_R)
     return (l_RV.argmax(-1) if settings.form.greedy else ids_R), mass_R, kept_RV
 
 
-def threshold(l_RV: Tensor, settings: Settings) -> Tensor:
+def threshold(l_RV: Tensor, settings: DeviceSampling) -> Tensor:
     """(R,) kept are the tokens whose untruncated log-probability is not below it; at least one is."""
     form, edges = settings.form, []
     if form.width is not None:

@@ -33,7 +33,7 @@ class Form(NamedTuple):
         return self.greedy or self.width is not None or self.top_p or self.min_p
 
 
-class Settings:
+class DeviceSampling:
     """A `Sampling` for a vocabulary, on the device: its numbers are tensors, so that what was compiled or recorded once
     serves all settings of one form."""
 
@@ -66,7 +66,7 @@ class Settings:
             self._room = torch.empty(2, R, V, dtype=dtype, device=logits_RV.device)
         return self._room[:, :R]
 
-    def take(self, other: Settings) -> None:
+    def take(self, other: DeviceSampling) -> None:
         """The numbers of other settings of the same form, in place."""
         self._numbers.copy_(other._numbers)
 

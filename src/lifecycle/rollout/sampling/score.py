@@ -19,7 +19,7 @@ from lifecycle.batch import Kept, Rollout
 from lifecycle.model import Decoder
 from lifecycle.model.scoring import hidden_states
 from lifecycle.rollout.sampling.draw import TIE, log_probabilities, threshold
-from lifecycle.rollout.sampling.on_device import Settings
+from lifecycle.rollout.sampling.on_device import DeviceSampling
 from lifecycle.rollout.sampling.parameters import Sampling
 
 LOGITS = 1 << 26
@@ -50,7 +50,7 @@ def score(
     rounding elsewhere let it in.
     """
     whole = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
-    settings = Settings(sampling, vocab=model.config.vocab, device=model.embedding.weight.device)
+    settings = DeviceSampling(sampling, vocab=model.config.vocab, device=model.embedding.weight.device)
     found: dict[int, Scored] = {}
     for numbers, hidden_BTD in hidden_states(model, whole):
         for i, hidden_TD in zip(numbers, hidden_BTD, strict=True):
@@ -73,7 +73,7 @@ def score_rollout(model: Decoder, rollout: Rollout, sampling: Sampling) -> Score
 
 
 def _score(
-    model: Decoder, hidden_TD: Tensor, ids: Sequence[int], prompt: int, settings: Settings, kept: Kept | None
+    model: Decoder, hidden_TD: Tensor, ids: Sequence[int], prompt: int, settings: DeviceSampling, kept: Kept | None
 ) -> Scored:
     """The tokens of `ids` behind the first `prompt` ones, a chunk of logits at a time."""
     vocab, device = model.config.vocab, hidden_TD.device

@@ -6,7 +6,7 @@ import hashlib
 import io
 from typing import Any
 
-from lifecycle.data.read.bytes.parts import PART_BYTES, Parts
+from lifecycle.data.read.bytes.remote_parts import PART_BYTES, Parts
 from lifecycle.data.read.files.listing import File, is_remote
 from lifecycle.data.read.files.retrying import Retry, RetryingFile, open_retrying
 from lifecycle.system.cache import cache_folder

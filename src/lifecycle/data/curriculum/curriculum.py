@@ -37,7 +37,7 @@ class CurriculumStage:
     levels: tuple[float, float]
 
 
-class Turn(NamedTuple):
+class Change(NamedTuple):
     """From `progress` on, the bands from `first` to `stop` (exclusive) are read."""
 
     progress: float
@@ -113,13 +113,13 @@ class Curriculum:
         return [f"{low:.3g}-{high:.3g}" for low, high in zip(self.bounds, self.bounds[1:], strict=False)]
 
     @property
-    def turns(self) -> list[Turn]:
+    def turns(self) -> list[Change]:
         """When the bands change that are read."""
         if self.stages is None:
-            return [Turn(self._reached(step / PACED_STEPS), 0, step + 1) for step in range(PACED_STEPS + 1)]
+            return [Change(self._reached(step / PACED_STEPS), 0, step + 1) for step in range(PACED_STEPS + 1)]
         begins = [0.0, *(stage.until for stage in self.stages)]
         place = {bound: index for index, bound in enumerate(self.bounds)}
-        return [Turn(begin, *(place[end] for end in s.levels)) for begin, s in zip(begins, self.stages, strict=False)]
+        return [Change(begin, *(place[end] for end in s.levels)) for begin, s in zip(begins, self.stages, strict=False)]
 
     def _reached(self, opened: float) -> float:
         """The progress at which `opened` (0 to 1) of what was closed at the start is open: c(p) solved for p."""
@@ -144,7 +144,7 @@ class Curriculum:
         """
         return {turn.progress: self._shares(turn, sizes, name) for turn in self.turns}
 
-    def _shares(self, turn: Turn, sizes: Sequence[float], name: str) -> list[float]:
+    def _shares(self, turn: Change, sizes: Sequence[float], name: str) -> list[float]:
         first, stop = turn.first, turn.stop
         while self.pacing and not any(sizes[first:stop]):  # many rows of one score: the easiest there are
             stop += 1

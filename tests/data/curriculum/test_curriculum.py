@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from lifecycle.data.curriculum.schedule import Curriculum, CurriculumStage, quantile_scale
+from lifecycle.data.curriculum.curriculum import Curriculum, CurriculumStage, quantile_scale
 from lifecycle.errors import UserError
 
 STAGES = [(0.3, (1.0, 2.0)), (0.6, (2.0, 3.5)), (1.0, (3.5, 5.0))]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lifecycle.data.clean.source import BadRows
+from lifecycle.data.curriculum.curriculum import Curriculum
 from lifecycle.data.curriculum.levels import deal, under_curriculum
-from lifecycle.data.curriculum.schedule import Curriculum
 from lifecycle.data.curriculum.scores import COUNTING
 from lifecycle.data.mixture.plan import replayed
 from lifecycle.data.mixture.weight import Weight

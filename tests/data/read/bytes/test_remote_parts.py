@@ -18,7 +18,7 @@ import pytest
 from tests.data.counted import Counted, Streaming
 
 from lifecycle.data.read.bytes import stored
-from lifecycle.data.read.bytes.parts import LOOK_EVERY, Parts
+from lifecycle.data.read.bytes.remote_parts import LOOK_EVERY, Parts
 from lifecycle.data.read.bytes.stored import PartedFile, open_stored
 from lifecycle.data.read.files.kinds import Kind
 from lifecycle.data.read.files.listing import File

@@ -24,7 +24,7 @@ from lifecycle.rollout.decoder import fused
 from lifecycle.rollout.decoder.fused import Fused
 from lifecycle.rollout.decoder.joined_blocks import Joined, is_dense
 from lifecycle.rollout.decoder.packed_linear import has_bf16_units
-from lifecycle.rollout.decoder.shared_prefix import Lent
+from lifecycle.rollout.decoder.shared_prefix import SharedPrefix
 
 JOINED_BYTES = 4 << 30
 """Largest model whose matrices are copied to join them."""
@@ -33,13 +33,19 @@ JOINED_BYTES = 4 << 30
 class Step(Protocol):
     """Logits (B, V) of the next token of every row, and the fresh weights whenever they have changed.
 
-    lends: whether it reads what rows of the cache have in common from one of them; the others leave `lent` aside.
+    shares_prefix: whether it reads the positions that rows of the cache have in common from one of them; the others
+    ignore `shared`.
     """
 
-    lends: bool
+    shares_prefix: bool
 
     def __call__(
-        self, ids_B1: Tensor, positions_B1: Tensor, cache: Cache, rows_B: Tensor | None, lent: Lent | None = None
+        self,
+        ids_B1: Tensor,
+        positions_B1: Tensor,
+        cache: Cache,
+        rows_B: Tensor | None,
+        shared: SharedPrefix | None = None,
     ) -> Tensor: ...
 
     def refresh(self) -> None: ...
@@ -115,13 +121,18 @@ class Cast:
 class AsItIs:
     """The model itself, with its own cached forward pass."""
 
-    lends = False
+    shares_prefix = False
 
     def __init__(self, model: Decoder, *, cast: Cast | None = None) -> None:
         self._model, self._cast = model, cast
 
     def __call__(
-        self, ids_B1: Tensor, positions_B1: Tensor, cache: Cache, rows_B: Tensor | None, lent: Lent | None = None
+        self,
+        ids_B1: Tensor,
+        positions_B1: Tensor,
+        cache: Cache,
+        rows_B: Tensor | None,
+        shared: SharedPrefix | None = None,
     ) -> Tensor:
         with eagerly(self._model):
             hidden_B1D = self._model(ids_B1, positions_B1, cache=cache, rows=rows_B)
