@@ -6,6 +6,8 @@ import errno
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of an OSError that means: there is no room for the file."""
+NO_ACCESS = (errno.EROFS, errno.EACCES)
+"""... and that the file may not be written, or read."""
 
 
 class UserError(Exception):

@@ -30,7 +30,7 @@ from lifecycle.data.corpus import Corpus
 from lifecycle.data.mixture.plan import phases_of
 from lifecycle.data.module import DataModule
 from lifecycle.duration import Limits, Timeline, ended_by_config
-from lifecycle.errors import DISK_FULL, UserError
+from lifecycle.errors import DISK_FULL, NO_ACCESS, UserError
 from lifecycle.estimate.dry_run import dry_run
 from lifecycle.hardware import Hardware
 from lifecycle.lineage.inherit import inherit, initial_optimizer, replay_share
@@ -89,10 +89,15 @@ def run(cfg: DictConfig) -> None:
 
 @contextlib.contextmanager
 def _full_disk_said(cfg: DictConfig, folder: RunFolder) -> Iterator[None]:
-    """A full disk is no crash of ours."""
+    """A disk that is full, or may not be written any more, is no crash of ours."""
     try:
         yield
     except OSError as error:
+        if error.errno in NO_ACCESS:
+            raise UserError(
+                f"{error.filename or folder.path} cannot be written or read ({error.strerror}); what was saved before "
+                "is intact: mend that (permissions? mounted?) and start the same command again"
+            ) from error
         if error.errno not in DISK_FULL:
             raise
         kept = cfg.checkpoint

@@ -1,5 +1,6 @@
 """The command line: help, examples, exit codes, sweeps, and where it works from."""
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -230,6 +231,13 @@ def test_a_fault_inside_the_run_ends_with_2_and_its_message(command: Command) ->
         raise UserError("data.sources.mine.path: no file there")
 
     assert command("seed=3", task=failing) == (2, "lifecycle: data.sources.mine.path: no file there\n")
+
+
+@pytest.mark.parametrize("words", [["seed=3"], ["-m", "seed=3,4"]])
+def test_a_folder_that_cannot_be_made_is_said_without_a_traceback(command: Command, words: list[str]) -> None:
+    Path("outputs").write_text("a file")
+    code, said = command(*words, task=lambda cfg: None)
+    assert code == 2 and re.match(r"lifecycle: outputs/\S+ cannot be made or read \(.*\): mend that", said)
 
 
 def test_our_own_faults_keep_their_traceback(command: Command) -> None:

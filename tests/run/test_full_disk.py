@@ -67,3 +67,18 @@ def test_fewer_kept_checkpoints_make_room_on_a_full_disk(place: Path, whole: Pat
     assert f"Of this run: checkpoint.keep_last=1 lets {older} older checkpoints go at the next start" in full.err
     lifecycle(place, "run=small", "checkpoint.keep_last=1", "checkpoint.every_steps=1")
     assert_same_run(small_disk, whole)
+
+
+@pytest.mark.slow
+def test_a_disk_that_may_not_be_written_any_more_ends_the_run_in_plain_words(
+    place: Path, whole: Path, small_disk: Path
+) -> None:
+    with started(place, "run=small") as process:
+        wait_for(lambda: step_folder(small_disk, 8).exists(), process)
+        while subprocess.run(["mount", "-o", "remount,ro", small_disk], capture_output=True, check=False).returncode:
+            assert process.poll() is None  # it has a file open just now
+        done = process.end()
+    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    assert done.code == 2 and "Traceback" not in done.err and "Read-only file system" in done.err, done
+    lifecycle(place, "run=small")
+    assert_same_run(small_disk, whole)

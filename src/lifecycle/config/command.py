@@ -73,7 +73,7 @@ def hydra_main(task: Task, *, check: Task | None = None) -> int:
         jobs = ", ".join(map(str, failed))
         print(f"lifecycle: {f'jobs that failed: {jobs}' if failed else error}", file=sys.stderr)
         return 2
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:  # it makes the run's folder
         if inside:  # our own fault, not the command line's
             raise
         print(f"lifecycle: {help.complaint(error)}", file=sys.stderr)

@@ -111,6 +111,11 @@ def complaint(error: Exception) -> str:
         )
     if isinstance(error, yaml.YAMLError):
         return f"a config file is not valid YAML: {error}"
+    if isinstance(error, OSError):
+        return (
+            f"{error.filename or 'the run folder'} cannot be made or read ({error.strerror or error}): mend that "
+            "(permissions? mounted? a file of that name?), or start in another folder"
+        )
     cause = f": {error.__cause__}" if error.__cause__ else ""
     lines = [line for line in f"{error}{cause}".replace("++", "").splitlines() if "Set the environment" not in line]
     twice = re.match(r"(\S+) appears more than once in the final defaults list", lines[0]) if lines else None

@@ -50,8 +50,9 @@ def hold(folder: Path) -> Iterator[None]:
     finally:
         if os.getpid() == me["pid"]:  # not in a process that was forked from this one
             over.set()
-            if _read(path) == me:
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a disk that may not be written any more has an error of its own
+                if _read(path) == me:
+                    path.unlink(missing_ok=True)
 
 
 def _take(path: Path, me: dict[str, Any]) -> None:
