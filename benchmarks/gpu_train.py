@@ -19,7 +19,7 @@ from benchmarks.gpu_sizes import Sizes, timed
 from lifecycle.batch import TokenBatch
 from lifecycle.hardware.device_specs import peak_flops
 from lifecycle.losses import linear_cross_entropy
-from lifecycle.model import Documents, best_kernel, build, compile_model, count_pieces
+from lifecycle.model import DocumentMask, best_kernel, build, compile_model, count_pieces
 from lifecycle.optim import AdamW, clip_gradients
 
 ATTENTION = ("flash", "fmha", "attention", "sdpa", "softmax_warp")
@@ -44,7 +44,7 @@ def ours(sizes: Sizes, size: int, kernel: str, compiled: bool) -> Iterator[dict[
     batch = batch.to(sizes.device)
 
     def hidden() -> Tensor:
-        documents = Documents.from_ids(batch.document_ids, kernel=chosen, pieces=pieces)
+        documents = DocumentMask.from_ids(batch.document_ids, kernel=chosen, pieces=pieces)
         out: Tensor = model(batch.input_ids, batch.position_ids, documents)
         return out
 

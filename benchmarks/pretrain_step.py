@@ -118,7 +118,7 @@ def packed() -> Iterator[Any]:
 
 def ours_bare(name: str, runs: int) -> dict[str, Any]:
     from lifecycle.losses import linear_cross_entropy
-    from lifecycle.model import Documents, build, compile_model
+    from lifecycle.model import DocumentMask, build, compile_model
     from lifecycle.optim import clip_gradients
 
     model = build(our_config(), seed=0)
@@ -131,7 +131,7 @@ def ours_bare(name: str, runs: int) -> dict[str, Any]:
 
     def step(index: int) -> Tensor:
         batch = batches[index]
-        documents = None if batch.single else Documents.from_ids(batch.document_ids, kernel="sdpa")
+        documents = None if batch.single else DocumentMask.from_ids(batch.document_ids, kernel="sdpa")
         with torch.autocast("cpu", torch.bfloat16, enabled=name.endswith("bf16")):
             hidden = model(batch.input_ids, batch.position_ids, documents)
             loss, _ = linear_cross_entropy(

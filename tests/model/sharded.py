@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from lifecycle.losses import linear_cross_entropy
-from lifecycle.model import Decoder, Documents, ModelConfig, MoE, build
+from lifecycle.model import Decoder, DocumentMask, ModelConfig, MoE, build
 from lifecycle.model.sharding import kept_whole, load_sharded, shard
 
 WORLD, ROWS, T = 2, 4, 12
@@ -51,7 +51,7 @@ def loss_of(model: Decoder, rows: slice, seed: int) -> Tensor:
     ids, labels = torch.randint(65, (2, ROWS, T), generator=generator)
     documents = torch.randint(1, 3, (ROWS, T), generator=generator).sort(dim=1).values
     positions = torch.arange(T).expand(ROWS, T)
-    hidden = model(ids[rows], positions[rows], Documents.from_ids(documents[rows], kernel="sdpa"))
+    hidden = model(ids[rows], positions[rows], DocumentMask.from_ids(documents[rows], kernel="sdpa"))
     return linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, labels[rows].flatten())[0]
 
 

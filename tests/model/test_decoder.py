@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lifecycle.losses import linear_cross_entropy
-from lifecycle.model import Decoder, Documents, ModelConfig, build, compile_model
+from lifecycle.model import Decoder, DocumentMask, ModelConfig, build, compile_model
 
 TINY = ModelConfig(
     family="qwen3",
@@ -47,7 +47,7 @@ def model() -> Decoder:
 
 
 def logits(model: Decoder, ids: Tensor, positions: Tensor, documents: Tensor | None) -> Tensor:
-    seen = None if documents is None else Documents.from_ids(documents, kernel="sdpa")
+    seen = None if documents is None else DocumentMask.from_ids(documents, kernel="sdpa")
     with torch.no_grad():
         return model.logits(model(ids, positions, seen))
 
@@ -89,7 +89,7 @@ def test_the_order_of_documents_and_padding_never_change_the_loss(model: Decoder
     narrow = [x[:, order] for x in (ids, positions, documents, labels)]
     losses = []
     for i, p, d, y in ((ids, positions, documents, labels), narrow):
-        hidden = model(i, p, Documents.from_ids(d, kernel="sdpa"))
+        hidden = model(i, p, DocumentMask.from_ids(d, kernel="sdpa"))
         losses.append(linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, y.flatten())[0])
     torch.testing.assert_close(losses[0], losses[1])
 
@@ -122,7 +122,7 @@ def test_initial_weights_have_the_stated_spread() -> None:
 def gradients(model: Decoder) -> dict[str, Tensor]:
     ids, positions, documents = packed()
     model.zero_grad(set_to_none=True)
-    hidden = model(ids, positions, Documents.from_ids(documents, kernel="sdpa"))
+    hidden = model(ids, positions, DocumentMask.from_ids(documents, kernel="sdpa"))
     linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, ids.flatten().roll(-1))[0].backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -139,7 +139,7 @@ def test_autocast_keeps_the_stream_in_bf16_and_the_answer_near(model: Decoder) -
     ids, positions, documents = packed()
     exact = logits(model, ids, positions, documents)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden = model(ids, positions, Documents.from_ids(documents, kernel="sdpa"))
+        hidden = model(ids, positions, DocumentMask.from_ids(documents, kernel="sdpa"))
         near = model.logits(hidden)
     assert hidden.dtype == near.dtype == torch.bfloat16
     assert (near.float() - exact).norm() / exact.norm() < 3e-2

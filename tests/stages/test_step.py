@@ -16,7 +16,7 @@ from lifecycle.data.stream.packing import COLUMNS, Piece, Row, arrays
 from lifecycle.duration import Segment, Timeline
 from lifecycle.errors import UserError
 from lifecycle.losses import token_losses
-from lifecycle.model import Documents, ModelConfig, build
+from lifecycle.model import DocumentMask, ModelConfig, build
 from lifecycle.optim import AdamW, Schedule
 from lifecycle.stages.pretrain import Pretrain
 from lifecycle.stages.setup import Setup
@@ -227,7 +227,7 @@ def test_how_often_metrics_are_read_changes_nothing(reference: Any, tmp_path: Pa
 def test_the_logged_loss_and_gradient_are_those_of_a_plain_loop(reference: Any) -> None:
     model = build(MODEL, seed=1)
     made = whole(0)[0]
-    hidden = model(made.input_ids, made.position_ids, Documents.from_ids(made.document_ids, kernel="sdpa"))
+    hidden = model(made.input_ids, made.position_ids, DocumentMask.from_ids(made.document_ids, kernel="sdpa"))
     logits = model.logits(hidden).double().flatten(0, 1)
     labels = made.labels.flatten()
     kept = labels != -100
@@ -314,7 +314,7 @@ def test_validation_sums_what_token_losses_give() -> None:
     made = stage()
     made.model = build(MODEL, seed=1)
     rows = whole(0)[0]
-    seen = Documents.from_ids(rows.document_ids, kernel="sdpa")
+    seen = DocumentMask.from_ids(rows.document_ids, kernel="sdpa")
     with torch.no_grad():
         sums = made.validation_step((rows, seen), 0)
         hidden = made.model(rows.input_ids, rows.position_ids, seen)

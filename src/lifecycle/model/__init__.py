@@ -2,7 +2,7 @@
 
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Decoder, build, compile_model
-from lifecycle.model.layers.attention import Documents, best_kernel, check_kernel, count_pieces
+from lifecycle.model.layers.attention import DocumentMask, best_kernel, check_kernel, count_pieces
 from lifecycle.model.layers.experts import fixed_shapes
 from lifecycle.model.layers.kv_cache import Cache
 from lifecycle.model.parts import Latent, MoE, RopeScaling
@@ -10,7 +10,7 @@ from lifecycle.model.parts import Latent, MoE, RopeScaling
 __all__ = [
     "Cache",
     "Decoder",
-    "Documents",
+    "DocumentMask",
     "Latent",
     "MoE",
     "ModelConfig",

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.layers.attention import Documents, attention, cached_attention, slide
+from lifecycle.model.layers.attention import DocumentMask, attention, cached_attention, slide
 from lifecycle.model.layers.kv_cache import Cache, CallSlots, Slots
 from lifecycle.model.layers.latent import LatentAttention
 from lifecycle.model.layers.moe import MoEFeedForward, Routing, balanced
@@ -48,7 +48,7 @@ class SelfAttention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
 
     def forward(
-        self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], documents: Documents | None, slots: Slots | None = None
+        self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], documents: DocumentMask | None, slots: Slots | None = None
     ) -> Tensor:
         """(B, T, D); with `slots` over what they hold, after the call's tokens are written there."""
         q_BTHK, k_BTGK, v_BTGK = (
@@ -86,7 +86,7 @@ class Block(nn.Module):
         self,
         x_BTD: Tensor,
         angles: tuple[Tensor, Tensor],
-        documents: Documents | None,
+        documents: DocumentMask | None,
         counted_BT: Tensor | None = None,
         slots: Slots | None = None,
     ) -> tuple[Tensor, Routing | None]:
@@ -137,7 +137,7 @@ class Decoder(nn.Module):
         self,
         input_ids_BT: Tensor,
         position_ids_BT: Tensor,
-        documents: Documents | None = None,
+        documents: DocumentMask | None = None,
         cache: Cache | None = None,
         rows: Tensor | None = None,
         counted: Tensor | None = None,

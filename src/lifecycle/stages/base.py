@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lifecycle.batch import DataFeed, Micro, StepBatch, TokenBatch
 from lifecycle.bounds import due
-from lifecycle.model import Decoder, Documents, ModelConfig, count_pieces
+from lifecycle.model import Decoder, DocumentMask, ModelConfig, count_pieces
 from lifecycle.model.layers.attention import Kernel
 from lifecycle.stages.collectives import any_rank, count_tokens
 from lifecycle.stages.gradients import Sums, add_gradients
@@ -34,7 +34,7 @@ from lifecycle.stages.penalty import Penalty, saved_penalty
 from lifecycle.stages.setup import Setup
 from lifecycle.stages.watched import Best, GuardState
 
-LossSum = Callable[[Micro, Documents | None], tuple[Tensor, dict[str, Tensor]]]
+LossSum = Callable[[Micro, DocumentMask | None], tuple[Tensor, dict[str, Tensor]]]
 
 
 class Stage(pl.LightningModule, ABC):
@@ -99,7 +99,7 @@ class Stage(pl.LightningModule, ABC):
         """Take one optimizer step."""
 
     @abstractmethod
-    def validation_step(self, batch: tuple[TokenBatch, Documents | None], batch_idx: int) -> Tensor:
+    def validation_step(self, batch: tuple[TokenBatch, DocumentMask | None], batch_idx: int) -> Tensor:
         """(2,) float64: the summed loss and the trained tokens of one held-out micro-batch."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -278,7 +278,7 @@ class Stage(pl.LightningModule, ABC):
 
     # -- micro-batches
 
-    def on_device(self, batch: Micro) -> tuple[Micro, Documents | None]:
+    def on_device(self, batch: Micro) -> tuple[Micro, DocumentMask | None]:
         """A micro-batch on the stage's device, and which positions of its packed rows see each other.
 
         None stands for rows of one document each, and for none at all; compiled code always gets the mask, or it would
@@ -288,7 +288,7 @@ class Stage(pl.LightningModule, ABC):
         if packed is None or moved.packed is None or (packed.single and not self.setup_facts.compile):
             return moved, None
         pieces = count_pieces(packed.document_ids)  # here on the CPU, where counting waits for nothing
-        return moved, Documents.from_ids(moved.packed.document_ids, kernel=self.kernel, pieces=pieces)
+        return moved, DocumentMask.from_ids(moved.packed.document_ids, kernel=self.kernel, pieces=pieces)
 
     @cached_property
     def kernel(self) -> Kernel:

@@ -15,7 +15,7 @@ from torch import Tensor
 from lifecycle.batch import StepBatch, TokenBatch
 from lifecycle.bounds import Count, FromZero, NotNegative, PartOrNone, Positive
 from lifecycle.errors import UserError
-from lifecycle.model import Documents, ModelConfig
+from lifecycle.model import DocumentMask, ModelConfig
 from lifecycle.optim import AdamW, Muon, Schedule
 from lifecycle.stages.bad_steps import NormRatio
 from lifecycle.stages.base import Stage
@@ -98,10 +98,10 @@ class Midtrain(Stage):
         """One optimizer step on this rank's share of the global batch."""
         self.take_step(batch, self._loss_sum)
 
-    def _loss_sum(self, batch: TokenBatch, documents: Documents | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss_sum(self, batch: TokenBatch, documents: DocumentMask | None) -> tuple[Tensor, dict[str, Tensor]]:
         return next_token_loss(self.network, batch, documents, z_loss=self.z_loss, compiled=self.setup_facts.compile)
 
-    def validation_step(self, batch: tuple[TokenBatch, Documents | None], batch_idx: int) -> Tensor:
+    def validation_step(self, batch: tuple[TokenBatch, DocumentMask | None], batch_idx: int) -> Tensor:
         """(2,) float64: summed negative log-likelihood and number of trained tokens."""
         return held_out_loss(self.network, *batch)
 

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from lifecycle.batch import TokenBatch
 from lifecycle.losses import linear_cross_entropy, token_losses
-from lifecycle.model import Decoder, Documents
+from lifecycle.model import Decoder, DocumentMask
 
 
 def next_token_loss(
-    model: Decoder, batch: TokenBatch, documents: Documents | None, *, z_loss: float, compiled: bool
+    model: Decoder, batch: TokenBatch, documents: DocumentMask | None, *, z_loss: float, compiled: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Summed over the trained tokens by their weights: the cross-entropy plus `z_loss` logsumexp^2, and the penalty
     alone if there is one."""
@@ -28,7 +28,7 @@ def next_token_loss(
     return loss, {"z_loss": metrics["z_loss"]} if z_loss else {}
 
 
-def held_out_loss(model: Decoder, batch: TokenBatch, documents: Documents | None) -> Tensor:
+def held_out_loss(model: Decoder, batch: TokenBatch, documents: DocumentMask | None) -> Tensor:
     """(2,) float64: summed negative log-likelihood and number of trained tokens, each by its weight."""
     hidden_BTD = model(batch.input_ids, batch.position_ids, documents)
     cap = model.config.logit_softcap

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lifecycle.errors import UserError
-from lifecycle.model import Documents, best_kernel, check_kernel, count_pieces
+from lifecycle.model import DocumentMask, best_kernel, check_kernel, count_pieces
 from lifecycle.model.layers.attention import Kernel, attention, cached_attention, slide, varlen_takes_groups
 
 IDS = torch.tensor([[1, 1, 1, 2, 2, 3, 0, 0], [1, 2, 2, 2, 2, 2, 2, 2], [1, 1, 1, 1, 1, 1, 1, 1]])
@@ -47,7 +47,7 @@ def formula(q: Tensor, k: Tensor, v: Tensor, ids: Tensor, window: int = 10**9) -
 def test_sdpa_is_the_formula(kv_heads: int) -> None:
     q, k, v = qkv(8, kv_heads=kv_heads)
     with torch.no_grad():
-        found = attention(q, k, v, Documents.from_ids(IDS, kernel="sdpa"))
+        found = attention(q, k, v, DocumentMask.from_ids(IDS, kernel="sdpa"))
         torch.testing.assert_close(found, formula(q, k, v, IDS))
         alone = attention(q, k, v, None)
         torch.testing.assert_close(alone, formula(q, k, v, torch.ones_like(IDS)))
@@ -57,10 +57,10 @@ def test_sdpa_is_the_formula(kv_heads: int) -> None:
 def test_long_rows_are_cut_into_blocks_without_a_trace(T: int) -> None:
     q, k, v = qkv(T)
     ids = rows(T)
-    whole = Documents.from_ids(ids, kernel="sdpa").mask_B1TT
+    whole = DocumentMask.from_ids(ids, kernel="sdpa").mask_B1TT
     q_BHTK, k_BHTK, v_BHTK = (x.repeat_interleave(4 // x.shape[2], dim=2).transpose(1, 2) for x in (q, k, v))
     expected = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attn_mask=whole).transpose(1, 2)
-    found = attention(q, k, v, Documents.from_ids(ids, kernel="sdpa"))
+    found = attention(q, k, v, DocumentMask.from_ids(ids, kernel="sdpa"))
     torch.testing.assert_close(found, expected)
     up = torch.randn(found.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     torch.testing.assert_close(torch.autograd.grad(found, (q, k, v), up), torch.autograd.grad(expected, (q, k, v), up))
@@ -70,7 +70,7 @@ def test_long_rows_are_cut_into_blocks_without_a_trace(T: int) -> None:
 def test_a_row_of_one_document_needs_no_mask(T: int) -> None:
     q, k, v = qkv(T)
     ones = torch.ones(3, T, dtype=torch.long)
-    torch.testing.assert_close(attention(q, k, v, None), attention(q, k, v, Documents.from_ids(ones, kernel="sdpa")))
+    torch.testing.assert_close(attention(q, k, v, None), attention(q, k, v, DocumentMask.from_ids(ones, kernel="sdpa")))
 
 
 @pytest.mark.parametrize("window", [1, 3, 8])
@@ -78,18 +78,18 @@ def test_a_window_shows_the_nearest_positions_only(window: int) -> None:
     q, k, v = qkv(8)
     cpu = torch.device("cpu")
     with torch.no_grad():
-        near = slide(Documents.from_ids(IDS, kernel="sdpa"), window, 8, cpu)
+        near = slide(DocumentMask.from_ids(IDS, kernel="sdpa"), window, 8, cpu)
         torch.testing.assert_close(attention(q, k, v, near), formula(q, k, v, IDS, window))
         alone = attention(q, k, v, slide(None, window, 8, cpu))
         torch.testing.assert_close(alone, formula(q, k, v, torch.ones_like(IDS), window))
-    bounded = slide(Documents.from_ids(IDS, kernel="varlen"), window, 8, cpu)
+    bounded = slide(DocumentMask.from_ids(IDS, kernel="varlen"), window, 8, cpu)
     assert bounded is not None and bounded.window == (None if window == 8 else window)
 
 
 def test_blocks_of_a_long_row_leave_out_what_no_window_reaches() -> None:
     q, k, v = qkv(520)
     positions = torch.arange(520)
-    for documents in (None, Documents.from_ids(rows(520), kernel="sdpa")):
+    for documents in (None, DocumentMask.from_ids(rows(520), kernel="sdpa")):
         near = slide(documents, 30, 520, torch.device("cpu"))
         mask = (positions[:, None] >= positions) & (positions[:, None] - positions < 30)
         whole = mask if documents is None else documents.mask_B1TT & mask  # type: ignore[operator]
@@ -99,7 +99,7 @@ def test_blocks_of_a_long_row_leave_out_what_no_window_reaches() -> None:
 
 
 def test_boundaries_are_the_first_positions_of_pieces_filled_up_with_the_end() -> None:
-    starts = Documents.from_ids(IDS, kernel="varlen").starts_S
+    starts = DocumentMask.from_ids(IDS, kernel="varlen").starts_S
     assert starts is not None and starts.dtype == torch.int32
     assert starts.tolist()[:7] == [0, 3, 5, 6, 8, 9, 16]
     assert starts.tolist()[7:] == [24] * 58  # 64 slots and the end
@@ -109,11 +109,11 @@ def test_boundaries_are_the_first_positions_of_pieces_filled_up_with_the_end() -
 def test_the_number_of_slots_changes_rarely_and_never_cuts_a_piece() -> None:
     for T in (63, 64, 65, 200):
         every = torch.arange(T)[None]
-        starts = Documents.from_ids(every, kernel="varlen").starts_S
+        starts = DocumentMask.from_ids(every, kernel="varlen").starts_S
         assert starts is not None
         assert starts.tolist() == [*range(T)] + [T] * (len(starts) - T)
         assert len(starts) in (65, 129, 257)
-        assert torch.equal(starts, Documents.from_ids(every, kernel="varlen", pieces=T).starts_S)  # type: ignore[arg-type]
+        assert torch.equal(starts, DocumentMask.from_ids(every, kernel="varlen", pieces=T).starts_S)  # type: ignore[arg-type]
 
 
 def test_without_cuda_only_sdpa_is_offered() -> None:
@@ -165,13 +165,13 @@ def test_torchs_variable_length_kernel_is_called_as_each_admitted_version_takes_
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
     varlen_takes_groups.cache_clear()
     try:
-        documents = Documents.from_ids(IDS, kernel="varlen")
+        documents = DocumentMask.from_ids(IDS, kernel="varlen")
         assert documents.takes_groups == (kernel is newer)
     finally:
         varlen_takes_groups.cache_clear()
     q, k, v = qkv(8, kv_heads=kv_heads)
     cpu = torch.device("cpu")
-    wanted = attention(q, k, v, slide(Documents.from_ids(IDS, kernel="sdpa"), window, 8, cpu))
+    wanted = attention(q, k, v, slide(DocumentMask.from_ids(IDS, kernel="sdpa"), window, 8, cpu))
     found = attention(q, k, v, slide(documents, window, 8, cpu))
     torch.testing.assert_close(found, wanted)
     torch.testing.assert_close(
@@ -210,10 +210,10 @@ def test_every_kernel_on_cuda_gives_the_answer_of_the_cpu(kernel: Kernel, kv_hea
     ids = rows(520)
     up = torch.randn(q.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for documents in (ids, None):
-        plain = None if documents is None else Documents.from_ids(documents, kernel="sdpa")
+        plain = None if documents is None else DocumentMask.from_ids(documents, kernel="sdpa")
         wanted = attention(q, k, v, slide(plain, window, 520, torch.device("cpu")))
         wanted_grads = torch.autograd.grad(wanted, (q, k, v), up)
-        on_device = None if documents is None else Documents.from_ids(documents.to(device), kernel=kernel)
+        on_device = None if documents is None else DocumentMask.from_ids(documents.to(device), kernel=kernel)
         found = attention(halves[0], halves[1], halves[2], slide(on_device, window, 520, device))
         found_grads = torch.autograd.grad(found, halves, up.to(device, torch.bfloat16))
         for a, b in zip((found, *found_grads), (wanted, *wanted_grads), strict=True):

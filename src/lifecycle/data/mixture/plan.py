@@ -51,7 +51,7 @@ class Phase:
         return self.rows if self.is_counted else self.rows * self.row_length
 
 
-class Segment(Protocol):
+class StepRange(Protocol):
     """What a phase takes of a run's timeline, which knows more (see `lifecycle.duration`)."""
 
     @property
@@ -64,7 +64,7 @@ class Segment(Protocol):
     def weights(self) -> Mapping[str, float] | None: ...
 
 
-def phases_of(segments: Iterable[Segment]) -> list[Phase]:
+def phases_of(segments: Iterable[StepRange]) -> list[Phase]:
     """The segments of a run as the data knows them."""
     return [Phase(step=s.step, row_length=s.row_length, rows=s.rows, weights=s.weights) for s in segments]
 

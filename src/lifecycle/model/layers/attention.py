@@ -1,7 +1,7 @@
 """Causal attention inside documents: one function over three kernels that give the same answer.
 
     kernel = best_kernel(device, torch.bfloat16)                           # once a run
-    documents = Documents.from_ids(batch.document_ids, kernel=kernel)      # once a micro-batch, not in compiled code
+    documents = DocumentMask.from_ids(batch.document_ids, kernel=kernel)      # once a micro-batch, not in compiled code
     out_BTHK = attention(q_BTHK, k_BTGK, v_BTGK, documents)                # None: every row is one document
 
 `flash` (the flash-attn package) and `varlen` (torch's own) take the documents as a list of boundaries and run on CUDA;
@@ -33,7 +33,7 @@ LEAST_SLOTS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Documents:
+class DocumentMask:
     """Which positions may see each other, in the form that one kernel wants; the other form is None.
 
     `window`: how many positions each sees, itself included; the mask knows it too. `takes_groups`: whether several
@@ -48,7 +48,7 @@ class Documents:
     takes_groups: bool = True
 
     @staticmethod
-    def from_ids(document_ids_BT: Tensor, *, kernel: Kernel, pieces: int | None = None) -> Documents:
+    def from_ids(document_ids_BT: Tensor, *, kernel: Kernel, pieces: int | None = None) -> DocumentMask:
         """From a row's document numbers (equal numbers are one run of neighbours; padding is a run of its own).
 
         `pieces` is `count_pieces(document_ids_BT)`, or more, from before the transfer; without it the boundary
@@ -57,11 +57,11 @@ class Documents:
         if kernel == "sdpa":
             T = document_ids_BT.shape[1]
             same = document_ids_BT[:, :, None] == document_ids_BT[:, None, :]
-            return Documents(kernel=kernel, mask_B1TT=(same & lower_triangle(T, same.device))[:, None])
+            return DocumentMask(kernel=kernel, mask_B1TT=(same & lower_triangle(T, same.device))[:, None])
         takes_groups = kernel == "flash" or varlen_takes_groups()
-        return Documents(kernel=kernel, starts_S=_starts(document_ids_BT, pieces), takes_groups=takes_groups)
+        return DocumentMask(kernel=kernel, starts_S=_starts(document_ids_BT, pieces), takes_groups=takes_groups)
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> Documents:
+    def to(self, device: torch.device, non_blocking: bool = False) -> DocumentMask:
         """The same on `device`."""
         mask, starts = self.mask_B1TT, self.starts_S
         return replace(
@@ -111,7 +111,7 @@ def lower_triangle(T: int, device: torch.device, *, shift: int = 0) -> Tensor:
     return positions[:, None] - shift >= positions[None, :]
 
 
-def slide(documents: Documents | None, window: int, T: int, device: torch.device) -> Documents | None:
+def slide(documents: DocumentMask | None, window: int, T: int, device: torch.device) -> DocumentMask | None:
     """The same documents seen through a sliding window, for rows of T positions; once a forward pass, not a layer."""
     if window >= T:
         return documents
@@ -119,11 +119,11 @@ def slide(documents: Documents | None, window: int, T: int, device: torch.device
         return replace(documents, window=window)
     near = lower_triangle(T, device) & ~lower_triangle(T, device, shift=window)
     mask = near[None, None] if documents is None else documents.mask_B1TT & near  # type: ignore[operator]
-    return Documents(kernel="sdpa", mask_B1TT=mask, window=window)
+    return DocumentMask(kernel="sdpa", mask_B1TT=mask, window=window)
 
 
 def attention(
-    q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, documents: Documents | None, *, scale: float | None = None
+    q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, documents: DocumentMask | None, *, scale: float | None = None
 ) -> Tensor:
     """softmax(scale q k') v over the earlier positions of the same document -> (B, T, H, K); scale None: K^(-1/2).
 
@@ -181,7 +181,9 @@ def _starts(document_ids_BT: Tensor, pieces: int | None) -> Tensor:
     return F.pad(ordered, (0, slots + 1 - len(ordered)), value=B * T).to(torch.int32)
 
 
-def _sdpa(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, documents: Documents | None, scale: float | None) -> Tensor:
+def _sdpa(
+    q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, documents: DocumentMask | None, scale: float | None
+) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK))
     mask_B1TT = None if documents is None else documents.mask_B1TT
     options: dict[str, Any] = {"scale": scale, "enable_gqa": q.shape[1] != k.shape[1]}
@@ -219,7 +221,7 @@ def _sdpa_in_blocks(
 
 
 def _varlen(
-    q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, *, documents: Documents, longest: int, scale: float | None
+    q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, *, documents: DocumentMask, longest: int, scale: float | None
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
@@ -236,7 +238,7 @@ def _varlen(
 
 
 def _flash(
-    q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, *, documents: Documents, longest: int, scale: float | None
+    q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, *, documents: DocumentMask, longest: int, scale: float | None
 ) -> Tensor:
     from flash_attn import flash_attn_varlen_func
 
@@ -249,6 +251,6 @@ def _flash(
     return out
 
 
-def _left(documents: Documents) -> int:
+def _left(documents: DocumentMask) -> int:
     """Positions before its own that a query sees, in the kernels' terms: -1 is all."""
     return -1 if documents.window is None else documents.window - 1

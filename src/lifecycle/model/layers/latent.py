@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.layers.attention import Documents, attention, cached_attention
+from lifecycle.model.layers.attention import DocumentMask, attention, cached_attention
 from lifecycle.model.layers.kv_cache import Slots
 from lifecycle.model.layers.norm_swiglu import RMSNorm
 from lifecycle.model.layers.rope import rotate, softmax_scale
@@ -49,7 +49,7 @@ class LatentAttention(nn.Module):
         self.o_proj = nn.Linear(config.heads * latent.v_dim, config.width, bias=False)
 
     def forward(
-        self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], documents: Documents | None, slots: Slots | None = None
+        self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], documents: DocumentMask | None, slots: Slots | None = None
     ) -> Tensor:
         """(B, T, D); with `slots` over what they hold, after the call's tokens are written there."""
         sizes = self.sizes
@@ -78,7 +78,7 @@ class LatentAttention(nn.Module):
         k_nope, v = both.split((self.sizes.nope_dim, self.sizes.v_dim), dim=-1)
         return torch.cat((k_nope, k_rope_BL1P.to(k_nope.dtype).expand(-1, -1, self.heads, -1)), dim=-1), v
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, documents: DocumentMask | None) -> Tensor:
         """The kernels want one width for keys and values: the narrower are filled up with zeros, which add nothing."""
         widest, width = max(k.shape[-1], v.shape[-1]), v.shape[-1]
         q, k, v = (F.pad(x, (0, widest - x.shape[-1])) if x.shape[-1] < widest else x for x in (q, k, v))

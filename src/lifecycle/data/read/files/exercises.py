@@ -17,10 +17,10 @@ ROWS = 2000
 LEVELS = 5
 THINGS = "apples books coins cups eggs keys lamps pens plums stones".split()
 
-Row = Mapping[str, Any]
+Exercise = Mapping[str, Any]
 
 
-def exercises(kind: str) -> Iterator[Row]:
+def exercises(kind: str) -> Iterator[Exercise]:
     """`ROWS` rows, no question twice, the same in every Python."""
     draw = random.Random(kind)
     seen: set[str] = set()
@@ -31,7 +31,7 @@ def exercises(kind: str) -> Iterator[Row]:
             yield {"id": f"{kind}/{len(seen)}", **row}
 
 
-def _sum(draw: random.Random) -> tuple[str, Row]:
+def _sum(draw: random.Random) -> tuple[str, Exercise]:
     """As many steps as its level says."""
     level = draw.randint(1, LEVELS)
     have, thing = draw.randint(2, 99), draw.choice(THINGS)
@@ -47,7 +47,7 @@ def _sum(draw: random.Random) -> tuple[str, Row]:
     return question, {"question": question, "answer": "\n".join([*steps, f"#### {have}"]), "level": f"Level {level}"}
 
 
-def _thought(draw: random.Random) -> tuple[str, Row]:
+def _thought(draw: random.Random) -> tuple[str, Exercise]:
     task: Callable[[random.Random], tuple[str, list[str], str]] = draw.choice([_common_divisor, _prime, _largest])
     question, thoughts, answer = task(draw)
     said = "<think>\n" + "\n".join(thoughts) + f"\n</think>\n\n{answer}"
