@@ -95,7 +95,7 @@ CHANGES: dict[str, Change] = {
 @pytest.mark.parametrize("name", CHANGES)
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # in torch, at the first compilation
 def test_a_kept_engine_samples_with_the_present_weights(name: str) -> None:
-    model, asked, sampling = build(CONFIG, seed=2), prompts(3), settings(top_k=30)
+    model, asked, sampling = build(CONFIG, seed=1), prompts(3), settings(top_k=30)
     engine = Engine(model, slots=3)
     before = engine.generate(asked, sampling, seed=0)
     for _ in range(2):
