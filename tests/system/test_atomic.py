@@ -98,3 +98,19 @@ def test_a_file_of_its_name_is_not_taken_for_the_folder(tmp_path: Path) -> None:
     with pytest.raises(OSError), atomic.publish_folder(tmp_path / "tokenizer", replace=False) as aside:
         (aside / "new").write_text("")
     assert os.listdir(tmp_path) == ["tokenizer"]
+
+
+def test_a_folder_that_cannot_take_its_place_gives_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, real = tmp_path / "tokenizer", Path.rename
+    with atomic.publish_folder(folder, replace=True) as aside:
+        (aside / "old").write_text("old")
+
+    def rename(path: Path, target: Path) -> Path:
+        if (path / "new").exists():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="Input/output"), atomic.publish_folder(folder, replace=True) as aside:
+        (aside / "new").write_text("new")
+    assert os.listdir(folder) == ["old"] and os.listdir(tmp_path) == ["tokenizer"]

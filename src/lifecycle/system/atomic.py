@@ -7,8 +7,10 @@ import errno
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+PARTIAL = ".partial"  # where files of a folder are while they are written
 
 
 def write(path: Path, content: str | bytes) -> None:
@@ -52,12 +54,40 @@ def publish_folder(folder: Path, *, replace: bool) -> Iterator[Path]:
         try:
             aside.rename(folder)
         except OSError:
+            if before.is_dir():
+                before.rename(folder)
             if replace or not folder.is_dir():
                 raise
         _sync(folder.parent)
     finally:
         for left in (aside, before):
             shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def replace_files(folder: Path, *, marker: str, stale: Sequence[str]) -> Iterator[Path]:
+    """An empty folder to write into, whose files are in `folder` once the block has ended, all of them; after an
+    exception none. For large files, and for a folder that others may have put files into, which stay.
+
+    marker: the file without which `folder` is nothing. stale: patterns of files that an older content may have and the
+    new one need not replace. On the same disk: remove the marker, remove the stale files, move the new ones in, last
+    the marker. So a kill while the files are written, which may take minutes, leaves the older content; one in the few
+    moves after that a folder without its marker, and never new files beside old.
+    """
+    aside = folder / PARTIAL
+    shutil.rmtree(aside, ignore_errors=True)  # of a call that was killed
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        written = [path.relative_to(aside) for path in aside.rglob("*") if path.is_file()]
+        (folder / marker).unlink(missing_ok=True)
+        for old in [path for pattern in stale for path in folder.glob(pattern)]:
+            old.unlink()
+        for path in sorted(written, key=lambda path: str(path) == marker):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (aside / path).replace(folder / path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -3,7 +3,7 @@
     export(model, folder, tokenizer=tokenizer, history=[{...}, {...}])
 
 config.json, generation_config.json, the tokenizer with its chat template, README.md (the model card) and the weights:
-model.safetensors, or several files and their index. A folder that has a config.json is whole (see whole_folder.py).
+model.safetensors, or several files and their index. A folder that has a config.json is whole (`atomic.replace_files`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lifecycle.model.huggingface.card import model_card
 from lifecycle.model.huggingface.config_json import to_hf_config
 from lifecycle.model.huggingface.lazy_tensors import CONFIG, EOS, GENERATION, INDEX, SINGLE, ends_of
 from lifecycle.model.huggingface.names import IN_FP32, names, parts, rows
-from lifecycle.model.huggingface.whole_folder import whole
+from lifecycle.system.atomic import replace_files
 
 OF_THEIR_VERSION = ("transformers_version", "_from_model_config")
 """Keys of a generation_config.json that say how the file was made."""
@@ -94,7 +94,7 @@ def export(
     config["dtype"] = str(DTYPES[dtype]).removeprefix("torch.")
     place = folder.resolve()
     name = place.parent.name if place.name == "model" else place.name  # outputs/RUN/model is the model of RUN
-    with whole(folder, marker=CONFIG, stale=STALE if tokenizer is None else (*STALE, "*.jinja")) as aside:
+    with replace_files(folder, marker=CONFIG, stale=STALE if tokenizer is None else (*STALE, "*.jinja")) as aside:
         if tokenizer is not None:
             tokenizer.save(aside)
             config |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
