@@ -159,6 +159,15 @@ def test_a_file_is_one_idea() -> None:
     assert {name: n for name, n in lines.items() if n > MOST_LINES} == {}
 
 
+def test_a_class_has_a_name_of_its_own() -> None:
+    homes = defaultdict(list)
+    for name, file in MODULES.items():
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes[node.name].append(name)
+    assert {called: places for called, places in homes.items() if len(places) > 1} == {}
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_only_the_entry_imports_run(name: str) -> None:
     assert name == "__main__" or not {inside(other, "") for other in IMPORTS[name]} & {"run", "__main__"}

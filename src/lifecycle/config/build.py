@@ -25,7 +25,7 @@ from lifecycle.config.command import compose, conf_dir, hydra_main, literal, ove
 from lifecycle.config.cross_checks import faults_between
 from lifecycle.config.defaults import defaults
 from lifecycle.config.schema import RunConfig
-from lifecycle.config.signature import Place, Walk, dotted
+from lifecycle.config.signature import KeyPath, Walk, dotted
 from lifecycle.duration import Limits
 from lifecycle.errors import UserError
 
@@ -156,7 +156,7 @@ def _guard_actions(stage: Any, walk: Walk) -> frozenset[str]:
     return able
 
 
-def _resolve(cfg: DictConfig, at: Place, walk: Walk) -> dict[str, Any]:
+def _resolve(cfg: DictConfig, at: KeyPath, walk: Walk) -> dict[str, Any]:
     """Plain values of a node; what is missing (`???`) or refers to nothing is a fault."""
     plain: dict[str, Any] = {}
     for key in cfg:
@@ -255,7 +255,7 @@ def _read(
     return found
 
 
-def _place(node: DictConfig) -> Place:
+def _place(node: DictConfig) -> KeyPath:
     """Where the node stands in its config: it says what may be named there."""
     return tuple(node._get_full_key("").split("."))
 
@@ -284,7 +284,7 @@ def _plain(node: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _flat(node: Mapping[str, Any], at: Place = ()) -> dict[str, Any]:
+def _flat(node: Mapping[str, Any], at: KeyPath = ()) -> dict[str, Any]:
     """Leaves by dotted key; a list is a leaf, and so is an empty mapping."""
     leaves: dict[str, Any] = {}
     for key, value in node.items():

@@ -24,7 +24,7 @@ from lifecycle.config.targets import TARGETS
 from lifecycle.config.wording import bounds_of, fits, is_dataclass, nearest, shown, typed, wanted
 from lifecycle.errors import UserError
 
-Place = tuple[str, ...]
+KeyPath = tuple[str, ...]
 
 RESERVED = ("_target_", "_partial_")
 
@@ -37,9 +37,9 @@ class Walk:
     known: Sequence[str] = ()
     default: Callable[[str], Any] = lambda key: None
     faults: list[str] = dataclasses.field(default_factory=list)
-    changed: dict[Place, Any] = dataclasses.field(default_factory=dict)
+    changed: dict[KeyPath, Any] = dataclasses.field(default_factory=dict)
 
-    def locate(self, target: Any, at: Place) -> Callable[..., Any] | None:
+    def locate(self, target: Any, at: KeyPath) -> Callable[..., Any] | None:
         """The class or function of the `_target_` of the node `at`; None (and a fault) where it may not stand there."""
         allowed = TARGETS.get(dotted(at), ())
         if target not in allowed:
@@ -55,7 +55,7 @@ class Walk:
         self,
         target: Callable[..., Any],
         node: Mapping[str, Any],
-        at: Place,
+        at: KeyPath,
         *,
         supplied: Collection[str] = (),
         aside: Collection[str] = (),
@@ -86,7 +86,7 @@ class Walk:
                     self.faults.append(f"{dotted(place)} is missing; {self._wanted(hints.get(name, Any), place)}")
         return out
 
-    def construct(self, target: Callable[..., Any], node: Mapping[str, Any], at: Place) -> Any:
+    def construct(self, target: Callable[..., Any], node: Mapping[str, Any], at: KeyPath) -> Any:
         """`target` called with the node's arguments; its own complaints join the faults. None where there were any."""
         before = len(self.faults)
         arguments = self.arguments(target, node, at)
@@ -98,7 +98,7 @@ class Walk:
             self.faults.append(str(error))
             return None
 
-    def read(self, value: Any, hint: Any, at: Place) -> Any:
+    def read(self, value: Any, hint: Any, at: KeyPath) -> Any:
         """`value` as `hint` wants it, or a fault."""
         origin = get_origin(hint)
         if hint is Any:
@@ -122,7 +122,7 @@ class Walk:
             return self._scalar(value, hint, at)
         return self._wrong(value, hint, at)
 
-    def _bounded(self, value: Any, hint: Any, at: Place) -> Any:
+    def _bounded(self, value: Any, hint: Any, at: KeyPath) -> Any:
         """A number of an annotation with bounds; the fault names type and bounds together."""
         walk = Walk(self.known)
         number = walk.read(value, get_args(hint)[0], at)
@@ -131,7 +131,7 @@ class Walk:
         self.changed |= walk.changed
         return number
 
-    def _scalar(self, value: Any, hint: type, at: Place) -> Any:
+    def _scalar(self, value: Any, hint: type, at: KeyPath) -> Any:
         if not fits(value):
             return self._wrong(value, hint, at)
         if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
@@ -146,7 +146,7 @@ class Walk:
             return value
         return self._wrong(value, hint, at)
 
-    def _items(self, value: Sequence[Any], hint: Any, at: Place) -> Any:
+    def _items(self, value: Sequence[Any], hint: Any, at: KeyPath) -> Any:
         inner = get_args(hint)
         if get_origin(hint) is tuple and inner[-1] is not Ellipsis:
             if len(inner) != len(value):
@@ -155,7 +155,7 @@ class Walk:
         items = [self.read(item, inner[0], (*at, str(i))) for i, item in enumerate(value)]
         return tuple(items) if get_origin(hint) is tuple else items
 
-    def _union(self, value: Any, hint: Any, at: Place) -> Any:
+    def _union(self, value: Any, hint: Any, at: KeyPath) -> Any:
         """The first alternative that takes the value as it is, else the first that takes it at all."""
         tried = []
         for member in get_args(hint):
@@ -170,7 +170,7 @@ class Walk:
         inside = [member for member, _ in meant] or [member for member, *_ in tried if _takes(member, value)]
         return self.read(value, inside[0], at) if inside else self._wrong(value, hint, at)
 
-    def _node(self, node: Mapping[str, Any], hint: Any, at: Place) -> Any:
+    def _node(self, node: Mapping[str, Any], hint: Any, at: KeyPath) -> Any:
         """A nested `_target_`: a dataclass of the annotation, or what `TARGETS` lists with `_partial_: true`."""
         members = [member for member in (get_args(hint) or (hint,)) if is_dataclass(member)]
         names = {f"{member.__module__}.{member.__qualname__}": member for member in members}
@@ -189,15 +189,15 @@ class Walk:
         )
         return None
 
-    def _change(self, value: Any, at: Place) -> Any:
+    def _change(self, value: Any, at: KeyPath) -> Any:
         self.changed[at] = value
         return value
 
-    def _wrong(self, value: Any, hint: Any, at: Place) -> Any:
+    def _wrong(self, value: Any, hint: Any, at: KeyPath) -> Any:
         self.faults.append(f"{dotted(at)} is {shown(value)}; {self._wanted(hint, at, value)}")
         return value
 
-    def _wanted(self, hint: Any, at: Place, value: Any = None) -> str:
+    def _wanted(self, hint: Any, at: KeyPath, value: Any = None) -> str:
         """What a key takes, and what to type: its default, where that is not `value` and fits."""
         default = self.default(dotted(at))
         if default is not None:
@@ -206,7 +206,7 @@ class Walk:
             default = None if walk.faults or default == value else default
         return wanted(hint, dotted(at), value, default)
 
-    def _elsewhere(self, place: Place, mapping: bool) -> dict[str, str]:
+    def _elsewhere(self, place: KeyPath, mapping: bool) -> dict[str, str]:
         """Known keys by their last part: those of values, and for a mapping those of mappings too."""
         found = {}
         for key in reversed(self.known):
@@ -215,7 +215,7 @@ class Walk:
                 found[parts[depth - 1]] = dotted(tuple(parts[:depth]))
         return {name: key for name, key in found.items() if key != dotted(place)}
 
-    def _unknown(self, place: Place, value: Any, siblings: Iterable[str]) -> None:
+    def _unknown(self, place: KeyPath, value: Any, siblings: Iterable[str]) -> None:
         """No such key: look among its neighbours first, then for the same name elsewhere."""
         near = nearest(place[-1], siblings)
         elsewhere = self._elsewhere(place, isinstance(value, Mapping))
@@ -230,7 +230,7 @@ class Walk:
             self.faults.append(f"{shown}: there is no such key; did you mean {better}? Type {better}={typed(value)}")
 
 
-def dotted(place: Place) -> str:
+def dotted(place: KeyPath) -> str:
     """The key as it is typed."""
     return ".".join(place)
 
