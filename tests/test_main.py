@@ -31,7 +31,10 @@ def test_a_system_that_does_not_say_is_taken_for_quiet(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_while_everything_loads_is_no_traceback() -> None:
-    code = "import os, signal; from lifecycle import __main__ as m, command; command.hydra_main = {}; m.main()"
+    code = (
+        "import os, signal; from lifecycle import __main__ as m; from lifecycle.config import command; "
+        "command.hydra_main = {}; m.main()"
+    )
     while_loading = "lambda *a, **k: os.kill(os.getpid(), signal.SIGINT)"
     for ignored, left in ((False, 130), (True, 0)):  # ignored: as in the background of a shell script
         run = subprocess.run(
