@@ -7,7 +7,6 @@ writes the report of any run anew, also of one that is still running.
 
 from __future__ import annotations
 
-from lifecycle.report.terminal import terminal_summary
-from lifecycle.report.write import write_report
+from lifecycle.report.write import terminal_summary, write_report
 
 __all__ = ["terminal_summary", "write_report"]

@@ -13,7 +13,7 @@ from rich.console import Console
 from lifecycle.errors import UserError
 from lifecycle.report import terminal_summary, write_report
 from lifecycle.report.compare import compare, table, write_comparison
-from lifecycle.report.terminal import sheet
+from lifecycle.report.write import sheet
 
 
 def main(arguments: list[str]) -> int:

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from lifecycle.report.page.canvas import DARK, LIGHT, smooth
-from lifecycle.report.run.curriculum_plot import curriculum
-from lifecycle.report.run.plots import PICTURES, draw, loss
+from lifecycle.report.run.plots import PICTURES, curriculum, draw, loss
 from lifecycle.report.run.run_data import RunData, read_run
 
 
