@@ -9,7 +9,7 @@ from lifecycle.batch import Example, Prompt, Record
 from lifecycle.data.read.formats import to_record
 from lifecycle.data.read.in_words import as_text
 from lifecycle.data.read.spec import SourceSpec
-from lifecycle.data.views import VIEWS, chat, prompt, text
+from lifecycle.data.views import VIEWS, chat, preference, prompt, text, unpaired
 from lifecycle.errors import UserError
 from lifecycle.tokenizer.chat import ChatTemplate
 from lifecycle.tokenizer.tokenizer import train_bpe
@@ -35,6 +35,11 @@ TALK = record(
     },
     "messages",
 )
+
+
+PAIR = record({"prompt": "2+2?", "chosen": "It is 4.", "rejected": "It is 5, sir."}, "preference")
+CALLED_GOOD = record({"prompt": "2+2?", "completion": "It is 4.", "label": True}, "unpaired")
+CALLED_BAD = record({"prompt": "2+2?", "completion": "It is 5.", "label": False}, "unpaired")
 
 
 def shown(ids: Any) -> str:
@@ -76,10 +81,51 @@ def test_a_plain_prompt_is_how_the_document_begins(one: Record) -> None:
     assert np.array_equal(document.ids[: len(made.ids)], made.ids)
 
 
+def test_a_pair_has_one_prompt_and_is_trained_behind_it() -> None:
+    made = preference(PAIR, TOKENIZER, TEMPLATE)
+    assert np.array_equal(made.prompt, prompt(PAIR, TOKENIZER, TEMPLATE).ids) and made.margin is None
+    for side, said in ((made.chosen, "It is 4.<|end|>"), (made.rejected, "It is 5, sir.<|end|>")):
+        assert side.trained is not None and trained(side) == said
+        assert np.array_equal(side.ids[: len(made.prompt)], made.prompt) and not side.trained[: len(made.prompt)].any()
+    assert np.array_equal(chat(PAIR, TOKENIZER, TEMPLATE).ids, made.chosen.ids)
+    assert prompt(PAIR, TOKENIZER, TEMPLATE).answer == "It is 4."
+    scored = record({"prompt": "q", "response_1": "a", "response_2": "b", "score_1": 1, "score_2": 3}, "scored_pairs")
+    assert preference(scored, TOKENIZER, TEMPLATE).margin == 2.0
+
+
+def test_earlier_answers_are_part_of_a_prompt_and_not_trained() -> None:
+    turns = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Two."}]
+    asked = [*turns, {"role": "user", "content": "Three?"}]
+    made = preference(
+        record({"prompt": asked, "chosen": "Four.", "rejected": "Five."}, "preference"), TOKENIZER, TEMPLATE
+    )
+    assert trained(made.chosen) == "Four.<|end|>" and "Two." in shown(made.prompt)
+    labelled = [*asked, {"role": "assistant", "content": "Four."}]
+    one = unpaired(record({"messages": labelled, "label": 0}, "unpaired"), TOKENIZER, TEMPLATE)
+    assert trained(one) == "Four.<|end|>" and one.wanted is False
+
+
+def test_an_unpaired_answer_keeps_its_judgement() -> None:
+    good, bad = (unpaired(one, TOKENIZER, TEMPLATE) for one in (CALLED_GOOD, CALLED_BAD))
+    assert (good.wanted, bad.wanted) == (True, False)
+    assert trained(good) == "It is 4.<|end|>" and trained(bad) == "It is 5.<|end|>"
+    assert prompt(CALLED_BAD, TOKENIZER, TEMPLATE).answer is None  # nobody knows a good one
+
+
+def test_a_program_is_the_answer_and_its_tests_are_for_rewards() -> None:
+    task = record({"prompt": "Add.", "code": "def add(): ...", "tests": ["assert add"]}, "code_problem")
+    assert trained(chat(task, TOKENIZER, TEMPLATE)) == "def add(): ...<|end|>"
+    made = prompt(task, TOKENIZER, TEMPLATE)
+    assert made.answer == "def add(): ..." and made.meta["tests"] == ["assert add"]
+    unsolved = record({"prompt": "Add.", "tests": ["assert add"]}, "code_problem")
+    assert prompt(unsolved, TOKENIZER, TEMPLATE).answer is None
+    assert VIEWS["chat"]([unsolved], TOKENIZER, TEMPLATE) == ["no answer"]
+
+
 def test_other_views_need_a_template() -> None:
-    for view in (chat,):
+    for view in (chat, preference, unpaired):
         with pytest.raises(UserError, match="data.chat_template=none"):
-            view(CHOICE, TOKENIZER, None)
+            view(PAIR if view is preference else CALLED_GOOD, TOKENIZER, None)
 
 
 def test_many_records_at_once_are_each_alone_and_what_cannot_be_made_says_why() -> None:

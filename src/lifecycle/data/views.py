@@ -40,6 +40,8 @@ def chat(record: Record, tokenizer: Tokenizer, template: ChatTemplate | None) ->
     the chosen answer."""
     prompt, said = turns_of(record)
     said = _turns(record.chosen) if record.chosen is not None else said
+    if record.prompt is not None and not said:
+        raise BadRow("no answer")
     # of a conversation without an answer set apart, every turn of the assistant is trained
     whole = Conversation(turns=[*prompt, *said], tools=_tools(record), first=len(prompt) if said else 0)
     told = tell(whole, tokenizer, _needed(template))
@@ -84,7 +86,12 @@ def prompt(record: Record, tokenizer: Tokenizer, template: ChatTemplate | None) 
         if not turns:
             raise BadRow("no prompt before the answer")
         ids = ask(Conversation(turns=turns, tools=_tools(record)), tokenizer, template)
-    return Prompt(id=record.id, ids=ids, answer=record.answer or answered(record), meta=record.meta)
+    return Prompt(id=record.id, ids=ids, answer=_known(record), meta=record.meta)
+
+
+def _known(record: Record) -> str | None:
+    """The answer that a reward compares with; None where there is none, and where there is a bad one."""
+    return None if record.label is False else record.answer or answered(record) or None
 
 
 def turns_of(record: Record) -> tuple[list[Turn], list[Turn]]:
@@ -93,7 +100,7 @@ def turns_of(record: Record) -> tuple[list[Turn], list[Turn]]:
     if record.prompt is not None:
         before.append({"role": "user", "content": record.prompt.strip()})
     said = answered(record) if record.messages is None or record.completion is not None else None
-    return before, _turns(said) if said is not None else []
+    return before, _turns(said) if said else []
 
 
 def _turns(said: Any) -> list[Turn]:
