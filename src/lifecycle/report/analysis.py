@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from lifecycle.report.page.canvas import DARK, LIGHT, Theme, canvas, legend, png, style
 from lifecycle.report.page.format import count, number, share, short
+from lifecycle.report.page.marked import Marked
 from lifecycle.report.page.render import Element, Heading, Paragraph, Picture, Sheet, to_html, to_markdown
 from lifecycle.system import atomic
 
@@ -67,13 +68,14 @@ def blocks(found: Analysis) -> list[Element]:
     out: list[Element] = [
         Paragraph(f"A run of {short(found['budget_tokens'])} tokens is planned.", "lead"),
         Sheet(
-            ("source", "share", "documents", "tokens", "bytes a token", "planned tokens", "epochs"),
+            ("source", "share", "documents", "tokens", "trained", "bytes a token", "planned tokens", "epochs"),
             [
                 (
                     name,
                     share(s["weight"]),
                     count(s["documents"]),
                     count(s["tokens"]),
+                    share(s["trained"] / s["tokens"] if s["tokens"] else None),
                     number(s["bytes_per_token"]),
                     count(s["planned_tokens"]),
                     number(s["epochs"]),
@@ -114,10 +116,23 @@ def blocks(found: Analysis) -> list[Element]:
                 "note",
             )
         )
+    if shown := examples(found):
+        said = "Token by token; what is trained is green, or stands between ⟦ and ⟧ where there are no colours."
+        out += [Heading(f"Examples of the view {found['view']}"), Paragraph(said, "note"), *shown]
     out.append(Heading("Samples"))
     for name, s in sources.items():
         out.append(Sheet((name, "begins"), [sampled(sample) for sample in s["samples"]], numbers=False))
     return out
+
+
+def examples(found: Analysis) -> list[Marked]:
+    """The samples that are trained on, as the stage reads them."""
+    return [
+        Marked(f"{name}, row {count(sample['row'])}", sample["item"]["parts"], sample["item"]["facts"])
+        for name, source in found["sources"].items()
+        for sample in source["samples"]
+        if sample["item"] is not None
+    ]
 
 
 def sampled(sample: Analysis) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from lifecycle.data.corpus import Corpus
 from lifecycle.data.quality.rules import FilterSpec
 from lifecycle.data.read.spec import SourceSpec, ValidationRatio
 from lifecycle.data.survey.mixture import amounts, clusters, histogram, measure, overlaps
+from lifecycle.data.survey.row_stats import Measured
 from lifecycle.errors import UserError
 from lifecycle.jobs.analyze import analyze
 from lifecycle.tokenizer.tokenizer import TokenizerRecipe
@@ -30,20 +31,11 @@ def write(path: Path, texts: list[str], broken: int = 0) -> None:
     path.write_text("\n".join([json.dumps({"text": text}) for text in texts] + ["{broken"] * broken))
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Corpus:
-    """Source a: 40 documents, 2 of them copies, 10 too short, 1 broken; source b: 20 documents, 5 of them of a."""
-    write(tmp_path / "a.jsonl", [document(n % 38) for n in range(40)] + ["mail me: x@y.org"] * 10, broken=1)
-    write(tmp_path / "b.jsonl", [document(n) for n in range(33, 53)])
-    filters = FilterSpec(near_duplicates=True, min_chars=100)
-    sources = {
-        "a": SourceSpec(path="a.jsonl", weight=3.0, filters=filters, validation=ValidationRatio(ratio=0.2)),
-        "b": SourceSpec(path="b.jsonl", filters=filters, validation=None),
-    }
+def corpus(folder: Path, sources: dict[str, SourceSpec], view: str = "text") -> Corpus:
     config = DataConfig(
         sources=sources,
         tokenizer=TokenizerRecipe(vocab_size=300, max_bytes=20_000, digits=1),
-        root=str(tmp_path),
+        root=str(folder),
         chat_template="auto",
         prepared=None,
         streams=None,
@@ -54,7 +46,20 @@ def data(tmp_path: Path) -> Corpus:
         epoch_source=None,
         bad_rows=BadRows(max_share=0.5, min_rows=100),
     )
-    return Corpus(config, view="text", seed=5, processes=0, folder=tmp_path / "run")
+    return Corpus(config, view=view, seed=5, processes=0, folder=folder / "run")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Corpus:
+    """Source a: 40 documents, 2 of them copies, 10 too short, 1 broken; source b: 20 documents, 5 of them of a."""
+    write(tmp_path / "a.jsonl", [document(n % 38) for n in range(40)] + ["mail me: x@y.org"] * 10, broken=1)
+    write(tmp_path / "b.jsonl", [document(n) for n in range(33, 53)])
+    filters = FilterSpec(near_duplicates=True, min_chars=100)
+    sources = {
+        "a": SourceSpec(path="a.jsonl", weight=3.0, filters=filters, validation=ValidationRatio(ratio=0.2)),
+        "b": SourceSpec(path="b.jsonl", filters=filters, validation=None),
+    }
+    return corpus(tmp_path, sources)
 
 
 def test_rows_are_counted_by_what_becomes_of_them(data: Corpus) -> None:
@@ -115,7 +120,7 @@ def test_bins_are_half_doublings_named_by_their_least_length() -> None:
 
 
 def test_a_source_without_a_training_document_has_no_epochs() -> None:
-    empty = amounts(np.zeros(0, np.int32), 0, 100.0)
+    empty = amounts(np.zeros(0, np.int32), Measured(), 100.0)
     assert (empty["documents"], empty["epochs"], empty["length"]) == (0, None, {})
 
 
@@ -136,3 +141,17 @@ def test_the_page_says_what_was_found(data: Corpus, tmp_path: Path, capsys: Any)
 def test_budgets_that_cannot_be_meant_are_refused(data: Corpus, tmp_path: Path, budget: int, samples: int) -> None:
     with pytest.raises(UserError, match=f"stage.budget_tokens is {budget} and stage.samples {samples}"):
         analyze(data, tmp_path, budget_tokens=budget, processes=1, samples=samples)
+
+
+def test_under_another_view_its_items_are_counted_and_shown(tmp_path: Path) -> None:
+    rows = [{"instruction": f"Say {n}.", "output": "It is " + "so " * n} for n in range(30)]
+    rows.append({"instruction": "Say nothing.", "output": "<|end|>"})
+    (tmp_path / "chat.jsonl").write_text("\n".join(json.dumps(row) for row in [*rows, {"instruction": "Say."}]))
+    source = SourceSpec(path="chat.jsonl", format="auto", validation=None)
+    found = measure(corpus(tmp_path, {"chat": source}, view="chat"), budget_tokens=1000, processes=1, samples=40)
+    chat = found["sources"]["chat"]
+    assert found["view"] == "chat" and chat["documents"] == 31 and chat["rows"]["bad:missing field output"] == 1
+    shown = [sample["item"] for sample in chat["samples"] if sample["item"]]
+    tokens = [token for item in shown for part in item["parts"] for token in part["tokens"]]
+    assert len(shown) == 31 and sum(trained for _, trained in tokens) == chat["trained"] < chat["tokens"] == len(tokens)
+    assert all(item["parts"][0]["tokens"][-1] == ["<|end|>", True] for item in shown)

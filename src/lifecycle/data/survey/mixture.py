@@ -28,7 +28,7 @@ BINS_PER_DOUBLING = 2
 
 def measure(data: Corpus, *, budget_tokens: int, processes: int, samples: int) -> dict[str, Any]:
     """The analysis of the mixture of `data` for a run of `budget_tokens`: the content of analysis.json."""
-    work = Measure(data.tokenizer, data.seed, samples)
+    work = Measure(data.make, data.seed, samples)
     sources = {}
     for source in data.sources:
         whole = Measured(counts=Counter(source.left_out_counts), samples=left_out_samples(source, data.seed, samples))
@@ -39,33 +39,34 @@ def measure(data: Corpus, *, budget_tokens: int, processes: int, samples: int) -
         sources[source.name] = {
             "domain": source.domain,
             "weight": data.weights[source.name],
-            **amounts(lengths, whole.bytes, planned),
+            **amounts(lengths, whole, planned),
             "rows": dict(sorted(whole.counts.items())),
             "masked": dict(sorted(whole.masked.items())),
             "samples": [
-                {"verdict": verdict, "row": row, "text": text}
+                {"verdict": verdict, "row": row, "text": text, "item": whole.items.get(row)}
                 for _, verdict, row, text in sorted(whole.samples, key=lambda one: one[1:3])
             ],
         }
     return {
         "budget_tokens": budget_tokens,
+        "view": data.make.view,
         "tokenizer": data.tokenizer.sha256,
         "sources": sources,
         "overlaps": overlaps(data.sources, cache=data.cache, processes=processes),
     }
 
 
-def amounts(lengths: NDArray[np.int32], size: int, planned: float) -> dict[str, Any]:
-    """Documents, tokens, passes at the budget, percentiles and histogram of the lengths (N,) of training documents.
+def amounts(lengths: NDArray[np.int32], whole: Measured, planned: float) -> dict[str, Any]:
+    """Documents (items of the view), tokens, passes at the budget, percentiles and histogram of the lengths (N,).
 
-    A document of n tokens gives n - 1 trained positions, of which a pass has as many as all documents give.
+    A document of n tokens gives n - 1 positions, of which a pass has as many as all documents give.
     """
-    tokens = int(lengths.sum())
-    positions = tokens - len(lengths)
+    tokens, size, positions = int(lengths.sum()), whole.bytes, whole.positions
     ranks = PERCENTILES if len(lengths) else ()
     return {
         "documents": len(lengths),
         "tokens": tokens,
+        "trained": whole.trained,
         "bytes": size,
         "bytes_per_token": size / max(tokens, 1),
         "planned_tokens": round(planned),

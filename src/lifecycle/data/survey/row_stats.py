@@ -12,17 +12,20 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from lifecycle.batch import Item, Pair, Prompt
 from lifecycle.data.clean import contamination_report
-from lifecycle.data.clean.filter_row import HELD_OUT, judge
+from lifecycle.data.clean.bad_rows import BAD
+from lifecycle.data.clean.filter_row import HELD_OUT, Judged, judge
 from lifecycle.data.clean.source import Source
 from lifecycle.data.clean.walk import walk_rows
+from lifecycle.data.making import Maker
 from lifecycle.data.read.formats import to_record
 from lifecycle.data.read.in_words import as_text
 from lifecycle.data.read.quarantine import shown
 from lifecycle.data.read.row import BadRow, RawRow, parse
+from lifecycle.data.survey.shown_items import Shown, shown_item, trained_of
 from lifecycle.system.seeds import derive
 from lifecycle.system.unicode import well_formed
-from lifecycle.tokenizer.tokenizer import Tokenizer
 
 SHOWN_CHARACTERS = 300
 Sample = tuple[int, str, int, str]  # priority, verdict, row, text
@@ -30,13 +33,20 @@ Sample = tuple[int, str, int, str]  # priority, verdict, row, text
 
 @dataclass
 class Measured:
-    """What was found in some rows of a source; parts add up."""
+    """What was found in some rows of a source; parts add up.
+
+    lengths: tokens of each training item. positions: labels of a pass, trained: those that are trained. items: by their
+    row, those of the samples that are trained on.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
     masked: Counter[str] = field(default_factory=Counter)
     lengths: list[NDArray[np.int32]] = field(default_factory=list)
     bytes: int = 0
+    positions: int = 0
+    trained: int = 0
     samples: list[Sample] = field(default_factory=list)
+    items: dict[int, Shown] = field(default_factory=dict)
 
     def add(self, other: Measured, most: int) -> None:
         """Take in another part, and keep `most` samples of each verdict: those of least priority."""
@@ -44,33 +54,63 @@ class Measured:
         self.masked += other.masked
         self.lengths += other.lengths
         self.bytes += other.bytes
+        self.positions += other.positions
+        self.trained += other.trained
         self.samples = least(self.samples + other.samples, most)
+        kept = {row for _, _, row, _ in self.samples}
+        self.items = {row: item for row, item in (self.items | other.items).items() if row in kept}
 
 
 @dataclass(frozen=True)
 class Measure:
     """The work of one process on some rows of a source."""
 
-    tokenizer: Tokenizer
+    make: Maker
     seed: int
     samples: int
 
     def __call__(self, source: Source, raws: list[RawRow]) -> Measured:
-        out, texts = Measured(), list[str]()
+        out, usable, verdicts = Measured(), dict[int, Judged](), dict[int, str]()
         for raw in raws:
-            text, verdict, contaminated, masked, _ = judge(raw, source)
-            out.counts[verdict] += 1
-            out.masked.update(masked)
-            if contaminated and source.contaminated is not None:
-                contamination_report.record(source.contaminated, raw, contaminated)
-            if text is not None and verdict != HELD_OUT:
-                texts.append(text)
-                out.bytes += len(well_formed(text).encode())
-            out.samples.append((priority(self.seed, source, raw.ordinal), verdict, raw.ordinal, ""))
-        out.lengths.append(np.array([len(ids) for ids in self.tokenizer.documents(texts)], np.int32))
-        kept = {row: (rank, verdict) for rank, verdict, row, _ in least(out.samples, self.samples)}
+            judged = judge(raw, source)
+            verdicts[raw.ordinal] = judged.verdict
+            out.masked.update(judged.masked)
+            if judged.contaminated and source.contaminated is not None:
+                contamination_report.record(source.contaminated, raw, judged.contaminated)
+            if judged.text is not None and judged.verdict != HELD_OUT:
+                usable[raw.ordinal] = judged
+        made = dict(zip(usable, self.make(list(usable.values())), strict=True))
+        items = {row: item for row, item in made.items() if not isinstance(item, str)}
+        verdicts |= {row: f"{BAD}{reason}" for row, reason in made.items() if isinstance(reason, str)}
+        for row, item in items.items():
+            out.bytes += len(well_formed(usable[row].text or "").encode())
+            out.positions += positions(item)
+            out.trained += trained(item)
+        out.counts.update(verdicts.values())
+        out.lengths.append(np.array([length(item) for item in items.values()], np.int32))
+        ranked = [(priority(self.seed, source, row), verdict, row, "") for row, verdict in verdicts.items()]
+        kept = {row: (rank, verdict) for rank, verdict, row, _ in least(ranked, self.samples)}
         out.samples = [(*kept[raw.ordinal], raw.ordinal, excerpt(raw, source)) for raw in raws if raw.ordinal in kept]
+        out.items = {row: shown_item(items[row], self.make.tokenizer) for row in kept if row in items}
         return out
+
+
+def length(item: Item) -> int:
+    """Tokens of an item: of a pair, of both sides."""
+    return len(item.chosen.ids) + len(item.rejected.ids) if isinstance(item, Pair) else len(item.ids)
+
+
+def positions(item: Item) -> int:
+    """Positions of an item in a row; of a prompt, its tokens."""
+    return len(item.ids) if isinstance(item, Prompt) else item.size
+
+
+def trained(item: Item) -> int:
+    """Tokens of an item that are trained."""
+    if isinstance(item, Prompt):
+        return 0
+    sides = (item.chosen, item.rejected) if isinstance(item, Pair) else (item,)
+    return sum(int(trained_of(side).sum()) for side in sides)
 
 
 def left_out_samples(source: Source, seed: int, most: int) -> list[Sample]:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 
+from lifecycle.report.page import marked
+from lifecycle.report.page.marked import Marked
+
 
 @dataclass(frozen=True)
 class Heading:
@@ -59,7 +62,7 @@ class Code:
     language: str = "bash"
 
 
-Element = Heading | Paragraph | Sheet | Picture | Sample | Code
+Element = Heading | Paragraph | Sheet | Picture | Sample | Code | Marked
 
 
 def to_markdown(title: str, blocks: Sequence[Element], picture_folder: str) -> str:
@@ -81,6 +84,9 @@ def to_markdown(title: str, blocks: Sequence[Element], picture_folder: str) -> s
                 parts.append(_fenced(f"{block.prompt}⟦{block.completion}⟧", "text"))
             case Code():
                 parts.append(_fenced(block.text, block.language))
+            case Marked():
+                for words, content in marked.to_markdown(block):
+                    parts += [f"*{_flat(words)}*", _fenced(content, "text")]
     return "\n\n".join(parts) + "\n"
 
 
@@ -134,6 +140,8 @@ def _html(block: Element, light: Mapping[str, bytes], dark: Mapping[str, bytes])
             return f"<figure>{caption}<pre>{prompt}{left}{escape(block.completion)}{right}</pre></figure>"
         case Code():
             return f'<pre class="code">{escape(block.text)}</pre>'
+        case Marked():
+            return marked.to_html(block)
 
 
 def _inline(text: str) -> str:

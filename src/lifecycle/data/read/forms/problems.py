@@ -78,7 +78,12 @@ def code_problem(row: Fields) -> Parts:
         "entry_point": row.text_if_there("entry_point"),
     }
     shown = "\n\nThe code must pass these tests:\n" + "\n".join(tests) if listed else ""
-    return {"prompt": (task + shown).strip(), "completion": code or None, "answer": code or None, "meta": meta}
+    return {
+        "prompt": f"{task.strip()}{shown}".strip(),
+        "completion": code or None,
+        "answer": code or None,
+        "meta": meta,
+    }
 
 
 def _in_context(row: Fields, question: str) -> str:
