@@ -64,6 +64,6 @@ class Skipping:
         return {"skipped": self.skipped, "taken": self.taken, "mean": float(self.mean)}
 
     def restore(self, state: dict[str, Any], device: torch.device) -> None:
-        """Take it back."""
+        """Go on from `state`; the mean goes to `device`."""
         self.skipped, self.taken = state["skipped"], state["taken"]
         self.mean = torch.tensor(state["mean"], dtype=torch.float32, device=device)
