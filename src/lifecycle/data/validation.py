@@ -88,7 +88,7 @@ def held_out_sets(
     domains: dict[str, list[Source]] = {}
     for source in sources:
         domains.setdefault(source.domain, []).append(source)
-    packed = {}
+    packed = dict[str, HeldOutSet]()
     for domain, members in domains.items():
         trained = [weights[s.name] for s in members if weights[s.name]]
         mean = sum(trained) / len(trained) if trained else 1.0
@@ -108,7 +108,8 @@ def held_out_sets(
                 )
             pieces += found
         if pieces:
-            packed[domain] = replace(pack(domain, pieces, row_length, packing, byte_count), wanted=asked)
+            held = replace(pack(domain, pieces, row_length, packing, byte_count), wanted=asked)
+            packed |= {domain: held} if held.tokens else {}  # all may be longer than a row
     return packed
 
 

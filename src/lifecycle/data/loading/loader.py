@@ -255,7 +255,7 @@ def _in_order(parts: list[NDArray[Any]], owners: list[list[int]]) -> NDArray[Any
     place = {s: i for i, s in enumerate(sorted(streams))}
     for part, owned in zip(parts, owners, strict=True):
         out[:, [place[s] for s in owned]] = part.reshape(columns, len(owned), each, length)
-    return out.reshape(columns, -1, length)
+    return out.reshape(columns, len(streams) * each, length)
 
 
 def micro_batch_rows(micro_batch_tokens: int) -> Callable[[int, int], list[int]]:
