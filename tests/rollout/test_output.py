@@ -28,7 +28,7 @@ def test_completions_go_where_they_are_sent(
 
 
 def test_completions_are_kept_where_showing_them_fails(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lifecycle.rollout.display.Stream.rest", Mock(side_effect=BrokenPipeError))
+    monkeypatch.setattr("lifecycle.rollout.display.CompletionDisplay.rest", Mock(side_effect=BrokenPipeError))
     with pytest.raises(BrokenPipeError):
         generate("stage.prompt=return")
     assert len(rows(place / "outputs/generate/completions.jsonl")) == 1

@@ -75,7 +75,7 @@ def decode(machine: Machine, schedule: Scheduler, lengths: list[int]) -> None:
     active, table = schedule.active, schedule.table
     tokens = np.zeros(active, np.int64)
     done = []
-    for row in schedule.at_work().tolist():
+    for row in schedule.active_rows().tolist():
         sequence, position, number = (int(table[line, row]) for line in (PLACE, POSITION, NUMBER))
         history = machine.prompts[sequence // machine.samples] + machine.drawn.setdefault(sequence, [])
         assert int(table[TOKEN, row]) == history[position] and position == len(history) - 1
@@ -112,7 +112,7 @@ def test_every_sequence_runs_once_over_its_own_prompt(seed: int) -> None:
     assert sorted(machine.prefilled) == sorted(p for p, ids in enumerate(prompts) for _ in ids[:-1])
 
 
-def test_rows_at_work_stay_together_when_nothing_waits() -> None:
+def test_active_rows_stay_together_when_nothing_waits() -> None:
     schedule = Scheduler([[1], [2], [3], [4]], samples=1, seeds=range(4), slots=4, prefill_tokens=8)
     assert schedule.admit() == []
     assert schedule.active == 4
@@ -132,11 +132,11 @@ def test_short_prompts_work_while_a_long_one_is_prefilled() -> None:
     schedule = Scheduler(prompts, samples=1, seeds=range(4), slots=2, prefill_tokens=64)
     assert schedule.admit() == []
     done: list[int] = []
-    for _ in range(8):  # a chunk, a step, each of which ends what is at work
+    for _ in range(8):  # a chunk, a step, each of which ends the active rows
         schedule.prefilled(schedule.chunk())
         assert schedule.admit() == []
-        done += schedule.table[PLACE, schedule.at_work()].tolist()
-        schedule.finish(schedule.at_work().tolist())
+        done += schedule.table[PLACE, schedule.active_rows()].tolist()
+        schedule.finish(schedule.active_rows().tolist())
         schedule.admit()
     assert done == [1, 2, 3] and schedule.prefilling
 

@@ -127,7 +127,7 @@ def test_the_copy_that_autocast_would_make_is_made_anew() -> None:
 
 
 @pytest.mark.parametrize("way", ["data", "numpy"])
-def test_a_change_that_nobody_said_is_taken_over_and_warned_of(way: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_change_without_notice_is_found_and_warned_of(way: str, caplog: pytest.LogCaptureFixture) -> None:
     model, asked, sampling = build(CONFIG, seed=2), prompts(3), settings()
     engine = Engine(model, slots=3)
     engine.generate(asked, sampling, seed=0)

@@ -103,10 +103,10 @@ class Decoder(nn.Module):
     """The network of a `ModelConfig` whose vocabulary is known.
 
     `activation_checkpointing` keeps only each block's input and computes the block again in the backward pass: the
-    same gradients, about a third more work, a fraction of the memory. `routing`: what the last forward pass with
-    gradients in training mode did with its tokens in each block with experts, loads (layers, E) and the balance loss
-    summed over layers; None without experts. weights_version: raised whenever somebody says that weights have changed
-    in place, so that who holds a copy of them in another layout (the sampling engine) makes it anew.
+    same gradients, about a third more work, a fraction of the memory. `routing`: how the last forward pass with
+    gradients in training mode routed its tokens, loads (layers, E) of the blocks with experts and the balance loss
+    summed over layers; None without experts. weights_version: raised by every change of weights in place, so that
+    copies in another layout (the sampling engine's) are made anew.
     """
 
     def __init__(self, config: ModelConfig, *, activation_checkpointing: bool = False) -> None:
@@ -122,7 +122,7 @@ class Decoder(nn.Module):
         self.register_load_state_dict_post_hook(_loaded)
 
     def weights_changed(self) -> None:
-        """To be called by whoever wrote to the weights in place; a stage's step and `load_state_dict` do."""
+        """Call it after every write to the weights in place; a stage's step and `load_state_dict` do."""
         self.weights_version += 1
 
     @property

@@ -1,10 +1,10 @@
-"""The parts of a model's config that stand under a key of their own: rotary scaling, experts, latent attention.
+"""The parts of a model's config under keys of their own: rotary scaling, experts, latent attention.
 
     moe:    {experts: 64, active: 6, ffn_width: 1408, shared: 2, first_dense: 1, score: sigmoid, ...}
     latent: {q_rank: null, kv_rank: 512, nope_dim: 128, rope_dim: 64, v_dim: 128}
     rope_scaling: {kind: llama3, factor: 8, original_positions: 8192, low_freq_factor: 1, high_freq_factor: 4}
 
-Each lists all its own faults in one `UserError`; how they fit together is looked at in config.py.
+Each lists all its own faults in one `UserError`; how they fit together is checked in config.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The sizes and switches of one decoder, and the numbers that follow from them: parameters, FLOPs, widths.
 
-Plain arithmetic over fields that nobody has checked yet; `ModelConfig` (config.py) is the same with its checks. What
-reads a config but need not build one (the families, their keys of a config.json) is typed against this.
+Plain arithmetic over fields that are not checked here; `ModelConfig` (config.py) is the same with its checks. Code that
+reads a config but never makes one (the families, their keys of a config.json) is typed against this class.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ModelSizes:
 
     @property
     def vocab(self) -> int:
-        """The vocabulary's size, known. Errors: `UserError` while it still waits for a tokenizer."""
+        """The vocabulary's size. Errors: `UserError` while it is not known, see `ModelConfig.with_vocab`."""
         if self.vocab_size is None:
             raise UserError("model.vocab_size is null; give a number, or a tokenizer by ModelConfig.with_vocab")
         return self.vocab_size
@@ -85,7 +85,7 @@ class ModelSizes:
         return 2 * self.width * (self.attention_width + kv_width) + bias + norms
 
     def block_parameters(self, layer: int = 0, *, active: bool = False) -> int:
-        """Parameters of one block: attention, feed-forward or experts, norms. `active`: those one token visits."""
+        """Parameters of one block: attention, feed-forward or experts, norms. `active`: those that one token uses."""
         moe = self.experts_of(layer)
         ffn = 3 * self.width * self.ffn_width
         if moe is not None:
@@ -99,7 +99,7 @@ class ModelSizes:
         return sum(inner) / self.layers, sum(0 if m is None else m.active for m in mixtures) / self.layers
 
     def parameters(self) -> int:
-        """All parameters, exactly; a tied head counts once."""
+        """The number of all parameters; a tied head counts once."""
         return self._counted(active=False)
 
     def active_parameters(self) -> int:

@@ -1,8 +1,7 @@
-"""How much of a cache a call needs, now and at most, and whether the device has that much.
+"""How large a cache a call needs, at first and at most, and whether the device has that much memory.
 
-A cache begins with room for the prompts and grows with its longest row, so that what is taken is what was used. What
-all rows may reach together is checked beforehand: a call that could end for want of memory, with its completions, does
-not begin.
+A cache begins with room for the prompts and grows with its longest row, so that no more is allocated than is used. The
+most that all rows may reach is checked beforehand: a call that could run out of memory in the middle does not begin.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def bucket(positions: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """Rows, and the positions of each: at the beginning and at most."""
+    """Rows of a cache, and positions of each row: at the beginning (`now`) and at most."""
 
     rows: int
     now: int
@@ -38,16 +37,16 @@ class Room:
 
     @classmethod
     def of(cls, *, sequences: int, slots: int, prompt: int, longest: int) -> Room:
-        """For so many sequences; prompt, longest: positions of the longest prompt, and that a sequence may reach."""
+        """prompt: positions of the longest prompt; longest: the most that a sequence may reach."""
         rows = min(1 << max(sequences - 1, 0).bit_length(), slots)
         return cls(rows=rows, now=bucket(min(longest, prompt + FIRST)), most=bucket(longest))
 
     def after(self, capacity: int, positions: int) -> int:
-        """The next capacity of a cache that is too small for `positions`: half as much again, where that will do."""
+        """The next capacity, in positions, when it is too small for `positions`: half as much again, or more."""
         return max(bucket(positions), min(bucket(capacity + capacity // 2), self.most))
 
     def check(self, config: ModelConfig, dtype: torch.dtype, device: torch.device, *, held: int) -> None:
-        """Refuse what would not fit beside what else is there. held: bytes of the cache that is let go for it.
+        """Refuse a cache that free memory cannot hold. held: bytes of the present cache, which is freed for it.
 
         Errors: `UserError`.
         """
@@ -65,7 +64,7 @@ class Room:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """What can be allocated; None where that cannot be told."""
+    """Bytes that can be allocated on the device; None where that is not known."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused
@@ -77,7 +76,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def _free_in_group() -> int:
-    """Of a container's memory (cgroup v2); more than there can be where none is set."""
+    """Free bytes under a container's limit (cgroup v2); 2^62 without a limit."""
     limit, used, parts = (GROUP / name for name in ("memory.max", "memory.current", "memory.stat"))
     if not limit.exists() or not limit.read_text().strip().isdigit():
         return 1 << 62

@@ -1,4 +1,4 @@
-"""What happens on the device: prompts go into the cache; a decode step feeds every row's last token and draws the next.
+"""The work on the device: prefill writes prompts into the cache; a decode step reads last tokens and draws the next.
 
 The table of rows lives on the device and advances by itself; the host sends it again only when rows come or go. What
 computes (model and draw) has no effect but on the cache, so that it can be recorded as a CUDA graph or compiled.
@@ -55,7 +55,7 @@ class DecodeStep:
         self._shared: SharedPrefix | None = None
 
     def make_room(self, room: Room, config: ModelConfig, dtype: torch.dtype) -> None:
-        """A cache for a call; the last one is kept where it will do, and let go before there is another.
+        """A cache for a call. The last one is kept if it is large enough, else freed before the new one is allocated.
 
         Errors: `UserError` where the device has no room for all that the call may need.
         """
@@ -69,14 +69,14 @@ class DecodeStep:
         self.cache = Cache.empty(config, rows=room.rows, capacity=room.now, device=self._device, dtype=dtype)
 
     def _grow(self, positions: int) -> None:
-        """Room for a row of so many positions."""
+        """Enlarge the cache, if need be, to rows of `positions` positions."""
         assert self.cache is not None and self._room is not None
         if positions > self.cache.capacity:
             self._recorded.clear()
             self.cache.grow(self._room.after(self.cache.capacity, positions), rows=self._room.rows)
 
     def set_sampling(self, sampling: Sampling, *, vocab: int) -> None:
-        """Other settings; recordings stay where they are of the same form."""
+        """Set the sampling parameters of the next steps; recorded graphs stay valid for parameters of the same form."""
         settings = DeviceSampling(sampling, vocab=vocab, device=self._device)
         if self._settings is not None and settings.form == self._settings.form:
             self._settings.take(settings)
@@ -87,7 +87,7 @@ class DecodeStep:
         self._recorded.clear()
 
     def refresh(self, version: Version) -> None:
-        """Take over the model's weights where `version` is not surely that of the last call."""
+        """Lay out the model's weights again, unless `version` is certainly that of the last call."""
         last, self._version = self._version, version
         if last is None or version.surely_is(last):  # it is made with the weights of the first call
             return
@@ -96,7 +96,7 @@ class DecodeStep:
             self._recorded.clear()
 
     def set_table(self, table: Ints, entered: Mapping[int, Sequence[int]]) -> None:
-        """Rows came or went; table: of the first rows, see scheduler.py; `entered`: the prompts of those that came."""
+        """Send the table of the first rows (see scheduler.py). entered: row -> prompt of the sequences that began."""
         self._table[:, : table.shape[1]] = torch.from_numpy(table).to(self._device)
         if self._seen is not None:
             for row, prompt in entered.items():
@@ -104,13 +104,12 @@ class DecodeStep:
                 self._seen[row, torch.tensor(prompt, device=self._device)] = True
 
     def share(self, groups: Mapping[int, list[int]], prompts: Sequence[Sequence[int]]) -> None:
-        """Rows came or went: the samples of one prompt read it in one place; `groups` of rows by prompt, none at the
-        beginning of a call."""
+        """Let the samples of one prompt read it from one row. groups: prompt -> its active rows; empty: no sharing."""
         if self.decode.shares_prefix:
             self._shared = shared_prefix(groups, {prompt: len(prompts[prompt]) - 1 for prompt in groups})
 
     def copy(self, moves: Sequence[Move]) -> None:
-        """Make the moves all at once, from what stands there now."""
+        """Copy the positions of the moves, all at once from the present cache."""
         if not moves:
             return
         assert self.cache is not None
@@ -123,7 +122,7 @@ class DecodeStep:
             self._seen[targets] = self._seen[sources]
 
     def prefill(self, model: Decoder, chunk: Chunk, prompts: Sequence[Sequence[int]], *, width: int) -> None:
-        """Write a part of some prompts into the cache, `width` positions a line; what is behind a prompt is padding."""
+        """Write a chunk of prompts into the cache, `width` positions a line; a line is padded behind its prompt."""
         assert self.cache is not None
         ids = np.zeros((len(chunk.rows), width), np.int64)
         positions = np.full_like(ids, -1)
@@ -136,8 +135,8 @@ class DecodeStep:
         with eagerly(model):
             model(*given, cache=self.cache, rows=torch.tensor(chunk.rows, device=self._device))
 
-    def keep_pace(self, model: Decoder) -> None:
-        """A forward pass of nothing, for the collectives of the other ranks."""
+    def empty_pass(self, model: Decoder) -> None:
+        """A forward pass over padding alone, which takes part in the collectives of the other ranks."""
         assert self.cache is not None
         nothing = torch.zeros(1, 1, dtype=torch.long, device=self._device)
         self.cache.limit = min(bucket(1), self.cache.capacity)
@@ -145,7 +144,8 @@ class DecodeStep:
             model(nothing, nothing - 1, cache=self.cache)
 
     def run(self, rows: int, longest: int, out: Collected) -> Ints:
-        """Draw for the first `rows` rows, whose longest will hold `longest` positions; their tokens, on the host."""
+        """One decode step of the first `rows` rows, the longest of which will hold `longest` positions. Returns their
+        tokens (rows,) on the host; what was drawn is added to `out`."""
         assert self.cache is not None
         self._grow(longest)
         if self._graphs or self._compiled:  # of few shapes
@@ -162,8 +162,8 @@ class DecodeStep:
         return tokens
 
     def tiles(self, table: Ints, out: Collected, size: int) -> Ints:
-        """The same for all rows, in tiles of `size` rows that look at equally many positions: the shape of what is
-        computed for a row follows from its own position."""
+        """The same for all rows, in tiles of `size` rows that read equally many positions: the shape of what is
+        computed for a row then follows from its own position alone."""
         self._grow(int(table[POSITION].max()) + 1)
         looked_at: dict[int, list[int]] = {}
         for row in np.flatnonzero(table[POSITION] >= 0).tolist():
@@ -185,17 +185,17 @@ class DecodeStep:
         return tokens
 
     def _note(self, table: Tensor, drawn: Drawn, out: Collected, rows: Tensor | None = None) -> None:
-        """Keep what was drawn for the first rows, those of `table`, and advance those at work."""
+        """Add what was drawn for the first rows, those of `table`, to `out`, and advance the active rows."""
         n = table.shape[1]
         ids, facts = drawn.ids[:n], torch.stack(drawn[1:4], dim=-1)[:n].float()
         out.add(table[PLACE], table[NUMBER], ids, facts)
-        at_work = table[POSITION] >= 0
+        active = table[POSITION] >= 0
         if self._seen is not None:
             index = torch.arange(n, device=self._device) if rows is None else rows
-            self._seen[index, ids] |= at_work
+            self._seen[index, ids] |= active
         table[TOKEN] = ids
-        table[POSITION] += at_work
-        table[NUMBER] += at_work
+        table[POSITION] += active
+        table[NUMBER] += active
 
     def _eager(self, rows: int, limit: int) -> Drawn:
         table = self._table[:, :rows]
@@ -230,8 +230,8 @@ class DecodeStep:
 
 
 def _asked(drawn: Drawn, rows: int, out: Collected) -> Tensor:
-    """What the host looks at, together: the tokens (B,) of some rows, and the sizes of their sets where these lie on
-    the device -> (1 or 2, B)."""
+    """All that the host reads, in one transfer: the tokens (B,) of some rows, and the sizes of their kept sets where
+    these are on the device -> (1 or 2, B)."""
     ids = drawn.ids[:rows]
     if not isinstance(drawn.kept, Tensor) or not out.with_sets:
         return ids[None]
@@ -239,7 +239,7 @@ def _asked(drawn: Drawn, rows: int, out: Collected) -> Tensor:
 
 
 def _keep(drawn: Drawn, asked: Tensor, out: Collected) -> None:
-    """Hand on the sets of these rows, without another look at the device."""
+    """Add the kept sets of these rows to `out`, without another transfer from the device."""
     if drawn.kept is None or not out.with_sets:
         return
     rows = asked.shape[1]

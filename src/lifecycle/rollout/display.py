@@ -1,7 +1,7 @@
-"""Completions on a terminal while they are written: one after the other, in order, whatever order they grow in.
+"""Completions on a terminal while they are sampled: one after the other, in order, whatever order they grow in.
 
-The first one that is unfinished is shown as it grows; those behind it wait, and are shown at once when it is done. What
-the terminal has no sign for is shown as "?".
+The first unfinished one is shown as it grows; those after it are shown when it is complete. Characters that the
+terminal's encoding lacks are shown as "?".
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class CompletionDisplay:
             self._show(self._tokenizer.decode(self._ids[number]))
 
     def rest(self, texts: Sequence[str]) -> None:
-        """All completions are whole: show what is still to come of them."""
+        """All completions are complete: show the rest of them."""
         for text in texts:
             self._end(text)
 

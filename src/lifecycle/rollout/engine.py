@@ -61,7 +61,7 @@ def generate(
     deterministic: bool = False,
     on_token: OnToken | None = None,
 ) -> Rollout:
-    """One call of a fresh `Engine`, whose arguments and method `generate` these are."""
+    """One call of `Engine.generate` of a new `Engine`; arguments, result and errors are those of the two."""
     engine = Engine(model, slots=slots, prefill_chunk=prefill_chunk, deterministic=deterministic)
     return engine.generate(
         prompts,
@@ -206,7 +206,7 @@ class Engine:
         return call
 
     def _make_ready(self, sampling: Sampling, room: Room) -> None:
-        """Cache, prepared weights and buffers for this call; what is there and fits is kept."""
+        """Make cache, prepared weights and buffers for this call; those of the last call are kept where they fit."""
         wanted = compute_dtype(self._model), self._model.config  # a stage moves the rotary base of the latter
         if self._step is None or self._prepared_for != wanted:
             rows = TILE if self._deterministic else self._slots
@@ -222,14 +222,14 @@ class Engine:
         self._step.share({}, [])
 
     def _run(self, call: Call, *, watched: bool) -> Iterator[NewToken]:
-        """Step until all is done: one forward pass a round, so that the ranks of a sharded model stay together."""
+        """Step until all sequences have ended: one forward pass a round, the same number on every rank."""
         schedule, step = call.schedule, self._step
         assert step is not None
         prefilled_last = False
         while self._anyone(schedule.busy):
             with self._context():
                 step.copy(schedule.admit())
-                # by turns: those at work wait for one chunk at most
+                # alternately: active rows wait for one chunk at most
                 prefilled_last = schedule.prefilling and not (prefilled_last and schedule.active)
                 if prefilled_last:
                     chunk = schedule.chunk()
@@ -238,16 +238,16 @@ class Engine:
                     schedule.prefilled(chunk)
                     continue
                 if not schedule.active:
-                    step.keep_pace(self._model)
+                    step.empty_pass(self._model)
                     continue
                 tokens = self._decode(schedule, call.out)
             yield from self._after(call, tokens, watched=watched)
 
     def _after(self, call: Call, tokens: Ints, *, watched: bool) -> list[NewToken]:
-        """Who is done, and why; makes room for others. The news only for who watches."""
+        """End the sequences that their last token ends, and free their rows. Returns the new tokens if `watched`."""
         schedule = call.schedule
         assert self._step is not None
-        rows = schedule.at_work()
+        rows = schedule.active_rows()
         schedule.step(len(tokens), tokens)
         sequences, numbers, drawn = schedule.table[PLACE, rows], schedule.table[NUMBER, rows], tokens[rows]
         call.check(sequences, numbers, drawn)

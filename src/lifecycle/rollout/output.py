@@ -1,4 +1,4 @@
-"""What the decode steps leave behind, gathered on the device, and the `Rollout` that comes of it.
+"""The tokens and numbers that decode steps draw, collected on the device, and the `Rollout` made of them.
 
 Shapes: N sequences, T most new tokens, B rows of a step.
 """
@@ -19,7 +19,7 @@ FACTS = 3
 
 
 class Collected:
-    """Tokens, their facts and, where asked for, kept sets by sequence; one line more takes what rows at rest write."""
+    """Tokens, their numbers and, if `sets`, kept sets by sequence; the last line takes what inactive rows write."""
 
     def __init__(self, sequences: int, tokens: int, *, device: torch.device, sets: bool = True) -> None:
         self._ids = torch.zeros(sequences + 1, tokens, dtype=torch.long, device=device)
@@ -37,11 +37,11 @@ class Collected:
             self._places.append(places_B * self._ids.shape[1] + numbers_B)
 
     def keep(self, kept: Kept) -> None:
-        """The sets of what was added last."""
+        """Add the kept sets of what was added last."""
         self._kept.append(kept)
 
     def end(self, sequence: int, length: int, reason: StopReason) -> None:
-        """The sequence is whole."""
+        """Enter how long the finished sequence is, in tokens, and why it ended."""
         self._lengths[sequence], self._reasons[sequence] = length, reason
 
     def rollout(

@@ -5,8 +5,7 @@ A text file holds a prompt a line; JSON Lines (.jsonl, .ndjson, .json, in any ca
 objects. Standard input is read as JSON Lines if it begins with "{", else as text.
 
 A prompt becomes ids in one of two forms: as a turn of the user, by the tokenizer's chat template, or as the beginning
-of a document. Names of special tokens in what the user wrote are text in both forms: nobody ends a turn by writing
-"<|im_end|>".
+of a document. Names of special tokens in what the user wrote are text in both forms: writing "<|im_end|>" ends no turn.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class ChatTokenizer(TokenizerFiles, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserPrompt:
-    """What is asked: a text, or the messages of a conversation (then `text` is None)."""
+    """One prompt as a user gives it: a text, or the messages of a conversation (then `text` is None)."""
 
     id: str
     text: str | None

@@ -1,4 +1,4 @@
-"""One call of the engine: what was asked, checked, and the bookkeeping that it needs."""
+"""One call of the engine: its prompts checked, and the objects that follow its sequences."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class NewToken:
 
 
 class OneAtATime:
-    """Held while a call uses the engine's cache, which knows one call. Errors: `UserError` for a second beside it."""
+    """Held while a call uses the engine's cache, which serves one call. Errors: `UserError` for a second call."""
 
     def __init__(self) -> None:
         self._held = False
@@ -98,7 +98,7 @@ class Call:
         )
 
     def check(self, sequences: Ints, numbers: Ints, tokens: Ints) -> None:
-        """Refuse what was drawn from logits that are no numbers, before anybody sees it. Errors: `UserError`."""
+        """Refuse tokens that were drawn from logits that are not finite. Errors: `UserError`."""
         wrong = np.flatnonzero(tokens < 0)
         if len(wrong):
             prompt = self.numbers[int(sequences[wrong[0]]) // self.schedule.samples]

@@ -1,11 +1,11 @@
-"""Which sequence stands in which row of the cache: plain Python and NumPy, no tensor in sight.
+"""Which sequence is decoded in which row of the cache: plain Python and NumPy, no tensors.
 
 A sequence is one completion of one prompt. Sequences wait in order; a free row takes the next one that can begin. Where
-a row, at work or done, still holds the prompt, the sequence starts from a copy of it; else the prompt is prefilled
-first, in the row of its first sequence, chunk by chunk beside others: a short one is at work as soon as it is whole,
+a row, active or finished, still holds the prompt, the sequence starts from a copy of it; else the prompt is prefilled
+first, in the row of its first sequence, chunk by chunk beside others: a short one is active as soon as it is complete,
 however long its neighbours are. All but the last token of a prompt are prefilled: the last is the first that is
 decoded, so that every token is drawn in the same way. Rows that finish are free at once, and go on with their own
-prompt while samples of it wait, so that no prompt is prefilled twice; while nothing waits, the rows at work are kept
+prompt while samples of it wait, so that no prompt is prefilled twice; while nothing waits, the active rows are kept
 together at the front.
 """
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 
 TOKEN, POSITION, NUMBER, SEED, PLACE = range(5)
-"""Lines of the table of rows: the last token, its position (-1: at rest), tokens drawn so far, seed, sequence."""
+"""Lines of the table of rows: the last token, its position (-1: no sequence), tokens drawn so far, seed, sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,10 @@ class Move:
 
 
 class Scheduler:
-    """Where every sequence of `prompts` x `samples` stands; sequence n is completion n % samples of n // samples.
+    """The rows of the sequences of `prompts` x `samples`; sequence n is completion n % samples of prompt n // samples.
 
-    table: (5, slots) int64, what the decode step needs to know of every row. prefill_tokens: at most so many in a
-    chunk, over all its lines. together: several prompts may share a chunk.
+    table: (5, slots) int64, what the decode step reads of every row. prefill_tokens: at most so many in a chunk, over
+    all its lines. together: several prompts may share a chunk.
     """
 
     def __init__(
@@ -79,18 +79,18 @@ class Scheduler:
 
     @property
     def active(self) -> int:
-        """How many rows at the front hold all that are at work."""
-        at_work = self.at_work()
-        return int(at_work[-1]) + 1 if len(at_work) else 0
+        """How many rows at the front include all active ones."""
+        active = self.active_rows()
+        return int(active[-1]) + 1 if len(active) else 0
 
-    def at_work(self) -> Ints:
-        """Rows with a sequence, in order."""
+    def active_rows(self) -> Ints:
+        """Rows that decode a sequence, ascending."""
         return np.flatnonzero(self.table[POSITION] >= 0)
 
     def groups(self) -> dict[int, list[int]]:
-        """Rows at work by the prompt that they continue, prompts and rows in order."""
+        """Prompt -> the active rows that continue it; prompts and rows ascending."""
         found: dict[int, list[int]] = {}
-        for row in self.at_work().tolist():
+        for row in self.active_rows().tolist():
             found.setdefault(int(self.table[PLACE, row]) // self.samples, []).append(row)
         return dict(sorted(found.items()))
 
@@ -100,7 +100,7 @@ class Scheduler:
         return bool(self._group)
 
     def admit(self) -> list[Move]:
-        """Let waiting sequences into free rows; the moves to make at once, all from what stands there now.
+        """Give free rows to waiting sequences. Returns the copies to make, all at once, from the present cache.
 
         Begins a prefill for the prompts that no row holds, among the next sequences that would fill the free rows.
         """
@@ -130,7 +130,7 @@ class Scheduler:
         return moves
 
     def chunk(self) -> Chunk:
-        """The next part of the prompts that are being prefilled, of which a quarter may be padding."""
+        """The next part of the prompts that are being prefilled; at most a quarter of it is padding."""
         left = {prompt: len(self.prompts[prompt]) - 1 - done for prompt, done in self._done.items()}
         if not self._together:
             shortest = min(left, key=lambda prompt: left[prompt])
@@ -150,20 +150,20 @@ class Scheduler:
                 self._holds[self._group.pop(prompt)] = prompt
 
     def step(self, rows: int, tokens: Ints) -> None:
-        """The first `rows` rows each drew one token; those at rest drew nothing."""
+        """Enter the `tokens` that the first `rows` rows drew, one each; rows without a sequence drew nothing."""
         part = self.table[:, :rows]
-        at_work = part[POSITION] >= 0
-        part[TOKEN] = np.where(at_work, tokens, part[TOKEN])
-        part[POSITION] += at_work
-        part[NUMBER] += at_work
+        active = part[POSITION] >= 0
+        part[TOKEN] = np.where(active, tokens, part[TOKEN])
+        part[POSITION] += active
+        part[NUMBER] += active
 
     def take_entered(self) -> dict[int, Sequence[int]]:
-        """The prompts of the rows that came since the last call, for a table that is sent to the device now."""
+        """Row -> prompt of the sequences that began since the last call; the table is sent to the device with them."""
         entered, self._entered, self.changed = self._entered, {}, False
         return entered
 
     def finish(self, rows: Sequence[int]) -> list[Move]:
-        """These rows are done; the moves that keep the others together, to be made in order."""
+        """Free these rows. Returns the moves that keep the others at the front, to be made in order."""
         for row in rows:
             self._clear(row)
         if self._next:

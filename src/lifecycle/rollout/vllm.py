@@ -89,7 +89,7 @@ class VllmEngine:
         )
 
     def refresh(self, folder: Path, *, weights_version: int) -> None:
-        """Take over the weights of another export of the same model; the scorer must have them too."""
+        """Load the weights of another export of the same model, which the scorer must have too."""
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
         self._llm.reset_prefix_cache()  # it holds keys and values of the weights before
         self._version, self._weights = weights_version, Version.of(self._scorer)

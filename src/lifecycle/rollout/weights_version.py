@@ -1,14 +1,13 @@
 """Whether a model still has the weights that an engine laid out.
 
-    said       `Decoder.weights_version`: raised by a stage's step, by `load_state_dict`, and by `weights_changed()`
+    announced  `Decoder.weights_version`: raised by a stage's step, by `load_state_dict`, and by `weights_changed()`
     steps      of any torch optimizer in this process
     changes    torch's own count for every weight, which fused optimizers do not raise
     addresses  where every weight lies
     sample     some numbers of every weight
 
-The first four tell every change that goes by torch or was said. The sample is for what does neither (`.data`, NumPy, a
-kernel of the user's): a change of a whole weight shows in it, and is warned of, since a change of a few numbers would
-not show.
+The first four find every change that torch makes or that was announced. The sample is for the others (`.data`, NumPy, a
+user's kernel): it finds a change of a whole weight, and warns, since it would not find a change of a few numbers.
 """
 
 from __future__ import annotations
@@ -53,12 +52,12 @@ def optimizer_steps() -> Steps:
 
 @dataclass(frozen=True, kw_only=True)
 class Version:
-    """The present weights of a model, see the top of the file.
+    """What tells the weights of a model at one moment from those at another; see the top of the file.
 
     changes: None in inference mode, where torch does not count.
     """
 
-    said: int
+    announced: int
     steps: int
     addresses: list[int]
     changes: list[int] | None
@@ -66,11 +65,11 @@ class Version:
 
     @classmethod
     def of(cls, model: Decoder) -> Version:
-        """The present one."""
+        """The version of the model's present weights."""
         weights = [w.to_local() if isinstance(w, DTensor) else w for w in (*model.parameters(), *model.buffers())]
         counted = not any(weight.is_inference() for weight in weights)
         return cls(
-            said=model.weights_version,
+            announced=model.weights_version,
             steps=optimizer_steps().taken,
             addresses=[w.data_ptr() for w in weights],
             changes=[w._version for w in weights] if counted else None,
@@ -78,15 +77,15 @@ class Version:
         )
 
     def surely_is(self, other: Version) -> bool:
-        """Whether no weight has changed between the two."""
-        mine, theirs = ((v.said, v.steps, v.addresses, v.changes) for v in (self, other))
+        """Whether certainly no weight has changed between the two; False also where that is not known."""
+        mine, theirs = ((v.announced, v.steps, v.addresses, v.changes) for v in (self, other))
         if self.changes is None or mine != theirs:
             return False
         if torch.equal(self.sample, other.sample):
             return True
         logger.warning(
-            "weights changed and nobody said so (written through .data, NumPy or a kernel that torch does not know?): "
-            "call model.weights_changed() after such a change, a smaller one might pass unseen"
+            "weights changed without notice (written through .data, NumPy or a kernel that torch does not know?): call "
+            "model.weights_changed() after such a change, since a smaller one might not be noticed"
         )
         return False
 

@@ -90,8 +90,8 @@ def test_it_is_the_models_own_cached_pass(name: str) -> None:
     found = stepped(model)(ids, positions, mine, None)
     model.double()
     wanted = model.logits(model(ids, positions, cache=exact))[:, 0]
-    at_work = positions[:, 0] >= 0
-    torch.testing.assert_close(found[at_work].double(), wanted[at_work], rtol=1e-5, atol=2e-5)
+    active = positions[:, 0] >= 0
+    torch.testing.assert_close(found[active].double(), wanted[active], rtol=1e-5, atol=2e-5)
     assert found.isfinite().all()
     for ours, theirs in zip((*mine.keys, *mine.values), (*exact.keys, *exact.values), strict=True):
         torch.testing.assert_close(ours[:, :, :40].double(), theirs[:, :, :40], rtol=1e-5, atol=1e-5)
@@ -111,9 +111,9 @@ def test_bf16_weights_round_where_the_model_rounds(name: str, dtype: torch.dtype
     cache = coarse(held(model.config, 13, dtype=torch.float64))
     truth = exact.logits(exact(ids, positions, cache=cache))[:, 0]
     assert found.dtype == torch.bfloat16
-    at_work = positions[:, 0] >= 0
+    active = positions[:, 0] >= 0
     # the median of rows: rounding may send one to another expert
-    ours, torchs = ((x.double() - truth)[at_work].abs().mean(1).median() for x in (found, wanted))
+    ours, torchs = ((x.double() - truth)[active].abs().mean(1).median() for x in (found, wanted))
     assert ours < 1.4 * torchs, (ours, torchs)
     for own, other in zip((*mine.keys, *mine.values), (*theirs.keys, *theirs.values), strict=True):
         torch.testing.assert_close(own[:, :, :40].float(), other[:, :, :40].float(), rtol=2e-2, atol=0.2)
@@ -124,9 +124,9 @@ def test_an_fp32_model_reads_a_bf16_cache() -> None:
     model, (ids, positions) = build(CONFIG, seed=2), asked(13)
     mine, theirs = (held(CONFIG, 13, dtype=torch.bfloat16) for _ in range(2))
     found = stepped(model)(ids, positions, mine, None)
-    at_work = positions[:, 0] >= 0
+    active = positions[:, 0] >= 0
     wanted = stepped(model)(ids, positions, coarse(held(CONFIG, 13)), None)
-    torch.testing.assert_close(found[at_work], wanted[at_work], rtol=0.05, atol=0.05)
+    torch.testing.assert_close(found[active], wanted[active], rtol=0.05, atol=0.05)
     model(ids, positions, cache=theirs)
     for own, other in zip((*mine.keys, *mine.values), (*theirs.keys, *theirs.values), strict=True):
         torch.testing.assert_close(own[:, :, :40].float(), other[:, :, :40].float(), rtol=2e-2, atol=0.05)
@@ -225,7 +225,7 @@ def test_groups_are_the_rows_of_a_prompt() -> None:
 
 
 def test_a_shared_prefix_by_hand() -> None:
-    made = shared_prefix({0: [0, 3], 1: [2]}, {0: 9, 1: 5})  # row 1 is at rest
+    made = shared_prefix({0: [0, 3], 1: [2]}, {0: 9, 1: 5})  # row 1 is inactive
     assert made is not None
     assert made.rows.tolist() == [0, 1, 2, 0]
     assert made.lengths.tolist() == [9, 0, 5, 9]
@@ -245,8 +245,8 @@ def test_a_shared_prefix_is_read_from_one_row_alone(name: str) -> None:
         stored[[4, 6], :, :5] = torch.nan
     groups = {row: [row] for row in range(13) if row not in (4, 6)} | {1: [1, 4, 6]}
     found = step(ids, positions, whole, None, shared_prefix(groups, dict.fromkeys(groups, 5)))
-    at_work = positions[:, 0] >= 0
-    assert torch.equal(found[at_work], wanted[at_work])
+    active = positions[:, 0] >= 0
+    assert torch.equal(found[active], wanted[active])
 
 
 @pytest.fixture

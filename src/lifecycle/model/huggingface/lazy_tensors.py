@@ -1,7 +1,7 @@
-"""Tensors where they lie: shapes at once, numbers only when they are asked for.
+"""Tensors of a folder, not read yet: shapes at once, numbers when they are needed.
 
 A 7B model is read one tensor at a time into its place, and a folder whose shapes do not fit is refused before any of
-it is read. Fused experts and 8-bit floats are seen as the plain matrices they stand for.
+it is read. Fused experts and 8-bit floats appear as the plain matrices that they stand for.
 
 Shapes: E experts, F width of the feed-forward part, D width, R rows, C columns.
 """
@@ -39,7 +39,7 @@ class Stored:
 
 
 def ends_of(generation: Mapping[str, Any]) -> list[int]:
-    """The tokens that end a completion by a generation_config.json; none where it names none. Errors: `UserError`."""
+    """The stop ids of a generation_config.json, in its order; empty where it names none. Errors: `UserError`."""
     named = generation.get(EOS)
     ends = [token for token in (named if isinstance(named, list) else [named]) if token is not None]
     if any(type(token) is not int for token in ends):
@@ -104,7 +104,7 @@ def weight_files(folder: Path) -> list[Path]:
 def plain(
     found: Mapping[str, Stored], tensors: Mapping[str, str], *, block: tuple[int, int] | None = None
 ) -> dict[str, Stored]:
-    """The same network under the names that folders on the hub have: one matrix for each expert, and no scales.
+    """The same tensors under the names that folders on the hub have: one matrix for each expert, and no scales.
 
     tensors: the family's names inside a block. block: rows and columns that share a scale in 8-bit files.
     """

@@ -34,11 +34,12 @@ LEAST_SLOTS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentMask:
-    """Which positions may see each other, in the form that one kernel wants; the other form is None.
+    """Which positions may attend to each other, in the form that one kernel takes; the other form is None.
 
-    `window`: how many positions each sees, itself included; the mask knows it too. `takes_groups`: whether several
-    query heads may share a key-value head; else keys and values are repeated. It stands here because compiled code
-    cannot ask.
+    mask_B1TT: bool, for sdpa. starts_S: first positions of the documents, for the boundary kernels (see `_starts`).
+    window: how many positions each attends to, itself included; a mask includes it. takes_groups: whether the kernel
+    lets several query heads share a key-value head, else keys and values are repeated; stored, because compiled code
+    cannot look it up.
     """
 
     kernel: Kernel
@@ -49,10 +50,11 @@ class DocumentMask:
 
     @staticmethod
     def from_ids(document_ids_BT: Tensor, *, kernel: Kernel, pieces: int | None = None) -> DocumentMask:
-        """From a row's document numbers (equal numbers are one run of neighbours; padding is a run of its own).
+        """From the document number of every position (B, T); neighbours with equal numbers are one document, and so is
+        padding.
 
-        `pieces` is `count_pieces(document_ids_BT)`, or more, from before the transfer; without it the boundary
-        kernels count here, which on CUDA waits for the device once.
+        pieces: `count_pieces(document_ids_BT)`, or more, counted on the host; without it the boundary kernels count
+        here, which synchronises once on CUDA.
         """
         if kernel == "sdpa":
             T = document_ids_BT.shape[1]
@@ -100,7 +102,7 @@ def check_kernel(kernel: Kernel, device: torch.device) -> None:
 
 
 def count_pieces(document_ids_BT: Tensor) -> int:
-    """How many runs of equal numbers the rows hold together (padding included)."""
+    """The number of runs of equal document numbers in all rows together, padding included; (B, T) on the CPU."""
     B, T = document_ids_BT.shape
     return int((document_ids_BT[:, 1:] != document_ids_BT[:, :-1]).sum()) + (B if T else 0)
 
@@ -112,7 +114,7 @@ def lower_triangle(T: int, device: torch.device, *, shift: int = 0) -> Tensor:
 
 
 def slide(documents: DocumentMask | None, window: int, T: int, device: torch.device) -> DocumentMask | None:
-    """The same documents seen through a sliding window, for rows of T positions; once a forward pass, not a layer."""
+    """The mask with a sliding window of `window` positions, for rows of T; made once a forward pass, not a layer."""
     if window >= T:
         return documents
     if documents is not None and documents.mask_B1TT is None:
@@ -157,7 +159,7 @@ def cached_attention(
 
 
 def _one_query(q_BGrK: Tensor, k_BGLK: Tensor, v_BGLK: Tensor, added_B11L: Tensor, scale: float | None) -> Tensor:
-    """The same in plain products: the CPU's kernel sets up more than it computes for so few queries."""
+    """The same as plain products: for so few queries the set-up of the CPU's kernel takes longer than its products."""
     B, G, _, K = q_BGrK.shape
     q, k, v = (x.flatten(0, 1) for x in (q_BGrK, k_BGLK, v_BGLK))
     added = added_B11L.expand(B, G, 1, -1).flatten(0, 1)
@@ -176,7 +178,7 @@ def _starts(document_ids_BT: Tensor, pieces: int | None) -> Tensor:
     first = torch.ones_like(document_ids_BT, dtype=torch.bool)
     first[:, 1:] = document_ids_BT[:, 1:] != document_ids_BT[:, :-1]
     positions = torch.arange(B * T, device=document_ids_BT.device)
-    # a sort instead of nonzero(), whose result has a size that the host would have to wait for
+    # a sort instead of nonzero(), whose result has a size that the host would have to read
     ordered = torch.where(first.flatten(), positions, B * T).sort().values[:slots]
     return F.pad(ordered, (0, slots + 1 - len(ordered)), value=B * T).to(torch.int32)
 

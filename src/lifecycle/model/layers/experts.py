@@ -1,9 +1,9 @@
-"""What the chosen experts make of each token: SwiGLU parts side by side, their matrices stacked.
+"""The outputs of the chosen experts for each token: SwiGLU parts side by side, their matrices stacked.
 
     out_n = sum over its visits of w E_e(x_n)          E_e(x) = down_e(silu(gate_e x) * up_e x)
 
 Visits are sorted by expert, so that every expert makes one product. In bf16 on CUDA these are grouped products; else a
-loop over the experts that have tokens, which keeps what one expert makes within reach of the processor:
+loop over the experts that have tokens, which keeps the activations of one expert in the processor's cache:
 
     rows = x[tokens of e];  g, u = rows gate_e', rows up_e';  out[tokens of e] += (w silu(g) u) down_e'
 
@@ -26,7 +26,7 @@ _FIXED: ContextVar[bool] = ContextVar("fixed shapes of experts' products", defau
 
 @contextmanager
 def fixed_shapes() -> Iterator[None]:
-    """Within it every expert multiplies as many rows as there are tokens, however few are its own: what it makes of a
+    """Within it every expert multiplies as many rows as there are tokens, however few are its own: its output for a
     token then has the same bits whatever the other tokens chose. Slower, and without gradients."""
     token = _FIXED.set(True)
     try:
@@ -45,7 +45,8 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(count, width, ffn_width))
 
     def forward(self, x_ND: Tensor, w_NA: Tensor, chosen_NA: Tensor) -> Tensor:
-        """(N, D): the weighted sum of what the chosen experts make of each token, in the autocast dtype if it is on."""
+        """(N, D): the sum of the chosen experts' outputs for each token x_ND, weighted by w_NA, experts chosen_NA; in
+        the autocast dtype if it is on."""
         sorted_M, order_M = chosen_NA.flatten().sort(stable=True)
         experts_E = torch.arange(len(self.gate_proj), device=x_ND.device)
         ends_E = torch.searchsorted(sorted_M, experts_E, right=True)

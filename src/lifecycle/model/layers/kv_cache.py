@@ -64,8 +64,8 @@ class Cache:
         return kinds * config.layers * heads * width * dtype.itemsize
 
     def grow(self, capacity: int, *, rows: int) -> None:
-        """Room for more positions in the first `rows` rows, which keep what they hold; the others are let go. One layer
-        at a time, so that no second cache stands beside the first."""
+        """Enlarge to `capacity` positions and the first `rows` rows, which keep their content; other rows are dropped.
+        One layer at a time, so that two whole caches never exist."""
         held = self.capacity
         for stored in (self.keys, self.values):
             for layer, old in enumerate(stored):
@@ -99,7 +99,10 @@ class Cache:
             stored[targets, :, :stop] = stored[source, :, :stop]
 
     def place(self, position_ids_BT: Tensor, rows_B: Tensor | None) -> CallSlots:
-        """Where the tokens of one call stand, made once for all layers. `rows_B` None: call row b is cache row b."""
+        """The slots, masks and angles of one call's tokens at `position_ids_BT` (-1: padding), for all layers.
+
+        rows_B: the cache row of each call row; None: call row b is cache row b.
+        """
         device = position_ids_BT.device
         slots_L = torch.arange(self.capacity if self.limit is None else self.limit, device=device)
         # padding (-1) looks at slot 0: a row of attention that sees nothing would not be a number
@@ -118,7 +121,7 @@ class Cache:
         )
 
     def _slots(self, position_ids_BT: Tensor, rows_B: Tensor | None) -> Tensor:
-        """(B T G,) the line of a layer's (R G (C + 1), K) that each key of a call goes to; padding to a row's last."""
+        """(B T G,) line of (R G (C + 1), K) where each key of a call is stored; padding in the last slot of its row."""
         heads, slots = self.keys[0].shape[1], self.capacity + 1
         device = position_ids_BT.device
         row_B = torch.arange(len(position_ids_BT), device=device) if rows_B is None else rows_B
@@ -151,7 +154,7 @@ class CallSlots:
     angles: tuple[Tensor, Tensor]
 
     def layer(self, number: int) -> Slots:
-        """The same in one layer."""
+        """The call's slots in layer `number`."""
         cache = self.cache
         values = cache.values[number] if cache.values else None
         return Slots(place=self, keys=cache.keys[number], values=values, mask_B1TL=self.masks[cache.windows[number]])
@@ -159,7 +162,7 @@ class CallSlots:
 
 @dataclass(frozen=True, kw_only=True)
 class Slots:
-    """One layer's part of a cache as a call sees it: write first, then look."""
+    """One layer's part of a cache for one call: write its tokens first, then attend to what is returned."""
 
     place: CallSlots
     keys: Tensor
@@ -167,7 +170,7 @@ class Slots:
     mask_B1TL: Tensor
 
     def write(self, keys_BTGK: Tensor, values_BTGK: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the keys and values of the call's tokens; all that its rows hold, each (B, G, L, K)."""
+        """Store the keys and values (B, T, G, K) of the call's tokens; returns those of its rows, each (B, G, L, K)."""
         assert self.values is not None
         return self._write(self.keys, keys_BTGK), self._write(self.values, values_BTGK)
 

@@ -51,7 +51,7 @@ class LatentAttention(nn.Module):
     def forward(
         self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], documents: DocumentMask | None, slots: Slots | None = None
     ) -> Tensor:
-        """(B, T, D); with `slots` over what they hold, after the call's tokens are written there."""
+        """(B, T, D); with `slots`, over the content of the cache, after the call's tokens are written to it."""
         sizes = self.sizes
         q_BTHK = self._queries(x_BTD).unflatten(-1, (self.heads, -1))
         q_nope, q_rope = q_BTHK.split((sizes.nope_dim, sizes.rope_dim), dim=-1)
@@ -79,7 +79,7 @@ class LatentAttention(nn.Module):
         return torch.cat((k_nope, k_rope_BL1P.to(k_nope.dtype).expand(-1, -1, self.heads, -1)), dim=-1), v
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, documents: DocumentMask | None) -> Tensor:
-        """The kernels want one width for keys and values: the narrower are filled up with zeros, which add nothing."""
+        """The kernels take one width for keys and values: the narrower are padded with zeros, which change nothing."""
         widest, width = max(k.shape[-1], v.shape[-1]), v.shape[-1]
         q, k, v = (F.pad(x, (0, widest - x.shape[-1])) if x.shape[-1] < widest else x for x in (q, k, v))
         return attention(q, k, v, documents, scale=self.scale)[..., :width]

@@ -24,7 +24,7 @@ from lifecycle.model.parts import MoE
 
 
 class Routing(NamedTuple):
-    """What a forward pass of one block, or of the whole model with a layer dimension in front, did with its tokens.
+    """How a forward pass of one block routed its tokens; of the whole model: with a layer dimension in front.
 
     loads: (E,) int64, visits of each expert by the counted tokens. balance: scalar, the balance loss summed over the
     counted tokens (see `balance_loss`).

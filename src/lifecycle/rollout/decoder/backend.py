@@ -67,7 +67,7 @@ def cache_dtype(model: Decoder, step: Step) -> torch.dtype:
 
 
 def eagerly(model: nn.Module) -> AbstractContextManager[object]:
-    """What was compiled for training runs eagerly here: it would be compiled again for every shape."""
+    """Run a model that was compiled for training eagerly: it would be compiled again for every shape."""
     compiled = any(module._compiled_call_impl is not None for module in model.modules())
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
@@ -139,6 +139,6 @@ class AsItIs:
         return self._model.logits(hidden_B1D)[:, 0]
 
     def refresh(self) -> None:
-        """Take over changed weights."""
+        """Lay out changed weights."""
         if self._cast is not None:
             self._cast.refresh()

@@ -37,7 +37,7 @@ typedef struct {
 typedef struct {
   long B;
   const long *rows;             /* of the cache */
-  const long *positions;        /* -1: an empty row */
+  const long *positions;        /* -1: an inactive row */
   const long *prefix_rows, *prefix_lengths; /* the first so many positions are read from that row; or null */
   const float *cos, *sin;       /* of every position, (., P) */
   float *x;                     /* (B, D): embeddings */

@@ -3,7 +3,7 @@
 The same numbers as the model's own cached forward pass, up to rounding. With few rows a step of torch's kernels spends
 its time on starting them and on products made for many rows; here a matrix is read once, in panels of 16 columns, by
 six rows at a time, a row reads only the positions that it has, and samples of one prompt read the prompt's keys and
-values from one place, where the processor still holds them. A row's bits do not depend on its neighbours. Plain and
+values from one row, which the processor still has in its cache. A row's bits do not depend on its neighbours. Plain and
 latent attention, dense parts and experts.
 
 A model in bf16 is read as bf16, half the bytes, and summed in fp32; what torch rounds to bf16 is rounded here too. The
@@ -139,7 +139,7 @@ class Fused:
         return model.capped(logits_BV.to(model.embedding.weight.dtype))
 
     def refresh(self) -> None:
-        """Take over changed weights."""
+        """Lay out changed weights."""
         if self._refresh_model is not None:
             self._refresh_model()
         self._lay_out()
@@ -177,7 +177,7 @@ class Fused:
         layer.k_norm = self._vector(None if attention.k_norm is None else attention.k_norm.weight)
 
     def _lay_out_latent(self, layer: _Layer, attention: LatentAttention) -> None:
-        """W_uk of every head stands the other way round: it moves the query (see latent.py)."""
+        """W_uk of every head is transposed: it is applied to the query (see latent.py)."""
         sizes = attention.sizes
         if sizes.q_rank is None:
             layer.qkv = self._matrix([attention.q_proj.weight])

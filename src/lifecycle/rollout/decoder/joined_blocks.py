@@ -60,7 +60,7 @@ class Joined:
         return model.capped(self._head(rms_norm(x_BD, model.norm)))
 
     def refresh(self) -> None:
-        """Take over changed weights."""
+        """Lay out changed weights."""
         if self._refresh_model is not None:
             self._refresh_model()
         for block in self._blocks:
@@ -100,7 +100,7 @@ class JoinedBlock:
         return seen.reshape(len(y_BD), -1).to(y_BD.dtype)
 
     def refresh(self) -> None:
-        """Take over changed weights."""
+        """Lay out changed weights."""
         attention, ffn = self._attention, self._ffn
         for product, layers in (
             (self._qkv, [attention.q_proj, attention.k_proj, attention.v_proj]),

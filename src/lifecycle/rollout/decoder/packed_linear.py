@@ -66,7 +66,7 @@ class PackedLinear:
         return out.to(x_BD.dtype)
 
     def refresh(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
-        """Lay out again."""
+        """Lay out changed weights."""
         bias = joined_biases(biases)
         self._weight = torch.ops.mkldnn._reorder_linear_weight(joined(weights).float(), self._rows)
         self._bias = None if bias is None else bias.float()

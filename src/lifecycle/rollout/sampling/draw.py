@@ -5,7 +5,7 @@
     token = the first whose cumulative kept probability passes u times their sum, in the order of ids
 
 A threshold lies half-way between the least kept and the greatest dropped log-probability; equal ones are kept or
-dropped together. What was kept is handed on as a list of ids: other weights would draw up another set.
+dropped together. The kept set is returned as a list of ids, since other weights would give another set.
 
 On a CPU a kept set is looked for among the few most probable tokens, which are found by way of the greatest of each
 block, and rows are taken a few at a time, so that their logits stay in the processor's cache. A row whose set is larger

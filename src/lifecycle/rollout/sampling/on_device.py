@@ -57,8 +57,8 @@ class DeviceSampling:
         self.temperature, self.penalty, self.top_k, self.top_p, self.min_p = self._numbers.unbind()
 
     def room(self, logits_RV: Tensor) -> Tensor | None:
-        """(2, R, V) to compute in, kept from draw to draw: on a CPU new memory costs more than what is done in it. None
-        where nothing may be written that is not said."""
+        """(2, R, V) to compute in, kept from draw to draw: on a CPU allocation costs more than the computation. None on
+        other devices and in compiled code, which must not write to hidden buffers."""
         if not eager_on_cpu(logits_RV):
             return None
         (R, V), dtype = logits_RV.shape, sum_dtype(logits_RV)
@@ -72,7 +72,7 @@ class DeviceSampling:
 
 
 def eager_on_cpu(x: Tensor) -> bool:
-    """Where a look at the numbers costs nothing: an accelerator would be waited for, a compiled graph break."""
+    """Whether the host can read the numbers for free: an accelerator would synchronise, a compiled graph break."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 

@@ -1,4 +1,4 @@
-"""A scoring pass over completions that somebody else drew: every number that a `Rollout` holds, from our own model.
+"""A scoring pass over given completions: log-probabilities, entropies and kept sets of their tokens under our model.
 
     scored = score(model, prompts, completions, sampling)     # each under the kept sets of this model
     scored = score_rollout(model, rollout, sampling)          # ... of the sampler: for a reference, an updated policy

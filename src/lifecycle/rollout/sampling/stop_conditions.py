@@ -32,10 +32,10 @@ class Decoding(Protocol):
 
 
 def read_stops(stop: Sequence[str], specials: Mapping[int, str]) -> tuple[list[int], list[str]]:
-    r"""What ends a completion, as users write it: ids for the names of special tokens, which are in no text, and texts,
-    in which \n, \t, \r and \\ stand for what they do in Python: a command line has no other way to say them.
+    r"""Stop ids and stop strings as users write them: names of special tokens become ids, since no text has them; in
+    the others \n, \t, \r and \\ are escapes as in Python, which a command line could not express otherwise.
 
-    specials: their names by id. Errors: `UserError` for a text that goes on around such a name.
+    specials: names of special tokens by id. Errors: `UserError` for a text with such a name inside it.
     """
     ids = [number for number, name in specials.items() if name in stop]
     texts = [re.sub(r"\\([ntr\\])", lambda found: ESCAPES[found[1]], text) for text in stop]
