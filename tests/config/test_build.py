@@ -65,7 +65,7 @@ def test_a_mixture_keeps_out_the_evaluation_splits_of_what_it_trains_on(data: st
     cfg = config.compose([f"data={data}"])
     trained = {source.get("hub") for source in cfg.data.sources.values()} & EXAMINED
     sets = cfg.data.decontaminate.sets.values() if cfg.data.decontaminate else []
-    assert trained <= {one.hub for one in sets}
+    assert trained <= {one.get("hub") for one in sets}
 
 
 def test_what_training_stages_share_stands_in_one_file() -> None:

@@ -1,19 +1,24 @@
 """Real rows of post-training sets under the views that they can give: what is trained is what the assistant says."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.real import REAL, rows
+from tests.real import REAL, needs_real, rows
 
+from lifecycle import config
 from lifecycle.batch import Example, Item, Pair, Prompt, Record
+from lifecycle.data.config import DataConfig
+from lifecycle.data.corpus import Corpus
 from lifecycle.data.read.files.listing import listing
 from lifecycle.data.read.formats import to_record
 from lifecycle.data.read.recognise import recognised
 from lifecycle.data.read.row import BadRow
 from lifecycle.data.read.spec import SourceSpec
 from lifecycle.data.views import VIEWS
+from lifecycle.errors import UserError
 from lifecycle.tokenizer.chat import ChatTemplate
 from lifecycle.tokenizer.tokenizer import train_bpe
 
@@ -118,3 +123,25 @@ def test_prompts_ask_and_do_not_tell(name: str, tmp_path: Path) -> None:
         assert isinstance(item, Prompt) and item.answer == record.answer and record.prompt is not None
         shown = TOKENIZER.decode(item.ids, specials=True)
         assert shown == f"<|im_start|>user\n{record.prompt}<|im_end|>\n<|im_start|>assistant\n"
+
+
+@needs_real
+@pytest.mark.parametrize(("view", "kind"), [("text", Example), ("chat", Example), ("prompt", Prompt)])
+def test_the_examination_questions_serve_every_view_that_they_can_give(
+    view: str, kind: type[Item], tmp_path: Path
+) -> None:
+    cfg = config.compose(["data=offline/usmle", f"data.root={REAL / 'med'}", "data.tokenizer.max_bytes=100000"])
+    made: DataConfig = config.build(cfg.data)
+    few = {name: replace(source, max_rows=40) for name, source in made.sources.items()}
+    corpus = Corpus(replace(made, sources=few), view=view, seed=1, processes=0, folder=tmp_path)
+    for source in corpus.sources:
+        items = corpus.documents(source.name)
+        assert all(isinstance(items.next(), kind) for _ in range(20))
+
+
+@needs_real
+def test_a_view_that_they_cannot_give_is_refused_with_what_would_do(tmp_path: Path) -> None:
+    cfg = config.compose(["data=offline/usmle", f"data.root={REAL / 'med'}"])
+    made: DataConfig = config.build(cfg.data)
+    with pytest.raises(UserError, match="'preference', but data.sources.medqa .* gives chat, prompt, text"):
+        Corpus(replace(made, decontaminate=None), view="preference", seed=1, processes=0, folder=tmp_path)

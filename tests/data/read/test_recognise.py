@@ -70,14 +70,18 @@ def test_columns_of_no_known_form_are_named_with_what_is_known(tmp_path: Path) -
     with pytest.raises(UserError, match="columns body, id are of no form") as raised:
         guess([{"id": 1, "body": "a"}], tmp_path, "text")
     assert all(f"{form.name} ({form.needs[0]}" in str(raised.value) for form in LIST)
-    with pytest.raises(UserError, match="no row to tell it by"):
-        guess([], tmp_path, "text")
 
 
 def test_a_format_that_cannot_give_the_view_is_taken_where_no_other_fits(tmp_path: Path) -> None:
     assert (
         guess([{"text": "a"}], tmp_path, "chat").format == "text"
     )  # and refused with a reason, where views are checked
+
+
+def test_where_no_row_can_be_read_whoever_reads_says_why(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": \n')
+    spec = SourceSpec(path=str(tmp_path / "a.jsonl"), format="auto")
+    assert recognised(spec, listing(spec, name="s", cache=tmp_path), where="x", view="chat")[0].format == "text"
 
 
 def test_a_format_that_is_named_stays(tmp_path: Path) -> None:

@@ -31,10 +31,8 @@ def recognised(spec: SourceSpec, found: Listing, *, where: str, view: str) -> tu
     if spec.format != AUTO:
         return spec, found
     seen = _first_rows(found)
-    if not seen:
-        raise UserError(
-            f"{where}.format is auto, but there is no row to tell it by: name the format, or check the path"
-        )
+    if not seen:  # nothing that can be read: whoever reads it says why
+        return replace(spec, format="text"), found
     fits = [(form, layout) for form in _in_order(view) for layout in form.layouts if _fits(seen, spec, form, layout)]
     chosen = next(((form, layout) for form, layout in fits if view in form.views), fits[0] if fits else None)
     if chosen is None:
