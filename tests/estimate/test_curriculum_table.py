@@ -81,7 +81,7 @@ def test_what_cannot_be_scored_yet_is_shown_by_rank(tmp_path: Path) -> None:
     (found,) = survey_levels(
         by_rank, {"graded": spec()}, tokenizer=None, root=str(tmp_path), cache=tmp_path / "cache"
     ).values()
-    assert [(size.band, size.rows, size.part) for size in found] == [
+    assert [(size.bucket, size.rows, size.part) for size in found] == [
         ("1-2", None, 0.25),
         ("2-3.5", None, 0.375),
         ("3.5-5", None, 0.375),

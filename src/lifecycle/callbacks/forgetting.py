@@ -1,4 +1,4 @@
-"""How much of what the parent knew a run has lost, and what is to be done about it: pure functions of measurements.
+"""How much a run has forgotten of what its parent knew, and the guard's decision: pure functions of measurements.
 
     forgetting of a domain = (perplexity - perplexity at start) / perplexity at start
     level of a measurement, by the worst domain:  fine < watch < act < stop, at the thresholds of the root key `guard`
@@ -17,16 +17,16 @@ from typing import Any, Literal
 from lifecycle.config.schema import Action, Guard
 
 Severity = Literal["fine", "watch", "act", "stop"]
-LEAST_RATE = 0.125
+LEAST_LR_SCALE = 0.125
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One look at the retained and the new domains, and what was decided.
+    """One validation of the retained and the new domains, and the decision after it.
 
-    share: of the replayed tokens, and rate: what the learning rate was multiplied with, before the decision. to: what
-    the action made of it (`restore`: the step whose checkpoint the run ends with, 0 if none was good). binds: the steps
-    taken before it holds.
+    share: of the replayed tokens, and rate: the factor on the learning rate (lr_scale), before the decision. to: the
+    value that the action sets (`restore`: the step whose checkpoint the run ends with, 0 if none was good). binds: the
+    step from which the action holds.
     """
 
     step: int
@@ -42,11 +42,11 @@ class Measurement:
 
     @property
     def worst(self) -> float:
-        """Forgetting of the domain that lost most; 0 without any."""
+        """Forgetting of the domain that lost most; 0 without domains."""
         return max(self.forgetting.values(), default=0.0)
 
     def plain(self) -> dict[str, Any]:
-        """For forgetting.json and the checkpoint."""
+        """The measurement as plain containers, for forgetting.json and the checkpoint."""
         return asdict(self)
 
 
@@ -68,7 +68,7 @@ class History:
         return len(self.measurements) - 1 - acted[-1] if acted else len(self.measurements)
 
     def safe_steps(self, steps: Sequence[int]) -> list[int]:
-        """Those of `steps` that lie between two measurements (or at one) that were below `stop`."""
+        """Those of `steps` whose nearest measurements, before and after, were both below `stop`."""
         out = []
         for step in steps:
             before = [m for m in self.measurements if m.step <= step]
@@ -120,7 +120,7 @@ def _action(
         return None, None
     if "replay" in spec.actions and share < spec.replay_max - 1e-9:
         return "replay", min(share + spec.replay_step, spec.replay_max)
-    if "rate" in spec.actions and rate > LEAST_RATE:
+    if "rate" in spec.actions and rate > LEAST_LR_SCALE:
         return "rate", rate / 2
     return None, None
 

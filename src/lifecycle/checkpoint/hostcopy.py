@@ -16,7 +16,7 @@ class HostCopy:
         self._kept: list[torch.Tensor] = []
 
     def release(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         for part in (_local(kept) for kept in self._kept):
             if part.is_pinned():
                 torch.cuda.cudart().cudaHostUnregister(part.data_ptr())

@@ -1,4 +1,4 @@
-"""Lightning's way to a committed checkpoint: copy, let training go on, write in the background.
+"""Committed checkpoints as Lightning's `CheckpointIO`: copy, let training go on, write in the background.
 
     save_checkpoint:  wait for the save before  ->  copy into the pool  ->  return        (`blocked_s`)
     one thread:       write + hash  ->  fsync  ->  manifest  ->  rename  ->  prune
@@ -50,7 +50,7 @@ class CommittedCheckpointIO(CheckpointIO):
         return self._blocked_s
 
     def count_blocked(self, seconds: float) -> None:
-        """Training waited so long for a save that took another way (a sharded one)."""
+        """Add the seconds that training waited for a save by another writer (a sharded one)."""
         self._blocked_s += seconds
 
     def save_checkpoint(
@@ -99,16 +99,16 @@ class CommittedCheckpointIO(CheckpointIO):
         self.prune_after(path)
 
     def make_room(self, path: Path, needed_bytes: int) -> None:
-        """The checkpoint `path` is written next: others may go where there is too little room for it."""
+        """Before the checkpoint `path` is written: delete others that need not stay where there is too little room."""
         if step_of(path) is not None:
             make_room(path.parent, needed_bytes, keep_last=self.keep_last, milestones=self.milestones)
 
     def remedies(self, path: Path) -> str:
-        """What could go, in words, where there is no room for the checkpoint `path`."""
+        """What could be deleted, in words, where there is no room for the checkpoint `path`."""
         return remedies(path.parent, keep_last=self.keep_last, milestones=self.milestones)
 
     def prune_after(self, path: Path) -> None:
-        """The checkpoint `path` was committed: others may go. Folders with other names are never touched."""
+        """After the checkpoint `path` was committed: delete those that need not stay. Other folders are not touched."""
         if step_of(path) is not None:
             prune(path.parent, keep_last=self.keep_last, milestones=self.milestones, written=step_of(path))
 
@@ -138,7 +138,7 @@ class CommittedCheckpointIO(CheckpointIO):
         """Does nothing: which checkpoints stay is decided after each commit, by `retention`."""
 
     def teardown(self) -> None:
-        """Finish the save that is being written, raise its error, and give the memory back."""
+        """Finish the save that is being written, raise its error, and free the memory."""
         try:
             self.wait()
         finally:

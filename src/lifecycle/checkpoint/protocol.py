@@ -1,4 +1,4 @@
-"""How a checkpoint proves itself: written aside, hashed while written, manifest last, one rename.
+"""The commit protocol of a checkpoint: written aside, hashed while written, manifest last, one rename.
 
 .staging-step-00000030-<pid>/   data files, each hashed as its bytes go out and fsynced
                                 manifest.json: bytes and sha256 of every file, and its own sha256

@@ -67,7 +67,7 @@ def make_room(folder: Path, needed_bytes: int, *, keep_last: int, milestones: Se
 
 
 def remedies(folder: Path, *, keep_last: int, milestones: Sequence[int]) -> str:
-    """What of this run could go where the disk is full, with its size and what to type; nothing that would not help."""
+    """What of this run could be deleted where the disk is full, with its size and what to type; nothing else."""
     paths = _paths(folder)
     marked = _marked(folder, paths)
     least = keep(list(paths), keep_last=1, marked=marked, milestones=[])

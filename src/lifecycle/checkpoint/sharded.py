@@ -70,7 +70,7 @@ class ShardedStrategy(ModelParallelStrategy):
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._pending_path: Path | None = None
-        self._talk: dist.ProcessGroup | None = None  # of the threads: their words do not mix with training's
+        self._talk: dist.ProcessGroup | None = None  # of the threads: their messages do not mix with training's
         self._host = HostCopy()
 
     @property
@@ -131,7 +131,7 @@ class ShardedStrategy(ModelParallelStrategy):
             pending.result()
 
     def teardown(self) -> None:
-        """Finish the save that is being written, raise its error, and give the memory back."""
+        """Finish the save that is being written, raise its error, and free the memory."""
         try:
             self.wait()
         finally:
@@ -190,7 +190,7 @@ class ShardedStrategy(ModelParallelStrategy):
         return None
 
     def _remedies(self, path: Path) -> Callable[[], str]:
-        """What could go, in words, where there is no room for the checkpoint `path`."""
+        """What could be deleted, in words, where there is no room for the checkpoint `path`."""
         writer = self.checkpoint_io
         return partial(writer.remedies, path) if isinstance(writer, CommittedCheckpointIO) else str
 

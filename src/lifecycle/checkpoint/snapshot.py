@@ -106,7 +106,7 @@ class Pool:
         self._bytes = torch.empty(0, dtype=torch.uint8, device="cpu")
 
     def take(self, checkpoint: dict[str, Any]) -> Frozen:
-        """Copy `checkpoint` out of the way of training: when this returns, its tensors and containers may change."""
+        """Copy `checkpoint` into the pool: when this returns, its tensors and containers may change."""
         split = _Split()
         tree = split.value(checkpoint, ())
         blocks, places, size = _layout(split.tensors)
@@ -141,7 +141,7 @@ class Pool:
                 target.view(tensor.dtype).view(tensor.shape).copy_(tensor, non_blocking=True)
 
     def release(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         if self._memory is not None and self._bytes.is_pinned():
             torch.cuda.cudart().cudaHostUnregister(self._bytes.data_ptr())
         self._bytes, self._memory = torch.empty(0, dtype=torch.uint8, device="cpu"), None

@@ -34,7 +34,7 @@ def warnings(levels: Mapping[str, Sequence[LevelSize]], plans: Sequence[SourcePl
             passes = _passes(size, by_name[name])
             if most is not None and passes is not None and passes > most:
                 found.append(
-                    f"level {size.band} of {name} would be read {passes:.1f} times, data.sources.{name}.max_epochs "
+                    f"level {size.bucket} of {name} would be read {passes:.1f} times, data.sources.{name}.max_epochs "
                     f"allows {most:g}: shorten its stages, widen their levels, or raise max_epochs"
                 )
     return found
@@ -62,7 +62,7 @@ def _table(name: str, sizes: Sequence[LevelSize], plan: SourcePlan) -> Table:
     for size in sizes:
         passes = _passes(size, plan)
         sheet.add_row(
-            size.band,
+            size.bucket,
             "?" if size.rows is None else short(size.rows, 3),
             "?" if plan.available is None else short(plan.available * size.part, 3),
             short(plan.tokens * size.mean_share, 3),

@@ -32,7 +32,7 @@ Attention = Literal["auto", "sdpa", "varlen", "flash"]
 
 CPUINFO = Path("/proc/cpuinfo")
 BF16_PAYS_FROM = 1.3
-"""Ratio of the measured bf16 to the fp32 matrix rate from which bf16 is chosen: casts eat a part of the gain."""
+"""Ratio of the measured bf16 to the fp32 matrix rate from which bf16 is chosen: casts take a part of the gain."""
 
 COMPILE_GAIN = {("cpu", "fp32"): 1.04, ("cpu", "bf16"): 1.3, ("cuda", "fp32"): 1.2, ("cuda", "bf16"): 1.3}
 """Compiled over eager training rate: rough figures of small and middle-sized decoders."""

@@ -1,4 +1,4 @@
-"""The moments of one optimizer as the beginning of another, over the same parameters (of which some may have grown)."""
+"""Takes over the moments of one optimizer into another, over the same parameters (of which some may have more rows)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lifecycle.errors import UserError
 
 @torch.no_grad()
 def carry_over(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    """Put the state of `state` (an optimizer's `state_dict`, whole tensors) into a fresh `optimizer`.
+    """Load `state` (an optimizer's `state_dict`, whole tensors) into a fresh `optimizer`.
 
     Groups are matched by name and parameters by their place in it; the rates stay the new ones. A parameter that has
     more rows than it had keeps its moments, and its new rows start at zero. Raises UserError where they do not fit.

@@ -28,7 +28,7 @@ ROUTER, GATE = "router", "shared_gate"
 
 
 def kind_of(name: str, parameter: Tensor) -> ParameterKind:
-    """What a parameter is to an optimizer, from its dotted name and its (unsharded) shape."""
+    """The kind of a parameter (see the top of the file), from its dotted name and its (unsharded) shape."""
     parts = set(name.split("."))
     if ROUTER in parts or (parameter.ndim < 2 and any(part.endswith("norm") for part in parts)):
         return "norm"
@@ -45,9 +45,9 @@ def is_stack(name: str, parameter: Tensor) -> bool:
 
 
 def trainable(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, nn.Parameter]:
-    """The parameters that learn, by name, each once: of the names of a tied parameter the first stands.
+    """The trainable parameters by name, each once: a tied parameter under the first of its names.
 
-    Raises `UserError` when nothing learns, or when a weight is below fp32: optimizer state takes the dtype of its
+    Raises `UserError` when there are none, or when a weight is below fp32: optimizer state takes the dtype of its
     parameter, and moments in bf16 lose updates smaller than 1/256 of a weight.
     """
     found: dict[int, tuple[str, nn.Parameter]] = {}

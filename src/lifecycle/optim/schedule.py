@@ -22,8 +22,8 @@ StepsOf = Callable[[float], int]
 Shape = Literal["linear", "cosine", "1-sqrt"]
 Name = Literal["cosine", "wsd", "linear", "1-sqrt", "constant"]
 NAMES = get_args(Name)
-SAID_FROM = 0.02
-"""Relative change of a rate, where a run goes on with another length, that its user is told of."""
+NOTICE_FROM = 0.02
+"""Relative change of the rate from which a user is told of it, where a run continues with another length."""
 
 
 def decay(progress: float, shape: Shape, min_ratio: float) -> float:
@@ -154,16 +154,17 @@ class Course:
         return min(self._factor(step), self.most)
 
     def state(self, taken: int) -> dict[str, float]:
-        """After so many steps; plain, for the checkpoint."""
+        """The state after `taken` steps as plain numbers, for the checkpoint."""
         reached = self(max(taken - 1, 0))
         return {"steps": self._steps, "reached": reached, "warm": float(taken >= self._warmup), "most": self.most}
 
     def restore(self, state: Mapping[str, float], taken: int) -> tuple[float, float, float] | None:
-        """Go on after so many steps of a run that was saved. Where its length is another now, and its factor too: that
-        of the last step, that of the next one, and that of the schedule of the new length."""
+        """Continue after `taken` steps of a saved run; the inverse of `state`. Where the length of the run has changed,
+        and the factor with it, returns that of the last step, that of the next one, and that which the schedule of the
+        new length has there; else None."""
         self.most = 1.0 if self._stretch else state["most"]
         planned, reached = self._factor(taken), state["reached"]
-        if not taken or state["steps"] == self._steps or math.isclose(planned, reached, rel_tol=SAID_FROM):
+        if not taken or state["steps"] == self._steps or math.isclose(planned, reached, rel_tol=NOTICE_FROM):
             return None
         if state["warm"] and planned > reached and not self._stretch:
             self.most = reached
@@ -171,7 +172,7 @@ class Course:
 
 
 def of_another_length(turn: tuple[float, float, float], peak: float, steps: int) -> str:
-    """What the user is told where `Course.restore` found another length."""
+    """The notice for the user where `Course.restore` found another length. peak: the peak rate; steps: the length."""
     before, after, planned = (f"{factor * peak:.2e}" for factor in turn)
     held = f", where the schedule of {steps} steps has {planned}: stage.schedule.stretch=true takes that"
     goes = f"stays at {after}" if before == after else f"goes on from {before} at {after}"

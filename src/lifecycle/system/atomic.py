@@ -15,7 +15,7 @@ PARTIAL = ".partial"  # where files of a folder are while they are written
 
 def write(path: Path, content: str | bytes) -> None:
     """Write `content` (text as UTF-8) to `path`, making its folder: a reader never sees a part of it, and after a power
-    cut it is the old file or the new one. For small files: each call waits for the disk."""
+    cut it is the old file or the new one. For small files: each call synchronises the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:

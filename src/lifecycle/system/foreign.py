@@ -1,4 +1,4 @@
-"""Files that others wrote: one place where they are read, and where what is wrong with them is said.
+"""Files from elsewhere: one place that reads them and says what is wrong with them.
 
     config = read_object(folder / "config.json")     # a JSON object, or a `UserError`: file, what came, what to do
 

@@ -3,7 +3,7 @@
     folder = fetched("owner/name", TOKENIZER)                     # in the hub's own cache; its name is the commit
     folder = fetched("owner/name", ["*.safetensors"], commit)
 
-Readers of folders then read it, so that nothing else asks the network, or waits for one that is not there.
+Readers of folders then read it, so that nothing else uses the network, or waits for one that is absent.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A process that another one started ends with it: killed, the other could not say so, and this one would wait on."""
+"""Ends a process when the one that started it is gone: a killed parent cannot tell it, and it would wait for ever."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines on stderr that are said once, however often a process comes by."""
+"""Lines on stderr that a process writes once, however often it is asked to."""
 
 from __future__ import annotations
 

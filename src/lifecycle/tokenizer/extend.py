@@ -1,4 +1,4 @@
-"""A given tokenizer with further tokens, or with its digits apart. The ids of all that it had stay as they were.
+"""A given tokenizer with further tokens, or with single digits as tokens. The ids that it had stay as they were.
 
     extend(tokenizer, new_tokens=["<think>", "</think>"])     "<think>" in a document is one token from now on
     extend(tokenizer, split_digits=True)                      "2048" is 2, 0, 4, 8: sums can be learned digit by digit

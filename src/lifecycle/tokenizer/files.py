@@ -1,4 +1,4 @@
-"""The files of a tokenizer as `transformers` wants them, and what is wrong with them, in words.
+"""The files of a tokenizer as `transformers` takes them, and errors in words for those that it does not take.
 
     with without_marks(folder) as place: ...    # byte order marks are read over, as in every foreign file
     check_files(folder)                         # raises UserError for the first file that is at fault, or does nothing
@@ -56,7 +56,7 @@ def check_files(folder: Path) -> None:
 
 
 def read_backend(path: Path) -> tokenizers.Tokenizer:
-    """The tokenizer that a tokenizer.json says. Errors: `UserError`."""
+    """The tokenizer of a tokenizer.json. Errors: `UserError` for a file that is none."""
     try:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises nothing narrower

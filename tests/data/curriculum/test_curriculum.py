@@ -34,7 +34,7 @@ def curriculum(**changes: Any) -> Curriculum:
 
 def test_a_table_reads_its_levels_in_turn() -> None:
     made = curriculum()
-    assert made.bands == ["1-2", "2-3.5", "3.5-5"]
+    assert made.buckets == ["1-2", "2-3.5", "3.5-5"]
     assert made.schedule([1, 2, 3], "s") == {0.0: [1, 0, 0], 0.3: [0, 1, 0], 0.6: [0, 0, 1]}
 
 
@@ -83,7 +83,7 @@ def test_pacing_over_many_rows_of_one_score_begins_with_the_easiest_there_are() 
 
 def test_a_row_on_an_edge_is_of_the_easier_band_and_the_outermost_are_open() -> None:
     scores = np.array([-9, 1, 2, 2.001, 3.5, 4, 5, 99, np.nan])
-    assert curriculum(scale="none").band_of(scores).tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 2]
+    assert curriculum(scale="none").bucket_of(scores).tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 2]
 
 
 def test_the_quantile_scale_is_the_rank() -> None:

@@ -45,7 +45,7 @@ def measure(text: str) -> Size:
 def _parsed(text: str) -> ast.Module | None:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd escapes in somebody else's strings
+            warnings.simplefilter("ignore")  # about odd escapes in the strings of the data
             return ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None

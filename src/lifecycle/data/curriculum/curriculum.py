@@ -6,8 +6,8 @@
     c(p) = c0 + (1 - c0) p      sqrt(c0^2 + (1 - c0^2) p)      c0^(1 - p)     p: progress / full_at, c0: start
 
 Linear and sqrt: competence of arXiv 1903.09848, eq. 6 and 7; exponential: geometric progression of arXiv 1912.08555.
-The ends of all stages cut the scale into *bands*; each band of a source becomes a source of its own (`levels.py`) whose
-weight jumps by this table. A row on the edge of two bands belongs to the easier one.
+The ends of all stages cut the scale into *difficulty buckets*; each bucket of a source becomes a source of its own
+(`levels.py`), whose weight changes by this table. A row on the edge of two buckets belongs to the easier one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class CurriculumStage:
 
 
 class Change(NamedTuple):
-    """From `progress` on, the bands from `first` to `stop` (exclusive) are read."""
+    """From `progress` on, the buckets from `first` to `stop` (exclusive) are read."""
 
     progress: float
     first: int
@@ -47,7 +47,7 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Curriculum:
-    """What orders the rows, and when they are read. Every key is explained in conf/curriculum.
+    """How rows are ordered by difficulty, and when they are read. Every key is explained in conf/curriculum.
 
     Raises UserError for a table or a pacing that no run could follow.
     """
@@ -101,20 +101,20 @@ class Curriculum:
 
     @property
     def bounds(self) -> list[float]:
-        """Where the bands begin and end; the outermost are open: what lies beyond belongs to the first and the last."""
+        """The edges of the buckets, ascending; scores outside them belong to the first and the last bucket."""
         if self.stages is not None:
             return sorted({end for stage in self.stages for end in stage.levels})
         shares = [0.0, *(self.start + (1 - self.start) * step / PACED_STEPS for step in range(PACED_STEPS + 1))]
         return [LOWEST + (HIGHEST - LOWEST) * share for share in shares]
 
     @property
-    def bands(self) -> list[str]:
-        """The bands as people name them: 1-2, 2-3.5."""
+    def buckets(self) -> list[str]:
+        """The names of the buckets: 1-2, 2-3.5."""
         return [f"{low:.3g}-{high:.3g}" for low, high in zip(self.bounds, self.bounds[1:], strict=False)]
 
     @property
     def turns(self) -> list[Change]:
-        """When the bands change that are read."""
+        """When other buckets begin to be read, ascending by progress."""
         if self.stages is None:
             return [Change(self._reached(step / PACED_STEPS), 0, step + 1) for step in range(PACED_STEPS + 1)]
         begins = [0.0, *(stage.until for stage in self.stages)]
@@ -132,14 +132,14 @@ class Curriculum:
             share = 1 - math.log(competence) / math.log(self.start)
         return self.full_at * share
 
-    def band_of(self, scores: NDArray[np.float64]) -> NDArray[np.int64]:
-        """(N,) the band of each score on the scale; a score that is not known (NaN) is in the last."""
+    def bucket_of(self, scores: NDArray[np.float64]) -> NDArray[np.int64]:
+        """(N,) the number of the bucket of each score (N,) on the scale; NaN is in the last."""
         return np.searchsorted(self.bounds[1:-1], scores, side="left")
 
     def schedule(self, sizes: Sequence[float], name: str) -> dict[float, list[float]]:
-        """Shares of the tokens of source `name` by band, which add up to 1, from each progress on.
+        """Shares of the tokens of source `name` by bucket, which add up to 1, from each progress on.
 
-        `sizes` of the bands: those that are read together are read in these proportions, so each of their rows comes
+        `sizes` of the buckets: those that are read together are read in these proportions, so each of their rows comes
         equally often. Raises UserError for a stage in which the source has nothing to read.
         """
         return {turn.progress: self._shares(turn, sizes, name) for turn in self.turns}
@@ -157,8 +157,8 @@ class Curriculum:
             )
         kept = self.older_share if older else 0.0
         return [
-            kept * size / older if band < first and older else (1 - kept) * size / now if first <= band < stop else 0.0
-            for band, size in enumerate(sizes)
+            kept * size / older if n < first and older else (1 - kept) * size / now if first <= n < stop else 0.0
+            for n, size in enumerate(sizes)
         ]
 
 

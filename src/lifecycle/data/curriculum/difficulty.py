@@ -4,7 +4,7 @@
     readability   0.39 words / sentences + 11.8 syllables / words - 15.59                           school grade
     code          log2(nodes depth cyclomatic) of the syntax tree (`code_complexity.py`)
 
-Length is the number of tokens, and the loss under a parent is the parent's business.
+Length is the number of tokens; the loss under a parent is computed by `lineage/parent_loss.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A source under a curriculum, dealt out as one source for each band of difficulty: gsm8k.level1-2, gsm8k.level2-3.5.
+"""A source under a curriculum, split into one source a difficulty bucket: gsm8k.level1-2, gsm8k.level2-3.5.
 
-All have the source's files and read their own rows of them; every row belongs to exactly one. Their weights jump with
+All have the source's files and read their own rows of them; every row belongs to exactly one. Their weights change with
 progress as any source's may, so what holds for a mixture holds for a curriculum: exact shares, the ledger, resume.
 """
 
@@ -27,7 +27,8 @@ from lifecycle.tokenizer.tokenizer import Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """One band of a source: the level source, rows and bytes of text that are trained on, weight from each progress."""
+    """One difficulty bucket of a source: the source of its rows, rows and bytes of text that are trained on, and the
+    weight from each progress (0 to 1) on."""
 
     source: Source
     rows: int
@@ -36,8 +37,8 @@ class Level:
 
 
 def under_curriculum(curriculum: Curriculum, specs: Mapping[str, SourceSpec], replayed: frozenset[str]) -> list[str]:
-    """The sources that it orders: those it names; else those with a level, where it goes by levels; else all that are
-    trained on and not replayed. Raises UserError for none, or one that it cannot order."""
+    """Names of the sources that the curriculum orders: those it names; else, with `by: field`, those whose rows have a
+    level; else all that are trained on and not replayed. Raises UserError for none, or one that it cannot order."""
     if unknown := sorted(set(curriculum.sources or []) - set(specs)):
         raise UserError(f"{WHERE}.sources names {unknown[0]}; the sources are {', '.join(specs)}")
     chosen = curriculum.sources or [
@@ -65,31 +66,32 @@ def under_curriculum(curriculum: Curriculum, specs: Mapping[str, SourceSpec], re
 def deal(
     source: Source, curriculum: Curriculum, tokenizer: Tokenizer | None, cache: Path, parent_loss: DocumentLoss | None
 ) -> list[Level]:
-    """The level sources of one source, easiest first; bands without a row are left out."""
+    """The levels of one source, easiest first; buckets without a row are left out. Raises UserError where no row can be
+    scored."""
     source = with_row_counts(source, cache=cache)  # the rows of a level are named by their number
     scores = score_rows(source, curriculum.by, tokenizer=tokenizer, cache=cache, parent_loss=parent_loss)
     _check_known(source, scores, curriculum)
-    band = assign(scores, curriculum)
-    sizes = np.bincount(band, weights=scores.size, minlength=len(curriculum.bands))
+    bucket = assign(scores, curriculum)
+    sizes = np.bincount(bucket, weights=scores.size, minlength=len(curriculum.buckets))
     whole = Weight.of(source.spec.weight, source.name).start
     schedule = curriculum.schedule(sizes.tolist(), source.name)
     levels = []
     for index in np.flatnonzero(sizes).tolist():
         weights = {progress: whole * shares[index] for progress, shares in schedule.items()}
-        level = _level_source(source, curriculum.bands[index], np.flatnonzero(band == index), weights)
-        rows = int(((band == index) & (scores.size > 0)).sum())
+        level = _level_source(source, curriculum.buckets[index], np.flatnonzero(bucket == index), weights)
+        rows = int(((bucket == index) & (scores.size > 0)).sum())
         levels.append(Level(source=level, rows=rows, bytes=float(sizes[index]), weights=weights))
     return levels
 
 
 def assign(scores: Scores, curriculum: Curriculum) -> NDArray[np.int64]:
-    """(N,) the band of every row. One that is not trained on goes with the row before it, so that what is counted of
-    such rows is spread as they are."""
+    """(N,) the bucket of every row. A row that is not trained on has the bucket of the row before it, so that counts of
+    such rows are spread over the buckets as the rows are."""
     kept = scores.size > 0
     scaled = quantile_scale(scores.score) if curriculum.scale == "quantile" else scores.score.astype(np.float64)
-    band = curriculum.band_of(scaled)
-    last_kept = np.maximum.accumulate(np.where(kept, np.arange(len(band)), np.argmax(kept)))
-    return band[last_kept]
+    bucket = curriculum.bucket_of(scaled)
+    last_kept = np.maximum.accumulate(np.where(kept, np.arange(len(bucket)), np.argmax(kept)))
+    return bucket[last_kept]
 
 
 def described(levels: Mapping[str, Sequence[Level]]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -116,8 +118,8 @@ def is_level(name: str, source: str) -> bool:
     return name.startswith(f"{source}.level")
 
 
-def _level_source(source: Source, band: str, rows: NDArray[np.int64], weights: dict[float, float]) -> Source:
-    name = f"{source.name}.level{band}"
+def _level_source(source: Source, bucket: str, rows: NDArray[np.int64], weights: dict[float, float]) -> Source:
+    name = f"{source.name}.level{bucket}"
     return replace(
         source,
         name=name,
@@ -141,14 +143,14 @@ def _check_known(source: Source, scores: Scores, curriculum: Curriculum) -> None
         )
     if unknown:
         sys.stderr.write(
-            f"data.sources.{source.name}: {unknown:,} of {kept.sum():,} rows have no {curriculum.by} to go by; they "
+            f"data.sources.{source.name}: {unknown:,} of {kept.sum():,} rows have no score by {curriculum.by}; they "
             "are read with the hardest\n"
         )
 
 
 def in_order(levels: dict[str, list[Level]], plain: Sequence[Source]) -> tuple[list[Source], list[Source]]:
-    """The sources of the run, numbered, levels in the place of what they were dealt from; and the plain ones, each
-    with the number of its first."""
+    """(the sources of the run, numbered, the levels of a source in its place; the sources as configured, each with the
+    number of its first level)."""
     sources, whole = list[Source](), list[Source]()
     for source in plain:
         whole.append(replace(source, index=len(sources)))

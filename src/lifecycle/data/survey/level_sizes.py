@@ -21,21 +21,21 @@ from lifecycle.tokenizer.tokenizer import Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class LevelSize:
-    """One band of a source. `shares`: of the source's tokens, from each progress on; `rows` None: not scored yet, and
-    `part`, its share of the source's text, is then as large as the band is wide."""
+    """One difficulty bucket of a source. shares: of the source's tokens, from each progress on. rows: None if not
+    scored yet. part: share of the source's text; as long as it is not scored, that of the bucket's width."""
 
-    band: str
+    bucket: str
     rows: int | None
     part: float
     shares: Mapping[float, float]
 
     def share_at(self, progress: float) -> float:
-        """Of the source's tokens, at a progress from 0 to 1."""
+        """The bucket's share of the source's tokens, at a progress from 0 to 1."""
         return [share for begins, share in self.shares.items() if begins <= progress][-1]
 
     @property
     def mean_share(self) -> float:
-        """Of the source's tokens, over the run."""
+        """The bucket's share of the source's tokens, over the whole run."""
         begins = [*self.shares, 1.0]
         return sum(share * (end - begin) for (begin, share), end in zip(self.shares.items(), begins[1:], strict=True))
 
@@ -68,7 +68,7 @@ def survey_levels(
             weight = Weight.of(spec.weight, name).start
             found[name] = [
                 LevelSize(
-                    band=level.source.name.removeprefix(f"{name}.level"),
+                    bucket=level.source.name.removeprefix(f"{name}.level"),
                     rows=level.rows,
                     part=level.bytes / whole,
                     shares={at: w / weight for at, w in level.weights.items()},
@@ -79,11 +79,11 @@ def survey_levels(
 
 
 def _expected(curriculum: Curriculum, name: str) -> list[LevelSize]:
-    """A band holds as much of the text as it is wide: so it is by rank, and a guess for levels as they are."""
+    """Buckets as large as they are wide: exact with scale=quantile, a guess with scale=none."""
     bounds = curriculum.bounds
     parts = [(high - low) / (bounds[-1] - bounds[0]) for low, high in zip(bounds, bounds[1:], strict=False)]
     schedule = curriculum.schedule(parts, name)
     return [
-        LevelSize(band=band, rows=None, part=part, shares={at: shares[i] for at, shares in schedule.items()})
-        for i, (band, part) in enumerate(zip(curriculum.bands, parts, strict=True))
+        LevelSize(bucket=bucket, rows=None, part=part, shares={at: shares[i] for at, shares in schedule.items()})
+        for i, (bucket, part) in enumerate(zip(curriculum.buckets, parts, strict=True))
     ]
