@@ -8,6 +8,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -23,6 +24,7 @@ from lifecycle.data.module import DataModule
 from lifecycle.data.read.spec import SourceSpec
 from lifecycle.data.stream.pieces import Exhausted
 from lifecycle.data.views import VIEWS as VIEWS_OF
+from lifecycle.errors import UserError
 from lifecycle.tokenizer.tokenizer import TokenizerRecipe
 
 VIEWS = ("text", "chat", "preference", "unpaired", "prompt")
@@ -162,7 +164,8 @@ def on_ranks(make: Callable[[], DataModule], world: int, state: Any = None) -> S
         with patch.object(modules[rank], "_rank", lambda: (rank, world)):
             if state is not None:
                 modules[rank].load_state_dict(state)
-            parts[rank] = read(modules[rank])[0]
+            with suppress(UserError):  # nothing is left to read
+                parts[rank] = read(modules[rank])[0]
 
     one = threading.Lock()  # transformers keeps what a template marks once a process, and ranks are processes
 

@@ -180,3 +180,20 @@ def test_looking_at_labels_waits_for_no_device() -> None:
     with FakeTensorMode():
         ids = torch.zeros(6, dtype=torch.long, device="cuda")
         check_tokens(ids, vocab=5, ignored=True)
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("chunk_tokens", [4, None])
+def test_weights_scale_each_tokens_loss_and_gradient(chunk_tokens: int | None, softcap: float | None) -> None:
+    hidden, weight, labels = inputs()
+    weights = torch.rand(len(labels), generator=torch.Generator().manual_seed(1))
+    options: dict[str, Any] = {"z_loss": 0.1, "softcap": softcap, "chunk_tokens": chunk_tokens}
+    loss, metrics = linear_cross_entropy(hidden, weight, labels, weights_N=weights, **options)
+    alone = [slice(n, n + 1) for n in range(len(labels))]
+    each = [linear_cross_entropy(hidden[n], weight, labels[n], **options)[0] for n in alone]
+    expected = (torch.stack(each) * weights).sum()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(grads(loss, hidden, weight), grads(expected, hidden, weight))
+    assert metrics["count"] == (labels != -100).sum()
+    ones, _ = linear_cross_entropy(hidden, weight, labels, weights_N=torch.ones(len(labels)), **options)
+    assert torch.equal(ones, linear_cross_entropy(hidden, weight, labels, **options)[0])

@@ -3,8 +3,8 @@
 import numpy as np
 from tests.items import ids_of
 
-from lifecycle.batch import Example
-from lifecycle.data.stream.packing import COLUMNS, Piece, arrays, best_fit, cut
+from lifecycle.batch import Example, Pair, Prompt
+from lifecycle.data.stream.packing import COLUMNS, WHOLE, LongExamples, Packing, Piece, arrays, best_fit, cut
 
 
 def piece(size: int, start: int = 0, source: int = 0) -> Piece:
@@ -45,3 +45,48 @@ def test_arrays_mark_documents_positions_sources_and_padding() -> None:
     assert out["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 0, 0]]
     assert out["document_ids"].tolist() == [[1, 1, 1, 2, 2, 0, 0, 0]]
     assert out["source_ids"].tolist() == [[0, 0, 0, 1, 1, -1, -1, -1]]
+
+
+RULES: tuple[LongExamples, ...] = ("drop", "shorten")
+
+
+def masked(size: int, trained_from: int) -> Example:
+    ids = np.arange(size + 1, dtype=np.int32)
+    return Example(ids=ids, trained=ids >= trained_from)
+
+
+def test_a_long_example_keeps_its_beginning_if_a_trained_token_is_left() -> None:
+    rule = {name: Packing(view="chat", long_examples=name) for name in RULES}
+    fits, long, hopeless = masked(8, 3), masked(20, 8), masked(20, 9)
+    for packing in rule.values():
+        assert packing.fit(fits, 8) is fits and packing.fit(hopeless, 8) is None
+    assert rule["drop"].fit(long, 8) is None
+    short = rule["shorten"].fit(long, 8)
+    assert isinstance(short, Example) and short.trained is not None
+    assert short.ids.tolist() == list(range(9)) and short.trained.tolist() == [False] * 8 + [True]
+
+
+def test_of_a_long_pair_the_longer_side_gives_way_first() -> None:
+    packing = Packing(view="preference", long_examples="shorten")
+
+    def sizes(chosen: int, rejected: int, room: int, asked: int = 2) -> tuple[int, int] | None:
+        sides = [masked(chosen, asked), masked(rejected, asked)]
+        sides[1].ids[-1] = 99
+        one = packing.fit(Pair(prompt=sides[0].ids[:asked], chosen=sides[0], rejected=sides[1]), room)
+        assert one is None or (isinstance(one, Pair) and one.size <= room)
+        return (one.chosen.size, one.rejected.size) if isinstance(one, Pair) else None
+
+    assert sizes(4, 6, 10) == (4, 6)
+    assert sizes(4, 9, 10) == (4, 6)
+    assert sizes(9, 4, 10) == (6, 4)
+    assert sizes(9, 7, 10) is None  # what is left of both sides is the same
+    assert sizes(9, 4, 10, asked=7) is None  # what is left of a side is its prompt
+    long = Pair(prompt=masked(2, 0).ids, chosen=masked(9, 2), rejected=masked(9, 2))
+    assert Packing(view="preference").fit(long, 10) is None
+
+
+def test_a_prompt_is_left_out_where_no_token_could_follow_it() -> None:
+    for rule in RULES:
+        packing = Packing(view="prompt", long_examples=rule)
+        prompt = Prompt(id="a:1", ids=np.arange(8, dtype=np.int32))
+        assert [packing.fit(prompt, length) for length in (9, 8, WHOLE)] == [prompt, None, prompt]

@@ -1,24 +1,46 @@
 """Laws of a logical stream: exact mixing, nothing lost, and resume at any step gives the same rows."""
 
+import pickle
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lifecycle.batch import Example, Item
+from lifecycle.batch import Example, Item, Pair, Prompt
+from lifecycle.batch.item_arrays import facts, sequences, trained_of, weight_of
+from lifecycle.data.ledger import with_tensors
 from lifecycle.data.mixture.plan import BatchPlan, Mix, Phase, fixed
 from lifecycle.data.mixture.weight import Weight
+from lifecycle.data.stream.packing import TEXT, LongExamples, Packing
 from lifecycle.data.stream.pieces import Exhausted, Pieces, State
 from lifecycle.data.stream.stream import Stream
 from lifecycle.errors import UserError
 
 
+def item(view: str, number: int, size: int) -> Item:
+    """An item of about `size` ids that count upwards from 1000 times its number, of which the last half is trained."""
+    ids = (np.arange(size) + 1000 * number).astype(np.int32)
+    trained = np.arange(size) >= size // 2
+    if view == "text":
+        return Example(ids=ids)
+    if view == "preference":
+        worse = Example(ids=np.append(ids[: size // 2 + 1], -1).astype(np.int32), trained=trained[-(size // 2 + 2) :])
+        return Pair(prompt=ids[:1], chosen=Example(ids=ids, trained=trained), rejected=worse, margin=number / 2)
+    if view == "prompt":
+        return Prompt(id=f"a:{number}", ids=ids, answer=str(number), meta={"number": number})
+    weight = (trained * np.float32(0.5)).astype(np.float32) if number % 3 else None
+    return Example(ids=ids, trained=trained, weight=weight, wanted=number % 2 == 0 if view == "unpaired" else None)
+
+
 class Counting:
     """Documents of deterministic random lengths whose ids count upwards, so that every token is recognised."""
 
-    def __init__(self, name: str, longest: int, state: State | None = None, limit: float | None = None) -> None:
-        self.name, self.longest, self.max_epochs = name, longest, limit
+    def __init__(
+        self, name: str, longest: int, state: State | None = None, limit: float | None = None, view: str = "text"
+    ) -> None:
+        self.name, self.longest, self.max_epochs, self.view = name, longest, limit, view
         self.number = state["number"] if state else 0
 
     def next(self) -> Item:
@@ -26,7 +48,7 @@ class Counting:
             raise Exhausted(self.name)
         size = int(np.random.default_rng((len(self.name), self.number)).integers(2, self.longest))
         self.number += 1
-        return Example(ids=(np.arange(size) + 1000 * self.number).astype(np.int32))
+        return item(self.view, self.number, size)
 
     def state(self) -> State:
         return {"number": self.number}
@@ -45,13 +67,17 @@ def stream(
     limit: float | None = None,
     dropping: bool = False,
     window_rows: int = 8,
+    packing: Packing = TEXT,
 ) -> Stream:
     at = state["anchor"]["sources"] if state else {}
     pieces = {
         name: Pieces(
-            Counting(name, longest, at[name]["documents"] if at else None, limit if name == "ccc" else None),
+            Counting(
+                name, longest, at[name]["documents"] if at else None, limit if name == "ccc" else None, packing.view
+            ),
             i,
             at[name] if at else None,
+            packing=packing,
         )
         for i, (name, longest) in enumerate(LENGTHS.items())
     }
@@ -68,7 +94,16 @@ def stream(
 
 
 def flat(rows: Any) -> list[tuple[int, ...]]:
-    return [tuple([p.source, *p.item.ids.tolist()]) for row in rows for p in row.pieces]
+    """The pieces of rows by source and ids."""
+    return [(p.source, *(int(i) for part in sequences(p.item) for i in part.ids)) for row in rows for p in row.pieces]
+
+
+def everything(rows: Any) -> list[str]:
+    """The pieces of rows by all that they are; no weights are weights of 1."""
+    pieces = [piece for row in rows for piece in row.pieces]
+    parts = [[(part.ids, trained_of(part), weight_of(part)) for part in sequences(p.item)] for p in pieces]
+    plain = [[[array.tolist() for array in part] for part in one] for one in parts]
+    return [repr((p.source, facts(p.item), arrays)) for p, arrays in zip(pieces, plain, strict=True)]
 
 
 CONSTANT = fixed(WEIGHTS, row_length=32, rows=4)
@@ -93,17 +128,57 @@ MOVING = BatchPlan(
 )
 
 
+RULES: tuple[LongExamples, ...] = ("drop", "shorten")
+PACKINGS = [TEXT, *(Packing(view=v, long_examples=rule) for v in ("chat", "preference", "unpaired") for rule in RULES)]
+PACKINGS.append(Packing(view="prompt"))
+
+
+@pytest.fixture(params=PACKINGS, ids=lambda packing: f"{packing.view}-{packing.long_examples}")
+def packing(request: pytest.FixtureRequest) -> Packing:
+    chosen: Packing = request.param
+    return chosen
+
+
+def saved(state: State) -> State:
+    """As a checkpoint gives it back."""
+    again: State = pickle.loads(pickle.dumps(with_tensors(state)))
+    return again
+
+
 @pytest.mark.parametrize("plan", [CONSTANT, CHANGING, MOVING])
-def test_resume_after_any_step_gives_the_rows_that_would_have_been(plan: BatchPlan) -> None:
-    whole = stream(plan)
+def test_resume_after_any_step_gives_the_rows_that_would_have_been(plan: BatchPlan, packing: Packing) -> None:
+    whole = stream(plan, packing=packing)
     expected, states = [], []
     for step in range(14):
         rows, state = whole.step(step)
-        expected.append(flat(rows))
-        states.append(state)
+        expected.append(everything(rows))
+        states.append(saved(state))
     for stop in range(13):
-        resumed = stream(plan, states[stop])
-        assert [flat(resumed.step(step)[0]) for step in range(stop + 1, 14)] == expected[stop + 1 :]
+        resumed = stream(plan, states[stop], packing=packing)
+        assert [everything(resumed.step(step)[0]) for step in range(stop + 1, 14)] == expected[stop + 1 :]
+        assert resumed.state()["totals"] == whole.state()["totals"]
+
+
+@pytest.mark.parametrize("plan", [CONSTANT, CHANGING])
+def test_an_item_that_is_not_cut_is_given_once_in_one_row_or_counted(plan: BatchPlan, packing: Packing) -> None:
+    one, seen = stream(plan, packing=packing), Counter[tuple[int, int]]()
+    if packing.cuts:
+        return
+    for step in range(40):
+        rows, _ = one.step(step)
+        length = plan.at(step).row_length
+        for row in rows:
+            assert sum(p.positions for p in row.pieces) + row.free == packing.room(length)
+            assert all(packing.fit(p.item, length) is p.item for p in row.pieces)
+            seen.update((p.source, int(sequences(p.item)[0].ids[0]) // 1000) for p in row.pieces)
+    waiting = [p for row in one._window[one._given :] for p in row.pieces] + one.carry
+    seen.update((p.source, int(sequences(p.item)[0].ids[0]) // 1000) for p in waiting)
+    assert set(seen.values()) == {1}
+    for index, pieces in enumerate(one.sources.values()):
+        drawn, documents = sum(source == index for source, _ in seen), pieces.documents
+        assert isinstance(documents, Counting)
+        begun = pieces._item is not None
+        assert drawn + pieces.too_long["dropped"] == documents.number - begun
 
 
 @pytest.mark.parametrize("plan", [CONSTANT, CHANGING, MOVING])
@@ -225,6 +300,25 @@ def run(parts: list[tuple[int, BatchPlan]], stop: int, **options: Any) -> tuple[
             rows.append(flat(given))
             states.append(state)
     return rows, states, one
+
+
+@pytest.mark.parametrize("binds", [3, 7])
+def test_a_change_decided_late_binds_at_its_step_in_every_view(binds: int, packing: Packing) -> None:
+    options: dict[str, Any] = {"window_rows": 40, "packing": packing}
+    before, _, _ = run([(0, REPLAYED)], 60, **options)
+    late = changed(binds, 0.6)
+    rows, _, last = run([(0, REPLAYED), (binds, late)], 60, **options)
+    assert rows[:binds] == before[:binds] and rows[binds] != before[binds]
+    names = Counter(piece for step in rows for piece in step)
+    assert max(names.values()) == 1
+    fed = dict.fromkeys(range(3), 0)
+    for step in rows[binds:]:
+        for piece in step:
+            fed[piece[0]] += 1 if packing.counts else len(piece) - (3 if packing.view == "preference" else 2)
+    assert abs(fed[1] / sum(fed.values()) - 0.6) < 0.05 and abs(sum(last.credit.values())) < 1e-6
+    for stop in range(binds, 59, 11):
+        again, _, _ = run([(0, REPLAYED), (binds, late), (stop, late)], 60, **options)
+        assert again == rows
 
 
 @pytest.mark.parametrize("binds", [3, 4, 7])
