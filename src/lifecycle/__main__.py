@@ -1,4 +1,8 @@
-"""The console script `lifecycle`, and `python -m lifecycle`."""
+"""The console script `lifecycle`, and `python -m lifecycle`.
+
+Exit codes: 0 done; 2 the user's config or data is at fault; 143 after a signal that training met, or SIGTERM; 130 after
+Ctrl-C elsewhere; others are crashes.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,11 @@ from omegaconf import DictConfig
 
 from lifecycle.config import command
 
+TERMINATED, INTERRUPTED = 143, 130
+
 
 def main() -> None:
-    """Compose the config from the command line and run it; see `lifecycle.run` for the exit codes."""
+    """Compose the config from the command line and run it."""
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader workers are forked, and each tokenises alone
@@ -28,7 +34,7 @@ def main() -> None:
 
 def _leave(signum: int, frame: FrameType | None) -> None:
     """Ctrl-C, wherever it meets us: no traceback. A run that trains saves first (`callbacks.saving`)."""
-    raise SystemExit(130)
+    raise SystemExit(INTERRUPTED)
 
 
 def others_at_work(loads: Path = Path("/proc/loadavg"), looks: int = 5) -> bool:
@@ -46,10 +52,19 @@ def others_at_work(loads: Path = Path("/proc/loadavg"), looks: int = 5) -> bool:
     return True
 
 
-def _run(cfg: DictConfig) -> None:
-    from lifecycle.run import run  # torch and all that stands on it: seconds that the help page does not need
+def _run(cfg: DictConfig) -> int:
+    # torch and all that stands on it: seconds that the help page does not need
+    from lifecycle.errors import Terminated
+    from lifecycle.run import run
+    from lifecycle.system.ranks import end_with_rank_0, leave
 
-    run(cfg)
+    end_with_rank_0()
+    try:
+        result = run(cfg)
+    except Terminated:
+        return TERMINATED
+    leave()
+    return TERMINATED if result.status == "stopped" else 0
 
 
 def _check(cfg: DictConfig) -> None:

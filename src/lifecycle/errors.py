@@ -16,3 +16,7 @@ class UserError(Exception):
 
 class Refusal(UserError):
     """A run is not gone on with as it was asked for: what stands in its folder stays as it is, status included."""
+
+
+class Terminated(BaseException):
+    """SIGTERM came where a run had nothing to save yet."""

@@ -250,7 +250,7 @@ def test_our_own_faults_keep_their_traceback(command: Command) -> None:
 
 def test_overrides_are_told_as_they_were_typed(command: Command) -> None:
     seen: list[str] = []
-    command("seed=3", "optimizer=muon", task=lambda cfg: seen.extend(config.overrides()))
+    command("seed=3", "optimizer=muon", task=lambda cfg: seen.extend(config.command_of(cfg).typed))
     assert sorted(seen) == ["optimizer=muon", "seed=3"]
 
 

@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
-from lifecycle.config.cross_checks import faults_between
+from lifecycle.config.cross_checks import Declared, faults_between
+
+STAGE = Declared(guard_actions=frozenset({"rate", "restore"}), weight_copies={"ewc": 2}, keys=frozenset({"max_steps"}))
 
 
 @pytest.mark.parametrize(
@@ -12,10 +14,11 @@ from lifecycle.config.cross_checks import faults_between
     [
         ({"guard": {"actions": ["replay", "rate"]}}, "type guard.actions=[rate]"),
         ({"stage": {"ewc": {"strength": 1.0}}, "hardware": {"strategy": "fsdp"}}, "type stage.ewc=null"),
+        ({"stage": {"optimizer": {"lr": None}}}, "this stage takes none over: type stage.optimizer.lr="),
     ],
 )
 def test_what_cannot_work_together_is_said(changes: dict[str, Any], said: str) -> None:
-    (fault,) = faults_between(changes, guard_actions={"rate", "restore"})
+    (fault,) = faults_between(changes, STAGE)
     assert said in fault
 
 
@@ -31,4 +34,10 @@ def test_what_cannot_work_together_is_said(changes: dict[str, Any], said: str) -
     ],
 )
 def test_the_rest_is_let_through(changes: dict[str, Any]) -> None:
-    assert faults_between(changes, guard_actions={"rate", "restore"}) == []
+    assert faults_between(changes, STAGE) == []
+
+
+def test_a_stage_that_takes_the_rate_over_may_leave_it_to_the_parent() -> None:
+    left = {"stage": {"optimizer": {"lr": None}}}
+    assert faults_between(left, Declared(keys=frozenset({"max_steps", "peak_ratio"}))) == []
+    assert faults_between(left, Declared()) == []  # a job trains nothing

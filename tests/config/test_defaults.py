@@ -38,8 +38,8 @@ def test_a_wrong_value_is_answered_with_the_one_of_the_config_files(overrides: l
 
 
 def test_a_key_has_the_value_of_the_choices_made_and_none_where_it_has_no_own() -> None:
-    config.compose(["experiment=debug", "stage=midtrain", "stage.max_steps=7", "guard=null"])
-    default = defaults()
+    cfg = config.compose(["experiment=debug", "stage=midtrain", "stage.max_steps=7", "guard=null"])
+    default = defaults(config.command_of(cfg))
     assert default("stage.max_steps") == 20 and default("hardware.compile") is False
     assert default("guard.watch") == 0.05
     for key in ("run", "stage.nowhere", "init_from.x", "stage.phases.0.rows", "data.sources.mine.path"):

@@ -10,6 +10,7 @@ from lifecycle import config
 from lifecycle.errors import UserError
 from lifecycle.estimate.dry_run import dry_run
 from lifecycle.run import run
+from lifecycle.runs.plan import make_plan
 
 TEXT = "the cat sat on a mat and then it ran far away from that old grey house near some river bank "
 
@@ -32,6 +33,7 @@ def told(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, float]:
             "~data.sources.mine",
             "+data.sources.first={path: first.jsonl}",
             "+data.sources.second={path: second.jsonl}",
+            "dry_run=true",
             "stage.max_tokens=null",
             "stage.max_steps=10",
             "stage.global_batch_tokens=1024",
@@ -40,7 +42,7 @@ def told(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, float]:
             *words,
         ]
     )
-    dry_run(cfg, None)
+    dry_run(make_plan(cfg))
     lines = [re.split(r"\s{2,}|[│|]", line.strip()) for line in capsys.readouterr().out.splitlines()]
     return {
         cells[0].strip(): float(found[0])

@@ -13,7 +13,7 @@ from tests.rollout.vllm_stand_in import stand_in
 from lifecycle import config
 from lifecycle.batch import Rollout
 from lifecycle.errors import UserError
-from lifecycle.lineage.parent import find_parent
+from lifecycle.lineage.find_parent import find_parent
 from lifecycle.model import Decoder, ModelConfig, build
 from lifecycle.model.huggingface import export
 from lifecycle.model.huggingface.export_folder import generation_config
@@ -242,7 +242,7 @@ def test_a_model_that_vllm_cannot_read_as_it_lies_is_exported_for_it(
     module.LLM = LLM  # type: ignore[attr-defined]
     theirs = find_parent("theirs")
     as_gguf = replace(theirs, folder=place / "elsewhere")
-    monkeypatch.setattr("lifecycle.lineage.parent.find_parent", lambda name: as_gguf)
+    monkeypatch.setattr("lifecycle.lineage.inherit.find_parent", lambda name: as_gguf)
     generate("init_from=theirs", "stage.prompt=return the", "stage.engine=vllm")
     assert read == [True] and not Path(module.settings["model"]).exists()
 

@@ -10,7 +10,7 @@ from tests.lineage.test_replay import chain, source
 
 from lifecycle import config
 from lifecycle.errors import UserError
-from lifecycle.lineage.inherit import inherit
+from lifecycle.lineage.inherit import settled
 from lifecycle.lineage.parent import Parent
 from lifecycle.optim import AdamW, Muon
 
@@ -26,8 +26,7 @@ def trained_with(folder: Path, *words: str) -> Parent:
 
 
 def taken(parent: Parent, *words: str) -> DictConfig:
-    cfg = config.compose(["stage=midtrain", *words])
-    inherit(cfg, parent)
+    cfg = settled(config.compose(["stage=midtrain", *words]), parent)
     config.check(cfg)
     return cfg
 
@@ -56,6 +55,15 @@ def test_a_kind_that_the_user_names_is_not_changed(tmp_path: Path) -> None:
 
 
 def test_other_stages_choose_for_themselves(tmp_path: Path) -> None:
-    cfg = config.compose(["stage=pretrain"])
-    inherit(cfg, trained_with(tmp_path, "optimizer=muon"))
+    cfg = settled(config.compose(["stage=pretrain"]), trained_with(tmp_path, "optimizer=muon"))
     assert cfg.stage.optimizer._target_.endswith("AdamW")
+
+
+def test_the_config_that_was_composed_stays_as_it_is(tmp_path: Path) -> None:
+    cfg = config.compose(["stage=midtrain"])
+    before = config.resolved(cfg)
+    parent = trained_with(tmp_path, "optimizer=muon")
+    made = settled(cfg, parent)
+    assert config.resolved(cfg) == before
+    assert set(made.data.sources) == {*before["data"]["sources"], "replay.a"}
+    assert config.changed_keys(config.resolved(made), config.resolved(settled(made, parent))) == []  # nothing is left

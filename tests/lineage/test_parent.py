@@ -14,9 +14,10 @@ from tests.model.huggingface.test_gguf import head_of, tensors_of, write_gguf
 from lifecycle import config
 from lifecycle.checkpoint import CommittedCheckpointIO, mark_best
 from lifecycle.errors import UserError
-from lifecycle.lineage import inherit, parent
-from lifecycle.lineage.inherit import optimizer_checkpoint
-from lifecycle.lineage.parent import adopt_parent, find_parent, history
+from lifecycle.lineage import from_checkpoint, inherit
+from lifecycle.lineage.find_parent import find_parent
+from lifecycle.lineage.inherit import adopted, optimizer_checkpoint, settled
+from lifecycle.lineage.parent import history
 from lifecycle.lineage.run_folder import RunFolder
 from lifecycle.model import ModelConfig
 from lifecycle.model.huggingface import export
@@ -82,10 +83,11 @@ def test_the_generation_settings_are_those_beside_the_weights_or_of_the_run() ->
 def test_the_config_takes_over_every_part_of_the_parents_architecture(name: str) -> None:
     finished_run("demo", CONFIGS[name])
     cfg = config.compose(["init_from=demo"])
-    adopted = adopt_parent(cfg)
-    assert adopted is not None and adopted.tokenizer is None
-    config.check(cfg)
-    assert config.build(cfg.model) == CONFIGS[name]
+    parent = adopted(cfg)
+    assert parent is not None and parent.tokenizer is None
+    made = settled(cfg, parent)
+    config.check(made)
+    assert config.build(made.model) == CONFIGS[name]
 
 
 def test_lineage_goes_back_to_the_first_stage() -> None:
@@ -125,7 +127,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> Path:
     RunFolder(folder).write_config(config.resolved(cfg) | {"model": node})
     RunFolder(folder).update(status="stopped", stage="pretrain", parent=None, ancestors=[])
     (folder / "tokenizer").mkdir()
-    monkeypatch.setattr(parent, "load_tokenizer", lambda place: Words())
+    monkeypatch.setattr(from_checkpoint, "load", lambda place: Words())
     for step, seed in ((4, 4), (8, 8)):
         state = {f"model.{name}": value for name, value in made(PADDED, seed=seed).state_dict().items()}
         if step == 4:
@@ -187,8 +189,9 @@ def test_a_gguf_file_brings_its_model_and_its_tokenizer(here: Path) -> None:
     write_gguf(Path("downloads/model.gguf"), head_of(model, "qwen3") | head, tensors_of(made(model), "qwen3"))
     for word in ("downloads", "downloads/model.gguf"):
         cfg = config.compose([f"init_from={word}"])
-        found = adopt_parent(cfg)
+        found = adopted(cfg)
         assert found is not None and found.model.layers == model.layers
+        cfg = settled(cfg, found)
         assert torch.equal(found.weights["norm.weight"], made(model).norm.weight)
         assert cfg.data.tokenizer == found.tokenizer and (Path(cfg.data.tokenizer) / "tokenizer.json").is_file()
         assert here in Path(cfg.data.tokenizer).parents
@@ -240,9 +243,8 @@ def test_a_parent_that_is_nowhere_is_answered_with_those_that_are() -> None:
             find_parent(word)
 
 
-def test_a_model_that_is_not_the_parents_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_is_not_the_parents_is_refused() -> None:
     finished_run("demo")
-    monkeypatch.setattr(config, "overrides", lambda: ["init_from=demo", "model.layers=4"])
     with pytest.raises(UserError, match=r"but model.layers=4 asks for another"):
-        adopt_parent(config.compose(["init_from=demo"]))
+        adopted(config.compose(["init_from=demo", "model.layers=4"]))
     assert json.loads(Path("outputs/demo/run.json").read_text())["status"] == "finished"

@@ -10,7 +10,7 @@ import pytest
 from lifecycle import config
 from lifecycle.data.mixture.replay_names import generation_of
 from lifecycle.errors import UserError
-from lifecycle.lineage.inherit import inherit
+from lifecycle.lineage.inherit import settled
 from lifecycle.lineage.parent import Parent
 from lifecycle.lineage.replay import kept_out, replayed_sources, told_apart
 from lifecycle.lineage.run_folder import RunFolder
@@ -193,8 +193,7 @@ def test_a_function_of_the_parents_is_not_called_unless_this_run_names_its_modul
 def test_what_a_parents_config_says_refers_to_nothing_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "told")
     parent = chain(tmp_path, {"sources": {"web": source("https://far.example/${oc.env:SECRET}")}})
-    cfg = config.compose(["stage=midtrain", "stage.optimizer.lr=1e-4"])
-    inherit(cfg, parent)
+    cfg = settled(config.compose(["stage=midtrain", "stage.optimizer.lr=1e-4"]), parent)
     assert config.resolved(cfg)["data"]["sources"]["replay.web"]["path"] == "https://far.example/${oc.env:SECRET}"
 
 

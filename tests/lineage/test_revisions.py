@@ -13,7 +13,7 @@ from lifecycle.data.read.files import remote
 from lifecycle.data.read.spec import SourceSpec
 from lifecycle.errors import UserError
 from lifecycle.lineage import revisions
-from lifecycle.lineage.revisions import pin
+from lifecycle.lineage.revisions import pin, with_revisions
 from lifecycle.lineage.run_folder import RunFolder
 
 FIRST, SECOND, TAGGED = "a" * 40, "b" * 40, "c" * 40
@@ -45,6 +45,7 @@ def start(folder: Path, cfg: DictConfig) -> str | None:
     """The commit that a start of the run reads; what it leaves in its folder."""
     run = RunFolder(folder)
     pinned = pin(cfg, run)
+    cfg = with_revisions(cfg, pinned)
     run.write_config(OmegaConf.to_container(cfg))  # type: ignore[arg-type]
     run.update(revisions=pinned)
     revision: str | None = cfg.data.sources.web.get("revision")

@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import DictConfig, open_dict
 from tests.model.huggingface.families import LLAMA, made
 
 from lifecycle import config
 from lifecycle.errors import UserError
-from lifecycle.lineage.parent import Parent, adopt_parent
-from lifecycle.lineage.vocabulary import extend_vocabulary
+from lifecycle.lineage.find_parent import find_parent
+from lifecycle.lineage.inherit import adopted, settled
+from lifecycle.lineage.parent import Parent
+from lifecycle.lineage.vocabulary import extended
 from lifecycle.model.huggingface import export
+from lifecycle.stages.inheritance import Vocabulary
 from lifecycle.tokenizer.extend import extend
-from lifecycle.tokenizer.tokenizer import load, train_bpe
+from lifecycle.tokenizer.tokenizer import Tokenizer, load, train_bpe
 
 NEW = ["<think>", "</think>"]
 
@@ -34,23 +36,21 @@ def parent_folder(tokens: int = 300) -> Path:
     return Path("given")
 
 
-def adopted(**keys: object) -> tuple[DictConfig, Parent]:
-    cfg = config.compose(["init_from=given"])
-    with open_dict(cfg):
-        cfg.stage.update(keys)
-    parent = adopt_parent(cfg)
-    assert parent is not None
-    extended = extend_vocabulary(cfg, parent)
-    assert extended is not None
-    return cfg, extended
+def extend_parent(new_tokens: list[str] | None = None, split_digits: bool = False) -> Parent:
+    return extended(find_parent("given"), Vocabulary(new_tokens=new_tokens or [], split_digits=split_digits))
+
+
+def tokenizer_of(parent: Parent) -> Tokenizer:
+    assert parent.tokenizer is not None
+    return load(parent.tokenizer)
 
 
 def test_new_tokens_that_fit_into_the_padding_are_given_rows_of_their_own() -> None:
     folder = parent_folder()
-    cfg, parent = adopted(new_tokens=NEW)
-    before, after = load(str(folder)), load(cfg.data.tokenizer)
+    parent = extend_parent(NEW)
+    before, after = load(str(folder)), tokenizer_of(parent)
     old = before.vocab_size
-    assert after.vocab_size == old + 2 <= 320 == cfg.model.vocab_size == parent.model.vocab
+    assert after.vocab_size == old + 2 <= 320 == parent.model.vocab_size == parent.model.vocab
     given = made(parent.model).state_dict()["embedding.weight"]
     grown = parent.weights["embedding.weight"]
     assert torch.equal(grown[:old], given[:old]) and torch.equal(grown[old + 2 :], given[old + 2 :])
@@ -61,40 +61,50 @@ def test_new_tokens_that_fit_into_the_padding_are_given_rows_of_their_own() -> N
 def test_those_that_do_not_fit_make_the_model_larger() -> None:
     parent_folder()
     names = [f"<{number}>" for number in range(64)]
-    cfg, parent = adopted(new_tokens=names)
-    tokens = load(cfg.data.tokenizer).vocab_size
-    assert cfg.model.vocab_size == parent.model.vocab == 384 >= tokens > 320
+    parent = extend_parent(names)
+    tokens = tokenizer_of(parent).vocab_size
+    assert parent.model.vocab_size == parent.model.vocab == 384 >= tokens > 320
     assert parent.weights["embedding.weight"].shape == parent.weights["head.weight"].shape == (384, LLAMA.width)
 
 
 def test_digits_apart_leave_the_weights_alone() -> None:
     folder = parent_folder()
-    cfg, parent = adopted(split_digits=True)
-    assert cfg.model.vocab_size == 320
-    assert len(load(cfg.data.tokenizer).encode_batch(["12"])[0]) == 2 > len(load(str(folder)).encode_batch(["12"])[0])
+    parent = extend_parent(split_digits=True)
+    assert parent.model.vocab_size == 320
+    assert len(tokenizer_of(parent).encode_batch(["12"])[0]) == 2 > len(load(str(folder)).encode_batch(["12"])[0])
     given = made(parent.model).state_dict()
     assert all(torch.equal(weight, given[name]) for name, weight in parent.weights.items())
 
 
-def test_without_a_wish_or_a_parent_nothing_is_touched() -> None:
+def test_without_a_wish_nothing_is_touched() -> None:
     parent_folder()
-    cfg, parent = adopted(new_tokens=[], split_digits=False)
-    assert cfg.data.tokenizer == parent.tokenizer == str(Path("given").resolve())
-    with open_dict(cfg):
-        cfg.stage.new_tokens = NEW
-    assert extend_vocabulary(cfg, None) is None
+    given = find_parent("given")
+    assert extended(given, Vocabulary(new_tokens=[], split_digits=False)) is given
+
+
+def test_the_config_says_which_vocabulary_is_used() -> None:
+    parent_folder()
+    words = ["stage=midtrain", "init_from=given", f"stage.new_tokens={NEW}", "stage.optimizer.lr=1e-4"]
+    cfg = config.compose([*words, "stage.replay.share=0"])
+    parent = adopted(cfg)
+    assert parent is not None
+    made = settled(cfg, parent)
+    assert made.data.tokenizer == parent.tokenizer == extend_parent(NEW).tokenizer
+    assert made.model.vocab_size == parent.model.vocab_size == 320
+    plain = adopted(config.compose(["init_from=given"]))  # a stage that takes no wish for tokens
+    assert plain is not None and plain.grown_from is None
 
 
 def test_the_same_wish_gives_the_same_place() -> None:
     parent_folder()
-    places = [adopted(new_tokens=NEW)[0].data.tokenizer for _ in range(2)]
+    places = [str(extend_parent(NEW).tokenizer) for _ in range(2)]
     made = extend(load("given"), new_tokens=NEW)  # as stage=tokenizer makes it, to prepare data with
     assert load(places[0]).sha256 == made.sha256
-    assert places[0] == places[1] != adopted(new_tokens=NEW, split_digits=True)[0].data.tokenizer
+    assert places[0] == places[1] != extend_parent(NEW, split_digits=True).tokenizer
     assert "<think>" in json.loads((Path(places[0]) / "tokenizer.json").read_text())["added_tokens"][-2]["content"]
 
 
 def test_a_parent_without_a_tokenizer_cannot_be_extended() -> None:
     export(made(LLAMA), Path("given"))
     with pytest.raises(UserError, match=r"extend the parent's tokenizer, and .*given has none"):
-        adopted(new_tokens=NEW)
+        extend_parent(NEW)

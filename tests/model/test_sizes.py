@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lifecycle.config import build
-from lifecycle.config.build import compose
+from lifecycle.config import build, compose
 from lifecycle.model import ModelConfig
 from lifecycle.model.huggingface.config_json import from_hf_config, to_hf_config
 

@@ -22,7 +22,7 @@ from lifecycle.model import ModelConfig
 from lifecycle.model.layers import attention
 from lifecycle.optim import AdamW, Muon, Schedule
 from lifecycle.stages.base import Stage
-from lifecycle.stages.midtrain import Ewc, Midtrain, Replay
+from lifecycle.stages.midtrain import Ewc, Midtrain
 from lifecycle.stages.pretrain import Pretrain
 
 ADAMW = AdamW(lr=1e-2, embedding_lr=None, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8, grad_clip=1.0)
@@ -59,12 +59,7 @@ def midtrain(model: ModelConfig, optimizer: AdamW | Muon, setup: Any = SETUP) ->
         model=model,
         optimizer=optimizer,
         setup=setup,
-        peak_ratio=0.1,
-        replay=Replay(share=0.1, ancestors=1, functions=None),
-        optimizer_state="fresh",
         ewc=Ewc(strength=1.0, rows=2),
-        new_tokens=[],
-        split_digits=False,
         **SHARED,
     )
 

@@ -31,7 +31,7 @@ from tests.run.processes import children
 
 from lifecycle.checkpoint import list_committed, load, verify
 from lifecycle.config import build as build_config
-from lifecycle.config.build import compose
+from lifecycle.config import compose
 from lifecycle.data.clean.source import HeldOut
 from lifecycle.model import ModelConfig, build
 from lifecycle.model.huggingface import export

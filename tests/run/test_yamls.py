@@ -161,7 +161,8 @@ def test_every_experiment(rows: Path, experiment: str) -> None:
 def test_every_stage_runs_at_toy_size(rows: Path, stage: str) -> None:
     words = ["experiment=debug", f"stage={stage}", "run=toy", "logger=csv"]
     cfg = config.compose(words)
-    if config.is_model_job(cfg) or config.starts_from_parent(cfg.stage):
+    made = config.stage_class(cfg.stage)
+    if made.starts_from_parent if made else "model" in config.asked_of_run(cfg.stage):
         run(config.compose(["experiment=debug", "run=parent", "logger=csv"]))
         words.append("init_from=parent")
     run(config.compose(words))

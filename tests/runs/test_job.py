@@ -8,8 +8,8 @@ from tests.model.huggingface.families import CONFIGS, made
 
 from lifecycle import config
 from lifecycle.errors import UserError
+from lifecycle.lineage.find_parent import find_parent
 from lifecycle.lineage.load_model import load_model
-from lifecycle.lineage.parent import find_parent
 from lifecycle.model.huggingface import export
 from lifecycle.run import run
 

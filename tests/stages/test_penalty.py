@@ -9,7 +9,7 @@ from tests.stages.test_step import ADAMW, saved, stage
 from torch import Tensor
 
 from lifecycle.optim import Schedule
-from lifecycle.stages.midtrain import Ewc, Midtrain, Replay
+from lifecycle.stages.midtrain import Ewc, Midtrain
 from lifecycle.stages.penalty import EwcPenalty
 
 NO_ROWS: Any = SimpleNamespace()
@@ -26,12 +26,7 @@ def midtrain() -> Midtrain:
         max_skipped=0,
         max_norm_ratio=None,
         z_loss=0.0,
-        peak_ratio=0.1,
-        replay=Replay(share=0.0, ancestors=1, functions=None),
-        optimizer_state="fresh",
         ewc=Ewc(strength=1.0, rows=1),
-        new_tokens=[],
-        split_digits=False,
         setup=made.setup_facts,
     )
 

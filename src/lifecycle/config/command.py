@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from lifecycle.config import help
+from lifecycle.config.composed import command_of, literal, say_command
 from lifecycle.errors import UserError
 
-Task = Callable[[DictConfig], None]
+Task = Callable[[DictConfig], int | None]
+"""Gives the exit code of a job: 0 or None where it is done."""
 
 SWEEP = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
 """Words that ask for several jobs."""
@@ -47,8 +49,8 @@ def hydra_main(task: Task, *, check: Task | None = None) -> int:
     """Compose the config from the command line and run `task` on it, or on each config of a sweep (`-m`).
 
     `check` raises UserError for what `task` would refuse: no job of a sweep is started before it has seen them all.
-    Returns the exit code: 0, or 2 where the user's config or data is at fault (the message is on stderr). SystemExit
-    and crashes go through. Without arguments it prints the help page.
+    Returns the exit code: that of the task, or 2 where the user's config or data is at fault (the message is on
+    stderr). Crashes go through. Without arguments it prints the help page.
     """
     words = [_at_home(word) for word in sys.argv[1:]]
     if not words or {"-h", "--help"} & set(words):
@@ -92,29 +94,12 @@ def compose(overrides: Sequence[str] = (), *, config_dirs: Sequence[Path] = ()) 
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             raise UserError(help.complaint(error)) from error
     HydraConfig.instance().set_config(cfg)
-    runtime: Any = HydraConfig.get().runtime
-    with read_write(runtime):
-        runtime.output_dir = str(Path(cfg.hydra.run.dir).resolve())
     cfg.run = cfg.run  # its default refers to Hydra's node, which goes
-    OmegaConf.set_struct(cfg, False)
-    del cfg["hydra"]
-    OmegaConf.set_struct(cfg, True)
+    folder = Path(cfg.hydra.run.dir).resolve()
+    with open_dict(cfg):
+        del cfg["hydra"]
+    say_command(cfg, folder)
     return cfg
-
-
-def overrides() -> list[str]:
-    """What the user typed for this run, without the flags of Hydra."""
-    return [word.removeprefix("++") for word in HydraConfig.get().overrides.task]
-
-
-def literal(value: Any) -> Any:
-    """Plain values such that OmegaConf reads them back as they are: `${...}` in text from elsewhere refers to nothing,
-    and no variable of this machine's environment gets into it."""
-    if isinstance(value, Mapping):
-        return {key: literal(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [literal(item) for item in value]
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def _register_resolvers() -> None:
@@ -254,11 +239,13 @@ def _watched(task: Task, inside: list[bool], failed: list[int]) -> Task:
     def run(cfg: DictConfig) -> None:
         settings = HydraConfig.get()
         folder = Path(settings.runtime.output_dir)
+        say_command(cfg, folder)
         if settings.mode == RunMode.MULTIRUN:
-            print(f"job {settings.job.num}: {' '.join(overrides())} -> {os.path.relpath(folder)}", file=sys.stderr)
+            typed = " ".join(command_of(cfg).typed)
+            print(f"job {settings.job.num}: {typed} -> {os.path.relpath(folder)}", file=sys.stderr)
         inside.append(True)
         try:
-            task(cfg)
+            code = task(cfg)
             inside.pop()
         except UserError as error:
             print(f"lifecycle: {error}", file=sys.stderr)  # of a sweep too: its other jobs may take days
@@ -270,5 +257,7 @@ def _watched(task: Task, inside: list[bool], failed: list[int]) -> Task:
             while folder.is_dir() and folder != Path.cwd() and not any(folder.iterdir()):
                 folder.rmdir()
                 folder = folder.parent
+        if code:
+            raise SystemExit(code)
 
     return run

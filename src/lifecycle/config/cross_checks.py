@@ -2,36 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 
-def faults_between(plain: Mapping[str, Any], *, guard_actions: Collection[str]) -> list[str]:
-    """Of a whole config in plain values; `guard_actions`: those that its stage can take."""
+@dataclass(frozen=True, kw_only=True)
+class Declared:
+    """What the class of a stage says of itself.
+
+    guard_actions: those that a forgetting guard may take. weight_copies: by key of `stage` that may be null, how many
+    copies of the whole weights every device keeps where it is set. keys: of `stage`, that the run reads for it.
+    """
+
+    guard_actions: frozenset[str] = frozenset()
+    weight_copies: Mapping[str, int] = field(default_factory=dict)
+    keys: frozenset[str] = frozenset()
+
+
+def faults_between(plain: Mapping[str, Any], declared: Declared) -> list[str]:
+    """Of a whole config in plain values."""
     nodes = {key: value for key, value in plain.items() if isinstance(value, Mapping)}
     actions = nodes.get("guard", {}).get("actions")
     return [
-        *(_guard(actions, guard_actions) if isinstance(actions, list) else []),
-        *_ewc(nodes.get("stage", {}), nodes.get("hardware", {})),
+        *(_guard(actions, declared) if isinstance(actions, list) else []),
+        *_copies(nodes.get("stage", {}), nodes.get("hardware", {}), declared),
+        *_rate(nodes.get("stage", {}), declared),
     ]
 
 
-def _guard(actions: list[Any], able: Collection[str]) -> list[str]:
+def _guard(actions: list[Any], declared: Declared) -> list[str]:
     """A guard that is to do what the stage cannot."""
-    faults = []
-    if unable := [str(action) for action in actions if action not in able]:
-        takes = ", ".join(sorted(able)) or "none"
-        faults.append(
-            f"guard.actions has {', '.join(unable)}, which this stage cannot take (it takes {takes}): type "
-            f"guard.actions=[{','.join(a for a in actions if a in able)}]"
-        )
-    return faults
+    able = declared.guard_actions
+    unable = [str(action) for action in actions if action not in able]
+    if not unable:
+        return []
+    takes = ", ".join(sorted(able)) or "none"
+    return [
+        f"guard.actions has {', '.join(unable)}, which this stage cannot take (it takes {takes}): type "
+        f"guard.actions=[{','.join(a for a in actions if a in able)}]"
+    ]
 
 
-def _ewc(stage: Mapping[str, Any], hardware: Mapping[str, Any]) -> list[str]:
-    if stage.get("ewc") is None or hardware.get("strategy") != "fsdp":
+def _copies(stage: Mapping[str, Any], hardware: Mapping[str, Any], declared: Declared) -> list[str]:
+    """Whole copies of weights that are sharded because they do not fit."""
+    if hardware.get("strategy") != "fsdp":
         return []
     return [
-        "stage.ewc keeps two more copies of the whole weights on every device, and hardware.strategy=fsdp is for "
-        "models that do not fit there: type stage.ewc=null, or hardware.strategy=ddp"
+        f"stage.{key} keeps {number} more copies of the whole weights on every device, and hardware.strategy=fsdp is "
+        f"for models that do not fit there: type stage.{key}=null, or hardware.strategy=ddp"
+        for key, number in declared.weight_copies.items()
+        if stage.get(key) is not None
+    ]
+
+
+def _rate(stage: Mapping[str, Any], declared: Declared) -> list[str]:
+    """A rate that is left to a parent by a stage that takes none over."""
+    optimizer = stage.get("optimizer")
+    if not declared.keys or "peak_ratio" in declared.keys:
+        return []
+    if not isinstance(optimizer, Mapping) or optimizer.get("lr", 0) is not None:
+        return []
+    return [
+        "stage.optimizer.lr is null, which means a share of the parent's rate, and this stage takes none over: type "
+        "stage.optimizer.lr=1e-3"
     ]

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import yaml
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException, OverrideParseException
 
+from lifecycle.config.composed import Command
 from lifecycle.config.wording import nearest
 
 EXAMPLES = """\
@@ -69,16 +69,13 @@ def choices(conf: Path, group: str) -> list[str]:
     return sorted(str(file.relative_to(folder).with_suffix("")) for file in files)
 
 
-def files_of(place: Sequence[str]) -> list[Path]:
+def files_of(place: Sequence[str], command: Command) -> list[Path]:
     """YAML files that may hold the key: the group's choice, in every config folder, then what choices share."""
-    if not HydraConfig.initialized():
-        return []
-    runtime = HydraConfig.get().runtime
-    folders = [Path(source.path) for source in runtime.config_sources if source.schema == "file"]
+    folders = [Path(folder) for folder in command.files]
     if len(place) == 1:
         files = [folder / "config.yaml" for folder in folders]
     else:
-        files = [folder / place[0] / f"{runtime.choices.get(place[0])}.yaml" for folder in folders]
+        files = [folder / place[0] / f"{command.choices.get(place[0])}.yaml" for folder in folders]
         files += [file for folder in folders for file in sorted((folder / place[0]).glob("_*.yaml"))]
     return [file for file in files if file.is_file()]
 

@@ -6,11 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 from rich.console import Console
 
-from lifecycle import config
 from lifecycle.data.config import DataConfig
 from lifecycle.data.loading.loader import micro_batch_rows
 from lifecycle.data.mixture.plan import BatchPlan, largest, mixture, phases_of
@@ -21,25 +18,21 @@ from lifecycle.duration import Limits, Timeline, ended_by_config
 from lifecycle.errors import UserError
 from lifecycle.estimate import curriculum_table, estimate, table
 from lifecycle.hardware import Hardware, device_name, probe
-from lifecycle.lineage.inherit import optimizer_checkpoint, replay_share
-from lifecycle.lineage.parent import Parent
+from lifecycle.lineage.inherit import goes_on_with_optimizer, optimizer_checkpoint
 from lifecycle.lineage.retained import check_reach
 from lifecycle.model import ModelConfig
+from lifecycle.runs.plan import RunPlan
 from lifecycle.system.cache import made_cache_folder
 from lifecycle.tokenizer.tokenizer import Tokenizer
 
-EWC_COPIES = 2  # of the weights: the parent's, and the Fisher information of each
 
-
-def dry_run(cfg: DictConfig, parent: Parent | None) -> None:
-    """Print parameters, FLOPs, memory, tokens and epochs by source, steps, hours and disk of the run that `cfg` is."""
-    if config.is_job(cfg):
+def dry_run(plan: RunPlan) -> None:
+    """Print parameters, FLOPs, memory, tokens and epochs by source, steps, hours and disk of the planned run."""
+    cfg, limits, stage, hardware, data = plan.config, plan.limits, plan.stage, plan.hardware, plan.data
+    if limits is None or stage is None:
         raise UserError("dry_run=true is for stages that train; this stage is a job, which is cheap: run it without")
-    if parent is not None and cfg.stage.get("optimizer_state") == "parent":
-        optimizer_checkpoint(parent)  # refuses what the run would
-    limits: Limits = config.build_limits(cfg.stage)
-    hardware: Hardware = config.build(cfg.hardware)
-    data: DataConfig = config.build(cfg.data)
+    if plan.parent is not None and goes_on_with_optimizer(cfg):
+        optimizer_checkpoint(plan.parent)  # refuses what the run would
     shards = data.prepared
     tokenizer = known_tokenizer(str(prepared_folder(shards)) if shards else data.tokenizer)
     sizes = survey(
@@ -50,9 +43,8 @@ def dry_run(cfg: DictConfig, parent: Parent | None) -> None:
         on_damage=data.bad_rows.damaged_files,
         shards={name: meta["training"]["tokens"] for name, meta in (read_metas(shards) if shards else {}).items()},
     )
-    model = _model(cfg, tokenizer.vocab_size if tokenizer else getattr(data.tokenizer, "vocab_size", None))
-    model.check_rows(limits.sequence_length)
-    mix = mixture({name: spec.weight for name, spec in data.sources.items()}, replay_share(cfg))
+    model = _model(plan, tokenizer.vocab_size if tokenizer else getattr(data.tokenizer, "vocab_size", None))
+    mix = mixture({name: spec.weight for name, spec in data.sources.items()}, plan.replay_share)
     epoch_source = data.epoch_source or largest(mix)
 
     def planned(line: Timeline) -> dict[str, float]:
@@ -62,8 +54,8 @@ def dry_run(cfg: DictConfig, parent: Parent | None) -> None:
         return limits.timeline(lambda: _known(epoch_source, sizes), lambda line: planned(line)[epoch_source])
 
     timeline = timeline_of(limits)
-    check_reach(cfg, parent, timeline.steps)
-    plan = BatchPlan.of(mix, phases_of(timeline.segments), timeline.steps)
+    check_reach(cfg, plan.parent, timeline.steps)
+    batches = BatchPlan.of(mix, phases_of(timeline.segments), timeline.steps)
     tokens = planned(timeline)
     devices = _devices(hardware)
     rows = limits.global_batch_tokens // limits.sequence_length // devices
@@ -85,9 +77,9 @@ def dry_run(cfg: DictConfig, parent: Parent | None) -> None:
         keep_last=cfg.checkpoint.keep_last,
         milestones=len(cfg.checkpoint.milestones) + (cfg.guard is not None and "restore" in cfg.guard.actions),
         checkpoint_every_steps=cfg.checkpoint.every_steps,
-        kept_copies=EWC_COPIES if cfg.stage.get("ewc") is not None else 0,
+        kept_copies=sum(copies for key, copies in stage.weight_copies.items() if cfg.stage.get(key) is not None),
         free_disk=shutil.disk_usage(_existing(Path.cwd())).free,
-        **_device(hardware),
+        **_device(plan),
     )
     console = Console(soft_wrap=False)
     console.print(table.tables(found))
@@ -95,8 +87,8 @@ def dry_run(cfg: DictConfig, parent: Parent | None) -> None:
         console.print(f"[dim]{size.name}: {size.how}[/dim]", highlight=False)
     levels = _levels(data, tokenizer)
     console.print(curriculum_table.tables(levels, found.sources))
-    idle = plan.idle_workers(cfg.data.streams, devices, hardware.workers)
-    ended = ended_by_config(limits, config.overrides(), timeline_of)
+    idle = batches.idle_workers(data.streams, devices, hardware.workers)
+    ended = ended_by_config(limits, plan.command.typed, timeline_of)
     for line in [*ended, *idle, *table.warnings(found), *curriculum_table.warnings(levels, found.sources)]:
         console.print(f"[yellow]{line}[/yellow]", highlight=False)
 
@@ -115,11 +107,11 @@ def _levels(data: DataConfig, tokenizer: Tokenizer | None) -> dict[str, list[Lev
     )
 
 
-def _model(cfg: DictConfig, vocabulary: int | None) -> ModelConfig:
-    model: ModelConfig = config.build(cfg.model)
+def _model(plan: RunPlan, vocabulary: int | None) -> ModelConfig:
+    model = plan.model
     if model.vocab_size is None and vocabulary is None:
         raise UserError(
-            f"the vocabulary is not known without the tokenizer '{cfg.data.tokenizer}', which cannot be reached now: "
+            f"the vocabulary is not known without the tokenizer '{plan.data.tokenizer}', which cannot be reached now: "
             "set model.vocab_size for the dry run"
         )
     return model if vocabulary is None else model.with_vocab(vocabulary)
@@ -141,9 +133,9 @@ def _devices(hardware: Hardware) -> int:
     return each * hardware.num_nodes
 
 
-def _device(hardware: Hardware) -> dict[str, Any]:
+def _device(plan: RunPlan) -> dict[str, Any]:
     """Name, precision and peak of the device: this machine's for a CPU, by the config's name for a GPU elsewhere."""
-    name = str(HydraConfig.get().runtime.choices["hardware"])
+    hardware, name = plan.hardware, plan.command.choices.get("hardware") or "gpu"
     here = hardware.accelerator == "cpu" or name == "gpu"
     if not here:
         precision = "fp32" if hardware.precision == "fp32" else "bf16"

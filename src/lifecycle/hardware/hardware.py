@@ -88,6 +88,10 @@ class Hardware:
             return int(self.devices)
         return torch.cuda.device_count() if self.device_type() == "cuda" else 1
 
+    def world_size(self) -> int:
+        """Processes of a run: one a device."""
+        return self.devices_per_node() * self.num_nodes
+
     def peak(self, name: str, dtype: torch.dtype | str) -> float | None:
         """Dense peak of one device in FLOP/s: the config's own figure, else the table's, else None."""
         return self.peak_tflops * 1e12 if self.peak_tflops is not None else peak_flops(name, dtype)

@@ -1,20 +1,22 @@
-"""What a stage takes over from its parent besides weights and tokenizer: its rate, its data to replay, its moments.
+"""What a run takes over from its parent besides weights: architecture, tokenizer, optimizer, data to replay.
 
+    init_from=RUN                            the parent's architecture and tokenizer (grown: `vocabulary.py`)
     optimizer=                               none named: the parent's kind, in the stages that go on from a parent
     stage.optimizer.lr: null                 the parent's peak rate times stage.peak_ratio
     stage.replay: {share: 0.1, ancestors: 1} a share of every step is drawn from the parent's own mixture (`replay.py`)
     data.decontaminate                       what an ancestor kept out of its text stays out
     stage.optimizer_state: parent            the optimizer goes on with the parent's moments
 
-All of it is written into the config before anything is built, so config.yaml says what was really done.
+`settled` puts all of it into a copy of the config before anything is built, so config.yaml says what was really done.
+Which of it a stage takes over, its class says (`Stage.takes_over`).
 """
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lifecycle import config
@@ -22,54 +24,94 @@ from lifecycle.checkpoint import list_committed, step_of
 from lifecycle.checkpoint.weights import is_sharded, load_optimizer
 from lifecycle.data.mixture.plan import REPLAY
 from lifecycle.errors import UserError
-from lifecycle.lineage.parent import Parent, finished_runs
+from lifecycle.lineage.find_parent import find_parent, finished_runs
+from lifecycle.lineage.parent import Parent
 from lifecycle.lineage.replay import kept_out, replayed_sources, told_apart
 from lifecycle.lineage.run_folder import RunFolder
+from lifecycle.lineage.vocabulary import extended
 from lifecycle.optim.carry import forget_rows
+from lifecycle.stages.inheritance import OptimizerState, PeakRate, ReplayedData, Vocabulary
 
 
-def inherit(cfg: DictConfig, parent: Parent | None) -> None:
-    """Resolve in `cfg` what it leaves to the parent. Raises UserError where there is none, or it cannot give it.
+def adopted(cfg: DictConfig) -> Parent | None:
+    """The parent that `init_from` names, with the vocabulary that the stage asks for; None for fresh weights.
+
+    Raises UserError where there is no such parent, or the command asks for another model or tokenizer than its.
+    """
+    if cfg.init_from is None:
+        return None
+    parent = find_parent(str(cfg.init_from))
+    if typed := config.command_of(cfg).names("model=", "model.", "data.tokenizer"):
+        raise UserError(
+            f"init_from={cfg.init_from} brings its own architecture and tokenizer, but {', '.join(typed)} asks for "
+            "another: leave it out"
+        )
+    vocabulary = config.part(cfg.stage, Vocabulary)
+    return parent if vocabulary is None else extended(parent, vocabulary)
+
+
+def settled(cfg: DictConfig, parent: Parent | None) -> DictConfig:
+    """A copy of `cfg` that leaves nothing to the parent any more. Raises UserError where there is none, or it cannot
+    give what is asked.
 
     In a dry run without a parent the rate stays open and nothing is replayed.
     """
+    made = copy.deepcopy(cfg)
+    goes_on = (found := config.stage_class(cfg.stage)) is not None and found.starts_from_parent
     if parent is None:
-        if config.starts_from_parent(cfg.stage) and not cfg.dry_run:
+        if goes_on and not cfg.dry_run:
             raise UserError(
                 f"this stage goes on from a trained model, and init_from is null: type init_from=RUN, or a Hugging "
                 f"Face folder or hub id; {finished_runs()}"
             )
-        return
-    if config.starts_from_parent(cfg.stage):
-        _take_kind(cfg, parent)
-    if "optimizer" in cfg.stage and cfg.stage.optimizer.lr is None:
-        cfg.stage.optimizer.lr = _rate(cfg, parent)
-    replay = cfg.stage.get("replay")
-    if replay is not None and REPLAY not in cfg.data.sources:
-        # also at a share of 0: what the parent knew is measured
-        sources = replayed_sources(parent, replay.ancestors, share=replay.share, functions=replay.functions or ())
-        data = config.resolved(cfg)["data"]
-        with open_dict(cfg):
-            cfg.data.sources.update(config.literal(told_apart(sources, data["sources"], data["root"])))
-    if not config.is_model_job(cfg):  # else no data is read
-        data = config.resolved(cfg)["data"]
-        cfg.data.decontaminate = config.literal(kept_out(data["decontaminate"], data["root"], parent))
+        return made
+    with open_dict(made):
+        made.model = {"_target_": "lifecycle.model.ModelConfig", **parent.stated()}
+        if parent.tokenizer is not None:
+            made.data.tokenizer = config.literal(parent.tokenizer)
+        if goes_on:
+            made.stage.optimizer = _of_the_parents_kind(made, parent)
+        rate = config.part(made.stage, PeakRate)
+        if rate is not None and made.stage.optimizer.lr is None:
+            made.stage.optimizer.lr = _peak(made, parent) * rate.peak_ratio
+        data = config.resolved(made)["data"]
+        made.data.sources.update(config.literal(_brought_back(made, parent, data)))
+        if config.reads_data(made.stage):
+            made.data.decontaminate = config.literal(kept_out(data["decontaminate"], data["root"], parent))
+    return made
+
+
+def _brought_back(cfg: DictConfig, parent: Parent, data: dict[str, Any]) -> dict[str, Any]:
+    """The sources of the ancestors, where the stage replays and has no source `replay` of the user's own; also at a
+    share of 0: what the parent knew is measured."""
+    taken = config.part(cfg.stage, ReplayedData)
+    if taken is None or REPLAY in data["sources"]:
+        return {}
+    replay = taken.replay
+    sources = replayed_sources(parent, replay.ancestors, share=replay.share, functions=replay.functions or ())
+    return told_apart(sources, data["sources"], data["root"])
 
 
 def replay_share(cfg: DictConfig) -> float | None:
     """The share that the replayed sources have from the first step on; None where the mixture's own weights say it."""
-    replay = cfg.stage.get("replay")
-    return None if replay is None or REPLAY in cfg.data.sources else float(replay.share)
+    taken = config.part(cfg.stage, ReplayedData)
+    return None if taken is None or REPLAY in cfg.data.sources else taken.replay.share
 
 
 def initial_optimizer(cfg: DictConfig, parent: Parent) -> dict[str, Any] | None:
     """The state of the optimizer that made the parent's weights, where `stage.optimizer_state` asks for it."""
-    if cfg.stage.get("optimizer_state") != "parent":
+    if not goes_on_with_optimizer(cfg):
         return None
     state = load_optimizer(optimizer_checkpoint(parent))
     if parent.grown_from is not None:
         forget_rows(state, parent.grown_from)
     return state
+
+
+def goes_on_with_optimizer(cfg: DictConfig) -> bool:
+    """Whether the run begins with the moments of its parent's optimizer."""
+    taken = config.part(cfg.stage, OptimizerState)
+    return taken is not None and taken.optimizer_state == "parent"
 
 
 def optimizer_checkpoint(parent: Parent) -> Path:
@@ -94,27 +136,23 @@ def _exported(run: RunFolder | None) -> Path | None:
     return committed.get(run.lineage().get("restored") or max(committed)) if run and committed else None
 
 
-def _take_kind(cfg: DictConfig, parent: Parent) -> None:
-    """The parent's kind of optimizer where the command line names none, as if it had been chosen there.
+def _of_the_parents_kind(cfg: DictConfig, parent: Parent) -> DictConfig:
+    """The optimizer of the config, of the parent's kind where the command names none, as if it had been chosen there.
 
     What the stage, an experiment or the user has set stays: all that is not as in the file of the kind that goes.
     """
-    theirs = _optimizer(parent)
-    choice = str(HydraConfig.get().runtime.choices.get("optimizer"))
+    own: DictConfig = cfg.stage.optimizer
+    theirs, command = _optimizer(parent), config.command_of(cfg)
+    choice = str(command.choices.get("optimizer"))
     folder = config.conf_dir() / "optimizer"
-    if theirs is None or _named("optimizer=") or not (folder / f"{choice}.yaml").is_file():
-        return
+    if theirs is None or command.names("optimizer=") or not (folder / f"{choice}.yaml").is_file():
+        return own
     kinds = {file.stem: DictConfig(OmegaConf.load(file)) for file in sorted(folder.glob("*.yaml"))}
     found = next((kind for kind in kinds.values() if kind["_target_"] == theirs), None)
     if found is None or found == kinds[choice]:
-        return
-    own = {k: v for k, v in cfg.stage.optimizer.items() if v != kinds[choice].get(k) and k in found}
-    with open_dict(cfg):
-        cfg.stage.optimizer = OmegaConf.merge(found, own)
-
-
-def _named(key: str) -> bool:
-    return any(word.lstrip("+").startswith(key) for word in config.overrides())
+        return own
+    set_by_someone = {k: v for k, v in own.items() if v != kinds[choice].get(k) and k in found}
+    return DictConfig(OmegaConf.merge(found, set_by_someone))
 
 
 def _optimizer(parent: Parent) -> str | None:
@@ -124,7 +162,8 @@ def _optimizer(parent: Parent) -> str | None:
     return None if target is None else str(target)
 
 
-def _rate(cfg: DictConfig, parent: Parent) -> float:
+def _peak(cfg: DictConfig, parent: Parent) -> float:
+    """The peak rate of the parent's run. Raises UserError where it is not known, or is of another kind of optimizer."""
     peak = parent.run.lineage().get("peak_lr") if parent.run else None
     if parent.run is None or peak is None:
         raise UserError(
@@ -139,4 +178,4 @@ def _rate(cfg: DictConfig, parent: Parent) -> float:
             f"was trained with {kind}, whose rates mean nothing to {own.rpartition('.')[2]}: type "
             f"optimizer={kind.lower()}, or stage.optimizer.lr=..."
         )
-    return float(peak) * float(cfg.stage.peak_ratio)
+    return float(peak)

@@ -27,7 +27,8 @@ def check_guard(cfg: DictConfig, parent: Parent | None) -> None:
 
     For a config that has all its sources. A dry run without a parent is let through: it does not know them yet.
     """
-    if cfg.guard is None or config.is_job(cfg) or (parent is None and config.starts_from_parent(cfg.stage)):
+    stage = config.stage_class(cfg.stage)
+    if cfg.guard is None or stage is None or (parent is None and stage.starts_from_parent):
         return
     known = _known(cfg, parent)
     _refuse_mixed(config.resolved(cfg)["data"])

@@ -9,6 +9,7 @@ pushed since, without asking; a run that starts from this one replays it. Shards
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -27,8 +28,8 @@ Pinned = dict[str, dict[str, str | None]]  # by dotted key: hub, asked, commit
 
 
 def pin(cfg: DictConfig, folder: RunFolder) -> Pinned:
-    """Write the commits of all hub sets into `cfg`; what was pinned, for run.json. Raises UserError where the hub, or
-    the revision, cannot be reached."""
+    """The commits of all hub sets, for run.json and for `with_revisions`. Raises UserError where the hub, or the
+    revision, cannot be reached."""
     pinned: Pinned = dict(folder.lineage().get("revisions", {}))
     begun, shards = folder.config(), _of_shards(cfg.data)
     out: Pinned = {}
@@ -47,9 +48,17 @@ def pin(cfg: DictConfig, folder: RunFolder) -> Pinned:
             commit = commit_of(hub, asked, where)
         if commit is not None:
             out[where] = {"hub": hub, "asked": asked, "commit": commit}
-            with open_dict(node):
-                node["revision"] = commit
     return out
+
+
+def with_revisions(cfg: DictConfig, pinned: Pinned) -> DictConfig:
+    """A copy of `cfg` that names the commits."""
+    made = copy.deepcopy(cfg)
+    for where, node in _hub_sets(made.data):
+        if where in pinned:
+            with open_dict(node):
+                node["revision"] = pinned[where]["commit"]
+    return made
 
 
 def commit_of(hub: str, revision: str | None, where: str) -> str:

@@ -16,22 +16,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from lifecycle.errors import UserError
 from lifecycle.lineage.parent import Parent
 from lifecycle.model.grow import grow_config, grow_embeddings
+from lifecycle.stages.inheritance import Vocabulary
 from lifecycle.system.atomic import publish_folder
 from lifecycle.system.cache import cache_folder
 from lifecycle.tokenizer.extend import extend
 from lifecycle.tokenizer.tokenizer import Tokenizer, load
 
 
-def extend_vocabulary(cfg: DictConfig, parent: Parent | None) -> Parent | None:
-    """The parent with the vocabulary that the stage asks for, also written into `cfg`; without one, or where nothing
-    is asked for, what came. Raises UserError where it cannot be."""
-    names, digits = list(cfg.stage.get("new_tokens") or []), bool(cfg.stage.get("split_digits"))
-    if parent is None or not (names or digits):
+def extended(parent: Parent, vocabulary: Vocabulary) -> Parent:
+    """The parent with the vocabulary that the stage asks for; as it is where nothing is asked for. Raises UserError
+    where it cannot be."""
+    names, digits = vocabulary.new_tokens, vocabulary.split_digits
+    if not (names or digits):
         return parent
     if parent.tokenizer is None:
         raise UserError(
@@ -40,9 +39,7 @@ def extend_vocabulary(cfg: DictConfig, parent: Parent | None) -> Parent | None:
         )
     before = load(parent.tokenizer)
     after = extend(before, new_tokens=names, split_digits=digits)
-    extended = _grown(parent, before.vocab_size, after.vocab_size, str(_kept(before, after, names, digits=digits)))
-    cfg.model.vocab_size, cfg.data.tokenizer = extended.model.vocab_size, extended.tokenizer
-    return extended
+    return _grown(parent, before.vocab_size, after.vocab_size, str(_kept(before, after, names, digits=digits)))
 
 
 def _grown(parent: Parent, old: int, new: int, tokenizer: str) -> Parent:

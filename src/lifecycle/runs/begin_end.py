@@ -9,8 +9,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 from rich.console import Console
 
 from lifecycle import config
@@ -19,14 +17,15 @@ from lifecycle.data.clean.contamination_report import put_in_order
 from lifecycle.data.module import DataModule
 from lifecycle.data.read.begun import NAME as DATA
 from lifecycle.data.validation import described
+from lifecycle.duration import ended_by_config
 from lifecycle.errors import Refusal, UserError
-from lifecycle.hardware import Hardware, device_name
-from lifecycle.lineage.parent import Parent
+from lifecycle.hardware import device_name
 from lifecycle.lineage.run_folder import RunFolder, origin
 from lifecycle.loggers import read_metrics
 from lifecycle.report import write_report
+from lifecycle.runs.data import timeline_of
+from lifecycle.runs.plan import RunPlan
 from lifecycle.runs.resume import Start
-from lifecycle.runs.trainer import world_size
 from lifecycle.stages.base import Stage
 from lifecycle.system import atomic
 from lifecycle.system.lock import hold
@@ -34,15 +33,9 @@ from lifecycle.system.ranks import rank
 from lifecycle.tokenizer.tokenizer import Tokenizer
 
 
-def begin(
-    cfg: DictConfig,
-    folder: RunFolder,
-    start: Start,
-    stage: Stage,
-    data: DataModule,
-    parent: Parent | None,
-) -> None:
+def begin(plan: RunPlan, start: Start, stage: Stage, data: DataModule) -> None:
     """Say what begins, and write it down: config, tokenizer, lineage."""
+    folder, parent = plan.folder, plan.parent
     before, sources = folder.lineage(), data.corpus.lineage()
     new = start.checkpoint is None
     if new or not (folder.path / "tokenizer").is_dir():
@@ -53,18 +46,18 @@ def begin(
     folder.update(
         **(origin() if "started" not in before else {"restarted": time.time()}),
         status="running",
-        stage=stage_name(),
+        stage=plan.name,
         **({} if "parent" in before else parent.lineage() if parent else {"parent": None, "ancestors": []}),
         domain=",".join(data.held_out),
-        data={"config": config.resolved(cfg)["data"], **sources, "validation": described(data.held_out)},
+        data={"config": config.resolved(plan.config)["data"], **sources, "validation": described(data.held_out)},
         tokenizer=data.tokenizer.sha256,
         parameters=stage.config.parameters(),
-        peak_lr=cfg.stage.optimizer.lr,
+        peak_lr=plan.config.stage.optimizer.lr,
         total_steps=stage.total_steps,
         choice=start.facts(),
-        device=device_name(config.build(cfg.hardware).device_type()),
+        device=device_name(plan.hardware.device_type()),
         error=None,
-        overrides=config.overrides(),
+        overrides=list(plan.command.typed),
         resumed=before.get("resumed", 0) + (start.checkpoint is not None),
         damaged=[*before.get("damaged", []), *start.damaged],
     )
@@ -74,10 +67,12 @@ def begin(
             f"[yellow]{folder.path / DATA} was not there: whether its sources' files have changed since the run began "
             "cannot be told; from here on it can[/yellow]"
         )
-    hardware: Hardware = config.build(cfg.hardware)
-    idle = data.plan.idle_workers(cfg.data.streams, world_size(hardware), hardware.workers)
+    idle = data.plan.idle_workers(plan.data.streams, plan.hardware.world_size(), plan.hardware.workers)
     for line in [*start.lines(), *idle]:
         say(f"[dim]{line}[/dim]")
+    assert plan.limits is not None
+    for line in ended_by_config(plan.limits, plan.command.typed, lambda limits: timeline_of(limits, data.corpus)):
+        print(f"lifecycle: {line}", file=sys.stderr)
 
 
 def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
@@ -86,11 +81,14 @@ def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         tokenizer.save(aside)
 
 
-def finished(folder: RunFolder, cfg: DictConfig) -> bool:
+def is_over(plan: RunPlan) -> bool:
     """Whether the run is done already (and says so). Raises UserError where its config was changed since, and there is
     something of it that would be gone on with."""
-    over, changed = _since(folder, cfg)
-    if changed and (over or config.is_model_job(cfg) or list_committed(folder.checkpoints)):
+    if plan.replaces_last:
+        return False
+    folder = plan.folder
+    over, changed = _since(plan)
+    if changed and (over or not plan.reads_data or list_committed(folder.checkpoints)):
         raise UserError(
             f"run '{folder.path}' was started with other values of: {', '.join(changed)}. Going on would make it "
             f"another run: take the values of {folder.path / 'config.yaml'}, choose another run=NAME, or delete the "
@@ -99,19 +97,20 @@ def finished(folder: RunFolder, cfg: DictConfig) -> bool:
     if not over:
         return False
     if rank() == 0:
-        if not config.is_job(cfg) and not (folder.path / "report.md").exists():  # killed while it was drawn
+        if plan.stage is not None and not (folder.path / "report.md").exists():  # killed while it was drawn
             with hold(folder.path):
                 write_report(folder.path)
         report = f"Its report: {folder.path / 'report.md'}. To go on, raise a limit (stage.max_tokens=...); to start"
-        further = "To start" if config.is_job(cfg) else report
+        further = report if plan.stage is not None else "To start"
         print(f"run '{folder.path}' is finished; nothing to do. {further} anew, choose another run=NAME")
     return True
 
 
-def begin_anew(folder: RunFolder, cfg: DictConfig) -> None:
+def begin_anew(plan: RunPlan) -> None:
     """Forget what a start with other values left that ended before anything was saved, and say so. Parts of shards
     stay: they know what they were made of."""
-    _, changed = _since(folder, cfg)
+    folder = plan.folder
+    _, changed = _since(plan)
     if changed and rank() == 0:
         for name in ("config.yaml", "run.json"):
             (folder.path / name).unlink(missing_ok=True)
@@ -123,12 +122,13 @@ def begin_anew(folder: RunFolder, cfg: DictConfig) -> None:
         )
 
 
-def _since(folder: RunFolder, cfg: DictConfig) -> tuple[bool, list[str]]:
+def _since(plan: RunPlan) -> tuple[bool, list[str]]:
     """Whether the run is over, and the keys that have other values than when it was started."""
+    folder = plan.folder
     then = folder.config()
     if then is None:
         return False, []
-    now = config.resolved(cfg)
+    now = config.resolved(plan.config)
     longer = any(then["stage"].get(key) != now["stage"].get(key) for key in ("max_steps", "max_tokens", "max_epochs"))
     over = folder.lineage().get("status") == "finished" and not longer
     return over, config.changed_keys(then, now, moved=not over and (folder.path / DATA).exists())
@@ -159,7 +159,7 @@ def record_end(folder: RunFolder, error: BaseException, before: Mapping[str, byt
     put_in_order(folder.path)
     if not folder.lineage():
         return
-    stopped = isinstance(error, SystemExit | KeyboardInterrupt)
+    stopped = not isinstance(error, Exception)  # a signal, or Ctrl-C
     folder.update(
         status="stopped" if stopped else "failed", error=None if stopped else f"{type(error).__name__}: {error}"
     )
@@ -169,8 +169,3 @@ def _went_on(folder: RunFolder, steps: int) -> bool:
     """Whether there is anything of a step beyond the first `steps`."""
     rows = read_metrics(folder.path / "metrics.csv").get("step", [])
     return any((step or 0) > steps for step in [*rows, *map(step_of, list_committed(folder.checkpoints))])
-
-
-def stage_name() -> str:
-    """The stage that the command line chose."""
-    return str(HydraConfig.get().runtime.choices["stage"])

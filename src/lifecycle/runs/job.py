@@ -1,87 +1,143 @@
-"""A job on a finished model, such as `stage=generate`: it needs a parent and no data.
+"""The one door for jobs: a function of `jobs/` gets what it asks for, by the names of its parameters.
 
-    python -m lifecycle stage=generate init_from=outputs/demo stage.prompt='Return the'
+    def evaluate(*, model: Decoder, tokenizer: Tokenizer, data: Corpus, folder: Path, ...keys of its YAML) -> result
 
-Its folder is written at the end, so a job that failed or was killed leaves none, and the last result stays. Without
-run=NAME the folder is for the last result only, and the next call replaces it; a named one is kept as any run is.
+    model          the network of init_from, ready to be asked; without init_from there is none
+    tokenizer      the model's; without init_from that of the data
+    data           the sources of the config, opened
+    folder seed deterministic compiled          as the run has them
+    parent_view parent_ends parent_folder       of init_from: what it was last trained on, what ends a completion, where
+                                                it lies in Hugging Face's form
+
+Each is made if it is asked for, and any go together. What the job returns stands in run.json as `result`.
+
+A job that reads data writes its folder as it goes, as training does: what it has read, counted and left out stays, and
+the same command goes on. One that reads none writes its folder at the end, so one that failed or was killed leaves
+none, and the last result stays; without run=NAME the next call replaces it, a named one is kept as any run is.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
-
 from lifecycle import config
+from lifecycle.data.clean.contamination_report import put_in_order
+from lifecycle.data.corpus import Corpus
 from lifecycle.errors import UserError
-from lifecycle.hardware import Hardware, device_name
+from lifecycle.hardware import device_name
+from lifecycle.lineage.find_parent import finished_runs
 from lifecycle.lineage.load_model import load_model
-from lifecycle.lineage.parent import Parent, finished_runs
 from lifecycle.lineage.run_folder import RunFolder, origin
+from lifecycle.model import Decoder
 from lifecycle.model.huggingface.lazy_tensors import ends_of
+from lifecycle.runs.data import open_corpus
+from lifecycle.runs.plan import RunPlan
 from lifecycle.tokenizer.tokenizer import Tokenizer, load
 
-TRAINING_KEYS = tuple(
-    f"hardware.{key}="
-    for key in ("activation_checkpointing", "attention", "micro_batch_tokens", "peak_tflops", "workers")
-)
-"""What a job on a model has no use for, as it would be typed."""
+TRAINING_KEYS = ("activation_checkpointing", "attention", "micro_batch_tokens", "peak_tflops")
+"""Of `hardware`: what a job on a model has no use for; nor for `workers`, where it reads no data."""
 
 
-def replaces_last(cfg: DictConfig, folder: RunFolder) -> bool:
-    """Whether this call may write over what is in its folder: nobody named the run, and the same job made it."""
-    if not config.is_model_job(cfg) or any(word.startswith("run=") for word in config.overrides()):
-        return False
-    then = folder.config()
-    return then is None or then["stage"].get("_target_") == cfg.stage._target_
+def run_job(plan: RunPlan) -> None:
+    """Make what the job asks for, run it, and write what came of it. Raises UserError for what there is not."""
+    supplies, folder = Supplies(plan), plan.folder
+    began, started = {"stage": plan.name, "overrides": list(plan.command.typed), **origin()}, time.perf_counter()
+    if "model" in plan.asked:
+        _check_hardware(plan)
+    if plan.reads_data:
+        folder.write_config(config.resolved(plan.config))
+        folder.update(status="running", **began)
+        folder.update(**supplies.data.files_read())
+    asked = {name: getattr(supplies, name) for name in config.SUPPLIED["stage"] if name in plan.asked}
+    result = config.build(plan.config.stage, **asked)
+    if plan.reads_data:
+        put_in_order(folder.path)
+    else:
+        folder.write_config(config.resolved(plan.config))
+        folder.update(**began)
+    seconds = round(time.perf_counter() - started, 3)
+    folder.update(**supplies.facts(), status="finished", result=result, error=None, seconds=seconds)
 
 
-def run_model_job(cfg: DictConfig, folder: RunFolder, parent: Parent | None) -> None:
-    """Load the parent, run the job on it, and write its folder. Raises UserError without `init_from`."""
-    name = str(HydraConfig.get().runtime.choices["stage"])
-    if parent is None:
-        raise UserError(
-            f"stage={name} works with a finished model, and init_from is null: type init_from=RUN, a Hugging Face "
-            f"folder, or a GGUF file; {finished_runs()}"
-        )
-    started, began = time.perf_counter(), origin()
-    hardware: Hardware = config.build(cfg.hardware)
-    _check_hardware(name, hardware)
-    model, tokenizer = load_model(parent, hardware), _tokenizer(cfg, parent)
-    supplies: dict[str, Any] = {
-        "model": model,
-        "tokenizer": tokenizer,
-        "parent_view": _view(parent),
-        "parent_ends": ends_of(parent.generation),
-        "parent_folder": parent.folder if (parent.folder / "config.json").is_file() else None,
-        "seed": cfg.seed,
-        "deterministic": cfg.deterministic,
-        "compiled": None if hardware.compile == "auto" else hardware.compile,
-        "folder": folder.path,
-    }
-    wanted = config.needs(cfg.stage)
-    result = config.build(cfg.stage, without=config.JOB_ASIDE, **{k: v for k, v in supplies.items() if k in wanted})
-    folder.write_config(config.resolved(cfg))
-    folder.update(
-        **began,
-        status="finished",
-        stage=name,
-        **parent.lineage(),
-        tokenizer=tokenizer.sha256,
-        parameters=parent.model.parameters(),
-        precision=str(model.head_weight.dtype).removeprefix("torch."),
-        device=device_name(hardware.device_type()),
-        overrides=config.overrides(),
-        result=result,
-        error=None,
-        seconds=round(time.perf_counter() - started, 3),
-    )
+class Supplies:
+    """What a job may ask for, by name (`config.SUPPLIED`), each made at its first use."""
+
+    def __init__(self, plan: RunPlan) -> None:
+        self._plan, self._parent = plan, plan.parent
+        self.folder: Path = plan.folder.path
+        self.seed: int = plan.config.seed
+        self.deterministic: bool = plan.config.deterministic
+        self.compiled: bool | None = None if plan.hardware.compile == "auto" else plan.hardware.compile
+
+    @cached_property
+    def model(self) -> Decoder:
+        """The network of the parent, on the run's device."""
+        if self._parent is None:
+            raise UserError(
+                f"stage={self._plan.name} works with a finished model, and init_from is null: type init_from=RUN, a "
+                f"Hugging Face folder, or a GGUF file; {finished_runs()}"
+            )
+        return load_model(self._parent, self._plan.hardware)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The parent's, else that of the data."""
+        if self._parent is None:
+            return self.data.tokenizer
+        if self._parent.tokenizer is None:
+            raise UserError(
+                f"init_from={self._plan.config.init_from}: {self._parent.folder} holds no tokenizer (tokenizer.json, "
+                "tokenizer_config.json): put the files of the model's tokenizer there"
+            )
+        return load(self._parent.tokenizer)
+
+    @cached_property
+    def data(self) -> Corpus:
+        """The sources of the config."""
+        return open_corpus(self._plan)
+
+    @property
+    def parent_view(self) -> str | None:
+        """What the model was last trained on (text, chat, ...); None for a model from elsewhere."""
+        if self._parent is None:
+            return None
+        run, place = self._parent.run, self._parent.folder
+        if run is None and place.name == "model" and (place.parent / "run.json").is_file():
+            run = RunFolder(place.parent)
+        stage = ((run.config() if run else None) or {}).get("stage", {})
+        return stage.get("view")
+
+    @property
+    def parent_ends(self) -> Sequence[int]:
+        """Tokens that end a completion of the parent, beside its tokenizer's own."""
+        return ends_of(self._plan.generation)
+
+    @property
+    def parent_folder(self) -> Path | None:
+        """Where the parent lies in Hugging Face's form."""
+        place = self._parent.folder if self._parent else None
+        return place if place is not None and (place / "config.json").is_file() else None
+
+    def facts(self) -> dict[str, Any]:
+        """For run.json: the model that the job was about, and the tokenizer."""
+        asked, found = self._plan.asked, dict[str, Any]()
+        if "model" in asked and self._parent is not None:
+            found = {
+                **self._parent.lineage(),
+                "parameters": self._parent.model.parameters(),
+                "precision": str(self.model.head_weight.dtype).removeprefix("torch."),
+                "device": device_name(self._plan.hardware.device_type()),
+            }
+        return found | ({"tokenizer": self.tokenizer.sha256} if "tokenizer" in asked else {})
 
 
-def _check_hardware(name: str, hardware: Hardware) -> None:
+def _check_hardware(plan: RunPlan) -> None:
     """Refuse what a job on one device would leave unread. Raises UserError that lists all of it."""
+    hardware = plan.hardware
     devices = hardware.devices if hardware.devices == "auto" else int(hardware.devices)
     faults = [
         f"hardware.{key} is {value}; type hardware.{key}={wanted}"
@@ -92,26 +148,9 @@ def _check_hardware(name: str, hardware: Hardware) -> None:
         )
         if value not in ("auto", wanted)
     ]
-    typed = [word for word in config.overrides() if word.startswith(TRAINING_KEYS)]
+    unread = TRAINING_KEYS if plan.reads_data else (*TRAINING_KEYS, "workers")
+    typed = plan.command.names(*(f"hardware.{key}=" for key in unread))
     faults += [f"{word} is of training alone; leave it out" for word in typed]
     if faults:
         lines = "\n".join(f"  - {fault}" for fault in faults)
-        raise UserError(f"stage={name} runs in one process on one device:\n{lines}")
-
-
-def _tokenizer(cfg: DictConfig, parent: Parent) -> Tokenizer:
-    if parent.tokenizer is None:
-        raise UserError(
-            f"init_from={cfg.init_from}: {parent.folder} holds no tokenizer (tokenizer.json, tokenizer_config.json): "
-            "put the files of the model's tokenizer there"
-        )
-    return load(parent.tokenizer)
-
-
-def _view(parent: Parent) -> str | None:
-    """What the model was last trained on (text, chat, ...); None for a model from elsewhere."""
-    run = parent.run
-    if run is None and parent.folder.name == "model" and (parent.folder.parent / "run.json").is_file():
-        run = RunFolder(parent.folder.parent)
-    stage = ((run.config() if run else None) or {}).get("stage", {})
-    return stage.get("view")
+        raise UserError(f"stage={plan.name} runs in one process on one device:\n{lines}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,11 +25,13 @@ from lifecycle.data.validation import described
 from lifecycle.errors import UserError
 from lifecycle.lineage.parent import history
 from lifecycle.lineage.run_folder import RunFolder
+from lifecycle.loggers import read_metrics
 from lifecycle.model import Decoder
 from lifecycle.model.huggingface import export
 from lifecycle.report import terminal_summary, write_report
 from lifecycle.rollout.engine import generate
 from lifecycle.rollout.sampling.parameters import Sampling
+from lifecycle.runs.plan import RunPlan
 from lifecycle.stages.base import Stage
 from lifecycle.system import atomic
 
@@ -36,20 +40,66 @@ PROMPT_TOKENS = 16
 SAMPLE_TOKENS = 64
 
 
-def finish(
-    folder: RunFolder,
-    stage: Stage,
-    data: DataModule,
-    *,
-    finished: bool,
-    export_dtype: str,
-    shard_gb: float,
-    generation: Mapping[str, Any],
-) -> None:
-    """Write a run's results; every rank must call, rank 0 writes. A stopped run leaves ledger and lineage only.
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run came to.
 
-    generation: the parent's generation_config.json, which goes on with the exported model.
+    status: finished; stopped, by a signal, after a step that is saved, so that the same config goes on; planned, by a
+    dry run, which does nothing. metrics: the last value of each in metrics.csv. model: the folder of the exported
+    model, None where there is none. result: what a job returned; of training the best validation loss and its step.
     """
+
+    folder: Path
+    status: Literal["finished", "stopped", "planned"]
+    metrics: Mapping[str, float]
+    model: Path | None
+    result: Any
+
+
+def result_of(folder: RunFolder, status: Literal["finished", "stopped", "planned"]) -> RunResult:
+    """As the files in the folder of a run tell it."""
+    columns = read_metrics(folder.path / "metrics.csv")
+    known = {name: [value for value in column if value is not None] for name, column in columns.items()}
+    model = folder.path / "model"
+    return RunResult(
+        folder=folder.path,
+        status=status,
+        metrics={name: float(values[-1]) for name, values in known.items() if values},
+        model=model if status == "finished" and model.is_dir() else None,
+        result=folder.lineage().get("result"),
+    )
+
+
+def finish(plan: RunPlan, stage: Stage, data: DataModule) -> RunResult:
+    """Write the results of a run that trained, and say how it ended; every rank must call, rank 0 writes.
+
+    Raises on rank 0 what ended its data early, and UserError where a guard found no checkpoint good enough.
+    """
+    folder, done = plan.folder, data.is_last(stage.global_step)
+    restored = stage.guard.restore_step
+    over = done if restored is None else restored > 0
+    write_results(plan, stage, data, finished=over)
+    fault = data.fault()
+    status: Literal["finished", "stopped"] = "finished" if over else "stopped"
+    if not stage.trainer.is_global_zero:
+        return result_of(folder, status)
+    if restored == 0:
+        raise UserError(
+            f"the guard ended the run at step {stage.global_step}: it forgets more than "
+            f"guard.stop={plan.config.guard.stop:g}, and no checkpoint was below: the parent is still the better model "
+            f"({folder.path / 'forgetting.json'} has the history). Try more replay (stage.replay.share) or a lower "
+            "rate (stage.peak_ratio)"
+        )
+    if fault is not None:
+        raise fault
+    if not over:
+        print(f"stopped after step {stage.global_step}, which is saved: the same command goes on", file=sys.stderr)
+    return result_of(folder, status)
+
+
+def write_results(plan: RunPlan, stage: Stage, data: DataModule, *, finished: bool) -> None:
+    """Ledger, lineage, model, samples, baselines and report. A stopped run leaves ledger and lineage only."""
+    folder, given = plan.folder, plan.config.export
     ledger, restored, best = data.ledger(), stage.guard.restore_step, stage.best
     weights = {} if not finished else full_weights(stage) if not restored else restored_weights(folder, stage)
     if not stage.trainer.is_global_zero:
@@ -65,6 +115,7 @@ def finish(
         **({"restored": restored} if restored is not None else {}),
     )
     if not finished:
+        put_in_order(folder.path)
         return
     stage.enter((restored or stage.global_step) - 1)  # the phase of the restored step may have another base
     with torch.device("meta"):
@@ -74,10 +125,10 @@ def finish(
         model,
         folder.path / "model",
         tokenizer=data.tokenizer,
-        dtype=export_dtype,
-        shard_gb=shard_gb,
+        dtype=given.dtype,
+        shard_gb=given.shard_gb,
         history=history(folder),
-        generation=generation,
+        generation=plan.generation,
     )
     _write_json(folder.path / "samples.json", samples(model.to(stage.trainer.strategy.root_device).eval(), data, stage))
     _write_json(folder.path / "baselines.json", baselines(data))

@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from lifecycle import config
 from lifecycle.checkpoint import last_good, list_committed, prune, step_of, verify
 from lifecycle.data.read.begun import Begun
+from lifecycle.duration import Timeline
 from lifecycle.errors import UserError
-from lifecycle.hardware import Choice, Hardware, choose, probe
+from lifecycle.hardware import Choice, choose, probe
 from lifecycle.lineage.run_folder import RunFolder
+from lifecycle.runs.plan import RunPlan
 from lifecycle.system.ranks import hear, rank, tell
 
 
@@ -44,19 +44,11 @@ class Start:
         return [*passed_over, *begun, *self.choice.reasons]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """How much one device has to do: a short run is not worth a compilation. `tokens_per_step` is a device's share."""
-
-    steps: int
-    tokens_per_step: int
-    flops_per_token: float
-
-
-def begun(cfg: DictConfig, folder: RunFolder) -> Begun | None:
+def begun(plan: RunPlan) -> Begun | None:
     """What the run was begun with, where this start goes on with it: with its checkpoints (or those of the run that
     `resume` names), or with its shards."""
-    run = RunFolder(Path(cfg.resume).expanduser().parents[1]) if cfg.resume not in ("auto", "never") else folder
+    folder, resume = plan.folder, plan.config.resume
+    run = RunFolder(Path(resume).expanduser().parents[1]) if resume not in ("auto", "never") else folder
     if steps := [step_of(path) or 0 for path in list_committed(run.checkpoints)]:
         return Begun.of(run.path, step=max(steps), tokenizer=run.lineage().get("tokenizer"))
     if (folder.path / "prepared").is_dir() and (folder.path / "tokenizer").is_dir():
@@ -64,8 +56,9 @@ def begun(cfg: DictConfig, folder: RunFolder) -> Begun | None:
     return None
 
 
-def agree(cfg: DictConfig, folder: RunFolder, hardware: Hardware, work: Work) -> Start:
-    """Rank 0 decides and tells the other ranks of the same launch."""
+def agree(plan: RunPlan, timeline: Timeline, *, vocab_size: int) -> Start:
+    """Rank 0 decides and tells the other ranks of the same launch; it writes config.yaml."""
+    folder, hardware = plan.folder, plan.hardware
     note = folder.path / ".start.json"
     if rank() != 0:
         found = hear(note)
@@ -73,17 +66,28 @@ def agree(cfg: DictConfig, folder: RunFolder, hardware: Hardware, work: Work) ->
         return Start(choice=choice, checkpoint=found["checkpoint"], damaged=found["damaged"])
     before = (folder.config() or {}).get("hardware", {})
     begun = {key: before[key] for key in ("precision", "compile") if before.get(key, "auto") != "auto"}
-    choice = choose(hardware, probe(hardware.device_type()), begun=begun, **asdict(work))
-    checkpoint, damaged = _checkpoint(cfg.resume, folder)
+    choice = choose(hardware, probe(hardware.device_type()), begun=begun, **_work(plan, timeline, vocab_size))
+    checkpoint, damaged = _checkpoint(plan.config.resume, folder)
     start = Start(choice=choice, checkpoint=str(checkpoint) if checkpoint else None, damaged=damaged)
     if checkpoint:  # verified: what is over a retention that is less than it was goes now, a full disk may wait for it
-        kept = cfg.checkpoint
+        kept = plan.config.checkpoint
         prune(folder.checkpoints, keep_last=kept.keep_last, milestones=kept.milestones, written=start.step)
-    plain = config.resolved(cfg)
+    plain = config.resolved(plan.config)
     plain["hardware"] |= {"precision": choice.precision, "compile": choice.compile}
     folder.write_config(plain)
     tell(asdict(start), note)
     return start
+
+
+def _work(plan: RunPlan, timeline: Timeline, vocab_size: int) -> dict[str, Any]:
+    """How much one device has to do: a short run is not worth a compilation."""
+    assert plan.limits is not None
+    model = plan.model.with_vocab(vocab_size)
+    return {
+        "steps": timeline.steps,
+        "tokens_per_step": timeline.tokens() // timeline.steps // plan.hardware.world_size(),
+        "flops_per_token": model.flops_per_token(plan.limits.sequence_length),
+    }
 
 
 def _checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list[str]]:

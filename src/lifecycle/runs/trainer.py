@@ -18,22 +18,22 @@ from lightning.pytorch.plugins.environments import (
 )
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
+from lifecycle import config
+from lifecycle.callbacks.saving import SaveOnEvents, periodic
 from lifecycle.checkpoint import CommittedCheckpointIO, ShardedStrategy
 from lifecycle.errors import UserError
 from lifecycle.hardware import Choice, Hardware
+from lifecycle.runs.data import Length
+from lifecycle.runs.plan import RunPlan
+from lifecycle.runs.resume import Start
 from lifecycle.system.ranks import started_by_srun
-
-
-def world_size(hardware: Hardware) -> int:
-    """Processes of the run: one a device."""
-    return hardware.devices_per_node() * hardware.num_nodes
 
 
 def check_tasks(hardware: Hardware) -> None:
     """Raise UserError where srun has started another number of processes than the run is of."""
     if not started_by_srun():
         return
-    tasks, wanted = int(os.environ["SLURM_NTASKS"]), world_size(hardware)
+    tasks, wanted = int(os.environ["SLURM_NTASKS"]), hardware.world_size()
     if tasks != wanted or (tasks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ):
         per_node, nodes = hardware.devices_per_node(), hardware.num_nodes
         raise UserError(
@@ -41,6 +41,27 @@ def check_tasks(hardware: Hardware) -> None:
             f"hardware.num_nodes={nodes} are {wanted}, one a device: start it with srun --nodes={nodes} "
             f"--ntasks-per-node={per_node}, or set the two keys to what srun is given"
         )
+
+
+def trainer_of(
+    plan: RunPlan, length: Length, start: Start, *, loggers: Sequence[Logger], watching: Sequence[Callback]
+) -> pl.Trainer:
+    """The Trainer of a run. watching: callbacks beside those of the config, of checkpoints and of events."""
+    kept, folder = plan.config.checkpoint, plan.folder
+    return build_trainer(
+        plan.hardware,
+        start.choice,
+        total_steps=-1 if length.last is None else length.last,
+        callbacks=[
+            *config.build(plan.config.callbacks, folder=folder.path),
+            *watching,
+            SaveOnEvents(folder=folder.checkpoints, every_steps=kept.every_steps),
+            periodic(folder.checkpoints, kept.every_steps),
+        ],
+        loggers=loggers,
+        writer=CommittedCheckpointIO(keep_last=kept.keep_last, milestones=tuple(kept.milestones)),
+        deterministic=plan.config.deterministic,
+    )
 
 
 def build_trainer(
@@ -101,7 +122,7 @@ def _quieten() -> None:
 
 
 def _strategy(hardware: Hardware) -> Strategy | Literal["auto"]:
-    processes = world_size(hardware)
+    processes = hardware.world_size()
     backend: Literal["nccl", "gloo"] = "nccl" if hardware.device_type() == "cuda" else "gloo"
     if hardware.strategy == "fsdp":
         return ShardedStrategy(data_parallel_size=processes, tensor_parallel_size=1, process_group_backend=backend)

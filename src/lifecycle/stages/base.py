@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import lightning.pytorch as pl
 import torch
@@ -41,12 +41,18 @@ class Stage(pl.LightningModule, ABC):
     """What every stage shares. Subclasses are final: they define `training_step` and `validation_step`, and override
     no method that has a body here (`tests/stages/test_stages.py`); what only some of them add is an object they hold.
 
-    starts_from_parent: such a stage cannot begin without `init_from`. guard_actions: what a forgetting guard may do in
-    such a run. penalty: what is added to the gradients of every step; None for none.
+    penalty: what is added to the gradients of every step; None for none.
+
+    What a class says of itself, for the run: starts_from_parent: it cannot begin without `init_from`. takes_over: the
+    classes of `inheritance.py` whose keys it has. guard_actions: what a forgetting guard may do in such a run.
+    weight_copies: by key of `stage` that may be null, how many copies of the whole weights every device keeps where it
+    is set.
     """
 
-    starts_from_parent = False
-    guard_actions: frozenset[str] = frozenset({"rate", "restore"})
+    starts_from_parent: ClassVar[bool] = False
+    takes_over: ClassVar[tuple[type, ...]] = ()
+    guard_actions: ClassVar[frozenset[str]] = frozenset({"rate", "restore"})
+    weight_copies: ClassVar[Mapping[str, int]] = {}
 
     def __init__(
         self, *, model: ModelConfig, optimization: Optimization, setup: Setup, penalty: Penalty | None = None

@@ -7,40 +7,23 @@ the parent ended with.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar
 
 from torch import Tensor
 
 from lifecycle.batch import StepBatch, TokenBatch
-from lifecycle.bounds import Count, FromZero, NotNegative, PartOrNone, Positive
-from lifecycle.errors import UserError
+from lifecycle.bounds import Count, FromZero, NotNegative, Positive
 from lifecycle.model import DocumentMask, ModelConfig
 from lifecycle.optim import AdamW, Muon, Schedule
 from lifecycle.stages.bad_steps import NormRatio
 from lifecycle.stages.base import Stage
+from lifecycle.stages.inheritance import OptimizerState, PeakRate, ReplayedData, Vocabulary
 from lifecycle.stages.next_token import held_out_loss, next_token_loss
 from lifecycle.stages.optimization import Optimization
 from lifecycle.stages.penalty import EwcPenalty
 from lifecycle.stages.setup import Setup
-
-
-@dataclass(frozen=True, kw_only=True)
-class Replay:
-    """What comes back of the data that the parent was trained on; a source named `replay` stands in its place.
-
-    share: of the tokens of every step. ancestors: how many generations back (1: the parent's own mixture), `all`, or
-    their weights, the parent first. functions: modules whose functions
-    their sources may call.
-    """
-
-    share: PartOrNone
-    ancestors: Count | Literal["all"] | list[NotNegative]
-    functions: list[str] | None
-
-    def __post_init__(self) -> None:
-        if isinstance(self.ancestors, list) and not self.ancestors:
-            raise UserError("stage.replay.ancestors is []; wanted weights, the parent's first")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +38,13 @@ class Ewc:
 class Midtrain(Stage):
     """Next-token prediction on rows of packed documents, from a parent's weights.
 
-    peak_ratio, replay, new_tokens, split_digits: what the run has taken over from the parent, or added to it, by them
-    is in `optimizer`, `model` and the data already.
-    optimizer_state: `parent` starts with `setup.initial_optimizer`. ewc: a penalty on moving away from the parent's
-    weights, beside replay or in its place; None for none.
+    ewc: a penalty on moving away from the parent's weights, beside replay or in its place; None for none.
     """
 
     starts_from_parent = True
+    takes_over = (PeakRate, OptimizerState, Vocabulary, ReplayedData)
     guard_actions = Stage.guard_actions | {"replay"}
+    weight_copies: ClassVar[Mapping[str, int]] = {"ewc": 2}  # those of the parent, and the Fisher information
 
     def __init__(
         self,
@@ -73,12 +55,7 @@ class Midtrain(Stage):
         max_skipped: FromZero,
         max_norm_ratio: NormRatio | None,
         z_loss: NotNegative,
-        peak_ratio: Positive,
-        replay: Replay,
-        optimizer_state: Literal["fresh", "parent"],
         ewc: Ewc | None,
-        new_tokens: list[str],
-        split_digits: bool,
         setup: Setup,
     ) -> None:
         optimization = Optimization(

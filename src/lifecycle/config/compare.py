@@ -1,0 +1,69 @@
+"""A config in plain values, and what differs between two of them: may a run go on under another one?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lifecycle.config.composed import KEY
+from lifecycle.config.signature import KeyPath, dotted
+
+MAY_DIFFER = (
+    "data._target_",
+    "run",
+    "resume",
+    "dry_run",
+    "checkpoint",
+    "logging",
+    "logger",
+    "callbacks",
+    "hardware",
+    "stage.max_steps",
+    "stage.max_tokens",
+    "stage.max_epochs",
+    "stage.max_skipped",
+    "stage.max_norm_ratio",
+    "stage.schedule.stretch",
+    "data.bad_rows",
+    "data.exhausted",
+    "data.sources.*.max_epochs",
+)
+"""Keys that a resumed run may change: its end, where it runs, what it bears, what is written about it, and the class
+that reads a data config, of which there is one (older runs know it by another name)."""
+
+PLACES = ("data.root", "data.prepared", "data.sources.*.path")
+"""Where its data lies: that too, where its content is looked at (`data/read/begun.py`)."""
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The whole config as plain values that YAML can write, without how it was composed."""
+    return {key: value for key, value in plain(cfg).items() if key not in ("hydra", KEY)}
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], *, moved: bool = False) -> list[str]:
+    """Dotted keys that differ, without those that a resumed run may change (`MAY_DIFFER`); `moved`: nor `PLACES`."""
+    free = MAY_DIFFER + (PLACES if moved else ())
+    before, after = flat(old), flat(new)
+    # An absent key and null are the same: a key that a later version adds must not keep older runs from going on.
+    differ = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    differ = [key for key in differ if not any(other.startswith(f"{key}.") for other in differ)]  # {} became {a: 1}
+    return [key for key in differ if not any(fnmatchcase(f"{key}.", f"{allowed}.*") for allowed in free)]
+
+
+def plain(node: DictConfig) -> dict[str, Any]:
+    """The values of a node."""
+    values = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def flat(node: Mapping[str, Any], at: KeyPath = ()) -> dict[str, Any]:
+    """Leaves by dotted key; a list is a leaf, and so is an empty mapping."""
+    leaves: dict[str, Any] = {}
+    for key, value in node.items():
+        place = (*at, str(key))
+        leaves |= flat(value, place) if isinstance(value, Mapping) and value else {dotted(place): value}
+    return leaves

@@ -1,0 +1,61 @@
+"""Where a run's first weights come from: `init_from`, which names
+
+    demo, outputs/demo            the exported model of a finished run
+    demo@best, demo@400           a checkpoint of a run, finished or not: the best one, or that of a step
+    FOLDER, FILE.gguf             a Hugging Face folder, or a GGUF file (or a folder with one)
+    HuggingFaceTB/SmolLM2-135M    an id on the Hugging Face hub
+
+Architecture and tokenizer are the parent's. The architecture is read at once, the weights are read (and fetched) when
+they are asked for: a dry run or a resumed one never does.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from lifecycle.errors import UserError
+from lifecycle.lineage.from_checkpoint import after_the_at, from_checkpoint
+from lifecycle.lineage.from_files import from_files
+from lifecycle.lineage.from_hub import from_hub
+from lifecycle.lineage.parent import Parent
+from lifecycle.lineage.run_folder import RunFolder
+from lifecycle.model.huggingface.gguf import gguf_file
+
+HUB_ID = re.compile(r"(?!outputs/)\w[\w.-]*/[\w.-]+")
+ADAPTER = "adapter_config.json"
+
+
+def find_parent(name: str) -> Parent:
+    """The parent that `init_from=name` means. Raises UserError where there is none."""
+    name = os.path.expanduser(name)
+    for place in (Path(name), Path("outputs") / name):
+        if (place / "config.json").is_file() or gguf_file(place):
+            return from_files(place)
+        if (place / "model" / "config.json").is_file():
+            return from_files(place / "model", run=RunFolder(place))
+        if (place / "run.json").is_file():
+            status = RunFolder(place).lineage().get("status")
+            raise UserError(
+                f"init_from={name}: run {place} has no model/ yet (it is {status}); let it finish first, or take one "
+                f"of its checkpoints: {after_the_at(place)}"
+            )
+    stem, mark, which = name.rpartition("@")
+    for place in (Path(stem), Path("outputs") / stem) if mark else ():
+        if (place / "run.json").is_file():
+            return from_checkpoint(RunFolder(place), which, name)
+    if (Path(name) / ADAPTER).is_file():
+        raise UserError(f"init_from={name} holds an adapter: merge it into its base model, and name the folder of that")
+    if HUB_ID.fullmatch(name) and not Path(name).parent.exists():  # else a misspelt folder of this machine
+        return from_hub(name)
+    raise UserError(
+        f"init_from={name} is neither a run, nor a checkpoint (RUN@best, RUN@STEP), nor a folder with config.json "
+        f"and safetensors, nor a GGUF file, nor a hub id (OWNER/NAME); {finished_runs()}"
+    )
+
+
+def finished_runs() -> str:
+    """Those under outputs/ that can be a parent, in words."""
+    runs = sorted(p.parent.parent.name for p in Path("outputs").glob("*/model/config.json"))
+    return f"finished runs here: {', '.join(runs)}" if runs else "there is no finished run under outputs/ here"

@@ -1,0 +1,70 @@
+"""A parent that is a checkpoint of a run, finished or not: RUN@best, RUN@STEP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from omegaconf import DictConfig
+from torch import Tensor
+
+from lifecycle import config
+from lifecycle.checkpoint import list_committed, read_best, step_of
+from lifecycle.checkpoint.weights import load_stage, load_weights
+from lifecycle.errors import UserError
+from lifecycle.lineage.parent import Parent
+from lifecycle.lineage.run_folder import RunFolder
+from lifecycle.model import ModelConfig
+from lifecycle.tokenizer.tokenizer import Tokenizer, load
+
+
+def from_checkpoint(run: RunFolder, which: str, name: str) -> Parent:
+    """The weights inside a checkpoint; sizes and tokenizer are in the run's folder."""
+    steps = {step_of(path): path for path in list_committed(run.checkpoints)}
+    best = read_best(run.checkpoints)
+    wanted = best["step"] if best and which == "best" else int(which) if which.isdecimal() else None
+    written = run.config()
+    if wanted not in steps or written is None:
+        raise UserError(f"init_from={name}: there is no such checkpoint; run {run.path} has {after_the_at(run.path)}")
+    if not written.get("model"):
+        raise UserError(f"{run.path / 'config.yaml'} says nothing of the run's model; get the file again")
+    tokenizer = trained_with(run, run.path / "tokenizer", name)
+    sizes = DictConfig({"model": config.literal(written["model"])})
+    model: ModelConfig = config.build(sizes.model)
+    path = steps[wanted]
+    theta = load_stage(path).get("rope_theta", model.rope_theta)  # a phase may have changed it on the way
+    return Parent(
+        folder=path,
+        run=run,
+        model=replace(model.with_vocab(tokenizer.vocab_size), rope_theta=theta),
+        tokenizer=str((run.path / "tokenizer").resolve()),
+        name=str(run.path.resolve()),
+        read=lambda: _stripped(load_weights(path)),
+    )
+
+
+def trained_with(run: RunFolder, place: Path, name: str) -> Tokenizer:
+    """The tokenizer in a folder of a run. Raises UserError where it is another than the run's weights know."""
+    found, known = load(str(place)), run.lineage().get("tokenizer")
+    if known is not None and found.sha256 != known:
+        raise UserError(
+            f"init_from={name}: {place} has a tokenizer of hash {found.sha256[:16]}, and the run was trained with that "
+            f"of hash {known[:16]}: put back what the run wrote there, or its words and ids do not belong together"
+        )
+    return found
+
+
+def _stripped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The network's own names: a checkpoint holds those of the stage, whose network is called model."""
+    return {name.removeprefix("model."): value.float() for name, value in state.items()}
+
+
+def after_the_at(place: Path) -> str:
+    """What can stand after the @."""
+    run = RunFolder(place)
+    steps = [f"{place.name}@{step_of(path)}" for path in list_committed(run.checkpoints)]
+    best = read_best(run.checkpoints)
+    if best and any(step_of(path) == best["step"] for path in list_committed(run.checkpoints)):
+        steps.append(f"{place.name}@best")
+    return ", ".join(steps) or "none"

@@ -1,0 +1,79 @@
+"""A run at work: its folder is its own, a signal ends it in order, what the disk refuses is said, and its end is written down."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+from lifecycle.checkpoint import remedies
+from lifecycle.errors import DISK_FULL, NO_ACCESS, Terminated, UserError
+from lifecycle.runs.begin_end import begin_anew, record_end, reopen
+from lifecycle.runs.plan import RunPlan
+from lifecycle.system.lock import hold
+from lifecycle.system.ranks import rank
+
+
+@contextlib.contextmanager
+def at_work(plan: RunPlan) -> Iterator[None]:
+    """Around all that a run does. What ends it goes through, and is written into run.json where the run had begun one;
+    a job that reads no data writes its folder at its end, and what stands there is the last result."""
+    with _ended_by_sigterm(), _disk_faults_said(plan), hold(plan.folder.path):
+        if not plan.reads_data:
+            yield
+            return
+        begin_anew(plan)
+        before = reopen(plan.folder)
+        try:
+            if plan.revisions and rank() == 0:  # before anything is read of them
+                plan.folder.update(revisions=plan.revisions)
+            yield
+        except BaseException as error:
+            with contextlib.suppress(OSError):  # a full disk may be what ended it
+                record_end(plan.folder, error, before)
+            raise
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM raises `Terminated` where there is nothing to save, until training has a handler of its own
+    (`callbacks.saving`). What handled signals before handles them afterwards."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    here = os.getpid()
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        if os.getpid() == here:
+            raise Terminated
+        signal.signal(signum, signal.SIG_DFL)  # in a process that was forked from this one, which has no run to end
+        signal.raise_signal(signum)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _disk_faults_said(plan: RunPlan) -> Iterator[None]:
+    """A disk that is full, or may not be written any more, is no crash of ours."""
+    kept, folder = plan.config.checkpoint, plan.folder
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ACCESS:
+            raise UserError(
+                f"{error.filename or folder.path} cannot be written or read ({error.strerror}); what was saved before "
+                "is intact: mend that (permissions? mounted?) and start the same command again"
+            ) from error
+        if error.errno not in DISK_FULL:
+            raise
+        raise UserError(
+            f"no room for {error.filename or folder.path} ({error.strerror}); what was saved before is intact: make "
+            "room there and start the same command again. "
+            + remedies(folder.checkpoints, keep_last=kept.keep_last, milestones=kept.milestones)
+        ) from error

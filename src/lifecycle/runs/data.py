@@ -1,0 +1,71 @@
+"""The data of a run: opened, asked how long the run is, and cut into the steps of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lifecycle.data.corpus import Corpus
+from lifecycle.data.mixture.plan import phases_of
+from lifecycle.data.module import DataModule
+from lifecycle.duration import Limits, Timeline
+from lifecycle.lineage.parent_loss import ParentLoss
+from lifecycle.lineage.retained import check_reach
+from lifecycle.runs.plan import RunPlan
+from lifecycle.runs.resume import begun
+
+
+@dataclass(frozen=True, kw_only=True)
+class Length:
+    """Of a run. last: the step beyond which nothing is read; None: it ends with the last row of a source."""
+
+    timeline: Timeline
+    last: int | None
+
+
+def open_corpus(plan: RunPlan) -> Corpus:
+    """The sources of the run, under its tokenizer."""
+    return Corpus(
+        plan.data,
+        view=plan.config.stage.view,
+        seed=plan.config.seed,
+        processes=plan.hardware.workers,
+        folder=plan.folder.path,
+        replay_share=plan.replay_share,
+        parent_loss=ParentLoss(plan.parent, plan.hardware) if plan.parent else None,
+        begun=begun(plan),
+    )
+
+
+def timeline_of(limits: Limits, corpus: Corpus) -> Timeline:
+    """The steps of the run, by its limits and by what a pass over the corpus holds."""
+    return limits.timeline(
+        lambda: corpus.epoch_positions(limits.sequence_length),
+        lambda line: corpus.epoch_tokens(line.steps, phases_of(line.segments)),
+    )
+
+
+def length_of(limits: Limits, corpus: Corpus) -> Length:
+    """How long the run is, and where its data ends."""
+    timeline = timeline_of(limits, corpus)
+    most = limits.most_steps(timeline)
+    until_used_up = corpus.ends_with(limits.max_epochs) and (most is None or timeline.steps < most)
+    return Length(timeline=timeline, last=most if until_used_up else timeline.steps)
+
+
+def load_data(plan: RunPlan) -> tuple[DataModule, Length]:
+    """The data of a run that trains, and the length of the run."""
+    assert plan.limits is not None, "a job has no length"
+    corpus = open_corpus(plan)
+    length = length_of(plan.limits, corpus)
+    check_reach(plan.config, plan.parent, length.timeline.steps)
+    data = DataModule(
+        corpus=corpus,
+        steps=length.timeline.steps,
+        phases=phases_of(length.timeline.segments),
+        last=length.last,
+        row_length=plan.limits.sequence_length,
+        micro_batch_tokens=plan.hardware.micro_batch_tokens,
+        validation_tokens=plan.config.validation.tokens,
+        workers=plan.hardware.workers,
+    )
+    return data, length

@@ -1,0 +1,102 @@
+"""What a run is, decided once: a composed config and its parent become one frozen plan, which all that follows reads.
+
+    compose -> check -> plan -> data -> stage -> trainer -> fit -> results
+
+Nothing changes the config after this. It says what is really used, as config.yaml then does, but for what the machine
+chooses at the start (`resume.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lifecycle import config
+from lifecycle.config import Command
+from lifecycle.data.config import DataConfig
+from lifecycle.duration import Limits
+from lifecycle.hardware import Hardware
+from lifecycle.lineage.inherit import adopted, replay_share, settled
+from lifecycle.lineage.parent import Parent
+from lifecycle.lineage.retained import check_guard
+from lifecycle.lineage.revisions import Pinned, pin, with_revisions
+from lifecycle.lineage.run_folder import RunFolder
+from lifecycle.model import ModelConfig
+from lifecycle.stages.base import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """One run of one stage or job.
+
+    config: the settled config, read-only. name: of the stage or job, as it was chosen. stage: its class, None of a job;
+    asked: what it asks for, by the names of its parameters. model: before the tokenizer is known, which may say its
+    vocabulary. limits: how long it is, None of a job. replay_share: of the tokens of every step, None where the
+    mixture's own weights say it. generation: how the parent's completions are drawn and end, for the model that comes
+    of it. revisions: the commits of hub data sets.
+    """
+
+    config: DictConfig
+    command: Command
+    name: str
+    folder: RunFolder
+    stage: type[Stage] | None
+    asked: frozenset[str]
+    parent: Parent | None
+    hardware: Hardware
+    model: ModelConfig
+    data: DataConfig
+    limits: Limits | None
+    replay_share: float | None
+    generation: Mapping[str, Any]
+    revisions: Pinned
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether it opens the data of the config. Such a run writes its folder as it goes; a job that reads none
+        writes it at the end, so one that fails leaves the last result as it was."""
+        return self.stage is not None or "data" in self.asked
+
+    @property
+    def replaces_last(self) -> bool:
+        """Whether it may write over what is in its folder: a job that reads no data, which nobody has named, on a
+        result of the same job."""
+        named = bool(self.command.names("run=")) or not self.command.choices
+        if self.reads_data or named:
+            return False
+        return self.folder.config() is None or self.folder.lineage().get("stage") == self.name
+
+
+def make_plan(cfg: DictConfig) -> RunPlan:
+    """The plan of a checked config, which stays as it is. Raises UserError for what cannot be."""
+    command = config.command_of(cfg)
+    folder, parent = RunFolder(Path(command.folder)), adopted(cfg)
+    made, stage = settled(cfg, parent), config.stage_class(cfg.stage)
+    check_guard(made, parent)
+    pinned = pin(made, folder) if config.reads_data(cfg.stage) and not cfg.dry_run else {}
+    made = with_revisions(made, pinned)
+    OmegaConf.set_readonly(made, True)
+    model: ModelConfig = config.build(made.model)
+    limits = config.part(made.stage, Limits)
+    if limits is not None:
+        model.check_rows(limits.sequence_length)
+    return RunPlan(
+        config=made,
+        command=command,
+        name=command.choices.get("stage") or str(cfg.stage._target_).split(".")[-2],
+        folder=folder,
+        stage=stage,
+        asked=config.asked_of_run(made.stage),
+        parent=parent,
+        hardware=config.build(made.hardware),
+        model=model,
+        data=config.build(made.data),
+        limits=limits,
+        replay_share=replay_share(made),
+        generation=parent.generation if parent else {},
+        revisions=pinned,
+    )
