@@ -1,17 +1,26 @@
-"""How a job's model is loaded, and what of the hardware it has a use for."""
+"""The door of jobs: each gets what it asks for and nothing else, and its folder is kept by one rule."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import DictConfig
 from tests.model.huggingface.families import CONFIGS, made
 
 from lifecycle import config
+from lifecycle.config import help
+from lifecycle.config.targets import TARGETS
 from lifecycle.errors import UserError
 from lifecycle.lineage.find_parent import find_parent
 from lifecycle.lineage.load_model import load_model
+from lifecycle.lineage.run_folder import RunFolder
 from lifecycle.model.huggingface import export
 from lifecycle.run import run
+from lifecycle.runs import job
+from lifecycle.runs.job import Supplies
+from lifecycle.tokenizer.tokenizer import load, train_bpe
 
 
 @pytest.mark.parametrize("name", ["deepseek_v3", "qwen2_moe"])
@@ -42,3 +51,71 @@ def test_hardware_that_a_job_on_one_device_would_not_read_is_refused(
         "  - hardware.strategy is fsdp; type hardware.strategy=auto",
         "  - hardware.attention=sdpa is of training alone; leave it out",
     ]
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., DictConfig]:
+    """Composes `stage=measure` and `stage=alone`: each is a function of `toy_job.py` and these lines of YAML."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIFECYCLE_CACHE", str(tmp_path / "cache"))
+    tokenizer = train_bpe(["some words 1 2 3 of a file"] * 9, vocab_size=300, digits=1)
+    export(made(replace(CONFIGS["qwen3"], vocab_size=320)), tmp_path / "given", tokenizer=tokenizer)
+    (tmp_path / "texts.jsonl").write_text('{"text": "some words of a file 123"}\n' * 200)
+    for name, keys in (("measure", "view: text\ndocuments: 3\n"), ("alone", "view: text\n")):
+        file = tmp_path / f"conf/stage/{name}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"_target_: tests.runs.toy_job.{name}\n{keys}")
+        monkeypatch.setitem(TARGETS, "stage", (*TARGETS["stage"], f"tests.runs.toy_job.{name}"))
+
+    def compose(*words: str) -> DictConfig:
+        mine = ["data=files", "data.sources.mine.path=texts.jsonl", *words]
+        return config.compose(mine, config_dirs=[tmp_path / "conf"])
+
+    return compose
+
+
+def test_a_job_gets_model_and_data_together_by_one_function_and_one_yaml(toy: Callable[..., DictConfig]) -> None:
+    with pytest.raises(UserError, match="stage=measure works with a finished model, and init_from is null"):
+        run(toy("stage=measure", "run=measured"))
+    done = run(toy("stage=measure", "init_from=given", "run=measured", "seed=7", "stage.documents=2"))
+    model, tokenizer = made(replace(CONFIGS["qwen3"], vocab_size=320)), load("given")
+    tokens = sum(len(ids) for ids in tokenizer.documents(["some words of a file 123"] * 2))
+    assert done.status == "finished"
+    assert done.result == {
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "tokens": {"mine": tokens},
+    }
+    told = RunFolder(done.folder).lineage()
+    assert told["status"] == "finished" and told["stage"] == "measure" and told["tokenizer"] == tokenizer.sha256
+    assert told["parent"]["path"] == str(Path("given").resolve()) and "mine" in told["files"]
+    assert (done.folder / "found.txt").read_text().startswith("7: ")
+
+
+def test_what_a_job_does_not_ask_for_is_not_made(
+    toy: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("open_corpus", "load_model", "load"):
+        monkeypatch.setattr(job, name, None)  # a call of it would fail
+    assert run(toy("stage=alone", "seed=5")).result == 5
+    assert run(toy("stage=alone", "init_from=given", "seed=6")).result == 6  # nobody has named it: in the same folder
+
+
+def test_a_job_that_reads_no_data_leaves_the_last_result_where_it_fails(toy: Callable[..., DictConfig]) -> None:
+    done = run(toy("stage=alone", "seed=5"))
+    before = (done.folder / "run.json").read_bytes()
+    with pytest.raises(RuntimeError, match="bad luck"):
+        run(toy("stage=alone", "seed=13"))
+    assert (done.folder / "run.json").read_bytes() == before
+    with pytest.raises(UserError, match="was started with other values of: seed"):
+        run(toy("stage=alone", "seed=6", f"run={done.folder.name}"))  # now it has a name
+
+
+def test_every_name_that_a_job_may_ask_for_is_supplied() -> None:
+    for name in set(config.SUPPLIED["stage"]) - {"setup"}:  # which a stage asks for
+        assert name in {*vars(Supplies), "folder", "seed", "deterministic", "compiled"}, name
+
+
+@pytest.mark.parametrize("choice", help.choices(config.conf_dir(), "stage"))
+def test_a_stage_or_job_stands_in_the_file_of_its_name(choice: str) -> None:
+    module = str(config.compose([f"stage={choice}"]).stage._target_).rpartition(".")[0]
+    assert module in (f"lifecycle.stages.{choice}", f"lifecycle.jobs.{choice}")

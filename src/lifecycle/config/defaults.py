@@ -25,9 +25,9 @@ def defaults(command: Command) -> Default:
     @functools.cache
     def composed() -> DictConfig:
         places = ConfigSearchPathImpl()
-        places.append("hydra", "pkg://hydra.conf")
-        for folder in command.files:
-            places.append("main", f"file://{folder}")
+        for provider, place in (("hydra", "pkg://hydra.conf"), *(("main", f"file://{one}") for one in command.files)):
+            places.append(provider, place)
+        places.append("schema", "structured://")  # Hydra's own node
         choices = [word for word in command.typed if word.partition("=")[0] in command.choices]
         return ConfigLoaderImpl(places).load_configuration("config", choices, run_mode=RunMode.RUN)
 

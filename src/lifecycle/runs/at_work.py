@@ -1,4 +1,4 @@
-"""A run at work: its folder is its own, a signal ends it in order, what the disk refuses is said, and its end is written down."""
+"""A run at work: its folder is its own, a signal ends it in order, what the disk refuses is said, its end is noted."""
 
 from __future__ import annotations
 
