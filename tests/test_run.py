@@ -88,8 +88,8 @@ def test_what_a_notebook_does_with_a_run() -> None:
     cfg.stage.max_steps = 6
     longer = run(cfg)
     assert longer.status == "finished" and longer.metrics["step"] == 6 and told(longer.folder)["resumed"] == 1
-    code = composed("stage=generate", "init_from=mine", "stage.prompt=row", "stage.max_new_tokens=2", "run=said")
-    done = run(code)
+    words = ["stage=generate", "init_from=mine", "stage.prompt=row", "stage.max_new_tokens=2", "run=said"]
+    done = run(config.compose(words))
     assert done.status == "finished" and done.model is None and done.result["completions"] == 1
 
 

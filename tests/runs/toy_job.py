@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from lifecycle.batch import Example
 from lifecycle.data.corpus import Corpus
 from lifecycle.model import Decoder
 from lifecycle.tokenizer.tokenizer import Tokenizer
@@ -15,8 +16,8 @@ def measure(*, model: Decoder, tokenizer: Tokenizer, data: Corpus, folder: Path,
     found = {}
     for source in data.sources:
         reader = data.documents(source.name)
-        ids = [reader.next().tolist() for _ in range(documents)]
-        assert ids == tokenizer.encode_batch([tokenizer.decode(one) for one in ids]) or ids
+        items = [reader.next() for _ in range(documents)]
+        ids = [item.ids.tolist() for item in items if isinstance(item, Example)]
         positions = torch.arange(len(ids[0]))[None]
         assert torch.isfinite(model.logits(model(torch.tensor([ids[0]]), positions))).all()
         found[source.name] = sum(map(len, ids))
