@@ -15,7 +15,7 @@ from tests.stages.test_step import stage, whole
 from lifecycle.model import ModelConfig, build
 from lifecycle.optim import AdamW, Muon
 from lifecycle.rollout import Sampling, generate
-from lifecycle.stages.collectives import count_tokens
+from lifecycle.stages.step.collectives import count_tokens
 
 SOURCE = Path(__file__).parents[1] / "src" / "lifecycle"
 MAKERS = (

@@ -13,7 +13,7 @@ from tests.rollout.vllm_stand_in import stand_in
 from lifecycle import config
 from lifecycle.batch import Rollout
 from lifecycle.errors import UserError
-from lifecycle.lineage.find_parent import find_parent
+from lifecycle.lineage.parent import find_parent
 from lifecycle.model import Decoder, ModelConfig, build
 from lifecycle.model.huggingface import export
 from lifecycle.model.huggingface.export_folder import generation_config

@@ -14,10 +14,9 @@ from tests.model.huggingface.test_gguf import head_of, tensors_of, write_gguf
 from lifecycle import config
 from lifecycle.checkpoint import CommittedCheckpointIO, mark_best
 from lifecycle.errors import UserError
-from lifecycle.lineage import from_checkpoint, inherit
-from lifecycle.lineage.find_parent import find_parent
+from lifecycle.lineage import inherit
 from lifecycle.lineage.inherit import adopted, optimizer_checkpoint, settled
-from lifecycle.lineage.parent import history
+from lifecycle.lineage.parent import checkpoint, find_parent, history
 from lifecycle.lineage.run_folder import RunFolder
 from lifecycle.model import ModelConfig
 from lifecycle.model.huggingface import export
@@ -127,7 +126,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> Path:
     RunFolder(folder).write_config(config.resolved(cfg) | {"model": node})
     RunFolder(folder).update(status="stopped", stage="pretrain", parent=None, ancestors=[])
     (folder / "tokenizer").mkdir()
-    monkeypatch.setattr(from_checkpoint, "load", lambda place: Words())
+    monkeypatch.setattr(checkpoint, "load", lambda place: Words())
     for step, seed in ((4, 4), (8, 8)):
         state = {f"model.{name}": value for name, value in made(PADDED, seed=seed).state_dict().items()}
         if step == 4:

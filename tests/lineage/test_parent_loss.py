@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lifecycle import config
 from lifecycle.errors import UserError
-from lifecycle.lineage.find_parent import find_parent
+from lifecycle.lineage.parent import find_parent
 from lifecycle.lineage.parent_loss import ParentLoss
 from lifecycle.model import scoring
 from lifecycle.model.huggingface import export

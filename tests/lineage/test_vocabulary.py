@@ -10,9 +10,8 @@ from tests.model.huggingface.families import LLAMA, made
 
 from lifecycle import config
 from lifecycle.errors import UserError
-from lifecycle.lineage.find_parent import find_parent
 from lifecycle.lineage.inherit import adopted, settled
-from lifecycle.lineage.parent import Parent
+from lifecycle.lineage.parent import Parent, find_parent
 from lifecycle.lineage.vocabulary import extended
 from lifecycle.model.huggingface import export
 from lifecycle.stages.inheritance import Vocabulary

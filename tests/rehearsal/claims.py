@@ -32,12 +32,12 @@ from torch.utils._pytree import tree_leaves
 HOST, DEVICE = torch.device("cpu"), torch.device("cuda", 0)
 
 WAITS = {
-    "stages/collectives.py any_rank": "once a step, and a micro-batch of a validation: is all finite, does a rank stop",
-    "stages/metrics.py flush": "once every logging.every_steps",
-    "stages/metrics.py _usage": "once every logging.every_steps",
-    "stages/metrics.py validation_metrics": "once a domain of a validation",
-    "stages/bad_steps.py skip": "in a step that is not taken",
-    "stages/bad_steps.py state": "once a checkpoint",
+    "stages/step/collectives.py any_rank": "once a step, and a micro-batch of a validation: is all finite, does a rank stop",
+    "stages/step/metrics.py flush": "once every logging.every_steps",
+    "stages/step/metrics.py _usage": "once every logging.every_steps",
+    "stages/step/metrics.py validation_metrics": "once a domain of a validation",
+    "stages/step/bad_steps.py skip": "in a step that is not taken",
+    "stages/step/bad_steps.py state": "once a checkpoint",
     "run.py _train": "once a run: the Trainer takes model and optimizer back to the host",
     "runs/results.py full_weights": "once a run: the weights to export",
     "rollout/decode_step.py run": "once a decode step: the drawn tokens",

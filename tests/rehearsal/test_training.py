@@ -163,10 +163,10 @@ def test_steps_and_validations_run(case: str, device: Device, tmp_path: Path, mo
     fit(made, [form(s) for s in range(STEPS)], tmp_path, callbacks=[looks])
     assert looks.found == {"device": {"cuda"}, "dtype": {"torch.float32"}}
     expected = {
-        "stages/collectives.py any_rank": STEPS + 2 * 4,  # two validations of four micro-batches
-        "stages/metrics.py validation_metrics": 2 * 2,
-        "stages/metrics.py flush": 2,
-        "stages/metrics.py _usage": 2,
+        "stages/step/collectives.py any_rank": STEPS + 2 * 4,  # two validations of four micro-batches
+        "stages/step/metrics.py validation_metrics": 2 * 2,
+        "stages/step/metrics.py flush": 2,
+        "stages/step/metrics.py _usage": 2,
     }
     assert {place: n for place, n in device.waits.items() if not place.startswith("model/")} == expected
 

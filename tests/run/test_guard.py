@@ -18,8 +18,8 @@ from tests.run.cli import (
     write_rows,
 )
 
-from lifecycle.lineage.find_parent import find_parent
 from lifecycle.lineage.inherit import optimizer_checkpoint
+from lifecycle.lineage.parent import find_parent
 
 HARSH = (
     "stage=midtrain",

@@ -13,8 +13,8 @@ from lifecycle import config
 from lifecycle.config import help
 from lifecycle.config.targets import TARGETS
 from lifecycle.errors import UserError
-from lifecycle.lineage.find_parent import find_parent
 from lifecycle.lineage.load_model import load_model
+from lifecycle.lineage.parent import find_parent
 from lifecycle.lineage.run_folder import RunFolder
 from lifecycle.model.huggingface import export
 from lifecycle.run import run

@@ -24,8 +24,7 @@ from lifecycle.checkpoint import list_committed, step_of
 from lifecycle.checkpoint.weights import is_sharded, load_optimizer
 from lifecycle.data.mixture.plan import REPLAY
 from lifecycle.errors import UserError
-from lifecycle.lineage.find_parent import find_parent, finished_runs
-from lifecycle.lineage.parent import Parent
+from lifecycle.lineage.parent import Parent, find_parent, finished_runs
 from lifecycle.lineage.replay import kept_out, replayed_sources, told_apart
 from lifecycle.lineage.run_folder import RunFolder
 from lifecycle.lineage.vocabulary import extended

@@ -29,8 +29,8 @@ from lifecycle.data.clean.contamination_report import put_in_order
 from lifecycle.data.corpus import Corpus
 from lifecycle.errors import UserError
 from lifecycle.hardware import device_name
-from lifecycle.lineage.find_parent import finished_runs
 from lifecycle.lineage.load_model import load_model
+from lifecycle.lineage.parent import finished_runs
 from lifecycle.lineage.run_folder import RunFolder, origin
 from lifecycle.model import Decoder
 from lifecycle.model.huggingface.lazy_tensors import ends_of

@@ -26,12 +26,12 @@ from lifecycle.batch import DataFeed, Micro, StepBatch, TokenBatch
 from lifecycle.bounds import due
 from lifecycle.model import Decoder, DocumentMask, ModelConfig, count_pieces
 from lifecycle.model.layers.attention import Kernel
-from lifecycle.stages.collectives import any_rank, count_tokens
-from lifecycle.stages.gradients import Sums, add_gradients
-from lifecycle.stages.metrics import Meter, validation_metrics
-from lifecycle.stages.optimization import Optimization
-from lifecycle.stages.penalty import Penalty, saved_penalty
 from lifecycle.stages.setup import Setup
+from lifecycle.stages.step.collectives import any_rank, count_tokens
+from lifecycle.stages.step.gradients import Sums, add_gradients
+from lifecycle.stages.step.metrics import Meter, validation_metrics
+from lifecycle.stages.step.optimization import Optimization
+from lifecycle.stages.step.penalty import Penalty, saved_penalty
 from lifecycle.stages.watched import Best, GuardState
 
 LossSum = Callable[[Micro, DocumentMask | None], tuple[Tensor, dict[str, Tensor]]]

@@ -17,13 +17,13 @@ from lifecycle.batch import StepBatch, TokenBatch
 from lifecycle.bounds import Count, FromZero, NotNegative, Positive
 from lifecycle.model import DocumentMask, ModelConfig
 from lifecycle.optim import AdamW, Muon, Schedule
-from lifecycle.stages.bad_steps import NormRatio
 from lifecycle.stages.base import Stage
 from lifecycle.stages.inheritance import OptimizerState, PeakRate, ReplayedData, Vocabulary
 from lifecycle.stages.next_token import held_out_loss, next_token_loss
-from lifecycle.stages.optimization import Optimization
-from lifecycle.stages.penalty import EwcPenalty
 from lifecycle.stages.setup import Setup
+from lifecycle.stages.step.bad_steps import NormRatio
+from lifecycle.stages.step.optimization import Optimization
+from lifecycle.stages.step.penalty import EwcPenalty
 
 
 @dataclass(frozen=True, kw_only=True)

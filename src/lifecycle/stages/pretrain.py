@@ -12,11 +12,11 @@ from lifecycle.batch import StepBatch, TokenBatch
 from lifecycle.bounds import FromZero, NotNegative
 from lifecycle.model import DocumentMask, ModelConfig
 from lifecycle.optim import AdamW, Muon, Schedule
-from lifecycle.stages.bad_steps import NormRatio
 from lifecycle.stages.base import Stage
 from lifecycle.stages.next_token import held_out_loss, next_token_loss
-from lifecycle.stages.optimization import Optimization
 from lifecycle.stages.setup import Setup
+from lifecycle.stages.step.bad_steps import NormRatio
+from lifecycle.stages.step.optimization import Optimization
 
 
 class Pretrain(Stage):

@@ -13,7 +13,7 @@ from lifecycle import config
 from lifecycle.checkpoint import list_committed, read_best, step_of
 from lifecycle.checkpoint.weights import load_stage, load_weights
 from lifecycle.errors import UserError
-from lifecycle.lineage.parent import Parent
+from lifecycle.lineage.parent.parent import Parent
 from lifecycle.lineage.run_folder import RunFolder
 from lifecycle.model import ModelConfig
 from lifecycle.tokenizer.tokenizer import Tokenizer, load

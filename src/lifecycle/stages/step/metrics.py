@@ -30,7 +30,7 @@ from torch import Tensor
 from lifecycle.batch import DataFeed
 from lifecycle.bounds import due
 from lifecycle.model import ModelConfig
-from lifecycle.stages.collectives import sum_over_ranks
+from lifecycle.stages.step.collectives import sum_over_ranks
 
 WARM_UP_STEPS = 3  # compilation and first allocations happen here; the collector is frozen after them
 

@@ -17,7 +17,7 @@ from lifecycle.duration import Timeline
 from lifecycle.optim import AdamW, Muon, Schedule, clip_gradients
 from lifecycle.optim.carry import carry_over
 from lifecycle.optim.schedule import of_another_length
-from lifecycle.stages.bad_steps import Skipping
+from lifecycle.stages.step.bad_steps import Skipping
 
 
 class Optimization:

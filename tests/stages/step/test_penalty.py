@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lifecycle.optim import Schedule
 from lifecycle.stages.midtrain import Ewc, Midtrain
-from lifecycle.stages.penalty import EwcPenalty
+from lifecycle.stages.step.penalty import EwcPenalty
 
 NO_ROWS: Any = SimpleNamespace()
 """The data of a run that nobody should ask for rows."""

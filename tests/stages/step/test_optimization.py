@@ -8,7 +8,7 @@ from tests.stages.test_step import ADAMW, LENGTH
 
 from lifecycle.duration import Segment, Timeline
 from lifecycle.optim import Schedule
-from lifecycle.stages.optimization import Optimization
+from lifecycle.stages.step.optimization import Optimization
 
 EARLY, LATE = Segment(step=0, row_length=LENGTH, rows=1), Segment(step=4, row_length=LENGTH, rows=1, rate=0.5)
 FALLING = Schedule(name="linear", min_ratio=0.0, warmup_steps=2)

@@ -21,8 +21,8 @@ from torch import Tensor
 from lifecycle.batch import Micro
 from lifecycle.model import Decoder
 from lifecycle.model.sharding import kept_whole
-from lifecycle.stages.collectives import many_ranks, sum_over_ranks
-from lifecycle.stages.penalty import Penalty
+from lifecycle.stages.step.collectives import many_ranks, sum_over_ranks
+from lifecycle.stages.step.penalty import Penalty
 
 LossOf = Callable[[Micro], tuple[Tensor, dict[str, Tensor]]]
 """A micro-batch's summed loss, and its summed metrics by name."""

@@ -16,10 +16,10 @@ import re
 from pathlib import Path
 
 from lifecycle.errors import UserError
-from lifecycle.lineage.from_checkpoint import after_the_at, from_checkpoint
-from lifecycle.lineage.from_files import from_files
-from lifecycle.lineage.from_hub import from_hub
-from lifecycle.lineage.parent import Parent
+from lifecycle.lineage.parent.checkpoint import after_the_at, from_checkpoint
+from lifecycle.lineage.parent.files import from_files
+from lifecycle.lineage.parent.hub import from_hub
+from lifecycle.lineage.parent.parent import Parent
 from lifecycle.lineage.run_folder import RunFolder
 from lifecycle.model.huggingface.gguf import gguf_file
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lifecycle.errors import UserError
-from lifecycle.lineage.parent import TOKENIZER_FILES, Parent
+from lifecycle.lineage.parent.parent import TOKENIZER_FILES, Parent
 from lifecycle.model.huggingface import load_pretrained, read_config
 from lifecycle.system.hub import TOKENIZER, fetched
 

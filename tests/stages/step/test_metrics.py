@@ -9,8 +9,8 @@ from tests.stages.test_step import MODEL
 
 from lifecycle.data.mixture.plan import BatchPlan, Mix, Phase
 from lifecycle.model import build
-from lifecycle.stages import metrics as module
-from lifecycle.stages.metrics import Meter
+from lifecycle.stages.step import metrics as module
+from lifecycle.stages.step.metrics import Meter
 
 PEAK, TOKENS = 1e9, 100
 

@@ -7,7 +7,7 @@ import torch
 
 from lifecycle.batch import Cursor, StepBatch
 from lifecycle.errors import UserError
-from lifecycle.stages.bad_steps import SETTLED, WINDOW, Skipping
+from lifecycle.stages.step.bad_steps import SETTLED, WINDOW, Skipping
 
 LOSS = torch.tensor(2.0)
 
