@@ -32,7 +32,7 @@ from torch.utils._pytree import tree_leaves
 HOST, DEVICE = torch.device("cpu"), torch.device("cuda", 0)
 
 WAITS = {
-    "stages/step/collectives.py any_rank": "once a step, and a micro-batch of a validation: is all finite, does a rank stop",
+    "stages/step/collectives.py any_rank": "once a step and micro-batch of a validation: all finite, does a rank stop",
     "stages/step/metrics.py flush": "once every logging.every_steps",
     "stages/step/metrics.py _usage": "once every logging.every_steps",
     "stages/step/metrics.py validation_metrics": "once a domain of a validation",

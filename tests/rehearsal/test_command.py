@@ -33,7 +33,7 @@ def test_a_run_goes_from_text_to_an_exported_model(tmp_path: Path) -> None:
     place = make_place(tmp_path)
     waits = rehearse(place, *TOY, *GPU, *SHORT, "run=first")
     assert json.loads((place / "outputs/first/run.json").read_text())["status"] == "finished"
-    assert waits["stages/metrics.py flush"] >= 6  # a row was logged every step
+    assert waits["stages/step/metrics.py flush"] >= 6  # a row was logged every step
     assert waits["rollout/decode_step.py run"] > 0  # samples are drawn there, not on the host
 
 
@@ -45,7 +45,7 @@ def test_its_child_and_its_sampling_run_there_too(tmp_path: Path) -> None:
     inherits = [word for word in TOY if not word.startswith("model.")]
     waits = rehearse(place, "stage=midtrain", *inherits, *GPU, *SHORT, *more)
     assert json.loads((place / "outputs/second/run.json").read_text())["status"] == "finished"
-    assert waits["stages/collectives.py any_rank"] >= 6
+    assert waits["stages/step/collectives.py any_rank"] >= 6
     waits = rehearse(
         place, "stage=generate", "init_from=second", *GPU[:3], "stage.prompt=the cat", "stage.max_new_tokens=5"
     )
