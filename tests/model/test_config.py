@@ -124,7 +124,7 @@ def test_a_switch_that_the_family_has_not_is_refused(name: str, changes: dict[st
         (lambda: replace(SOFTMAX, shared_gate=True), "shared is 0"),
         (lambda: replace(LATENT, rope_dim=3), "rope_dim is 3; it must be even"),
         (lambda: RopeScaling(kind="yarn", factor=0.5), "factor is 0.5; it must be at least 1"),
-        (lambda: RopeScaling(kind="llama3", factor=2.0), "llama3 wants the row length it was"),
+        (lambda: RopeScaling(kind="llama3", factor=2.0), "llama3 wants that before the scaling"),
     ],
 )
 def test_parts_of_a_config_list_their_own_faults(make: Callable[[], object], said: str) -> None:

@@ -102,7 +102,7 @@ def memory_of(
     compiled: bool,
     workspace: float,
 ) -> tuple[Memory, float]:
-    """Memory of the chosen batch, and the activation bytes of one row more. `kept`: copies of the weights."""
+    """Memory of the chosen batch, and the activation bytes of one sequence more. `kept`: copies of the weights."""
     count, vocab = model.parameters(), model.vocab_size or 0
     size = BF16 if precision == "bf16" else FP32
     residual, inner = (2 if compiled else 4) * model.width * FP32, _inner_elements(model, compiled) * size

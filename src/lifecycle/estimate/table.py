@@ -85,10 +85,10 @@ def _model(e: Estimate) -> Table:
     sheet.add_row("  of these embedding and head", f"{e.embedding / 1e6:,.2f} M")
     sheet.add_row(f"FLOPs a token at {e.sequence_length:,}", f"{e.flops_per_token / 1e9:,.3f} GFLOP")
     rows = e.tokens_per_step // e.sequence_length
-    sheet.add_row("tokens a step", f"{e.tokens_per_step:,} = {rows:,} rows x {e.sequence_length:,}")
+    sheet.add_row("tokens a step", f"{e.tokens_per_step:,} = {rows:,} sequences x {e.sequence_length:,}")
     sheet.add_row(
         "micro-batches a step",
-        f"{e.micro_batches:,} x {e.micro_rows:,} rows, on {e.world_size:,} device{'s' * (e.world_size > 1)}",
+        f"{e.micro_batches:,} x {e.micro_rows:,} sequences, on {e.world_size:,} device{'s' * (e.world_size > 1)}",
     )
     sheet.add_row("steps", f"{e.steps:,}")
     sheet.add_row("tokens", f"{e.tokens:,}")
@@ -132,7 +132,7 @@ def _memory(e: Estimate) -> Table:
     sheet.add_row("copies of weights to compute with", _number(memory.compute_copies))
     used = {True: memory.checkpointed, False: memory.activations}
     sheet.add_row(
-        f"activations, {e.micro_rows:,} rows{_switch(memory.checkpointing)}", _number(used[memory.checkpointing])
+        f"activations, {e.micro_rows:,} sequences{_switch(memory.checkpointing)}", _number(used[memory.checkpointing])
     )
     sheet.add_row("logits of one chunk", _number(memory.logits))
     sheet.add_row("workspace (guess)", _number(memory.workspace), end_section=True)
@@ -141,7 +141,7 @@ def _memory(e: Estimate) -> Table:
     other = not memory.checkpointing
     sheet.add_row(f"activations would be{_switch(other)}", _number(used[other]), style="dim")
     if e.rows_that_fit is not None:
-        sheet.add_row("rows a micro-batch that fit", f"{e.rows_that_fit:,}", style="dim")
+        sheet.add_row("sequences a micro-batch that fit", f"{e.rows_that_fit:,}", style="dim")
     return sheet
 
 

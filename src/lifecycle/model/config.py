@@ -99,11 +99,11 @@ class ModelConfig(ModelSizes):
         return self
 
     def check_rows(self, length: int) -> None:
-        """Refuse rows that are longer than the model has positions. Errors: `UserError`."""
+        """Refuse sequences of `length` tokens if the model has fewer positions. Errors: `UserError`."""
         if length > self.max_positions:
             raise UserError(
                 f"stage.sequence_length is {length}, more than model.max_positions={self.max_positions}: "
-                f"shorten the rows (stage.sequence_length={self.max_positions}), or choose a model with more positions"
+                f"type stage.sequence_length={self.max_positions}, or choose a model with more positions"
             )
 
 

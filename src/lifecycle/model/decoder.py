@@ -7,7 +7,7 @@
 `build` gives one ready to train; `Decoder` under `torch.device("meta")`, then sharding, `to_empty` and `init_weights`
 gives the same weights on any number of ranks.
 
-Shapes: B rows, T positions, D width, V vocabulary, H query heads, G key-value heads, K width of a head.
+Shapes: B sequences, T positions, D width, V vocabulary, H query heads, G key-value heads, K width of a head.
 """
 
 from __future__ import annotations
@@ -142,11 +142,11 @@ class Decoder(nn.Module):
         rows: Tensor | None = None,
         counted: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states (B, T, D) after the final norm, in the compute dtype. `documents` None: one document a row.
+        """Hidden states (B, T, D) after the final norm, in the compute dtype.
 
-        With a `cache`, call row b continues its row `rows[b]` (None: b): tokens stand at their positions, which follow
-        on from those that the row holds; -1 is padding, whose result means nothing. `counted` (B, T) bool: the tokens
-        that enter loads and balance loss of the experts, None for all.
+        documents None: each sequence is one document. With a `cache`, call row b continues its row `rows[b]` (None: b):
+        tokens stand at their positions, which follow on from those that the row holds; -1 is padding, whose result
+        means nothing. `counted` (B, T) bool: the tokens that enter loads and balance loss of the experts, None for all.
         """
         x_BTD = self.embedding(input_ids_BT)
         device_type = x_BTD.device.type
@@ -240,7 +240,7 @@ def compile_model(model: Decoder, *, unit: Literal["model", "block"]) -> None:
 
     `model` makes one graph (fastest steps; compile time grows with depth), `block` compiles one block once for all of
     them (starts sooner, and is the one that works when blocks are sharded). Do it before sharding, for blocks, and
-    before the first forward pass. Every shape of the rows has a graph of its own: rows that grow in a run have many.
+    before the first forward pass. Every shape of the sequences has a graph of its own.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
     if unit == "model":

@@ -37,8 +37,8 @@ def not_positive(place: str, values: dict[str, float | None]) -> list[str]:
 class RopeScaling:
     """How rotary angles are stretched to reach `factor` times further; the equations are in rope.py.
 
-    original_positions: longest row before the stretch (yarn, llama3). beta_fast, beta_slow: turns within it above and
-    below which a yarn angle is kept or divided. attention_factor: what yarn multiplies cos and sin with (None:
+    original_positions: longest sequence before the scaling (yarn, llama3). beta_fast, beta_slow: turns within it above
+    and below which a yarn angle is kept or divided. attention_factor: what yarn multiplies cos and sin with (None:
     0.1 ln(factor) + 1, or from mscale over mscale_all_dim where both are given). mscale_all_dim also sharpens the
     softmax of latent attention. low_freq_factor, high_freq_factor: llama3's two wavelengths, as divisors of
     original_positions.
@@ -63,7 +63,7 @@ class RopeScaling:
         if not self.factor >= 1:
             faults.append(f"factor is {self.factor}; it must be at least 1")
         if self.kind in ("yarn", "llama3") and not (self.original_positions or 0) > 0:
-            faults.append(f"original_positions is {self.original_positions}; {self.kind} wants the row length it was")
+            faults.append(f"original_positions is {self.original_positions}; {self.kind} wants that before the scaling")
         if not self.beta_fast > self.beta_slow > 0:
             faults.append(f"beta_fast is {self.beta_fast}, beta_slow {self.beta_slow}; wanted fast > slow > 0")
         if not self.high_freq_factor > self.low_freq_factor > 0:

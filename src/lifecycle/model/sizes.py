@@ -116,7 +116,7 @@ class ModelSizes:
 
         N counts every active parameter but the input embedding of an untied model, which is a look-up: so the head
         counts once, tied or not. L layers, A width of all query heads (latent attention: the mean of its query and
-        value widths), T row length in tokens. Attention is counted in full (neither the causal half nor windows nor
+        value widths), T tokens of a sequence. Attention is counted in full (neither the causal half nor windows nor
         document masks are taken off), and recomputation is never counted.
         """
         lookup = 0 if self.tied_head else self.embedding_parameters()

@@ -58,7 +58,7 @@ def _sizes(config: ModelConfig, hf_config: Mapping[str, Any]) -> str:
         "layers, width": f"{config.layers}, {config.width}",
         "heads": _heads(config),
         "experts": None if config.moe is None else f"{config.moe.experts}, {config.moe.active} a token",
-        "longest row": f"{config.max_positions:,} tokens",
+        "longest sequence": f"{config.max_positions:,} tokens",
         "vocabulary": f"{config.vocab:,}",
         "weights": hf_config["dtype"],
     }

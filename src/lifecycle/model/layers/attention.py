@@ -2,14 +2,14 @@
 
     kernel = best_kernel(device, torch.bfloat16)                           # once a run
     documents = DocumentMask.from_ids(batch.document_ids, kernel=kernel)      # once a micro-batch, not in compiled code
-    out_BTHK = attention(q_BTHK, k_BTGK, v_BTGK, documents)                # None: every row is one document
+    out_BTHK = attention(q_BTHK, k_BTGK, v_BTGK, documents)                # None: each sequence is one document
 
 `flash` (the flash-attn package) and `varlen` (torch's own) take the documents as a list of boundaries and run on CUDA;
 `sdpa` takes them as a mask and runs everywhere. `cached_attention` is the same for tokens whose earlier keys stand in
 a cache. A sliding window w lets a position see itself and the w - 1 before it (arXiv 2004.05150, section 3.1).
 
-Shapes: B rows, T positions, N = B * T, H query heads, G key-value heads, K width of a head, S slots for boundaries,
-L positions of a cache.
+Shapes: B sequences, T positions, N = B * T, H query heads, G key-value heads, K width of a head, S slots for
+boundaries, L positions of a cache.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def check_kernel(kernel: Kernel, device: torch.device) -> None:
 
 
 def count_pieces(document_ids_BT: Tensor) -> int:
-    """The number of runs of equal document numbers in all rows together, padding included; (B, T) on the CPU."""
+    """The number of runs of equal document numbers in all sequences together, padding included; (B, T) on the CPU."""
     B, T = document_ids_BT.shape
     return int((document_ids_BT[:, 1:] != document_ids_BT[:, :-1]).sum()) + (B if T else 0)
 
@@ -114,7 +114,7 @@ def lower_triangle(T: int, device: torch.device, *, shift: int = 0) -> Tensor:
 
 
 def slide(documents: DocumentMask | None, window: int, T: int, device: torch.device) -> DocumentMask | None:
-    """The mask with a sliding window of `window` positions, for rows of T; made once a forward pass, not a layer."""
+    """The mask with a sliding window of `window` positions, for T positions; made once a forward pass, not a layer."""
     if window >= T:
         return documents
     if documents is not None and documents.mask_B1TT is None:
@@ -129,7 +129,7 @@ def attention(
 ) -> Tensor:
     """softmax(scale q k') v over the earlier positions of the same document -> (B, T, H, K); scale None: K^(-1/2).
 
-    H must be a multiple of G; query head h reads key-value head h // (H / G). None means that every row is one
+    H must be a multiple of G; query head h reads key-value head h // (H / G). None means that every sequence is one
     document, in which case plain causal attention is enough.
     """
     if documents is None or documents.kernel == "sdpa":
@@ -170,7 +170,7 @@ def _one_query(q_BGrK: Tensor, k_BGLK: Tensor, v_BGLK: Tensor, added_B11L: Tenso
 def _starts(document_ids_BT: Tensor, pieces: int | None) -> Tensor:
     """First position of every piece in the flattened rows, int32, filled up with N (empty pieces).
 
-    The longest piece is not computed: a row's length bounds it, and a constant keeps compiled code from recompiling.
+    The longest piece is not computed: T bounds it, and a constant keeps compiled code from recompiling.
     """
     B, T = document_ids_BT.shape
     pieces = count_pieces(document_ids_BT) if pieces is None else pieces
@@ -206,7 +206,7 @@ def _sdpa_in_blocks(
     nor one before the first one's window."""
     T = q.shape[2]
     block = 256 if T <= 1024 else 512
-    if mask_B1TT is None and (T <= block or T > 1024):  # in long rows the kernel leaves out enough itself
+    if mask_B1TT is None and (T <= block or T > 1024):  # in long sequences the kernel leaves out enough itself
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, **options)
     mask = lower_triangle(T, q.device)[None, None] if mask_B1TT is None else mask_B1TT
     parts = []

@@ -6,7 +6,7 @@
 Decoding keeps c and the shared rotated key only. A few queries never unfold them: with W_uk moved to the query,
 q' W_uk c = (W_uk' q)' c, all heads attend to the same c, and W_uv comes after the weighted sum.
 
-Shapes: B rows, T positions, D width, H heads, K width of a head's query, L positions of a cache, C width of c.
+Shapes: B sequences, T positions, D width, H heads, K width of a head's query, L positions of a cache, C width of c.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
 The bias only chooses (arXiv 2408.15664): after each step `balanced` moves it towards even loads. No token is dropped.
 How the experts multiply is in experts.py.
 
-Shapes: B rows, T positions, N = B * T tokens, D width, E experts, A experts a token visits.
+Shapes: B sequences, T positions, N = B * T tokens, D width, E experts, A experts a token visits.
 """
 
 from __future__ import annotations
@@ -107,11 +107,11 @@ def choose(scores_NE: Tensor, bias_E: Tensor | None, moe: MoE) -> tuple[Tensor, 
 
 
 def balance_loss(scores_BTE: Tensor, visits_BTE: Tensor, counted_BT: Tensor) -> Tensor:
-    """Sequence-wise balance loss (arXiv 2412.19437, eq. 17-20 without its weight), a scalar: over rows, the sum of
+    """Sequence-wise balance loss (arXiv 2412.19437, eq. 17-20 without its weight), a scalar: over sequences, the sum of
 
         n * sum over experts of [E / (A n) visits_e] [mean over tokens of s_e / sum of s],   n counted tokens
 
-    so that divided by the counted tokens of a step it is the mean over tokens, however rows are split up.
+    so that divided by the counted tokens of a step it is the mean over tokens, however sequences are split up.
     """
     counted_BT1 = counted_BT[..., None].to(scores_BTE.dtype)
     shares_BE = (scores_BTE / scores_BTE.sum(-1, keepdim=True) * counted_BT1).sum(1)

@@ -1,6 +1,6 @@
 """The small parts of a block: RMS norm and SwiGLU.
 
-Shapes: B rows, T positions, D width, F width of the feed-forward part.
+Shapes: B sequences, T positions, D width, F width of the feed-forward part.
 """
 
 from __future__ import annotations

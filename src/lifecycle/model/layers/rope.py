@@ -11,7 +11,7 @@ Pair i of a head's d rotated dimensions turns by position * f_i, f_i = theta^(-2
 
 The d/2 angles stand twice side by side ("rotate half"), as in the Hugging Face models, so that weights map one to one.
 
-Shapes: B rows, T positions, H heads, K width of a head, P rotated part of it.
+Shapes: B sequences, T positions, H heads, K width of a head, P rotated part of it.
 """
 
 from __future__ import annotations
