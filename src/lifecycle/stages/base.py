@@ -22,7 +22,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
-from lifecycle.batch import DataFeed, Micro, StepBatch, TokenBatch
+from lifecycle.batch import DataFeed, Micro, StepBatch
 from lifecycle.bounds import due
 from lifecycle.model import Decoder, DocumentMask, ModelConfig, count_pieces
 from lifecycle.model.layers.attention import Kernel
@@ -105,7 +105,7 @@ class Stage(pl.LightningModule, ABC):
         """Take one optimizer step."""
 
     @abstractmethod
-    def validation_step(self, batch: tuple[TokenBatch, DocumentMask | None], batch_idx: int) -> Tensor:
+    def validation_step(self, batch: tuple[Any, DocumentMask | None], batch_idx: int) -> Tensor:
         """(2,) float64: the summed loss and the trained tokens of one held-out micro-batch."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

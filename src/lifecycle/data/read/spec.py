@@ -54,7 +54,7 @@ class SourceSpec:
     validation_tokens: its held-out tokens that are measured; None: its share, by weight, of `validation.tokens` for its
         domain. What is replayed has the number that the run measured which it comes from.
     tokens: published size of the source, for the dry run of rows that are not on this machine.
-    rewards: rewards of its prompts, for the stages that grade samples.
+    rewards: rewards of its prompts; refused until a stage grades samples.
     """
 
     hub: str | None = None
@@ -115,6 +115,10 @@ class SourceSpec:
         self._check_form(where)
         self._check_amounts(where)
         self._check_validation(where)
+        if self.rewards is not None:
+            raise UserError(
+                f"{where}.rewards is set, and no stage reads it: nothing grades samples yet. Type {where}.rewards=null"
+            )
         self.filters.check(f"{where}.filters")
 
     def _check_place(self, where: str) -> None:
