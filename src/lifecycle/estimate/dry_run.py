@@ -41,6 +41,7 @@ def dry_run(plan: RunPlan) -> None:
         root=data.root,
         cache=made_cache_folder(),
         on_damage=data.bad_rows.damaged_files,
+        view=limits.view,
         shards={name: meta["training"]["tokens"] for name, meta in (read_metas(shards) if shards else {}).items()},
     )
     model = _model(plan, tokenizer.vocab_size if tokenizer else getattr(data.tokenizer, "vocab_size", None))

@@ -85,7 +85,8 @@ class Tokenizer:
     def encode_marked(self, text: str) -> Ids:
         """Ids of a text in which names of special tokens are these tokens: what a chat template wrote, and never what
         people did."""
-        return np.array(self._marking.encode(well_formed(text), add_special_tokens=False).ids, np.int32)
+        (encoding,) = self._marking.encode_batch_fast([well_formed(text)], add_special_tokens=False)
+        return np.array(encoding.ids, np.int32)
 
     def documents(self, texts: Sequence[str]) -> list[Ids]:
         """Ids of each text as a document: bos, the text, eos."""

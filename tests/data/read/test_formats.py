@@ -27,7 +27,7 @@ def record(row: dict[str, Any], spec: SourceSpec) -> Record:
 
 
 def columns(spec: SourceSpec) -> set[str]:
-    return set(spec.columns or ())
+    return set(spec.columns)
 
 
 def reason(row: dict[str, Any], spec: SourceSpec) -> str:
@@ -208,7 +208,7 @@ def test_conversations_that_cannot_be_read_say_why(turns: Any, why: str) -> None
 def test_views_and_columns_follow_the_format() -> None:
     assert views(TEXT) == {"text"}
     assert views(MEDQA) == views(GSM8K) == {"text", "chat", "prompt"}
-    assert columns(TEXT) == {"text"} and SourceSpec(path="x", format="auto").columns is None
+    assert columns(TEXT) == {"text"} and columns(TEXT) < columns(SourceSpec(path="x", format="auto"))
     assert columns(MEDMCQA) == {"question", "opa", "opb", "opc", "opd", "cop", "exp"}
     assert "body" in columns(SourceSpec(path="x", fields={"text": "body.main"}))
 

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tests.real import REAL, rows
 
@@ -82,6 +84,25 @@ def test_where_no_row_can_be_read_whoever_reads_says_why(tmp_path: Path) -> None
     (tmp_path / "a.jsonl").write_text('{"text": \n')
     spec = SourceSpec(path=str(tmp_path / "a.jsonl"), format="auto")
     assert recognised(spec, listing(spec, name="s", cache=tmp_path), where="x", view="chat")[0].format == "text"
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".json"])
+def test_rows_of_every_kind_of_file_are_recognised(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    row = {"instruction": "q", "other": "x", "output": "a"}
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist([row, row]), path)
+    else:
+        path.write_text("instruction,other,output\nq,x,a\n" if suffix == ".csv" else json.dumps(row, indent=1))
+    spec = SourceSpec(path=str(path), format="auto")
+    made, found = recognised(spec, listing(spec, name="s", cache=tmp_path), where="x", view="chat")
+    assert made.format == "instruction" and found.files[0].columns == ("instruction", "output", "input")
+
+
+def test_one_object_over_several_lines_is_a_row_though_it_holds_a_list(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"messages": CHAT}, indent=1))
+    spec = SourceSpec(path=str(tmp_path / "a.json"), format="auto")
+    assert recognised(spec, listing(spec, name="s", cache=tmp_path), where="x", view="chat")[0].format == "messages"
 
 
 def test_a_format_that_is_named_stays(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def tell(said: Conversation, tokenizer: Tokenizer, template: ChatTemplate) -> To
     one behind which it puts no stop token.
     """
     rendering = rendered(said, tokenizer, template)
-    stops = end_ids(tokenizer.hf, tokenizer.eos_id, template)
+    stops = _stops(tokenizer, template)
     names = [name for i in stops if (name := tokenizer.special_names.get(i))]
     regions = written(said, rendering, tokenizer, template, names)
     cuts = {cut for region in regions for cut in (region.start, *(() if region.stops else (region.end,)))}
@@ -63,6 +63,12 @@ def ask(said: Conversation, tokenizer: Tokenizer, template: ChatTemplate) -> Ids
     """The ids of a conversation and of the beginning of the assistant's next turn. Raises BadRow as `tell` does."""
     rendering = rendered(said, tokenizer, template, ask=True)
     return np.array([one for part in _parts(rendering, set(), tokenizer) for one in part.ids], np.int32)
+
+
+def _stops(tokenizer: Tokenizer, template: ChatTemplate) -> tuple[int, ...]:
+    """The tokens that end a turn; those of a run's template are known to its tokenizer."""
+    own = tokenizer.hf.chat_template == template.source
+    return tokenizer.end_ids if own else end_ids(tokenizer.hf, tokenizer.eos_id, template)
 
 
 def _trained(parts: Sequence[Part], regions: Sequence[Region], stops: frozenset[int]) -> list[bool]:

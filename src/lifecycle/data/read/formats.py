@@ -210,6 +210,18 @@ LIST = (
 )
 """In the order in which they are recognised: those of more columns first."""
 
+COLUMNS = tuple(
+    dict.fromkeys(
+        part
+        for form in LIST
+        for layout in form.layouts
+        for named in (*layout.columns.values(), *layout.extra.values(), *form.takes)
+        for name in (named if isinstance(named, list) else [named])
+        for part in (name, name.split(".")[0])
+    )
+)
+"""Columns that a format is recognised by, and that it may read."""
+
 FORMATS: Mapping[str, Format] = {one.name: one for one in LIST}
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from lifecycle.bounds import Count, FromZero, NotNegative, Part, Positive
 from lifecycle.data.mixture.weight import Weight
 from lifecycle.data.quality.rules import FilterSpec
-from lifecycle.data.read.formats import AUTO, FORMATS
+from lifecycle.data.read.formats import AUTO, COLUMNS, FORMATS
 from lifecycle.errors import UserError
 
 SampleBy = Literal["document", "line", "paragraph"]
@@ -85,11 +85,10 @@ class SourceSpec:
             object.__setattr__(self, "validation", ValidationRatio(**self.validation))
 
     @property
-    def columns(self) -> tuple[str, ...] | None:
-        """Top-level columns of a row that the format reads, None for all; a Parquet reader leaves the others on the
-        disk."""
+    def columns(self) -> tuple[str, ...]:
+        """Top-level columns of a row that the format reads; a Parquet reader leaves the others on the disk."""
         if self.format == AUTO:
-            return None
+            return COLUMNS
         form = FORMATS[self.format]
         read = [key for key in form.fields if key in self.fields or key in (*form.needs, *form.takes)]
         named = [self.fields.get(key, key) for key in read]

@@ -41,12 +41,13 @@ def survey(
     cache: Path,
     on_damage: OnDamage = "error",
     shards: Mapping[str, int] | None = None,
+    view: str = "text",
 ) -> list[SourceSize]:
     """The size of every source: of its prepared shards (`shards`: their tokens), else from its rows where they are on
-    this machine, else from `tokens` in its config."""
+    this machine, as documents, else from `tokens` in its config. view: that a format to be recognised should give."""
     given = shards or {}
     return [
-        _size(name, spec, tokenizer, root, cache, on_damage)
+        _size(name, spec, tokenizer, root, cache, on_damage, view)
         if name not in given
         else _of_shards(name, spec, given[name])
         for name, spec in specs.items()
@@ -77,12 +78,18 @@ def _of_shards(name: str, spec: SourceSpec, tokens: int) -> SourceSize:
 
 
 def _size(
-    name: str, spec: SourceSpec, tokenizer: Tokenizer | None, root: str | None, cache: Path, on_damage: OnDamage
+    name: str,
+    spec: SourceSpec,
+    tokenizer: Tokenizer | None,
+    root: str | None,
+    cache: Path,
+    on_damage: OnDamage,
+    view: str,
 ) -> SourceSize:
     spec.check(name)
     tokens, how = spec.tokens, "stated in the config" if spec.tokens else "unknown: on the hub"
     if spec.hub is None or Path(spec.hub).exists():
-        tokens, how = _measured(name, spec, tokenizer, root, cache, on_damage)
+        tokens, how = _measured(name, spec, tokenizer, root, cache, on_damage, view)
     return SourceSize(
         name=name,
         domain=spec.domain or name,
@@ -93,20 +100,25 @@ def _size(
 
 
 def _measured(
-    name: str, spec: SourceSpec, tokenizer: Tokenizer | None, root: str | None, cache: Path, on_damage: OnDamage
+    name: str,
+    spec: SourceSpec,
+    tokenizer: Tokenizer | None,
+    root: str | None,
+    cache: Path,
+    on_damage: OnDamage,
+    view: str,
 ) -> tuple[float | None, str]:
     found = listing(spec, name=name, root=root, cache=cache)
     say_read(f"data.sources.{name}", found)
     look(found.files, on_damage)
-    spec, found = recognised(spec, found, where=f"data.sources.{name}", view="text")
-    files = found.files
-    if any(is_remote(file.url) for file in files):
+    if any(is_remote(file.url) for file in found.files):
         return spec.tokens, "stated in the config" if spec.tokens else "unknown: read over the network"
+    spec, found = recognised(spec, found, where=f"data.sources.{name}", view=view)
     source = Source(
         name=name,
         index=0,
         spec=replace(spec, max_epochs=1),
-        files=files,
+        files=found.files,
         bad_rows=BadRows(max_share=1.0, min_rows=1, damaged_files=on_damage),
         held_out=HeldOut.of(spec),
     )
