@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.toy import toy
 from torch.nn import functional as F
 
 from lifecycle.batch import Example, Item, MicroBatch, Pair, PairBatch, Prompt, PromptBatch, TokenBatch, UnpairedBatch
@@ -13,24 +14,9 @@ from lifecycle.batch.item_arrays import facts, joined, sequences, split, trained
 from lifecycle.batch.prompts import PLACES
 from lifecycle.data.stream.packing import Packing, Piece, best_fit
 from lifecycle.losses import token_logprobs
-from lifecycle.model import DocumentMask, ModelConfig, build
+from lifecycle.model import DocumentMask, build
 
-MODEL = ModelConfig(
-    family="llama",
-    layers=2,
-    width=32,
-    heads=2,
-    kv_heads=1,
-    head_dim=16,
-    ffn_width=64,
-    vocab_size=64,
-    max_positions=64,
-    rope_theta=1e4,
-    norm_eps=1e-5,
-    qk_norm=False,
-    tied_head=True,
-    init_std=0.05,
-)
+MODEL = toy(width=32, heads=2, kv_heads=1, head_dim=16, ffn_width=64, vocab_size=64, init_std=0.05)
 
 
 def example(rng: np.random.Generator, size: int, asked: int, wanted: bool | None = None) -> Example:

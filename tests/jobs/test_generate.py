@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import yaml
 from tests.rollout.vllm_stand_in import stand_in
+from tests.toy import toy
 
 from lifecycle import config
 from lifecycle.batch import Rollout
 from lifecycle.errors import UserError
 from lifecycle.lineage.parent import find_parent
-from lifecycle.model import Decoder, ModelConfig, build
+from lifecycle.model import Decoder, build
 from lifecycle.model.huggingface import export
 from lifecycle.model.huggingface.export_folder import generation_config
 from lifecycle.rollout import Engine, Sampling
@@ -22,22 +23,7 @@ from lifecycle.run import run
 from lifecycle.tokenizer.tokenizer import train_bpe
 
 TOKENIZER = train_bpe(["def return the value of it " * 5] * 20, vocab_size=320, digits=1)
-MODEL = ModelConfig(
-    family="llama",
-    layers=2,
-    width=32,
-    heads=2,
-    kv_heads=1,
-    head_dim=16,
-    ffn_width=48,
-    vocab_size=320,
-    max_positions=128,
-    rope_theta=1e4,
-    norm_eps=1e-5,
-    qk_norm=False,
-    tied_head=True,
-    init_std=0.2,
-)
+MODEL = toy(width=32, heads=2, kv_heads=1, head_dim=16, ffn_width=48, vocab_size=320, max_positions=128)
 SEED = 12  # what these weights say greedily to "return the" is encoded again as it was drawn
 SMALL = ["hardware.precision=fp32", "stage.max_new_tokens=12", "stage.temperature=1.0"]
 

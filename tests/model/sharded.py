@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from tests.toy import toy
 from tests.two_ranks import leave
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -21,21 +22,10 @@ from lifecycle.model import Decoder, DocumentMask, ModelConfig, MoE, build
 from lifecycle.model.sharding import kept_whole, load_sharded, shard
 
 WORLD, ROWS, T = 2, 4, 12
-TIED = ModelConfig(
+TIED = toy(
     family="qwen3",
-    layers=2,
-    width=24,
-    heads=4,
-    kv_heads=2,
-    head_dim=8,
-    ffn_width=40,
     vocab_size=65,  # which two ranks cannot halve
-    max_positions=64,
-    rope_theta=1e4,
-    norm_eps=1e-5,
     qk_norm=True,
-    tied_head=True,
-    init_std=0.2,
 )
 
 SPARSE = replace(

@@ -7,27 +7,13 @@ from typing import Any
 import pytest
 import torch
 from tests.model.variants import LATENT, SIGMOID, SOFTMAX, VARIANTS
+from tests.toy import toy
 
 from lifecycle.config.signature import Walk
 from lifecycle.errors import UserError
 from lifecycle.model import Decoder, ModelConfig, RopeScaling
 
-TINY = ModelConfig(
-    family="llama",
-    layers=2,
-    width=24,
-    heads=4,
-    kv_heads=2,
-    head_dim=8,
-    ffn_width=40,
-    vocab_size=96,
-    max_positions=64,
-    rope_theta=1e4,
-    norm_eps=1e-5,
-    qk_norm=False,
-    tied_head=True,
-    init_std=0.02,
-)
+TINY = toy(init_std=0.02)
 QWEN = replace(TINY, family="qwen3", qk_norm=True, tied_head=False)
 
 

@@ -4,27 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.toy import toy
 from torch import Tensor
 
 from lifecycle.losses import linear_cross_entropy
-from lifecycle.model import Decoder, DocumentMask, ModelConfig, build, compile_model
+from lifecycle.model import Decoder, DocumentMask, build, compile_model
 
-TINY = ModelConfig(
-    family="qwen3",
-    layers=2,
-    width=24,
-    heads=4,
-    kv_heads=2,
-    head_dim=8,
-    ffn_width=40,
-    vocab_size=96,
-    max_positions=64,
-    rope_theta=1e4,
-    norm_eps=1e-5,
-    qk_norm=True,
-    tied_head=True,
-    init_std=0.2,
-)
+TINY = toy(family="qwen3", qk_norm=True)
 LENGTHS = (5, 1, 7, 3)  # documents of the row; what is left of it is padding
 T = 20
 

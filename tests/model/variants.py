@@ -2,24 +2,11 @@
 
 from dataclasses import replace
 
-from lifecycle.model import Latent, ModelConfig, MoE, RopeScaling
+from tests.toy import toy
 
-LLAMA = ModelConfig(
-    family="llama",
-    layers=3,
-    width=24,
-    heads=4,
-    kv_heads=2,
-    head_dim=8,
-    ffn_width=40,
-    vocab_size=96,
-    max_positions=64,
-    rope_theta=1e4,
-    norm_eps=1e-5,
-    qk_norm=False,
-    tied_head=True,
-    init_std=0.2,
-)
+from lifecycle.model import Latent, MoE, RopeScaling
+
+LLAMA = toy(layers=3)
 LATENT = Latent(kv_rank=12, nope_dim=6, rope_dim=4, v_dim=8, q_rank=10)
 SOFTMAX = MoE(experts=6, active=2, ffn_width=16)
 SIGMOID = MoE(

@@ -3,27 +3,25 @@
 import pytest
 import torch
 from tests.model.variants import VARIANTS
+from tests.toy import toy
 from torch import nn
 
 from lifecycle.errors import UserError
-from lifecycle.model import Decoder, ModelConfig
+from lifecycle.model import Decoder
 from lifecycle.model.decoder import build
 from lifecycle.model.sharding import kept_whole
 from lifecycle.optim import AdamW, Muon, parameter_groups
 
 
 def decoder(*, tied: bool) -> Decoder:
-    config = ModelConfig(
+    config = toy(
         family="qwen3",
-        layers=2,
         width=16,
         heads=2,
         kv_heads=1,
-        head_dim=8,
         ffn_width=24,
         vocab_size=64,
         max_positions=32,
-        rope_theta=10_000.0,
         norm_eps=1e-6,
         qk_norm=True,
         tied_head=tied,

@@ -4,27 +4,13 @@ import random
 from typing import Any
 
 from tests.rollout.naive import score
+from tests.toy import toy
 
 from lifecycle.batch import Rollout
-from lifecycle.model import Decoder, ModelConfig
+from lifecycle.model import Decoder
 from lifecycle.rollout import Sampling
 
-CONFIG = ModelConfig(
-    family="llama",
-    layers=2,
-    width=32,
-    heads=4,
-    kv_heads=2,
-    head_dim=8,
-    ffn_width=48,
-    vocab_size=96,
-    max_positions=64,
-    rope_theta=1e4,
-    norm_eps=1e-5,
-    qk_norm=False,
-    tied_head=True,
-    init_std=0.3,
-)
+CONFIG = toy(width=32, ffn_width=48, init_std=0.3)
 
 
 def prompts(count: int, *, longest: int = 20, seed: int = 0) -> list[list[int]]:

@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from tests.toy import toy
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,22 +22,7 @@ from lifecycle.optim import AdamW, Schedule
 from lifecycle.stages.pretrain import Pretrain
 from lifecycle.stages.setup import Setup
 
-MODEL = ModelConfig(
-    family="llama",
-    layers=2,
-    width=32,
-    heads=2,
-    kv_heads=1,
-    head_dim=16,
-    ffn_width=64,
-    vocab_size=64,
-    max_positions=64,
-    rope_theta=1e4,
-    norm_eps=1e-5,
-    qk_norm=False,
-    tied_head=True,
-    init_std=0.05,
-)
+MODEL = toy(width=32, heads=2, kv_heads=1, head_dim=16, ffn_width=64, vocab_size=64, init_std=0.05)
 STEPS, LENGTH = 3, 24
 
 

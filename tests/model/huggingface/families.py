@@ -7,27 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tests.toy import toy
 from torch import Tensor
 
 from lifecycle.model import Decoder, ModelConfig, build
 from lifecycle.model.parts import Latent, MoE, RopeScaling
 
-LLAMA = ModelConfig(
-    family="llama",
-    layers=3,
-    width=32,
-    heads=4,
-    kv_heads=2,
-    head_dim=10,
-    ffn_width=40,
-    vocab_size=96,
-    max_positions=64,
-    rope_theta=5e5,
-    norm_eps=1e-6,
-    qk_norm=False,
-    tied_head=False,
-    init_std=0.2,
-)
+LLAMA = toy(layers=3, width=32, head_dim=10, rope_theta=5e5, norm_eps=1e-6, tied_head=False)
 QWEN3 = replace(LLAMA, family="qwen3", qk_norm=True, head_dim=8)
 V3_ROUTING = MoE(
     experts=8,
