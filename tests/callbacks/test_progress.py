@@ -37,7 +37,8 @@ def display(*, terminal: bool, every_seconds: float = 0.0) -> tuple[ProgressDisp
 def run(shown: ProgressDisplay, steps: int, latest: dict[str, float], *, rank: int = 0) -> None:
     """What Lightning would call, with the little of a trainer and a stage that the display reads."""
     trainer: Any = SimpleNamespace(is_global_zero=rank == 0, global_step=0)
-    stage: Any = SimpleNamespace(latest=latest, total_steps=steps, device=torch.device("cpu"))
+    meter = SimpleNamespace(latest=latest)
+    stage: Any = SimpleNamespace(meter=meter, total_steps=steps, device=torch.device("cpu"))
     shown.on_train_start(trainer, stage)
     for step in range(1, steps + 1):
         trainer.global_step = step

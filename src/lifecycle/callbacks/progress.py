@@ -1,6 +1,6 @@
 """What a person sees while a run goes on: a live panel on a terminal, a plain line every few seconds in a log.
 
-It only reads numbers that the stage has already brought to the host (`stage.latest`): the device never waits for it.
+It only reads numbers that the stage has already brought to the host (`stage.meter.latest`), so no device waits for it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ProgressDisplay(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the panel."""
         self._pace = Pace()
-        self._held_out = {k: v for k, v in cast(Stage, pl_module).latest.items() if k.startswith("valid/")}
+        self._held_out = {k: v for k, v in cast(Stage, pl_module).meter.latest.items() if k.startswith("valid/")}
         if trainer.is_global_zero and self._console.is_terminal and not self._console.is_dumb_terminal:
             self._live = Live(console=self._console, auto_refresh=False, transient=False)
             self._live.start()
@@ -80,7 +80,7 @@ class ProgressDisplay(Callback):
         self._pace.step_ended()
         if not trainer.is_global_zero:
             return
-        held_out = {k: v for k, v in cast(Stage, pl_module).latest.items() if k.startswith("valid/")}
+        held_out = {k: v for k, v in cast(Stage, pl_module).meter.latest.items() if k.startswith("valid/")}
         wanted = PANEL_SECONDS if self._live else self._every
         # New perplexities are worth a line of their own.
         if held_out != self._held_out or time.monotonic() - self._shown_at >= wanted:
@@ -116,7 +116,7 @@ class ProgressDisplay(Callback):
             elapsed=self._pace.elapsed,
             left=None if stage.total_steps is None else self._pace.seconds_left(max(0, stage.total_steps - step)),
             checkpoint=self._checkpoint,
-            metrics=stage.latest,
+            metrics=stage.meter.latest,
             on_cpu=pl_module.device.type == "cpu",
         )
         if self._live is not None:

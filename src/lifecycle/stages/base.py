@@ -82,11 +82,6 @@ class Stage(pl.LightningModule, ABC):
         return cast(DataFeed, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     @property
-    def latest(self) -> dict[str, float]:
-        """The metrics that were last read from the device, for displays."""
-        return self.meter.latest
-
-    @property
     def total_steps(self) -> int:
         """The step at which the run ends, as far as it is known before its data comes to an end."""
         return self.setup_facts.timeline.steps
