@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from lifecycle import config
 from lifecycle.bounds import Bounds, Count, Every, Part, Positive, due
-from lifecycle.config.build import SUPPLIED
+from lifecycle.config.build import SUPPLIED, parts_of
 from lifecycle.config.schema import RunConfig
 from lifecycle.config.signature import Walk
 from lifecycle.config.wording import describe
@@ -93,6 +93,7 @@ def targets() -> Iterator[Any]:
         cfg = config.compose(words)
         for group in ("data", "stage", "hardware", "callbacks"):
             yield Walk().locate(cfg[group]._target_, (group,))
+        yield from parts_of(Walk().locate(cfg.stage._target_, ("stage",)))
 
 
 def test_every_number_in_a_signature_has_bounds() -> None:

@@ -306,6 +306,21 @@ def test_limits_logging_and_hardware_may_change_on_resume_and_nothing_else() -> 
     assert sorted(changed) == sorted(word.partition("=")[0] for word in bound)
 
 
+def test_a_run_of_an_older_version_goes_on() -> None:
+    new = config.resolved(config.compose(["stage=prepare"]))
+    old = config.resolved(config.compose(["stage=prepare"]))
+    old["stage"]["_target_"], old["data"]["_target_"] = "lifecycle.data.prepare.prepare", "lifecycle.data.DataModule"
+    del old["data"]["chat_template"], old["data"]["long_examples"]
+    for source in old["data"]["sources"].values():
+        source.pop("tie_margin", None)
+    assert config.changed_keys(old, new) == []
+    new["data"]["long_examples"] = "shorten"
+    new["data"]["sources"]["prose"]["tie_margin"] = 0.5
+    assert config.changed_keys(old, new) == ["data.long_examples", "data.sources.prose.tie_margin"]
+    new["stage"]["_target_"] = "lifecycle.jobs.analyze.analyze"
+    assert "stage._target_" in config.changed_keys(old, new)
+
+
 def test_keys_that_come_or_go_are_changes() -> None:
     assert config.changed_keys({"a": {"b": 1}, "c": []}, {"a": {"d": 1}, "c": []}) == ["a.b", "a.d"]
     assert config.changed_keys({"a": 1.0}, {"a": 1}) == []

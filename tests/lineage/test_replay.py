@@ -201,6 +201,12 @@ def domains(found: dict[str, Any], own: dict[str, Any], root: Any = None) -> dic
     return {name: made["domain"] for name, made in told_apart(found, own, root).items()}
 
 
+def test_a_source_that_an_older_version_wrote_without_a_key_is_the_same_text() -> None:
+    old, new = source("/a.jsonl"), source("/a.jsonl", format="text", tie_margin=0.0, max_rows=None)
+    assert domains({"replay.a": {**old, "domain": "a"}}, {"a": new}) == {"replay.a": "a"}
+    assert domains({"replay.a": {**old, "domain": "a"}}, {"a": {**new, "tie_margin": 0.5}}) == {"replay.a": "replay.a"}
+
+
 def test_old_and_new_text_of_one_name_are_two_domains(tmp_path: Path) -> None:
     found = replayed_sources(chain(tmp_path, {"sources": {"mine": source("old.jsonl")}}), 1, share=0.1)
     assert domains(found, {"other": source("new.jsonl")}) == {"replay.mine": "mine"}

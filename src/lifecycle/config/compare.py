@@ -38,6 +38,10 @@ PLACES = ("data.root", "data.prepared", "data.sources.*.path")
 """Where its data lies: that too, where its content is looked at (`data/read/begun.py`)."""
 
 
+LATER = {"data.chat_template": "auto", "data.long_examples": "drop", "data.sources.*.tie_margin": 0.0}
+"""Keys that runs of older versions do not have, with the value under which a run is what it was without them."""
+
+
 def resolved(cfg: DictConfig) -> dict[str, Any]:
     """The whole config as plain values that YAML can write, without how it was composed."""
     return {key: value for key, value in plain(cfg).items() if key not in ("hydra", KEY)}
@@ -46,11 +50,24 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], *, moved: bool = False) -> list[str]:
     """Dotted keys that differ, without those that a resumed run may change (`MAY_DIFFER`); `moved`: nor `PLACES`."""
     free = MAY_DIFFER + (PLACES if moved else ())
-    before, after = flat(old), flat(new)
+    before, after = _comparable(old), _comparable(new)
     # An absent key and null are the same: a key that a later version adds must not keep older runs from going on.
     differ = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     differ = [key for key in differ if not any(other.startswith(f"{key}.") for other in differ)]  # {} became {a: 1}
+    differ = [key for key in differ if key in before or not _was_so(key, after[key])]
     return [key for key in differ if not any(fnmatchcase(f"{key}.", f"{allowed}.*") for allowed in free)]
+
+
+def _comparable(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves by dotted key, classes by their own names: a module may have moved since."""
+    return {
+        key: str(value).rpartition(".")[2] if key.endswith("._target_") else value for key, value in flat(node).items()
+    }
+
+
+def _was_so(key: str, value: Any) -> bool:
+    """Whether a run without the key was one with this value of it."""
+    return any(fnmatchcase(key, later) and value == known for later, known in LATER.items())
 
 
 def plain(node: DictConfig) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import fields
 from itertools import chain, count, takewhile
 from pathlib import Path
 from typing import Any
@@ -127,8 +128,13 @@ def by_domain(sources: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def texts(sources: Iterable[Mapping[str, Any]], root: str | None) -> set[str]:
-    """What tells the texts of sources apart: where they lie and how they are read, not how much of them is read."""
-    kept = ({k: v for k, v in source.items() if k not in AMOUNTS and v is not None} for source in sources)
+    """What tells the texts of sources apart: where they lie and how they are read, not how much of them is read. A key
+    that has its default is as good as absent, which it is where an older version wrote the source."""
+    default = {key.name: key.default for key in fields(SourceSpec)}
+    kept = (
+        {k: v for k, v in source.items() if k not in AMOUNTS and v is not None and v != default.get(k)}
+        for source in sources
+    )
     return {json.dumps(_placed(source, root), sort_keys=True) for source in kept}
 
 
