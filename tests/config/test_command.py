@@ -233,6 +233,15 @@ def test_a_fault_inside_the_run_ends_with_2_and_its_message(command: Command) ->
     assert command("seed=3", task=failing) == (2, "lifecycle: data.sources.mine.path: no file there\n")
 
 
+@pytest.mark.parametrize("place", range(4))
+def test_a_flag_may_stand_anywhere(command: Command, place: int) -> None:
+    words = ["stage=pretrain", "~stage.z_loss", "++seed=3,4"]
+    words.insert(place, "-m")
+    seen: list[int] = []
+    code, said = command(*words, task=lambda cfg: seen.append(cfg.seed))
+    assert (code, seen) == (0, [3, 4]), said
+
+
 @pytest.mark.parametrize("words", [["seed=3"], ["-m", "seed=3,4"]])
 def test_a_folder_that_cannot_be_made_is_said_without_a_traceback(command: Command, words: list[str]) -> None:
     Path("outputs").write_text("a file")

@@ -52,7 +52,7 @@ def hydra_main(task: Task, *, check: Task | None = None) -> int:
     Returns the exit code: that of the task, or 2 where the user's config or data is at fault (the message is on
     stderr). Crashes go through. Without arguments it prints the help page.
     """
-    words = [_at_home(word) for word in sys.argv[1:]]
+    words = _flags_first([_at_home(word) for word in sys.argv[1:]])
     if not words or {"-h", "--help"} & set(words):
         print(help.page(conf_dir()), end="")
         return 0
@@ -104,6 +104,11 @@ def compose(overrides: Sequence[str] = (), *, config_dirs: Sequence[Path] = ()) 
 
 def _register_resolvers() -> None:
     OmegaConf.register_new_resolver("flat", lambda *parts: "-".join(parts).replace("/", "_"), replace=True)
+
+
+def _flags_first(words: Sequence[str]) -> list[str]:
+    """The words with every KEY=VALUE, +KEY=VALUE and ~KEY at the end: Hydra reads no flag between two of them."""
+    return sorted(words, key=lambda word: re.match(r"\+{0,2}\w[\w./@-]*=|~", word) is not None)
 
 
 def _named(words: list[str]) -> list[str]:
