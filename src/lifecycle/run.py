@@ -56,7 +56,7 @@ def train(plan: RunPlan) -> RunResult:
     metrics = CsvLogger(folder=plan.folder.path)
     loggers = [metrics, *config.build_loggers(plan.config.logger, folder=plan.folder.path)]  # first: a login may fail
     data, length = load_data(plan)
-    start = agree(plan, length.timeline, vocab_size=data.tokenizer.vocab_size)
+    start = agree(plan, length.timeline, last=length.last, vocab_size=data.tokenizer.vocab_size)
     stage = build_stage(plan, data, length.timeline, start)
     watching = guards(plan.config, plan.folder.path, data, plan.parent)
     trainer = trainer_of(plan, length, start, loggers=loggers, watching=watching)

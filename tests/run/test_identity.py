@@ -40,6 +40,13 @@ def test_a_source_that_grew_is_named_and_the_run_goes_on_with_the_old_one(place:
     assert repr(metrics(place / "outputs/grown")["train/loss"]) == repr(metrics(whole)["train/loss"])
 
 
+def test_a_run_that_is_beyond_its_new_end_is_refused_and_stays_as_it_is(place: Path, whole: Path) -> None:
+    before = {name: (whole / name).read_bytes() for name in ("run.json", "config.yaml", "metrics.csv")}
+    done = lifecycle(place, "run=whole", *SHORT[1:], "stage.max_steps=3", code=2)
+    assert "stands at step 4, beyond the 3 that it is to end with" in done.err and "Traceback" not in done.err
+    assert {name: (whole / name).read_bytes() for name in before} == before
+
+
 def test_a_start_that_saved_nothing_binds_nobody_to_its_values(place: Path, whole: Path) -> None:
     """What its error advises to change may be changed under the same name."""
     for stage in ("prepare", "pretrain"):

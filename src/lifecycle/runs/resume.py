@@ -13,7 +13,7 @@ from lifecycle import config
 from lifecycle.checkpoint import last_good, list_committed, prune, step_of, verify
 from lifecycle.data.read.begun import Begun
 from lifecycle.duration import Timeline
-from lifecycle.errors import UserError
+from lifecycle.errors import Refusal, UserError
 from lifecycle.hardware import Choice, choose, probe
 from lifecycle.lineage.run_folder import RunFolder
 from lifecycle.runs.plan import RunPlan
@@ -56,8 +56,9 @@ def begun(plan: RunPlan) -> Begun | None:
     return None
 
 
-def agree(plan: RunPlan, timeline: Timeline, *, vocab_size: int) -> Start:
-    """Rank 0 decides and tells the other ranks of the same launch; it writes config.yaml."""
+def agree(plan: RunPlan, timeline: Timeline, *, last: int | None, vocab_size: int) -> Start:
+    """Rank 0 decides and tells the other ranks of the same launch; it writes config.yaml. Raises Refusal for a run that
+    is beyond `last`, the step that it is to end with (None: not known)."""
     folder, hardware = plan.folder, plan.hardware
     note = folder.path / ".start.json"
     if rank() != 0:
@@ -69,6 +70,12 @@ def agree(plan: RunPlan, timeline: Timeline, *, vocab_size: int) -> Start:
     choice = choose(hardware, probe(hardware.device_type()), begun=begun, **_work(plan, timeline, vocab_size))
     checkpoint, damaged = _checkpoint(plan.config.resume, folder)
     start = Start(choice=choice, checkpoint=str(checkpoint) if checkpoint else None, damaged=damaged)
+    if last is not None and start.step > last:
+        raise Refusal(
+            f"run '{folder.path}' stands at step {start.step:,}, beyond the {last:,} that it is to end with: raise its "
+            "limit (stage.max_steps, max_tokens, max_epochs), or start another run from one of its checkpoints "
+            f"(init_from={folder.path.name}@STEP run=NAME)"
+        )
     if checkpoint:  # verified: what is over a retention that is less than it was goes now, a full disk may wait for it
         kept = plan.config.checkpoint
         prune(folder.checkpoints, keep_last=kept.keep_last, milestones=kept.milestones, written=start.step)
