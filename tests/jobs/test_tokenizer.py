@@ -11,7 +11,8 @@ from tests.data.made import make_corpus
 from lifecycle.data.clean.source import BadRows
 from lifecycle.data.corpus import Corpus
 from lifecycle.data.read.spec import SourceSpec, ValidationRatio
-from lifecycle.jobs.tokenizer import sample, train
+from lifecycle.jobs.tokenizer import sample
+from lifecycle.jobs.tokenizer import tokenizer as tokenizer_job
 from lifecycle.tokenizer.tokenizer import TokenizerRecipe, load
 
 
@@ -50,7 +51,7 @@ def test_the_job_saves_a_tokenizer_and_its_rates_by_source(
         "code": SourceSpec(path="code.jsonl", weight=0.4, validation=None),
     }
     data = module(tmp_path, sources)
-    result = train(data, tmp_path / "run", sample_bytes=1000, new_tokens=[], split_digits=False)
+    result = tokenizer_job(data, tmp_path / "run", sample_bytes=1000, new_tokens=[], split_digits=False)
 
     assert load(str(tmp_path / "run")).sha256 == data.tokenizer.sha256 == result["sha256"]
     assert json.loads((tmp_path / "run" / "tokenizer.json").read_text()) == result
@@ -74,7 +75,7 @@ def test_a_given_tokenizer_gets_more_and_is_measured_with_it(tmp_path: Path, mon
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = module(tmp_path, {"rows": SourceSpec(path="rows.jsonl", validation=None)})
     arguments: dict[str, Any] = {"sample_bytes": 1000, "new_tokens": ["<think>", "</think>"], "split_digits": True}
-    result = train(data, tmp_path / "run", **arguments)
+    result = tokenizer_job(data, tmp_path / "run", **arguments)
     made = load(str(tmp_path / "run"))
     assert made.sha256 == result["sha256"] != data.tokenizer.sha256
     assert result["vocab_size"] == made.vocab_size == data.tokenizer.vocab_size + 2

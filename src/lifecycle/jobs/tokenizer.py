@@ -26,16 +26,18 @@ LONGEST = 20  # tokens listed by length: junk in the training text shows there f
 BUFFER = 1000  # documents that a sample is shuffled through
 
 
-def train(data: Corpus, folder: Path, sample_bytes: Count, new_tokens: list[str], split_digits: bool) -> dict[str, Any]:
+def tokenizer(
+    data: Corpus, folder: Path, sample_bytes: Count, new_tokens: list[str], split_digits: bool
+) -> dict[str, Any]:
     """Save the tokenizer of `data` in `folder/tokenizer`, and its report (also returned) beside it as tokenizer.json.
 
     new_tokens, split_digits: what it gets beside what it has (see `extend`).
     The rates are measured on `sample_bytes` of each source: of the share that is held out of it, else of its training
     text, on which a tokenizer trained here does slightly better (`held_out` in the report says which).
     """
-    tokenizer = extend(data.tokenizer, new_tokens=new_tokens, split_digits=split_digits)
-    tokenizer.save(folder / "tokenizer")
-    result = report(tokenizer, {source.name: sample(source, sample_bytes, data.seed) for source in data.sources})
+    made = extend(data.tokenizer, new_tokens=new_tokens, split_digits=split_digits)
+    made.save(folder / "tokenizer")
+    result = report(made, {source.name: sample(source, sample_bytes, data.seed) for source in data.sources})
     for source in data.sources:
         result["sources"][source.name]["held_out"] = source.held_out is not None
     (folder / "tokenizer.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
