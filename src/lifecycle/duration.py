@@ -132,8 +132,8 @@ class Timeline:
 class Limits:
     """The part of `stage` that says how long a run is and what a step is made of.
 
-    view: what the stage eats. global_batch_tokens: positions of a step over all ranks. sequence_length: positions of a
-    row. phases: changes of that on the way. Raises UserError where they do not fit together.
+    view: that the stage trains on. global_batch_tokens: positions of a step over all ranks. sequence_length: positions
+    of a row. phases: changes of that on the way. Raises UserError where they do not fit together.
     """
 
     view: str

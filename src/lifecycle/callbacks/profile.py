@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 class Profile(Callback):
-    """Profile `steps` steps on rank 0 after `after_steps` (compilation and warm-up are not what a run is made of)."""
+    """Profile `steps` steps on rank 0 after `after_steps`, which hold compilation and warm-up."""
 
     def __init__(self, *, folder: Path, steps: int, after_steps: int) -> None:
         super().__init__()

@@ -185,7 +185,7 @@ def last_good(folder: Path, *, warn: Callable[[str], None]) -> Path | None:
 
 
 def clear_staging(folder: Path) -> None:
-    """Remove what processes that are gone left behind; their numbers are told apart on one machine only."""
+    """Remove the staging folders of processes that have ended; their ids are only known on the same machine."""
     if not folder.is_dir():
         return
     for path in folder.iterdir():

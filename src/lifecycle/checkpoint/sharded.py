@@ -55,7 +55,7 @@ class ShardedStrategy(ModelParallelStrategy):
     Both sizes are asked for: Lightning's default is tensor parallelism over all devices. Retention is that of the
     `CommittedCheckpointIO` among the Trainer's plugins; without one every checkpoint stays. Saves are written in the
     background, where that plugin's are; an error there raises `CheckpointError` on all ranks at the next save or at the
-    end: whoever sees `save_failed` asks for one.
+    end: who reads `save_failed` as true must ask for one.
     """
 
     def __init__(

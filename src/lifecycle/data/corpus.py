@@ -19,7 +19,7 @@ from lifecycle.data.clean.held_out import held_out_items
 from lifecycle.data.clean.source import Source
 from lifecycle.data.config import DataConfig
 from lifecycle.data.conversation.template_check import open_template
-from lifecycle.data.curriculum.levels import Level, deal, described, in_order, under_curriculum
+from lifecycle.data.curriculum.levels import Level, deal, described, numbered_sources, under_curriculum
 from lifecycle.data.curriculum.scores import DocumentLoss
 from lifecycle.data.making import Maker
 from lifecycle.data.mixture.plan import BatchPlan, Mix, Phase, largest, mixture, replayed
@@ -92,7 +92,7 @@ class Corpus:
         )
         self.make = Maker(view=view, tokenizer=self.tokenizer, template=self.template)
         self.levels = self._levels(parent_loss)
-        self.sources, self.whole = in_order(self.levels, self.whole)
+        self.sources, self.whole = numbered_sources(self.levels, self.whole)
         self.mix = self._mix_of_levels() if self.levels else self.whole_mix
         self.weights = self.mix.mean()
         self.prepared = self._prepared(metas, evaluation)

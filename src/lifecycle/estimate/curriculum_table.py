@@ -1,4 +1,4 @@
-"""The schedule of a curriculum as a person reads it: a table for each source, with a strip that shows it in time."""
+"""The schedule of a curriculum as tables for a terminal, one a source, with a strip that shows it over the run."""
 
 from __future__ import annotations
 

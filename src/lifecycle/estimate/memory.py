@@ -47,7 +47,7 @@ class ModelLike(Protocol):
         ...
 
     def parameters(self) -> int:
-        """All parameters, exactly."""
+        """The number of all parameters."""
         ...
 
     def active_parameters(self) -> int:
@@ -55,7 +55,7 @@ class ModelLike(Protocol):
         ...
 
     def flops_per_token(self, sequence_length: int) -> float:
-        """Forward and backward."""
+        """FLOPs of forward and backward for one trained token, see `ModelSizes.flops_per_token`."""
         ...
 
 
@@ -83,7 +83,7 @@ class Memory:
 
     @property
     def state(self) -> float:
-        """What does not grow with the micro-batch."""
+        """Bytes that do not grow with the micro-batch."""
         copies = self.kept_copies + self.compute_copies
         return self.weights + self.gradients + self.optimizer + copies + self.workspace
 

@@ -1,4 +1,4 @@
-"""The estimate as a person reads it: rich tables on a terminal, the same as plain text in a log."""
+"""The estimate as text for readers: rich tables on a terminal, the same as plain text in a log."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def plain(estimate: Estimate, width: int = 110) -> str:
 
 
 def warnings(estimate: Estimate) -> list[str]:
-    """What would go wrong, and what to type."""
+    """Lines on what would go wrong in the run, each with what to type; empty where nothing would."""
     found = []
     need, room = estimate.memory.total, estimate.device_memory
     if room is not None and need > room:
@@ -72,7 +72,7 @@ def _sheet(title: str, *columns: str) -> Table:
 
 
 def _facts(title: str) -> Table:
-    """Names and values, no heads."""
+    """A table of names and values without column heads."""
     sheet = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     sheet.show_header = False
     return sheet

@@ -1,4 +1,4 @@
-"""What a device can do at most: a table of dense peaks from the makers' data sheets, and a measurement for CPUs.
+"""Peak rates of devices: a table of dense peaks from the makers' data sheets, and a measurement for CPUs.
 
 Every figure is the DENSE rate of one device in TFLOP/s with 32-bit accumulation: data sheets often print the rate with
 2:4 sparsity, which is twice as much and which training never reaches. MFU is a share of the dense bf16 peak.

@@ -103,7 +103,8 @@ class ModelConfig(ModelSizes):
         if length > self.max_positions:
             raise UserError(
                 f"stage.sequence_length is {length}, more than model.max_positions={self.max_positions}: "
-                f"type stage.sequence_length={self.max_positions}, or choose a model with more positions"
+                f"shorten the sequences (stage.sequence_length={self.max_positions}), or choose a model with more "
+                "positions"
             )
 
 

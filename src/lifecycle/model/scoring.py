@@ -1,4 +1,4 @@
-"""Forward passes over whole sequences of any lengths that somebody wants scored: those of like length together, padded.
+"""Forward passes over whole sequences of any lengths, to score them: those of similar length together, padded.
 
     for numbers, hidden_BTD in hidden_states(model, [[1, 5, 9], [1, 7]]):
         ...                       # hidden_BTD[0, t] of sequence numbers[0] predicts its token t + 1
@@ -27,7 +27,7 @@ def hidden_states(
 ) -> Iterator[tuple[list[int], Tensor]]:
     """The numbers of the sequences of each pass, and (B, T, D) of all tokens but the last; one token has no others.
 
-    T is that of the longest of them, at least 1. The padding stands behind, where no other position sees it.
+    T is that of the longest of them, at least 1. Sequences are padded at their end, which no other position sees.
     """
     order = np.argsort([len(ids) for ids in sequences], kind="stable")[::-1].tolist()
     device = model.embedding.weight.device

@@ -5,7 +5,7 @@
     norm              norms and routers, which shards leave whole  rate `lr`            no decay
     vector            biases, scalars, gates                       rate `lr`            no decay
 
-Kinds are told by the shape and by the parts of the dotted name, so they are the same for a plain, a compiled and a
+The kind follows from the shape and from the parts of the dotted name, so it is the same for a plain, a compiled and a
 sharded model. Every group carries `name` and `lr_peak`; a stage sets `group["lr"] = group["lr_peak"] * factor(step)`.
 """
 

@@ -270,7 +270,7 @@ class Engine:
         assert self._step is not None
         if schedule.changed:
             self._step.set_table(schedule.table, schedule.take_entered())
-            if not self._deterministic:  # who stands beside a row must not show
+            if not self._deterministic:  # other rows must not change the bits of a row
                 self._step.share(schedule.groups(), schedule.prompts)
         if self._deterministic:
             return self._step.tiles(schedule.table, out, TILE)

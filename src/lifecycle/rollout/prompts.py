@@ -1,4 +1,4 @@
-"""Prompts of a generation: from the command line, a file or standard input, and the token ids that stand for them.
+"""Prompts of a generation: read from the command line, a file or standard input, and turned into token ids.
 
 A text file holds a prompt a line; JSON Lines (.jsonl, .ndjson, .json, in any case) hold {"prompt": "..."} or
 {"messages": [{"role": ..., "content": ...}]} a line, with an optional "id". A .json file may hold one list of such

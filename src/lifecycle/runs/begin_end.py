@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lifecycle import config
 from lifecycle.checkpoint import list_committed, step_of
-from lifecycle.data.clean.contamination_report import put_in_order
+from lifecycle.data.clean.contamination_report import write_row_reports
 from lifecycle.data.module import DataModule
 from lifecycle.data.read.begun import NAME as DATA
 from lifecycle.data.validation import described
@@ -156,7 +156,7 @@ def record_end(folder: RunFolder, error: BaseException, before: Mapping[str, byt
         return
     if isinstance(error, Refusal):
         return
-    put_in_order(folder.path)
+    write_row_reports(folder.path)
     if not folder.lineage():
         return
     stopped = not isinstance(error, Exception)  # a signal, or Ctrl-C

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from lifecycle import config
-from lifecycle.data.clean.contamination_report import put_in_order
+from lifecycle.data.clean.contamination_report import write_row_reports
 from lifecycle.data.corpus import Corpus
 from lifecycle.errors import UserError
 from lifecycle.hardware import device_name
@@ -55,7 +55,7 @@ def run_job(plan: RunPlan) -> None:
     asked = {name: getattr(supplies, name) for name in config.SUPPLIED["stage"] if name in plan.asked}
     result = config.build(plan.config.stage, **asked)
     if plan.reads_data:
-        put_in_order(folder.path)
+        write_row_reports(folder.path)
     else:
         folder.write_config(config.resolved(plan.config))
         folder.update(**began)

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from lifecycle.checkpoint import list_committed, step_of
 from lifecycle.checkpoint.weights import load_weights
-from lifecycle.data.clean.contamination_report import put_in_order
+from lifecycle.data.clean.contamination_report import write_row_reports
 from lifecycle.data.module import DataModule
 from lifecycle.data.survey.ngram_baselines import baselines
 from lifecycle.data.validation import described
@@ -115,7 +115,7 @@ def write_results(plan: RunPlan, stage: Stage, data: DataModule, *, finished: bo
         **({"restored": restored} if restored is not None else {}),
     )
     if not finished:
-        put_in_order(folder.path)
+        write_row_reports(folder.path)
         return
     stage.enter((restored or stage.global_step) - 1)  # the phase of the restored step may have another base
     with torch.device("meta"):
@@ -132,7 +132,7 @@ def write_results(plan: RunPlan, stage: Stage, data: DataModule, *, finished: bo
     )
     _write_json(folder.path / "samples.json", samples(model.to(stage.trainer.strategy.root_device).eval(), data, stage))
     _write_json(folder.path / "baselines.json", baselines(data))
-    put_in_order(folder.path)  # the baselines, too, read the rows
+    write_row_reports(folder.path)  # the baselines, too, read the rows
     folder.update(status="finished")  # not before: what a kill leaves out of the above is made at the next start
     write_report(folder.path)
     Console(soft_wrap=False).print(terminal_summary(folder.path))

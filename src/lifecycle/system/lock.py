@@ -72,7 +72,7 @@ def _take_there(path: Path, me: dict[str, Any]) -> None:
     while not _made(path, me):
         holder, age = _read(path), _age(path)
         if holder is None or age is None:
-            continue  # it was given back in between
+            continue  # it was released in between
         seen = _can_be_looked_at(holder, me)
         if _lives(holder) if seen else _gives_a_sign(path, holder, STALE_S - age):
             raise _held(path, _read(path) or holder, age)  # it may have said who it is since, or be another
@@ -130,7 +130,7 @@ def _made(path: Path, me: dict[str, Any]) -> bool:
     try:
         with os.fdopen(number, "w") as file:
             file.write(json.dumps(me))
-    except OSError:  # a full disk: leave no lock that names nobody
+    except OSError:  # a full disk: leave no lock without a holder's name
         path.unlink(missing_ok=True)
         raise
     return True
@@ -200,7 +200,7 @@ def _began(pid: int) -> str | None:
             state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
             return None
-        return None if state in "ZX" else rest[18]  # a zombie has ended, and nobody has asked yet how
+        return None if state in "ZX" else rest[18]  # a zombie has ended, and its parent has not collected it yet
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

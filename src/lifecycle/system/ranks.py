@@ -31,7 +31,7 @@ def rank() -> int:
 
 
 def on_first_node() -> bool:
-    """Whether this machine is the first of those that somebody started the command on by hand, one by one."""
+    """Whether this machine is the first of those on which the command was started by hand, one by one."""
     return int(os.environ.get("NODE_RANK") or os.environ.get("GROUP_RANK") or 0) == 0
 
 

@@ -10,7 +10,7 @@ _said: set[str] = set()
 
 
 def say_read(where: str, what: object) -> None:
-    """What the key `where` stands for: files read, files passed over. The first process of a run says it."""
+    """Write `where: what` (files read, files ignored for a key) once, from the first process of a run."""
     if next((os.environ[name] for name in RANKS if name in os.environ), "0") == "0":
         say_once(f"{where}: {what}\n")
 

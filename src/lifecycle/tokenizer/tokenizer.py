@@ -135,7 +135,7 @@ class Tokenizer:
     @cached_property
     def joins_freely(self) -> bool:
         """Whether the ids of two texts, one after the other, are ids of both together: not where every text begins with
-        a space that nobody wrote (SentencePiece)."""
+        an added space (SentencePiece)."""
         first, second = self._encode(["a", "b"])
         return self.decode([*first, *second]) == "ab"
 
@@ -208,7 +208,7 @@ def load(source: str) -> Tokenizer:
         with without_marks(folder) as given:
             hf = AutoTokenizer.from_pretrained(str(given), trust_remote_code=False)
         hf.name_or_path = str(path) if path.is_dir() else source
-    except Exception as error:  # of every kind: missing files, and what stands in the files
+    except Exception as error:  # of every kind: missing files, and faults in the files
         check_files(folder)
         raise _none_in(source, error) from error
     if not isinstance(hf, PreTrainedTokenizerFast):
@@ -300,7 +300,7 @@ def train_bpe(
 def from_recipe(recipe: TokenizerRecipe, texts: Iterator[str], cache_dir: Path, key: str) -> Tokenizer:
     """The tokenizer that `recipe` gives on `texts`, from `cache_dir` if it is there.
 
-    `key` stands for the texts: the same key means the same texts, which are read only if the tokenizer must be trained.
+    key: identifies the texts: the same key means the same texts, which are read only if the tokenizer must be trained.
     Any number of processes may call at once: one trains and the others wait for it. An entry that is damaged (hashes
     of its files) is made again.
     """

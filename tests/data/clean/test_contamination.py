@@ -10,7 +10,7 @@ from tests.data.made import make_corpus
 from tests.items import ids_of
 
 from lifecycle.data.clean.contamination import Decontaminate, EvaluationSet, Index, evaluation_index
-from lifecycle.data.clean.contamination_report import put_in_order
+from lifecycle.data.clean.contamination_report import write_row_reports
 from lifecycle.data.clean.source import BadRows
 from lifecycle.data.corpus import Corpus
 from lifecycle.data.quality.ngrams import words
@@ -144,7 +144,7 @@ def salted(tmp_path: Path) -> list[int]:
 
 
 def dropped(folder: Path) -> list[int]:
-    put_in_order(folder)
+    write_row_reports(folder)
     found = json.loads((folder / "decontamination.json").read_text())
     assert found["sets"]["exam"] == {"items": 100, "short": 0, "bad": 0, "found": len(found["rows"])}
     assert all(row["source"] == "train" and row["line"] == row["row"] + 1 for row in found["rows"])

@@ -30,7 +30,7 @@ NGRAMS_SHOWN = 5  # rows in the terminal's table; the file has them all
 
 
 def begin(folder: Path, index: Index) -> None:
-    """Write down what is looked for in the run of `folder`."""
+    """Store in the run's `folder` which evaluation sets its rows are compared with, and by which rule."""
     rule = index.rule
     looked_for = {"ngram": rule.ngram, "share": rule.share, "min_words": rule.min_words, "sets": index.sets}
     atomic.write(folder / FOLDER / "sets.json", json.dumps(looked_for))
@@ -42,8 +42,8 @@ def record(path: Path, raw: RawRow, found: tuple[Found, ...]) -> None:
     append(path, {"row": raw.ordinal, "file": raw.file, "line": raw.line, "found": items})
 
 
-def put_in_order(folder: Path) -> None:
-    """Sort the lists of what the run of `folder` set aside, each row once, and report on contamination."""
+def write_row_reports(folder: Path) -> None:
+    """Sort the lists of rows that the run in `folder` left out, each once, and write the report on contamination."""
     compact_all(folder / "quarantine")
     if (folder / FOLDER / "sets.json").exists():
         compact_all(folder / FOLDER)

@@ -148,7 +148,7 @@ def _check_known(source: Source, scores: Scores, curriculum: Curriculum) -> None
         )
 
 
-def in_order(levels: dict[str, list[Level]], plain: Sequence[Source]) -> tuple[list[Source], list[Source]]:
+def numbered_sources(levels: dict[str, list[Level]], plain: Sequence[Source]) -> tuple[list[Source], list[Source]]:
     """(the sources of the run, numbered, the levels of a source in its place; the sources as configured, each with the
     number of its first level)."""
     sources, whole = list[Source](), list[Source]()

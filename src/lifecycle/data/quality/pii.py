@@ -73,7 +73,7 @@ def _is_phone(match: re.Match[str]) -> bool:
 
 
 def _is_address(match: re.Match[str]) -> bool:
-    """An address of the internet: private ones say nothing of anybody, and `a[::2]` of a program is none."""
+    """Whether the text is a public address of the internet: private ones identify no person, and `a[::2]` is none."""
     if ":" in match[0] and sum(map(bool, match[0].split(":"))) < 3:
         return False
     try:

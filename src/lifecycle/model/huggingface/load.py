@@ -134,7 +134,7 @@ def _faults(named: list[str], shape: torch.Size, found: Mapping[str, Stored]) ->
 
 
 def _read(stored: list[Stored], shape: torch.Size, order: Tensor | None) -> Tensor:
-    """One of our tensors; `order`: which of our rows stands in each row of theirs."""
+    """One of our tensors, fp32; `order`: the row of ours at each row of the folder's, see `names.rows`."""
     if len(shape) == 3:  # experts
         whole = torch.empty(shape, dtype=torch.float32, device="cpu")
         for place, part in zip(whole, stored, strict=True):

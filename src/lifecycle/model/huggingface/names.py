@@ -1,4 +1,4 @@
-"""Our parameters under the names of `transformers`, and the few rows that stand there in another order.
+"""Our parameters under the names of `transformers`, and the few rows of matrices whose order differs there.
 
     names(config)["blocks.0.attention.q_proj.weight"]    ->  "model.layers.0.self_attn.q_proj.weight"
     names(config)["blocks.0.ffn.experts.gate_proj"]      ->  "model.layers.0.mlp.experts.*.gate_proj.weight"
@@ -34,7 +34,7 @@ def shapes(config: ModelConfig) -> dict[str, torch.Size]:
 
 
 def names(config: ModelConfig) -> dict[str, str]:
-    """Our name of every parameter (and saved buffer) -> theirs, as it stands in a folder.
+    """Our name of every parameter (and saved buffer) -> the name in a folder of `transformers`.
 
     A tied head is the embedding and has no name of its own.
     """
@@ -50,12 +50,12 @@ def _theirs(ours: str, inside: Mapping[str, str]) -> str:
 
 
 def parts(theirs: str, experts: int) -> list[str]:
-    """The tensors of a folder that a name of `names` stands for: itself, or one for each expert."""
+    """The names of the tensors of a folder for one name of `names`: itself, or one for each expert."""
     return [theirs.replace("*", str(expert)) for expert in range(experts)] if "*" in theirs else [theirs]
 
 
 def rows(ours: str, config: ModelConfig) -> Tensor | None:
-    """Which of our rows stands in each row of theirs; None: the same order.
+    """The row of our matrix `ours` at each row of the folder's matrix, (R,) int64; None: the same order.
 
     Rotary positions turn pairs of dimensions. Ours are i and i + K/2, those of DeepSeek's files are the neighbours 2i
     and 2i + 1: the same network, as long as the rows that make queries and keys are ordered to suit.

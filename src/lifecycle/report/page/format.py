@@ -1,4 +1,4 @@
-"""Numbers as a person reads them: thousands separated, few digits, a unit."""
+"""Numbers as text for readers: thousands separated, few digits, a unit."""
 
 from __future__ import annotations
 

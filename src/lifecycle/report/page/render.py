@@ -47,7 +47,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Sample:
-    """What the model was given and what it went on with, which stands in double brackets."""
+    """A prompt and the completion that the model sampled, which is shown in double brackets."""
 
     prompt: str
     completion: str

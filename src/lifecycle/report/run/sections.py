@@ -202,7 +202,7 @@ def _incidents(run: RunData) -> list[Element]:
 
 
 def incidents(run: RunData) -> list[tuple[str, str]]:
-    """(what, how often or which) of everything that did not go by the book."""
+    """(what, how often or which) of everything irregular: skipped steps, resumptions, damaged checkpoints, bad rows."""
     skipped, resumed = run.last("train/skipped"), run.run.get("resumed")
     found = []
     if skipped:

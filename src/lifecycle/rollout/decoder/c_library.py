@@ -5,7 +5,7 @@
 It speaks to Python through ctypes, so a C compiler with OpenMP is all that it needs; threads are those of torch, whose
 OpenMP runtime it meets in the process.
 
-What is loaded runs as the user, so nobody else may have written it: folder and files belong to the user alone, and
+What is loaded runs as the user, so no one else may have written it: folder and files belong to the user alone, and
 the library is the one whose SHA-256 lies beside it. Anything else, a file cut short too, is built again.
 """
 
@@ -122,7 +122,7 @@ def _write_private(path: Path, text: str) -> None:
 
 
 def _make_private(folder: Path) -> None:
-    """A folder that is ours and that nobody else can look into. Errors: `OSError` where another's stands there."""
+    """A folder of this user that no one else can read. Errors: `OSError` where the folder belongs to someone else."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     lying = folder.lstat()
     if not stat.S_ISDIR(lying.st_mode) or lying.st_uid != os.geteuid():
@@ -132,7 +132,7 @@ def _make_private(folder: Path) -> None:
 
 
 def _is_private(path: Path) -> bool:
-    """Whether it is a file that this user wrote and nobody else can write."""
+    """Whether the file belongs to this user and no one else can write to it."""
     if not path.exists():
         return False
     lying = path.lstat()
