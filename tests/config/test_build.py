@@ -324,5 +324,8 @@ def test_a_run_of_an_older_version_goes_on() -> None:
 def test_keys_that_come_or_go_are_changes() -> None:
     assert config.changed_keys({"a": {"b": 1}, "c": []}, {"a": {"d": 1}, "c": []}) == ["a.b", "a.d"]
     assert config.changed_keys({"a": 1.0}, {"a": 1}) == []
+    earlier: dict[str, Any] = {"data": {"root": None}}  # before examples could be too long
+    assert config.changed_keys(earlier, {"data": {"long_examples": "drop", "chat_template": "auto"}}) == []
+    assert config.changed_keys(earlier, {"data": {"long_examples": "shorten"}}) == ["data.long_examples"]
     assert config.changed_keys({"a": {}, "ab": 1}, {"a": {"b": 1}}) == ["ab", "a.b"]
     assert OmegaConf.to_container(OmegaConf.create({"a": [1]})) == {"a": [1]}

@@ -23,7 +23,8 @@ class PromptBatch:
     """P prompts of a step.
 
     number: (P,) int64, of this visit of the prompt, the same on any ranks and workers: what its samples are seeded by,
-    and the `prompt_id` of a `Rollout`. id: of the record, the same in every visit. ids: the tokens of the prompt.
+    and the `prompt_id` of a `Rollout`; below 0 for held-out ones. id: of the record, the same in every visit. ids: the
+    tokens of the prompt.
     answer, meta: what rewards read. source_ids: (P,) int64. The tensors stay on the CPU.
     """
 

@@ -48,7 +48,7 @@ class HeldOutSet:
         for at in range(rank * micro_rows, count + missing, group):
             index = np.arange(at, at + micro_rows)
             if self.packing.counts:
-                out.append(PromptBatch.of(self.prompts[at : at + micro_rows], step=0, first=at))
+                out.append(PromptBatch.of(self.prompts[at : at + micro_rows], step=-1, first=at))
                 continue
             part = np.stack([_rows_or_padding(k, v, index, count) for k, v in self.rows.items()])
             whole = self.packing.batch(torch.from_numpy(part).long())

@@ -146,3 +146,45 @@ def test_a_source_without_a_usable_row_says_so(tmp_path: Path) -> None:
     nothing = replace(one, held_out=HeldOut(ratio=1.0, seed=1))
     with pytest.raises(UserError, match="no usable training row"):
         reader(nothing, 0, 2).next()
+
+
+def some(rows: Sequence[Judged]) -> list[Item | str]:
+    """No item of every seventh row."""
+    made = make(rows)
+    return ["no trained token" if int(ids_of(item)[0]) % 7 == 0 else item for item in made]  # type: ignore[arg-type]
+
+
+def test_rows_that_give_no_item_are_broken_ones_whenever_they_are_met(tmp_path: Path) -> None:
+    one = replace(source(tmp_path), bad_rows=BadRows(max_share=0.2, min_rows=100))
+    refused = [n for n in range(ROWS) if n % 7 == 0]
+
+    def opened(state: dict | None = None) -> RawDocuments:
+        dealer = Dealer(one, at={0: place_in(state)}, streams=1, seed=3, buffer=40)
+        return RawDocuments(dealer, some, stream=0, state=state)
+
+    whole = opened()
+    rows, states = [], []
+    for _ in range(2 * (ROWS - len(refused))):
+        rows += take(whole, 1)
+        states.append((json.loads(json.dumps(whole.state())), whole.totals()))
+    assert sorted(rows) == sorted(2 * [n for n in range(ROWS) if n % 7])
+    assert states[-1][1]["counts"] == {"kept:": ROWS - len(refused), "bad:no trained token": len(refused)}
+    listed = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert len(listed) == len(refused) and {row["reason"] for row in listed} == {"no trained token"}
+    assert all(f"row {n}" in "".join(row["content"] for row in listed) for n in refused)
+    for stop in range(0, len(states) - 1, 9):
+        again = opened(states[stop][0])
+        assert again.totals()["counts"] == states[stop][1]["counts"]
+        assert take(again, len(rows) - stop - 1) == rows[stop + 1 :]
+        assert again.totals()["counts"] == states[-1][1]["counts"]
+
+
+def test_a_source_of_which_no_row_gives_an_item_says_so(tmp_path: Path) -> None:
+    one = replace(source(tmp_path, rows=30), bad_rows=BadRows(max_share=1.0, min_rows=100))
+    documents = RawDocuments.alone(one, lambda rows: ["no trained token"] * len(rows), seed=0, buffer=10)
+    with pytest.raises(UserError, match=r"data.sources.s has no usable training row.*bad:no trained token 30"):
+        documents.next()
+    (tmp_path / "other").mkdir()
+    strict = source(tmp_path / "other")
+    with pytest.raises(UserError, match=r"rows are broken \(no trained token"):
+        until_exhausted(RawDocuments.alone(strict, some, seed=0, buffer=40))

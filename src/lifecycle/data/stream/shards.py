@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import orjson
@@ -29,6 +29,9 @@ from lifecycle.data.clean.held_out import ORDER, first
 from lifecycle.data.making import Maker
 from lifecycle.data.stream.documents import ENCODE_AT_ONCE, Usable
 from lifecycle.data.stream.packing import Packing
+
+KINDS = (".tokens", ".ends.npy", ".order.npy", ".trained", ".weights", ".facts", ".facts.npy")
+FILLED_AT_ONCE = 1 << 20  # tokens
 
 
 @dataclass(frozen=True)
@@ -139,17 +142,16 @@ class ShardWriter:
     def __init__(self, folder: Path, part: int, make: Maker, refused: Callable[[Usable, str], None]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / f"{part:02d}"
+        for kind in KINDS:  # of a start under another view
+            self._path.with_suffix(kind).unlink(missing_ok=True)
         self._dtype = np.dtype(dtype_of(make))
         self._make, self._refused = make, refused
-        self._file = open(self._path.with_suffix(".tokens"), "wb")
+        self._files = {".tokens": open(self._path.with_suffix(".tokens"), "wb")}
         self._waiting: list[tuple[Usable, tuple[int, float] | None]] = []
-        self._items = 0
-        self._lengths: list[int] = []
+        self._items = self._tokens = 0
+        self._ends: list[int] = []
         self._order: list[tuple[int, float]] = []
-        self._trained: list[NDArray[np.bool_]] = []
-        self._weights: list[NDArray[np.float32]] = []
-        self._is_weighted = False
-        self._facts: list[bytes] = []
+        self._facts: list[int] = []
 
     def add(self, row: Usable, place: tuple[int, float] | None) -> None:
         """`place`: of a held-out item in the order that such are measured in."""
@@ -171,31 +173,38 @@ class ShardWriter:
     def _write(self, item: Item) -> None:
         self._items += 1
         for example in sequences(item):
-            self._file.write(example.ids.astype(self._dtype).tobytes())
-            self._lengths.append(len(example.ids))
-            if self._make.view != "text":
-                self._trained.append(trained_of(example))
-                self._weights.append(weight_of(example))
-                self._is_weighted |= example.weight is not None
+            self._files[".tokens"].write(example.ids.astype(self._dtype).tobytes())
+            if example.trained is not None or ".trained" in self._files:
+                self._beside(".trained", np.bool_).write(trained_of(example).tobytes())
+            if example.weight is not None or ".weights" in self._files:
+                self._beside(".weights", np.float32).write(weight_of(example).tobytes())
+            self._tokens += len(example.ids)
+            self._ends.append(self._tokens)
         if (known := facts(item)) is not None:
-            self._facts.append(orjson.dumps(known))
+            written = orjson.dumps(known)
+            self._beside(".facts", None).write(written)
+            self._facts.append((self._facts[-1] if self._facts else 0) + len(written))
+
+    def _beside(self, kind: str, dtype: type[np.generic] | None) -> BinaryIO:
+        """The file of what stands beside the ids; the tokens before it was begun have ones."""
+        if kind not in self._files:
+            self._files[kind] = open(self._path.with_suffix(kind), "wb")
+            for start in range(0, self._tokens if dtype else 0, FILLED_AT_ONCE):
+                self._files[kind].write(np.ones(min(FILLED_AT_ONCE, self._tokens - start), dtype).tobytes())
+        return self._files[kind]
 
     def close(self) -> dict[str, int]:
         """Finish the part; its items and tokens."""
         if self._waiting:
             self._flush()
-        self._file.close()
-        np.save(self._path.with_suffix(".ends.npy"), np.cumsum(self._lengths, dtype=np.int64))
+        for file in self._files.values():
+            file.close()
+        np.save(self._path.with_suffix(".ends.npy"), np.array(self._ends, np.int64))
         if self._order:
             np.save(self._path.with_suffix(".order.npy"), np.array(self._order, ORDER))
-        if self._trained and self._make.view != "prompt":
-            self._path.with_suffix(".trained").write_bytes(np.concatenate(self._trained).tobytes())
-        if self._is_weighted:
-            self._path.with_suffix(".weights").write_bytes(np.concatenate(self._weights).tobytes())
         if self._facts:
-            self._path.with_suffix(".facts").write_bytes(b"".join(self._facts))
-            np.save(self._path.with_suffix(".facts.npy"), np.cumsum([len(one) for one in self._facts], dtype=np.int64))
-        return {"documents": self._items, "tokens": sum(self._lengths)}
+            np.save(self._path.with_suffix(".facts.npy"), np.array(self._facts, np.int64))
+        return {"documents": self._items, "tokens": self._tokens}
 
 
 def dtype_of(make: Maker) -> str:
