@@ -68,7 +68,8 @@ class RunPlan:
         named = bool(self.command.names("run=")) or not self.command.choices
         if self.reads_data or named:
             return False
-        return self.folder.config() is None or self.folder.lineage().get("stage") == self.name
+        then = self.folder.config()
+        return then is None or _job_name(then["stage"].get("_target_")) == _job_name(self.config.stage._target_)
 
 
 def make_plan(cfg: DictConfig) -> RunPlan:
@@ -100,3 +101,8 @@ def make_plan(cfg: DictConfig) -> RunPlan:
         generation=parent.generation if parent else {},
         revisions=pinned,
     )
+
+
+def _job_name(target: Any) -> str:
+    """That of its function, whose module may have moved since."""
+    return str(target).rpartition(".")[2]
