@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,39 +29,68 @@ from lifecycle.tokenizer.tokenizer import Tokenizer
 
 def dry_run(plan: RunPlan) -> None:
     """Print parameters, FLOPs, memory, tokens and epochs by source, steps, hours and disk of the planned run."""
-    cfg, limits, stage, hardware, data = plan.config, plan.limits, plan.stage, plan.hardware, plan.data
-    if limits is None or stage is None:
+    limits, data = plan.limits, plan.data
+    if limits is None:
         raise UserError("dry_run=true is for stages that train; this stage is a job, which is cheap: run it without")
-    if plan.parent is not None and goes_on_with_optimizer(cfg):
+    if plan.parent is not None and goes_on_with_optimizer(plan.config):
         optimizer_checkpoint(plan.parent)  # refuses what the run would
-    shards = data.prepared
-    tokenizer = known_tokenizer(str(prepared_folder(shards)) if shards else data.tokenizer)
-    sizes = survey(
+    tokenizer = known_tokenizer(str(prepared_folder(data.prepared)) if data.prepared else data.tokenizer)
+    sizes = _sizes(data, limits, tokenizer)
+    mix = mixture({name: spec.weight for name, spec in data.sources.items()}, plan.replay_share)
+    epoch_source = data.epoch_source or largest(mix)
+
+    def batches(line: Timeline) -> BatchPlan:
+        return BatchPlan.of(mix, phases_of(line.segments), line.steps)
+
+    def given(line: Timeline) -> float:
+        return batches(line).planned(line.steps)[epoch_source]
+
+    def timeline_of(limits: Limits) -> Timeline:
+        return limits.timeline(lambda: _known(epoch_source, sizes), given)
+
+    timeline = timeline_of(limits)
+    check_reach(plan.config, plan.parent, timeline.steps)
+    model = _model(plan, tokenizer.vocab_size if tokenizer else getattr(data.tokenizer, "vocab_size", None))
+    found = _estimate(plan, limits, model, timeline, sizes, batches(timeline).planned(timeline.steps))
+    levels = _levels(data, tokenizer)
+    console = Console(soft_wrap=False)
+    console.print(table.tables(found))
+    for size in sizes:
+        console.print(f"[dim]{size.name}: {size.how}[/dim]", highlight=False)
+    console.print(curriculum_table.tables(levels, found.sources))
+    idle = batches(timeline).idle_workers(data.streams, _devices(plan.hardware), plan.hardware.workers)
+    ended = ended_by_config(limits, plan.command.typed, timeline_of)
+    for line in [*ended, *idle, *table.warnings(found), *curriculum_table.warnings(levels, found.sources)]:
+        console.print(f"[yellow]{line}[/yellow]", highlight=False)
+
+
+def _sizes(data: DataConfig, limits: Limits, tokenizer: Tokenizer | None) -> list[SourceSize]:
+    """What each source holds, as far as it can be told here."""
+    metas = read_metas(data.prepared) if data.prepared else {}
+    return survey(
         data.sources,
         tokenizer=tokenizer,
         root=data.root,
         cache=made_cache_folder(),
         on_damage=data.bad_rows.damaged_files,
         view=limits.view,
-        shards={name: meta["training"]["tokens"] for name, meta in (read_metas(shards) if shards else {}).items()},
+        shards={name: meta["training"]["tokens"] for name, meta in metas.items()},
     )
-    model = _model(plan, tokenizer.vocab_size if tokenizer else getattr(data.tokenizer, "vocab_size", None))
-    mix = mixture({name: spec.weight for name, spec in data.sources.items()}, plan.replay_share)
-    epoch_source = data.epoch_source or largest(mix)
 
-    def planned(line: Timeline) -> dict[str, float]:
-        return BatchPlan.of(mix, phases_of(line.segments), line.steps).planned(line.steps)
 
-    def timeline_of(limits: Limits) -> Timeline:
-        return limits.timeline(lambda: _known(epoch_source, sizes), lambda line: planned(line)[epoch_source])
-
-    timeline = timeline_of(limits)
-    check_reach(cfg, plan.parent, timeline.steps)
-    batches = BatchPlan.of(mix, phases_of(timeline.segments), timeline.steps)
-    tokens = planned(timeline)
-    devices = _devices(hardware)
+def _estimate(
+    plan: RunPlan,
+    limits: Limits,
+    model: ModelConfig,
+    timeline: Timeline,
+    sizes: Sequence[SourceSize],
+    tokens: Mapping[str, float],
+) -> estimate.Estimate:
+    """`tokens`: what the run takes from each source."""
+    cfg, hardware, devices = plan.config, plan.hardware, _devices(plan.hardware)
+    copies = plan.stage.weight_copies if plan.stage else {}
     rows = limits.global_batch_tokens // limits.sequence_length // devices
-    found = estimate.estimate(
+    return estimate.estimate(
         model,
         timeline=timeline,
         tokens_per_step=limits.global_batch_tokens,
@@ -78,20 +108,10 @@ def dry_run(plan: RunPlan) -> None:
         keep_last=cfg.checkpoint.keep_last,
         milestones=len(cfg.checkpoint.milestones) + (cfg.guard is not None and "restore" in cfg.guard.actions),
         checkpoint_every_steps=cfg.checkpoint.every_steps,
-        kept_copies=sum(copies for key, copies in stage.weight_copies.items() if cfg.stage.get(key) is not None),
+        kept_copies=sum(number for key, number in copies.items() if cfg.stage.get(key) is not None),
         free_disk=shutil.disk_usage(_existing(Path.cwd())).free,
         **_device(plan),
     )
-    console = Console(soft_wrap=False)
-    console.print(table.tables(found))
-    for size in sizes:
-        console.print(f"[dim]{size.name}: {size.how}[/dim]", highlight=False)
-    levels = _levels(data, tokenizer)
-    console.print(curriculum_table.tables(levels, found.sources))
-    idle = batches.idle_workers(data.streams, devices, hardware.workers)
-    ended = ended_by_config(limits, plan.command.typed, timeline_of)
-    for line in [*ended, *idle, *table.warnings(found), *curriculum_table.warnings(levels, found.sources)]:
-        console.print(f"[yellow]{line}[/yellow]", highlight=False)
 
 
 def _levels(data: DataConfig, tokenizer: Tokenizer | None) -> dict[str, list[LevelSize]]:
