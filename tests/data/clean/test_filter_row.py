@@ -137,3 +137,14 @@ def test_copies_that_differ_in_what_is_masked_fall_on_the_same_side() -> None:
     for number in range(20):
         one, other = (judge(row(f"{number}: {mail}"), held).verdict for mail in ("a@b.org", "c@d.org"))
         assert one == other
+
+
+def test_pairs_that_teach_nothing_are_left_out_and_not_broken() -> None:
+    spec = SourceSpec(path="x", format="scored_pairs", tie_margin=0.1)
+    source = Source(name="s", index=0, spec=spec, files=(), bad_rows=BadRows(max_share=0.1, min_rows=1))
+    row = {"prompt": "q", "response_1": "a", "response_2": "b"}
+    verdicts = [
+        judge(RawRow(0, "x", 1, {**row, **more}, Position(0, 0, 0)), source).verdict
+        for more in ({"preference": 1.52}, {"preference": 1.0, "response_2": "a"}, {"preference": 1.0})
+    ]
+    assert verdicts == ["dropped:near tie", "dropped:both answers are the same", "kept:"]

@@ -38,7 +38,7 @@ ROWS: list[tuple[dict[str, Any], str, str, dict[str, Any]]] = [
     ({"messages": CHAT}, "chat", "messages", {}),
     ({"conversations": [{"from": "human", "value": "q"}], "tools": "[]"}, "prompt", "conversations", {}),
     ({"messages": CHAT, "label": True}, "unpaired", "unpaired", {}),
-    ({"messages": CHAT, "label": True}, "chat", "messages", {}),
+    ({"messages": CHAT, "label": True}, "chat", "unpaired", {}),  # which is refused: half of them may be bad
     ({"prompt": "q", "completion": "a", "label": 0}, "unpaired", "unpaired", {}),
     ({"prompt": "q", "chosen": "a", "rejected": "b"}, "preference", "preference", {}),
     ({"chosen": CHAT, "rejected": [*CHAT[:1], {"role": "assistant", "content": "b"}]}, "preference", "preference", {}),

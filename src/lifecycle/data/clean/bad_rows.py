@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lifecycle.data.clean.source import Source
-from lifecycle.data.read.forms.judged import NEAR_TIE
+from lifecycle.data.read.forms.judged import NEAR_TIE, SAME
 from lifecycle.data.read.quarantine import first
 from lifecycle.errors import UserError
 
 BAD = "bad:"
 EMPTY = "dropped:empty"
-DROPPED = {"empty": EMPTY, NEAR_TIE: f"dropped:{NEAR_TIE}"}
+DROPPED = {"empty": EMPTY, NEAR_TIE: f"dropped:{NEAR_TIE}", SAME: f"dropped:{SAME}"}
 """Verdicts on rows that cannot be used though nothing is wrong with them, by reason."""
 
 FEW = 3  # bad rows that a reader may meet in its part of a small source, if the whole source may have as many

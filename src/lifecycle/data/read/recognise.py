@@ -1,7 +1,8 @@
 """`format: auto`: the format of a source by the columns of its first rows, said once on stderr.
 
 A layout of `formats.LIST` fits where every row has its columns and at least half of the rows become records by it. The
-first that fits and gives the view of the run is taken; for the view `text`, a column of text before all others.
+first that fits and gives the view of the run is taken; for the view `text`, a column of text before all others. Rows
+whose answers are called good or bad are nothing else: a view that would train on bad ones unasked is refused.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from itertools import islice
 from typing import Any
 
 from lifecycle.data.read.files.listing import Listing
-from lifecycle.data.read.formats import AUTO, LIST, Format, Layout, to_record
+from lifecycle.data.read.formats import AUTO, FORMATS, LIST, Format, Layout, to_record
 from lifecycle.data.read.forms.fields import value_at
+from lifecycle.data.read.forms.judged import NEAR_TIE, SAME
 from lifecycle.data.read.row import BadRow, Position, parse
 from lifecycle.data.read.rows.readers import rows
 from lifecycle.data.read.spec import SourceSpec
@@ -34,6 +36,8 @@ def recognised(spec: SourceSpec, found: Listing, *, where: str, view: str) -> tu
     if not seen:  # nothing that can be read: whoever reads it says why
         return replace(spec, format="text"), found
     fits = [(form, layout) for form in _in_order(view) for layout in form.layouts if _fits(seen, spec, form, layout)]
+    labelled = [fit for fit in fits if fit[0] is FORMATS["unpaired"]]
+    fits = fits if view == "text" else labelled or fits
     chosen = next(((form, layout) for form, layout in fits if view in form.views), fits[0] if fits else None)
     if chosen is None:
         came = ", ".join(sorted({column for row in seen for column in row}))[:300]
@@ -82,7 +86,7 @@ def _fits(seen: Sequence[Mapping[str, Any]], spec: SourceSpec, form: Format, lay
         try:
             to_record(row, spec=tried, name="", row_id="")
         except BadRow as bad:
-            made += bad.reason in ("empty", "near tie")
+            made += bad.reason in ("empty", NEAR_TIE, SAME)
         else:
             made += 1
     return 2 * made >= len(seen)

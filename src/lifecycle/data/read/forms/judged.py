@@ -14,7 +14,8 @@ from lifecycle.data.read.row import BadRow
 SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 """Who speaks in a conversation that is one text, as in hh-rlhf."""
 
-NEAR_TIE = "near tie"
+NEAR_TIE, SAME = "near tie", "both answers are the same"
+"""Why a pair teaches nothing, though its row is whole."""
 
 
 def preference(row: Fields) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def _pair(row: Fields, before: list[Turn], sides: list[list[Turn]], margin: floa
         if any(side[n]["role"] != "assistant" for n in (0, -1)):
             raise BadRow("an answer that is no turn of the assistant")
     if sides[0] == sides[1]:
-        raise BadRow("both answers are the same")
+        raise BadRow(SAME)
     return {
         "messages": before,
         "chosen": sides[0],
