@@ -6,12 +6,18 @@ import pytest
 
 from lifecycle.config.cross_checks import Declared, faults_between
 
-STAGE = Declared(guard_actions=frozenset({"rate", "restore"}), weight_copies={"ewc": 2}, keys=frozenset({"max_steps"}))
+STAGE = Declared(
+    views=frozenset({"text", "chat"}),
+    guard_actions=frozenset({"rate", "restore"}),
+    weight_copies={"ewc": 2},
+    keys=frozenset({"max_steps"}),
+)
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"stage": {"view": "preference"}}, "this stage trains on chat or text: type stage.view=text"),
         ({"guard": {"actions": ["replay", "rate"]}}, "type guard.actions=[rate]"),
         ({"stage": {"ewc": {"strength": 1.0}}, "hardware": {"strategy": "fsdp"}}, "type stage.ewc=null"),
         ({"stage": {"optimizer": {"lr": None}}}, "this stage takes none over: type stage.optimizer.lr="),
@@ -26,6 +32,7 @@ def test_what_cannot_work_together_is_said(changes: dict[str, Any], said: str) -
     "changes",
     [
         {},
+        {"stage": {"view": "chat"}},
         {"guard": {"actions": []}},
         {"guard": {"actions": ["rate"]}},
         {"stage": {"ewc": None}, "hardware": {"strategy": "fsdp"}},

@@ -91,7 +91,12 @@ def _declared(stage: Any, walk: Walk) -> Declared:
     if target is None:
         return Declared()
     keys = {name for part in parts_of(target) for name in field_names(part)}
-    return Declared(guard_actions=target.guard_actions, weight_copies=target.weight_copies, keys=frozenset(keys))
+    return Declared(
+        views=target.views,
+        guard_actions=target.guard_actions,
+        weight_copies=target.weight_copies,
+        keys=frozenset(keys),
+    )
 
 
 def _resolve(cfg: DictConfig, at: KeyPath, walk: Walk, command: Command) -> dict[str, Any]:

@@ -11,10 +11,12 @@ from typing import Any
 class Declared:
     """What the class of a stage says of itself.
 
-    guard_actions: those that a forgetting guard may take. weight_copies: by key of `stage` that may be null, how many
-    copies of the whole weights every device keeps where it is set. keys: of `stage`, that the run reads for it.
+    views: those that it trains on; none for any. guard_actions: those that a forgetting guard may take. weight_copies:
+    by key of `stage` that may be null, how many copies of the whole weights every device keeps where it is set. keys:
+    of `stage`, that the run reads for it.
     """
 
+    views: frozenset[str] = frozenset()
     guard_actions: frozenset[str] = frozenset()
     weight_copies: Mapping[str, int] = field(default_factory=dict)
     keys: frozenset[str] = frozenset()
@@ -25,9 +27,21 @@ def faults_between(plain: Mapping[str, Any], declared: Declared) -> list[str]:
     nodes = {key: value for key, value in plain.items() if isinstance(value, Mapping)}
     actions = nodes.get("guard", {}).get("actions")
     return [
+        *_view(nodes.get("stage", {}), declared),
         *(_guard(actions, declared) if isinstance(actions, list) else []),
         *_copies(nodes.get("stage", {}), nodes.get("hardware", {}), declared),
         *_rate(nodes.get("stage", {}), declared),
+    ]
+
+
+def _view(stage: Mapping[str, Any], declared: Declared) -> list[str]:
+    """A view whose micro-batches the stage cannot read."""
+    view = stage.get("view")
+    if not declared.views or not isinstance(view, str) or view in declared.views:
+        return []
+    return [
+        f"stage.view is '{view}', and this stage trains on {' or '.join(sorted(declared.views))}: type "
+        f"stage.view={sorted(declared.views)[-1]}, or choose another stage"
     ]
 
 

@@ -43,12 +43,13 @@ class Stage(pl.LightningModule, ABC):
 
     penalty: what is added to the gradients of every step; None for none.
 
-    What a class says of itself, for the run: starts_from_parent: it cannot begin without `init_from`. takes_over: the
-    classes of `inheritance.py` whose keys it has. guard_actions: what a forgetting guard may do in such a run.
-    weight_copies: by key of `stage` that may be null, how many copies of the whole weights every device keeps where it
-    is set.
+    What a class says of itself, for the run: views: those that it can train on; none for any. starts_from_parent: it
+    cannot begin without `init_from`. takes_over: the classes of `inheritance.py` whose keys it has. guard_actions: what
+    a forgetting guard may do in such a run. weight_copies: by key of `stage` that may be null, how many copies of the
+    whole weights every device keeps where it is set.
     """
 
+    views: ClassVar[frozenset[str]] = frozenset()
     starts_from_parent: ClassVar[bool] = False
     takes_over: ClassVar[tuple[type, ...]] = ()
     guard_actions: ClassVar[frozenset[str]] = frozenset({"rate", "restore"})

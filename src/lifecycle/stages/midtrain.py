@@ -19,7 +19,7 @@ from lifecycle.model import DocumentMask, ModelConfig
 from lifecycle.optim import AdamW, Muon, Schedule
 from lifecycle.stages.base import Stage
 from lifecycle.stages.inheritance import OptimizerState, PeakRate, ReplayedData, Vocabulary
-from lifecycle.stages.next_token import held_out_loss, next_token_loss
+from lifecycle.stages.next_token import NEXT_TOKEN, held_out_loss, next_token_loss
 from lifecycle.stages.setup import Setup
 from lifecycle.stages.step.bad_steps import NormRatio
 from lifecycle.stages.step.optimization import Optimization
@@ -41,6 +41,7 @@ class Midtrain(Stage):
     ewc: a penalty on moving away from the parent's weights, beside replay or in its place; None for none.
     """
 
+    views = NEXT_TOKEN
     starts_from_parent = True
     takes_over = (PeakRate, OptimizerState, Vocabulary, ReplayedData)
     guard_actions = Stage.guard_actions | {"replay"}

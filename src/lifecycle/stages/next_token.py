@@ -9,6 +9,9 @@ from lifecycle.batch import TokenBatch
 from lifecycle.losses import linear_cross_entropy, token_losses
 from lifecycle.model import Decoder, DocumentMask
 
+NEXT_TOKEN = frozenset({"text", "chat"})
+"""Views whose rows are sequences of which each label is trained alone, or not at all."""
+
 
 def next_token_loss(
     model: Decoder, batch: TokenBatch, documents: DocumentMask | None, *, z_loss: float, compiled: bool

@@ -13,7 +13,7 @@ from lifecycle.bounds import FromZero, NotNegative
 from lifecycle.model import DocumentMask, ModelConfig
 from lifecycle.optim import AdamW, Muon, Schedule
 from lifecycle.stages.base import Stage
-from lifecycle.stages.next_token import held_out_loss, next_token_loss
+from lifecycle.stages.next_token import NEXT_TOKEN, held_out_loss, next_token_loss
 from lifecycle.stages.setup import Setup
 from lifecycle.stages.step.bad_steps import NormRatio
 from lifecycle.stages.step.optimization import Optimization
@@ -21,6 +21,8 @@ from lifecycle.stages.step.optimization import Optimization
 
 class Pretrain(Stage):
     """Next-token prediction on rows of packed documents."""
+
+    views = NEXT_TOKEN
 
     def __init__(
         self,
