@@ -148,3 +148,21 @@ def test_pairs_that_teach_nothing_are_left_out_and_not_broken() -> None:
         for more in ({"preference": 1.52}, {"preference": 1.0, "response_2": "a"}, {"preference": 1.0})
     ]
     assert verdicts == ["dropped:near tie", "dropped:both answers are the same", "kept:"]
+
+
+@pytest.mark.parametrize(
+    ("form", "rows"),
+    [
+        ("preference", [{"chosen": "a", "rejected": "b"}, {"chosen": "c", "rejected": "d"}]),
+        ("unpaired", [{"completion": "a", "label": 1}, {"completion": "b", "label": 0}]),
+    ],
+)
+def test_all_answers_to_one_prompt_are_on_the_same_side(form: str, rows: list[dict[str, object]]) -> None:
+    spec = SourceSpec(path="x", format=form, filters=FilterSpec(mask_pii=True))
+    held = HeldOut(ratio=0.5, seed=1)
+    source = Source(name="s", index=0, spec=spec, files=(), bad_rows=BadRows(max_share=0.1, min_rows=1), held_out=held)
+    sides = [
+        {judge(RawRow(0, "x", 1, {"prompt": f"q{n}?", **row}, Position(0, 0, 0)), source).verdict for row in rows}
+        for n in range(20)
+    ]
+    assert all(len(side) == 1 for side in sides) and len(set().union(*sides)) == 2

@@ -17,7 +17,7 @@ from lifecycle.data.clean.source import Source
 from lifecycle.data.quality.pii import mask
 from lifecycle.data.quality.rules import drop_reason
 from lifecycle.data.read.formats import to_record
-from lifecycle.data.read.in_words import as_text
+from lifecycle.data.read.in_words import as_text, held_out_by, is_judged
 from lifecycle.data.read.row import BadRow, RawRow, parse
 
 KEPT = "kept:"
@@ -58,7 +58,8 @@ def judge(raw: RawRow, source: Source) -> Judged:
     if source.spec.filters.mask_pii:
         text, masked = mask(text)
         record = _masked(record) if masked else record
-    held = source.held_out is not None and source.held_out.holds(text)
+    decides = held_out_by(record) if is_judged(record) else text  # the text is masked as a whole
+    held = source.held_out is not None and source.held_out.holds(decides)
     return Judged(text, HELD_OUT if held else f"{KEPT}masked" if masked else KEPT, masked=masked, record=record)
 
 

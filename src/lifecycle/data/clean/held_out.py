@@ -33,7 +33,7 @@ from lifecycle.data.clean.source import Source, text_hash
 from lifecycle.data.clean.walk import walk_rows
 from lifecycle.data.read.files.listing import is_remote
 from lifecycle.data.read.formats import to_record
-from lifecycle.data.read.in_words import as_text
+from lifecycle.data.read.in_words import held_out_by
 from lifecycle.data.read.quarantine import quarantine
 from lifecycle.data.read.row import BadRow, Position, RawRow, parse
 from lifecycle.data.read.spec import SourceSpec, ValidationRatio
@@ -198,7 +198,8 @@ def _may_be_held_out(raw: RawRow, source: Source) -> bool:
     if source.held_out is None or source.spec.filters.mask_pii:  # which changes the text
         return True
     try:
-        return source.held_out.holds(as_text(to_record(parse(raw), spec=source.spec, name=source.name, row_id="")))
+        record = to_record(parse(raw), spec=source.spec, name=source.name, row_id="")
+        return source.held_out.holds(held_out_by(record))
     except BadRow:
         return False
 
