@@ -59,11 +59,12 @@ def say_command(cfg: DictConfig, folder: Path) -> None:
     if KEY in cfg:
         raise UserError(f"{KEY} is said by the command itself: leave it out")
     settings = HydraConfig.get()
+    typed: Any = OmegaConf.to_container(settings.overrides.task)  # as they are: a word may refer to what is not there
     sources = (Path(source.path) for source in settings.runtime.config_sources if source.schema == "file")
     shared = settings.mode == RunMode.MULTIRUN and not str(settings.launcher._target_).endswith("SlurmLauncher")
     made = Command(
         folder=str(folder),
-        typed=tuple(str(word).removeprefix("++") for word in settings.overrides.task),
+        typed=tuple(str(word).removeprefix("++") for word in typed),
         choices={str(group): choice for group, choice in settings.runtime.choices.items()},
         files=tuple(map(str, sources)),
         shares_process=shared,

@@ -54,7 +54,8 @@ def describe(hint: Any) -> str:
 def wanted(hint: Any, key: str, value: Any = None, default: Any = None) -> str:
     """What the type of `key` takes, and how that is typed; `value` came, its config file says `default`."""
     in_list = any(part.isdigit() for part in key.split("."))  # which the command line replaces as a whole
-    example = None if in_list else _meant(hint, value) or _plain(default) or _example(hint, value)
+    known = None if hint is bool else _plain(default)  # 1 for a flag means true, whatever its file says
+    example = None if in_list else _meant(hint, value) or known or _example(hint, value)
     return f"wanted {describe(hint)}" + (f": type {key}={example}" if example else "")
 
 
