@@ -58,7 +58,7 @@ def replaced(node: Any, value: Any, leave: set[str], at: tuple[str, ...] = ()) -
 def test_no_number_of_a_config_may_be_negative_or_none(name: str, value: float) -> None:
     cfg = config.compose(CONFIGS[name].split())
     # a job does not read the optimizer; the model, whose config also comes from elsewhere, looks at itself
-    aside = {"model", *(["optimizer"] if config.is_job(cfg) else [])}
+    aside = {"model", *(["optimizer"] if config.is_job(cfg.stage) else [])}
     plain = OmegaConf.to_container(cfg, resolve=True)
     with pytest.raises(UserError) as raised:
         config.check(OmegaConf.create(replaced(plain, value, aside | (ANY if value == -1 else set()))))
