@@ -10,14 +10,12 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ReadonlyConfigError
 
 from lifecycle import config
 from lifecycle.callbacks.saving import SaveOnEvents
 from lifecycle.errors import Terminated, UserError
 from lifecycle.model.huggingface import load_pretrained
 from lifecycle.run import run
-from lifecycle.runs.plan import make_plan
 
 TOY = [
     *("data=files", "data.sources.mine.path=texts.jsonl", "data.shuffle_buffer=50", "logger=csv"),
@@ -124,15 +122,6 @@ def test_a_signal_before_training_is_an_exception_and_leaves_the_folder_free(mon
     with pytest.raises(Terminated):
         run(composed("run=mine"))
     assert signal.getsignal(signal.SIGTERM) == before and not Path("outputs/mine/.lock").exists()
-
-
-def test_a_plan_is_frozen_and_so_is_its_config() -> None:
-    plan = make_plan(composed("run=mine"))
-    with pytest.raises(ReadonlyConfigError):
-        plan.config.seed = 3
-    with pytest.raises(ReadonlyConfigError):
-        plan.config.data.sources.mine.path = "other.jsonl"
-    assert plan.name == "pretrain" and plan.limits is not None and plan.limits.max_steps == 4
 
 
 def test_how_a_config_was_composed_is_no_key_for_users() -> None:
