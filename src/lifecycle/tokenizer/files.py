@@ -3,20 +3,25 @@
     with without_marks(folder) as place: ...    # byte order marks are read over, as in every foreign file
     check_files(folder)                         # raises UserError for the first file that is at fault, or does nothing
 
+    single_file(path, source), gpt2(folder)     # a bare tokenizer.json; vocabulary and merges as OpenAI published them
+
 The second is for when `transformers` could not read them: it looks at them again, one by one.
 """
 
 from __future__ import annotations
 
+import gzip
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from lifecycle.errors import UserError
-from lifecycle.system.foreign import read_object, read_text
+from lifecycle.system.foreign import parse_object, read_object, read_text
 
 CONTENT = "tokenizer.json"
 OBJECTS = (
@@ -24,6 +29,8 @@ OBJECTS = (
     "config.json",  # of a model, which transformers asks for the kind of its tokenizer
 )
 TEXTS = ("chat_template.jinja", "merges.txt")
+GPT2_FILES = ("encoder.json", "vocab.bpe")  # vocabulary and merges as OpenAI published them, plain or gzipped
+GPT2_END = "<|endoftext|>"
 KINDS = (".json", ".jinja", ".txt", ".model")
 MARK = b"\xef\xbb\xbf"
 
@@ -65,3 +72,46 @@ def read_backend(path: Path) -> tokenizers.Tokenizer:
             f"{path} is not what tokenizers {tokenizers.__version__} reads ({error}): it was written by a newer "
             "version, or is damaged; update tokenizers and transformers, or get the file again"
         ) from error
+
+
+def single_file(path: Path, source: str) -> PreTrainedTokenizerFast:
+    """A bare tokenizer.json; its eos is the special token that is commonly so called."""
+    try:
+        backend = read_backend(path)
+    except UserError as fault:
+        raise UserError(f"data.tokenizer is {source!r}, and a file there must be a tokenizer.json: {fault}") from fault
+    special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+    ends = [name for name in ("<|eos|>", GPT2_END, "</s>", "<eos>", "<|end_of_text|>", "<|im_end|>") if name in special]
+    starts = [name for name in ("<|bos|>", "<s>", "<bos>", "<|begin_of_text|>") if name in special]
+    marks = {"eos_token": ends[0] if ends else None, "bos_token": starts[0] if starts else None}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, name_or_path=str(path), **marks)
+
+
+def holds_gpt2(folder: Path) -> bool:
+    """Whether a folder has GPT-2's vocabulary and merges."""
+    return folder.is_dir() and all(_plain_or_gzipped(folder / name) for name in GPT2_FILES)
+
+
+def gpt2(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of these files. Errors: `UserError`."""
+    vocab = parse_object(_read(folder / GPT2_FILES[0]), folder / GPT2_FILES[0])
+    lines = _read(folder / GPT2_FILES[1]).split("\n")[1:]  # the first line names the version
+    merges = [(left, right) for left, _, right in (line.partition(" ") for line in lines if line.strip())]
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(GPT2_END, special=True, normalized=False)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=GPT2_END, eos_token=GPT2_END, clean_up_tokenization_spaces=False
+    )
+
+
+def _plain_or_gzipped(path: Path) -> Path | None:
+    return next((p for p in (path, path.with_name(path.name + ".gz")) if p.is_file()), None)
+
+
+def _read(path: Path) -> str:
+    found = _plain_or_gzipped(path)
+    assert found is not None
+    content = found.read_bytes()
+    return (gzip.decompress(content) if found.suffix == ".gz" else content).decode()

@@ -10,7 +10,6 @@ Marks come from `document` alone.
 from __future__ import annotations
 
 import copy
-import gzip
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,25 +21,21 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lifecycle.bounds import Count
 from lifecycle.errors import UserError
 from lifecycle.system.atomic import publish_folder
-from lifecycle.system.foreign import parse_object
 from lifecycle.system.hub import TOKENIZER, fetched, reason
 from lifecycle.system.unicode import well_formed
 from lifecycle.tokenizer.bpe import Digits, check_settings, train
 from lifecycle.tokenizer.chat import end_ids
-from lifecycle.tokenizer.files import check_files, read_backend, without_marks
+from lifecycle.tokenizer.files import check_files, gpt2, holds_gpt2, single_file, without_marks
 
 Ids = NDArray[np.int32]
 
 FORMAT = 1  # of the cache; a change of how a recipe is trained raises it
-GPT2_FILES = ("encoder.json", "vocab.bpe")  # vocabulary and merges as OpenAI published them, plain or gzipped
-GPT2_END = "<|endoftext|>"
 
 
 class Tokenizer:
@@ -193,10 +188,10 @@ def load(source: str) -> Tokenizer:
     path = place_of(source)
     if (path / "tokenizer").is_dir():
         path = path / "tokenizer"
-    if path.is_dir() and all(_plain_or_gzipped(path / name) for name in GPT2_FILES):
-        return Tokenizer(_gpt2(path))
+    if holds_gpt2(path):
+        return Tokenizer(gpt2(path))
     if path.is_file():
-        return Tokenizer(_single_file(path, source))
+        return Tokenizer(single_file(path, source))
     looks_local = path.exists() or path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
     if looks_local and not path.is_dir():
         raise UserError(f"data.tokenizer is {source!r}, which does not exist; give a folder, a run or a hub id")
@@ -230,43 +225,6 @@ def _none_in(source: str, error: Exception) -> UserError:
         f"data.tokenizer is {source!r}, but no tokenizer could be loaded from it ({reason(error)}). "
         "Give a folder with tokenizer.json, a run, a hub id, or a recipe (vocab_size, digits, max_bytes)"
     )
-
-
-def _single_file(path: Path, source: str) -> PreTrainedTokenizerFast:
-    """A bare tokenizer.json; its eos is the special token that is commonly so called."""
-    try:
-        backend = read_backend(path)
-    except UserError as fault:
-        raise UserError(f"data.tokenizer is {source!r}, and a file there must be a tokenizer.json: {fault}") from fault
-    special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
-    ends = [name for name in ("<|eos|>", GPT2_END, "</s>", "<eos>", "<|end_of_text|>", "<|im_end|>") if name in special]
-    starts = [name for name in ("<|bos|>", "<s>", "<bos>", "<|begin_of_text|>") if name in special]
-    marks = {"eos_token": ends[0] if ends else None, "bos_token": starts[0] if starts else None}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, name_or_path=str(path), **marks)
-
-
-def _gpt2(folder: Path) -> PreTrainedTokenizerFast:
-    vocab = parse_object(_read(folder / GPT2_FILES[0]), folder / GPT2_FILES[0])
-    lines = _read(folder / GPT2_FILES[1]).split("\n")[1:]  # the first line names the version
-    merges = [(left, right) for left, _, right in (line.partition(" ") for line in lines if line.strip())]
-    backend = Backend(models.BPE(vocab=vocab, merges=merges))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(GPT2_END, special=True, normalized=False)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token=GPT2_END, eos_token=GPT2_END, clean_up_tokenization_spaces=False
-    )
-
-
-def _plain_or_gzipped(path: Path) -> Path | None:
-    return next((p for p in (path, path.with_name(path.name + ".gz")) if p.is_file()), None)
-
-
-def _read(path: Path) -> str:
-    found = _plain_or_gzipped(path)
-    assert found is not None
-    content = found.read_bytes()
-    return (gzip.decompress(content) if found.suffix == ".gz" else content).decode()
 
 
 # -- from a recipe

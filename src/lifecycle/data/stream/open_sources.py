@@ -50,10 +50,9 @@ def open_sources(
     for name, spec in specs.items():
         spec.check(name, placed=name not in shards)
     read = [name for name, spec in specs.items() if name not in shards or is_here(spec, root)]
-    specs, files = dict(specs), dict[str, Listing]()
-    for name in read:
-        found = _listing(specs[name], name, root, cache, bad_rows)
-        specs[name], files[name] = recognised(specs[name], found, where=f"data.sources.{name}", view=view)
+    found = {name: _listing(specs[name], name, root, cache, bad_rows, view) for name in read}
+    specs = {name: found[name][0] if name in found else spec for name, spec in specs.items()}
+    files = {name: listing for name, (_, listing) in found.items()}
     if begun is not None:
         files = {name: replace(one, files=begun.in_order(name, one.files)) for name, one in files.items()}
         begun.check_files({name: {"training": listed(files[name].files)} for name in read if name not in shards})
@@ -93,9 +92,13 @@ def is_here(spec: SourceSpec, root: str | None, split: str | None = None) -> boo
     return all(not is_remote(one) and (os.path.exists(one) or glob.glob(one, recursive=True)) for one in places)
 
 
-def _listing(spec: SourceSpec, name: str, root: str | None, cache: Path, bad_rows: BadRows) -> Listing:
+def _listing(
+    spec: SourceSpec, name: str, root: str | None, cache: Path, bad_rows: BadRows, view: str
+) -> tuple[SourceSpec, Listing]:
+    """The files of a source, and what it is with its format known."""
+    where = f"data.sources.{name}"
     try:
-        return _opened(spec, name, root, cache, bad_rows, f"data.sources.{name}")
+        return recognised(spec, _opened(spec, name, root, cache, bad_rows, where), where=where, view=view)
     except UserError as fault:
         if generation_of(name) is None or name == REPLAY:
             raise
