@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +12,7 @@ from lifecycle.errors import UserError
 from lifecycle.report import terminal_summary, write_report
 from lifecycle.report.__main__ import main
 from lifecycle.report.run.plots import PICTURES
+from lifecycle.system import atomic
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +103,17 @@ def test_no_folder_is_a_users_error(tmp_path: Path, capsys: pytest.CaptureFixtur
         write_report(tmp_path / "none")
     assert main([str(tmp_path / "none")]) == 2
     assert "no run at" in capsys.readouterr().err
+
+
+def test_a_folder_that_may_not_be_written_is_said_in_words(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(path: Path, content: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(atomic, "write", read_only)
+    assert main([str(folder)]) == 2
+    assert "cannot be written or read (Read-only file system)" in capsys.readouterr().err
 
 
 def test_a_report_can_be_written_anew_from_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,14 +10,14 @@ import sys
 
 from rich.console import Console
 
-from lifecycle.errors import UserError
+from lifecycle.errors import DISK_FULL, NO_ACCESS, UserError
 from lifecycle.report import terminal_summary, write_report
 from lifecycle.report.compare import compare, table, write_comparison
 from lifecycle.report.write import sheet
 
 
 def main(arguments: list[str]) -> int:
-    """Exit code: 0 done, 2 where a folder is not a run."""
+    """Exit code: 0 done, 2 where a folder is not a run, or cannot be written."""
     parser = argparse.ArgumentParser(
         prog="python -m lifecycle.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -36,6 +36,11 @@ def main(arguments: list[str]) -> int:
             console.print(terminal_summary(folder))
     except UserError as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (*DISK_FULL, *NO_ACCESS):
+            raise
+        print(f"{error.filename} cannot be written or read ({error.strerror})", file=sys.stderr)
         return 2
     return 0
 
