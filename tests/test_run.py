@@ -57,7 +57,7 @@ def told(folder: Path) -> dict[str, Any]:
     return content
 
 
-def test_runs_one_after_the_other_in_one_process_do_not_mix() -> None:
+def test_runs_one_after_the_other_in_one_process_do_not_mix(capsys: pytest.CaptureFixture[str]) -> None:
     words = (["run=first", "seed=1"], ["run=second", "seed=2", "optimizer=muon"], ["run=third", "seed=1"])
     first, second, third = (run(cfg) for cfg in [composed(*one) for one in words])  # composed before any has run
     for result, given in zip((first, second, third), words, strict=True):
@@ -68,6 +68,7 @@ def test_runs_one_after_the_other_in_one_process_do_not_mix() -> None:
             and told(result.folder)["stage"] == "pretrain"
         )
         assert result.metrics["step"] == 4 and result.result == {"valid/loss": result.metrics["valid/loss"], "step": 4}
+    assert capsys.readouterr().err.count("data.sources.mine: 1 file read") == 3  # each says what it reads
     assert first.metrics["train/loss"] == third.metrics["train/loss"] != second.metrics["train/loss"]
 
 

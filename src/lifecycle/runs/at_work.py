@@ -12,6 +12,7 @@ from lifecycle.checkpoint import remedies
 from lifecycle.errors import DISK_FULL, NO_ACCESS, Terminated, UserError
 from lifecycle.runs.begin_end import begin_anew, record_end, reopen
 from lifecycle.runs.plan import RunPlan
+from lifecycle.system import say_once
 from lifecycle.system.lock import hold
 from lifecycle.system.ranks import rank
 
@@ -20,6 +21,7 @@ from lifecycle.system.ranks import rank
 def at_work(plan: RunPlan) -> Iterator[None]:
     """Around all that a run does. What ends it goes through, and is written into run.json where the run had begun one;
     a job that reads no data writes its folder at its end, and what stands there is the last result."""
+    say_once.begin_anew()
     with _ended_by_sigterm(), _disk_faults_said(plan), hold(plan.folder.path):
         if not plan.reads_data:
             yield

@@ -1,4 +1,4 @@
-"""Lines on stderr that a process writes once, however often it is asked to."""
+"""Lines on stderr that a run writes once, however often it is asked to."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ def say_read(where: str, what: object) -> None:
 
 
 def say_once(line: str, about: str | None = None) -> None:
-    """Write `line`, unless this process has said it, or another line `about` the same."""
+    """Write `line`, unless this run has said it, or another line `about` the same."""
     if (about or line) not in _said:
         _said.add(about or line)
         sys.stderr.write(line)
+
+
+def begin_anew() -> None:
+    """Another run of this process says its own."""
+    _said.clear()
