@@ -33,7 +33,14 @@ from lifecycle.data.stream.epoch_length import count_positions
 from lifecycle.data.stream.open_sources import check_views, held_out_source, is_here, open_sources, sample_texts
 from lifecycle.data.stream.packing import Packing, Piece
 from lifecycle.data.stream.pieces import Documents, Pieces, State
-from lifecycle.data.stream.prepared import Prepared, PreparedDocuments, open_prepared, prepared_tokenizer, read_metas
+from lifecycle.data.stream.prepared import (
+    Prepared,
+    PreparedDocuments,
+    open_prepared,
+    prepared_tokenizer,
+    read_metas,
+    with_formats,
+)
 from lifecycle.data.validation import collect, pack
 from lifecycle.errors import UserError
 from lifecycle.system.cache import made_cache_folder
@@ -64,12 +71,12 @@ class Corpus:
     ) -> None:
         self.config, self.seed, self.cache, self._processes = config, seed, made_cache_folder(), processes
         self.packing = Packing(view=view, long_examples=config.long_examples)
-        specs = config.sources
+        metas = read_metas(config.prepared) if config.prepared else {}
+        specs = with_formats(config.sources, metas)
         self.whole_mix = mixture({name: spec.weight for name, spec in specs.items()}, replay_share)
         self.epoch_source = config.epoch_source or largest(self.whole_mix)
         if self.epoch_source not in specs:
             raise UserError(f"data.epoch_source is '{self.epoch_source}'; the sources are {', '.join(specs)}")
-        metas = read_metas(config.prepared) if config.prepared else {}
         evaluation = self._evaluation(metas)
         self.whole = open_sources(
             specs,

@@ -207,6 +207,7 @@ def _finish(
             "counts": dict(counts),
             "fingerprint": origin.fingerprint,
             "treatment": origin.treatment,
+            "form": {"format": origin.spec.format, "fields": origin.spec.fields},
             "evaluation": origin.evaluation.key if origin.evaluation else None,
             "files": listed(origin.files),
             "named": source.spec.validation if held is not None else None,

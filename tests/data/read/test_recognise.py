@@ -14,6 +14,7 @@ from lifecycle.data.read.formats import LIST, to_record
 from lifecycle.data.read.recognise import recognised
 from lifecycle.data.read.row import BadRow
 from lifecycle.data.read.spec import SourceSpec
+from lifecycle.data.stream.prepared import with_formats
 from lifecycle.errors import UserError
 from lifecycle.system import say_once
 
@@ -149,3 +150,12 @@ def test_real_sets_are_known_and_nearly_all_of_their_rows_are_read(
         except BadRow as fault:
             bad.append(fault.reason)
     assert len(bad) <= 0.02 * len(seen), (len(bad), len(seen), set(bad))
+
+
+def test_shards_know_the_format_that_was_recognised_when_they_were_made() -> None:
+    auto, named = SourceSpec(format="auto"), SourceSpec(format="messages")
+    form = {"format": "instruction", "fields": {"output": "response"}}
+    metas = {"a": {"training": {"form": form}}, "b": {"training": {"form": form}}, "old": {"training": {}}}
+    specs = with_formats({"a": auto, "b": named, "c": auto, "old": auto}, metas)
+    assert [spec.format for spec in specs.values()] == ["instruction", "messages", "auto", "text"]
+    assert specs["a"].fields == {"output": "response"}

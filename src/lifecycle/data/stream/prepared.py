@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from lifecycle.data.clean.held_out import share_read
 from lifecycle.data.clean.source import Source
 from lifecycle.data.making import Maker
 from lifecycle.data.read.begun import Listed, changes, in_order, listed
+from lifecycle.data.read.formats import AUTO
 from lifecycle.data.read.spec import SourceSpec
 from lifecycle.data.stream.permutation import permute
 from lifecycle.data.stream.pieces import Exhausted
@@ -206,6 +207,16 @@ def open_prepared(
         if not training.documents:
             raise UserError(f"data.sources.{source.name} has no training document in prepared run {run}")
     return out
+
+
+def with_formats(specs: Mapping[str, SourceSpec], metas: Mapping[str, Any]) -> dict[str, SourceSpec]:
+    """The sources, those whose format is to be recognised as it was when their shards were made: rows need not be
+    here."""
+    forms = {name: meta["training"].get("form", {"format": "text"}) for name, meta in metas.items()}
+    return {
+        name: replace(spec, **forms[name]) if spec.format == AUTO and name in forms else spec
+        for name, spec in specs.items()
+    }
 
 
 def _misfit(
