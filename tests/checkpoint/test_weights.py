@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from lifecycle.checkpoint import CheckpointError, CommittedCheckpointIO, Entry
 from lifecycle.checkpoint.protocol import commit
-from lifecycle.checkpoint.shards import PlainPlanner, ShardReader
+from lifecycle.checkpoint.shard_reader import PlainPlanner, ShardReader
 from lifecycle.checkpoint.weights import is_sharded, load_stage, load_weights
 
 WEIGHTS = {"model.a": torch.arange(6.0).view(2, 3), "model.b": torch.ones(4, dtype=torch.bfloat16)}

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from lifecycle import config
 from lifecycle.loggers import read_metrics
-from lifecycle.report.compare import compare
+from lifecycle.report.comparison import compare
 from lifecycle.run import run
 from lifecycle.tokenizer.tokenizer import load
 

@@ -1,7 +1,7 @@
 """FSDP2 with committed checkpoints: every rank writes its shards into one staging folder, rank 0 commits it.
 
     step-00000030/  __0_0.distcp  __1_0.distcp ...   one file a rank: weights and optimizer, hashed by that rank
-                    .metadata                        torch's map of the shards (`shards.py` reads it)
+                    .metadata                        torch's map of the shards (`shard_reader.py` reads it)
                     state.pt                         everything else, by rank 0; read with weights_only
                     manifest.json
 
@@ -45,7 +45,7 @@ from lifecycle.checkpoint.hostcopy import HostCopy
 from lifecycle.checkpoint.io import CommittedCheckpointIO, tokens_of
 from lifecycle.checkpoint.manifest import MANIFEST, CheckpointError, Entry, check_hashes, read_manifest
 from lifecycle.checkpoint.protocol import Staging, clear_staging, commit, open_staging, refused
-from lifecycle.checkpoint.shards import PlainPlanner, ShardReader
+from lifecycle.checkpoint.shard_reader import PlainPlanner, ShardReader
 from lifecycle.checkpoint.snapshot import TREE, plain
 
 

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from lifecycle.checkpoint.io import load
 from lifecycle.checkpoint.manifest import check_hashes, read_manifest, verify
-from lifecycle.checkpoint.shards import PlainPlanner, ShardReader
+from lifecycle.checkpoint.shard_reader import PlainPlanner, ShardReader
 from lifecycle.checkpoint.snapshot import TREE, WEIGHTS
 
 SHARDED = "state_dict."

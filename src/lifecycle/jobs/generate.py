@@ -32,9 +32,9 @@ from lifecycle.model import Decoder
 from lifecycle.model.huggingface import export
 from lifecycle.rollout.display import CompletionDisplay
 from lifecycle.rollout.engine import Engine
-from lifecycle.rollout.prompts import ChatTokenizer, UserPrompt, encode, read_prompts
 from lifecycle.rollout.sampling.parameters import Sampling
 from lifecycle.rollout.sampling.stop_conditions import read_stops
+from lifecycle.rollout.user_prompts import ChatTokenizer, UserPrompt, encode, read_prompts
 from lifecycle.rollout.vllm import VllmEngine
 from lifecycle.system import atomic
 

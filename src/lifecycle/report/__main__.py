@@ -12,7 +12,7 @@ from rich.console import Console
 
 from lifecycle.errors import DISK_FULL, NO_ACCESS, UserError
 from lifecycle.report import terminal_summary, write_report
-from lifecycle.report.compare import compare, table, write_comparison
+from lifecycle.report.comparison import compare, table, write_comparison
 from lifecycle.report.write import sheet
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TextIO
 
-from lifecycle.rollout.prompts import ChatTokenizer
+from lifecycle.rollout.user_prompts import ChatTokenizer
 
 BOLD, PLAIN = "\033[1m", "\033[0m"
 UNFINISHED = "\ufffd"

@@ -31,7 +31,7 @@ from lifecycle.system.hub import TOKENIZER, fetched, reason
 from lifecycle.system.unicode import well_formed
 from lifecycle.tokenizer.bpe import Digits, check_settings, train
 from lifecycle.tokenizer.chat import end_ids
-from lifecycle.tokenizer.files import check_files, gpt2, holds_gpt2, single_file, without_marks
+from lifecycle.tokenizer.tokenizer_files import check_files, gpt2, holds_gpt2, single_file, without_marks
 
 Ids = NDArray[np.int32]
 

@@ -7,7 +7,7 @@ import yaml
 
 from lifecycle.loggers import CsvLogger
 from lifecycle.report.__main__ import main
-from lifecycle.report.compare import compare, table, write_comparison
+from lifecycle.report.comparison import compare, table, write_comparison
 
 
 def made(

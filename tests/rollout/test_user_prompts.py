@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lifecycle.errors import UserError
-from lifecycle.rollout.prompts import UserPrompt, encode, read_prompts
+from lifecycle.rollout.user_prompts import UserPrompt, encode, read_prompts
 from lifecycle.tokenizer.bpe import BOS, EOS
 from lifecycle.tokenizer.tokenizer import Tokenizer, train_bpe
 
