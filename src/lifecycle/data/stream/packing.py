@@ -16,6 +16,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -74,17 +75,17 @@ class Packing:
     view: str
     long_examples: LongExamples = "drop"
 
-    @property
+    @cached_property
     def cuts(self) -> bool:
         """Whether an item that is longer than a row goes on in the next one."""
         return self.view == "text"
 
-    @property
+    @cached_property
     def counts(self) -> bool:
         """Whether rows are counted, one for each item, instead of filled."""
         return self.view == "prompt"
 
-    @property
+    @cached_property
     def columns(self) -> tuple[str, ...]:
         """Names of the arrays of packed rows."""
         known = {"text": COLUMNS, "chat": WEIGHTED, "prompt": ()}
