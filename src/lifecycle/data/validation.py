@@ -80,8 +80,7 @@ def held_out_sets(
     packing: Packing,
     byte_count: Callable[[NDArray[np.int32]], int],
 ) -> dict[str, HeldOutSet]:
-    """One set of about `tokens` positions a domain; the sources of a domain share it by weight, but for those that say
-    their own number.
+    """One set of about `tokens` positions a domain, shared by weight by those of its sources that say no number.
 
     `read` gives held-out items of a source that hold so many positions; `byte_count` the bytes of the text of ids.
     """
@@ -108,8 +107,8 @@ def held_out_sets(
                 )
             pieces += found
         if pieces:
-            held = replace(pack(domain, pieces, row_length, packing, byte_count), wanted=asked)
-            packed |= {domain: held} if held.tokens else {}  # all may be longer than a row
+            held = pack(domain, pieces, row_length, packing, byte_count)
+            packed |= {domain: replace(held, wanted=asked)} if held.tokens else {}  # all may be longer than a row
     return packed
 
 
