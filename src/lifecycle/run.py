@@ -14,12 +14,12 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from lifecycle import config
-from lifecycle.estimate.dry_run import dry_run
-from lifecycle.lineage.retained import guards
 from lifecycle.loggers import CsvLogger
 from lifecycle.runs.at_work import at_work
 from lifecycle.runs.begin_end import begin, is_over
 from lifecycle.runs.data import load_data
+from lifecycle.runs.dry_run import dry_run
+from lifecycle.runs.guarded import guards
 from lifecycle.runs.job import run_job
 from lifecycle.runs.plan import RunPlan, make_plan
 from lifecycle.runs.results import RunResult, finish, result_of

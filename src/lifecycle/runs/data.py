@@ -9,7 +9,7 @@ from lifecycle.data.mixture.plan import phases_of
 from lifecycle.data.module import DataModule
 from lifecycle.duration import Limits, Timeline
 from lifecycle.lineage.parent_loss import ParentLoss
-from lifecycle.lineage.retained import check_reach
+from lifecycle.runs.guarded import check_reach
 from lifecycle.runs.plan import RunPlan
 from lifecycle.runs.resume import begun
 

@@ -22,10 +22,10 @@ from lifecycle.duration import Limits
 from lifecycle.hardware import Hardware
 from lifecycle.lineage.inherit import adopted, replay_share, settled
 from lifecycle.lineage.parent import Parent
-from lifecycle.lineage.retained import check_guard
 from lifecycle.lineage.revisions import Pinned, pin, with_revisions
 from lifecycle.lineage.run_folder import RunFolder
 from lifecycle.model import ModelConfig
+from lifecycle.runs.guarded import check_guard
 from lifecycle.stages.base import Stage
 
 

@@ -11,7 +11,7 @@ from lifecycle import config
 from lifecycle.errors import UserError
 from lifecycle.lineage.parent import Parent
 from lifecycle.lineage.replay import replayed_sources, told_apart
-from lifecycle.lineage.retained import check_guard, check_reach
+from lifecycle.runs.guarded import check_guard, check_reach
 
 OLD = {"mine": source("old.jsonl")}
 

@@ -20,8 +20,8 @@ from lifecycle.errors import UserError
 from lifecycle.estimate import curriculum_table, estimate, table
 from lifecycle.hardware import Hardware, device_name, probe
 from lifecycle.lineage.inherit import goes_on_with_optimizer, optimizer_checkpoint
-from lifecycle.lineage.retained import check_reach
 from lifecycle.model import ModelConfig
+from lifecycle.runs.guarded import check_reach
 from lifecycle.runs.plan import RunPlan
 from lifecycle.system.cache import made_cache_folder
 from lifecycle.tokenizer.tokenizer import Tokenizer

@@ -8,8 +8,8 @@ import pytest
 
 from lifecycle import config
 from lifecycle.errors import UserError
-from lifecycle.estimate.dry_run import dry_run
 from lifecycle.run import run
+from lifecycle.runs.dry_run import dry_run
 from lifecycle.runs.plan import make_plan
 
 TEXT = "the cat sat on a mat and then it ran far away from that old grey house near some river bank "
