@@ -129,10 +129,3 @@ def test_how_a_config_was_composed_is_no_key_for_users() -> None:
     with pytest.raises(UserError, match="command is said by the command itself"):
         composed("command.folder=elsewhere")
     assert "command" not in config.resolved(composed("run=mine"))
-
-
-@pytest.mark.slow
-def test_the_example_in_the_docs_runs() -> None:
-    text = (Path(__file__).parents[1] / "docs/python.md").read_text()
-    for block in text.split("```python")[1:]:
-        exec(block.partition("```")[0], {})

@@ -1,23 +1,15 @@
-"""Every command that README and docs/ print is one that `lifecycle` takes."""
+"""Every command that README and docs/ print is one that `lifecycle` takes; `test_typed.py` runs them."""
 
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from tests.docs.pages import ROOT, commands
 
 from lifecycle import config
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMAND = re.compile(r"^    (?:python -m )?lifecycle +(.*)$", re.MULTILINE)
-
-
-def commands() -> list[str]:
-    """The words after `lifecycle`, lines that go on joined; without help and the printing of a config."""
-    texts = [page.read_text().replace("\\\n", " ") for page in PAGES]
-    found = [line for text in texts for line in COMMAND.findall(text)]
-    return [line for line in found if not line.startswith(("#", "--cfg"))]
+LINES = [m[1] for _, line in commands() if (m := re.match(r"(?:.*\| )?(?:python -m )?lifecycle +([^#-].*)", line))]
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +24,11 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("line", commands())
+@pytest.mark.parametrize("line", LINES)
 def test_a_command_is_taken(line: str, mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(mine)
     words = [word for word in shlex.split(line, comments=True) if "=" in word]
-    single = [word.split(",")[0] if re.fullmatch(r"\w+=\d+(,\d+)+", word) else word for word in words]  # of a sweep
-    cfg = config.compose(single, config_dirs=[mine])
+    cfg = config.compose(words, config_dirs=[mine])
     config.check(cfg)
     for name, source in config.build(cfg.data).sources.items():
         source.check(name)
