@@ -167,18 +167,21 @@ def on_ranks(make: Callable[[], DataModule], world: int, state: Any = None) -> S
             with suppress(UserError):  # nothing is left to read
                 parts[rank] = read(modules[rank])[0]
 
-    one = threading.Lock()  # transformers keeps what a template marks once a process, and ranks are processes
+    # Ranks are processes: transformers keeps what a template marks once a process, and of CPython 3.11 two threads must
+    # not parse at once, as the header of a .npy file is.
+    one = threading.Lock()
 
-    def alone(view: Any) -> Any:
-        def locked(*arguments: Any) -> Any:
+    def alone(function: Any) -> Any:
+        def locked(*arguments: Any, **settings: Any) -> Any:
             with one:
-                return view(*arguments)
+                return function(*arguments, **settings)
 
         return locked
 
     with (
         patch("lifecycle.data.loading.exchange.every_rank", every_rank),
         patch("lifecycle.data.making.VIEWS", {name: alone(view) for name, view in VIEWS_OF.items()}),
+        patch("numpy.load", alone(np.load)),
     ):
         threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
         for thread in threads:
