@@ -74,15 +74,10 @@ def module(
             name: SourceSpec(path=str(folder / f"{name}*.jsonl"), max_epochs=cap, **known) for name, cap in caps.items()
         },
         "tokenizer": TokenizerRecipe(vocab_size=300, digits=1, max_bytes=50_000),
-        "root": None,
         "chat_template": "plain",
-        "prepared": None,
         "streams": 2,
         "shuffle_buffer": 20,
-        "exhausted": "error",
-        "long_examples": "drop",
         "epoch_source": "a",
-        "decontaminate": None,
         "bad_rows": BadRows(max_share=1.0, min_rows=1),
         "view": view,
         "seed": 1,
@@ -90,8 +85,6 @@ def module(
         "global_batch_tokens": 40 * 4,
         "micro_batch_tokens": 40 * 2,
         "validation_tokens": 0,
-        "workers": 0,
-        "folder": None,
     }
     return make_module(arguments | changes, steps=steps, last=None if to_the_end else "steps")
 

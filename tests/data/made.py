@@ -4,17 +4,37 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, Literal
 
+from lifecycle.data.clean.source import BadRows
 from lifecycle.data.config import DataConfig
 from lifecycle.data.corpus import Corpus
 from lifecycle.data.mixture.plan import Phase
 from lifecycle.data.module import DataModule
 
 OF_CONFIG = {field.name for field in fields(DataConfig)}
+COMMON: dict[str, Any] = {
+    "root": None,
+    "chat_template": "auto",
+    "prepared": None,
+    "streams": None,
+    "shuffle_buffer": 100,
+    "exhausted": "error",
+    "long_examples": "drop",
+    "decontaminate": None,
+    "epoch_source": None,
+    "bad_rows": BadRows(max_share=0.01, min_rows=100),
+    "view": "text",
+    "seed": 5,
+    "workers": 0,
+    "folder": None,
+}
+"""What a test does not say; a key that comes to conf/data comes here."""
+
 OF_CORPUS = {"view", "seed", "folder", "replay_share", "parent_loss", "begun"}
 
 
 def make_corpus(arguments: dict[str, Any]) -> Corpus:
     """The corpus alone; what only a data module reads is left aside."""
+    arguments = COMMON | arguments
     of_config, of_corpus = ({k: v for k, v in arguments.items() if k in keys} for keys in (OF_CONFIG, OF_CORPUS))
     return Corpus(DataConfig(**of_config), processes=arguments["workers"], **of_corpus)
 
@@ -27,6 +47,7 @@ def make_module(
     last: int | None | Literal["steps"] = "steps",
 ) -> DataModule:
     """For a run of `steps` steps of `sequence_length` and `global_batch_tokens`, if `phases` do not say otherwise."""
+    arguments = COMMON | arguments
     length = arguments["sequence_length"]
     rows = arguments["global_batch_tokens"] // length
     return DataModule(

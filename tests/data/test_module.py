@@ -18,7 +18,6 @@ from tests.items import ids_of
 
 from lifecycle.batch import Cursor, StepBatch
 from lifecycle.data.clean.contamination import Decontaminate, EvaluationSet
-from lifecycle.data.clean.source import BadRows
 from lifecycle.data.module import DataModule
 from lifecycle.data.quality.rules import FilterSpec
 from lifecycle.data.read.spec import SourceSpec, ValidationRatio
@@ -58,17 +57,6 @@ def module(folder: Path, *, workers: int = 0, steps: int = STEPS, **changes: Any
         "sources": sources,
         "tokenizer": TokenizerRecipe(vocab_size=400, max_bytes=50_000, digits=1),
         "root": str(folder),
-        "chat_template": "auto",
-        "prepared": None,
-        "streams": None,
-        "shuffle_buffer": 100,
-        "exhausted": "error",
-        "long_examples": "drop",
-        "decontaminate": None,
-        "epoch_source": None,
-        "bad_rows": BadRows(max_share=0.01, min_rows=100),
-        "view": "text",
-        "seed": 5,
         "sequence_length": 64,
         "global_batch_tokens": 64 * 8,
         "micro_batch_tokens": 128,

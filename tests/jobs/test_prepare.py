@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from tests.data.made import make_corpus
 
-from lifecycle.data.clean.source import BadRows
 from lifecycle.data.corpus import Corpus
 from lifecycle.data.read.files.retrying import RetryingFile
 from lifecycle.data.read.spec import SourceSpec, ValidationRatio
@@ -32,20 +31,6 @@ def module(folder: Path, lines: Sequence[str] = LINES, tokenizer: str | None = N
     arguments: dict[str, Any] = {
         "sources": {"a": SourceSpec(path=str(folder / "a.jsonl.gz"), validation=ValidationRatio(ratio=0.2))},
         "tokenizer": tokenizer or TokenizerRecipe(vocab_size=300, max_bytes=20_000, digits=1),
-        "root": None,
-        "chat_template": "auto",
-        "prepared": None,
-        "streams": None,
-        "shuffle_buffer": 100,
-        "exhausted": "error",
-        "long_examples": "drop",
-        "decontaminate": None,
-        "epoch_source": None,
-        "bad_rows": BadRows(max_share=0.01, min_rows=100),
-        "view": "text",
-        "seed": 5,
-        "workers": 0,
-        "folder": None,
     }
     return make_corpus(arguments)
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from tests.data.made import make_corpus
 
-from lifecycle.data.clean.source import BadRows
 from lifecycle.data.corpus import Corpus
 from lifecycle.data.read.spec import SourceSpec, ValidationRatio
 from lifecycle.jobs.tokenizer import sample
@@ -21,18 +20,6 @@ def module(folder: Path, sources: dict[str, SourceSpec]) -> Corpus:
         "sources": sources,
         "tokenizer": TokenizerRecipe(vocab_size=300, max_bytes=50_000, digits=1),
         "root": str(folder),
-        "chat_template": "auto",
-        "prepared": None,
-        "streams": None,
-        "shuffle_buffer": 100,
-        "exhausted": "error",
-        "long_examples": "drop",
-        "decontaminate": None,
-        "epoch_source": None,
-        "bad_rows": BadRows(max_share=0.01, min_rows=100),
-        "view": "text",
-        "seed": 5,
-        "workers": 0,
         "folder": folder,
     }
     return make_corpus(arguments)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.data.made import make_corpus
 
 from lifecycle.data.clean.bad_rows import EMPTY, refuse_broken
 from lifecycle.data.clean.source import BadRows, Source
-from lifecycle.data.config import DataConfig
 from lifecycle.data.corpus import Corpus
 from lifecycle.data.quality.rules import FilterSpec
 from lifecycle.data.read.quarantine import quarantine
@@ -43,21 +43,13 @@ def write(folder: Path, lines: list[str], name: str = "a.jsonl") -> None:
 
 
 def module(folder: Path, tokenizer: str | TokenizerRecipe, bad_rows: BadRows | None = None, **spec: Any) -> Corpus:
-    config = DataConfig(
-        sources={"mine": SourceSpec(path="*.jsonl*", validation=None, max_epochs=1, **spec)},
-        tokenizer=tokenizer,
-        root=str(folder),
-        chat_template="auto",
-        prepared=None,
-        streams=None,
-        shuffle_buffer=100,
-        exhausted="error",
-        long_examples="drop",
-        decontaminate=None,
-        epoch_source=None,
-        bad_rows=bad_rows or BadRows(max_share=0.01, min_rows=100),
-    )
-    return Corpus(config, view="text", seed=5, processes=0, folder=folder / "run")
+    arguments: dict[str, Any] = {
+        "sources": {"mine": SourceSpec(path="*.jsonl*", validation=None, max_epochs=1, **spec)},
+        "tokenizer": tokenizer,
+        "root": str(folder),
+        "folder": folder / "run",
+    }
+    return make_corpus(arguments | ({"bad_rows": bad_rows} if bad_rows else {}))
 
 
 def passed(data: Corpus) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from tests.items import ids_of
 
 from lifecycle.data.clean.contamination import Decontaminate, EvaluationSet, Index, evaluation_index
 from lifecycle.data.clean.contamination_report import write_row_reports
-from lifecycle.data.clean.source import BadRows
 from lifecycle.data.corpus import Corpus
 from lifecycle.data.quality.ngrams import words
 from lifecycle.data.read.spec import SourceSpec
@@ -115,18 +114,9 @@ def module(folder: Path, **changes: Any) -> Corpus:
         "sources": {"train": SourceSpec(path="train.jsonl", validation=None, max_epochs=1)},
         "tokenizer": TokenizerRecipe(vocab_size=300, max_bytes=20_000, digits=1),
         "root": str(folder),
-        "prepared": None,
-        "streams": None,
-        "chat_template": "auto",
         "shuffle_buffer": 50,
-        "long_examples": "drop",
         "exhausted": "drop",
         "decontaminate": Decontaminate(sets=sets),
-        "epoch_source": None,
-        "bad_rows": BadRows(max_share=0.01, min_rows=100),
-        "view": "text",
-        "seed": 5,
-        "workers": 0,
         "folder": folder / "run",
     }
     return make_corpus(arguments | changes)

@@ -67,24 +67,15 @@ def module(
             for name, cap in caps.items()
         },
         "tokenizer": TokenizerRecipe(vocab_size=300, digits=1, max_bytes=50_000),
-        "root": None,
-        "chat_template": "auto",
-        "prepared": None,
         "streams": 4,
         "shuffle_buffer": 40,
-        "exhausted": "error",
-        "long_examples": "drop",
         "epoch_source": "a",
-        "decontaminate": None,
         "bad_rows": BadRows(max_share=1.0, min_rows=1),
-        "view": "text",
         "seed": 1,
         "sequence_length": 64,
         "global_batch_tokens": 64 * 8,
         "micro_batch_tokens": 2**20,
         "validation_tokens": 0,
-        "workers": 0,
-        "folder": None,
     }
     return make_module(arguments | changes, steps=steps, phases=phases, last=None if to_the_end else "steps")
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.data.made import make_corpus
 
 from lifecycle.data.clean import scan
 from lifecycle.data.clean.source import BadRows
-from lifecycle.data.config import DataConfig
 from lifecycle.data.corpus import Corpus
 from lifecycle.data.quality.rules import FilterSpec
 from lifecycle.data.read.spec import SourceSpec, ValidationRatio
@@ -32,21 +32,17 @@ def write(path: Path, texts: list[str], broken: int = 0) -> None:
 
 
 def corpus(folder: Path, sources: dict[str, SourceSpec], view: str = "text") -> Corpus:
-    config = DataConfig(
-        sources=sources,
-        tokenizer=TokenizerRecipe(vocab_size=300, max_bytes=20_000, digits=1),
-        root=str(folder),
-        chat_template="auto",
-        prepared=None,
-        streams=None,
-        shuffle_buffer=50,
-        exhausted="drop",
-        long_examples="drop",
-        decontaminate=None,
-        epoch_source=None,
-        bad_rows=BadRows(max_share=0.5, min_rows=100),
-    )
-    return Corpus(config, view=view, seed=5, processes=0, folder=folder / "run")
+    arguments: dict[str, Any] = {
+        "sources": sources,
+        "tokenizer": TokenizerRecipe(vocab_size=300, max_bytes=20_000, digits=1),
+        "root": str(folder),
+        "shuffle_buffer": 50,
+        "exhausted": "drop",
+        "bad_rows": BadRows(max_share=0.5, min_rows=100),
+        "view": view,
+        "folder": folder / "run",
+    }
+    return make_corpus(arguments)
 
 
 @pytest.fixture
