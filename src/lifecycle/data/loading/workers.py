@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import mmap
 import multiprocessing as mp
 import os
@@ -103,6 +104,7 @@ class Worker:
 
     def _run(self, produce: Produce, sender: Any, parent: int) -> None:
         torch.set_num_threads(1)
+        gc.freeze()  # what it inherited stays: a collection would walk all of torch, and copy the pages that are shared
         end_with_parent(parent)
         # A signal to the process group is for the main process, which ends its workers itself.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -169,11 +169,14 @@ class RawDocuments:
     def _usable_rows(self, share: Share) -> list[Usable]:
         begin = share.begin
         order = self._dealer.deal.order(begin.epoch, begin.block, self._stream, len(share.rows))
-        rows = [Usable(self._judged(share.rows[i], share), beginning(share.rows[i])) for i in order]
+        rows = [(self._judged(share.rows[i], share), share.rows[i]) for i in order]
         if share.after.epoch > begin.epoch:
             refuse_broken(self.source, self._counts, before=share.places, at_end=True)
-        mine = [row for row in rows if (row.judged.verdict == HELD_OUT) == self._held]
-        return [row for row in mine if row.judged.text is not None]
+        return [
+            Usable(judged, beginning(raw))
+            for judged, raw in rows
+            if judged.text is not None and (judged.verdict == HELD_OUT) == self._held
+        ]
 
     def _judged(self, raw: RawRow, share: Share) -> Judged:
         """What becomes of a row, which is counted."""
