@@ -54,17 +54,37 @@ class Places(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PairBatch:
+class _Sequences:
+    """Packed rows, and where their Q sequences stand."""
+
+    tokens: TokenBatch
+    at: Places
+
+    @property
+    def packed(self) -> TokenBatch:
+        """The rows."""
+        return self.tokens
+
+    @property
+    def places(self) -> Tensor:
+        """(N,) int64: positions of the trained tokens in flattened rows."""
+        return self.at.places
+
+    def tokens_by_source(self, sources: int) -> Tensor:
+        """(S,) float64: trained tokens."""
+        return self.tokens.tokens_by_source(sources)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairBatch(_Sequences):
     """Packed pairs, of the view `preference`: both sides of a pair stand in one row, the chosen one first, as documents
     2 k + 1 and 2 k + 2 of the row.
 
-    margin: (P,) float32, by how much the chosen one was judged better; NaN where nobody said. at: where the 2 P
-    sequences stand, the sides in turn.
+    margin: (P,) float32, by how much the chosen one was judged better; NaN where nobody said. The sequences are the
+    sides in turn, Q = 2 P.
     """
 
-    tokens: TokenBatch
     margin: Tensor
-    at: Places
 
     @classmethod
     def of(cls, tokens: TokenBatch, facts_BT: Tensor) -> PairBatch:
@@ -74,16 +94,6 @@ class PairBatch:
 
     def __len__(self) -> int:
         return len(self.margin)
-
-    @property
-    def packed(self) -> TokenBatch:
-        """The rows of both sides."""
-        return self.tokens
-
-    @property
-    def places(self) -> Tensor:
-        """(N,) int64: positions of the trained tokens in flattened rows."""
-        return self.at.places
 
     @property
     def ends(self) -> tuple[Tensor, Tensor]:
@@ -100,10 +110,6 @@ class PairBatch:
         """(S,) float64: pairs."""
         return _count(self.tokens, self.at.ends[0::2], sources)
 
-    def tokens_by_source(self, sources: int) -> Tensor:
-        """(S,) float64: trained tokens of both sides."""
-        return self.tokens.tokens_by_source(sources)
-
     def to(self, device: torch.device, non_blocking: bool = False) -> PairBatch:
         """The same batch on `device`."""
         tokens, at = self.tokens.to(device, non_blocking), self.at.to(device, non_blocking)
@@ -117,15 +123,13 @@ class PairBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UnpairedBatch:
+class UnpairedBatch(_Sequences):
     """Packed single completions that are good or bad ones, of the view `unpaired`.
 
-    wanted: (Q,) bool, whether each is a good one. at: where the Q sequences stand.
+    wanted: (Q,) bool, whether each is a good one.
     """
 
-    tokens: TokenBatch
     wanted: Tensor
-    at: Places
 
     @classmethod
     def of(cls, tokens: TokenBatch, facts_BT: Tensor) -> UnpairedBatch:
@@ -136,16 +140,6 @@ class UnpairedBatch:
     def __len__(self) -> int:
         return len(self.wanted)
 
-    @property
-    def packed(self) -> TokenBatch:
-        """The rows."""
-        return self.tokens
-
-    @property
-    def places(self) -> Tensor:
-        """(N,) int64: positions of the trained tokens in flattened rows."""
-        return self.at.places
-
     def sums(self, values_N: Tensor) -> Tensor:
         """(Q,): what every trained token has, added up by sequence."""
         return self.at.sums(values_N)
@@ -153,10 +147,6 @@ class UnpairedBatch:
     def weight_by_source(self, sources: int) -> Tensor:
         """(S,) float64: sequences."""
         return _count(self.tokens, self.at.ends, sources)
-
-    def tokens_by_source(self, sources: int) -> Tensor:
-        """(S,) float64: trained tokens."""
-        return self.tokens.tokens_by_source(sources)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> UnpairedBatch:
         """The same batch on `device`."""
