@@ -8,7 +8,7 @@ from typing import Any
 
 from lifecycle.data.read.bytes.remote_parts import PART_BYTES, Parts
 from lifecycle.data.read.files.listing import File, is_remote
-from lifecycle.data.read.files.retrying import Retry, RetryingFile, open_retrying
+from lifecycle.data.read.files.retrying import Retry, RetryingFile, fill, open_retrying
 from lifecycle.system.cache import cache_folder
 
 ON_THIS_MACHINE = ("file://", "local://")
@@ -68,10 +68,7 @@ class PartedFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Fill `buffer`; the number of bytes."""
-        view = memoryview(buffer).cast("B")
-        data = self.read(len(view))
-        view[: len(data)] = data
-        return len(data)
+        return fill(buffer, self.read)
 
     def close(self) -> None:
         if self._remote is not None:

@@ -52,6 +52,14 @@ def open_retrying(
     return RetryingFile(url, offset, size=size, retry=retry or Retry(), ahead=ahead)
 
 
+def fill(buffer: Any, read: Callable[[int], bytes]) -> int:
+    """What `read` gives of as many bytes as `buffer` holds, put into it; their number."""
+    view = memoryview(buffer).cast("B")
+    data = read(len(view))
+    view[: len(data)] = data
+    return len(data)
+
+
 class RetryingFile(io.RawIOBase):
     """A seekable binary file for reading. `read(n)` gives n bytes unless the file ends."""
 
@@ -98,10 +106,7 @@ class RetryingFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Fill `buffer`; the number of bytes."""
-        view = memoryview(buffer).cast("B")
-        data = self.read(len(view))
-        view[: len(data)] = data
-        return len(data)
+        return fill(buffer, self.read)
 
     def close(self) -> None:
         self._drop()
