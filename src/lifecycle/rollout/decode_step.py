@@ -115,9 +115,7 @@ class DecodeStep:
         assert self.cache is not None
         sources = torch.tensor([move.source for move in moves], device=self._device)
         targets = torch.tensor([move.target for move in moves], device=self._device)
-        length = max(move.length for move in moves)
-        for stored in (*self.cache.keys, *self.cache.values):
-            stored[targets, :, :length] = stored[sources, :, :length]
+        self.cache.copy_rows(sources, targets, length=max(move.length for move in moves))
         if self._seen is not None:
             self._seen[targets] = self._seen[sources]
 

@@ -88,7 +88,7 @@ def test_a_prompt_is_prefilled_once_and_copied(name: str) -> None:
     with torch.no_grad():
         model(tokens[:1, :9], torch.arange(9)[None], cache=cache, rows=torch.tensor([4]))
         rows = torch.tensor([5, 0, 2, 3])
-        cache.copy_row(4, rows, length=9)
+        cache.copy_rows(4, rows, length=9)
         for position in range(9, 14):
             now = torch.full((4, 1), position)
             found = model.logits(model(tokens[:, position : position + 1], now, cache=cache, rows=rows))

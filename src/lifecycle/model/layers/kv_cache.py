@@ -89,14 +89,13 @@ class Cache:
         """What one position of one row takes, all layers together."""
         return sum(t.shape[1] * t.shape[3] * t.element_size() for t in (*self.keys, *self.values))
 
-    def copy_row(self, source: int, targets: Tensor, *, length: int | None = None) -> None:
-        """The first `length` positions (None: all) of row `source` into the rows `targets` (integers, on the device).
-
-        A prompt is prefilled once and copied for every sample of it.
+    def copy_rows(self, sources: Tensor | int, targets: Tensor, *, length: int | None = None) -> None:
+        """The first `length` positions (None: all) of rows `sources` into rows `targets` (integers, on the device), all
+        at once; one source goes into every target, as a prompt is prefilled once for all samples of it.
         """
         stop = self.capacity if length is None else length
         for stored in (*self.keys, *self.values):
-            stored[targets, :, :stop] = stored[source, :, :stop]
+            stored[targets, :, :stop] = stored[sources, :, :stop]
 
     def place(self, position_ids_BT: Tensor, rows_B: Tensor | None) -> CallSlots:
         """The slots, masks and angles of one call's tokens at `position_ids_BT` (-1: padding), for all layers.
