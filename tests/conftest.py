@@ -1,6 +1,7 @@
 """What holds for every test: no network, no files in the user's home, one thread, nothing left of Hydra."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 
@@ -15,6 +16,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores: threads of several t
 for name in list(os.environ):  # the tests are no job of a cluster, though they may run in one
     if name.startswith("SLURM_") or name in ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT"):
         del os.environ[name]
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell lets what it starts in the background ignore Ctrl-C, and the runs that tests interrupt would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 CACHE = tempfile.TemporaryDirectory(prefix="lifecycle-cache-")
 os.environ.setdefault("LIFECYCLE_USER_CACHE", os.environ.get("LIFECYCLE_CACHE", ""))  # where `make smollm2` put it
 os.environ["LIFECYCLE_CACHE"] = CACHE.name
