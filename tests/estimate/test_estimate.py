@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lifecycle.duration import Timeline
-from lifecycle.estimate.estimate import Estimate, SourceEstimate, estimate
+from lifecycle.estimate.estimate import BatchShape, CheckpointPlan, Estimate, RunDevice, SourceEstimate, estimate
 from lifecycle.estimate.memory import memory_of
 from lifecycle.estimate.table import plain, warnings
 from lifecycle.hardware import Hardware
@@ -62,16 +62,13 @@ def of(
     return estimate(
         model,
         timeline=Timeline.even(STEPS, rows=BATCH // 2048, row_length=2048),
-        tokens_per_step=BATCH,
-        sequence_length=2048,
-        micro_rows=micro_rows,
+        batch=BatchShape(tokens=BATCH, length=2048, micro_rows=micro_rows),
         sources=SOURCES,
         hardware=hardware,
         world_size=world_size,
         sharded=sharded,
-        device_name=device,
-        keep_last=3,
-        checkpoint_every_steps=30,
+        device=RunDevice(name=device),
+        checkpoints=CheckpointPlan(keep_last=3, every_steps=30),
         free_disk=free_disk,
         kept_copies=kept_copies,
     )
@@ -99,10 +96,10 @@ def test_weights_gradients_and_optimizer_are_sixteen_bytes_a_parameter() -> None
 
 
 def test_copies_of_the_weights_are_in_memory_and_in_every_checkpoint() -> None:
-    without, springs = of(), of(kept_copies=2)
-    assert springs.memory.total - without.memory.total == 8 * MODEL.parameters()
-    assert springs.disk.checkpoint - without.disk.checkpoint == 8 * MODEL.parameters()
-    assert "copies of weights that the stage keeps" in plain(springs) and "stage keeps" not in plain(without)
+    without, holding = of(), of(kept_copies=2)
+    assert holding.memory.total - without.memory.total == 8 * MODEL.parameters()
+    assert holding.disk.checkpoint - without.disk.checkpoint == 8 * MODEL.parameters()
+    assert "copies of weights that the stage keeps" in plain(holding) and "stage keeps" not in plain(without)
 
 
 def test_sharding_divides_the_state_but_not_the_activations() -> None:

@@ -6,7 +6,7 @@ Memory is of one device and counted in GB of 10^9 bytes (`memory.py`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lifecycle.duration import Timeline
@@ -18,6 +18,10 @@ CHECKPOINT_BYTES_PER_S = 1.0 * GB
 """Guess of hashing and writing to a local disk, in the background; copying out of the device is faster."""
 
 MFU_ROWS = (0.4, 0.5, 0.6)
+"""Shares of the peak that the hours are given for."""
+
+LOGITS_CHUNK_TOKENS = 1024
+"""Tokens whose logits exist at one time, as the loss computes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,25 +70,64 @@ class Disk:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BatchShape:
+    """tokens: of a step, over all devices. length: positions of a sequence. micro_rows: sequences of a micro-batch on
+    one device."""
+
+    tokens: int
+    length: int
+    micro_rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDevice:
+    """One device of the run. name: torch's, or that of the hardware config. peak_flops: FLOP/s of dense matrix products
+    in `precision`, memory: bytes; None: not known (yet)."""
+
+    name: str = ""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    peak_flops: float | None = None
+    memory: float | None = None
+
+    def looked_up(self, hardware: Hardware) -> RunDevice:
+        """The same, where something is not known, with what the config and the table of data sheets say."""
+        entry, peak, memory = find_device(self.name), self.peak_flops, self.memory
+        return replace(
+            self,
+            name=entry.name if entry else self.name or hardware.accelerator,
+            peak_flops=hardware.peak(self.name, self.precision) if peak is None else peak,
+            memory=entry.memory_gb * GB if memory is None and entry else memory,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointPlan:
+    """Checkpoints of the run: how many of the last ones and of the milestones are kept, how often one is written."""
+
+    keep_last: int = 3
+    milestones: int = 0
+    every_steps: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """All that `dry_run=true` prints. `hours`: share of the peak -> hours of the whole run."""
+    """All that `dry_run=true` prints.
+
+    embedding: parameters of the embedding and the head. steps, tokens: of the whole run. rows_that_fit: sequences of a
+    micro-batch that the device's memory holds, None where that is unknown. hours: share of the peak -> hours of the
+    whole run, None without a peak. free_disk: bytes.
+    """
 
     parameters: int
     active: int
     embedding: int
     flops_per_token: float
-    tokens_per_step: int
-    sequence_length: int
-    micro_rows: int
-    micro_batches: int
+    batch: BatchShape
     steps: int
     tokens: int
-    precision: str
     world_size: int
     sharded: bool
-    device: str
-    device_peak: float | None
-    device_memory: float | None
+    device: RunDevice
     memory: Memory
     rows_that_fit: int | None
     sources: tuple[SourcePlan, ...]
@@ -92,81 +135,81 @@ class Estimate:
     disk: Disk
     free_disk: float | None
 
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of a step, on each device."""
+        return -(-self.batch.tokens // (self.batch.micro_rows * self.batch.length * self.world_size))
+
 
 def estimate(
     model: ModelLike,
     *,
     timeline: Timeline,
-    tokens_per_step: int,
-    sequence_length: int,
-    micro_rows: int,
+    batch: BatchShape,
     sources: Sequence[SourceEstimate],
     hardware: Hardware,
     world_size: int,
     sharded: bool,
-    precision: Literal["fp32", "bf16"] = "bf16",
-    optimizer_states_per_param: int = 2,
+    device: RunDevice,
+    checkpoints: CheckpointPlan,
+    states_per_param: int = 2,
     kept_copies: int = 0,
-    logits_chunk_tokens: int = 1024,
-    device_name: str = "",
-    peak_flops: float | None = None,
-    device_memory: float | None = None,
-    keep_last: int = 3,
-    milestones: int = 0,
-    checkpoint_every_steps: int | None = None,
     free_disk: float | None = None,
 ) -> Estimate:
-    """Count everything; start nothing. `tokens_per_step` is global; `micro_rows` is of one device.
-
-    `device_name` (torch's, or the name of the hardware config) is looked up for peak and memory where `peak_flops`
-    (FLOP/s of one device), `hardware.peak_tflops` and `device_memory` (bytes) do not say them. `kept_copies` of the
-    weights are in memory and in every checkpoint.
-    """
-    entry = find_device(device_name)
-    peak = peak_flops if peak_flops is not None else hardware.peak(device_name, precision)
-    room = device_memory if device_memory is not None else (entry.memory_gb * GB if entry else None)
-    on_gpu = entry is not None or hardware.accelerator == "gpu"
-    memory, per_row = memory_of(
-        model,
-        rows=micro_rows,
-        length=sequence_length,
-        precision=precision,
-        states=optimizer_states_per_param,
-        kept=kept_copies,
-        shards=world_size if sharded else 1,
-        chunk=logits_chunk_tokens,
-        checkpointing=hardware.activation_checkpointing,
-        compiled=on_gpu if hardware.compile == "auto" else hardware.compile,
-        workspace=WORKSPACE_GUESS["cuda" if on_gpu else "cpu"],
-    )
-    steps, tokens = timeline.steps, timeline.tokens()
-    work = sum(count * model.flops_per_token(length) for length, count in timeline.tokens_by_length().items())
+    """Count everything; start nothing. states_per_param: numbers that the optimizer keeps of each parameter.
+    kept_copies: of the weights, in memory and in every checkpoint. free_disk: bytes."""
+    found, tokens = device.looked_up(hardware), timeline.tokens()
+    shards = world_size if sharded else 1
+    memory, per_row = _memory(model, batch, hardware, device, shards=shards, states=states_per_param, kept=kept_copies)
+    room = found.memory
     return Estimate(
         parameters=model.parameters(),
         active=model.active_parameters(),
         embedding=(model.vocab_size or 0) * model.width * (1 if model.tied_head else 2),
-        flops_per_token=model.flops_per_token(sequence_length),
-        tokens_per_step=tokens_per_step,
-        sequence_length=sequence_length,
-        micro_rows=micro_rows,
-        micro_batches=-(-tokens_per_step // (micro_rows * sequence_length * world_size)),
-        steps=steps,
+        flops_per_token=model.flops_per_token(batch.length),
+        batch=batch,
+        steps=timeline.steps,
         tokens=tokens,
-        precision=precision,
         world_size=world_size,
         sharded=sharded,
-        device=entry.name if entry else device_name or hardware.accelerator,
-        device_peak=peak,
-        device_memory=room,
+        device=found,
         memory=memory,
         rows_that_fit=None if room is None else max(0, int((room - memory.state - memory.logits) // per_row)),
         sources=_sources(sources, tokens),
-        hours=None if peak is None else {m: work / (peak * world_size * m) / 3600 for m in MFU_ROWS},
-        disk=_disk(
-            model, optimizer_states_per_param + kept_copies, keep_last, milestones, steps, checkpoint_every_steps
-        ),
+        hours=_hours(model, timeline, found.peak_flops, world_size),
+        disk=_disk(model, states_per_param + kept_copies, checkpoints, timeline.steps),
         free_disk=free_disk,
     )
+
+
+def _memory(
+    model: ModelLike, batch: BatchShape, hardware: Hardware, device: RunDevice, *, shards: int, states: int, kept: int
+) -> tuple[Memory, float]:
+    """Memory of the chosen batch, and bytes of one sequence more. device: by the name that the table is asked for."""
+    on_gpu = hardware.accelerator == "gpu" or find_device(device.name) is not None
+    return memory_of(
+        model,
+        rows=batch.micro_rows,
+        length=batch.length,
+        precision=device.precision,
+        states=states,
+        kept=kept,
+        shards=shards,
+        chunk=LOGITS_CHUNK_TOKENS,
+        checkpointing=hardware.activation_checkpointing,
+        compiled=on_gpu if hardware.compile == "auto" else hardware.compile,
+        workspace=WORKSPACE_GUESS["cuda" if on_gpu else "cpu"],
+    )
+
+
+def _hours(
+    model: ModelLike, timeline: Timeline, peak_flops: float | None, world_size: int
+) -> dict[float, float] | None:
+    """Hours of the run at each share of the peak that training may reach."""
+    if peak_flops is None:
+        return None
+    work = sum(count * model.flops_per_token(length) for length, count in timeline.tokens_by_length().items())
+    return {share: work / (peak_flops * world_size * share) / 3600 for share in MFU_ROWS}
 
 
 def _sources(sources: Sequence[SourceEstimate], tokens: int) -> tuple[SourcePlan, ...]:
@@ -188,13 +231,13 @@ def _sources(sources: Sequence[SourceEstimate], tokens: int) -> tuple[SourcePlan
     return tuple(plans)
 
 
-def _disk(model: ModelLike, states: int, keep_last: int, milestones: int, steps: int, every_steps: int | None) -> Disk:
-    size = float(FP32 * (1 + states) * model.parameters())
-    written = steps // every_steps if every_steps else 0
+def _disk(model: ModelLike, copies: int, checkpoints: CheckpointPlan, steps: int) -> Disk:
+    """copies: of the weights, that a checkpoint has beside them: states of the optimizer and what the stage keeps."""
+    size = float(FP32 * (1 + copies) * model.parameters())
     return Disk(
         checkpoint=size,
         export=float(FP32 * model.parameters()),
-        kept=keep_last + 1 + milestones,
+        kept=checkpoints.keep_last + 1 + checkpoints.milestones,
         seconds=size / CHECKPOINT_BYTES_PER_S,
-        per_run=written,
+        per_run=steps // checkpoints.every_steps if checkpoints.every_steps else 0,
     )

@@ -102,26 +102,24 @@ def memory_of(
     compiled: bool,
     workspace: float,
 ) -> tuple[Memory, float]:
-    """Memory of the chosen batch, and the activation bytes of one sequence more. `kept`: copies of the weights."""
+    """Memory of a micro-batch, and the bytes of activations that one sequence more would take.
+
+    rows, length: sequences of the micro-batch, positions of each. states: numbers that the optimizer keeps of each
+    parameter. kept: copies of the weights beside them. shards: devices that divide weights, gradients and optimizer
+    state. chunk: tokens whose logits exist at one time. workspace: bytes.
+    """
     count, vocab = model.parameters(), model.vocab_size or 0
     size = BF16 if precision == "bf16" else FP32
     residual, inner = (2 if compiled else 4) * model.width * FP32, _inner_elements(model, compiled) * size
-    block = (count - vocab * model.width * (1 if model.tied_head else 2)) / model.layers
     edge = 2 * model.width * FP32  # the embedding's output and the final norm's
     full = rows * length * (model.layers * (residual + inner) + edge)
     saved = rows * length * (model.layers * model.width * FP32 + residual + inner + edge)
-    copies: float
-    if shards == 1:
-        copies = BF16 * count if precision == "bf16" else 0
-    else:  # the root group and two blocks are whole at a time: weights, and gradients until they are summed in fp32
-        root = count - block * model.layers
-        copies = 2 * size * min(count, root + 2 * block) + FP32 * max(root, 2 * block)
     memory = Memory(
         weights=FP32 * count / shards,
         gradients=FP32 * count / shards,
         optimizer=FP32 * states * count / shards,
         kept_copies=FP32 * kept * count,
-        compute_copies=copies,
+        compute_copies=_compute_copies(model, precision, shards),
         activations=full,
         checkpointed=saved,
         logits=min(chunk, rows * length) * vocab * (FP32 + FP32 + size),
@@ -129,6 +127,17 @@ def memory_of(
         checkpointing=checkpointing,
     )
     return memory, (saved if checkpointing else full) / rows
+
+
+def _compute_copies(model: ModelLike, precision: str, shards: int) -> float:
+    """Bytes of the weights in the compute type; where they are sharded, of those that are whole at one time."""
+    count, size = model.parameters(), BF16 if precision == "bf16" else FP32
+    if shards == 1:
+        return BF16 * count if precision == "bf16" else 0
+    # the root group and two blocks are whole at a time: weights, and gradients until they are summed in fp32
+    root = (model.vocab_size or 0) * model.width * (1 if model.tied_head else 2)
+    block = (count - root) / model.layers
+    return 2 * size * min(count, root + 2 * block) + FP32 * max(root, 2 * block)
 
 
 def _inner_elements(model: ModelLike, compiled: bool) -> float:

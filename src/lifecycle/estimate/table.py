@@ -36,7 +36,7 @@ def plain(estimate: Estimate, width: int = 110) -> str:
 def warnings(estimate: Estimate) -> list[str]:
     """Lines on what would go wrong in the run, each with what to type; empty where nothing would."""
     found = []
-    need, room = estimate.memory.total, estimate.device_memory
+    need, room = estimate.memory.total, estimate.device.memory
     if room is not None and need > room:
         found.append(_too_big(estimate, need, room))
     for source in estimate.sources:
@@ -50,15 +50,15 @@ def warnings(estimate: Estimate) -> list[str]:
             f"checkpoints need {_gb(estimate.disk.total)}, the disk has {_gb(estimate.free_disk)} free: lower "
             "checkpoint.keep_last, or run from another folder"
         )
-    if estimate.device_peak is None:
-        found.append(f"the peak of {estimate.device} is not in the table: set hardware.peak_tflops to see hours")
+    if estimate.device.peak_flops is None:
+        found.append(f"the peak of {estimate.device.name} is not in the table: set hardware.peak_tflops to see hours")
     return found
 
 
 def _too_big(estimate: Estimate, need: float, room: float) -> str:
-    line = f"the chosen batch needs about {_gb(need)}, {estimate.device} has {_gb(room)}: "
+    line = f"the chosen batch needs about {_gb(need)}, {estimate.device.name} has {_gb(room)}: "
     if estimate.rows_that_fit:
-        return line + f"set hardware.micro_batch_tokens={estimate.rows_that_fit * estimate.sequence_length}"
+        return line + f"set hardware.micro_batch_tokens={estimate.rows_that_fit * estimate.batch.length}"
     if not estimate.memory.checkpointing:
         return line + "set hardware.activation_checkpointing=true"
     return line + "shard it over more devices (hardware.strategy=fsdp)"
@@ -83,12 +83,12 @@ def _model(e: Estimate) -> Table:
     share = f" ({e.active / 1e6:,.2f} M active)" if e.active != e.parameters else ""
     sheet.add_row("parameters", f"{e.parameters / 1e6:,.2f} M{share}")
     sheet.add_row("  of these embedding and head", f"{e.embedding / 1e6:,.2f} M")
-    sheet.add_row(f"FLOPs a token at {e.sequence_length:,}", f"{e.flops_per_token / 1e9:,.3f} GFLOP")
-    rows = e.tokens_per_step // e.sequence_length
-    sheet.add_row("tokens a step", f"{e.tokens_per_step:,} = {rows:,} sequences x {e.sequence_length:,}")
+    sheet.add_row(f"FLOPs a token at {e.batch.length:,}", f"{e.flops_per_token / 1e9:,.3f} GFLOP")
+    rows = e.batch.tokens // e.batch.length
+    sheet.add_row("tokens a step", f"{e.batch.tokens:,} = {rows:,} sequences x {e.batch.length:,}")
     sheet.add_row(
         "micro-batches a step",
-        f"{e.micro_batches:,} x {e.micro_rows:,} sequences, on {e.world_size:,} device{'s' * (e.world_size > 1)}",
+        f"{e.micro_batches:,} x {e.batch.micro_rows:,} sequences, on {e.world_size:,} device{'s' * (e.world_size > 1)}",
     )
     sheet.add_row("steps", f"{e.steps:,}")
     sheet.add_row("tokens", f"{e.tokens:,}")
@@ -96,12 +96,16 @@ def _model(e: Estimate) -> Table:
 
 
 def _time(e: Estimate) -> Table:
-    sheet = _sheet(f"Time on {e.world_size:,} x {e.device} ({e.precision})", "share of peak", "tokens/s", "time")
-    if e.hours is None or e.device_peak is None:
+    sheet = _sheet(
+        f"Time on {e.world_size:,} x {e.device.name} ({e.device.precision})", "share of peak", "tokens/s", "time"
+    )
+    if e.hours is None or e.device.peak_flops is None:
         sheet.add_row("unknown", "", "")
         return sheet
     for share, hours in e.hours.items():
-        sheet.add_row(f"{share:.0%} of {_flops(e.device_peak)}", f"{e.tokens / (hours * 3600):,.0f}", _hours(hours))
+        sheet.add_row(
+            f"{share:.0%} of {_flops(e.device.peak_flops)}", f"{e.tokens / (hours * 3600):,.0f}", _hours(hours)
+        )
     return sheet
 
 
@@ -132,11 +136,12 @@ def _memory(e: Estimate) -> Table:
     sheet.add_row("copies of weights to compute with", _number(memory.compute_copies))
     used = {True: memory.checkpointed, False: memory.activations}
     sheet.add_row(
-        f"activations, {e.micro_rows:,} sequences{_switch(memory.checkpointing)}", _number(used[memory.checkpointing])
+        f"activations, {e.batch.micro_rows:,} sequences{_switch(memory.checkpointing)}",
+        _number(used[memory.checkpointing]),
     )
     sheet.add_row("logits of one chunk", _number(memory.logits))
     sheet.add_row("workspace (guess)", _number(memory.workspace), end_section=True)
-    room = f" of {e.device_memory / GB:,.0f}" if e.device_memory is not None else ""
+    room = f" of {e.device.memory / GB:,.0f}" if e.device.memory is not None else ""
     sheet.add_row("total", _number(memory.total) + room, style="bold")
     other = not memory.checkpointing
     sheet.add_row(f"activations would be{_switch(other)}", _number(used[other]), style="dim")

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from lifecycle.data.config import DataConfig
 from lifecycle.data.loading.loader import micro_batch_rows
-from lifecycle.data.mixture.plan import BatchPlan, largest, mixture, phases_of
+from lifecycle.data.mixture.plan import BatchPlan, Mix, largest, mixture, phases_of
 from lifecycle.data.stream.prepared import prepared_folder, read_metas
 from lifecycle.data.survey.level_sizes import LevelSize, survey_levels
 from lifecycle.data.survey.source_size import SourceSize, known_tokenizer, survey
 from lifecycle.duration import Limits, Timeline, ended_by_config
 from lifecycle.errors import UserError
-from lifecycle.estimate import curriculum_table, estimate, table
+from lifecycle.estimate import curriculum_table, table
+from lifecycle.estimate.estimate import BatchShape, CheckpointPlan, Estimate, RunDevice, SourceEstimate, estimate
 from lifecycle.hardware import Hardware, device_name, probe
 from lifecycle.lineage.inherit import goes_on_with_optimizer, optimizer_checkpoint
 from lifecycle.model import ModelConfig
@@ -27,40 +28,80 @@ from lifecycle.system.cache import made_cache_folder
 from lifecycle.tokenizer.tokenizer import Tokenizer
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Planned:
+    """The run as its config and the sizes of its sources give it, without its data.
+
+    shares: of the tokens of every step, by source, as weights that may move. epoch_source: the source whose passes
+    `stage.max_epochs` counts.
+    """
+
+    shares: Mix
+    epoch_source: str
+    sizes: Sequence[SourceSize]
+
+    def batches(self, line: Timeline) -> BatchPlan:
+        """What the steps of a run are made of."""
+        return BatchPlan.of(self.shares, phases_of(line.segments), line.steps)
+
+    def tokens(self, line: Timeline) -> dict[str, float]:
+        """What a run takes from each source."""
+        return self.batches(line).planned(line.steps)
+
+    def timeline(self, limits: Limits) -> Timeline:
+        """How long the run is. Raises UserError where passes end it over a source of unknown size."""
+        return limits.timeline(self._epoch_positions, lambda line: self.tokens(line)[self.epoch_source])
+
+    def _epoch_positions(self) -> int:
+        size = next(s for s in self.sizes if s.name == self.epoch_source)
+        if size.tokens is None:
+            raise UserError(
+                f"stage.max_epochs counts passes over '{size.name}', whose size is not known here: state "
+                f"data.sources.{size.name}.tokens, or give stage.max_tokens"
+            )
+        return int(size.tokens)
+
+
 def dry_run(plan: RunPlan) -> None:
-    """Print parameters, FLOPs, memory, tokens and epochs by source, steps, hours and disk of the planned run."""
+    """Print parameters, FLOPs, memory, tokens and epochs by source, steps, hours and disk of the planned run.
+
+    Raises UserError for a job, and for what the run itself would refuse before it reads its data.
+    """
     limits, data = plan.limits, plan.data
     if limits is None:
         raise UserError("dry_run=true is for stages that train; this stage is a job, which is cheap: run it without")
     if plan.parent is not None and goes_on_with_optimizer(plan.config):
-        optimizer_checkpoint(plan.parent)  # refuses what the run would
+        optimizer_checkpoint(plan.parent)
     tokenizer = known_tokenizer(str(prepared_folder(data.prepared)) if data.prepared else data.tokenizer)
-    sizes = _sizes(data, limits, tokenizer)
-    mix = mixture({name: spec.weight for name, spec in data.sources.items()}, plan.replay_share)
-    epoch_source = data.epoch_source or largest(mix)
-
-    def batches(line: Timeline) -> BatchPlan:
-        return BatchPlan.of(mix, phases_of(line.segments), line.steps)
-
-    def given(line: Timeline) -> float:
-        return batches(line).planned(line.steps)[epoch_source]
-
-    def timeline_of(limits: Limits) -> Timeline:
-        return limits.timeline(lambda: _known(epoch_source, sizes), given)
-
-    timeline = timeline_of(limits)
+    planned = _planned(plan, limits, tokenizer)
+    timeline = planned.timeline(limits)
     check_reach(plan.config, plan.parent, timeline.steps)
     model = _model(plan, tokenizer.vocab_size if tokenizer else getattr(data.tokenizer, "vocab_size", None))
-    found = _estimate(plan, limits, model, timeline, sizes, batches(timeline).planned(timeline.steps))
+    found = _estimate(plan, limits, model, timeline, planned)
     levels = _levels(data, tokenizer)
+    ended = ended_by_config(limits, plan.command.typed, planned.timeline)
+    idle = planned.batches(timeline).idle_workers(data.streams, _devices(plan.hardware), plan.hardware.workers)
+    _print(found, planned.sizes, levels, [*ended, *idle])
+
+
+def _planned(plan: RunPlan, limits: Limits, tokenizer: Tokenizer | None) -> _Planned:
+    data = plan.data
+    shares = mixture({name: spec.weight for name, spec in data.sources.items()}, plan.replay_share)
+    return _Planned(
+        shares=shares, epoch_source=data.epoch_source or largest(shares), sizes=_sizes(data, limits, tokenizer)
+    )
+
+
+def _print(
+    found: Estimate, sizes: Sequence[SourceSize], levels: Mapping[str, Sequence[LevelSize]], notes: Sequence[str]
+) -> None:
+    """Tables first, then what the user should look at: `notes` on the command, and the warnings of the tables."""
     console = Console(soft_wrap=False)
     console.print(table.tables(found))
     for size in sizes:
         console.print(f"[dim]{size.name}: {size.how}[/dim]", highlight=False)
     console.print(curriculum_table.tables(levels, found.sources))
-    idle = batches(timeline).idle_workers(data.streams, _devices(plan.hardware), plan.hardware.workers)
-    ended = ended_by_config(limits, plan.command.typed, timeline_of)
-    for line in [*ended, *idle, *table.warnings(found), *curriculum_table.warnings(levels, found.sources)]:
+    for line in [*notes, *table.warnings(found), *curriculum_table.warnings(levels, found.sources)]:
         console.print(f"[yellow]{line}[/yellow]", highlight=False)
 
 
@@ -78,39 +119,32 @@ def _sizes(data: DataConfig, limits: Limits, tokenizer: Tokenizer | None) -> lis
     )
 
 
-def _estimate(
-    plan: RunPlan,
-    limits: Limits,
-    model: ModelConfig,
-    timeline: Timeline,
-    sizes: Sequence[SourceSize],
-    tokens: Mapping[str, float],
-) -> estimate.Estimate:
-    """`tokens`: what the run takes from each source."""
-    cfg, hardware, devices = plan.config, plan.hardware, _devices(plan.hardware)
+def _estimate(plan: RunPlan, limits: Limits, model: ModelConfig, timeline: Timeline, planned: _Planned) -> Estimate:
+    cfg, hardware, devices, tokens = plan.config, plan.hardware, _devices(plan.hardware), planned.tokens(timeline)
     copies = plan.stage.weight_copies if plan.stage else {}
     rows = limits.global_batch_tokens // limits.sequence_length // devices
-    return estimate.estimate(
+    micro_rows = max(micro_batch_rows(hardware.micro_batch_tokens)(limits.sequence_length, max(1, rows)))
+    return estimate(
         model,
         timeline=timeline,
-        tokens_per_step=limits.global_batch_tokens,
-        sequence_length=limits.sequence_length,
-        micro_rows=max(micro_batch_rows(hardware.micro_batch_tokens)(limits.sequence_length, max(1, rows))),
+        batch=BatchShape(tokens=limits.global_batch_tokens, length=limits.sequence_length, micro_rows=micro_rows),
         sources=[
-            estimate.SourceEstimate(
+            SourceEstimate(
                 name=s.name, domain=s.domain, weight=tokens[s.name], tokens=s.tokens, max_epochs=s.max_epochs
             )
-            for s in sizes
+            for s in planned.sizes
         ],
         hardware=hardware,
         world_size=devices,
         sharded=hardware.strategy == "fsdp",
-        keep_last=cfg.checkpoint.keep_last,
-        milestones=len(cfg.checkpoint.milestones) + (cfg.guard is not None and "restore" in cfg.guard.actions),
-        checkpoint_every_steps=cfg.checkpoint.every_steps,
+        device=_device(plan),
+        checkpoints=CheckpointPlan(
+            keep_last=cfg.checkpoint.keep_last,
+            milestones=len(cfg.checkpoint.milestones) + (cfg.guard is not None and "restore" in cfg.guard.actions),
+            every_steps=cfg.checkpoint.every_steps,
+        ),
         kept_copies=sum(number for key, number in copies.items() if cfg.stage.get(key) is not None),
         free_disk=shutil.disk_usage(_existing(Path.cwd())).free,
-        **_device(plan),
     )
 
 
@@ -138,37 +172,26 @@ def _model(plan: RunPlan, vocabulary: int | None) -> ModelConfig:
     return model if vocabulary is None else model.with_vocab(vocabulary)
 
 
-def _known(name: str, sizes: list[SourceSize]) -> int:
-    size = next(s for s in sizes if s.name == name)
-    if size.tokens is None:
-        raise UserError(
-            f"stage.max_epochs counts passes over '{name}', whose size is not known here: state "
-            f"data.sources.{name}.tokens, or give stage.max_tokens"
-        )
-    return int(size.tokens)
-
-
 def _devices(hardware: Hardware) -> int:
     """Devices of the run; `auto` counts as one where they are not here."""
     each = 1 if hardware.devices == "auto" else int(hardware.devices)
     return each * hardware.num_nodes
 
 
-def _device(plan: RunPlan) -> dict[str, Any]:
-    """Name, precision and peak of the device: this machine's for a CPU, by the config's name for a GPU elsewhere."""
+def _device(plan: RunPlan) -> RunDevice:
+    """One device of the run: this machine's for a CPU, by the config's name for a GPU elsewhere."""
     hardware, name = plan.hardware, plan.command.choices.get("hardware") or "gpu"
-    here = hardware.accelerator == "cpu" or name == "gpu"
-    if not here:
-        precision = "fp32" if hardware.precision == "fp32" else "bf16"
-        return {"device_name": name.split("x")[0], "precision": precision}
+    if hardware.accelerator != "cpu" and name != "gpu":
+        return RunDevice(name=name.split("x")[0], precision="fp32" if hardware.precision == "fp32" else "bf16")
     kind = hardware.device_type()
     machine = probe(kind)
     precision = hardware.precision if hardware.precision != "auto" else ("bf16" if machine.has_bf16 else "fp32")
     peak = machine.bf16_flops if precision == "bf16" else machine.fp32_flops
-    return {"device_name": device_name(kind), "precision": precision, "peak_flops": peak}
+    return RunDevice(name=device_name(kind), precision=precision, peak_flops=peak)
 
 
 def _existing(path: Path) -> Path:
+    """The nearest folder above `path` that exists, whose disk can be asked."""
     while not path.exists():
         path = path.parent
     return path
