@@ -36,7 +36,8 @@ class SourceSpec:
         data_dir: the folder in it, where its parts are folders (starcoderdata: python); revision: a branch, tag or
         commit of it, None: its main branch as it is when a run begins.
     path: a file, folder, glob or URL, a list of them, or one of these per split; `python://prose` and `python://code`
-        are the texts of the running Python installation, `python://arithmetic` and `python://reasoning` exercises.
+        are the texts of the running Python installation, `python://arithmetic` and `python://reasoning` exercises,
+        `python://questions` and `python://preferences` questions that Python answers.
     split: which split is trained on.
     format, fields: the form of a row (one of `formats.FORMATS`, or auto: recognised by the columns of the first rows),
         and our field name -> the row's (a dotted path, or a list of columns for `options`).

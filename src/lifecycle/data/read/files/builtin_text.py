@@ -1,10 +1,12 @@
-"""Text that every Python installation carries: its language reference and docstrings, its source code, and exercises.
+"""Text that every Python installation carries: its language reference and docstrings, its source code, exercises, and
+questions about it.
 
 `prose`: each topic of the language reference (`pydoc_data.topics`), and the docstrings of each module of the standard
 library and of the interpreter's built-in modules, a module a document. `code`: the source files of the standard
 library, without their docstrings: those are in `prose`, and what is held out of one domain must not be trained on in
 the other.
-Sources are parsed, not imported. The exercises are made (`exercises.py`).
+Sources are parsed, not imported. The exercises are made (`exercises.py`), and so are the questions, to which Python
+knows the answer (`python_questions.py`).
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ from types import ModuleType
 
 import orjson
 
-from lifecycle.data.read.files import exercises
+from lifecycle.data.read.files import exercises, python_questions
+from lifecycle.data.read.files.python_questions import Signature
 
-KINDS = ("prose", "code", *exercises.KINDS)
+KINDS = ("prose", "code", *exercises.KINDS, *python_questions.KINDS)
 LEAST_CHARACTERS = 200
 """A shorter text is no document."""
 
@@ -62,6 +65,9 @@ def materialise(kind: str, cache: Path) -> Path:
 def _rows(kind: str) -> Iterator[Mapping[str, object]]:
     if kind in exercises.KINDS:
         yield from exercises.exercises(kind)
+        return
+    if kind in python_questions.KINDS:
+        yield from python_questions.python_questions(kind, list(_signatures()))
         return
     for name, text in _prose() if kind == "prose" else _code():
         if len(text) >= LEAST_CHARACTERS:
@@ -118,6 +124,17 @@ def _modules() -> Iterator[tuple[str, str, ast.Module]]:
         with tokenize.open(names[name]) as file:
             source = file.read()
         yield name, source, ast.parse(source)
+
+
+def _signatures() -> Iterator[Signature]:
+    """Public functions of the standard library's modules that have one to five parameters, and no others than such."""
+    for module, _, tree in _modules():
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                taken = node.args
+                plain = not (taken.vararg or taken.kwarg or taken.kwonlyargs or taken.posonlyargs)
+                if plain and 1 <= len(taken.args) <= 5:
+                    yield Signature(module, node.name, [one.arg for one in taken.args])
 
 
 def _document(title: str, parts: Iterator[tuple[str, str]], seen: set[str]) -> str:
