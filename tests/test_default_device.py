@@ -22,6 +22,8 @@ MAKERS = (
     "arange as_tensor empty eye full linspace logspace ones rand randint randn randperm scalar_tensor tensor zeros "
     "Generator"
 ).split()
+FLOATS = "empty eye linspace logspace ones rand randn zeros".split()
+"""Those that make floats of the default dtype."""
 ADAMW = AdamW(lr=1e-3, embedding_lr=None, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8, grad_clip=1.0)
 MUON = Muon(
     lr=1e-3,
@@ -95,8 +97,25 @@ def test_sampling_is_the_same_whatever_the_default_device(name: str, default: st
     assert torch.equal(found.token_ids, wanted.token_ids) and torch.equal(found.logprobs, wanted.logprobs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "plain16", "deepseek_v3"])
+def test_sampling_is_the_same_whatever_the_default_dtype(name: str, dtype: torch.dtype) -> None:
+    config = replace(VARIANTS["llama"], width=32) if name == "plain16" else VARIANTS[name]  # one that C can take
+    model = build(config, seed=1)
+    sampling = Sampling(max_new_tokens=4, top_p=0.9, samples=2, repetition_penalty=1.1, banned_ids=(3,))
+    wanted = generate(model, [[1, 2, 3], [4]], sampling, seed=0)
+    try:
+        torch.set_default_dtype(dtype)
+        found = generate(model, [[1, 2, 3], [4]], sampling, seed=0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found.token_ids, wanted.token_ids) and torch.equal(found.logprobs, wanted.logprobs)
+    assert found.logprobs.dtype == torch.float32
+
+
 def unplaced(file: Path) -> list[str]:
-    """Lines that make a tensor where torch puts it by default, other than the weights of a module."""
+    """Lines that make a tensor where, or of floats of the kind that, torch takes by default, other than the weights of
+    a module."""
     tree = ast.parse(file.read_text())
     modules = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and "Module" in ast.unparse(node)]
     weights = {
@@ -110,12 +129,13 @@ def unplaced(file: Path) -> list[str]:
     for node in ast.walk(tree):
         if not (isinstance(node, ast.Call) and ast.unparse(node.func).startswith("torch.")) or id(node) in weights:
             continue
-        named = {keyword.arg for keyword in node.keywords}
-        placed = named & {"device", None} or (node.args and ast.unparse(node.func) == "torch.Generator")
-        if ast.unparse(node.func).removeprefix("torch.") in MAKERS and not placed:
+        named, maker = {keyword.arg for keyword in node.keywords}, ast.unparse(node.func).removeprefix("torch.")
+        placed = named & {"device", None} or (node.args and maker == "Generator")
+        typed = named & {"dtype", None} or maker not in FLOATS
+        if maker in MAKERS and not (placed and typed):
             found.append(f"{file.name}:{node.lineno}: {ast.unparse(node)}")
     return found
 
 
-def test_every_tensor_that_is_made_says_where() -> None:
+def test_every_tensor_that_is_made_says_where_and_of_what() -> None:
     assert [line for file in sorted(SOURCE.rglob("*.py")) for line in unplaced(file)] == []

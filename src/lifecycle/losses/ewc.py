@@ -46,7 +46,7 @@ def add_ewc_gradients(
     parameters, anchors (the parent's weights a) and fisher (F): one tensor a parameter, of equal shapes. Call it once
     a step, whatever the number of micro-batches: the penalty is no sum over tokens.
     """
-    penalty = torch.zeros((), device=parameters[0].device)
+    penalty = torch.zeros((), dtype=torch.float32, device=parameters[0].device)
     for parameter, anchor, information in zip(parameters, anchors, fisher, strict=True):
         moved = parameter - anchor
         gradient = information * moved

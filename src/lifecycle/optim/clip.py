@@ -29,7 +29,7 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tens
         elif gradient is not None:
             by_layout[None].append(gradient)
     if not by_layout:
-        return torch.zeros((), device="cpu")
+        return torch.zeros((), dtype=torch.float32, device="cpu")
     squares = [_global_square(gradients, layout) for layout, gradients in by_layout.items()]
     norm = torch.stack([square.to(squares[0].device) for square in squares]).sum().sqrt().float()
     if max_norm is None:

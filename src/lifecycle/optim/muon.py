@@ -177,7 +177,7 @@ class MuonAdamW(torch.optim.Optimizer):
             state = self.state[parameter]
             if not state:
                 # the fused kernel counts on the device; elsewhere a count on the CPU saves kernel launches
-                state["step"] = torch.zeros((), device=parameter.device if fused else "cpu")
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu")
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
         states = [self.state[parameter] for parameter in parameters]

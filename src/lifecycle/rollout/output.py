@@ -23,7 +23,7 @@ class Collected:
 
     def __init__(self, sequences: int, tokens: int, *, device: torch.device, sets: bool = True) -> None:
         self._ids = torch.zeros(sequences + 1, tokens, dtype=torch.long, device=device)
-        self._facts = torch.zeros(sequences + 1, tokens, FACTS, device=device)
+        self._facts = torch.zeros(sequences + 1, tokens, FACTS, dtype=torch.float32, device=device)
         self.with_sets = sets
         self._places, self._kept = list[Tensor](), list[Kept]()
         self._lengths = [0] * sequences

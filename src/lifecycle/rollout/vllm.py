@@ -214,12 +214,12 @@ def _tensors(found: Sequence[Any], scored: Sequence[Scored], *, greedy: bool) ->
     length = torch.tensor([len(one.token_ids) for one in found], dtype=torch.long, device="cpu")
     longest = int(length.max()) if found else 0
     token_ids = torch.zeros(len(found), longest, dtype=torch.long, device="cpu")
-    facts = torch.zeros(3, len(found), longest, device="cpu")
-    gaps, sets = [torch.zeros(0, device="cpu")], [Kept.whole(0)]
+    facts = torch.zeros(3, len(found), longest, dtype=torch.float32, device="cpu")
+    gaps, sets = [torch.zeros(0, dtype=torch.float32, device="cpu")], [Kept.whole(0)]
     for row, (one, own) in enumerate(zip(found, scored, strict=True)):
         ids = list(one.token_ids)
         drawn = [at[token].logprob for at, token in zip(one.logprobs, ids, strict=True)]
-        theirs = torch.tensor(drawn, device="cpu")
+        theirs = torch.tensor(drawn, dtype=torch.float32, device="cpu")
         token_ids[row, : len(ids)] = torch.tensor(ids, device="cpu")
         facts[:, row, : len(ids)] = torch.stack((own.logprobs if greedy else theirs, *own[1:3]))
         gaps.append((theirs - (own.full_logprobs if greedy else own.logprobs)).abs())

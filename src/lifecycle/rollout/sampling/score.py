@@ -65,7 +65,7 @@ def score_rollout(model: Decoder, rollout: Rollout, sampling: Sampling) -> Score
     rows, exists = range(len(rollout)), rollout.exists
     kept = [rollout.rows([row]).kept.first(int(rollout.length[row])) for row in rows]
     scored = score(model, rollout.prompts, [rollout.completion(row) for row in rows], sampling, kept=kept)
-    facts_3NT = torch.zeros(3, *exists.shape, device="cpu")
+    facts_3NT = torch.zeros(3, *exists.shape, dtype=torch.float32, device="cpu")
     for row, one in enumerate(scored):
         facts_3NT[:, row, : len(one.logprobs)] = torch.stack(one[:3])
     logprobs, full, entropy = facts_3NT.masked_fill(~rollout.sampled, 0)

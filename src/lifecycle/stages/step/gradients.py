@@ -47,7 +47,7 @@ def add_gradients(
     penalty: Penalty | None,
 ) -> Sums:
     """Add the gradients of a step to those of `model`, through `backward`. Every rank must call."""
-    total = torch.zeros((), device=count.device)
+    total = torch.zeros((), dtype=torch.float32, device=count.device)
     sums: dict[str, Tensor] = {}
     loads: Tensor | None = None
     for number, batch in enumerate(micro):
