@@ -1,12 +1,15 @@
 """A run as a function: of its config alone, with a result, any number of them in one process, as a notebook does."""
 
+import gc
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -96,6 +99,35 @@ def test_a_dry_run_does_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     planned = run(composed("run=mine", "dry_run=true"))
     assert planned.status == "planned" and planned.model is None and not planned.metrics
     assert not planned.folder.exists() and "parameters" in capsys.readouterr().out
+
+
+def test_threads_run_what_the_main_thread_does_each_for_itself() -> None:
+    """A notebook's server, or a pipeline, does not call from the main thread, which alone may handle signals."""
+    chats = [{"role": "user", "content": "row?"}, {"role": "assistant", "content": "yes"}]
+    Path("chats.jsonl").write_text("\n".join(json.dumps({"messages": chats, "id": n}) for n in range(300)))
+    words = ["data.sources.mine.path=chats.jsonl", "data.sources.mine.format=messages", "stage.view=chat"]
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with ThreadPoolExecutor(2) as threads:
+        both = list(threads.map(lambda name: run(config.compose([*TOY, *words, f"run={name}"])), ("one", "two")))
+    alone = run(composed(*words, "run=alone"))
+    for result in both:
+        assert result.status == "finished" and result.metrics["train/loss"] == alone.metrics["train/loss"]
+        ledger = json.loads((result.folder / "ledger.json").read_text())
+        assert ledger["sources"]["mine"] == json.loads((alone.folder / "ledger.json").read_text())["sources"]["mine"]
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+
+
+def test_the_process_is_as_it_was_after_a_run_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: SaveOnEvents, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == 4:
+            raise RuntimeError("of a callback")
+
+    monkeypatch.setattr(SaveOnEvents, "on_train_batch_end", fail)
+    frozen = gc.get_freeze_count()
+    with pytest.raises(RuntimeError, match="of a callback"):
+        run(composed("run=mine", "deterministic=true"))
+    assert gc.isenabled() and gc.get_freeze_count() <= frozen
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_a_signal_in_training_gives_a_result_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

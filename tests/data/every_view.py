@@ -23,7 +23,6 @@ from lifecycle.data.clean.source import BadRows
 from lifecycle.data.module import DataModule
 from lifecycle.data.read.spec import SourceSpec
 from lifecycle.data.stream.pieces import Exhausted
-from lifecycle.data.views import VIEWS as VIEWS_OF
 from lifecycle.errors import UserError
 from lifecycle.tokenizer.tokenizer import TokenizerRecipe
 
@@ -160,8 +159,7 @@ def on_ranks(make: Callable[[], DataModule], world: int, state: Any = None) -> S
             with suppress(UserError):  # nothing is left to read
                 parts[rank] = read(modules[rank])[0]
 
-    # Ranks are processes: transformers keeps what a template marks once a process, and of CPython 3.11 two threads must
-    # not parse at once, as the header of a .npy file is.
+    # Ranks are processes: of CPython 3.11 two threads must not parse at once, as the header of a .npy file is.
     one = threading.Lock()
 
     def alone(function: Any) -> Any:
@@ -173,7 +171,6 @@ def on_ranks(make: Callable[[], DataModule], world: int, state: Any = None) -> S
 
     with (
         patch("lifecycle.data.loading.exchange.every_rank", every_rank),
-        patch("lifecycle.data.making.VIEWS", {name: alone(view) for name, view in VIEWS_OF.items()}),
         patch("numpy.load", alone(np.load)),
     ):
         threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lifecycle.bounds import due
 from lifecycle.checkpoint import CommittedCheckpointIO, ShardedStrategy, mark_best, mark_safe
 from lifecycle.stages.base import Stage
+from lifecycle.system import signals
 
 
 def step_name(step: int) -> str:
@@ -64,10 +65,10 @@ class SaveOnEvents(Callback):
                         "\nstopping: the step in flight is finished and saved; Ctrl-C again ends at once\n"
                     )
 
-        signal.signal(signal.SIGTERM, finish_step)
+        signals.handle(signal.SIGTERM, finish_step)
         self._at_once = signal.getsignal(signal.SIGINT)
         if self._at_once != signal.SIG_IGN:  # as in a shell script's background, which the terminal's Ctrl-C is not for
-            signal.signal(signal.SIGINT, finish_step)
+            signals.handle(signal.SIGINT, finish_step)
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -75,7 +76,7 @@ class SaveOnEvents(Callback):
         self._end_at_once()
 
     def _end_at_once(self) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL if self._at_once is None else self._at_once)
+        signals.handle(signal.SIGINT, signal.SIG_DFL if self._at_once is None else self._at_once)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """A validation that a preemption had cut short was done before the first step: its checkpoint is there."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,10 @@ SWEEP = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
 
 WRITTEN = ("stage.prompt", "stage.system")
 """Keys whose values people write as they come, with commas, quotes and brackets that mean something to Hydra."""
+
+
+_ONE_AT_A_TIME = threading.Lock()
+"""Hydra composes by globals of the process, which threads share."""
 
 
 def conf_dir() -> Path:
@@ -85,6 +90,11 @@ def hydra_main(task: Task, *, check: Task | None = None) -> int:
 
 def compose(overrides: Sequence[str] = (), *, config_dirs: Sequence[Path] = ()) -> DictConfig:
     """The config of a command line, for use from Python. Raises UserError where it cannot be composed."""
+    with _ONE_AT_A_TIME:
+        return _composed(overrides, config_dirs)
+
+
+def _composed(overrides: Sequence[str], config_dirs: Sequence[Path]) -> DictConfig:
     _register_resolvers()
     forced = _forced([_at_home(word) for word in overrides], conf_dir(), *config_dirs)
     forced.append(f"hydra.searchpath={[str(folder.resolve()) for folder in config_dirs]}")

@@ -1,18 +1,22 @@
-"""A run at work: its folder is its own, a signal ends it in order, what the disk refuses is said, its end is noted."""
+"""A run at work: its folder is its own, a signal ends it in order, what the disk refuses is said, its end is noted, and
+the process is as it was."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
 
+import torch
+
 from lifecycle.checkpoint import remedies
 from lifecycle.errors import DISK_FULL, NO_ACCESS, Terminated, UserError
 from lifecycle.runs.begin_end import begin_anew, record_end, reopen
 from lifecycle.runs.plan import RunPlan
-from lifecycle.system import say_once
+from lifecycle.system import say_once, signals
 from lifecycle.system.lock import hold
 from lifecycle.system.ranks import rank
 
@@ -22,7 +26,7 @@ def at_work(plan: RunPlan) -> Iterator[None]:
     """Around all that a run does. What ends it goes through, and is written into run.json where the run had begun one;
     a job that reads no data writes its folder at its end, and what stands there is the last result."""
     say_once.begin_anew()
-    with _ended_by_sigterm(), _disk_faults_said(plan), hold(plan.folder.path):
+    with _settings_put_back(), _ended_by_sigterm(), _disk_faults_said(plan), hold(plan.folder.path):
         if not plan.reads_data:
             yield
             return
@@ -51,13 +55,27 @@ def _ended_by_sigterm() -> Iterator[None]:
         signal.signal(signum, signal.SIG_DFL)  # in a process that was forked from this one, which has no run to end
         signal.raise_signal(signum)
 
-    signal.signal(signal.SIGTERM, end)
+    signals.handle(signal.SIGTERM, end)
     try:
         yield
     finally:
         for number, handler in before.items():
             if handler is not None:
-                signal.signal(number, handler)
+                signals.handle(number, handler)
+
+
+@contextlib.contextmanager
+def _settings_put_back() -> Iterator[None]:
+    """What a run sets for its whole process is afterwards as it was, however the run ended: the garbage collector,
+    which stands still between steps, and torch's choice of deterministic algorithms."""
+    collects, deterministic = gc.isenabled(), torch.are_deterministic_algorithms_enabled()
+    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        (gc.enable if collects else gc.disable)()
+        torch.use_deterministic_algorithms(deterministic, warn_only=only_warns)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -99,13 +100,13 @@ class ChatTemplate:
         ask: bool = False,
     ) -> Rendered:
         """The text of `turns`; `ask`: with the beginning of the assistant's next turn. Raises TemplateFault."""
-        dated = "strftime_now" in self.source
+        source = _same_date() + self.source if "strftime_now" in self.source else self.source
         marks: dict[str, Any] = hf.special_tokens_map
         try:
             rendered: Any = render_jinja_template(
                 [[{key: value for key, value in turn.items() if value is not None} for turn in turns]],
                 tools=[dict(tool) for tool in tools] or None,
-                chat_template=_same_date() + self.source if dated else self.source,
+                chat_template=_of_thread() + source,
                 return_assistant_tokens_mask=self.has_markers and not ask,
                 add_generation_prompt=ask,
                 **marks,
@@ -114,6 +115,13 @@ class ChatTemplate:
             raise TemplateFault(" ".join(str(error).split())[:120] or type(error).__name__) from error
         texts, spans = rendered
         return Rendered(str(texts[0]), tuple((int(start), int(end)) for start, end in spans[0]) if spans else None)
+
+
+def _of_thread() -> str:
+    """A comment that makes a template another one in each thread: transformers compiles a text once a process, and
+    notes in what it compiled where the assistant begins to write, which two threads must not do at once."""
+    alone = threading.current_thread() is threading.main_thread()
+    return "" if alone else f"{{# {threading.get_ident()} +#}}"
 
 
 def _same_date() -> str:

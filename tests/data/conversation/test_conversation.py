@@ -2,6 +2,7 @@
 loses something is found out."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -249,3 +250,16 @@ def test_a_template_that_knows_no_tools_is_found_out() -> None:
     deaf = made(UNMARKED["chatml"].replace("m.content", "(m.content or '')"))
     assert reason(CALLING, deaf, tools=TOOLS) == "chat template: drops the tools"
     assert reason(CALLING, deaf) == "chat template: drops a tool call"
+
+
+def test_threads_render_at_once_what_one_renders_alone() -> None:
+    """transformers notes what a template marks once a process, and refuses a second thread in the middle of it."""
+    dated = made("\n\n{{ strftime_now('%d') }}\n{% for m in messages %}\n {{ m.content }}\n{% endfor %}\n")
+    templates = [shipped("auto"), shipped("plain"), dated]
+    wanted = [template.render(TOKENIZER.hf, TURNS) for template in templates]
+
+    def rendered(number: int) -> bool:
+        return all([one.render(TOKENIZER.hf, TURNS) for one in templates] == wanted for _ in range(100))
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(rendered, range(4)))
