@@ -1,8 +1,9 @@
-"""Bounds of numbers in a config: they stand in the annotation of the parameter, and `signature.Walk` checks them.
+"""What an annotation says of a key beyond its type; `config.signature.Walk` reads it.
 
     every_steps: Every            0 and null alike: never
     patience: Count               1, 2, 3, ...
     share: Annotated[float, Bounds(least=0, below=1)]
+    updates: Keys[Updates]        the fields of `Updates`, as keys of the node itself
 
 A number that is not finite, or a whole number that 64 bits do not hold, fits no annotation at all.
 """
@@ -10,7 +11,7 @@ A number that is not finite, or a whole number that 64 bits do not hold, fits no
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,3 +64,9 @@ Share = Annotated[float, Bounds(least=0, most=1)]
 Part = Annotated[float, Bounds(above=0, below=1)]
 PartOrNone = Annotated[float, Bounds(least=0, below=1)]
 PartOrAll = Annotated[float, Bounds(above=0, most=1)]
+
+KEYS = "keys"
+Fields = TypeVar("Fields")
+Keys = Annotated[Fields, KEYS]
+"""Of a parameter: a dataclass whose fields stand in the config beside the other keys, so that several constructors have
+the same keys without repeating them."""

@@ -24,6 +24,7 @@ from lifecycle.optim import AdamW, Muon, Schedule
 from lifecycle.stages.base import Stage
 from lifecycle.stages.midtrain import Ewc, Midtrain
 from lifecycle.stages.pretrain import Pretrain
+from lifecycle.stages.step.optimization import OptimizationKeys
 
 ADAMW = AdamW(lr=1e-2, embedding_lr=None, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8, grad_clip=1.0)
 MUON = Muon(
@@ -42,25 +43,24 @@ MUON = Muon(
 SETUP = replace(
     stage().setup_facts, bf16=True, attention="sdpa", validate_every=2, domains={"a": (1.0, 100), "b": (0.5, 50)}
 )
-SHARED: dict[str, Any] = {
-    "schedule": Schedule(name="constant", min_ratio=1.0, warmup_steps=0),
-    "max_skipped": 0,
-    "max_norm_ratio": 5.0,
-    "z_loss": 1e-4,
-}
+CONSTANT = Schedule(name="constant", min_ratio=1.0, warmup_steps=0)
+
+
+def keys(optimizer: AdamW | Muon) -> OptimizationKeys:
+    return OptimizationKeys(optimizer=optimizer, schedule=CONSTANT, max_skipped=0, max_norm_ratio=5.0)
 
 
 def pretrain(model: ModelConfig, optimizer: AdamW | Muon, setup: Any = SETUP) -> Stage:
-    return Pretrain(model=model, optimizer=optimizer, setup=setup, **SHARED)
+    return Pretrain(model=model, optimization=keys(optimizer), setup=setup, z_loss=1e-4)
 
 
 def midtrain(model: ModelConfig, optimizer: AdamW | Muon, setup: Any = SETUP) -> Stage:
     return Midtrain(
         model=model,
-        optimizer=optimizer,
+        optimization=keys(optimizer),
         setup=setup,
         ewc=Ewc(strength=1.0, rows=2),
-        **SHARED,
+        z_loss=1e-4,
     )
 
 

@@ -21,12 +21,14 @@ from lifecycle.model import DocumentMask, ModelConfig, build
 from lifecycle.optim import AdamW, Schedule
 from lifecycle.stages.pretrain import Pretrain
 from lifecycle.stages.setup import Setup
+from lifecycle.stages.step.optimization import OptimizationKeys
 
 MODEL = toy(width=32, heads=2, kv_heads=1, head_dim=16, ffn_width=64, vocab_size=64, init_std=0.05)
 STEPS, LENGTH = 3, 24
 
 
 ADAMW = AdamW(lr=1e-2, embedding_lr=None, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8, grad_clip=1.0)
+CONSTANT = Schedule(name="constant", min_ratio=1.0, warmup_steps=0)
 
 
 class Batches(pl.LightningDataModule):
@@ -121,10 +123,9 @@ def stage(
 ) -> Pretrain:
     return Pretrain(
         model=model,
-        optimizer=replace(ADAMW, lr=lr),
-        schedule=Schedule(name="constant", min_ratio=1.0, warmup_steps=0),
-        max_skipped=max_skipped,
-        max_norm_ratio=None,
+        optimization=OptimizationKeys(
+            optimizer=replace(ADAMW, lr=lr), schedule=CONSTANT, max_skipped=max_skipped, max_norm_ratio=None
+        ),
         z_loss=1e-4,
         setup=Setup(
             timeline=timeline or Timeline.even(STEPS, rows=1, row_length=LENGTH),

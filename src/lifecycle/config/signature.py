@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from lifecycle.bounds import KEYS
 from lifecycle.config.targets import TARGETS
 from lifecycle.config.wording import bounds_of, fits, is_dataclass, nearest, shown, typed, wanted
 from lifecycle.errors import UserError
@@ -62,12 +63,18 @@ class Walk:
     ) -> dict[str, Any]:
         """Keyword arguments for `target` from `node`.
 
-        `supplied` parameters come from elsewhere and must not stand in the node; `aside` keys are read by others.
+        `supplied` parameters come from elsewhere and must not stand in the node; `aside` keys are read by others. A
+        parameter of the annotation `Keys[Group]` gets a `Group` made of those keys of the node that are its fields.
         """
-        parameters = inspect.signature(target).parameters
         hints = _hints(target)
+        groups = {name: group for name, hint in hints.items() if (group := _of_keys(hint)) is not None}
+        parameters = {name: p for name, p in inspect.signature(target).parameters.items() if name not in groups}
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        out = {}
+        out: dict[str, Any] = {}
+        for name, group in groups.items():
+            names = [field.name for field in dataclasses.fields(group)]
+            out[name] = self.construct(group, {key: node[key] for key in names if key in node}, at)
+            aside = {*aside, *names}
         for key, value in node.items():
             place = (*at, str(key))
             if key in RESERVED or key in aside:
@@ -238,6 +245,11 @@ def dotted(place: KeyPath) -> str:
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     plain_class = inspect.isclass(target) and not dataclasses.is_dataclass(target)
     return get_type_hints(vars(target).get("__init__", target.__init__) if plain_class else target, include_extras=True)
+
+
+def _of_keys(hint: Any) -> Any:
+    """The dataclass of a `Keys[...]` annotation; None for another."""
+    return get_args(hint)[0] if get_origin(hint) is Annotated and KEYS in get_args(hint)[1:] else None
 
 
 def _takes(member: Any, value: Any) -> bool:

@@ -21,12 +21,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from lifecycle.batch import Rollout
-from lifecycle.bounds import Count, NotNegative, PartOrAll, Positive
+from lifecycle.bounds import Count, Keys, NotNegative, PartOrAll, Positive
 from lifecycle.errors import UserError
 from lifecycle.model import Decoder
 from lifecycle.model.huggingface import export
@@ -43,6 +45,62 @@ TEXT = "text"
 """The view of stages that train on documents: their models continue a text and were taught no turns."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PromptKeys:
+    """What is to be completed: `prompt` or the lines of `file`, as turns of a conversation (`chat`) or as documents.
+
+    chat: `auto` asks what the model was trained on. system: instruction before the conversation.
+    """
+
+    prompt: str | list[str] | None
+    file: str | None
+    chat: bool | Literal["auto"]
+    system: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingKeys:
+    """How completions are drawn (`Sampling`). stop: texts, and names of special tokens, that end one."""
+
+    max_new_tokens: Count
+    temperature: NotNegative
+    top_k: Count | None
+    top_p: PartOrAll | None
+    min_p: PartOrAll | None
+    repetition_penalty: Positive
+    stop: list[str]
+    samples: Count
+    best_of: Count | None
+    best_by: Literal["mean", "sum"]
+
+    def sampling(self, tokenizer: ChatTokenizer, end_ids: Sequence[int], vocab: int) -> Sampling:
+        """For a model of `vocab` tokens, whose completions end at `end_ids` and at the tokenizer's own."""
+        named, texts = read_stops(self.stop, _specials(tokenizer))
+        return Sampling(
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            stop_ids=tuple(dict.fromkeys(i for i in [*tokenizer.end_ids, *end_ids, *named] if 0 <= i < vocab)),
+            stop_strings=tuple(texts),
+            banned_ids=tuple(range(tokenizer.vocab_size, vocab)),  # embeddings that only fill the matrix up
+            samples=self.samples,
+            best_of=self.best_of,
+            best_by=self.best_by,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineKeys:
+    """What computes them. slots: sequences at a time. prefill_chunk: tokens of prompts in one forward pass."""
+
+    engine: Literal["own", "vllm"]
+    slots: Count
+    prefill_chunk: Count
+
+
 def generate(
     *,
     model: Decoder,
@@ -54,99 +112,92 @@ def generate(
     deterministic: bool,
     compiled: bool | None,
     folder: Path,
-    prompt: str | list[str] | None,
-    file: str | None,
+    prompts: Keys[PromptKeys],
+    sampling: Keys[SamplingKeys],
+    engine: Keys[EngineKeys],
     output: str | None,
-    chat: bool | Literal["auto"],
-    system: str | None,
-    max_new_tokens: Count,
-    temperature: NotNegative,
-    top_k: Count | None,
-    top_p: PartOrAll | None,
-    min_p: PartOrAll | None,
-    repetition_penalty: Positive,
-    stop: list[str],
-    samples: Count,
-    best_of: Count | None,
-    best_by: Literal["mean", "sum"],
-    engine: Literal["own", "vllm"],
-    slots: Count,
-    prefill_chunk: Count,
 ) -> dict[str, Any]:
     """Complete the prompts; what was done, for run.json. The arguments as far as `folder` come from the run.
 
     parent_view: what the model was last trained on, None for a model from elsewhere. parent_ends: further tokens that
-    end a completion. parent_folder: where it lies in Hugging Face's form, None where it does not. compiled: None leaves
-    it to the engine. Raises UserError for prompts that cannot be read, are empty or too long, and for settings that do
-    not fit.
+    end a completion. parent_folder: where the model lies in Hugging Face's form, None where it does not. compiled: None
+    leaves it to the engine. output: where completions go, see conf/stage/generate.yaml. Raises UserError for prompts
+    that cannot be read, are empty or too long, and for settings that do not fit.
     """
-    prompts = read_prompts(prompt, file)
-    turns = _by_template(chat, parent_view, tokenizer)
-    named, texts = read_stops(stop, _specials(tokenizer))
-    vocab = model.config.vocab
-    sampling = Sampling(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        stop_ids=tuple(dict.fromkeys(i for i in [*tokenizer.end_ids, *parent_ends, *named] if 0 <= i < vocab)),
-        stop_strings=tuple(texts),
-        banned_ids=tuple(range(tokenizer.vocab_size, vocab)),  # rows that only fill the matrix up
-        samples=samples,
-        best_of=best_of,
-        best_by=best_by,
-    )
-    ids = encode(prompts, tokenizer, chat=turns, system=system, begin=parent_view is not None)
-    openings = [prompt.opening for prompt in prompts]
-    shown = (
-        CompletionDisplay(sys.stdout, tokenizer, openings, samples=samples, continues=not turns)
-        if output is None
-        else None
-    )
+    asked = read_prompts(prompts.prompt, prompts.file)
+    turns = _by_template(prompts.chat, parent_view, tokenizer)
+    settings = sampling.sampling(tokenizer, parent_ends, model.config.vocab)
+    ids = encode(asked, tokenizer, chat=turns, system=prompts.system, begin=parent_view is not None)
+    shown = _display(asked, tokenizer, settings, continues=not turns) if output is None else None
     started = time.perf_counter()
-    if engine == "own":
-        ours = Engine(
-            model, slots=slots, prefill_chunk=prefill_chunk, deterministic=deterministic, compiled=bool(compiled)
-        )
-        grows = shown.token if shown and best_of is None and sys.stdout.isatty() else None
-        rollout = ours.generate(ids, sampling, seed=seed, tokenizer=tokenizer, on_token=grows)
+    if engine.engine == "own":
+        draw = _own(model, engine, shown, settings, deterministic=deterministic, compiled=compiled)
     else:
-        if deterministic:
-            raise UserError(
-                "deterministic=true, but vLLM's draws depend on what is computed beside them: type deterministic=false "
-                "or stage.engine=own"
-            )
-        theirs = _vllm(model, tokenizer, parent_folder, slots=slots, prefill_chunk=prefill_chunk, compiled=compiled)
-        rollout = theirs.generate(ids, sampling, seed=seed, tokenizer=tokenizer)
-    done = {"prompts": len(prompts), "seconds": round(time.perf_counter() - started, 3), **_mismatch(rollout)}
-    done |= _write(_rows(rollout, prompts), output, folder)
+        draw = _vllm(model, tokenizer, parent_folder, engine, deterministic=deterministic, compiled=compiled)
+    rollout = draw(ids, settings, seed=seed, tokenizer=tokenizer)
+    done = {"prompts": len(asked), "seconds": round(time.perf_counter() - started, 3), **_mismatch(rollout)}
+    done |= _write(_rows(rollout, asked), output, folder)
     if shown:  # after they are written: a terminal may fail
         shown.rest(rollout.text)
     return done
+
+
+def _display(
+    asked: Sequence[UserPrompt], tokenizer: ChatTokenizer, sampling: Sampling, *, continues: bool
+) -> CompletionDisplay:
+    openings = [prompt.opening for prompt in asked]
+    return CompletionDisplay(sys.stdout, tokenizer, openings, samples=sampling.samples, continues=continues)
+
+
+def _own(
+    model: Decoder,
+    engine: EngineKeys,
+    shown: CompletionDisplay | None,
+    sampling: Sampling,
+    *,
+    deterministic: bool,
+    compiled: bool | None,
+) -> Callable[..., Rollout]:
+    """Our engine's `generate`; on a terminal completions are shown as they grow, where all that are drawn are kept."""
+    ours = Engine(
+        model,
+        slots=engine.slots,
+        prefill_chunk=engine.prefill_chunk,
+        deterministic=deterministic,
+        compiled=bool(compiled),
+    )
+    grows = shown.token if shown and sampling.best_of is None and sys.stdout.isatty() else None
+    return partial(ours.generate, on_token=grows)
 
 
 def _vllm(
     model: Decoder,
     tokenizer: ChatTokenizer,
     folder: Path | None,
+    engine: EngineKeys,
     *,
-    slots: int,
-    prefill_chunk: int,
+    deterministic: bool,
     compiled: bool | None,
-) -> VllmEngine:
-    """A model that lies in another form than Hugging Face's (a checkpoint, GGUF) is exported for vLLM to read."""
+) -> Callable[..., Rollout]:
+    """vLLM's `generate`. A model that is not in Hugging Face's form (a checkpoint, GGUF) is exported for vLLM to read.
+
+    Raises UserError for deterministic=true.
+    """
+    if deterministic:
+        raise UserError(
+            "deterministic=true, but vLLM's draws depend on what is computed beside them: type deterministic=false "
+            "or stage.engine=own"
+        )
     with tempfile.TemporaryDirectory(prefix="lifecycle-") as made:
         if folder is None:
             export(model, Path(made), tokenizer=tokenizer)
         return VllmEngine(
             folder or Path(made),
             scorer=model,
-            slots=slots,
-            prefill_chunk=prefill_chunk,
+            slots=engine.slots,
+            prefill_chunk=engine.prefill_chunk,
             compiled=compiled is not False,
-        )
+        ).generate
 
 
 def _mismatch(rollout: Rollout) -> dict[str, float]:

@@ -181,38 +181,53 @@ def _finish(
     counts: Counter[str] = Counter(source.left_out_counts)
     for part in parts:
         counts.update(part["counts"])
-    share = sum(part["validation"]["documents"] for part in parts) if source.held_out else 0
-    refuse_broken(source, {**counts, HELD_OUT: share}, before=counts.total() + share, at_end=True)
+    _refuse_useless(source, parts, counts)
     if held is not None and held_parts is not None:
         theirs = sum((Counter(part["counts"]) for part in held_parts), Counter[str]())
         refuse_broken(held, theirs, before=theirs.total(), at_end=True)
+    made = {
+        "training": (source, parts),
+        "validation": (held or source, held_parts or (parts if source.held_out else [])),
+    }
+    named = source.spec.validation if held is not None else None
+    metas = {}
+    for side, (origin, written) in made.items():
+        metas[side] = {**_origin(origin, make), **_contents(side, written), "counts": dict(counts), "named": named}
+        atomic.write(folder / "prepared" / source.name / side / "meta.json", json.dumps(metas[side], indent=1))
+    return metas
+
+
+def _refuse_useless(source: Source, parts: list[dict[str, Any]], counts: Counter[str]) -> None:
+    """Raise UserError where too much of the source is broken, or nothing of it is left to train on."""
+    share = sum(part["validation"]["documents"] for part in parts) if source.held_out else 0
+    refuse_broken(source, {**counts, HELD_OUT: share}, before=counts.total() + share, at_end=True)
     if Weight.of(source.spec.weight, source.name).trained and not sum(part["training"]["documents"] for part in parts):
         raise UserError(
             f"data.sources.{source.name} has no document to train on in {len(source.files)} "
             f"file{'s' * (len(source.files) != 1)} ({_left_out(counts) or 'no rows at all'}): check path, format, "
             "fields and filters"
         )
-    made = {
-        "training": (source, parts),
-        "validation": (held or source, held_parts or (parts if source.held_out else [])),
+
+
+def _origin(source: Source, make: Maker) -> dict[str, Any]:
+    """What the shards of a side were made from: files, their treatment, tokenizer and view."""
+    return {
+        "version": VERSION,
+        "dtype": dtype_of(make),
+        "fingerprint": source.fingerprint,
+        "treatment": source.treatment,
+        "form": {"format": source.spec.format, "fields": source.spec.fields},
+        "evaluation": source.evaluation.key if source.evaluation else None,
+        "files": listed(source.files),
+        "tokenizer": make.tokenizer.sha256,
+        "view": make.key,
     }
-    metas = {}
-    for side, (origin, written) in made.items():
-        metas[side] = {
-            "version": VERSION,
-            "parts": [f"{part:02d}" for part in range(PARTS)] if written else [],
-            "dtype": dtype_of(make),
-            "documents": sum(part[side]["documents"] for part in written),
-            "tokens": sum(part[side]["tokens"] for part in written),
-            "counts": dict(counts),
-            "fingerprint": origin.fingerprint,
-            "treatment": origin.treatment,
-            "form": {"format": origin.spec.format, "fields": origin.spec.fields},
-            "evaluation": origin.evaluation.key if origin.evaluation else None,
-            "files": listed(origin.files),
-            "named": source.spec.validation if held is not None else None,
-            "tokenizer": make.tokenizer.sha256,
-            "view": make.key,
-        }
-        atomic.write(folder / "prepared" / source.name / side / "meta.json", json.dumps(metas[side], indent=1))
-    return metas
+
+
+def _contents(side: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """What its shards hold."""
+    return {
+        "parts": [f"{part:02d}" for part in range(PARTS)] if parts else [],
+        "documents": sum(part[side]["documents"] for part in parts),
+        "tokens": sum(part[side]["tokens"] for part in parts),
+    }

@@ -159,24 +159,31 @@ class Decoder(nn.Module):
         counts = self.config.moe is not None and self.training and torch.is_grad_enabled()
         if counts and counted is None:
             counted = torch.ones_like(input_ids_BT, dtype=torch.bool)
+        x_BTD, routings = self._through_blocks(x_BTD, angles, documents, counted if counts else None)
+        if counts:
+            loads = torch.stack([routing.loads for routing in routings])
+            self.routing = Routing(loads=loads, balance=torch.stack([routing.balance for routing in routings]).sum())
+        out: Tensor = self.norm(x_BTD)
+        return out
+
+    def _through_blocks(
+        self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], documents: DocumentMask | None, counted: Tensor | None
+    ) -> tuple[Tensor, list[Routing]]:
+        """The residual stream behind the last block, and the routing of each block that counts its tokens."""
         near = documents
         if self.config.sliding_window is not None:
-            near = slide(documents, self.config.sliding_window, input_ids_BT.shape[1], x_BTD.device)
+            near = slide(documents, self.config.sliding_window, x_BTD.shape[1], x_BTD.device)
         routings = []
         for number, block in enumerate(self.blocks):
             seen = documents if self.config.window(number) is None else near
-            arguments = (x_BTD, angles, seen, counted if counts else None)
+            arguments = (x_BTD, angles, seen, counted)
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x_BTD, routing = checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
                 x_BTD, routing = block(*arguments)
-            routings.append(routing)
-        if counts:
-            routed = [routing for routing in routings if routing is not None]
-            loads = torch.stack([routing.loads for routing in routed])
-            self.routing = Routing(loads=loads, balance=torch.stack([routing.balance for routing in routed]).sum())
-        out: Tensor = self.norm(x_BTD)
-        return out
+            if routing is not None:
+                routings.append(routing)
+        return x_BTD, routings
 
     def _forward_cached(self, x_BTD: Tensor, place: CallSlots) -> Tensor:
         for number, block in enumerate(self.blocks):

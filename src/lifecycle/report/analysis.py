@@ -63,42 +63,59 @@ def kinds(source: Analysis, *, brief: bool = False) -> dict[str, int]:
 
 
 def blocks(found: Analysis) -> list[Element]:
-    """The page."""
-    sources = found["sources"]
-    out: list[Element] = [
-        Paragraph(f"A run of {short(found['budget_tokens'])} tokens is planned.", "lead"),
-        Sheet(
-            ("source", "share", "documents", "tokens", "trained", "bytes a token", "planned tokens", "epochs"),
-            [
-                (
-                    name,
-                    share(s["weight"]),
-                    count(s["documents"]),
-                    count(s["tokens"]),
-                    share(s["trained"] / s["tokens"] if s["tokens"] else None),
-                    number(s["bytes_per_token"]),
-                    count(s["planned_tokens"]),
-                    number(s["epochs"]),
-                )
-                for name, s in sources.items()
-            ],
-        ),
+    """The page, from the shares of the mixture to samples of its text."""
+    return [
+        *_shares(found),
+        *_lengths(found["sources"]),
+        *_outcomes(found["sources"]),
+        *_overlaps(found),
+        *_examples(found),
+        *_samples(found["sources"]),
     ]
+
+
+def _shares(found: Analysis) -> list[Element]:
+    """What each source gives to the planned run, and a warning where it is read too often."""
+    sources = found["sources"]
+    heads = ("source", "share", "documents", "tokens", "trained", "bytes a token", "planned tokens", "epochs")
+    rows = [
+        (
+            name,
+            share(s["weight"]),
+            count(s["documents"]),
+            count(s["tokens"]),
+            share(s["trained"] / s["tokens"] if s["tokens"] else None),
+            number(s["bytes_per_token"]),
+            count(s["planned_tokens"]),
+            number(s["epochs"]),
+        )
+        for name, s in sources.items()
+    ]
+    planned = f"A run of {short(found['budget_tokens'])} tokens is planned."
+    out: list[Element] = [Paragraph(planned, "lead"), Sheet(heads, rows)]
     for name, s in sources.items():
         if s["epochs"] is None or s["epochs"] > WORTH_SAYING:
             often = "has no training document" if s["epochs"] is None else f"is read {number(s['epochs'], 1)} times"
             out.append(Paragraph(f"{name} {often}: past about four passes, text teaches less and less.", "warning"))
-    out += [Picture("tokens", "tokens by source"), Heading("Lengths"), Paragraph("Tokens a document.", "note")]
+    return [*out, Picture("tokens", "tokens by source")]
+
+
+def _lengths(sources: Analysis) -> list[Element]:
     points = list(dict.fromkeys(p for s in sources.values() for p in s["length"]))
-    out += [
+    return [
+        Heading("Lengths"),
+        Paragraph("Tokens a document.", "note"),
         Sheet(
             ("source", *(f"{p} %" if p != "100" else "longest" for p in points)),
             [(name, *(count(s["length"].get(p)) for p in points)) for name, s in sources.items()],
         ),
         Picture("lengths", "documents by length"),
-        Heading("What becomes of the rows"),
-        Picture("rows", "rows by what becomes of them"),
     ]
+
+
+def _outcomes(sources: Analysis) -> list[Element]:
+    """Rows by what becomes of them, and what was replaced in their text."""
+    out: list[Element] = [Heading("What becomes of the rows"), Picture("rows", "rows by what becomes of them")]
     for name, s in sources.items():
         total = sum(s["rows"].values())
         out.append(
@@ -107,22 +124,39 @@ def blocks(found: Analysis) -> list[Element]:
         if s["masked"]:
             replaced = ", ".join(f"{count(n)} {kind}" for kind, n in s["masked"].items())
             out.append(Paragraph(f"Replaced by marks in {name}: {replaced}.", "note"))
-    if len(sources) > 1 or any(found["overlaps"][name][name] for name in sources):
-        out += [Heading("Overlaps"), Picture("overlaps", "share of near duplicates between sources")]
-        out.append(
-            Paragraph(
-                "Share of the documents of the source on the left that resemble one of the source above; of itself: an "
-                "earlier one of its own. As the rows were before near duplicates were left out.",
-                "note",
-            )
-        )
-    if shown := examples(found):
-        said = "Token by token; what is trained is green, or stands between ⟦ and ⟧ where there are no colours."
-        out += [Heading(f"Examples of the view {found['view']}"), Paragraph(said, "note"), *shown]
-    out.append(Heading("Samples"))
-    for name, s in sources.items():
-        out.append(Sheet((name, "begins"), [sampled(sample) for sample in s["samples"]], numbers=False))
     return out
+
+
+def _overlaps(found: Analysis) -> list[Element]:
+    """Near duplicates between sources, and within each; nothing where there are none to compare."""
+    sources = found["sources"]
+    if len(sources) < 2 and not any(found["overlaps"][name][name] for name in sources):
+        return []
+    return [
+        Heading("Overlaps"),
+        Picture("overlaps", "share of near duplicates between sources"),
+        Paragraph(
+            "Share of the documents of the source on the left that resemble one of the source above; of itself: an "
+            "earlier one of its own. As the rows were before near duplicates were left out.",
+            "note",
+        ),
+    ]
+
+
+def _examples(found: Analysis) -> list[Element]:
+    shown = examples(found)
+    if not shown:
+        return []
+    said = "Token by token; what is trained is green, or stands between ⟦ and ⟧ where there are no colours."
+    return [Heading(f"Examples of the view {found['view']}"), Paragraph(said, "note"), *shown]
+
+
+def _samples(sources: Analysis) -> list[Element]:
+    sheets = (
+        Sheet((name, "begins"), [sampled(sample) for sample in s["samples"]], numbers=False)
+        for name, s in sources.items()
+    )
+    return [Heading("Samples"), *sheets]
 
 
 def examples(found: Analysis) -> list[Marked]:

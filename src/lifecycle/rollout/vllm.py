@@ -112,6 +112,31 @@ class VllmEngine:
         `full_logprobs`, and `logprobs` are our own. Errors: `UserError` for settings that vLLM reads otherwise than
         ours and for another version of the weights than vLLM has; `RuntimeError` for completions that it gave up.
         """
+        self._check_weights(weights_version)
+        check_stops(sampling, tokenizer)
+        self._check(sampling)
+        positions, vocab = self._scorer.config.max_positions, self._scorer.config.vocab
+        sampling.check_ids(vocab)
+        numbers, seeds, limits = sequences(
+            prompts, sampling, seed=seed, step=step, prompt_ids=prompt_ids, positions=positions, vocab=vocab
+        )
+        each = [list(prompt) for prompt in prompts for _ in range(sampling.drawn)]
+        found = self._draw(each, sampling, seeds, limits)
+        scored = score(self._scorer, each, [one.token_ids for one in found], sampling)
+        rollout = Rollout(
+            prompt_id=torch.tensor(numbers, dtype=torch.long, device="cpu").repeat_interleave(sampling.drawn),
+            sample=torch.arange(len(each), device="cpu") % sampling.drawn,
+            seed=torch.tensor(seeds, dtype=torch.long, device="cpu"),
+            prompts=each,
+            text=["" if tokenizer is None else tokenizer.decode(list(one.token_ids)) for one in found],
+            stop_reason=[_reason(one, sampling, limit) for one, limit in zip(found, limits, strict=True)],
+            weights_version=weights_version,
+            **_tensors(found, scored, greedy=sampling.temperature == 0),
+        )
+        return rollout if sampling.best_of is None else best(rollout, sampling)
+
+    def _check_weights(self, weights_version: int) -> None:
+        """Refuse to sample with other weights than those that were asked for, or than the scorer's."""
         if weights_version != self._version:
             raise UserError(
                 f"vLLM has version {self._version} of the weights, and version {weights_version} is asked for: export "
@@ -122,40 +147,17 @@ class VllmEngine:
                 "the scorer's weights have changed since vLLM read its own: export them and call refresh(folder, "
                 "weights_version=...) first"
             )
-        check_stops(sampling, tokenizer)
-        self._check(sampling)
-        sampling.check_ids(self._scorer.config.vocab)
-        config = self._scorer.config
-        numbers, seeds, limits = sequences(
-            *(prompts, sampling),
-            seed=seed,
-            step=step,
-            prompt_ids=prompt_ids,
-            positions=config.max_positions,
-            vocab=config.vocab,
-        )
-        each = [
-            (prompt, number, s) for prompt, number in zip(prompts, numbers, strict=True) for s in range(sampling.drawn)
-        ]
+
+    def _draw(
+        self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int], limits: Sequence[int]
+    ) -> list[Any]:
+        """vLLM's completion of each prompt, by its seed and its most new tokens."""
         outputs = self._llm.generate(
-            [{"prompt_token_ids": list(prompt)} for prompt, _, _ in each],
+            [{"prompt_token_ids": prompt} for prompt in prompts],
             [self._parameters(sampling, s, limit) for s, limit in zip(seeds, limits, strict=True)],
             use_tqdm=False,
         )
-        found = [output.outputs[0] for output in outputs]
-        reasons = [_reason(one, sampling, limit) for one, limit in zip(found, limits, strict=True)]
-        scored = score(self._scorer, [prompt for prompt, _, _ in each], [one.token_ids for one in found], sampling)
-        rollout = Rollout(
-            prompt_id=torch.tensor([number for _, number, _ in each], dtype=torch.long, device="cpu"),
-            sample=torch.tensor([sample for _, _, sample in each], dtype=torch.long, device="cpu"),
-            seed=torch.tensor(seeds, dtype=torch.long, device="cpu"),
-            prompts=[list(prompt) for prompt, _, _ in each],
-            text=["" if tokenizer is None else tokenizer.decode(list(one.token_ids)) for one in found],
-            stop_reason=reasons,
-            weights_version=weights_version,
-            **_tensors(found, scored, greedy=sampling.temperature == 0),
-        )
-        return rollout if sampling.best_of is None else best(rollout, sampling)
+        return [output.outputs[0] for output in outputs]
 
     def _check(self, sampling: Sampling) -> None:
         """Refuse what vLLM would read otherwise than our engine, or not at all."""

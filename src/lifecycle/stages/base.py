@@ -30,7 +30,7 @@ from lifecycle.stages.setup import Setup
 from lifecycle.stages.step.collectives import any_rank, count_tokens
 from lifecycle.stages.step.gradients import Sums, add_gradients
 from lifecycle.stages.step.metrics import Meter, validation_metrics
-from lifecycle.stages.step.optimization import Optimization
+from lifecycle.stages.step.optimization import Optimization, OptimizationKeys
 from lifecycle.stages.step.penalty import Penalty, saved_penalty
 from lifecycle.stages.watched import Best, GuardState
 
@@ -56,12 +56,12 @@ class Stage(pl.LightningModule, ABC):
     weight_copies: ClassVar[Mapping[str, int]] = {}
 
     def __init__(
-        self, *, model: ModelConfig, optimization: Optimization, setup: Setup, penalty: Penalty | None = None
+        self, *, model: ModelConfig, optimization: OptimizationKeys, setup: Setup, penalty: Penalty | None = None
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.config, self.setup_facts = model, setup
-        self.optimization, self.penalty = optimization, penalty
+        self.optimization, self.penalty = Optimization(optimization, setup.timeline), penalty
         self._rope_theta = model.rope_theta
         self.model: Decoder | None = None
         self.meter = Meter(log_every=setup.log_every, peak_flops=setup.peak_flops, sources=setup.source_names)

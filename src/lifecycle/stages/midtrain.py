@@ -14,15 +14,13 @@ from typing import ClassVar
 from torch import Tensor
 
 from lifecycle.batch import StepBatch, TokenBatch
-from lifecycle.bounds import Count, FromZero, NotNegative, Positive
+from lifecycle.bounds import Count, Keys, NotNegative, Positive
 from lifecycle.model import DocumentMask, ModelConfig
-from lifecycle.optim import AdamW, Muon, Schedule
 from lifecycle.stages.base import Stage
 from lifecycle.stages.inheritance import OptimizerState, PeakRate, ReplayedData, Vocabulary
 from lifecycle.stages.next_token import NEXT_TOKEN, held_out_loss, next_token_loss
 from lifecycle.stages.setup import Setup
-from lifecycle.stages.step.bad_steps import NormRatio
-from lifecycle.stages.step.optimization import Optimization
+from lifecycle.stages.step.optimization import OptimizationKeys
 from lifecycle.stages.step.penalty import EwcPenalty
 
 
@@ -51,21 +49,11 @@ class Midtrain(Stage):
         self,
         *,
         model: ModelConfig,
-        optimizer: AdamW | Muon,
-        schedule: Schedule,
-        max_skipped: FromZero,
-        max_norm_ratio: NormRatio | None,
+        optimization: Keys[OptimizationKeys],
         z_loss: NotNegative,
         ewc: Ewc | None,
         setup: Setup,
     ) -> None:
-        optimization = Optimization(
-            optimizer=optimizer,
-            schedule=schedule,
-            max_skipped=max_skipped,
-            max_norm_ratio=max_norm_ratio,
-            timeline=setup.timeline,
-        )
         penalty = None
         if ewc is not None:
             penalty = EwcPenalty(strength=ewc.strength, rows=ewc.rows, log_likelihood=self._log_likelihood)

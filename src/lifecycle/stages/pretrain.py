@@ -9,14 +9,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from lifecycle.batch import StepBatch, TokenBatch
-from lifecycle.bounds import FromZero, NotNegative
+from lifecycle.bounds import Keys, NotNegative
 from lifecycle.model import DocumentMask, ModelConfig
-from lifecycle.optim import AdamW, Muon, Schedule
 from lifecycle.stages.base import Stage
 from lifecycle.stages.next_token import NEXT_TOKEN, held_out_loss, next_token_loss
 from lifecycle.stages.setup import Setup
-from lifecycle.stages.step.bad_steps import NormRatio
-from lifecycle.stages.step.optimization import Optimization
+from lifecycle.stages.step.optimization import OptimizationKeys
 
 
 class Pretrain(Stage):
@@ -28,20 +26,10 @@ class Pretrain(Stage):
         self,
         *,
         model: ModelConfig,
-        optimizer: AdamW | Muon,
-        schedule: Schedule,
-        max_skipped: FromZero,
-        max_norm_ratio: NormRatio | None,
+        optimization: Keys[OptimizationKeys],
         z_loss: NotNegative,
         setup: Setup,
     ) -> None:
-        optimization = Optimization(
-            optimizer=optimizer,
-            schedule=schedule,
-            max_skipped=max_skipped,
-            max_norm_ratio=max_norm_ratio,
-            timeline=setup.timeline,
-        )
         super().__init__(model=model, optimization=optimization, setup=setup)
         self.z_loss = z_loss
 

@@ -8,20 +8,16 @@ from tests.stages.test_step import ADAMW, LENGTH
 
 from lifecycle.duration import Segment, Timeline
 from lifecycle.optim import Schedule
-from lifecycle.stages.step.optimization import Optimization
+from lifecycle.stages.step.optimization import Optimization, OptimizationKeys
 
 EARLY, LATE = Segment(step=0, row_length=LENGTH, rows=1), Segment(step=4, row_length=LENGTH, rows=1, rate=0.5)
 FALLING = Schedule(name="linear", min_ratio=0.0, warmup_steps=2)
 
 
 def made(steps: int = 8, schedule: Schedule = FALLING) -> Optimization:
-    return Optimization(
-        optimizer=replace(ADAMW, lr=0.1, embedding_lr=0.3),
-        schedule=schedule,
-        max_skipped=0,
-        max_norm_ratio=None,
-        timeline=Timeline(steps, (EARLY, LATE)),
-    )
+    optimizer = replace(ADAMW, lr=0.1, embedding_lr=0.3)
+    keys = OptimizationKeys(optimizer=optimizer, schedule=schedule, max_skipped=0, max_norm_ratio=None)
+    return Optimization(keys, Timeline(steps, (EARLY, LATE)))
 
 
 def rates(optimization: Optimization, scale: float = 1.0, steps: int = 10) -> list[float]:

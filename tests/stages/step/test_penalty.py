@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.stages.test_step import ADAMW, saved, stage
+from tests.stages.test_step import ADAMW, CONSTANT, saved, stage
 from torch import Tensor
 
-from lifecycle.optim import Schedule
 from lifecycle.stages.midtrain import Ewc, Midtrain
+from lifecycle.stages.step.optimization import OptimizationKeys
 from lifecycle.stages.step.penalty import EwcPenalty
 
 NO_ROWS: Any = SimpleNamespace()
@@ -21,10 +21,7 @@ def midtrain() -> Midtrain:
     made = stage()
     return Midtrain(
         model=made.config,
-        optimizer=ADAMW,
-        schedule=Schedule(name="constant", min_ratio=1.0, warmup_steps=0),
-        max_skipped=0,
-        max_norm_ratio=None,
+        optimization=OptimizationKeys(optimizer=ADAMW, schedule=CONSTANT, max_skipped=0, max_norm_ratio=None),
         z_loss=0.0,
         ewc=Ewc(strength=1.0, rows=1),
         setup=made.setup_facts,

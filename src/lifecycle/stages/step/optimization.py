@@ -8,37 +8,45 @@ Made once a run, with the state that a checkpoint holds of it; the optimizer's o
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lifecycle.bounds import FromZero
 from lifecycle.duration import Timeline
 from lifecycle.optim import AdamW, Muon, Schedule, clip_gradients
 from lifecycle.optim.carry import carry_over
 from lifecycle.optim.schedule import of_another_length
-from lifecycle.stages.step.bad_steps import Skipping
+from lifecycle.stages.step.bad_steps import NormRatio, Skipping
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizationKeys:
+    """The keys of every training stage that say how its weights move (conf/stage/_training.yaml, conf/optimizer).
+
+    max_skipped: bad steps that a run may skip. max_norm_ratio: a gradient norm so many times the usual one makes a step
+    a bad one; None: none does.
+    """
+
+    optimizer: AdamW | Muon
+    schedule: Schedule
+    max_skipped: FromZero
+    max_norm_ratio: NormRatio | None
 
 
 class Optimization:
     """Settings and state of what happens between the gradients of a step and its weights.
 
-    max_skipped, max_norm_ratio: see `Skipping`. timeline: the steps that lengths of the schedule are shares of.
-    Raises `UserError` for a schedule that is longer than the run.
+    timeline: the steps that lengths of the schedule are shares of. Raises `UserError` for a schedule that is longer
+    than the run.
     """
 
-    def __init__(
-        self,
-        *,
-        optimizer: AdamW | Muon,
-        schedule: Schedule,
-        max_skipped: int,
-        max_norm_ratio: float | None,
-        timeline: Timeline,
-    ) -> None:
-        self.skipping = Skipping(max_skipped=max_skipped, max_norm_ratio=max_norm_ratio)
-        self._spec, self._timeline = optimizer, timeline
-        self._course = schedule.course(timeline.steps, timeline.steps_of, timeline.last_steps_of)
+    def __init__(self, keys: OptimizationKeys, timeline: Timeline) -> None:
+        self.skipping = Skipping(max_skipped=keys.max_skipped, max_norm_ratio=keys.max_norm_ratio)
+        self._spec, self._timeline = keys.optimizer, timeline
+        self._course = keys.schedule.course(timeline.steps, timeline.steps_of, timeline.last_steps_of)
 
     def build(self, model: nn.Module, initial: Mapping[str, Any] | None) -> torch.optim.Optimizer:
         """The optimizer over the trained parameters of `model`; `initial`: the state of a parent's, to go on with."""
