@@ -58,6 +58,7 @@ def of(
     device: str = "a100",
     free_disk: float | None = None,
     kept_copies: int = 0,
+    frozen: int = 0,
 ) -> Estimate:
     return estimate(
         model,
@@ -71,6 +72,7 @@ def of(
         checkpoints=CheckpointPlan(keep_last=3, every_steps=30),
         free_disk=free_disk,
         kept_copies=kept_copies,
+        frozen=frozen,
     )
 
 
@@ -100,6 +102,15 @@ def test_copies_of_the_weights_are_in_memory_and_in_every_checkpoint() -> None:
     assert holding.memory.total - without.memory.total == 8 * MODEL.parameters()
     assert holding.disk.checkpoint - without.disk.checkpoint == 8 * MODEL.parameters()
     assert "copies of weights that the stage keeps" in plain(holding) and "stage keeps" not in plain(without)
+
+
+def test_a_frozen_copy_is_in_memory_in_the_compute_type_asks_a_third_of_the_work_and_is_in_no_checkpoint() -> None:
+    count = MODEL.parameters()
+    without, holding = of(), of(frozen=count)
+    assert holding.memory.total - without.memory.total == holding.memory.frozen == 2 * count  # bf16
+    assert holding.disk == without.disk and holding.hours is not None and without.hours is not None
+    assert holding.hours[0.5] == pytest.approx(without.hours[0.5] * 4 / 3)
+    assert of(frozen=count, world_size=2, sharded=True).memory.frozen == 4 * count / 2  # fp32 shards
 
 
 def test_sharding_divides_the_state_but_not_the_activations() -> None:
@@ -132,7 +143,7 @@ def test_activations_are_what_autograd_saves(precision: Literal["fp32", "bf16"])
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), bf16:
         network(torch.zeros_like(positions), positions, None)
     memory, _ = memory_of(
-        small, rows=rows, length=length, precision=precision, states=2, kept=0, shards=1, chunk=1,
+        small, rows=rows, length=length, precision=precision, states=2, kept=0, frozen=0, shards=1, chunk=1,
         checkpointing=False, compiled=False, workspace=0,
     )  # fmt: skip
     assert memory.activations == pytest.approx(sum(saved.values()), rel=0.15)

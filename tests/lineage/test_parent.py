@@ -210,6 +210,9 @@ def test_a_hub_id_is_fetched_in_two_parts_of_one_commit(here: Path, monkeypatch:
     assert torch.equal(found.weights["norm.weight"], made(DEEPSEEK).norm.weight)
     assert asked[1:] == [("owner/model", True, "abc123")]
     assert found.lineage()["parent"]["path"] == "owner/model"
+    before = found.sha256()
+    (here / "abc123/model.safetensors").unlink()  # not fetched yet, on another machine: it is the same commit
+    assert found.sha256() == before != replace(found, commit="other").sha256()
 
 
 def test_without_a_network_the_words_say_what_to_do() -> None:

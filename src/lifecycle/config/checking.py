@@ -95,6 +95,7 @@ def _declared(stage: Any, walk: Walk) -> Declared:
         views=target.views,
         guard_actions=target.guard_actions,
         weight_copies=target.weight_copies,
+        faults=target.faults,
         keys=frozenset(keys),
     )
 

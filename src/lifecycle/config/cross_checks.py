@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,13 +12,14 @@ class Declared:
     """What the class of a stage says of itself.
 
     views: those that it trains on; none for any. guard_actions: those that a forgetting guard may take. weight_copies:
-    by key of `stage` that may be null, how many copies of the whole weights every device keeps where it is set. keys:
-    of `stage`, that the run reads for it.
+    by key of `stage` that may be null, how many copies of the whole weights every device keeps where it is set. faults:
+    of values that it cannot work with together. keys: of `stage`, that the run reads for it.
     """
 
     views: frozenset[str] = frozenset()
     guard_actions: frozenset[str] = frozenset()
     weight_copies: Mapping[str, int] = field(default_factory=dict)
+    faults: Callable[[Mapping[str, Any]], list[str]] = lambda plain: []
     keys: frozenset[str] = frozenset()
 
 
@@ -31,6 +32,7 @@ def faults_between(plain: Mapping[str, Any], declared: Declared) -> list[str]:
         *(_guard(actions, declared) if isinstance(actions, list) else []),
         *_copies(nodes.get("stage", {}), nodes.get("hardware", {}), declared),
         *_rate(nodes.get("stage", {}), declared),
+        *declared.faults(plain),
     ]
 
 

@@ -154,13 +154,17 @@ def estimate(
     checkpoints: CheckpointPlan,
     states_per_param: int = 2,
     kept_copies: int = 0,
+    frozen: int = 0,
     free_disk: float | None = None,
 ) -> Estimate:
     """Count everything; start nothing. states_per_param: numbers that the optimizer keeps of each parameter.
-    kept_copies: of the weights, in memory and in every checkpoint. free_disk: bytes."""
+    kept_copies: of the weights, in memory and in every checkpoint. frozen: parameters of networks that are only asked,
+    once for every token, and stand in no checkpoint. free_disk: bytes."""
     found, tokens = device.looked_up(hardware), timeline.tokens()
     shards = world_size if sharded else 1
-    memory, per_row = _memory(model, batch, hardware, device, shards=shards, states=states_per_param, kept=kept_copies)
+    memory, per_row = _memory(
+        model, batch, hardware, device, shards=shards, states=states_per_param, kept=kept_copies, frozen=frozen
+    )
     room = found.memory
     return Estimate(
         parameters=model.parameters(),
@@ -176,14 +180,22 @@ def estimate(
         memory=memory,
         rows_that_fit=None if room is None else max(0, int((room - memory.state - memory.logits) // per_row)),
         sources=_sources(sources, tokens),
-        hours=_hours(model, timeline, found.peak_flops, world_size),
+        hours=_hours(model, timeline, found.peak_flops, world_size, asked=frozen / 3 / model.parameters()),
         disk=_disk(model, states_per_param + kept_copies, checkpoints, timeline.steps),
         free_disk=free_disk,
     )
 
 
 def _memory(
-    model: ModelLike, batch: BatchShape, hardware: Hardware, device: RunDevice, *, shards: int, states: int, kept: int
+    model: ModelLike,
+    batch: BatchShape,
+    hardware: Hardware,
+    device: RunDevice,
+    *,
+    shards: int,
+    states: int,
+    kept: int,
+    frozen: int,
 ) -> tuple[Memory, float]:
     """Memory of the chosen batch, and bytes of one sequence more. device: by the name that the table is asked for."""
     on_gpu = hardware.accelerator == "gpu" or find_device(device.name) is not None
@@ -194,6 +206,7 @@ def _memory(
         precision=device.precision,
         states=states,
         kept=kept,
+        frozen=frozen,
         shards=shards,
         chunk=LOGITS_CHUNK_TOKENS,
         checkpointing=hardware.activation_checkpointing,
@@ -203,12 +216,14 @@ def _memory(
 
 
 def _hours(
-    model: ModelLike, timeline: Timeline, peak_flops: float | None, world_size: int
+    model: ModelLike, timeline: Timeline, peak_flops: float | None, world_size: int, *, asked: float
 ) -> dict[float, float] | None:
-    """Hours of the run at each share of the peak that training may reach."""
+    """Hours of the run at each share of the peak that training may reach. asked: the work of the networks that are only
+    asked, which have no backward pass, as a share of the training's."""
     if peak_flops is None:
         return None
-    work = sum(count * model.flops_per_token(length) for length, count in timeline.tokens_by_length().items())
+    trained = sum(count * model.flops_per_token(length) for length, count in timeline.tokens_by_length().items())
+    work = trained * (1 + asked)
     return {share: work / (peak_flops * world_size * share) / 3600 for share in MFU_ROWS}
 
 

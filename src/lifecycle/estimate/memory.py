@@ -61,13 +61,14 @@ class ModelLike(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes on one device, by part. `kept_copies`: of the whole weights, beside them. `checkpointed`: what the
-    activations are with hardware.activation_checkpointing."""
+    """Bytes on one device, by part. `kept_copies`: of the whole weights, beside them. `frozen`: networks that are only
+    asked. `checkpointed`: what the activations are with hardware.activation_checkpointing."""
 
     weights: float
     gradients: float
     optimizer: float
     kept_copies: float
+    frozen: float
     compute_copies: float
     activations: float
     checkpointed: float
@@ -84,7 +85,7 @@ class Memory:
     @property
     def state(self) -> float:
         """Bytes that do not grow with the micro-batch."""
-        copies = self.kept_copies + self.compute_copies
+        copies = self.kept_copies + self.frozen + self.compute_copies
         return self.weights + self.gradients + self.optimizer + copies + self.workspace
 
 
@@ -96,6 +97,7 @@ def memory_of(
     precision: str,
     states: int,
     kept: int,
+    frozen: int,
     shards: int,
     chunk: int,
     checkpointing: bool,
@@ -105,8 +107,9 @@ def memory_of(
     """Memory of a micro-batch, and the bytes of activations that one sequence more would take.
 
     rows, length: sequences of the micro-batch, positions of each. states: numbers that the optimizer keeps of each
-    parameter. kept: copies of the weights beside them. shards: devices that divide weights, gradients and optimizer
-    state. chunk: tokens whose logits exist at one time. workspace: bytes.
+    parameter. kept: copies of the weights beside them. frozen: parameters of networks that are only asked: whole ones
+    are in the compute type. shards: devices that divide weights, gradients, optimizer state and frozen networks. chunk:
+    tokens whose logits exist at one time. workspace: bytes.
     """
     count, vocab = model.parameters(), model.vocab_size or 0
     size = BF16 if precision == "bf16" else FP32
@@ -119,6 +122,7 @@ def memory_of(
         gradients=FP32 * count / shards,
         optimizer=FP32 * states * count / shards,
         kept_copies=FP32 * kept * count,
+        frozen=(size if shards == 1 else FP32) * frozen / shards,
         compute_copies=_compute_copies(model, precision, shards),
         activations=full,
         checkpointed=saved,

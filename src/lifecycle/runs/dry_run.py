@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lifecycle import config
 from lifecycle.data.config import DataConfig
 from lifecycle.data.loading.loader import micro_batch_rows
 from lifecycle.data.mixture.plan import BatchPlan, Mix, largest, mixture, phases_of
@@ -144,6 +145,7 @@ def _estimate(plan: RunPlan, limits: Limits, model: ModelConfig, timeline: Timel
             every_steps=cfg.checkpoint.every_steps,
         ),
         kept_copies=sum(number for key, number in copies.items() if cfg.stage.get(key) is not None),
+        frozen=plan.stage.frozen_copies(config.resolved(cfg)) * model.parameters() if plan.stage else 0,
         free_disk=shutil.disk_usage(_existing(Path.cwd())).free,
     )
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from torch import Tensor
+
 from lifecycle import config
 from lifecycle.data.module import DataModule
 from lifecycle.duration import Timeline
+from lifecycle.errors import UserError
 from lifecycle.lineage.inherit import initial_optimizer
+from lifecycle.lineage.parent import Parent
+from lifecycle.lineage.run_folder import RunFolder
 from lifecycle.runs.plan import RunPlan
 from lifecycle.runs.resume import Start
 from lifecycle.stages.base import Stage
-from lifecycle.stages.setup import Setup
+from lifecycle.stages.setup import ParentWeights, Setup
 
 
 def build_stage(plan: RunPlan, data: DataModule, timeline: Timeline, start: Start) -> Stage:
@@ -29,6 +36,29 @@ def build_stage(plan: RunPlan, data: DataModule, timeline: Timeline, start: Star
         peak_flops=start.choice.peak_flops,
         read_weights=parent.read if parent else None,
         initial_optimizer=initial_optimizer(plan.config, parent) if parent else None,
+        parent=began_with(plan.parent, start.checkpoint) if plan.parent else None,
     )
     stage: Stage = config.build(plan.config.stage, model=plan.model.with_vocab(data.tokenizer.vocab_size), setup=setup)
     return stage
+
+
+def began_with(parent: Parent, checkpoint: str | None) -> ParentWeights:
+    """The parent's weights, refused where the run that goes on from `checkpoint` began with others; None: a new run."""
+    run = RunFolder(Path(checkpoint).resolve().parents[1]) if checkpoint else None
+
+    def sha256() -> str:
+        now = parent.sha256()
+        known = (run.lineage().get("parent") or {}).get("sha256") if run else None
+        if run and known is not None and known != now:
+            raise UserError(
+                f"run '{run.path}' began with weights of hash {known[:16]}, and {parent.name} has those of hash "
+                f"{now[:16]} now; it needs those that it began with: put them back there, or start another run from "
+                "what is there now (run=NAME)"
+            )
+        return now
+
+    def read() -> dict[str, Tensor]:
+        sha256()
+        return parent.read()
+
+    return ParentWeights(read=read, sha256=sha256)

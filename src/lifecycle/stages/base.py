@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, cast
@@ -26,6 +26,7 @@ from lifecycle.batch import DataFeed, Micro, StepBatch
 from lifecycle.bounds import due
 from lifecycle.model import Decoder, DocumentMask, ModelConfig, count_pieces
 from lifecycle.model.layers.attention import Kernel
+from lifecycle.stages.beside.frozen import HeldBeside
 from lifecycle.stages.setup import Setup
 from lifecycle.stages.step.collectives import any_rank, count_tokens
 from lifecycle.stages.step.gradients import Sums, add_gradients
@@ -41,12 +42,16 @@ class Stage(pl.LightningModule, ABC):
     """What every stage shares. Subclasses are final: they define `training_step` and `validation_step`, and override
     no method that has a body here (`tests/stages/test_stages.py`); what only some of them add is an object they hold.
 
-    penalty: what is added to the gradients of every step; None for none.
+    penalty: what is added to the gradients of every step; None for none. beside: what the stage holds beside its
+    network, in no checkpoint; None for nothing.
 
     What a class says of itself, for the run: views: those that it can train on; none for any. starts_from_parent: it
     cannot begin without `init_from`. takes_over: the classes of `inheritance.py` whose keys it has. guard_actions: what
     a forgetting guard may do in such a run. weight_copies: by key of `stage` that may be null, how many copies of the
-    whole weights every device keeps where it is set.
+    whole weights every device keeps where it is set. frozen_copies: how many copies of the parent's weights a run of
+    this config holds frozen beside its own. faults: of values of the config that are each right and cannot stand
+    together, in words; both are given the whole config in plain values. measures: names of what is measured on
+    held-out data beside the loss; None where the loss is the likelihood of text, which has units of its own.
     """
 
     views: ClassVar[frozenset[str]] = frozenset()
@@ -54,14 +59,24 @@ class Stage(pl.LightningModule, ABC):
     takes_over: ClassVar[tuple[type, ...]] = ()
     guard_actions: ClassVar[frozenset[str]] = frozenset({"rate", "restore"})
     weight_copies: ClassVar[Mapping[str, int]] = {}
+    frozen_copies: ClassVar[Callable[[Mapping[str, Any]], int]] = staticmethod(lambda config: 0)
+    measures: ClassVar[Sequence[str] | None] = None
+    faults: ClassVar[Callable[[Mapping[str, Any]], list[str]]] = staticmethod(lambda config: [])
 
     def __init__(
-        self, *, model: ModelConfig, optimization: OptimizationKeys, setup: Setup, penalty: Penalty | None = None
+        self,
+        *,
+        model: ModelConfig,
+        optimization: OptimizationKeys,
+        setup: Setup,
+        penalty: Penalty | None = None,
+        beside: HeldBeside | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.config, self.setup_facts = model, setup
-        self.optimization, self.penalty = Optimization(optimization, setup.timeline), penalty
+        self.optimization = Optimization(optimization, setup.timeline)
+        self.penalty, self.beside = penalty, beside
         self._rope_theta = model.rope_theta
         self.model: Decoder | None = None
         self.meter = Meter(log_every=setup.log_every, peak_flops=setup.peak_flops, sources=setup.source_names)
@@ -95,6 +110,8 @@ class Stage(pl.LightningModule, ABC):
             return
         mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]  # of strategies that shard
         self.model = self.setup_facts.build(self.config, mesh)
+        if self.beside is not None:
+            self.beside.build(mesh)
 
     @abstractmethod
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
@@ -102,7 +119,8 @@ class Stage(pl.LightningModule, ABC):
 
     @abstractmethod
     def validation_step(self, batch: tuple[Any, DocumentMask | None], batch_idx: int) -> Tensor:
-        """(2,) float64: the summed loss and the trained tokens of one held-out micro-batch."""
+        """(2,) float64: the summed loss of one held-out micro-batch, and what it is divided by; behind them, of a stage
+        with `measures`, the sums of these."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer of the config; its rates are set before every step."""
@@ -194,6 +212,8 @@ class Stage(pl.LightningModule, ABC):
 
     def on_train_start(self) -> None:
         """A validation that was cut short by a preemption comes first; one that is cut short here is the end."""
+        if self.beside is not None:
+            self.beside.begin(self.device, self.feed)
         if self.penalty is not None:
             self.penalty.begin(list(self.network.parameters()), self.feed)
         self.meter.start(self.trainer, self.feed, self.config)
@@ -220,13 +240,14 @@ class Stage(pl.LightningModule, ABC):
         self.meter.go_on()
 
     def _held_out_sums(self, step: int) -> dict[str, Tensor] | None:
-        """Each domain's (2,) sums of nll and tokens on this rank, from `validation_step`; None where a preemption cut
-        it short, which it does not after the last step. Every rank must call."""
+        """Each domain's sums on this rank, from `validation_step`; None where a preemption cut it short, which it does
+        not after the last step. Every rank must call."""
         sums = {}
         self.network.eval()
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             for domain, batches in self.feed.val_dataloader().items():
-                sums[domain] = torch.zeros(2, dtype=torch.float64, device=self.device)
+                size = 2 + len(self.measures or ())
+                sums[domain] = torch.zeros(size, dtype=torch.float64, device=self.device)
                 for number, batch in enumerate(batches):
                     sums[domain] += self.validation_step(self.on_device(batch), number)
                     fine = torch.zeros((), dtype=torch.bool, device=self.device)
@@ -239,7 +260,7 @@ class Stage(pl.LightningModule, ABC):
 
     def _record(self, step: int, sums: dict[str, Tensor]) -> None:
         """Log a validation, keep it for the guard, and remember the best."""
-        metrics = validation_metrics(sums, self.setup_facts.domains)
+        metrics = validation_metrics(sums, self.setup_facts.domains, self.measures)
         if not metrics:
             return
         if "valid/loss" in metrics:

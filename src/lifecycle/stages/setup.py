@@ -15,7 +15,19 @@ from lifecycle.duration import Timeline
 from lifecycle.errors import UserError
 from lifecycle.model import Decoder, ModelConfig, best_kernel, build, check_kernel, compile_model
 from lifecycle.model.layers.attention import Kernel
+from lifecycle.model.precision import dtype_of
 from lifecycle.model.sharding import load_sharded, shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParentWeights:
+    """The weights that the run began with, as files: there for a run that goes on, too.
+
+    read: fp32, by our names. sha256: of the files. Both raise `UserError` where the run had begun with others.
+    """
+
+    read: Callable[[], Mapping[str, Tensor]]
+    sha256: Callable[[], str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +36,8 @@ class Setup:
 
     `timeline`: the steps of the run, what each is made of, and the rate that goes with it; `domains` maps a validation
     domain to its weight and the bytes of its text; `peak_flops` is one device's dense peak (None: unknown, no MFU);
-    `read_weights` reads a parent's, `initial_optimizer` is the state of its optimizer.
+    `read_weights` reads a parent's, `initial_optimizer` is the state of its optimizer: both None in a run that goes on,
+    whose checkpoint has its own. `parent`: what it began with, None without a parent.
     """
 
     timeline: Timeline
@@ -40,12 +53,13 @@ class Setup:
     peak_flops: float | None
     read_weights: Callable[[], Mapping[str, Tensor]] | None = None
     initial_optimizer: Mapping[str, Any] | None = None
+    parent: ParentWeights | None = None
 
     def build(self, config: ModelConfig, mesh: DeviceMesh | None) -> Decoder:
         """The decoder of `config` with its parent's weights, or initialised by the run's seed; sharded over `mesh` if
         there is one."""
         if mesh is not None:
-            return self._build_sharded(config, mesh)
+            return self._build_sharded(config, mesh, self.read_weights)
         model = build(config, seed=self.seed, activation_checkpointing=self.activation_checkpointing)
         if self.read_weights is not None:
             model.load_state_dict(self.read_weights())
@@ -53,7 +67,25 @@ class Setup:
             compile_model(model, unit="model")
         return model
 
-    def _build_sharded(self, config: ModelConfig, mesh: DeviceMesh) -> Decoder:
+    def build_frozen(
+        self, config: ModelConfig, mesh: DeviceMesh | None, read: Callable[[], Mapping[str, Tensor]]
+    ) -> Decoder:
+        """A decoder with the weights that `read` gives, which is only asked: it computes as the trained one does, in
+        the same precision and with the same kernels, and where it is whole its weights have the type of the products.
+        """
+        if mesh is not None:
+            return self._build_sharded(config, mesh, read).eval().requires_grad_(False)
+        with torch.device("meta"):
+            model = Decoder(config)
+        kept = torch.bfloat16 if self.bf16 else torch.float32
+        model.load_state_dict({name: w.to(dtype_of(name, kept)) for name, w in read().items()}, assign=True)
+        if self.compile:
+            compile_model(model, unit="model")
+        return model.eval().requires_grad_(False)
+
+    def _build_sharded(
+        self, config: ModelConfig, mesh: DeviceMesh, read: Callable[[], Mapping[str, Tensor]] | None
+    ) -> Decoder:
         """Sharded before it has any memory, then filled tensor by tensor: no rank ever holds the whole model."""
         with torch.device("meta"):
             model = Decoder(config, activation_checkpointing=self.activation_checkpointing)
@@ -62,10 +94,10 @@ class Setup:
         shard(model, mesh, param_dtype=torch.bfloat16 if self.bf16 else torch.float32, reduce_dtype=torch.float32)
         on_cpu = mesh.device_type == "cpu"
         model.to_empty(device=torch.device("cpu" if on_cpu else f"cuda:{torch.cuda.current_device()}"))
-        if self.read_weights is None:
+        if read is None:
             model.init_weights(seed=self.seed)
         else:
-            load_sharded(model, _on_rank_0(self.read_weights))
+            load_sharded(model, _on_rank_0(read))
         return model
 
     def kernel(self, device: torch.device) -> Kernel:

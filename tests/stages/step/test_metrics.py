@@ -1,5 +1,6 @@
 """Speed and its share of the peak: of training alone, and at the length of the rows that were trained on."""
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ from tests.stages.test_step import MODEL
 from lifecycle.data.mixture.plan import BatchPlan, Mix, Phase
 from lifecycle.model import build
 from lifecycle.stages.step import metrics as module
-from lifecycle.stages.step.metrics import Meter
+from lifecycle.stages.step.metrics import Meter, validation_metrics
 
 PEAK, TOKENS = 1e9, 100
 
@@ -99,3 +100,25 @@ def test_waiting_for_data_is_training(clock: Clock) -> None:
     meter.waited(0.25)
     step(meter, clock, 1, 0.5)
     assert meter.latest["perf/data_wait"] == 0.5 and meter.latest["perf/step_s"] == 0.5
+
+
+def test_a_sum_is_divided_by_the_count_of_the_loss_or_by_its_own(clock: Clock) -> None:
+    meter = started()
+    extra = {"z_loss": torch.tensor(50.0), "margin/a": torch.tensor([6.0, 4.0]), "margin/b": torch.zeros(2)}
+    counts, zero = torch.tensor([TOKENS, TOKENS]), torch.zeros(())
+    clock.now += 1.0
+    meter.add(step=1, loss=zero, counts=counts, extra=extra, grad_norm=zero, lr=0.1, skipped=0)
+    assert meter.latest["train/z_loss"] == 0.5 and meter.latest["margin/a"] == 1.5
+    assert not {"margin/b", "train/margin/b"} & meter.latest.keys()  # there was nothing of it
+    assert meter.latest["train/tokens"] == meter.latest["data/a/tokens"] == TOKENS
+
+
+def test_a_loss_that_is_no_likelihood_has_no_perplexity_and_may_have_measures_beside_it() -> None:
+    domains = {"a": (1.0, 10), "b": (3.0, 10)}
+    sums = {"a": torch.tensor([8.0, 4.0, 3.0]).double(), "b": torch.tensor([4.0, 4.0, 2.0]).double()}
+    assert validation_metrics(sums, domains, ["accuracy"]) == {
+        **{"valid/a/loss": 2.0, "valid/a/accuracy": 0.75, "valid/b/loss": 1.0, "valid/b/accuracy": 0.5},
+        "valid/loss": 1.25,
+    }
+    of_text = validation_metrics({"a": torch.tensor([8.0, 4.0]).double()}, domains)
+    assert of_text["valid/a/perplexity"] == pytest.approx(math.exp(2)) and "valid/a/bits_per_byte" in of_text

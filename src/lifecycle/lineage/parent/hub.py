@@ -27,6 +27,7 @@ def from_hub(name: str) -> Parent:
         model=read_config(folder),
         tokenizer=str(folder) if found else None,
         name=name,
+        commit=commit,
         read=lambda: load_pretrained(_fetched(name, SMALL_FILES + WEIGHT_FILES, commit))[1],
     )
 

@@ -25,7 +25,8 @@ class Parent:
 
     folder: where the model lies (a checkpoint's for RUN@...); run: the run it is of, None for a model from elsewhere;
     tokenizer: a place that `data.tokenizer` understands, None where the parent has none; name: what lineage calls it;
-    grown_from: tokens that it knew, where the run has given it more.
+    commit: of a hub repository, which stands for its files, None elsewhere; grown_from: tokens that it knew, where the
+    run has given it more.
     """
 
     folder: Path
@@ -34,6 +35,7 @@ class Parent:
     tokenizer: str | None
     name: str
     read: Callable[[], dict[str, Tensor]] = field(repr=False)
+    commit: str | None = None
     grown_from: int | None = None
 
     @property
@@ -65,11 +67,16 @@ class Parent:
             key.name: values[key.name] for key in fields(self.model) if getattr(self.model, key.name) != key.default
         }
 
+    def sha256(self) -> str:
+        """Of its files, whole; of a hub repository, whose files may be here or not yet, of its commit."""
+        if self.commit is not None:
+            return hashlib.sha256(f"{self.name}@{self.commit}".encode()).hexdigest()
+        return _sha256(*(p for kind in ("*.json", "*.safetensors", "*.gguf") for p in sorted(self.folder.glob(kind))))
+
     def lineage(self) -> dict[str, Any]:
         """For run.json: the parent and its own ancestors."""
         before = self.run.lineage() if self.run else {}
-        files = [path for kind in ("*.json", "*.safetensors", "*.gguf") for path in sorted(self.folder.glob(kind))]
-        parent: dict[str, Any] = {"path": self.name, "sha256": _sha256(*files)}
+        parent: dict[str, Any] = {"path": self.name, "sha256": self.sha256()}
         if step_of(self.folder) is not None:
             parent["step"] = step_of(self.folder)
         ancestors = [*before.get("ancestors", []), *([before["parent"]] if before.get("parent") else [])]

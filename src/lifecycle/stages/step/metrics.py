@@ -99,10 +99,13 @@ class Meter:
     ) -> None:
         """One step's numbers; `loss` and `extra` are this rank's sums, `counts` as `count_tokens` gives them.
 
-        `loads`: global visits (layers, E) of the experts.
+        extra: a scalar is divided by what the loss is divided by, and logged as train/NAME; a (2,) tensor is a sum and
+        what it is divided by itself, logged as NAME, and in no row of a step where there was nothing of it. `loads`:
+        global visits (layers, E) of the experts.
         """
-        sums = torch.stack([loss.double(), grad_norm.double(), *[v.double() for v in extra.values()]])
-        known = {"train/lr": lr, "train/skipped": skipped, "extra": list(extra)}
+        parts = [loss, grad_norm, *extra.values()]
+        sums = torch.cat([part.detach().double().reshape(-1) for part in parts])
+        known = {"train/lr": lr, "train/skipped": skipped, "extra": {name: v.numel() for name, v in extra.items()}}
         self._rows.append((step, torch.cat([sums, counts.double(), *_extremes(loads)]), known))
         self._steps += 1
         if self._steps == WARM_UP_STEPS:
@@ -143,7 +146,7 @@ class Meter:
         assert self._trainer is not None
         if self._trainer.world_size > 1:
             world = self._trainer.world_size
-            first_count = 2 + len(self._rows[0][2]["extra"])
+            first_count = 2 + sum(self._rows[0][2]["extra"].values())
             scale = torch.ones(values.shape[1], dtype=values.dtype, device=values.device)
             scale[1] = scale[first_count:] = 1.0 / world
             values = sum_over_ranks(values) * scale
@@ -159,17 +162,18 @@ class Meter:
 
     def _row(self, row: tuple[int, Tensor, dict[str, Any]], values: list[float]) -> tuple[int, dict[str, float]]:
         step, _, known = row
-        names = known.pop("extra")
-        counts = values[2 + len(names) :][: 1 + len(self._sources)]
+        sizes = known.pop("extra")
+        behind = 2 + sum(sizes.values())
+        counts = values[behind:][: 1 + len(self._sources)]
         total, tokens = counts[0] or 1.0, sum(counts[1:])
         self.tokens += tokens
         self._flops += tokens * self._config.flops_per_token(self._feed.row_length_at(step - 1))
         self._by_source = [a + b for a, b in zip(self._by_source, counts[1:], strict=True)]
         metrics = {"train/loss": values[0] / total, "train/grad_norm": values[1], "train/tokens": self.tokens, **known}
-        metrics |= {f"train/{name}": value / total for name, value in zip(names, values[2:], strict=False)}
+        metrics |= _means(sizes, values[2:behind], total)
         metrics |= {f"data/{name}/tokens": n for name, n in zip(self._sources, self._by_source, strict=True)}
         # no expert has a limit, so no token is ever dropped: said because users look for it
-        extremes = dict(zip(("moe/load_max", "moe/load_min"), values[2 + len(names) + len(counts) :], strict=False))
+        extremes = dict(zip(("moe/load_max", "moe/load_min"), values[behind + len(counts) :], strict=False))
         return step, metrics | extremes | ({"moe/dropped": 0.0} if extremes else {})
 
     def _speed(self, elapsed: float, tokens: float, steps: int) -> dict[str, float]:
@@ -210,21 +214,40 @@ class Meter:
         self.tokens, self._by_source, self.seconds = state["tokens"], list(state["by_source"]), state["seconds"]
 
 
-def validation_metrics(sums: Mapping[str, Tensor], domains: Mapping[str, tuple[float, int]]) -> dict[str, float]:
-    """Metrics from each domain's (2,) sums of nll and tokens on this rank; `domains`: weight and bytes of the text.
+def validation_metrics(
+    sums: Mapping[str, Tensor], domains: Mapping[str, tuple[float, int]], measures: Sequence[str] | None = None
+) -> dict[str, float]:
+    """Metrics from each domain's sums on this rank: of the loss, and of what it is divided by. `domains`: weight and
+    bytes of the text. measures: None where the loss is the nll of that text, which is then told in other units too;
+    else the names of further sums behind the two, each divided by the second.
 
     Every rank must call: the sums are added up over ranks, in place.
     """
     metrics, weighted, weights = {}, 0.0, 0.0
     for domain, total in sums.items():
-        nll, tokens = sum_over_ranks(total).tolist()
-        loss = nll / (tokens or 1)
+        summed, count, *further = sum_over_ranks(total).tolist()
+        loss = summed / (count or 1)
         weight, size = domains[domain]
         metrics[f"valid/{domain}/loss"] = loss
-        metrics[f"valid/{domain}/perplexity"] = math.exp(min(loss, 700.0))
-        metrics[f"valid/{domain}/bits_per_byte"] = nll / math.log(2) / max(size, 1)
+        if measures is None:
+            metrics[f"valid/{domain}/perplexity"] = math.exp(min(loss, 700.0))
+            metrics[f"valid/{domain}/bits_per_byte"] = summed / math.log(2) / max(size, 1)
+        for name, value in zip(measures or (), further, strict=True):
+            metrics[f"valid/{domain}/{name}"] = value / (count or 1)
         weighted, weights = weighted + weight * loss, weights + weight
     return {**metrics, "valid/loss": weighted / weights} if weights else metrics
+
+
+def _means(sizes: Mapping[str, int], values: Sequence[float], total: float) -> dict[str, float]:
+    """Means of sums that stand one after the other: by `total`, or by the number that stands behind a sum."""
+    means, at = {}, 0
+    for name, size in sizes.items():
+        if size == 1:
+            means[f"train/{name}"] = values[at] / total
+        elif values[at + 1]:
+            means[name] = values[at] / values[at + 1]
+        at += size
+    return means
 
 
 def _extremes(loads: Tensor | None) -> list[Tensor]:
