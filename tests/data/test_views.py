@@ -4,6 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import normalizers
+from transformers import PreTrainedTokenizerFast
 
 from lifecycle.batch import Example, Prompt, Record
 from lifecycle.data.read.formats import to_record
@@ -12,7 +15,7 @@ from lifecycle.data.read.spec import SourceSpec
 from lifecycle.data.views import VIEWS, chat, preference, prompt, text, unpaired
 from lifecycle.errors import UserError
 from lifecycle.tokenizer.chat import ChatTemplate
-from lifecycle.tokenizer.tokenizer import train_bpe
+from lifecycle.tokenizer.tokenizer import Tokenizer, train_bpe
 
 TOKENIZER = train_bpe(["Question: what? Answer: this. \n\n" * 9] * 20, vocab_size=320, digits=1)
 TEMPLATE = ChatTemplate.of("auto", TOKENIZER.hf)
@@ -91,6 +94,14 @@ def test_a_pair_has_one_prompt_and_is_trained_behind_it() -> None:
     assert prompt(PAIR, TOKENIZER, TEMPLATE).answer == "It is 4."
     scored = record({"prompt": "q", "response_1": "a", "response_2": "b", "score_1": 1, "score_2": 3}, "scored_pairs")
     assert preference(scored, TOKENIZER, TEMPLATE).margin == 2.0
+
+
+def test_answers_that_the_tokenizer_makes_one_of_are_no_pair() -> None:
+    backend = Backend.from_str(TOKENIZER.hf.backend_tokenizer.to_str())
+    backend.normalizer = normalizers.Lowercase()
+    small = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|eos|>", bos_token="<|bos|>"))
+    one = record({"prompt": "2+2?", "chosen": "Yes.", "rejected": "YES."}, "preference")
+    assert VIEWS["preference"]([one], small, TEMPLATE) == ["both answers are the same"]
 
 
 def test_earlier_answers_are_part_of_a_prompt_and_not_trained() -> None:

@@ -16,10 +16,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from lifecycle.batch import Example, Item, Pair, Prompt, Record
 from lifecycle.data.conversation.ids import ask, tell
 from lifecycle.data.conversation.rendering import Conversation
 from lifecycle.data.conversation.template_check import PROMPT, TEXT
+from lifecycle.data.read.forms.judged import SAME
 from lifecycle.data.read.in_words import answered, as_text, question
 from lifecycle.data.read.row import BadRow
 from lifecycle.errors import UserError
@@ -59,6 +62,8 @@ def preference(record: Record, tokenizer: Tokenizer, template: ChatTemplate | No
     asked = chosen.ids[: chosen.asked]
     if rejected.asked != chosen.asked or (rejected.ids[: chosen.asked] != asked).any():
         raise BadRow("chat template: writes the prompt in another way before the other answer")
+    if np.array_equal(chosen.ids, rejected.ids):  # texts that differ in what the tokenizer makes one of
+        raise BadRow(SAME)
     return Pair(
         prompt=asked,
         chosen=Example(ids=chosen.ids, trained=chosen.trained),

@@ -32,6 +32,9 @@ SHIPPED = {"chatml": "ChatML", "plain": "the plain template"}
 MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 """Where a template says that the assistant begins to write."""
 
+CHANCE = re.compile(r"\|\s*random\b|\(\s*['\"]random['\"]|\blipsum\b")
+"""What Jinja draws by chance with."""
+
 TODAY = {"%Y": "2025", "%m": "01", "%d": "01", "%b": "Jan", "%B": "January", "%y": "25", "%A": "Wednesday", "%a": "Wed"}
 """The day that templates are told, by Python's names for its parts."""
 
@@ -90,6 +93,11 @@ class ChatTemplate:
     def has_markers(self) -> bool:
         """Whether it says what the assistant wrote, by `{% generation %}`."""
         return MARKER.search(self.source) is not None
+
+    @property
+    def draws_by_chance(self) -> bool:
+        """Whether the same turns may become another text the next time."""
+        return CHANCE.search(self.source) is not None
 
     def render(
         self,

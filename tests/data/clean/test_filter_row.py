@@ -148,6 +148,9 @@ def test_pairs_that_teach_nothing_are_left_out_and_not_broken() -> None:
         for more in ({"preference": 1.52}, {"preference": 1.0, "response_2": "a"}, {"preference": 1.0})
     ]
     assert verdicts == ["dropped:near tie", "dropped:both answers are the same", "kept:"]
+    masked = replace(source, spec=SourceSpec(path="x", format="preference", filters=FilterSpec(mask_pii=True)))
+    mails = {"prompt": "q", "chosen": "To a@b.org.", "rejected": "To c@d.org."}
+    assert judge(RawRow(0, "x", 1, mails, Position(0, 0, 0)), masked).verdict == "dropped:both answers are the same"
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ UNMARKED = {
 def test_what_the_assistant_writes_is_trained_with_its_stop_token() -> None:
     assert trained(TURNS, shipped("auto")) == ["An answer.<|end|>", "(A question.)<|end|>"]
     assert trained(TURNS, shipped("chatml")) == ["An answer.<|im_end|>", "(A question.)<|im_end|>"]
-    assert trained(TURNS, shipped("plain")) == ["An answer.<|eos|>", "(A question.)<|eos|>"]
+    assert trained(TURNS, shipped("plain")) == [" An answer.<|eos|>", " (A question.)<|eos|>"]
     assert trained(TURNS, made(UNMARKED["chatml"])) == ["An answer.<|im_end|>", "(A question.)<|im_end|>"]
 
 
@@ -108,7 +108,9 @@ def test_ids_and_mask_are_those_of_transformers(name: str) -> None:
     assert not any(theirs["assistant_masks"][size:])
 
 
-@pytest.mark.parametrize("source", [shipped("chatml").source, *UNMARKED.values()])
+@pytest.mark.parametrize(
+    "source", [*(shipped(name).source for name in ("auto", "chatml", "plain")), *UNMARKED.values()]
+)
 def test_the_ids_before_an_answer_are_those_that_a_model_is_asked_with(source: str) -> None:
     template = made(source)
     told = tell(
@@ -117,6 +119,20 @@ def test_the_ids_before_an_answer_are_those_that_a_model_is_asked_with(source: s
     asked = ask(Conversation(turns=TURNS[:4]), TOKENIZER, template)
     assert told.ids[: told.asked].tolist() == asked.tolist() and told.trained[told.asked]
     assert not told.trained[: told.asked].any()
+
+
+@pytest.mark.parametrize("name", ["auto", "chatml", "plain"])
+def test_the_ids_of_a_whole_conversation_begin_with_those_that_its_last_answer_is_asked_with(name: str) -> None:
+    told, asked = (
+        tell(Conversation(turns=TURNS), TOKENIZER, shipped(name)),
+        ask(Conversation(turns=TURNS[:4]), TOKENIZER, shipped(name)),
+    )
+    assert told.ids[: len(asked)].tolist() == asked.tolist() and told.trained[len(asked)]
+
+
+def test_thoughts_of_a_first_turn_are_trained_with_the_tag_that_opens_them() -> None:
+    turns = [{"role": "assistant", "content": "<think>\nHm.\n</think>\n\nYes."}]
+    assert trained(turns, made(UNMARKED["chatml"])) == ["<think>\nHm.\n</think>\n\nYes.<|im_end|>"]
 
 
 def test_only_turns_from_the_first_one_on_are_trained() -> None:
@@ -213,6 +229,8 @@ def test_a_template_of_no_use_is_refused_with_what_it_makes_of_a_conversation() 
         shipped("chatml"), bare
     )
     assert "an error: no" in refusal(made("{{ raise_exception('no') }}"))
+    for chance in ("{{ ['a', 'b'] | random }}", "{{ [['a'], ['b']] | map('random') | first }}", "{{ lipsum() }}"):
+        assert "draws by chance what it writes" in refusal(made(chance + UNMARKED["chatml"]))
 
 
 def test_the_date_that_a_template_writes_is_the_same_every_day() -> None:

@@ -1,14 +1,20 @@
 """Laws of formats: rows as published become records, records become text, and a row that does not fit says why."""
 
+import json
+import random
 from collections import Counter
+from contextlib import suppress
+from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
+import orjson
 import pytest
 from tests.real import rows
 
 from lifecycle.batch import Record
-from lifecycle.data.read.formats import to_record, views
-from lifecycle.data.read.in_words import as_text
+from lifecycle.data.read.formats import FORMATS, to_record, views
+from lifecycle.data.read.in_words import as_text, held_out_by
 from lifecycle.data.read.rows.readers import BadRow
 from lifecycle.data.read.spec import SourceSpec
 
@@ -247,3 +253,29 @@ def test_other_real_multiple_choice_sets_are_read(name: str, fields: dict[str, s
     spec = SourceSpec(path="x", format="multiple_choice", fields=fields)
     answers = Counter(str(record(row, spec).answer) for row in rows(name))
     assert len(answers) >= 4 and max(answers.values()) < 0.5 * answers.total()
+
+
+ODD: list[Any] = [None, True, 0, 1, 2.5, float("nan"), float("inf"), "", " x", "4", "A", "<think>", "[1]", b"x", 2**70]
+ODD += [datetime(2025, 1, 1), Decimal("1.5"), [], {}, ["a", "b"], {"label": ["A", "B"], "text": ["a", "b"]}]
+
+
+def strange(rng: random.Random, depth: int = 0) -> Any:
+    """A value of a row: plain, odd, or nested ones that look like turns, calls and options."""
+    if depth > 3 or rng.random() < 0.4:
+        return rng.choice(ODD)
+    if rng.random() < 0.4:
+        return [strange(rng, depth + 1) for _ in range(rng.randrange(4))]
+    keys = ("role", "content", "from", "value", "tool_calls", "name", "function", "arguments", "label", "text", "type")
+    turn = {"role": rng.choice(("user", "assistant", "gpt", "system", "tool")), "content": rng.choice(("hi", "2+2?"))}
+    return turn | {key: strange(rng, depth + 1) for key in keys if rng.random() < 0.15}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_whatever_stands_in_a_row_it_is_a_record_or_a_bad_row(form: str) -> None:
+    rng, keys = random.Random(form), FORMATS[form].fields
+    for number in range(400):
+        row = {key: strange(rng) if rng.random() < 0.6 else f"text {number}" for key in keys if rng.random() < 0.9}
+        spec = SourceSpec(path="x", format=form, fields={key: key for key in keys})
+        with suppress(BadRow):
+            made = record(row, spec)
+            held_out_by(made), as_text(made), json.dumps(made.meta, allow_nan=False), orjson.dumps(made.meta)

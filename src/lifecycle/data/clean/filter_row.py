@@ -17,6 +17,7 @@ from lifecycle.data.clean.source import Source
 from lifecycle.data.quality.pii import mask
 from lifecycle.data.quality.rules import drop_reason
 from lifecycle.data.read.formats import to_record
+from lifecycle.data.read.forms.judged import SAME
 from lifecycle.data.read.in_words import as_text, held_out_by, is_judged
 from lifecycle.data.read.row import BadRow, RawRow, parse
 
@@ -58,6 +59,8 @@ def judge(raw: RawRow, source: Source) -> Judged:
     if source.spec.filters.mask_pii:
         text, masked = mask(text)
         record = _masked(record) if masked else record
+        if record.chosen is not None and record.chosen == record.rejected:  # they differed in what is masked
+            return Judged(None, DROPPED[SAME])
     decides = held_out_by(record) if is_judged(record) else text  # the text is masked as a whole
     held = source.held_out is not None and source.held_out.holds(decides)
     return Judged(text, HELD_OUT if held else f"{KEPT}masked" if masked else KEPT, masked=masked, record=record)

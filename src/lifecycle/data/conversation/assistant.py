@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from lifecycle.data.conversation.rendering import Content, Conversation, Rendering, again
+from lifecycle.data.conversation.rendering import THINK, Content, Conversation, Rendering, again
 from lifecycle.data.read.row import BadRow
 from lifecycle.tokenizer.chat import ChatTemplate
 from lifecycle.tokenizer.tokenizer import Tokenizer
@@ -67,6 +67,8 @@ def _start(turn: int, said: Conversation, rendering: Rendering, tokenizer: Token
     before = replace(said, turns=said.turns[:turn])
     prompt = again(before, tokenizer, template, ask=True) if turn else None
     own = [content.span[0] for content in rendering.contents if content.turn == turn]
+    if tag := THINK.match(said.turns[turn].get("content") or ""):  # it thinks first
+        own = [start - len(tag[0]) if rendering.text[:start].endswith(tag[0]) else start for start in own]
     if prompt and rendering.text.startswith(prompt) and len(prompt) <= min(own, default=len(prompt)):
         return len(prompt)
     if not own:

@@ -40,8 +40,8 @@ def open_template(
     own = ChatTemplate.of(AUTO, tokenizer.hf)
     if begun and own and own.source != template.source:
         raise UserError(
-            f"data.chat_template={wanted} writes turns in another way than the run began with (its tokenizer has that "
-            "one): type data.chat_template=auto, or begin a new run (run=NAME)"
+            f"data.chat_template={wanted} writes turns in another way than the run began with, whose template is in "
+            f"{tokenizer.hf.name_or_path}: put that in its place, or begin a new run (run=NAME)"
         )
     check_template(template, tokenizer)
     return tokenizer.with_template(template.source), template
@@ -51,6 +51,8 @@ def check_template(template: ChatTemplate, tokenizer: Tokenizer) -> None:
     """Raise UserError for a template that no conversation can be trained with, showing what it makes of a short one."""
     turns = [{"role": role, "content": f"What {role} {n} says."} for n, role in enumerate(PROBE, 1)]
     try:
+        if template.draws_by_chance:
+            raise BadRow("chat template: draws by chance what it writes, so that no run could go on as it began")
         rendering = rendered(Conversation(turns=turns), tokenizer, template)
         spans = [content.span for content in rendering.contents]
         before_user, before_answer = (rendering.text[spans[n - 1][1] : spans[n][0]] for n in (2, 3))

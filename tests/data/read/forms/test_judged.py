@@ -105,6 +105,15 @@ def test_a_near_tie_is_left_out() -> None:
     assert reason(row | {"score_1": "9", "score_2": 4}, "scored_pairs") == "wrong type of score_1: str"
 
 
+def test_a_number_that_is_none_or_infinite_decides_nothing() -> None:
+    row = {"prompt": "q", "response_1": "a", "response_2": "b", "score_2": 1}
+    nan, infinite = float("nan"), float("inf")
+    assert reason(row | {"score_1": nan}, "scored_pairs") == "missing field preference, or score_1 and score_2"
+    assert reason(row | {"score_1": infinite}, "scored_pairs") == "score_1 is too large a number"
+    assert "margin" not in record(PAIRS[0] | {"margin": nan}, "preference", margin="margin").meta
+    assert reason(PAIRS[0] | {"margin": 1e39}, "preference", margin="margin") == "margin is too large a number"
+
+
 @pytest.mark.parametrize(
     "row", [{"messages": [QUESTION, GOOD], "label": True}, {"prompt": "2+2?", "completion": "4", "label": 1}]
 )
@@ -113,7 +122,10 @@ def test_an_answer_is_good_or_bad(row: dict[str, Any]) -> None:
     assert made.messages == [QUESTION] and made.completion == "4" and made.label is True
     assert record(row | {"label": 0}, "unpaired").label is False
     assert as_text(made) == "User: 2+2?\n\nAssistant: 4"
-    assert reason(row | {"label": 2}, "unpaired") == "wrong type of label: int"
+    assert record(row | {"label": 0.0}, "unpaired").label is False  # as pandas writes it beside rows without one
+    for strange in (2, -1, 0.5, float("nan")):
+        assert reason(row | {"label": strange}, "unpaired") == "label is neither true nor false, 1 nor 0"
+    assert reason(row | {"label": "1"}, "unpaired") == "wrong type of label: str"
     assert reason(row | {"label": None}, "unpaired") == "missing field label"
 
 

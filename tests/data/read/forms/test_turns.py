@@ -1,6 +1,7 @@
 """Laws of conversations as rows have them: every way to say a turn means the same."""
 
 import json
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -111,6 +112,11 @@ def test_thoughts_of_a_turn_stand_in_tags_before_what_it_says() -> None:
         ({"from": "function_call", "value": "add(2)"}, "bad json in a tool call"),
         ({"from": "function_call", "value": "[2]"}, "a tool call without a name"),
         ({"role": "assistant", "tool_calls": [{"function": {"arguments": "{}"}}]}, "a tool call without a name"),
+        ({"role": "assistant", "tool_calls": 1}, "wrong type of tool_calls: int"),
+        (
+            {"role": "assistant", "tool_calls": [{"name": "a", "arguments": {"at": datetime(2025, 1, 1)}}]},
+            "a tool call with an argument that is no JSON",
+        ),
     ],
 )
 def test_turns_that_cannot_be_read_say_why(turn: dict[str, Any], why: str) -> None:
@@ -121,6 +127,8 @@ def test_tools_that_cannot_be_read_say_why() -> None:
     turns = [{"role": "user", "content": "a"}]
     assert reason({"messages": turns, "tools": "{"}, "messages") == "bad json in tools"
     assert reason({"messages": turns, "tools": '{"a": 1}'}, "messages") == "wrong type of tools: dict"
+    for odd in (b"x", float("inf"), 2**70):
+        assert reason({"messages": turns, "tools": [{"a": odd}]}, "messages") == "tools hold a value that is no JSON"
     nothing: list[Any] = [None, "", "[]", []]
     for tools in nothing:
         assert record({"messages": turns, "tools": tools}, "messages").meta == {}

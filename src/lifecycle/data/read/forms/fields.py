@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from lifecycle.data.read.row import BadRow
+
+MOST = float(np.finfo(np.float32).max)
+"""What a batch holds of a number: of a larger one, infinity."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +76,14 @@ class Fields:
         return self.text_if_there(key) if key in self.names else ""
 
     def number(self, key: str) -> float | None:
-        """The number of a field that a row may have."""
+        """The number of a field that a row may have; NaN is how pandas writes that it has none."""
         value = self.look(key)
-        if value is None:
+        if value is None or value != value:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise BadRow(f"wrong type of {self.name(key)}: {type(value).__name__}")
+        if abs(value) > MOST:
+            raise BadRow(f"{self.name(key)} is too large a number")
         return float(value)
 
 
@@ -94,6 +102,19 @@ def present(value: Any, name: str) -> Any:
     if value is None:
         raise BadRow(f"missing field {name}")
     return value
+
+
+def is_plain(value: Any) -> bool:
+    """Whether JSON holds the value as it is, whoever writes it: in shards, in checkpoints, in a template's text."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and is_plain(one) for key, one in value.items())
+    if isinstance(value, list):
+        return all(map(is_plain, value))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**64
+    return value is None or isinstance(value, str)
 
 
 def clean(text: str) -> str:

@@ -51,8 +51,10 @@ def scored_pairs(row: Fields) -> dict[str, Any]:
 def unpaired(row: Fields) -> dict[str, Any]:
     """A conversation whose last turn is good or bad, or a prompt and a completion that is."""
     label = row.required("label")
-    if not isinstance(label, bool | int) or label not in (0, 1):
+    if not isinstance(label, int | float):
         raise BadRow(f"wrong type of {row.name('label')}: {type(label).__name__}")
+    if label not in (0, 1):
+        raise BadRow(f"{row.name('label')} is neither true nor false, 1 nor 0")
     if row.look("messages") is not None:
         turns = read_turns(row.required("messages"), row.name("messages"))
         if turns[-1]["role"] != "assistant" or len(turns) < 2:

@@ -108,7 +108,9 @@ def _options(row: Fields) -> tuple[list[str], list[str]]:
     """Labels and texts of the options, from a list, a mapping by letter, {label, text} pairs, or single columns."""
     value = row.several("options")
     if isinstance(value, Mapping) and {"label", "text"} <= set(value):
-        labels, texts = list(value["label"]), list(value["text"])
+        labels, texts = value["label"], value["text"]
+        if wrong := [one for one in (labels, texts) if not isinstance(one, list)]:
+            raise BadRow(f"wrong type of {row.name('options')}: {type(wrong[0]).__name__}")
     elif isinstance(value, Mapping):
         pairs = sorted((str(label), text) for label, text in value.items() if text is not None)
         labels, texts = [label for label, _ in pairs], [text for _, text in pairs]

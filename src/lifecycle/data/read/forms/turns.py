@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from lifecycle.data.read.forms.fields import Fields, clean
+from lifecycle.data.read.forms.fields import Fields, clean, is_plain
 from lifecycle.data.read.row import BadRow
 
 ROLES = {
@@ -75,9 +75,12 @@ def read_turn(turn: Mapping[str, Any]) -> Turn:
     content = turn.get("content", turn.get("value"))
     if named == "function_call":
         return {"role": role, "content": "", "tool_calls": [_call(content)]}
-    text, calls = _content(content, called=bool(turn.get("tool_calls")))
+    called = turn.get("tool_calls") or []
+    if not isinstance(called, list):
+        raise BadRow(f"wrong type of tool_calls: {type(called).__name__}")
+    text, calls = _content(content, called=bool(called))
     thoughts = next((turn[key] for key in THOUGHTS if isinstance(turn.get(key), str)), "")
-    calls += [_call(call) for call in turn.get("tool_calls") or []]
+    calls += [_call(call) for call in called]
     return {"role": role, "content": thinking(clean(thoughts), text), **({"tool_calls": calls} if calls else {})}
 
 
@@ -133,6 +136,8 @@ def _call(call: Any) -> Turn:
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise BadRow("a tool call without a name")
     arguments = _parsed(function.get("arguments") or {}, "tool call")
+    if not is_plain(arguments):
+        raise BadRow("a tool call with an argument that is no JSON")
     return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
@@ -143,6 +148,8 @@ def _tools(value: Any, name: str) -> list[Turn]:
     tools = _parsed(value, name)
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise BadRow(f"wrong type of {name}: {type(tools).__name__}")
+    if not is_plain(tools):
+        raise BadRow(f"{name} hold a value that is no JSON")
     return [dict(tool) if "function" in tool else {"type": "function", "function": dict(tool)} for tool in tools]
 
 
