@@ -55,6 +55,18 @@ def test_the_report_holds_ledger_samples_incidents_and_what_was_used(folder: Pat
     assert "precision bf16: measured 210 GFLOP/s" in text
 
 
+def test_examples_that_did_not_fit_into_a_row_are_said(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "demo"
+    shutil.copytree(finished, copy)
+    ledger = json.loads((copy / "ledger.json").read_text())
+    ledger["sources"]["stdlib_code"]["too_long"] = {"dropped": 1809, "shortened": 3}
+    (copy / "ledger.json").write_text(json.dumps(ledger))
+    said = "1,809 x dropped, 3 x shortened (data.long_examples)"
+    assert "examples of stdlib_code longer than a row" in shown(copy) and said in shown(copy, width=120)
+    assert "longer than a row" in write_report(copy).read_text()
+    assert "longer than a row" not in shown(finished)
+
+
 def test_the_page_holds_every_picture_and_fetches_nothing(folder: Path) -> None:
     html = (folder / "report.html").read_text()
     assert html.count("<picture>") == len(PICTURES)

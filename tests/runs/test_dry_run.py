@@ -73,3 +73,44 @@ def test_rows_longer_than_the_model_are_refused_as_the_run_refuses_them(
     longer = ["data=files", "data.sources.mine.path=first.jsonl", "stage.sequence_length=128", "stage.max_steps=2"]
     with pytest.raises(UserError, match="more than model.max_positions=64"):
         run(config.compose([*longer, "stage.max_tokens=null", "stage.global_batch_tokens=1024", *words]))
+
+
+CHATS = ["data=files", "data.sources.mine.path=chats.jsonl", "stage.view=chat", "stage.max_steps=2", "dry_run=true"]
+
+
+@pytest.fixture
+def chats(place: Path) -> Path:
+    """Conversations, one of three longer than a row."""
+    said = ["yes " * 9, "no " * 9, "well " * 300]
+    rows = [{"instruction": f"Say {n}", "output": said[n % 3]} for n in range(60)]
+    (place / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return place
+
+
+def test_items_are_counted_by_view_with_what_is_too_long(chats: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dry_run(make_plan(config.compose([*CHATS, "stage.max_tokens=null", "stage.sequence_length=128"])))
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"mine: its \d+ conversations, of \d+ positions on the mean, 3\d% of them longer than a row", said)
+    assert re.search(r"3\d% of the conversations of mine are longer than a row of 128 and are left out", said)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["data.sources.mine.path=first.jsonl"], "view 'chat', but data.sources.mine .format 'text'. gives text"),
+        (["data.chat_template=absent.jinja"], "data.chat_template is 'absent.jinja', and there is no such file"),
+        (["data.chat_template=none"], "chat_template=none, but the stage trains on the view 'chat'"),
+        (["data.chat_template=mute.jinja"], "mute.jinja is of no use for training"),
+    ],
+)
+def test_a_view_and_a_template_that_the_run_refuses_are_refused(chats: Path, words: list[str], reason: str) -> None:
+    (chats / "mute.jinja").write_text("{% for turn in messages %}{{ turn.role }}{% endfor %}")
+    with pytest.raises(UserError, match=reason):
+        dry_run(make_plan(config.compose([*CHATS, *words])))
+
+
+def test_shards_of_another_view_are_refused(chats: Path) -> None:
+    words = ["experiment=debug", "data=files", "data.sources.mine.path=chats.jsonl", "stage.processes=1"]
+    run(config.compose([*words, "stage=prepare", "run=texts"]))
+    with pytest.raises(UserError, match="mine: its shards were made for stage.view=text, and this run reads chat"):
+        dry_run(make_plan(config.compose([*CHATS, "data.prepared=texts"])))

@@ -29,6 +29,15 @@ from lifecycle.errors import UserError
 from lifecycle.tokenizer.chat import ChatTemplate, Turn
 from lifecycle.tokenizer.tokenizer import Tokenizer
 
+ITEMS = {
+    TEXT: "documents",
+    "chat": "conversations",
+    "preference": "pairs",
+    "unpaired": "judged answers",
+    PROMPT: "prompts",
+}
+"""What the items of each view are called."""
+
 View = Callable[[Sequence[Record], Tokenizer, ChatTemplate | None], list[Item | str]]
 """The item of each record, or the reason why there is none."""
 

@@ -131,6 +131,7 @@ class Estimate:
     memory: Memory
     rows_that_fit: int | None
     sources: tuple[SourcePlan, ...]
+    unit: str
     hours: dict[float, float] | None
     disk: Disk
     free_disk: float | None
@@ -156,10 +157,12 @@ def estimate(
     kept_copies: int = 0,
     frozen: int = 0,
     free_disk: float | None = None,
+    unit: str = "tokens",
 ) -> Estimate:
     """Count everything; start nothing. states_per_param: numbers that the optimizer keeps of each parameter.
     kept_copies: of the weights, in memory and in every checkpoint. frozen: parameters of networks that are only asked,
-    once for every token, and stand in no checkpoint. free_disk: bytes."""
+    once for every token, and stand in no checkpoint. free_disk: bytes. unit: what sources are counted in; of prompts, a
+    row is one."""
     found, tokens = device.looked_up(hardware), timeline.tokens()
     shards = world_size if sharded else 1
     memory, per_row = _memory(
@@ -179,7 +182,8 @@ def estimate(
         device=found,
         memory=memory,
         rows_that_fit=None if room is None else max(0, int((room - memory.state - memory.logits) // per_row)),
-        sources=_sources(sources, tokens),
+        sources=_sources(sources, tokens if unit == "tokens" else sum(source.weight for source in sources)),
+        unit=unit,
         hours=_hours(model, timeline, found.peak_flops, world_size, asked=frozen / 3 / model.parameters()),
         disk=_disk(model, states_per_param + kept_copies, checkpoints, timeline.steps),
         free_disk=free_disk,
@@ -227,7 +231,7 @@ def _hours(
     return {share: work / (peak_flops * world_size * share) / 3600 for share in MFU_ROWS}
 
 
-def _sources(sources: Sequence[SourceEstimate], tokens: int) -> tuple[SourcePlan, ...]:
+def _sources(sources: Sequence[SourceEstimate], tokens: float) -> tuple[SourcePlan, ...]:
     whole = sum(source.weight for source in sources)
     plans = []
     for source in sources:

@@ -110,7 +110,7 @@ def _time(e: Estimate) -> Table:
 
 
 def _sources(e: Estimate) -> Table:
-    sheet = _sheet("Data", "source", "domain", "share", "tokens", "it holds", "epochs", "at most")
+    sheet = _sheet("Data", "source", "domain", "share", e.unit, "it holds", "epochs", "at most")
     for source in e.sources:
         sheet.add_row(
             source.name,

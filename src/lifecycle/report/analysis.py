@@ -17,6 +17,7 @@ from lifecycle.report.page.render import Element, Heading, Paragraph, Picture, S
 from lifecycle.system import atomic
 
 PICTURES_FOLDER = "analysis"
+REASONS = 4  # reasons for rows that are left out, in a terminal
 WORTH_SAYING = 4  # passes over a source from which on they teach less and less (arXiv 2305.16264)
 Analysis = Mapping[str, Any]
 
@@ -35,15 +36,18 @@ def write_analysis(folder: Path, found: Analysis) -> str:
 
 
 def terminal(found: Analysis) -> str:
-    """A line a source."""
+    """A line a source, and one for each of the most frequent reasons for rows that are left out."""
     lines = []
     for name, source in found["sources"].items():
         rows, kept = sum(source["rows"].values()), kinds(source)["training"]
         lines.append(
-            f"{name:20} {count(source['documents'])} documents, {short(source['tokens'])} tokens, "
+            f"{name:20} {count(source['documents'])} {found['items']}, {short(source['tokens'])} tokens, "
             f"{number(source['bytes_per_token'])} bytes a token, {number(source['epochs'])} epochs at the budget, "
             f"{share(kept / rows if rows else None)} of {count(rows)} rows trained on"
         )
+        reasons = [(n, kind) for kind, n in kinds(source).items() if n and kind not in ("training", "held out")]
+        lines += [f"{'':20} {count(n)} left out, {kind}" for n, kind in sorted(reasons, reverse=True)[:REASONS]]
+        lines += [f"{'':20} ... and for {len(reasons) - REASONS} more reasons"] if len(reasons) > REASONS else []
     return "\n".join(lines)
 
 
@@ -66,7 +70,7 @@ def blocks(found: Analysis) -> list[Element]:
     """The page, from the shares of the mixture to samples of its text."""
     return [
         *_shares(found),
-        *_lengths(found["sources"]),
+        *_lengths(found["sources"], found["items"]),
         *_outcomes(found["sources"]),
         *_overlaps(found),
         *_examples(found),
@@ -76,8 +80,8 @@ def blocks(found: Analysis) -> list[Element]:
 
 def _shares(found: Analysis) -> list[Element]:
     """What each source gives to the planned run, and a warning where it is read too often."""
-    sources = found["sources"]
-    heads = ("source", "share", "documents", "tokens", "trained", "bytes a token", "planned tokens", "epochs")
+    sources, items = found["sources"], found["items"]
+    heads = ("source", "share", items, "tokens", "trained", "bytes a token", "planned tokens", "epochs")
     rows = [
         (
             name,
@@ -91,25 +95,26 @@ def _shares(found: Analysis) -> list[Element]:
         )
         for name, s in sources.items()
     ]
-    planned = f"A run of {short(found['budget_tokens'])} tokens is planned."
+    beside = " (of its prompts: completions are not known yet)" if found["view"] == "prompt" else ""
+    planned = f"A run of {short(found['budget_tokens'])} tokens is planned{beside}."
     out: list[Element] = [Paragraph(planned, "lead"), Sheet(heads, rows)]
     for name, s in sources.items():
         if s["epochs"] is None or s["epochs"] > WORTH_SAYING:
-            often = "has no training document" if s["epochs"] is None else f"is read {number(s['epochs'], 1)} times"
+            often = f"has no {items} to train on" if s["epochs"] is None else f"is read {number(s['epochs'], 1)} times"
             out.append(Paragraph(f"{name} {often}: past about four passes, text teaches less and less.", "warning"))
     return [*out, Picture("tokens", "tokens by source")]
 
 
-def _lengths(sources: Analysis) -> list[Element]:
+def _lengths(sources: Analysis, items: str) -> list[Element]:
     points = list(dict.fromkeys(p for s in sources.values() for p in s["length"]))
     return [
         Heading("Lengths"),
-        Paragraph("Tokens a document.", "note"),
+        Paragraph(f"Tokens of each of the {items}.", "note"),
         Sheet(
             ("source", *(f"{p} %" if p != "100" else "longest" for p in points)),
             [(name, *(count(s["length"].get(p)) for p in points)) for name, s in sources.items()],
         ),
-        Picture("lengths", "documents by length"),
+        Picture("lengths", f"{items} by length"),
     ]
 
 
@@ -205,10 +210,11 @@ def tokens(found: Analysis, theme: Theme) -> Figure:
 
 
 def lengths(found: Analysis, theme: Theme) -> Figure:
-    """The share of each source's documents by length, in bins of half a doubling."""
-    figure, (axes,) = canvas(theme, "Documents by length (share of the source's documents)", height=3.6)
+    """The share of each source's items by length, in bins of half a doubling."""
+    items = found["items"]
+    figure, (axes,) = canvas(theme, f"{items.capitalize()} by length (share of those of the source)", height=3.6)
     for (name, s), color in zip(found["sources"].items(), colors(found, theme), strict=True):
-        bins = {int(start): documents / max(s["documents"], 1) for start, documents in s["histogram"].items()}
+        bins = {int(start): n / max(s["documents"], 1) for start, n in s["histogram"].items()}
         if bins:
             starts, shares = sorted(bins), [bins[start] for start in sorted(bins)]
             axes.step([*starts, starts[-1] * 2**0.5], [*shares, 0], where="post", color=color, label=name)
@@ -216,7 +222,7 @@ def lengths(found: Analysis, theme: Theme) -> Figure:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("tokens of a document")
+    axes.set_xlabel(f"tokens of each of the {items}")
     legend(axes)
     return figure
 

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from lifecycle import config
+from lifecycle.data.clean.source import Source
 from lifecycle.data.config import DataConfig
+from lifecycle.data.conversation.template_check import PROMPT, TEXT, open_template
 from lifecycle.data.loading.loader import micro_batch_rows
+from lifecycle.data.making import Maker
 from lifecycle.data.mixture.plan import BatchPlan, Mix, largest, mixture, phases_of
-from lifecycle.data.stream.prepared import prepared_folder, read_metas
+from lifecycle.data.stream.packing import Packing
+from lifecycle.data.stream.prepared import open_shards, other_view, prepared_folder, read_metas, with_formats
+from lifecycle.data.survey.item_sizes import AsItems
 from lifecycle.data.survey.level_sizes import LevelSize, survey_levels
-from lifecycle.data.survey.source_size import SourceSize, known_tokenizer, survey
+from lifecycle.data.survey.source_size import SourceSize, beginning, known_tokenizer, look_at, survey
 from lifecycle.duration import Limits, Timeline, ended_by_config
 from lifecycle.errors import UserError
 from lifecycle.estimate import curriculum_table, table
@@ -26,7 +32,7 @@ from lifecycle.model import ModelConfig
 from lifecycle.runs.guarded import check_reach
 from lifecycle.runs.plan import RunPlan
 from lifecycle.system.cache import made_cache_folder
-from lifecycle.tokenizer.tokenizer import Tokenizer
+from lifecycle.tokenizer.tokenizer import Tokenizer, TokenizerRecipe, train_bpe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +46,15 @@ class _Planned:
     shares: Mix
     epoch_source: str
     sizes: Sequence[SourceSize]
+    view: str
 
     def batches(self, line: Timeline) -> BatchPlan:
         """What the steps of a run are made of."""
-        return BatchPlan.of(self.shares, phases_of(line.segments), line.steps)
+        phases = [replace(one, is_counted=self.view == PROMPT) for one in phases_of(line.segments)]
+        return BatchPlan.of(self.shares, phases, line.steps)
 
     def tokens(self, line: Timeline) -> dict[str, float]:
-        """What a run takes from each source."""
+        """What a run takes from each source; in the view `prompt` prompts."""
         return self.batches(line).planned(line.steps)
 
     def timeline(self, limits: Limits) -> Timeline:
@@ -89,7 +97,10 @@ def _planned(plan: RunPlan, limits: Limits, tokenizer: Tokenizer | None) -> _Pla
     data = plan.data
     shares = mixture({name: spec.weight for name, spec in data.sources.items()}, plan.replay_share)
     return _Planned(
-        shares=shares, epoch_source=data.epoch_source or largest(shares), sizes=_sizes(data, limits, tokenizer)
+        shares=shares,
+        epoch_source=data.epoch_source or largest(shares),
+        sizes=_sizes(data, limits, tokenizer),
+        view=limits.view,
     )
 
 
@@ -102,22 +113,60 @@ def _print(
     for size in sizes:
         console.print(f"[dim]{size.name}: {size.how}[/dim]", highlight=False)
     console.print(curriculum_table.tables(levels, found.sources))
-    for line in [*notes, *table.warnings(found), *curriculum_table.warnings(levels, found.sources)]:
+    left_out = [warning for size in sizes for warning in size.warnings]
+    for line in [*notes, *left_out, *table.warnings(found), *curriculum_table.warnings(levels, found.sources)]:
         console.print(f"[yellow]{line}[/yellow]", highlight=False)
 
 
 def _sizes(data: DataConfig, limits: Limits, tokenizer: Tokenizer | None) -> list[SourceSize]:
     """What each source holds, as far as it can be told here."""
     metas = read_metas(data.prepared) if data.prepared else {}
-    return survey(
-        data.sources,
-        tokenizer=tokenizer,
+    sources = look_at(
+        with_formats(data.sources, metas),
         root=data.root,
         cache=made_cache_folder(),
-        on_damage=data.bad_rows.damaged_files,
+        bad_rows=data.bad_rows,
+        in_shards=metas,
         view=limits.view,
-        shards={name: meta["training"]["tokens"] for name, meta in metas.items()},
     )
+    items = _items(data, limits, tokenizer, sources)
+    return survey(sources, tokenizer=tokenizer, shards=_in_shards(data, metas, items), items=items)
+
+
+def _items(data: DataConfig, limits: Limits, tokenizer: Tokenizer | None, sources: Sequence[Source]) -> AsItems | None:
+    """How the run would make items of rows; None of documents, and where its tokenizer is on a hub that is not reached.
+
+    A tokenizer still to be trained is tried as one that is trained on the beginnings of the sources. Raises UserError
+    for a chat template that the run would refuse.
+    """
+    if limits.view == TEXT:
+        return None
+    if tokenizer is None and isinstance(recipe := data.tokenizer, TokenizerRecipe):
+        texts = [row.text for source in sources for row in beginning(source) if row.text is not None]
+        tokenizer = train_bpe(
+            texts, vocab_size=recipe.vocab_size, digits=recipe.digits, special_tokens=recipe.special_tokens
+        )
+    if tokenizer is None:
+        return None
+    tokenizer, template = open_template(data.chat_template, tokenizer, view=limits.view, begun=False)
+    make = Maker(view=limits.view, tokenizer=tokenizer, template=template)
+    packing = Packing(view=limits.view, long_examples=data.long_examples)
+    return AsItems(make=make, packing=packing, row_length=limits.sequence_length)
+
+
+def _in_shards(data: DataConfig, metas: Mapping[str, Any], items: AsItems | None) -> dict[str, int]:
+    """What a pass over each prepared source holds. Raises UserError for shards of another view."""
+    found = {}
+    for name, meta in metas.items():
+        made = meta["training"]
+        fault = other_view(made, items.make.key if items else TEXT)
+        if fault is not None or data.prepared is None:
+            raise UserError(
+                f"data.prepared={data.prepared} does not fit data.sources: {name}: {fault}. Run stage=prepare again"
+            )
+        shards = open_shards(prepared_folder(data.prepared) / "prepared" / name / "training", made)
+        found[name] = shards.positions(items.packing, items.row_length) if items else int(made["tokens"])
+    return found
 
 
 def _estimate(plan: RunPlan, limits: Limits, model: ModelConfig, timeline: Timeline, planned: _Planned) -> Estimate:
@@ -128,6 +177,7 @@ def _estimate(plan: RunPlan, limits: Limits, model: ModelConfig, timeline: Timel
     return estimate(
         model,
         timeline=timeline,
+        unit="prompts" if limits.view == PROMPT else "tokens",
         batch=BatchShape(tokens=limits.global_batch_tokens, length=limits.sequence_length, micro_rows=micro_rows),
         sources=[
             SourceEstimate(

@@ -40,6 +40,9 @@ ROWS: list[tuple[dict[str, Any], str, str, dict[str, Any]]] = [
     ({"conversations": [{"from": "human", "value": "q"}], "tools": "[]"}, "prompt", "conversations", {}),
     ({"messages": CHAT, "label": True}, "unpaired", "unpaired", {}),
     ({"messages": CHAT, "label": True}, "chat", "unpaired", {}),  # which is refused: half of them may be bad
+    ({"messages": CHAT, "label": True}, "text", "unpaired", {}),  # refused too
+    ({"text": "a", "label": 1}, "text", "text", {}),
+    ({"text": "a", "messages": CHAT, "label": 1}, "text", "text", {}),
     ({"prompt": "q", "completion": "a", "label": 0}, "unpaired", "unpaired", {}),
     ({"prompt": "q", "chosen": "a", "rejected": "b"}, "preference", "preference", {}),
     ({"chosen": CHAT, "rejected": [*CHAT[:1], {"role": "assistant", "content": "b"}]}, "preference", "preference", {}),

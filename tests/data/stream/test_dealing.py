@@ -28,7 +28,7 @@ from lifecycle.data.stream import dealer
 from lifecycle.data.stream.dealer import START, Dealer
 from lifecycle.data.stream.documents import RawDocuments, place_in
 from lifecycle.data.stream.pieces import Exhausted
-from lifecycle.data.survey.source_size import survey
+from lifecycle.data.survey.source_size import look_at, survey
 from lifecycle.errors import UserError
 
 KINDS = ("jsonl", "jsonl.gz", "parquet")
@@ -241,9 +241,9 @@ def test_passes_are_measured_in_what_is_read_and_sizes_extrapolated_from_it(
             if given % 1111 == 0 or given == 2 * rows:
                 assert documents.totals()["epochs"] == pytest.approx(given / rows, abs=0.03 + block)
         assert documents.totals()["epochs"] == pytest.approx(2.0)
-    true = survey({"s": spec}, tokenizer=None, root=None, cache=tmp_path)[0].tokens
+    true = survey(look_at({"s": spec}, root=None, cache=tmp_path), tokenizer=None)[0].tokens
     monkeypatch.setattr("lifecycle.data.survey.source_size.READ_AT_MOST", 400_000)
-    guess = survey({"s": spec}, tokenizer=None, root=None, cache=tmp_path)[0].tokens
+    guess = survey(look_at({"s": spec}, root=None, cache=tmp_path), tokenizer=None)[0].tokens
     assert true is not None and guess == pytest.approx(true, rel=0.1)
 
 

@@ -18,6 +18,7 @@ from lifecycle.data.survey.mixture import amounts, clusters, histogram, measure,
 from lifecycle.data.survey.row_stats import Measured
 from lifecycle.errors import UserError
 from lifecycle.jobs.analyze import analyze
+from lifecycle.report.analysis import write_analysis
 from lifecycle.tokenizer.tokenizer import TokenizerRecipe
 
 WORDS = [f"word{n}" for n in range(2000)]
@@ -130,7 +131,8 @@ def test_the_page_says_what_was_found(data: Corpus, tmp_path: Path, capsys: Any)
         assert words in text
     html = (folder / "analysis.html").read_text()
     assert html.count("<picture>") == 4 and "<script" not in html
-    assert "15 documents" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "15 documents" in said and "10 left out, dropped: too short\n" in said
 
 
 @pytest.mark.parametrize(("budget", "samples"), [(0, 1), (10, -1)])
@@ -151,3 +153,4 @@ def test_under_another_view_its_items_are_counted_and_shown(tmp_path: Path) -> N
     tokens = [token for item in shown for part in item["parts"] for token in part["tokens"]]
     assert len(shown) == 31 and sum(trained for _, trained in tokens) == chat["trained"] < chat["tokens"] == len(tokens)
     assert all(item["parts"][0]["tokens"][-1] == ["<|end|>", True] for item in shown)
+    assert "31 conversations, " in write_analysis(tmp_path, found)

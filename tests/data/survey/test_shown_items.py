@@ -3,7 +3,7 @@
 import numpy as np
 
 from lifecycle.batch import Example, Pair, Prompt
-from lifecycle.data.survey.shown_items import MOST_TOKENS, shown_item
+from lifecycle.data.survey.shown_items import END_TOKENS, MOST_TOKENS, shown_item
 from lifecycle.tokenizer.tokenizer import train_bpe
 
 TOKENIZER = train_bpe(["a question"] * 9, vocab_size=280, digits=1)
@@ -36,7 +36,9 @@ def test_a_prompt_is_shown_with_what_rewards_know() -> None:
 
 
 def test_the_middle_of_a_long_one_is_counted_and_left_out() -> None:
-    ids = np.full(MOST_TOKENS + 7, TOKENIZER.encode_batch(["?"])[0][0])
-    (part,) = shown_item(Example(ids=ids), TOKENIZER)["parts"]
-    assert part["more"] == 7 and len(part["tokens"]) == MOST_TOKENS + 1
-    assert [" [... 7 tokens ...] ", False] in part["tokens"]
+    one = TOKENIZER.encode_batch(["?"])[0][0]
+    (whole,) = shown_item(Example(ids=np.full(MOST_TOKENS, one)), TOKENIZER)["parts"]
+    assert whole["more"] == 0 and len(whole["tokens"]) == MOST_TOKENS
+    (part,) = shown_item(Example(ids=np.full(MOST_TOKENS + 1, one)), TOKENIZER)["parts"]
+    assert part["more"] == MOST_TOKENS + 1 - 2 * END_TOKENS > 100  # so few are not worth a gap
+    assert len(part["tokens"]) == 2 * END_TOKENS + 1 and [f" [... {part['more']} tokens ...] ", False] in part["tokens"]

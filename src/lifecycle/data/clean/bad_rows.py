@@ -21,20 +21,27 @@ FEW = 3  # bad rows that a reader may meet in its part of a small source, if the
 def refuse_broken(source: Source, counts: Mapping[str, int], *, before: int, at_end: bool) -> None:
     """Raise UserError if more of the rows counted in `counts` (by verdict) are broken than `data.bad_rows` bears.
 
-    Empty rows are neither broken nor rows to measure a share by. before: rows of the source, whoever reads them, that
-    lie before the reader. at_end: whether this is all that it reads.
+    before: rows of the source, whoever reads them, that lie before the reader. at_end: whether this is all that it
+    reads.
     """
+    if (fault := too_broken(source, counts, before=before, at_end=at_end)) is not None:
+        raise UserError(fault)
+
+
+def too_broken(source: Source, counts: Mapping[str, int], *, before: int, at_end: bool) -> str | None:
+    """What `refuse_broken` says; None of rows that may pass. Empty rows are neither broken nor rows to measure a share
+    by."""
     limits = source.bad_rows
     bad = {verdict.removeprefix(BAD): n for verdict, n in counts.items() if verdict.startswith(BAD)}
     total = sum(n for verdict, n in counts.items() if verdict != EMPTY)
     if sum(bad.values()) <= limits.max_share * total or (total < limits.min_rows and not at_end):
-        return
+        return None
     # A stream has read a part of the pass that just ended: one or two bad rows in it say little about the whole.
     if total < limits.min_rows and sum(bad.values()) <= min(before * limits.max_share, FEW):
-        return
+        return None
     reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(bad.items(), key=lambda item: -item[1]))
     most = max(bad, key=lambda one: bad[one])
-    raise UserError(
+    return (
         f"data.sources.{source.name}: {sum(bad.values()):,} of {total:,} rows are broken ({reasons}), more than the "
         f"share data.bad_rows.max_share={limits.max_share}.{_listed(source.quarantine, most)} "
         f"{_advice(source.name, most)}, or raise the share"

@@ -37,7 +37,8 @@ def recognised(spec: SourceSpec, found: Listing, *, where: str, view: str) -> tu
         return replace(spec, format="text"), found
     fits = [(form, layout) for form in _in_order(view) for layout in form.layouts if _fits(seen, spec, form, layout)]
     labelled = [fit for fit in fits if fit[0] is FORMATS["unpaired"]]
-    fits = fits if view == "text" else labelled or fits
+    if labelled and not (view == "text" and fits[0][0] is FORMATS["text"]):  # a text with a label is a text
+        fits = labelled
     chosen = next(((form, layout) for form, layout in fits if view in form.views), fits[0] if fits else None)
     if chosen is None:
         came = ", ".join(sorted({column for row in seen for column in row}))[:300]

@@ -103,6 +103,10 @@ class RawDocuments:
 
     def texts(self) -> Iterator[str]:
         """The texts themselves, untokenised, until the source is exhausted."""
+        return (row.text for row in self.usable() if row.text is not None)
+
+    def usable(self) -> Iterator[Judged]:
+        """The rows that passed the filters, of which no item is made, until the source is exhausted."""
         while True:
             try:
                 self._read_block()
@@ -110,8 +114,7 @@ class RawDocuments:
                 return
             for row in self._usable:
                 self._index += 1
-                if row.judged.text is not None:
-                    yield row.judged.text
+                yield row.judged
 
     def state(self) -> dict[str, Any]:
         """Plain state: where the current block began, and how many of its rows were taken."""

@@ -163,12 +163,13 @@ def _texts(source: Source, seed: int) -> Iterator[str]:
 
 def check_views(sources: list[Source], view: str, given: Mapping[str, frozenset[str]]) -> None:
     """Raise UserError if a source cannot give the view that the stage trains on."""
-    able = ", ".join(form.name for form in LIST if view in form.views)
+    able = [form.name for form in LIST if view in form.views]
+    forms = f"format{'s' * (len(able) > 1)} {', '.join(able)}"
     for source in sources:
         if view not in given[source.name]:
             where, gives = f"data.sources.{source.name}", ", ".join(sorted(given[source.name]))
             raise UserError(
                 f"the stage trains on the view '{view}', but {where} (format '{source.spec.format}') gives {gives}. "
-                f"The formats {able} give '{view}': set {where}.format where its rows have such a form, take the "
+                f"'{view}' is given by the {forms}: set {where}.format where its rows have such a form, take the "
                 f"source out ('~{where}'), or choose another data config, or a stage that trains on {gives}"
             )

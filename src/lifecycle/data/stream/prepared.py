@@ -219,6 +219,12 @@ def with_formats(specs: Mapping[str, SourceSpec], metas: Mapping[str, Any]) -> d
     }
 
 
+def other_view(made: Mapping[str, Any], key: str) -> str | None:
+    """Why shards that were `made` for a view cannot be read as the items of another one, whose `Maker.key` this is."""
+    view = made.get("view", "text")
+    return None if view == key else f"its shards were made for stage.view={view}, and this run reads {key}"
+
+
 def _misfit(
     source: Source, meta: Mapping[str, Any], held: Source | None, make: Maker, evaluation_known: bool
 ) -> str | None:
@@ -226,8 +232,8 @@ def _misfit(
     made, apart = meta["training"], meta["validation"]
     if {made["tokenizer"], apart["tokenizer"]} != {make.tokenizer.sha256}:
         return "its shards hold the ids of another tokenizer than the one in the folder (preparing was cut short)"
-    if (view := made.get("view", "text")) != make.key:
-        return f"its shards were made for stage.view={view}, and this run reads {make.key}"
+    if (fault := other_view(made, make.key)) is not None:
+        return fault
     evaluation = source.evaluation.key if source.evaluation else None
     if source.shards is None:  # a level of a source, known as a whole
         return None if made["fingerprint"] == source.fingerprint else "its files or their treatment changed"

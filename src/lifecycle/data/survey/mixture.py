@@ -1,7 +1,7 @@
 """What a mixture will give, measured by reading every row once: documents, tokens, lengths, losses, overlaps, samples.
 
-Lengths are tokens of the tokenizer of the run, with the marks of a document. An overlap is the share of a source's
-documents that resemble one of another source (of its own: an earlier one), found as near duplicates are.
+Counted are the items of the view of the run; lengths are their tokens, with all marks. An overlap is the share of a
+source's documents that resemble one of another source (of its own: an earlier one), found as near duplicates are.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from lifecycle.data.clean.source import Source
 from lifecycle.data.corpus import Corpus
 from lifecycle.data.quality.rules import NearRules
 from lifecycle.data.survey.row_stats import Measure, Measured, left_out_samples
+from lifecycle.data.views import ITEMS
 
 PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 BINS_PER_DOUBLING = 2
@@ -50,6 +51,7 @@ def measure(data: Corpus, *, budget_tokens: int, processes: int, samples: int) -
     return {
         "budget_tokens": budget_tokens,
         "view": data.make.view,
+        "items": ITEMS[data.make.view],
         "tokenizer": data.tokenizer.sha256,
         "sources": sources,
         "overlaps": overlaps(data.sources, cache=data.cache, processes=processes),

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from lifecycle.batch import Example, Ids, Item, Pair, Prompt
 from lifecycle.tokenizer.tokenizer import Tokenizer
 
-MOST_TOKENS = 400  # of a part: half from its beginning, half from its end
+MOST_TOKENS = 600  # of a part that is shown whole
+END_TOKENS = 200  # of a longer one, from its beginning and from its end
 MOST_CHARACTERS = 300  # of a fact
 UNFINISHED = "\ufffd"  # what half a letter is shown as
 
@@ -52,9 +53,8 @@ def _behind(name: str, example: Example, start: int, tokenizer: Tokenizer) -> Sh
 
 def _part(name: str, ids: Ids, trained: NDArray[np.bool_], tokenizer: Tokenizer) -> Shown:
     """The tokens of one stretch; those in the middle of a long one are counted and left out."""
-    more = max(0, len(ids) - MOST_TOKENS)
-    half = MOST_TOKENS // 2
-    ends = [(0, len(ids))] if not more else [(0, half), (len(ids) - half, len(ids))]
+    more = len(ids) - 2 * END_TOKENS if len(ids) > MOST_TOKENS else 0
+    ends = [(0, len(ids))] if not more else [(0, END_TOKENS), (len(ids) - END_TOKENS, len(ids))]
     texts = [_texts(ids[a:b], trained[a:b], tokenizer) for a, b in ends]
     left_out = [[f" [... {more} tokens ...] ", False]] if more else []
     return {"name": name, "tokens": [*texts[0], *left_out, *(texts[1] if more else [])], "more": more}

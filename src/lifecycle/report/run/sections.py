@@ -202,7 +202,8 @@ def _incidents(run: RunData) -> list[Element]:
 
 
 def incidents(run: RunData) -> list[tuple[str, str]]:
-    """(what, how often or which) of everything irregular: skipped steps, resumptions, damaged checkpoints, bad rows."""
+    """(what, how often or which) of everything irregular: skipped steps, resumptions, damaged checkpoints, bad rows,
+    and examples that did not fit into a row (in every pass)."""
     skipped, resumed = run.last("train/skipped"), run.run.get("resumed")
     found = []
     if skipped:
@@ -212,6 +213,11 @@ def incidents(run: RunData) -> list[tuple[str, str]]:
     found += [("damaged checkpoint passed over", str(path)) for path in run.run.get("damaged") or ()]
     for name, rows in run.quarantined.items():
         found += [(f"rows set aside from {name}", f"{count(rows)} (`quarantine/{name}.jsonl`)")] if rows else []
+    for name, source in run.ledger.get("sources", {}).items():
+        long = [f"{count(n)} x {what}" for what, n in sorted((source.get("too_long") or {}).items())]
+        found += (
+            [(f"examples of {name} longer than a row", f"{', '.join(long)} (`data.long_examples`)")] if long else []
+        )
     if run.run.get("error"):
         found.append(("ended by", str(run.run["error"])))
     return found

@@ -1,0 +1,57 @@
+"""How large the items of a view are in rows of a length, by some of a source's rows: what a dry run can say of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lifecycle.batch import Item, Prompt
+from lifecycle.data.clean.filter_row import Judged
+from lifecycle.data.making import Maker
+from lifecycle.data.stream.epoch_length import size_in_rows
+from lifecycle.data.stream.packing import Packing
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsItems:
+    """How a run makes items of rows, and how they stand in its longest rows."""
+
+    make: Maker
+    packing: Packing
+    row_length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemSizes:
+    """Of the rows that were tried. rows: how many. size: what a row gives a pass on the mean: positions, or prompts.
+    length: positions of an item on the mean. too_long: share of the items that are longer than a row. broken: rows of
+    which the view makes no item, by reason."""
+
+    rows: int
+    size: float
+    length: float
+    too_long: float
+    broken: Counter[str]
+
+
+def item_sizes(rows: Sequence[Judged], how: AsItems) -> ItemSizes:
+    """What `rows` give."""
+    made = how.make(rows)
+    items = [item for item in made if not isinstance(item, str)]
+    number = max(1, len(items))
+    return ItemSizes(
+        rows=len(rows),
+        size=sum(size_in_rows(item, how.packing, how.row_length) for item in items) / max(1, len(rows)),
+        length=sum(_length(item) for item in items) / number,
+        too_long=sum(not _fits(item, how) for item in items) / number,
+        broken=Counter(reason for reason in made if isinstance(reason, str)),
+    )
+
+
+def _length(item: Item) -> int:
+    return len(item.ids) if isinstance(item, Prompt) else item.size
+
+
+def _fits(item: Item, how: AsItems) -> bool:
+    return how.packing.cuts or how.packing.fit(item, how.row_length) is item

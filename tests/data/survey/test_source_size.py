@@ -1,0 +1,62 @@
+"""Laws of what a dry run says of sources: as many as the run would read, and refused what the run would refuse."""
+
+from pathlib import Path
+
+import pytest
+from tests.data.every_view import VIEWS, module, write
+
+from lifecycle.data.clean.source import BadRows
+from lifecycle.data.module import DataModule
+from lifecycle.data.read.spec import SourceSpec
+from lifecycle.data.stream.packing import LongExamples
+from lifecycle.data.survey.item_sizes import AsItems
+from lifecycle.data.survey.source_size import SourceSize, look_at, survey
+from lifecycle.errors import UserError
+
+SIZES = [3, 60, 9, 1, 22, 4, 17, 80, 5, 5, 12, 30]
+ROW = 40
+
+
+def surveyed(data: DataModule, folder: Path, view: str) -> SourceSize:
+    """Source a, under the tokenizer and the template of `data`."""
+    corpus = data.corpus
+    items = AsItems(make=corpus.make, packing=corpus.packing, row_length=ROW)
+    looked = look_at({"a": corpus.config.sources["a"]}, root=None, cache=folder, view=view)
+    return survey(looked, tokenizer=corpus.tokenizer, items=items)[0]
+
+
+@pytest.mark.parametrize("rule", ["drop", "shorten"])
+@pytest.mark.parametrize("view", VIEWS[1:])
+def test_a_pass_is_as_large_as_that_of_the_run(view: str, rule: LongExamples, tmp_path: Path) -> None:
+    write(tmp_path, view, "a", SIZES)
+    data = module(tmp_path, view, {"a": None}, long_examples=rule)
+    found = surveyed(data, tmp_path / "cache", view)
+    assert found.tokens == pytest.approx(data.corpus.epoch_positions(ROW))
+    assert found.how.startswith(f"its {len(SIZES)} ")
+    (warning,) = found.warnings  # two are longer than any row
+    assert ("left out" in warning) == (rule == "drop" or view == "prompt")
+    assert ("or set data.long_examples=shorten" in warning) == (rule == "drop" and view != "prompt")
+
+
+def test_rows_for_which_the_run_would_be_refused_are_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"body": "a"}\n')
+    spec, bears = SourceSpec(path=str(tmp_path / "a.jsonl"), format="text"), BadRows(max_share=0.1, min_rows=1)
+    (found,) = survey(look_at({"s": spec}, root=None, cache=tmp_path, bad_rows=bears), tokenizer=None)
+    (warning,) = found.warnings
+    assert "1 of 2 rows are broken (missing field text 1)" in warning and "map the fields" in warning
+
+
+@pytest.mark.parametrize("form", ["auto", "instruction"])
+def test_a_view_that_a_source_cannot_give_is_refused_where_its_rows_are_here_or_not(form: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"instruction": "q", "output": "a"}\n')
+    specs = [SourceSpec(path=str(tmp_path / "a.jsonl"), format=form)]
+    specs += [SourceSpec(hub="some/where", format=form)] if form != "auto" else []
+    for spec in specs:
+        with pytest.raises(UserError, match=r"view 'preference'.*gives chat, prompt, text"):
+            look_at({"s": spec}, root=None, cache=tmp_path, view="preference")
+
+
+def test_a_source_that_is_far_away_is_as_large_as_it_states(tmp_path: Path) -> None:
+    specs = {"a": SourceSpec(hub="some/where", tokens=900), "b": SourceSpec(hub="some/where")}
+    sizes = survey(look_at(specs, root=None, cache=tmp_path), tokenizer=None)
+    assert [(size.tokens, size.how) for size in sizes] == [(900, "stated in the config"), (None, "unknown: on the hub")]
