@@ -40,7 +40,7 @@ class _Planned:
     """The run as its config and the sizes of its sources give it, without its data.
 
     shares: of the tokens of every step, by source, as weights that may move. epoch_source: the source whose passes
-    `stage.max_epochs` counts.
+    `stage.max_epochs` counts. view: of the stage.
     """
 
     shares: Mix
