@@ -39,6 +39,16 @@ class HeldOutSet:
     documents: int
     wanted: Mapping[str, int] = field(default_factory=dict)
 
+    def beginnings(self, begin: int, tokens: int) -> list[list[int]]:
+        """The first ids of every item that has more than `tokens` before its row's end; prompts whole. begin: the mark
+        that a text begins with, parts of which are packed as well."""
+        if self.packing.counts:
+            return [prompt.ids.tolist() for prompt, _ in self.prompts]
+        ids, number = self.rows["input_ids"], self.rows["document_ids"]
+        starts = ids == begin if self.packing.cuts else (self.rows["position_ids"] == 0) & (number > 0)
+        last = ids.shape[1] - tokens
+        return [ids[r, c : c + tokens].tolist() for r, c in zip(*np.nonzero(starts), strict=True) if c < last]
+
     def batches(self, micro_rows: int, rank: int, world_size: int) -> list[Any]:
         """This rank's micro-batches; every rank gets equally many (rows of padding make up the number)."""
         count = len(self.prompts) if self.packing.counts else len(self.rows["input_ids"])

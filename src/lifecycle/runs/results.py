@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -160,12 +158,13 @@ def full_weights(stage: Stage) -> dict[str, Tensor]:
 
 
 def samples(model: Decoder, data: DataModule, stage: Stage) -> list[dict[str, Any]]:
-    """Continuations of the beginnings of held-out documents: the schema of `samples.json`."""
+    """Continuations of the beginnings of held-out items, and answers to held-out prompts: the schema of
+    `samples.json`."""
     tokenizer = data.tokenizer
     chosen = [
         (domain, prompt)
         for domain, held in data.held_out.items()
-        for prompt in _beginnings(held.rows["input_ids"], tokenizer.bos_id)[:PROMPTS_A_DOMAIN]
+        for prompt in held.beginnings(tokenizer.bos_id, PROMPT_TOKENS)[:PROMPTS_A_DOMAIN]
     ]
     room = stage.config.max_positions - 1
     domains, prompts = [domain for domain, _ in chosen], [prompt[:room] for _, prompt in chosen]
@@ -180,21 +179,12 @@ def samples(model: Decoder, data: DataModule, stage: Stage) -> list[dict[str, An
     rollout = generate(model, prompts, sampling, seed=stage.setup_facts.seed, tokenizer=tokenizer)
     return [
         {
-            "prompt": tokenizer.decode(prompt[1:]),
+            "prompt": tokenizer.decode(prompt[prompt[0] == tokenizer.bos_id :]),
             "completion": completion,
             "step": stage.global_step,
             "domain": domain,
         }
         for prompt, completion, domain in zip(prompts, rollout.text, domains, strict=True)
-    ]
-
-
-def _beginnings(ids: NDArray[np.int32], begin: int) -> list[list[int]]:
-    """The first PROMPT_TOKENS ids of every document that begins at least that long before its row's end."""
-    rows, columns = np.nonzero(ids == begin)
-    length = ids.shape[1]
-    return [
-        ids[r, c : c + PROMPT_TOKENS].tolist() for r, c in zip(rows, columns, strict=True) if c + PROMPT_TOKENS < length
     ]
 
 

@@ -59,7 +59,10 @@ class Counts:
 
 
 def baselines(data: DataModule) -> dict[str, dict[str, float]]:
-    """By validation domain: unigram and bigram perplexity, and the held-out text's bytes per token."""
+    """By validation domain: unigram and bigram perplexity, and the held-out text's bytes per token. None of prompts, of
+    which no token is predicted."""
+    if data.corpus.packing.counts:
+        return {}
     size = data.tokenizer.vocab_size
     examples = [example for piece in _sample(data) for example in sequences(piece.item)]
     counts = Counts.of(
