@@ -57,6 +57,11 @@ def test_a_line_says_all_that_was_measured() -> None:
     assert "MFU 41.2%" in facts(METRICS, on_cpu=False).line()
 
 
+def test_measures_of_a_loss_that_is_no_likelihood_stand_in_its_place() -> None:
+    measured = {"valid/prose/loss": 0.69, "valid/prose/accuracy": 0.5, "valid/loss": 0.69}
+    assert "| valid prose loss 0.690, prose accuracy 0.500 |" in facts(measured).line()
+
+
 def test_what_was_not_measured_is_left_out() -> None:
     assert facts({}).line() == "pretrain step 100/400 | checkpoint 90 | 0:01:05 gone | 0:03:05 left"
     assert facts({}, total=None).line().startswith("pretrain step 100 | ")

@@ -67,6 +67,20 @@ def test_examples_that_did_not_fit_into_a_row_are_said(finished: Path, tmp_path:
     assert "longer than a row" not in shown(finished)
 
 
+def test_a_loss_that_is_no_likelihood_has_no_perplexity(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "pairs"
+    copy.mkdir()
+    for name in ("config.yaml", "run.json", "ledger.json", "samples.json"):
+        shutil.copy(finished / name, copy)
+    (copy / "baselines.json").write_text("{}")
+    (copy / "metrics.csv").write_text(
+        "step,tokens,train/loss,valid/mine/loss,valid/mine/accuracy,valid/loss\n9,99,0.7,0.6912,0.625,0.6912\n"
+    )
+    for said in (shown(copy), write_report(copy).read_text()):
+        assert "0.691" in said and "accuracy" in said and "0.625" in said
+        assert "nats" not in said and "erplexity" not in said.replace("forgetting", "") and "hold: base" not in said
+
+
 def test_the_page_holds_every_picture_and_fetches_nothing(folder: Path) -> None:
     html = (folder / "report.html").read_text()
     assert html.count("<picture>") == len(PICTURES)

@@ -50,3 +50,5 @@ def test_the_stage_of_the_page_learns_from_pairs(place: Path) -> None:
     assert losses[-1] < 0.5 * losses[0]
     accuracy = [float(row["train/accuracy"]) for row in measured if row.get("train/accuracy")]
     assert 0 <= accuracy[0] <= 1 and accuracy[-1] == 1
+    assert float(measured[-1]["valid/mine/accuracy"]) == 1 and "valid/mine/perplexity" not in measured[-1]
+    assert "mine accuracy 1.000" in run.stdout + run.stderr and "ppl" not in run.stdout + run.stderr

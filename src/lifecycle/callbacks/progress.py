@@ -158,9 +158,20 @@ class Moment:
         )
 
     def validation(self) -> list[tuple[str, str]]:
-        """(domain, perplexity) of the last validation."""
-        names = [key for key in self.metrics if key.startswith("valid/") and key.endswith("/perplexity")]
-        return self._present(*((key.split("/", 1)[1].removesuffix("/perplexity"), key, "{:,.1f}") for key in names))
+        """(domain, perplexity) of the last validation; of a loss that has none, (domain and measure, value)."""
+        if self._unit:
+            names = [key for key in self._held_out if key.endswith("/perplexity")]
+            return self._present(*((key.split("/", 1)[1].removesuffix("/perplexity"), key, "{:,.1f}") for key in names))
+        return self._present(*((key.split("/", 1)[1].replace("/", " "), key, "{:.3f}") for key in self._held_out))
+
+    @property
+    def _held_out(self) -> list[str]:
+        """What was measured by domain."""
+        return [key for key in self.metrics if key.startswith("valid/") and key.count("/") > 1]
+
+    @property
+    def _unit(self) -> str:
+        return "ppl " if any(key.endswith("/perplexity") for key in self._held_out) else ""
 
     def _present(self, *wanted: tuple[str, str, str]) -> list[tuple[str, str]]:
         values = {**self.metrics}
@@ -173,7 +184,7 @@ class Moment:
         total = f"/{self.total:,}" if self.total is not None else ""
         parts = [f"{self.stage} step {self.step:,}{total}", *(f"{name} {value}" for name, value in self.training())]
         if self.validation():
-            parts.append("valid ppl " + ", ".join(f"{name} {value}" for name, value in self.validation()))
+            parts.append(f"valid {self._unit}" + ", ".join(f"{name} {value}" for name, value in self.validation()))
         if self.checkpoint is not None:
             parts.append(f"checkpoint {self.checkpoint:,}")
         parts.append(f"{clock(self.elapsed)} gone")
@@ -196,7 +207,7 @@ class Moment:
         )
         rows: list[RenderableType] = [head, _facts(self.training())]
         last = [("last checkpoint", f"step {self.checkpoint:,}")] if self.checkpoint is not None else []
-        held_out = [(f"ppl {name}", value) for name, value in self.validation()]
+        held_out = [(f"{self._unit}{name}", value) for name, value in self.validation()]
         if held_out or last:
             rows.append(_facts([*held_out, *last]))
         return Padding(Group(*rows), (1, 0))

@@ -129,7 +129,7 @@ def write_results(plan: RunPlan, stage: Stage, data: DataModule, *, finished: bo
         generation=plan.generation,
     )
     _write_json(folder.path / "samples.json", samples(model.to(stage.trainer.strategy.root_device).eval(), data, stage))
-    _write_json(folder.path / "baselines.json", baselines(data))
+    _write_json(folder.path / "baselines.json", baselines(data) if stage.measures is None else {})
     write_row_reports(folder.path)  # the baselines, too, read the rows
     folder.update(status="finished")  # not before: what a kill leaves out of the above is made at the next start
     write_report(folder.path)

@@ -38,7 +38,7 @@ def loss(run: RunData, theme: Theme) -> Figure | None:
     steps, values = run.series("train/loss", x)
     if not steps:
         return None
-    figure, (axes,) = canvas(theme, "Loss (nats a token)", height=3.9)
+    figure, (axes,) = canvas(theme, "Loss (nats a token)" if run.is_likelihood else "Loss", height=3.9)
     first, second = theme.series[:2]
     axes.plot(steps, values, color=first, alpha=0.28, linewidth=0.8)
     axes.plot(steps, smooth(values), color=first, linewidth=2, label="training, smoothed")

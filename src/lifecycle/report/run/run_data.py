@@ -53,6 +53,21 @@ class RunData:
         return list(dict.fromkeys(name.rsplit("/", 1)[0] for name in names if "/" in name))
 
     @property
+    def is_likelihood(self) -> bool:
+        """Whether its loss is the likelihood of text, which has units of its own."""
+        return not self.domains or any(self.last(f"valid/{name}/perplexity") is not None for name in self.domains)
+
+    @property
+    def measures(self) -> dict[str, dict[str, float]]:
+        """By domain, what was last measured on its held-out data, by name."""
+        found: dict[str, dict[str, float]] = {name: {} for name in self.domains}
+        for key in self.metrics:
+            domain, _, name = key.removeprefix("valid/").rpartition("/")
+            if key.startswith("valid/") and domain in found and (value := self.last(key)) is not None:
+                found[domain][name] = value
+        return found
+
+    @property
     def domain_weights(self) -> dict[str, float]:
         """The share of each validated domain, as the ledger planned it; equal shares where it says nothing."""
         weights = dict.fromkeys(self.domains, 0.0)

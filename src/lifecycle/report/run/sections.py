@@ -55,7 +55,9 @@ def _result(run: RunData, facts: Headline) -> list[Element]:
     if run.missing:
         blocks.append(Paragraph("This folder does not (yet) hold: " + ", ".join(run.missing) + ".", "warning"))
     blocks.append(Sheet(("", ""), [list(row) for row in overview(run, facts)], numbers=False))
-    if facts.domains:
+    if not run.is_likelihood:
+        blocks.append(Sheet(*measures_table(run)))
+    elif facts.domains:
         columns, rows = domain_table(facts)
         blocks.append(Sheet(columns, rows))
         words = "Perplexity and bits per byte of held-out text; lower is better."
@@ -109,9 +111,16 @@ def overview(run: RunData, facts: Headline) -> list[tuple[str, str]]:
         ("training time", span(facts.seconds) if facts.seconds is not None else None),
         ("tokens per second", count(facts.tokens_per_second) if facts.tokens_per_second is not None else None),
         (mfu_name(run), share(facts.mfu) if facts.mfu is not None else None),
-        ("loss, nats a token", ", ".join(losses) + best if losses else None),
+        ("loss, nats a token" if run.is_likelihood else "loss", ", ".join(losses) + best if losses else None),
     ]
     return [(name, value) for name, value in rows if value is not None]
+
+
+def measures_table(run: RunData) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of what was measured on held-out data, of a run whose loss is no likelihood."""
+    names = list(dict.fromkeys(name for found in run.measures.values() for name in found))
+    rows = [[domain, *(number(found.get(name), 3) for name in names)] for domain, found in run.measures.items()]
+    return ["held-out data", *names], rows
 
 
 def domain_table(facts: Headline) -> tuple[list[str], list[list[str]]]:
