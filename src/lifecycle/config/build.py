@@ -37,29 +37,29 @@ def is_job(stage: DictConfig) -> bool:
 
 
 def asked_of_run(stage: DictConfig) -> frozenset[str]:
-    """What a stage or a job asks of the run, by the names of its parameters."""
+    """The parameters of a stage or a job that the run supplies, by name."""
     return frozenset(inspect.signature(_locate(stage)).parameters) & frozenset(SUPPLIED["stage"])
 
 
 def reads_data(stage: DictConfig) -> bool:
-    """Whether the run of this stage opens the data of the config: every training does, a job that asks for it."""
+    """Whether the run opens the data of the config: every training does, and a job with a parameter `data`."""
     return not is_job(stage) or "data" in asked_of_run(stage)
 
 
 def stage_class(stage: DictConfig) -> Any:
-    """The class of a stage, which says what it takes over and what it may do; None of a job."""
+    """The class of a stage, with what it declares (see `Stage`); None for a job."""
     found = _locate(stage)
     return found if inspect.isclass(found) else None
 
 
 def parts_of(target: Any) -> tuple[type, ...]:
-    """The dataclasses whose fields are keys of `stage` that the run reads, and not the stage itself; of a job none."""
+    """The dataclasses whose fields are keys of `stage` that the run reads, not the stage itself; none for a job."""
     stage: Any = target if inspect.isclass(target) else None
     return () if stage is None else (Limits, *stage.takes_over)
 
 
 def field_names(part: type) -> tuple[str, ...]:
-    """Those of a dataclass."""
+    """The names of a dataclass's fields."""
     return tuple(field.name for field in dataclasses.fields(part))
 
 
@@ -114,5 +114,5 @@ def _read(
 
 
 def _place(node: DictConfig) -> KeyPath:
-    """Where the node stands in its config: it says what may be named there."""
+    """The dotted path of a node in its config, which decides what its `_target_` may name."""
     return tuple(node._get_full_key("").split("."))

@@ -32,7 +32,7 @@ GROUPS = ("model", "data", "stage", "hardware", "logger", "callbacks")
 def check(cfg: DictConfig) -> None:
     """Compare the config with `RunConfig` and every constructor that it names. Raises UserError that lists all faults.
 
-    Numbers that were written in another form (2e9 for a whole number) are put right in `cfg`.
+    Numbers that were written in another form (2e9 for a whole number) are converted in `cfg`.
     """
     command = command_of(cfg)
     walk = Walk(default=defaults(command))
@@ -85,7 +85,7 @@ def _check_group(group: str, node: Mapping[str, Any], walk: Walk) -> None:
 
 
 def _declared(stage: Any, walk: Walk) -> Declared:
-    """What the class of a stage says of itself; a job says nothing."""
+    """What the class of a stage declares; empty for a job."""
     found = walk.locate(stage["_target_"], ("stage",)) if isinstance(stage, Mapping) and "_target_" in stage else None
     target: Any = found if inspect.isclass(found) else None
     if target is None:

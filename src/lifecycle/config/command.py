@@ -122,7 +122,7 @@ def _flags_first(words: Sequence[str]) -> list[str]:
 
 
 def _named(words: list[str]) -> list[str]:
-    """A sweep gets its name here: its jobs are composed one by one, and by their own choices would not agree on it."""
+    """The words with a name for a sweep: its jobs are composed one by one, and would each derive another name."""
     if not SWEEP & set(words) or any(re.match(r"\+*run=", word) for word in words):
         return words
     typed = [word for word in words if "=" in word and not word.startswith(("-", "hydra."))]
@@ -134,9 +134,9 @@ def _named(words: list[str]) -> list[str]:
 
 
 def _check_jobs(words: Sequence[str], folders: Sequence[Path], check: Task) -> None:
-    """Every fault of every job beside its line, before the first is started. Raises UserError where there were any.
+    """Check every job of a sweep before the first is started. Raises UserError that lists all faults by job.
 
-    Where the jobs follow from one another (hydra/sweeper=optuna), or from a config file, they are seen as they come.
+    Jobs that depend on earlier ones (hydra/sweeper=optuna), or come from a config file, are checked as they start.
     """
     if not SWEEP & set(words) or any(re.match(r"\+*hydra[/.]sweep(er)?\b", word) for word in words):
         return
@@ -170,7 +170,7 @@ def _user_folders(words: Sequence[str]) -> list[Path]:
 
 
 def _refuse_namesakes(folder: Path) -> None:
-    """Hydra would read the shipped config of the same name, and say nothing."""
+    """Refuse a config of the user with the name of a shipped one: Hydra would silently read the shipped one."""
     for path in sorted(folder.glob("*/**/*.yaml")):
         if (conf_dir() / path.relative_to(folder)).is_file():
             group, name = path.relative_to(folder).parts[0], path.stem
@@ -181,7 +181,7 @@ def _refuse_namesakes(folder: Path) -> None:
 
 
 def _forced(words: Sequence[str], *folders: Path) -> list[str]:
-    """Let every `key=value` reach `check`, which knows all keys, also optional ones, and the nearest spelling.
+    """Write every `key=value` as `++key=value`, so that `check` reports wrong keys, with the nearest spelling.
 
     Hydra by itself stops at the first key that no YAML file names. `++` sets a key whether or not it is there.
     """

@@ -1,4 +1,4 @@
-"""A config in plain values, and what differs between two of them: may a run go on under another one?"""
+"""A config in plain values, and the keys that differ between two of them: whether a run can be resumed with another."""
 
 from __future__ import annotations
 

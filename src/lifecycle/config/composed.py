@@ -1,7 +1,7 @@
-"""How a config came about: what was typed, which choices were made, where its run goes.
+"""The command that a config was composed from: typed words, choices of every group, folder of the run.
 
-Hydra keeps that in globals of the process. Here it goes with the config, under `command`, so that a run needs nothing
-but its config, and two of them in one process do not mix.
+Hydra keeps that in globals of the process. Here it is stored in the config itself, under the key `command`, so that a
+run needs nothing but its config, and two runs in one process do not mix.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Command:
 
 
 def command_of(cfg: DictConfig) -> Command:
-    """How `cfg` was composed. One that came from elsewhere, such as the config.yaml of a run, was typed by nobody."""
+    """The command of `cfg`; without typed words or choices for one that was not composed here (config.yaml of a
+    run)."""
     if KEY not in cfg:
         return Command(folder=str((Path("outputs") / str(cfg.run)).resolve()), choices={})
     told: Any = OmegaConf.to_container(cfg[KEY], resolve=True)
@@ -55,7 +56,7 @@ def command_of(cfg: DictConfig) -> Command:
 
 
 def say_command(cfg: DictConfig, folder: Path) -> None:
-    """Write into `cfg` what Hydra knows of its command. Raises UserError where somebody else has."""
+    """Store Hydra's record of the command in `cfg`. Raises UserError where the key `command` was typed."""
     if KEY in cfg:
         raise UserError(f"{KEY} is said by the command itself: leave it out")
     settings = HydraConfig.get()

@@ -1,4 +1,4 @@
-"""Faults between the groups of a config: values that are each right and cannot stand together."""
+"""Faults between the groups of a config: values that are each valid, but not together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Declared:
-    """What the class of a stage says of itself.
+    """What the class of a stage declares.
 
     views: those that it trains on; none for any. guard_actions: those that a forgetting guard may take. weight_copies:
     by key of `stage` that may be null, how many copies of the whole weights every device keeps where it is set. faults:
@@ -24,7 +24,7 @@ class Declared:
 
 
 def faults_between(plain: Mapping[str, Any], declared: Declared) -> list[str]:
-    """Of a whole config in plain values."""
+    """All faults of a whole config in plain values, a line each."""
     nodes = {key: value for key, value in plain.items() if isinstance(value, Mapping)}
     actions = nodes.get("guard", {}).get("actions")
     return [
@@ -37,7 +37,7 @@ def faults_between(plain: Mapping[str, Any], declared: Declared) -> list[str]:
 
 
 def _view(stage: Mapping[str, Any], declared: Declared) -> list[str]:
-    """A view whose micro-batches the stage cannot read."""
+    """A view that the stage cannot train on."""
     view = stage.get("view")
     if not declared.views or not isinstance(view, str) or view in declared.views:
         return []
@@ -48,7 +48,7 @@ def _view(stage: Mapping[str, Any], declared: Declared) -> list[str]:
 
 
 def _guard(actions: list[Any], declared: Declared) -> list[str]:
-    """A guard that is to do what the stage cannot."""
+    """Actions of the guard that the stage does not support."""
     able = declared.guard_actions
     unable = [str(action) for action in actions if action not in able]
     if not unable:
@@ -73,7 +73,7 @@ def _copies(stage: Mapping[str, Any], hardware: Mapping[str, Any], declared: Dec
 
 
 def _rate(stage: Mapping[str, Any], declared: Declared) -> list[str]:
-    """A rate that is left to a parent by a stage that takes none over."""
+    """No learning rate in a stage that does not inherit one from its parent."""
     optimizer = stage.get("optimizer")
     if not declared.keys or "peak_ratio" in declared.keys:
         return []

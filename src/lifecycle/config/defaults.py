@@ -1,4 +1,4 @@
-"""What the config files say of a key: its value where nothing was typed for it, as an example of what it takes."""
+"""The value of a key in the config files, before anything was typed: error messages give it as an example."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ Default = Callable[[str], Any]
 def defaults(command: Command) -> Default:
     """The value of a dotted key by the files of the run's choices; None where they have none, or it refers to another.
 
-    They are composed at the first call, once more and without the values of the command line.
+    They are composed at the first call, a second time and without the values of the command line. Hydra's public
+    `compose` works on globals of the process, which `hydra.main` holds while a config is checked and which threads
+    share; so this uses the loader beneath it, whose names are internal to Hydra (pinned to 1.3 in pyproject.toml).
     """
 
     @functools.cache

@@ -1,4 +1,4 @@
-"""What the command line says: the help page, the comment beside a key, and Hydra's complaints in plain words."""
+"""Texts of the command line: the help page, the comment beside a key, and Hydra's errors in plain words."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def group_names(*folders: Path) -> list[str]:
 
 
 def choices(conf: Path, group: str) -> list[str]:
-    """The choices of a group, those in folders of it too (midtrain/default)."""
+    """The choices of a group, also those in its folders (midtrain/default)."""
     folder = conf / group
     files = (file for file in folder.rglob("*.yaml") if not file.name.startswith("_"))  # _x.yaml: shared by choices
     return sorted(str(file.relative_to(folder).with_suffix("")) for file in files)
@@ -97,7 +97,7 @@ def comment_beside(files: Iterable[Path], keys: Sequence[str]) -> str | None:
 
 
 def complaint(error: Exception) -> str:
-    """What Hydra, OmegaConf or the YAML reader says, with what to type instead."""
+    """An error of Hydra, OmegaConf or the YAML reader in plain words, with what to type instead."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _no_such_choice(error.missing_cfg_file, list(error.options or ()))
     if isinstance(error, OverrideParseException):

@@ -37,7 +37,7 @@ class Logging:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """The form of the model that a run hands over."""
+    """The form of the exported model."""
 
     dtype: Literal["fp32", "bf16", "fp16"]
     shard_gb: Positive
@@ -45,8 +45,8 @@ class Export:
 
 @dataclass(frozen=True, kw_only=True)
 class Guard:
-    """When what the parent knew counts as forgotten, and what is done then. Thresholds are shares: 0.1 is a perplexity
-    10 % above the one before the first step."""
+    """Thresholds of forgetting and the actions of the guard. A threshold is a share: 0.1 is a perplexity 10 % above the
+    one before the first step."""
 
     watch: Positive
     act: Positive

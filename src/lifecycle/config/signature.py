@@ -1,4 +1,4 @@
-"""Reads plain values as a signature wants them: one walk finds every fault of keys and types, and says what to type.
+"""Converts plain values to the types of a signature: one walk finds every fault of keys and types, with what to type.
 
     walk = Walk()
     walk.arguments(AdamW, {"lr": "fast"}, ("stage", "optimizer"))   # walk.faults: stage.optimizer.lr is 'fast' ...
@@ -94,7 +94,8 @@ class Walk:
         return out
 
     def construct(self, target: Callable[..., Any], node: Mapping[str, Any], at: KeyPath) -> Any:
-        """`target` called with the node's arguments; its own complaints join the faults. None where there were any."""
+        """`target` called with the node's arguments; a `UserError` of it joins the faults. None where there are
+        faults."""
         before = len(self.faults)
         arguments = self.arguments(target, node, at)
         if len(self.faults) > before:
@@ -106,7 +107,7 @@ class Walk:
             return None
 
     def read(self, value: Any, hint: Any, at: KeyPath) -> Any:
-        """`value` as `hint` wants it, or a fault."""
+        """`value` converted to the type `hint`; where it does not fit, `value` itself and a fault."""
         origin = get_origin(hint)
         if hint is Any:
             return value
@@ -163,7 +164,7 @@ class Walk:
         return tuple(items) if get_origin(hint) is tuple else items
 
     def _union(self, value: Any, hint: Any, at: KeyPath) -> Any:
-        """The first alternative that takes the value as it is, else the first that takes it at all."""
+        """The first alternative that fits without conversion, else the first that fits at all."""
         tried = []
         for member in get_args(hint):
             walk = Walk(self.known)
@@ -205,7 +206,7 @@ class Walk:
         return value
 
     def _wanted(self, hint: Any, at: KeyPath, value: Any = None) -> str:
-        """What a key takes, and what to type: its default, where that is not `value` and fits."""
+        """The type that a key wants, and what to type: its default, where that fits and is not `value`."""
         default = self.default(dotted(at))
         if default is not None:
             walk = Walk()

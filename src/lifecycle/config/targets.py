@@ -1,7 +1,7 @@
 """What a `_target_` may name, place by place.
 
-Lists, not prefixes: a config may come from a stranger's run folder, and among all that lives in a package there are
-functions that write, delete and load. A stage and a job are named as their files: `stages/pretrain.py` defines the
+Lists, not prefixes: a config may come from an untrusted run folder, and a package also contains functions that write,
+delete and load. A stage and a job are named as their files: `stages/pretrain.py` defines the
 stage `Pretrain`, `jobs/prepare.py` the job `prepare`. Beside these only the dataclass that a constructor's annotation
 asks for may be named. A user's own functions (`filters.classifier`) are named as text, and are not taken over from a
 parent.

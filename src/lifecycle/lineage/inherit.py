@@ -7,8 +7,8 @@
     data.decontaminate                       what an ancestor kept out of its text stays out
     stage.optimizer_state: parent            the optimizer goes on with the parent's moments
 
-`settled` puts all of it into a copy of the config before anything is built, so config.yaml says what was really done.
-Which of it a stage takes over, its class says (`Stage.takes_over`).
+`settled` writes all of it into a copy of the config before anything is built, so config.yaml holds what was really
+used. What a stage takes over is declared on its class (`Stage.takes_over`).
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from lifecycle.stages.inheritance import OptimizerState, PeakRate, ReplayedData,
 
 
 def adopted(cfg: DictConfig) -> Parent | None:
-    """The parent that `init_from` names, with the vocabulary that the stage asks for; None for fresh weights.
+    """The parent that `init_from` names, with the tokens that the stage adds to its vocabulary; None for fresh weights.
 
-    Raises UserError where there is no such parent, or the command asks for another model or tokenizer than its.
+    Raises UserError where there is no such parent, or the command names another model or tokenizer than the parent's.
     """
     if cfg.init_from is None:
         return None
@@ -50,10 +50,10 @@ def adopted(cfg: DictConfig) -> Parent | None:
 
 
 def settled(cfg: DictConfig, parent: Parent | None) -> DictConfig:
-    """A copy of `cfg` that leaves nothing to the parent any more. Raises UserError where there is none, or it cannot
-    give what is asked.
+    """A copy of `cfg` with every value that comes from the parent filled in. Raises UserError where the stage needs a
+    parent and there is none, or where the parent lacks what the config takes from it.
 
-    In a dry run without a parent the rate stays open and nothing is replayed.
+    In a dry run without a parent the rate stays null and nothing is replayed.
     """
     made = copy.deepcopy(cfg)
     goes_on = (found := config.stage_class(cfg.stage)) is not None and found.starts_from_parent
@@ -81,8 +81,8 @@ def settled(cfg: DictConfig, parent: Parent | None) -> DictConfig:
 
 
 def _brought_back(cfg: DictConfig, parent: Parent, data: dict[str, Any]) -> dict[str, Any]:
-    """The sources of the ancestors, where the stage replays and has no source `replay` of the user's own; also at a
-    share of 0: what the parent knew is measured."""
+    """The sources of the ancestors, where the stage replays and the user has named no source `replay`; also at a share
+    of 0, where their held-out text is only measured."""
     taken = config.part(cfg.stage, ReplayedData)
     if taken is None or REPLAY in data["sources"]:
         return {}
@@ -98,7 +98,7 @@ def replay_share(cfg: DictConfig) -> float | None:
 
 
 def initial_optimizer(cfg: DictConfig, parent: Parent) -> dict[str, Any] | None:
-    """The state of the optimizer that made the parent's weights, where `stage.optimizer_state` asks for it."""
+    """The state of the optimizer that made the parent's weights, if `stage.optimizer_state` is `parent`; else None."""
     if not goes_on_with_optimizer(cfg):
         return None
     state = load_optimizer(optimizer_checkpoint(parent))
@@ -130,15 +130,16 @@ def optimizer_checkpoint(parent: Parent) -> Path:
 
 
 def _exported(run: RunFolder | None) -> Path | None:
-    """The checkpoint that a run's exported weights are of: its last, or the one that a guard went back to."""
+    """The checkpoint with the weights that a run exported: its last, or the one that a guard restored."""
     committed = {step_of(path) or 0: path for path in list_committed(run.checkpoints)} if run else {}
     return committed.get(run.lineage().get("restored") or max(committed)) if run and committed else None
 
 
 def _of_the_parents_kind(cfg: DictConfig, parent: Parent) -> DictConfig:
-    """The optimizer of the config, of the parent's kind where the command names none, as if it had been chosen there.
+    """The optimizer of the config; where the command names none, of the parent's kind (AdamW, Muon).
 
-    What the stage, an experiment or the user has set stays: all that is not as in the file of the kind that goes.
+    Values that the stage, an experiment or the user has set are kept: those that differ from the file of the kind that
+    is replaced.
     """
     own: DictConfig = cfg.stage.optimizer
     theirs, command = _optimizer(parent), config.command_of(cfg)

@@ -1,4 +1,4 @@
-"""The network of a parent, loaded to be asked: for jobs, and for the difficulty of documents."""
+"""The network of a parent, loaded for inference: for jobs, and for the difficulty of documents."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from lifecycle.model.precision import dtype_of
 
 
 def load_model(parent: Parent, hardware: Hardware) -> Decoder:
-    """The parent's network, ready to be asked; on a GPU in bf16 where it has the units, unless a precision is given.
+    """The parent's network in eval mode; in bf16 on a GPU that has the units, unless hardware.precision says otherwise.
 
-    What autocast would compute in fp32 (norms, routers) stays in fp32.
+    Weights that autocast uses in fp32 (norms, routers) stay in fp32.
     """
     device = torch.device(hardware.device_type())
     half = hardware.precision == "bf16" or (

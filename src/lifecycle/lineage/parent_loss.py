@@ -1,4 +1,4 @@
-"""How hard documents are for the model that a run starts from: its mean loss a token, for a curriculum by `loss`."""
+"""Difficulty of documents for a curriculum by `loss`: the mean loss a token, in nats, under the run's parent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lifecycle.model.scoring import hidden_states
 class ParentLoss:
     """Nats a token of whole documents under `parent`, on the run's device; its weights are read at the first call.
 
-    A document longer than the model's positions is judged by its beginning.
+    Of a document longer than the model's positions only the beginning is scored.
     """
 
     def __init__(self, parent: Parent, hardware: Hardware) -> None:
@@ -30,7 +30,7 @@ class ParentLoss:
 
     @cached_property
     def key(self) -> str:
-        """Names the parent's weights."""
+        """Identifies the parent's weights, for caches."""
         lineage = self._parent.lineage()["parent"]
         return f"{lineage['sha256']}@{lineage.get('step', 'end')}"
 

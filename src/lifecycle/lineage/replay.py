@@ -1,9 +1,9 @@
-"""What a run takes over from the data of its ancestors: the text to replay, and the evaluation sets to keep out of it.
+"""Data that a run takes over from its ancestors: sources to replay, and evaluation sets to decontaminate against.
 
     replay.NAME, replay.1.NAME, ...   the own sources of the parent, of its parent, ...
 
-Every generation is there, so all that was ever learned is measured. Those that `stage.replay.ancestors` does not choose
-have weight 0: measured, and never trained on.
+Every generation is included, so that forgetting of all of them is measured. Those that `stage.replay.ancestors` does
+not choose have weight 0: measured, and never trained on.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lifecycle.lineage.parent import Parent
 from lifecycle.lineage.run_folder import RunFolder
 
 AMOUNTS = ("domain", "weight", "max_epochs", "tokens", "validation_tokens", "rewards")
-"""Keys of a source that say how much of it is read and measured, and what it is called, and nothing of its text."""
+"""Keys of a source that do not change its text: its domain, and how much of it is read and measured."""
 
 
 def replayed_sources(
@@ -64,7 +64,8 @@ def replayed_sources(
 
 
 def _refuse_code(name: str, source: Mapping[str, Any], parent: Parent, functions: Collection[str]) -> None:
-    """A function that a config names is code, and a parent's folder may come from anyone."""
+    """Raise UserError for a function of the user's that this run has not allowed: it is code, and the folder of a
+    parent may be untrusted."""
     function = str(((source.get("filters") or {}).get("classifier") or {}).get("function", ""))
     module = function.partition(":")[0]
     if function and module not in functions:
@@ -77,10 +78,10 @@ def _refuse_code(name: str, source: Mapping[str, Any], parent: Parent, functions
 
 
 def kept_out(own: Mapping[str, Any] | None, root: str | None, parent: Parent) -> dict[str, Any] | None:
-    """`data.decontaminate` with the evaluation sets of all ancestors: what one of them kept out of its text does not
-    come back with what is replayed, nor with anything new. A set keeps the rule that it was looked for by.
+    """`data.decontaminate` with the evaluation sets of all ancestors added, so that text which an ancestor left out for
+    contamination is left out of replayed and of new text. A set keeps the rule of its run.
 
-    own: of this run, whose relative paths start at `root`.
+    own: `data.decontaminate` of this run, whose relative paths start at `root`.
     """
     merged = dict(own) if own else None
     for run in _ancestry(parent):
@@ -113,7 +114,7 @@ def told_apart(found: Mapping[str, Any], own: Mapping[str, Any], root: str | Non
 
 
 def trained_on(parent: Parent) -> set[str]:
-    """The texts that a parent's run was trained on or measured with; none of a model from elsewhere."""
+    """Identities (see `texts`) of the sources of the parent's run; empty for a model from elsewhere."""
     if parent.run is None or not (data := parent.run.lineage().get("data")):
         return set()
     return texts(data["config"]["sources"].values(), _root(parent.run))
@@ -128,8 +129,8 @@ def by_domain(sources: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def texts(sources: Iterable[Mapping[str, Any]], root: str | None) -> set[str]:
-    """What tells the texts of sources apart: where they lie and how they are read, not how much of them is read. A key
-    that has its default is as good as absent, which it is where an older version wrote the source."""
+    """The identity of each source's text: where its files are and how they are read, not how much of it is read. A key
+    with its default value counts as absent, since older versions did not write it."""
     default = {key.name: key.default for key in fields(SourceSpec)}
     kept = (
         {k: v for k, v in source.items() if k not in AMOUNTS and v is not None and v != default.get(k)}
@@ -178,7 +179,7 @@ def _mixture(run: RunFolder) -> dict[str, Any]:
 
 
 def _can_be_measured(source: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether it holds something out that is not measured already."""
+    """Whether it has held-out text that no source of `others` measures already."""
     held_out = source.get("validation", True) is not None
     aside = {"weight": 0.0, "validation_tokens": None}
     return held_out and all({**other, **aside} != {**source, **aside} for other in others)

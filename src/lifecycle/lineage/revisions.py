@@ -1,10 +1,10 @@
-"""Which commit of every hub data set a run reads: asked for once, when it begins, and written into its config.
+"""The commit of every hub data set that a run reads: looked up once, when the run begins, and written into its config.
 
     data.sources.web: {hub: OWNER/NAME, revision: null}      ->  revision: <commit of main now>
     data.sources.web: {hub: OWNER/NAME, revision: v1.0}      ->  revision: <commit of v1.0 now>
 
-run.json keeps what was asked for beside the commit, so the same command goes on with the same commit whatever was
-pushed since, without asking; a run that starts from this one replays it. Shards are read without asking.
+run.json keeps the revision of the command beside the commit, so the same command resumes with the same commit, whatever
+was pushed since, without a look-up; a run that starts from this one replays that commit. Shards need no look-up.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lifecycle.data.read.files.remote import ADVICE
 from lifecycle.data.stream.prepared import prepared_folder
 from lifecycle.errors import UserError
 from lifecycle.lineage.run_folder import RunFolder
-from lifecycle.system.hub import reason
+from lifecycle.system.hub_files import reason
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 Pinned = dict[str, dict[str, str | None]]  # by dotted key: hub, asked, commit

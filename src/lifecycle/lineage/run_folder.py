@@ -1,5 +1,4 @@
-"""A run's folder `outputs/<run>`: the resolved config, `run.json` with the lineage, and whether to start, go on or
-stop.
+"""A run's folder `outputs/<run>`: the resolved config, and `run.json` with the run's status and lineage.
 
 The folder's name is stable (a name or job id, never the clock), so a restarted job finds its own checkpoints.
 """
@@ -26,7 +25,7 @@ PACKAGES = ("torch", "lightning", "hydra-core", "datasets", "transformers", "tok
 
 LINEAGE = ("parent", "data", "data.config", "data.config.sources", "data.config.sources.*", "data.config.decontaminate")
 CONFIG = ("model", "data", "data.sources", "data.sources.*", "stage", "hardware")
-"""Places that are read of a parent's files, which may come from anyone."""
+"""Keys that must be mappings in the files of a parent, which may be untrusted."""
 
 
 @dataclass(frozen=True)

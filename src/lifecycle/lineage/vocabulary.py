@@ -1,11 +1,11 @@
-"""What a stage adds to the vocabulary of its parent, before anything is built.
+"""Tokens that a stage adds to the vocabulary of its parent, before anything is built.
 
-    stage.new_tokens: [<think>, </think>]   one token each in any text; their rows begin as the mean of the others
+    stage.new_tokens: [<think>, </think>]   one token each in any text; their embeddings begin as the mean
     stage.split_digits: true                every digit is a token
 
-The tokenizer that comes of it is kept in the cache, goes with the run and its export, and is what `data.tokenizer` then
-names: config.yaml says what was really used. The way to prepare data for such a stage is stage=tokenizer with the same
-two keys, then stage=prepare with what it wrote.
+The extended tokenizer is kept in the cache, is saved with the run and its export, and is what `data.tokenizer` names
+from then on: config.yaml holds what was really used. The way to prepare data for such a stage is stage=tokenizer with
+the same two keys, then stage=prepare with what it wrote.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from lifecycle.tokenizer.tokenizer import Tokenizer, load
 
 
 def extended(parent: Parent, vocabulary: Vocabulary) -> Parent:
-    """The parent with the vocabulary that the stage asks for; as it is where nothing is asked for. Raises UserError
-    where it cannot be."""
+    """The parent with the tokens of `vocabulary` added; unchanged where there are none. Raises UserError for a parent
+    without a tokenizer, and for names that cannot be tokens."""
     names, digits = vocabulary.new_tokens, vocabulary.split_digits
     if not (names or digits):
         return parent

@@ -1,1 +1,1 @@
-"""One run from its beginning to its end: resume, trainer, what it leaves behind, jobs."""
+"""One run from its beginning to its end: plan, resume, trainer, results; jobs."""

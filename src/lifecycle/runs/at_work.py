@@ -1,5 +1,5 @@
-"""A run at work: its folder is its own, a signal ends it in order, what the disk refuses is said, its end is noted, and
-the process is as it was."""
+"""The frame around a run: the folder is locked, SIGTERM and errors are written into run.json, a full disk is reported
+as the user's fault, and settings of the process are restored at the end."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from lifecycle.system.ranks import rank
 
 @contextlib.contextmanager
 def at_work(plan: RunPlan) -> Iterator[None]:
-    """Around all that a run does. What ends it goes through, and is written into run.json where the run had begun one;
-    a job that reads no data writes its folder at its end, and what stands there is the last result."""
+    """A context for everything that a run does. An exception is raised on, and is written into run.json if the run had
+    begun to write one. A job that reads no data writes its folder at its end: until then it holds the last result."""
     say_once.begin_anew()
     with _settings_put_back(), _ended_by_sigterm(), _disk_faults_said(plan), hold(plan.folder.path):
         if not plan.reads_data:
@@ -80,7 +80,7 @@ def _settings_put_back() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _disk_faults_said(plan: RunPlan) -> Iterator[None]:
-    """A disk that is full, or may not be written any more, is no crash of ours."""
+    """Raise UserError for a disk that is full or cannot be written."""
     kept, folder = plan.config.checkpoint, plan.folder
     try:
         yield

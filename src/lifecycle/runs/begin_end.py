@@ -1,4 +1,4 @@
-"""What run.json says of a run: how it began, that it is done already, how it ended."""
+"""The record of a run in run.json: how it began, whether it is finished already, how it ended."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from lifecycle.tokenizer.tokenizer import Tokenizer
 
 
 def begin(plan: RunPlan, start: Start, stage: Stage, data: DataModule) -> None:
-    """Say what begins, and write it down: config, tokenizer, lineage."""
+    """Write config, tokenizer and lineage of a run that begins, and print its choices and notices."""
     folder, parent = plan.folder, plan.parent
     before, sources = folder.lineage(), data.corpus.lineage()
     new = start.checkpoint is None
@@ -76,14 +76,14 @@ def begin(plan: RunPlan, start: Start, stage: Stage, data: DataModule) -> None:
 
 
 def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Whole or not at all: it is what the run reads with from now on."""
+    """Write the tokenizer whole or not at all: a resumed run reads with it."""
     with atomic.publish_folder(folder, replace=True) as aside:
         tokenizer.save(aside)
 
 
 def is_over(plan: RunPlan) -> bool:
-    """Whether the run is done already (and says so). Raises UserError where its config was changed since, and there is
-    something of it that would be gone on with."""
+    """Whether the run is finished already, which is then printed. Raises UserError where its config has changed since,
+    and it has a checkpoint or a result."""
     if plan.replaces_last:
         return False
     folder = plan.folder
@@ -107,8 +107,8 @@ def is_over(plan: RunPlan) -> bool:
 
 
 def begin_anew(plan: RunPlan) -> None:
-    """Forget what a start with other values left that ended before anything was saved, and say so. Parts of shards
-    stay: they know what they were made of."""
+    """Delete, with a notice, the files of an earlier start with other values that ended before its first checkpoint.
+    Parts of shards stay: they hold a key of what they were made from."""
     folder = plan.folder
     _, changed = _since(plan)
     if changed and rank() == 0:
@@ -135,8 +135,8 @@ def _since(plan: RunPlan) -> tuple[bool, list[str]]:
 
 
 def reopen(folder: RunFolder) -> dict[str, bytes]:
-    """Let a finished run that is given more steps be one at work; what its run.json and config.yaml held. Empty of
-    another run."""
+    """Set a finished run that is given more steps to running; returns what its run.json and config.yaml held. Does
+    nothing for a run that is not finished, and returns an empty mapping."""
     if rank() != 0 or folder.lineage().get("status") != "finished":
         return {}
     before = {name: (folder.path / name).read_bytes() for name in ("config.yaml", "run.json")}
@@ -145,8 +145,8 @@ def reopen(folder: RunFolder) -> dict[str, bytes]:
 
 
 def record_end(folder: RunFolder, error: BaseException, before: Mapping[str, bytes]) -> None:
-    """Write the end into run.json, if the run had begun at all, and put its quarantine in order. A run that was
-    finished `before`, and got no further, stays so."""
+    """Write the error or the stop into run.json, if the run had begun one, and sort the rows of its quarantine. A run
+    that was finished before (`before`: its files then), and took no step since, stays finished."""
     if rank() != 0:
         return
     if before and not _went_on(folder, json.loads(before["run.json"]).get("steps", 0)):
@@ -166,6 +166,6 @@ def record_end(folder: RunFolder, error: BaseException, before: Mapping[str, byt
 
 
 def _went_on(folder: RunFolder, steps: int) -> bool:
-    """Whether there is anything of a step beyond the first `steps`."""
+    """Whether the run has metrics or a checkpoint of a step after the first `steps`."""
     rows = read_metrics(folder.path / "metrics.csv").get("step", [])
     return any((step or 0) > steps for step in [*rows, *map(step_of, list_committed(folder.checkpoints))])

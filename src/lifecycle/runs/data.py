@@ -1,4 +1,4 @@
-"""The data of a run: opened, asked how long the run is, and cut into the steps of it."""
+"""The data of a run: its sources, the length of the run by them, and the data module that makes its steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lifecycle.runs.resume import begun
 
 @dataclass(frozen=True, kw_only=True)
 class Length:
-    """Of a run. last: the step beyond which nothing is read; None: it ends with the last row of a source."""
+    """The length of a run. last: the step after which nothing is read; None: it ends with the last row of a source."""
 
     timeline: Timeline
     last: int | None

@@ -1,7 +1,7 @@
-"""What a run may forget: the domains whose text its parent was trained on; and the guard that watches them.
+"""The domains that a run may forget, those whose text its parent was trained on, and the guard that measures them.
 
-A domain is the parent's where this run replays it, or where its own text is text of the parent's: a name alone says
-nothing. A guard that could never measure is refused, whether it is to act or only to watch.
+A domain is the parent's where this run replays it, or where its text is text of the parent's; an equal name is not
+enough. A guard that could never measure is refused, whether it has actions or only reports.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from lifecycle.lineage.replay import by_domain, texts, trained_on
 
 
 def check_guard(cfg: DictConfig, parent: Parent | None) -> None:
-    """Raise UserError where the guard would have nothing to watch or no measurement, or nothing to act with.
+    """Raise UserError where the guard would have no domain to measure, no validation, or no replay to raise.
 
-    For a config that has all its sources. A dry run without a parent is let through: it does not know them yet.
+    For a config with all its sources. A dry run without a parent passes: its replayed sources are not known yet.
     """
     stage = config.stage_class(cfg.stage)
     if cfg.guard is None or stage is None or (parent is None and stage.starts_from_parent):
@@ -51,7 +51,7 @@ def check_guard(cfg: DictConfig, parent: Parent | None) -> None:
 
 
 def check_reach(cfg: DictConfig, parent: Parent | None, steps: int) -> None:
-    """Raise UserError where the guard is to change the training of a run that is over at its first measurement."""
+    """Raise UserError where the guard's first measurement comes too late to change the training of the run."""
     actions = [] if cfg.guard is None or parent is None else cfg.guard.actions
     changing = [action for action in actions if action in ("replay", "rate")]
     if changing and cfg.validation.every_steps >= steps:
@@ -63,7 +63,8 @@ def check_reach(cfg: DictConfig, parent: Parent | None, steps: int) -> None:
 
 
 def guards(cfg: DictConfig, folder: Path, data: DataModule, parent: Parent | None) -> list[ForgettingGuard]:
-    """The guard of a run, none where there is nothing to forget. Raises UserError where it would be blind."""
+    """The guard of a run; empty where no domain is the parent's. Raises UserError where their held-out text is
+    empty."""
     if cfg.guard is None:
         return []
     known = _known(cfg, parent)
@@ -74,7 +75,7 @@ def guards(cfg: DictConfig, folder: Path, data: DataModule, parent: Parent | Non
 
 
 def _known(cfg: DictConfig, parent: Parent | None) -> dict[str, bool]:
-    """The domains whose text the parent was trained on, and whether some of it is held out."""
+    """The domains whose text the parent was trained on -> whether some of it is held out."""
     if parent is None:
         return {}
     data: Mapping[str, Any] = config.resolved(cfg)["data"]
@@ -87,7 +88,7 @@ def _known(cfg: DictConfig, parent: Parent | None) -> dict[str, bool]:
 
 
 def _refuse_mixed(data: Mapping[str, Any]) -> None:
-    """A domain of old and new text: learning the new would hide what is forgotten of the old."""
+    """Raise UserError for a domain of old and new text: learning the new would hide forgetting of the old."""
     for domain, members in by_domain(data["sources"]).items():
         old = replayed(members)
         new = [name for name in members if name not in old]

@@ -1,15 +1,15 @@
-"""The one door for jobs: a function of `jobs/` gets what it asks for, by the names of its parameters.
+"""Runs a job: a function of `jobs/` gets what the run can supply, by the names of its parameters.
 
     def evaluate(*, model: Decoder, tokenizer: Tokenizer, data: Corpus, folder: Path, ...keys of its YAML) -> result
 
-    model          the network of init_from, ready to be asked; without init_from there is none
+    model          the network of init_from, in eval mode; an error without init_from
     tokenizer      the model's; without init_from that of the data
     data           the sources of the config, opened
     folder seed deterministic compiled          as the run has them
     parent_view parent_ends parent_folder       of init_from: what it was last trained on, what ends a completion, where
                                                 it lies in Hugging Face's form
 
-Each is made if it is asked for, and any go together. What the job returns stands in run.json as `result`.
+Each is made only for a job with such a parameter, in any combination. What the job returns is `result` in run.json.
 
 A job that reads data writes its folder as it goes, as training does: what it has read, counted and left out stays, and
 the same command goes on. One that reads none writes its folder at the end, so one that failed or was killed leaves
@@ -39,11 +39,11 @@ from lifecycle.runs.plan import RunPlan
 from lifecycle.tokenizer.tokenizer import Tokenizer, load
 
 TRAINING_KEYS = ("activation_checkpointing", "attention", "micro_batch_tokens", "peak_tflops")
-"""Of `hardware`: what a job on a model has no use for; nor for `workers`, where it reads no data."""
+"""Keys of `hardware` that a job with a model does not read; nor `workers`, where it reads no data."""
 
 
 def run_job(plan: RunPlan) -> None:
-    """Make what the job asks for, run it, and write what came of it. Raises UserError for what there is not."""
+    """Make the job's arguments, call it, and write its result. Raises UserError for an argument that cannot be made."""
     supplies, folder = Supplies(plan), plan.folder
     began, started = {"stage": plan.name, "overrides": list(plan.command.typed), **origin()}, time.perf_counter()
     if "model" in plan.asked:
@@ -64,7 +64,7 @@ def run_job(plan: RunPlan) -> None:
 
 
 class Supplies:
-    """What a job may ask for, by name (`config.SUPPLIED`), each made at its first use."""
+    """The arguments that a run can supply to a job, by name (`config.SUPPLIED`), each made at its first use."""
 
     def __init__(self, plan: RunPlan) -> None:
         self._plan, self._parent = plan, plan.parent
@@ -136,7 +136,7 @@ class Supplies:
 
 
 def _check_hardware(plan: RunPlan) -> None:
-    """Refuse what a job on one device would leave unread. Raises UserError that lists all of it."""
+    """Raise UserError that lists every key of `hardware` that a job on one device does not support or read."""
     hardware = plan.hardware
     devices = hardware.devices if hardware.devices == "auto" else int(hardware.devices)
     faults = [

@@ -1,8 +1,8 @@
-"""What a run is, decided once: a composed config and its parent become one frozen plan, which all that follows reads.
+"""The plan of a run: a composed config and its parent, resolved once into one frozen object that all else reads.
 
     compose -> check -> plan -> data -> stage -> trainer -> fit -> results
 
-Nothing changes the config after this. It says what is really used, as config.yaml then does, but for what the machine
+Nothing changes the config after this. It holds what is really used, as config.yaml does, except what the machine
 chooses at the start (`resume.py`).
 """
 
@@ -33,11 +33,11 @@ from lifecycle.stages.base import Stage
 class RunPlan:
     """One run of one stage or job.
 
-    config: the settled config, read-only. name: of the stage or job, as it was chosen. stage: its class, None of a job;
-    asked: what it asks for, by the names of its parameters. model: before the tokenizer is known, which may say its
-    vocabulary. limits: how long it is, None of a job. replay_share: of the tokens of every step, None where the
-    mixture's own weights say it. generation: how the parent's completions are drawn and end, for the model that comes
-    of it. revisions: the commits of hub data sets.
+    config: the settled config, read-only. name: of the stage or job, as it was chosen. stage: its class; None for a
+    job. asked: names of its parameters that the run supplies. model: its vocabulary may be unknown until the tokenizer
+    is loaded. limits: the length of the run; None for a job. replay_share: share of every step's tokens that is
+    replayed; None where the weights of the mixture determine it. generation: the parent's generation_config.json (stop
+    ids, sampling settings), for the export. revisions: the commits of hub data sets.
     """
 
     config: DictConfig
@@ -73,7 +73,7 @@ class RunPlan:
 
 
 def make_plan(cfg: DictConfig) -> RunPlan:
-    """The plan of a checked config, which stays as it is. Raises UserError for what cannot be."""
+    """The plan of a checked config, which is not changed. Raises UserError where parent, guard or data do not fit."""
     command = config.command_of(cfg)
     folder, parent = RunFolder(Path(command.folder)), adopted(cfg)
     made, stage = settled(cfg, parent), config.stage_class(cfg.stage)
@@ -104,5 +104,5 @@ def make_plan(cfg: DictConfig) -> RunPlan:
 
 
 def _job_name(target: Any) -> str:
-    """That of its function, whose module may have moved since."""
+    """The name of a job's function; its module may have another name in older config files."""
     return str(target).rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""What a run leaves behind: the ledger, the lineage, the exported model, samples, baselines, the report."""
+"""The results of a run: ledger, lineage, exported model, samples, baselines, report."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SAMPLE_TOKENS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a run came to.
+    """The outcome of a run, for Python.
 
     status: finished; stopped, by a signal, after a step that is saved, so that the same config goes on; planned, by a
     dry run, which does nothing. metrics: the last value of each in metrics.csv. model: the folder of the exported
@@ -55,7 +55,7 @@ class RunResult:
 
 
 def result_of(folder: RunFolder, status: Literal["finished", "stopped", "planned"]) -> RunResult:
-    """As the files in the folder of a run tell it."""
+    """The outcome, read from the files of a run's folder."""
     columns = read_metrics(folder.path / "metrics.csv")
     known = {name: [value for value in column if value is not None] for name, column in columns.items()}
     model = folder.path / "model"
@@ -69,9 +69,9 @@ def result_of(folder: RunFolder, status: Literal["finished", "stopped", "planned
 
 
 def finish(plan: RunPlan, stage: Stage, data: DataModule) -> RunResult:
-    """Write the results of a run that trained, and say how it ended; every rank must call, rank 0 writes.
+    """Write the results of a run that trained and return its outcome; every rank must call, rank 0 writes.
 
-    Raises on rank 0 what ended its data early, and UserError where a guard found no checkpoint good enough.
+    Raises on rank 0 the error that ended its data early, and UserError where a guard found no checkpoint good enough.
     """
     folder, done = plan.folder, data.is_last(stage.global_step)
     restored = stage.guard.restore_step
@@ -137,7 +137,7 @@ def write_results(plan: RunPlan, stage: Stage, data: DataModule, *, finished: bo
 
 
 def restored_weights(folder: RunFolder, stage: Stage) -> dict[str, Tensor]:
-    """Those of the checkpoint that a guard ended the run with, on every rank."""
+    """The weights of the checkpoint that a guard ended the run with, on every rank."""
     step = stage.guard.restore_step
     path = next((path for path in list_committed(folder.checkpoints) if step_of(path) == step), None)
     if path is None:

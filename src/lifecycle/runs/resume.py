@@ -1,4 +1,4 @@
-"""Where and how a run starts: from which checkpoint, in which precision, compiled or not. Rank 0 decides for all.
+"""The start of a run: from which checkpoint, in which precision, compiled or not. Rank 0 decides for all ranks.
 
 What the machine chose is written into config.yaml in the place of `auto`, and kept on resume.
 """
@@ -22,7 +22,8 @@ from lifecycle.system.ranks import hear, rank, tell
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """`checkpoint`: the folder to go on from, None for a new run; `damaged`: those that were passed over."""
+    """choice: precision, compilation. checkpoint: the folder to resume from; None for a new run. damaged: a line for
+    each newer checkpoint that did not verify and was skipped."""
 
     choice: Choice
     checkpoint: str | None
@@ -38,15 +39,15 @@ class Start:
         return asdict(self.choice)
 
     def lines(self) -> list[str]:
-        """What the user should know of it."""
+        """Lines that tell the user about the start."""
         begun = [f"going on from {self.checkpoint}"] if self.checkpoint else []
         passed_over = [f"passed over: {line}" for line in self.damaged]
         return [*passed_over, *begun, *self.choice.reasons]
 
 
 def begun(plan: RunPlan) -> Begun | None:
-    """What the run was begun with, where this start goes on with it: with its checkpoints (or those of the run that
-    `resume` names), or with its shards."""
+    """What the run began with, if this start resumes it: from its checkpoints (or those of the run that `resume`
+    names), or from its shards. None for a new run."""
     folder, resume = plan.folder, plan.config.resume
     run = RunFolder(Path(resume).expanduser().parents[1]) if resume not in ("auto", "never") else folder
     if steps := [step_of(path) or 0 for path in list_committed(run.checkpoints)]:
@@ -57,8 +58,8 @@ def begun(plan: RunPlan) -> Begun | None:
 
 
 def agree(plan: RunPlan, timeline: Timeline, *, last: int | None, vocab_size: int) -> Start:
-    """Rank 0 decides and tells the other ranks of the same launch; it writes config.yaml. Raises Refusal for a run that
-    is beyond `last`, the step that it is to end with (None: not known)."""
+    """Rank 0 decides, writes config.yaml and sends the decision to the other ranks of the launch. Raises Refusal for a
+    run that is already beyond `last`, its last step (None: not known)."""
     folder, hardware = plan.folder, plan.hardware
     note = folder.path / ".start.json"
     if rank() != 0:

@@ -1,4 +1,4 @@
-"""The stage of a run, with what the run knows and its config does not say."""
+"""Builds the stage of a run from its config and from facts of the run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lifecycle.stages.setup import ParentWeights, Setup
 
 
 def build_stage(plan: RunPlan, data: DataModule, timeline: Timeline, start: Start) -> Stage:
-    """The stage that the config names. A parent's weights and moments are read by a new run alone."""
+    """The stage that the config names. Only a new run reads its parent's weights and moments."""
     parent = plan.parent if start.checkpoint is None else None
     setup = Setup(
         timeline=timeline,

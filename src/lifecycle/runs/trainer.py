@@ -1,4 +1,4 @@
-"""The Lightning Trainer of a run: device, strategy, precision, and none of what the stages do themselves."""
+"""The Lightning Trainer of a run: device, strategy and precision. Steps and validation are the stages' own."""
 
 from __future__ import annotations
 

@@ -40,18 +40,19 @@ LossSum = Callable[[Micro, DocumentMask | None], tuple[Tensor, dict[str, Tensor]
 
 class Stage(pl.LightningModule, ABC):
     """What every stage shares. Subclasses are final: they define `training_step` and `validation_step`, and override
-    no method that has a body here (`tests/stages/test_stages.py`); what only some of them add is an object they hold.
+    no method that has a body here (`tests/stages/test_stages.py`); what only some add is an object, as `penalty`.
 
-    penalty: what is added to the gradients of every step; None for none. beside: what the stage holds beside its
-    network, in no checkpoint; None for nothing.
+    optimization: optimizer, schedule and limits of bad steps. penalty: a term that depends on the weights alone, whose
+    gradient is added once a step; None for none. beside: frozen networks and the like that the stage holds beside its
+    own, in no checkpoint; None for none.
 
-    What a class says of itself, for the run: views: those that it can train on; none for any. starts_from_parent: it
-    cannot begin without `init_from`. takes_over: the classes of `inheritance.py` whose keys it has. guard_actions: what
-    a forgetting guard may do in such a run. weight_copies: by key of `stage` that may be null, how many copies of the
-    whole weights every device keeps where it is set. frozen_copies: how many copies of the parent's weights a run of
-    this config holds frozen beside its own. faults: of values of the config that are each right and cannot stand
-    together, in words; both are given the whole config in plain values. measures: names of what is measured on
-    held-out data beside the loss; None where the loss is the likelihood of text, which has units of its own.
+    What a class declares for the run. views: those that it can train on; empty: any. starts_from_parent: whether it
+    needs `init_from`. takes_over: the dataclasses of `inheritance.py` whose keys it has. guard_actions: actions that a
+    forgetting guard may take. weight_copies: key of `stage` that may be null -> copies of the whole weights that every
+    device keeps where it is set. frozen_copies: copies of the parent's weights that a run of this config holds frozen
+    beside its own. faults: a line for each combination of valid values that does not work; both get the whole config in
+    plain values. measures: names of what is measured on held-out data beside the loss; None where the loss is the
+    likelihood of text, which has units of its own.
     """
 
     views: ClassVar[frozenset[str]] = frozenset()
@@ -182,7 +183,7 @@ class Stage(pl.LightningModule, ABC):
         torch.clear_autocast_cache()  # the cached bf16 copies are of the weights before the step
 
     def enter(self, step: int) -> None:
-        """The base of the rotary positions is that of step `step` (counted from 0)."""
+        """Set the rope base to that of step `step` (counted from 0), where a phase of the run changes it."""
         theta = self.setup_facts.timeline.rope_theta(step) or self._rope_theta
         if theta != self.config.rope_theta:
             self.config = replace(self.config, rope_theta=theta)
@@ -199,19 +200,20 @@ class Stage(pl.LightningModule, ABC):
             self.trainer.should_stop = True
 
     def on_train_batch_start(self, batch: StepBatch, batch_idx: int) -> int | None:
-        """What passed since the last step's hooks ended was waiting for data; -1: a guard has ended the run."""
+        """Count the time since the last step's hooks as waiting for data; -1 (stop) where a guard has ended the run."""
         self.meter.waited(time.perf_counter() - self._ready_at)
         return -1 if self.trainer.should_stop else None
 
     def on_train_batch_end(self, outputs: Any, batch: StepBatch, batch_idx: int) -> None:
-        """All hooks of the step are done, checkpoints too: from here on the run waits for its data."""
+        """All hooks of the step are done, also checkpoints: from here on the run waits for its data."""
         self.meter.go_on()
         self._ready_at = time.perf_counter()
 
     # -- validation
 
     def on_train_start(self) -> None:
-        """A validation that was cut short by a preemption comes first; one that is cut short here is the end."""
+        """Prepare the penalty, and finish a validation that a preemption interrupted; a preemption here ends the
+        run."""
         if self.beside is not None:
             self.beside.begin(self.device, self.feed)
         if self.penalty is not None:
@@ -268,10 +270,10 @@ class Stage(pl.LightningModule, ABC):
         self.guard.measured.append((step, metrics))
         self.meter.log(step, metrics)
 
-    # -- what a checkpoint holds beyond weights and optimizer
+    # -- state in a checkpoint, beside weights and optimizer
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what moves and cannot be derived."""
+        """Add the state that cannot be derived from the config."""
         self.meter.save()
         checkpoint["stage"] = {
             **self.optimization.state(self.global_step),
@@ -285,7 +287,7 @@ class Stage(pl.LightningModule, ABC):
             checkpoint["stage"]["penalty"] = penalty
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from it."""
+        """Restore what `on_save_checkpoint` added."""
         state = checkpoint["stage"]
         self.guard.restore(state)
         self.validation_due = state["validation_due"]

@@ -1,7 +1,7 @@
-"""What a stage may take over from the parent that it starts from, as keys of `stage` that the run reads for it.
+"""Keys of `stage` for what a stage takes over from its parent: peak rate, optimizer state, vocabulary, replayed data.
 
-A stage lists the classes whose keys it has (`Stage.takes_over`). The run does what they say before the stage is built,
-which finds it done: in its optimizer, its model and its data.
+A stage lists those that it has (`Stage.takes_over`). The run applies them before it builds the stage: to the settings
+of the optimizer, to the model and to the data.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Vocabulary:
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """What comes back of the data that the parent was trained on; a source named `replay` stands in its place.
+    """Replay of the data that the parent was trained on; a source named `replay` in the mixture replaces it.
 
     share: of the tokens of every step. ancestors: how many generations back (1: the parent's own mixture), `all`, or
     their weights, the parent first. functions: modules whose functions their sources may call.

@@ -1,8 +1,8 @@
 """Mid-training: a parent's model goes on with next-token prediction, on a refined mixture and at a lower rate.
 
-The rate warms up again from a tenth of its peak and decays again, and the parent's own data comes back as a share of
-every step: re-warming, re-decaying and replay (arXiv 2403.08763). The optimizer starts afresh, or with the moments that
-the parent ended with.
+The rate warms up again from a tenth of its peak and decays again, and a share of every step is the parent's own data:
+re-warming, re-decaying and replay (arXiv 2403.08763). The optimizer starts with zero moments, or with those of the
+parent's last checkpoint.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Next-token loss of packed rows, and its measurement: what every stage that trains on text or chat does with them."""
+"""Next-token loss of packed rows in training and on held-out text, for every stage that trains on text or chat."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from lifecycle.losses import linear_cross_entropy, token_losses
 from lifecycle.model import Decoder, DocumentMask
 
 NEXT_TOKEN = frozenset({"text", "chat"})
-"""Views whose rows are sequences of which each label is trained alone, or not at all."""
+"""Views that this loss is for: every label is trained by itself, or not at all."""
 
 
 def next_token_loss(
     model: Decoder, batch: TokenBatch, documents: DocumentMask | None, *, z_loss: float, compiled: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Summed over the trained tokens by their weights: the cross-entropy plus `z_loss` logsumexp^2, and the penalty
-    alone if there is one."""
+    """Summed loss (scalar, fp32) of the trained tokens, each times its weight: cross-entropy + `z_loss` logsumexp^2.
+
+    The metrics hold the sum of the second term, if z_loss is not 0. compiled: fuse the work on the logits.
+    """
     hidden_BTD = model(batch.input_ids, batch.position_ids, documents, counted=batch.trained)
     loss, metrics = linear_cross_entropy(
         hidden_BTD.flatten(0, 1),

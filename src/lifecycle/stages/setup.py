@@ -1,5 +1,5 @@
-"""What a run tells a stage: lengths, seeds, names, what the machine chose. And the decoder that is made by it: whole or
-sharded, compiled or not, with new weights or a parent's."""
+"""Facts of the run that a stage needs (lengths, seeds, names, choices of the machine), and the decoder built by them:
+whole or sharded, compiled or not, with fresh weights or a parent's."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ class ParentWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What the run tells every stage beyond its config.
+    """What every stage gets from the run, beside its config.
 
-    `timeline`: the steps of the run, what each is made of, and the rate that goes with it; `domains` maps a validation
-    domain to its weight and the bytes of its text; `peak_flops` is one device's dense peak (None: unknown, no MFU);
-    `read_weights` reads a parent's, `initial_optimizer` is the state of its optimizer: both None in a run that goes on,
-    whose checkpoint has its own. `parent`: what it began with, None without a parent.
+    timeline: steps of the run, size and rate factor of each. domains: validation domain -> (weight, bytes of its text).
+    validate_every, log_every: steps; None: never. bf16: compute in bf16 (autocast), weights in fp32. peak_flops: dense
+    peak of one device in FLOP/s; None: unknown, no MFU. read_weights: reads the parent's weights; None: fresh ones.
+    initial_optimizer: state of the parent's optimizer; None: zero moments. Both are None in a run that is resumed,
+    whose checkpoint has its own. parent: the weights that the run began with; None without a parent.
     """
 
     timeline: Timeline
@@ -109,7 +110,7 @@ class Setup:
 
 
 def _on_rank_0(read: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor] | None:
-    """What rank 0 reads, None on the others; where it cannot be read, all raise the same `UserError`."""
+    """The weights on rank 0, None on the others; where they cannot be read, all ranks raise the same `UserError`."""
     weights, faults = None, [""]
     if torch.distributed.get_rank() == 0:
         try:

@@ -1,4 +1,4 @@
-"""What a stage keeps for those who watch its run: the decisions of a forgetting guard, and the best validation."""
+"""State that a stage holds for callbacks: the decisions of the forgetting guard, and the best validation."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ Measured = tuple[int, dict[str, float]]
 
 @dataclass(kw_only=True)
 class GuardState:
-    """What a forgetting guard made of the run, and what it has not looked at yet.
+    """Decisions of a forgetting guard, and the validations that it has not judged yet.
 
-    lr_scale: multiplies every learning rate. restore_step: the guard has ended the run with the checkpoint of this
-    step; 0: none was good. safe_at: the last step that it may go back to. measured: validations since it last looked.
+    lr_scale: factor of every learning rate. restore_step: the guard has ended the run with the checkpoint of this step;
+    0: there was no good one; None: it has not ended it. safe_at: the last step that it may go back to. measured:
+    validations since it last judged.
     """
 
     lr_scale: float = 1.0
@@ -30,7 +31,7 @@ class GuardState:
         return taken
 
     def state(self) -> dict[str, Any]:
-        """What cannot be derived; plain."""
+        """Plain values for the checkpoint."""
         return {"rate_scale": self.lr_scale, "restore": self.restore_step}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -40,14 +41,15 @@ class GuardState:
 
 @dataclass(kw_only=True)
 class Best:
-    """The least validation loss of a run. improved_at: the step at which it was met, if in this process."""
+    """The least validation loss of a run, and its step. improved_at: that step, if it was taken in this process."""
 
     loss: float = math.inf
     step: int | None = None
     improved_at: int | None = None
 
     def note(self, step: int, loss: float) -> None:
-        """Look at the validation after `step` steps; before the first it is the parent's, and no step's."""
+        """Compare with the validation after `step` steps; that before the first step (0) is the parent's and not
+        counted."""
         if step and loss < self.loss:
             self.loss, self.step, self.improved_at = loss, step, step
 

@@ -27,7 +27,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from lifecycle.bounds import Count
 from lifecycle.errors import UserError
 from lifecycle.system.atomic import publish_folder
-from lifecycle.system.hub import TOKENIZER, fetched, reason
+from lifecycle.system.hub_files import TOKENIZER, fetched, reason
 from lifecycle.system.unicode import well_formed
 from lifecycle.tokenizer.bpe import Digits, check_settings, train
 from lifecycle.tokenizer.chat import end_ids

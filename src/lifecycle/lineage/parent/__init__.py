@@ -1,4 +1,4 @@
-"""The model that a run starts from: what `init_from` can name, and what is known of each."""
+"""The model that a run starts from: everything that `init_from` can name."""
 
 from lifecycle.lineage.parent.find import find_parent, finished_runs
 from lifecycle.lineage.parent.parent import Parent, history

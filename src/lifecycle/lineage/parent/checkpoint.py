@@ -56,12 +56,12 @@ def trained_with(run: RunFolder, place: Path, name: str) -> Tokenizer:
 
 
 def _stripped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The network's own names: a checkpoint holds those of the stage, whose network is called model."""
+    """fp32 weights by the names of the network: those in a checkpoint begin with `model.`, its name in the stage."""
     return {name.removeprefix("model."): value.float() for name, value in state.items()}
 
 
 def after_the_at(place: Path) -> str:
-    """What can stand after the @."""
+    """The checkpoints of a run as init_from names them (RUN@STEP, RUN@best), or `none`; for messages."""
     run = RunFolder(place)
     steps = [f"{place.name}@{step_of(path)}" for path in list_committed(run.checkpoints)]
     best = read_best(run.checkpoints)

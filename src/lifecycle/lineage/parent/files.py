@@ -18,7 +18,8 @@ from lifecycle.system.cache import cache_folder
 
 
 def from_files(place: Path, run: RunFolder | None = None) -> Parent:
-    """A Hugging Face folder, or GGUF."""
+    """The parent in a Hugging Face folder, or in a GGUF file. run: whose export it is; None for a model from
+    elsewhere."""
     file = gguf_file(place)
     folder = place if file is None else file.parent
     tokenizer = str(folder.resolve()) if any((folder / name).exists() for name in TOKENIZER_FILES) else None
@@ -37,7 +38,8 @@ def from_files(place: Path, run: RunFolder | None = None) -> Parent:
 
 
 def _read_export(place: Path, run: RunFolder | None) -> dict[str, Tensor]:
-    """Its weights, asked for by a new run alone. Raises UserError where the run that wrote them has gone on since."""
+    """Its weights, which only a new run reads. Raises UserError where the run that wrote them was started again
+    since."""
     status = run.lineage().get("status") if run else None
     if run is None or status in (None, "finished"):
         return load_pretrained(place)[1]

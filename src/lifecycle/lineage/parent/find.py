@@ -5,8 +5,8 @@
     FOLDER, FILE.gguf             a Hugging Face folder, or a GGUF file (or a folder with one)
     HuggingFaceTB/SmolLM2-135M    an id on the Hugging Face hub
 
-Architecture and tokenizer are the parent's. The architecture is read at once, the weights are read (and fetched) when
-they are asked for: a dry run or a resumed one never does.
+Architecture and tokenizer are the parent's. The architecture is read at once, the weights are read (and fetched) at
+their first use: a dry run or a resumed run never reads them.
 """
 
 from __future__ import annotations
@@ -56,6 +56,6 @@ def find_parent(name: str) -> Parent:
 
 
 def finished_runs() -> str:
-    """Those under outputs/ that can be a parent, in words."""
+    """The runs under outputs/ that can be a parent, as the end of a message."""
     runs = sorted(p.parent.parent.name for p in Path("outputs").glob("*/model/config.json"))
     return f"finished runs here: {', '.join(runs)}" if runs else "there is no finished run under outputs/ here"

@@ -8,14 +8,14 @@ from pathlib import Path
 from lifecycle.errors import UserError
 from lifecycle.lineage.parent.parent import TOKENIZER_FILES, Parent
 from lifecycle.model.huggingface import load_pretrained, read_config
-from lifecycle.system.hub import TOKENIZER, fetched
+from lifecycle.system.hub_files import TOKENIZER, fetched
 
 SMALL_FILES = (*TOKENIZER, "generation_config.json")
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 
 
 def from_hub(name: str) -> Parent:
-    """The small files now, the weights (of the same commit) when they are asked for."""
+    """The parent of a hub id: small files are fetched now, weights (of the same commit) at their first use."""
     folder = _fetched(name, SMALL_FILES, None)
     if not (folder / "config.json").is_file():
         raise UserError(f"init_from={name}: there is no config.json in this repository, so it is no model for here")

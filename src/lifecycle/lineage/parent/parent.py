@@ -21,12 +21,12 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 @dataclass(frozen=True, kw_only=True)
 class Parent:
-    """Sizes now, weights when asked for.
+    """The model in `folder`: its sizes, and a function that reads its weights.
 
-    folder: where the model lies (a checkpoint's for RUN@...); run: the run it is of, None for a model from elsewhere;
-    tokenizer: a place that `data.tokenizer` understands, None where the parent has none; name: what lineage calls it;
-    commit: of a hub repository, which stands for its files, None elsewhere; grown_from: tokens that it knew, where the
-    run has given it more.
+    folder: of the model, or of the checkpoint for RUN@... run: that made it; None for a model from elsewhere.
+    tokenizer: as `data.tokenizer` names it; None where the parent has none. name: in the lineage of run.json. read: the
+    weights. commit: of a hub repository, which identifies its files; None elsewhere. grown_from: tokens of its
+    vocabulary before the run added some; None where it added none.
     """
 
     folder: Path
@@ -40,13 +40,13 @@ class Parent:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """fp32, by our names; read from the files by every call. Errors: `UserError` where they do not fit."""
+        """fp32 weights under our names; every call reads the files. Errors: `UserError` where they do not fit."""
         return self.read()
 
     @property
     def generation(self) -> dict[str, Any]:
-        """Its generation_config.json (what ends a completion, how one is drawn); where there is none, the ends that its
-        config.json names, as older folders do."""
+        """Its generation_config.json (stop ids, sampling settings); where there is none, the stop ids of its
+        config.json, as in older folders."""
         places = [self.folder, *([self.run.path / "model"] if self.run else [])]
         found = next((place / GENERATION for place in places if (place / GENERATION).is_file()), None)
         if found:
@@ -57,11 +57,11 @@ class Parent:
 
     @property
     def domains(self) -> set[str]:
-        """Those that its run was measured on; none of a model from elsewhere."""
+        """Validation domains of its run; empty for a model from elsewhere."""
         return set(filter(None, str(self.run.lineage().get("domain") or "").split(","))) if self.run else set()
 
     def stated(self) -> dict[str, Any]:
-        """The keys that a config file of its model would hold: those that are not what they are by default."""
+        """Its model as keys of a config file: those whose value is not the default."""
         values = asdict(self.model)
         return {
             key.name: values[key.name] for key in fields(self.model) if getattr(self.model, key.name) != key.default
@@ -84,7 +84,8 @@ class Parent:
 
 
 def history(folder: RunFolder) -> list[Mapping[str, Any]]:
-    """The `run.json` of every stage that made a run's weights, first to last and itself; a `path` where one is gone."""
+    """The `run.json` of every run that led to this one, first to last, itself included; only `path` for one whose
+    folder is gone."""
     lineage = folder.lineage()
     before = [*lineage.get("ancestors", []), *([lineage["parent"]] if lineage.get("parent") else [])]
     return [*(RunFolder(Path(entry["path"])).lineage() or entry for entry in before), lineage]

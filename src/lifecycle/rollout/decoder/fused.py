@@ -124,7 +124,7 @@ class Fused:
         rows_B: Tensor | None,
         shared: SharedPrefix | None = None,
     ) -> Tensor:
-        """Logits (B, V), see `Step`."""
+        """Logits (B, V), see `DecodeBackend`."""
         model, B = self._source, len(ids_B1)
         self._point_at(cache)
         x_BD = F.embedding(ids_B1[:, 0], model.embedding.weight).float()

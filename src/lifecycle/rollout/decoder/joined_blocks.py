@@ -51,7 +51,7 @@ class Joined:
         rows_B: Tensor | None,
         shared: SharedPrefix | None = None,
     ) -> Tensor:
-        """Logits (B, V), see `Step`."""
+        """Logits (B, V), see `DecodeBackend`."""
         model = self._model
         place = cache.place(positions_B1, rows_B)
         x_BD = F.embedding(ids_B1[:, 0], model.embedding.weight)

@@ -17,14 +17,17 @@ from lifecycle.batch import StepBatch
 from lifecycle.bounds import Bounds
 from lifecycle.errors import UserError
 
-WINDOW = 200  # taken steps that the mean remembers, about
+WINDOW = 200  # taken steps that the running mean is over, about
 SETTLED = 100  # taken steps before the mean judges
 
 NormRatio = Annotated[float, Bounds(above=1)]
 
 
 class Skipping:
-    """Judges steps and counts those skipped; past `max_skipped` the run ends. `max_norm_ratio` None: no spikes."""
+    """Decides which steps are skipped and counts them; more than `max_skipped` end the run.
+
+    max_norm_ratio: a gradient norm of so many times the running mean is a spike; None: no such check.
+    """
 
     def __init__(self, *, max_skipped: int, max_norm_ratio: float | None) -> None:
         self.max_skipped, self.max_norm_ratio = max_skipped, max_norm_ratio
@@ -32,19 +35,19 @@ class Skipping:
         self.mean: Tensor | float = 0.0  # on the device, which need not be waited for
 
     def bad(self, norm: Tensor, loss: Tensor) -> Tensor:
-        """() bool: whether the step with this gradient norm (before clipping) and loss is not to be taken."""
+        """() bool: whether the step with this gradient norm (before clipping) and loss is to be skipped."""
         bad = ~torch.isfinite(norm) | ~torch.isfinite(loss)
         if self.max_norm_ratio is not None and self.taken >= SETTLED:
             bad = bad | (norm > self.max_norm_ratio * self.mean)
         return bad
 
     def take(self, norm: Tensor) -> None:
-        """The step was taken."""
+        """Count a step that was taken, and move the mean of the norms."""
         self.taken += 1
         self.mean = self.mean + (norm.detach().float() - self.mean) / min(self.taken, WINDOW)
 
     def skip(self, batch: StepBatch, norm: Tensor, loss: Tensor, *, say: Callable[[str], None]) -> None:
-        """Say which step is not taken, and count it. Raises UserError past the number."""
+        """Count a skipped step and report it through `say`. Raises UserError for more than `max_skipped`."""
         self.skipped += 1
         usual = f", {float(norm) / float(self.mean):.1f} times the usual" if torch.isfinite(norm) and self.taken else ""
         say(
@@ -60,10 +63,10 @@ class Skipping:
             )
 
     def state(self) -> dict[str, Any]:
-        """Plain, exact."""
+        """Counts and mean as plain numbers, for the checkpoint."""
         return {"skipped": self.skipped, "taken": self.taken, "mean": float(self.mean)}
 
     def restore(self, state: dict[str, Any], device: torch.device) -> None:
-        """Go on from `state`; the mean goes to `device`."""
+        """Restore what `state` returned; the mean is put on `device`."""
         self.skipped, self.taken = state["skipped"], state["taken"]
         self.mean = torch.tensor(state["mean"], dtype=torch.float32, device=device)

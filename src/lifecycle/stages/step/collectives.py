@@ -1,4 +1,5 @@
-"""What the ranks of a step tell each other: sums, trained tokens, faults and wishes to stop."""
+"""Collectives of a step: sums over ranks, counts of trained tokens, and whether any rank has a bad step or must
+stop."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from lifecycle.batch import MicroBatch
 
 
 def many_ranks() -> bool:
-    """Whether there is another rank to talk to."""
+    """Whether the run has more than one rank."""
     distributed = torch.distributed
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
@@ -34,7 +35,7 @@ def count_tokens(micro: Sequence[MicroBatch], sources: int, device: torch.device
 
 
 def any_rank(bad: Tensor, stop: bool) -> tuple[bool, bool]:
-    """Whether a scalar flag is true, and a stop is asked for, on any rank: one exchange, one look at the device."""
+    """(bad, stop): whether each is true on any rank. One all-reduce and one synchronisation with the device."""
     flags = torch.stack([bad, torch.tensor(stop, device=bad.device)]).float()
     if many_ranks():
         torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)

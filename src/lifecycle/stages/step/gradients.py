@@ -1,4 +1,4 @@
-"""The gradients of one optimizer step: those of its whole batch, however ranks and micro-batches share it.
+"""The gradients of one optimizer step: those of its whole batch, however it is split over ranks and micro-batches.
 
     for each micro-batch: summed loss * world / count, backward       (ranks exchange gradients in the last one only)
     ->  the penalty on the weights, if there is one  ->  an average over ranks of what sharding keeps whole
@@ -29,7 +29,8 @@ LossOf = Callable[[Micro], tuple[Tensor, dict[str, Tensor]]]
 
 
 class Sums(NamedTuple):
-    """Of a step: this rank's summed loss and metrics, and the visits (layers, E) of the experts on all ranks."""
+    """Of a step: this rank's summed loss (scalar) and metrics; loads: visits (layers, E) of the experts on all
+    ranks."""
 
     loss: Tensor
     metrics: dict[str, Tensor]
@@ -46,7 +47,10 @@ def add_gradients(
     backward: Callable[[Tensor], None],
     penalty: Penalty | None,
 ) -> Sums:
-    """Add the gradients of a step to those of `model`, through `backward`. Every rank must call."""
+    """Add the gradients of a step to those of `model`. Every rank must call.
+
+    count: what the summed loss is divided by, over all ranks. backward: Lightning's `manual_backward`.
+    """
     total = torch.zeros((), dtype=torch.float32, device=count.device)
     sums: dict[str, Tensor] = {}
     loads: Tensor | None = None
@@ -67,8 +71,8 @@ def add_gradients(
 def _balanced(
     model: Decoder, loss: Tensor, metrics: dict[str, Tensor], loads: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """The summed loss of the micro-batch that just went through `model` with its balance loss, which `metrics` gets
-    too, and the step's loads (layers, E) so far with its own. Both come back as they are without experts."""
+    """The summed loss plus the balance loss of the experts, and the step's loads (layers, E) plus those of this forward
+    pass; the balance loss is also put into `metrics`. Without experts loss and loads are returned unchanged."""
     routing, model.routing = model.routing, None  # it holds on to the micro-batch's graph
     if routing is None:
         return loss, loads

@@ -36,7 +36,8 @@ WARM_UP_STEPS = 3  # compilation and first allocations happen here; the collecto
 
 
 class Meter:
-    """Collects a step's numbers and hands them to the trainer's loggers; `latest` holds the last ones for displays."""
+    """Collects the metrics of steps and passes them to the trainer's loggers; `latest` holds the last ones for
+    displays."""
 
     def __init__(self, *, log_every: int | None, peak_flops: float | None, sources: Sequence[str]) -> None:
         self.log_every, self.peak_flops = log_every, peak_flops
@@ -56,33 +57,33 @@ class Meter:
         self._device = torch.device("cpu")
 
     def start(self, trainer: pl.Trainer, feed: DataFeed, config: ModelConfig) -> None:
-        """The first step is about to be taken."""
+        """Begin to measure time; call it before the first step."""
         self._trainer, self._feed, self._config = trainer, feed, config
         self._since = time.perf_counter()
 
     def stop(self) -> None:
-        """The last step was taken: the collector goes back to what it was."""
+        """Call it after the last step: Python's garbage collector is enabled again."""
         gc.enable()
         gc.unfreeze()
 
     def pause(self) -> None:
-        """What comes now is no training; how fast that was until here is logged."""
+        """Stop the clock of training (validation, a checkpoint), and log the speed so far."""
         self.flush()
         self._paused_at = self._paused_at or time.perf_counter()
 
     def go_on(self) -> None:
-        """Training goes on, if it was paused at all."""
+        """Start the clock again, if it was stopped."""
         if self._paused_at is not None:
             self._since = time.perf_counter()
             self.seconds += self._since - self._paused_at
             self._paused_at = None
 
     def waited(self, seconds: float) -> None:
-        """The step waited so long for its data."""
+        """Add seconds that the step waited for its data."""
         self._waited += seconds
 
     def checkpointed(self, seconds: float) -> None:
-        """Training was blocked so long by a checkpoint."""
+        """Add seconds that a checkpoint blocked training."""
         self._checkpoint_s += seconds
 
     def add(
@@ -97,7 +98,7 @@ class Meter:
         skipped: int,
         loads: Tensor | None = None,
     ) -> None:
-        """One step's numbers; `loss` and `extra` are this rank's sums, `counts` as `count_tokens` gives them.
+        """Add one step. loss, extra: this rank's sums. counts: see `count_tokens`. step: counted from 1.
 
         extra: a scalar is divided by what the loss is divided by, and logged as train/NAME; a (2,) tensor is a sum and
         what it is divided by itself, logged as NAME, and in no row of a step where there was nothing of it. `loads`:
@@ -135,7 +136,7 @@ class Meter:
         gc.collect(1)
 
     def save(self) -> None:
-        """Put everything so far on disk: the rows before a checkpoint are not computed again. A pause begins."""
+        """Write everything so far to disk (steps before a checkpoint are not computed again), and stop the clock."""
         self.pause()
         assert self._trainer is not None
         for logger in self._trainer.loggers:

@@ -1,4 +1,4 @@
-"""How the weights of a run move: its optimizer, the rate of every step, and which steps are not taken.
+"""How the weights of a run change: its optimizer, the learning rate of every step, and which steps are skipped.
 
     rate of a step = peak * schedule(step) * rate of the run's phase * scale            (scale: what a guard decided)
 
@@ -24,7 +24,7 @@ from lifecycle.stages.step.bad_steps import NormRatio, Skipping
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizationKeys:
-    """The keys of every training stage that say how its weights move (conf/stage/_training.yaml, conf/optimizer).
+    """Keys of every training stage: how its weights change (conf/stage/_training.yaml, conf/optimizer).
 
     max_skipped: bad steps that a run may skip. max_norm_ratio: a gradient norm so many times the usual one makes a step
     a bad one; None: none does.
@@ -37,7 +37,7 @@ class OptimizationKeys:
 
 
 class Optimization:
-    """Settings and state of what happens between the gradients of a step and its weights.
+    """Optimizer, schedule and skipping of bad steps: everything between the gradients of a step and its weights.
 
     timeline: the steps that lengths of the schedule are shares of. Raises `UserError` for a schedule that is longer
     than the run.
@@ -72,12 +72,12 @@ class Optimization:
         return self._spec.lr or 0.0
 
     def state(self, taken: int) -> dict[str, Any]:
-        """After so many steps; plain, exact."""
+        """The state after `taken` steps in plain values, for the checkpoint."""
         return {"skipping": self.skipping.state(), "course": self._course.state(taken)}
 
     def restore(self, state: Mapping[str, Any], taken: int, device: torch.device) -> str | None:
-        """Go on from `state` after so many steps. Returns what the user is told where the run has another length now,
-        and its rate with it."""
+        """Restore what `state` returned after `taken` steps. Returns a notice for the user where the length of the run,
+        and with it the rate, has changed since; else None."""
         self.skipping.restore(state["skipping"], device)
         if "course" not in state:  # a checkpoint of an older version
             return None

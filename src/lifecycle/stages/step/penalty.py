@@ -1,7 +1,7 @@
-"""What a stage adds to the gradients of a step that depends on the weights alone, and on no batch.
+"""Penalties on the weights: terms of a step's loss that depend on no batch, and add their own gradient.
 
-A stage that has one gives it to `Stage`, which makes or restores it before the first step, adds it once a step behind
-the backward passes, logs it as `train/<name>`, and saves it with every checkpoint.
+A stage passes one to `Stage`, which prepares or restores it before the first step, adds its gradient once a step after
+the backward passes, logs it as `train/<name>`, and saves it in every checkpoint.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from lifecycle.losses.ewc import add_ewc_gradients, diagonal_fisher
 
 
 class Penalty(Protocol):
-    """A penalty on the weights, with what it compares them with."""
+    """A penalty on the weights and its state, such as the weights that it compares them with."""
 
     name: str
 
     def begin(self, parameters: Sequence[Tensor], feed: DataFeed) -> None:
-        """Before the first step of a process, the weights on their device: made, unless it was restored."""
+        """Prepare it, unless it was restored. Called before the first step of a process, the weights on their
+        device."""
 
     def gradients(self, parameters: Sequence[Tensor]) -> Tensor:
-        """Add the penalty's gradient to every parameter's; the penalty, a scalar."""
+        """Add the gradient of the penalty to that of every parameter; returns the penalty, a scalar."""
 
     def state(self) -> dict[str, Any] | None:
-        """What cannot be derived later: plain containers and tensors. None before it is made."""
+        """State that cannot be derived later, as plain containers and tensors. None before `begin`."""
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`."""
@@ -48,7 +49,7 @@ class EwcPenalty:
         self._fisher: list[Tensor] = []
 
     def begin(self, parameters: Sequence[Tensor], feed: DataFeed) -> None:
-        """Keep the weights, and estimate the Fisher information; what was restored goes where the weights are."""
+        """Copy the weights and estimate the Fisher information; a restored state is moved to the weights' device."""
         if self._anchors is None:
             self._fisher = diagonal_fisher(parameters, feed.replayed_rows(self._rows), self._log_likelihood)
             self._anchors = [parameter.detach().clone() for parameter in parameters]
@@ -57,7 +58,7 @@ class EwcPenalty:
             self._anchors, self._fisher = ([t.to(device) for t in part] for part in (self._anchors, self._fisher))
 
     def gradients(self, parameters: Sequence[Tensor]) -> Tensor:
-        """Add the gradient of the penalty to every parameter's; the penalty, a scalar in fp32."""
+        """Add the gradient of the penalty to that of every parameter; returns the penalty, a scalar in fp32."""
         assert self._anchors is not None
         return add_ewc_gradients(parameters, self._anchors, self._fisher, strength=self._strength)
 
@@ -72,6 +73,6 @@ class EwcPenalty:
 
 def saved_penalty(stage: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The state of the penalty in what a checkpoint holds of a stage; None where there is none."""
-    if (springs := stage.get("springs")) is not None:  # its name in checkpoints of older versions
-        return {"anchors": springs[0], "fisher": springs[1]}
+    if (older := stage.get("springs")) is not None:  # the key in checkpoints of older versions
+        return {"anchors": older[0], "fisher": older[1]}
     return stage.get("penalty")
