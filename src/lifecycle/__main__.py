@@ -1,6 +1,6 @@
 """The console script `lifecycle`, and `python -m lifecycle`.
 
-Exit codes: 0 done; 2 the user's config or data is at fault; 143 after a signal that training met, or SIGTERM; 130 after
+Exit codes: 0 done; 2 the user's config or data is at fault; 143 after SIGTERM, or any signal during training; 130 after
 Ctrl-C elsewhere; others are crashes.
 """
 
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:
-    """Ctrl-C, wherever it meets us: no traceback. A run that trains saves first (`callbacks.saving`)."""
+    """End after Ctrl-C without a traceback. Training has its own handler, which saves first (`callbacks.saving`)."""
     raise SystemExit(INTERRUPTED)
 
 

@@ -1,4 +1,4 @@
-"""How long a run is, and what its steps are made of.
+"""The length of a run and the size of its steps.
 
 the first of stage.max_steps, max_tokens, max_epochs                       ends it
 stage.sequence_length, global_batch_tokens                                 make a step
@@ -26,9 +26,9 @@ class PhaseSpec:
     """One line of `stage.phases`: what holds from a point of the run on. None is the stage's own value.
 
     at_steps, at_tokens, at_fraction: where it begins; exactly one of the three, the same in all lines, the first at 0.
-    sequence_length: positions of a row. rows: of a step; None: as many as fill global_batch_tokens. rate: what the
-    learning rate is multiplied with. weights: of the sources, those not named get none. rope_theta: the base of the
-    rotary positions, which stays (None: that of the line before); longer rows want a larger one.
+    sequence_length: positions of a row. rows: of a step; None: as many as fill global_batch_tokens. rate: factor of the
+    learning rate. weights: of the sources; those not named get 0. rope_theta: rope base from here on (None: that of the
+    line before); longer rows need a larger one.
     """
 
     at_steps: FromZero | None = None
@@ -91,11 +91,11 @@ class Timeline:
         return self.segments[bisect_right([s.step for s in self.segments], step) - 1]
 
     def rate(self, step: int) -> float:
-        """What the learning rate of `step` is multiplied with."""
+        """The factor of the learning rate in `step`."""
         return self.at(step).rate
 
     def rope_theta(self, step: int) -> float | None:
-        """The base of the rotary positions that the phases up to `step` have set; None for the model's own."""
+        """The rope base that the phases up to `step` have set; None: the model's own."""
         named = [s.rope_theta for s in self.segments if s.step <= step and s.rope_theta is not None]
         return named[-1] if named else None
 
@@ -130,7 +130,7 @@ class Timeline:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The part of `stage` that says how long a run is and what a step is made of.
+    """The keys of `stage` for the length of the run and the size of its steps.
 
     view: that the stage trains on. global_batch_tokens: positions of a step over all ranks. sequence_length: positions
     of a row. phases: changes of that on the way. Raises UserError where they do not fit together.
@@ -270,8 +270,8 @@ class Limits:
 
 
 def ended_by_config(limits: Limits, words: Sequence[str], timeline: Callable[[Limits], Timeline]) -> list[str]:
-    """A line for the user whose own limit, among the `words` of the command line, is not the one that ends the run, for
-    the config has a smaller one; none where that is not so."""
+    """A notice for a user who typed a limit (among `words`), while a smaller one of the config files ends the run;
+    empty otherwise. timeline: of a run with given limits."""
     given = [key for key in ENDS if getattr(limits, key) is not None]
     typed = [key for key in given if any(word.startswith(f"stage.{key}=") for word in words)]
     others = [key for key in given if key not in typed]

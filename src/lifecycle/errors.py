@@ -11,11 +11,11 @@ NO_ACCESS = (errno.EROFS, errno.EACCES)
 
 
 class UserError(Exception):
-    """Something the user can mend. The message names the place, what came, what was wanted and what to do."""
+    """A fault that the user can correct. The message names the place, what came, what was wanted and what to do."""
 
 
 class Refusal(UserError):
-    """A run is not gone on with as it was asked for: what stands in its folder stays as it is, status included."""
+    """A run cannot be resumed with these settings; its folder stays as it is, with its status."""
 
 
 class Terminated(BaseException):

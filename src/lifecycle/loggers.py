@@ -75,7 +75,7 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write what is held back, the newest row too; it may still grow (then the file is written anew)."""
+        """Write all rows that wait, also the newest; if that gets more metrics later, the file is written anew."""
         self._flush(keep_newest=False)
 
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:

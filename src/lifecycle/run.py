@@ -30,11 +30,11 @@ from lifecycle.system.ranks import rank
 
 
 def run(cfg: DictConfig) -> RunResult:
-    """Run what `cfg` says, which stays as it is but for numbers in another form; a run that is over already does
-    nothing.
+    """Run the stage or job of `cfg`; a run that is finished already does nothing. Numbers in another form (2e9 for a
+    whole number) are converted in `cfg`, which is otherwise not changed.
 
-    Raises UserError for what the user can mend, Terminated after a SIGTERM that met no training. A signal that met
-    training ends in a result of status `stopped`.
+    Raises UserError for faults of the user, Terminated after a SIGTERM outside training. A signal during training ends
+    in a result of status `stopped`.
     """
     config.check(cfg)
     plan = make_plan(cfg)

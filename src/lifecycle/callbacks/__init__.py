@@ -1,4 +1,4 @@
-"""What watches a run: the progress display, and a profiler of a few steps. `observers` is the `callbacks` group."""
+"""Callbacks that observe a run: progress display, profiler, guard, saving. `observers` is the `callbacks` group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much a run has forgotten of what its parent knew, and the guard's decision: pure functions of measurements.
+"""Forgetting of the parent's domains, and the guard's decisions on it: pure functions of measurements.
 
     forgetting of a domain = (perplexity - perplexity at start) / perplexity at start
     level of a measurement, by the worst domain:  fine < watch < act < stop, at the thresholds of the root key `guard`
@@ -42,7 +42,7 @@ class Measurement:
 
     @property
     def worst(self) -> float:
-        """Forgetting of the domain that lost most; 0 without domains."""
+        """The largest forgetting of any domain; 0 without domains."""
         return max(self.forgetting.values(), default=0.0)
 
     def plain(self) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class History:
 
     @property
     def start(self) -> Mapping[str, float]:
-        """Perplexities that the parent had; empty before they were measured."""
+        """The parent's perplexities by domain; empty before they are measured."""
         return self.measurements[0].perplexity if self.measurements else {}
 
     @property

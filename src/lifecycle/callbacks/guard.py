@@ -1,8 +1,8 @@
-"""The forgetting guard: looks at every validation of what the parent knew, and acts through stage and data module.
+"""The forgetting guard: judges every validation of the parent's domains, and acts on stage and data module.
 
-It measures before the first step and whenever the run validates. An action binds before the step's checkpoint is
-written and is in it, so a run that is killed decides the same again. Where it may `restore`, every measurement that was
-below `stop` is saved, and the last of them stays. `forgetting.json` holds the whole history.
+It measures before the first step and at every validation. An action takes effect before the step's checkpoint is
+written and is saved in it, so a run that is killed and resumed decides the same. Where it may `restore`, every
+measurement that was below `stop` is saved, and the last of them stays. `forgetting.json` holds the whole history.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ForgettingGuard(Callback):
                 self._write()
 
     def _act(self, found: Measurement, trainer: Trainer, stage: Stage) -> Measurement:
-        """Do what was decided; the measurement with the step from which it binds."""
+        """Carry out the decision; returns the measurement with the step from which it takes effect."""
         if found.action == "replay" and found.to is not None:
             return replace(found, binds=stage.feed.set_replay_share(found.to))
         if found.action == "rate" and found.to is not None:

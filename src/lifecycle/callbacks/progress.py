@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live panel on a terminal, a plain line every few seconds in a log.
+"""The progress display of a run: a live panel on a terminal, a plain line every few seconds in a log.
 
 It only reads numbers that the stage has already brought to the host (`stage.meter.latest`), so no device waits for it.
 """
@@ -98,7 +98,7 @@ class ProgressDisplay(Callback):
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the terminal back before the error is printed."""
+        """Close the panel before the error is printed."""
         self._close()
 
     def _close(self) -> None:

@@ -1,5 +1,5 @@
-"""When a checkpoint is written beyond the periodic ones: a new best, one that a guard may go back to, a preemption, the
-end; and what it cost."""
+"""Saves a checkpoint beside the periodic ones: at a new best, at a step that a guard may go back to, at a preemption
+and at the end; and counts the seconds that saving took."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class SaveOnEvents(Callback):
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What follows is not training: it ends at once."""
+        """Restore the handlers: a signal after training ends the process at once."""
         self._end_at_once()
 
     def _end_at_once(self) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from lifecycle.batch import Kept, listed
 from lifecycle.model import Cache, Decoder, ModelConfig
 from lifecycle.rollout.cache_room import Room, bucket
-from lifecycle.rollout.decoder.backend import Step, eagerly
+from lifecycle.rollout.decoder.backend import DecodeBackend, eagerly
 from lifecycle.rollout.decoder.shared_prefix import SharedPrefix, shared_prefix
 from lifecycle.rollout.output import Collected
 from lifecycle.rollout.sampling.draw import Drawn, draw
@@ -37,7 +37,9 @@ class DecodeStep:
     them, and with both what was compiled is recorded. On a CPU the draw stays out of it: there it may look at numbers.
     """
 
-    def __init__(self, decode: Step, *, slots: int, device: torch.device, compiled: bool, graphs: bool) -> None:
+    def __init__(
+        self, decode: DecodeBackend, *, slots: int, device: torch.device, compiled: bool, graphs: bool
+    ) -> None:
         self.decode = decode
         self.cache: Cache | None = None
         self._slots, self._device, self._compiled, self._graphs = slots, device, compiled, graphs

@@ -31,7 +31,7 @@ SAMPLED = 64
 logger = logging.getLogger(__name__)
 
 
-class Steps:
+class StepCount:
     """How many steps torch's optimizers took in this process, from the first engine on."""
 
     def __init__(self) -> None:
@@ -45,9 +45,9 @@ class Steps:
 
 
 @cache
-def optimizer_steps() -> Steps:
+def optimizer_steps() -> StepCount:
     """The one count of the process."""
-    return Steps()
+    return StepCount()
 
 
 @dataclass(frozen=True, kw_only=True)

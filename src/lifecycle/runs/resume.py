@@ -17,7 +17,7 @@ from lifecycle.errors import Refusal, UserError
 from lifecycle.hardware import Choice, choose, probe
 from lifecycle.lineage.run_folder import RunFolder
 from lifecycle.runs.plan import RunPlan
-from lifecycle.system.ranks import hear, rank, tell
+from lifecycle.system.ranks import rank, receive_from_rank_0, send_to_ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def agree(plan: RunPlan, timeline: Timeline, *, last: int | None, vocab_size: in
     folder, hardware = plan.folder, plan.hardware
     note = folder.path / ".start.json"
     if rank() != 0:
-        found = hear(note)
+        found = receive_from_rank_0(note)
         choice = Choice(**{**found["choice"], "reasons": tuple(found["choice"]["reasons"])})
         return Start(choice=choice, checkpoint=found["checkpoint"], damaged=found["damaged"])
     before = (folder.config() or {}).get("hardware", {})
@@ -83,7 +83,7 @@ def agree(plan: RunPlan, timeline: Timeline, *, last: int | None, vocab_size: in
     plain = config.resolved(plan.config)
     plain["hardware"] |= {"precision": choice.precision, "compile": choice.compile}
     folder.write_config(plain)
-    tell(asdict(start), note)
+    send_to_ranks(asdict(start), note)
     return start
 
 

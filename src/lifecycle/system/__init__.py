@@ -1,1 +1,1 @@
-"""What the machine gives: whole files, cache folder, locks, processes, derived seeds."""
+"""Files, folders, locks and processes of the machine; derived seeds."""

@@ -1,9 +1,9 @@
-"""Files from elsewhere: one place that reads them and says what is wrong with them.
+"""Reads files that this project has not written, and reports what is wrong with them.
 
     config = read_object(folder / "config.json")     # a JSON object, or a `UserError`: file, what came, what to do
 
-A byte order mark is read over. What people have instead of the file they meant (a Git LFS pointer, the page of a login,
-a download that broke off, UTF-16, comments) is called by its name.
+A byte order mark is skipped. Common mistakes are named in the message: a Git LFS pointer, a login page, an incomplete
+download, UTF-16, comments.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def read_text(path: Path) -> str:
 
 
 def mistaken(head: bytes) -> str | None:
-    """What a file is that begins like this, and what to do, if it cannot be what was meant, whatever that was."""
+    """What a file with this beginning is, and what to do, where it is none that anyone meant (see above); else None."""
     if not head.strip():
         return f"empty; {AGAIN}"
     if head.startswith(LFS):

@@ -1,9 +1,9 @@
-"""Small repositories of the Hugging Face hub as folders: it is asked once, and what was fetched before is enough.
+"""Small repositories of the Hugging Face hub as folders: fetched once, and without a network read from the hub's cache.
 
     folder = fetched("owner/name", TOKENIZER)                     # in the hub's own cache; its name is the commit
     folder = fetched("owner/name", ["*.safetensors"], commit)
 
-Readers of folders then read it, so that nothing else uses the network, or waits for one that is absent.
+Everything else reads these folders, so that nothing else uses the network, or waits for one that is absent.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ TOKENIZER = (
 
 
 def fetched(name: str, patterns: Sequence[str], commit: str | None = None) -> Path:
-    """The folder of the files of those patterns. Errors: `UserError` with the hub's reason and no more, for the caller
-    knows which key named it."""
+    """The folder with the files that match `patterns`; commit None: the newest. Errors: `UserError` with the hub's
+    reason alone, since the caller knows the key that named the repository."""
     from huggingface_hub import snapshot_download  # it takes a second
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -38,5 +38,5 @@ def fetched(name: str, patterns: Sequence[str], commit: str | None = None) -> Pa
 
 
 def reason(error: Exception) -> str:
-    """What an error says, in one line."""
+    """The message of an error in one line."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

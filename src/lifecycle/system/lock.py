@@ -1,4 +1,4 @@
-"""One process group owns a run's folder: a file that says who, and a heartbeat that says it lives.
+"""The lock of a run's folder: a file with the process that holds it, touched by a heartbeat while it lives.
 
     with hold(folder.path): ...            outputs/RUN/.lock: host, pid, the time when that process began; touched every
                                            BEAT_S seconds
@@ -33,7 +33,7 @@ LOST = 1  # exit code of a process whose folder another one has taken over
 
 @contextlib.contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Own `folder` (made if need be) while the block runs.
+    """Hold the lock of `folder` (made if need be) while the block runs.
 
     Raises UserError, having changed nothing, where another process does, and where the folder cannot be written. Ranks
     other than 0 belong to their rank 0 and hold nothing.

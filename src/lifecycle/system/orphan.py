@@ -1,4 +1,4 @@
-"""Ends a process when the one that started it is gone: a killed parent cannot tell it, and it would wait for ever."""
+"""Ends a process when its parent process is gone: it would wait for a killed parent for ever."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The processes of one launch before they have a process group: which is which, what rank 0 tells, when they end.
+"""The processes of one launch before they have a process group: their ranks, facts from rank 0, and their end.
 
 Rank 0 launches the others (Lightning starts them on this machine), or torchrun or a cluster starts them all.
 """
@@ -57,9 +57,9 @@ def end_with_rank_0() -> None:
 
 
 def leave() -> None:
-    """End a rank other than 0 that has done its part; rank 0 goes on alone.
+    """Exit from a rank other than 0 whose work is done; rank 0 continues alone.
 
-    Without Python's own end: a thread of gloo that is still there would abort it, and the launcher take that for a
+    By `os._exit`: in an ordinary exit a thread of gloo could abort the process, and the launcher would take that for a
     failure of the run and kill rank 0.
     """
     if rank() != 0:
@@ -68,8 +68,8 @@ def leave() -> None:
         os._exit(0)
 
 
-def tell(facts: dict[str, Any], note: Path) -> None:
-    """Rank 0: hand `facts` to the other ranks of this launch."""
+def send_to_ranks(facts: dict[str, Any], note: Path) -> None:
+    """On rank 0: send `facts` (plain values) to the other ranks of this launch, in the file `note` or by torchrun."""
     store = _torchrun_store()
     if store is not None:
         store.set("start", json.dumps(facts))
@@ -78,8 +78,8 @@ def tell(facts: dict[str, Any], note: Path) -> None:
     atomic.write(note, json.dumps({"launch": _launch(), **facts}))
 
 
-def hear(note: Path) -> dict[str, Any]:
-    """Another rank: what rank 0 told. Raises RuntimeError where nothing comes."""
+def receive_from_rank_0(note: Path) -> dict[str, Any]:
+    """On another rank: wait for what rank 0 sends. Raises RuntimeError after WAIT_S seconds."""
     store = _torchrun_store()
     if store is not None:
         return dict(json.loads(store.get("start")))
@@ -93,7 +93,8 @@ def hear(note: Path) -> dict[str, Any]:
 
 
 def _torchrun_store() -> Store | None:
-    """What torchrun keeps for its ranks; a note could be that of the launch before, whose run id is the same."""
+    """The key-value store of torchrun, None without torchrun. A file could be of the launch before, which has the same
+    id."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     store = TCPStore(
@@ -106,7 +107,7 @@ def _torchrun_store() -> Store | None:
 
 
 def _launch() -> str:
-    """What all ranks of one launch share: the cluster launcher's numbers, or ours."""
+    """An id that all ranks of one launch share: from the cluster launcher's variables, or from ours."""
     keys = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
     outside = "-".join(os.environ.get(key, "") for key in keys)
     return outside if started_by_srun() else os.environ.get(LAUNCH, "")

@@ -1,4 +1,4 @@
-"""Lines on stderr that a run writes once, however often it is asked to."""
+"""Lines that a run writes to stderr once, however often this is called."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def say_once(line: str, about: str | None = None) -> None:
 
 
 def begin_anew() -> None:
-    """Another run of this process says its own."""
+    """Forget what was written: another run begins in this process."""
     _said.clear()

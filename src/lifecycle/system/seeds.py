@@ -1,9 +1,9 @@
-"""Randomness is derived, not carried: every draw is seeded from the run's seed and what the draw is for.
+"""Seeds: every random draw is seeded from the run's seed and the purpose of the draw; no generator has a state.
 
     derive(seed, "weights", name)      derive(seed, "rows", stream, step)      derive(seed, "rollout", step, prompt, 0)
 
-So a run that is resumed, or goes on with other ranks, draws what it would have drawn, and no checkpoint holds the state
-of a generator. One scheme for all of the project; another one would be another order of every run's data.
+So a run that is resumed, also with other ranks, draws the same numbers, and no checkpoint holds the state of a
+generator. The whole project uses this scheme; another one would change the order of every run's data.
 """
 
 from __future__ import annotations

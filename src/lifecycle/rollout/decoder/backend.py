@@ -30,7 +30,7 @@ JOINED_BYTES = 4 << 30
 """Largest model whose matrices are copied to join them."""
 
 
-class Step(Protocol):
+class DecodeBackend(Protocol):
     """Logits (B, V) of the next token of every row, and the fresh weights whenever they have changed.
 
     shares_prefix: whether it reads the positions that rows of the cache have in common from one of them; the others
@@ -59,7 +59,7 @@ def compute_dtype(model: Decoder) -> torch.dtype:
     return model.embedding.weight.dtype
 
 
-def cache_dtype(model: Decoder, step: Step) -> torch.dtype:
+def cache_dtype(model: Decoder, step: DecodeBackend) -> torch.dtype:
     """Of the keys and values that the step reads fastest; a wider one holds the same numbers."""
     dtype = compute_dtype(model)
     emulated = dtype == torch.bfloat16 and not has_bf16_units(model.embedding.weight.device)
@@ -80,7 +80,7 @@ def is_plain(model: Decoder) -> bool:
 
 def prepare(
     model: Decoder, *, rows: int, packed: bool = True, cache: torch.dtype | None = None
-) -> tuple[Decoder, Step]:
+) -> tuple[Decoder, DecodeBackend]:
     """The model to prefill with, and the step to decode with; `rows`: how many will be decoded together at most.
 
     packed: lay matrices out for the CPU, where that is known to help; compilers cannot look into the layout. cache: the
