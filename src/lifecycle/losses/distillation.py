@@ -1,0 +1,179 @@
+"""How far a student's distribution of the next token is from a teacher's, straight from hidden states.
+
+    p = softmax(z / T) of the student          q = softmax(z / T) of the teacher          m = beta q + (1 - beta) p
+    beta = 0          KL(q || p)                                     forward
+    beta = 1          KL(p || q)                                     reverse
+    between           beta KL(q || m) + (1 - beta) KL(p || m)        generalised JSD (arXiv 2306.13649, equation 1)
+
+each times T^2, which keeps the size of the gradient as T changes (arXiv 1503.02531, section 2). With
+h = p d divergence / d p the gradient is  d / d z = T (h - p sum h).  The ends are the two divergences themselves, as in
+GKD, and not the limits of the middle, which are 0.
+
+A teacher that was asked before has left its K likeliest tokens and their log-probabilities at that T (`TopK`). All
+others are then one more token, the tail: without it the reverse divergence is least where the student puts no mass on
+what the teacher likes. The logits of one chunk of tokens exist at a time, and their gradients are made in the forward
+pass, as in `cross_entropy.py`.
+
+Shapes: N tokens, D and E widths of student and teacher, V vocabulary, K tokens kept of the teacher, C of one chunk.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lifecycle.losses.cross_entropy import add_product, chunks, compute_dtype, default_chunk, sum_dtype
+
+NOTHING = -1e30
+"""Log of no mass: finite, so that 0 times it is 0."""
+
+
+class TopK(NamedTuple):
+    """What a teacher said of N tokens. ids: (N, K) int64, its likeliest. logp: (N, K + 1), their log-probabilities, and
+    that of all other tokens together."""
+
+    ids: Tensor
+    logp: Tensor
+
+
+class Head(NamedTuple):
+    """Hidden states (N, D), the matrix (V, D) that turns them into logits, and the cap of these, if there is one."""
+
+    hidden_ND: Tensor
+    weight_VD: Tensor
+    softcap: float | None = None
+
+
+def divergence(
+    student: Head,
+    teacher: Head | TopK,
+    *,
+    beta: float,
+    temperature: float = 1.0,
+    chunk_tokens: int | None = None,
+) -> Tensor:
+    """Summed over the N tokens, in nats times T^2: scalar, fp32 (fp64 for fp64 inputs).
+
+    teacher: constant to the gradient; a `TopK` is of this temperature. beta: 0 to 1, see above. Products run in the
+    autocast dtype where autocast is on, else in that of the hidden states; logarithms and sums are fp32. Differentiable
+    once, in the student's hidden states and head. Raises ValueError for a beta outside, a temperature of 0 or below,
+    and vocabularies of different sizes.
+    """
+    if not 0 <= beta <= 1 or temperature <= 0:
+        raise ValueError(f"beta={beta}, temperature={temperature}; wanted 0 to 1, and above 0")
+    vocab = len(student.weight_VD)
+    if isinstance(teacher, Head) and len(teacher.weight_VD) != vocab:
+        raise ValueError(f"the teacher's vocabulary is {len(teacher.weight_VD)}, the student's {vocab}")
+    hidden, weight, softcap = student
+    chunk = chunk_tokens or default_chunk(hidden[:, 0], vocab=vocab)
+    settings = (beta, temperature, softcap, chunk, compute_dtype(hidden), torch.is_grad_enabled())
+    with torch.autocast(hidden.device.type, enabled=False):
+        loss: Tensor = _Divergence.apply(hidden, weight, teacher, settings)
+    return loss
+
+
+@torch.no_grad()
+def top_k(teacher: Head, k: int, *, temperature: float = 1.0, chunk_tokens: int | None = None) -> TopK:
+    """The k likeliest tokens of each of N, the likeliest first, at that temperature; fp32."""
+    hidden, weight, softcap = teacher
+    chunk, compute = chunk_tokens or default_chunk(hidden[:, 0], vocab=len(weight)), compute_dtype(hidden)
+    ids_NK = torch.empty(len(hidden), k, dtype=torch.long, device=hidden.device)
+    logp_NB = torch.empty(len(hidden), k + 1, dtype=sum_dtype(compute), device=hidden.device)
+    with torch.autocast(hidden.device.type, enabled=False):
+        weight = weight.to(compute)
+        for part in chunks(len(hidden), chunk):
+            l_CV, _ = _log_softmax(hidden[part].to(compute) @ weight.T, temperature, softcap)
+            ids_NK[part] = l_CV.topk(k).indices
+            logp_NB[part] = _with_tail(l_CV, ids_NK[part])
+    return TopK(ids_NK, logp_NB)
+
+
+class _Divergence(torch.autograd.Function):
+    """The sum, with its gradients already made in the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, teacher: Head | TopK, settings: Any) -> Tensor:
+        beta, temperature, softcap, chunk, compute, differentiate = settings
+        wanted = [needed and differentiate for needed in ctx.needs_input_grad[:2]]
+        weight, sums = weight_VD.to(compute), sum_dtype(compute)
+        if isinstance(teacher, Head):
+            teacher = teacher._replace(weight_VD=teacher.weight_VD.to(compute))
+        grad_hidden = torch.empty_like(hidden_ND) if wanted[0] else None
+        grad_weight = torch.zeros(weight.shape, dtype=sums, device=weight.device) if wanted[1] else None
+        loss = torch.zeros((), dtype=sums, device=weight.device)
+        for part in chunks(len(hidden_ND), chunk):
+            hidden = hidden_ND[part].to(compute)
+            l_CV, slope_CV = _log_softmax(hidden @ weight.T, temperature, softcap)
+            if isinstance(teacher, Head):
+                asked_CV = teacher.hidden_ND[part].to(compute) @ teacher.weight_VD.T
+                total, grad_CV = _terms(l_CV, _log_softmax(asked_CV, temperature, teacher.softcap)[0], beta)
+            else:
+                total, grad_CV = _kept_terms(l_CV, TopK(teacher.ids[part], teacher.logp[part].to(sums)), beta)
+            loss += temperature**2 * total
+            if not any(wanted):
+                continue
+            grad_CV = grad_CV.mul_(temperature if slope_CV is None else temperature * slope_CV).to(compute)
+            if grad_hidden is not None:
+                grad_hidden[part] = grad_CV @ weight
+            if grad_weight is not None:
+                add_product(grad_weight, grad_CV.T, hidden)
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight_VD.dtype))
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        grads = (None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors)
+        return (*grads, None, None)
+
+
+def _log_softmax(z_CV: Tensor, temperature: float, softcap: float | None) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities, and how steeply the cap rises at each logit (None without one)."""
+    z_CV, slope_CV = z_CV.to(sum_dtype(z_CV.dtype)), None
+    if softcap is not None:
+        t_CV = torch.tanh(z_CV / softcap)
+        z_CV, slope_CV = softcap * t_CV, 1 - t_CV.square()
+    return F.log_softmax(z_CV / temperature, -1), slope_CV
+
+
+def _terms(l_CV: Tensor, said_CV: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """Summed divergence, from the log-probabilities of student and teacher, and its gradient with respect to the
+    logits over T that gave the student's."""
+    h_CV, total = _slopes(l_CV, said_CV, beta)
+    return total, h_CV.addcmul_(l_CV.exp(), h_CV.sum(-1, keepdim=True), value=-1)
+
+
+def _kept_terms(l_CV: Tensor, teacher: TopK, beta: float) -> tuple[Tensor, Tensor]:
+    """The same over the teacher's K tokens and the tail, in which all of the student's others are one."""
+    h_CB, total = _slopes(_with_tail(l_CV, teacher.ids), teacher.logp, beta)
+    # the tail's share is divided among its tokens by their part in it
+    tail_C1 = _tail(l_CV, teacher.ids)
+    h_CV = (l_CV - tail_C1).exp().mul_(h_CB[:, -1:]).scatter_(1, teacher.ids, h_CB[:, :-1])
+    return total, h_CV.addcmul_(l_CV.exp(), h_CB.sum(-1, keepdim=True), value=-1)
+
+
+def _with_tail(l_CV: Tensor, ids_CK: Tensor) -> Tensor:
+    """(C, K + 1): the log-probabilities of some tokens, and of all others together."""
+    return torch.cat([l_CV.gather(1, ids_CK), _tail(l_CV, ids_CK)], -1)
+
+
+def _tail(l_CV: Tensor, ids_CK: Tensor) -> Tensor:
+    """(C, 1): log of the mass of all tokens but these; summed up, since 1 minus the mass of these rounds to 0."""
+    return l_CV.scatter(1, ids_CK, NOTHING).logsumexp(-1, keepdim=True)
+
+
+def _slopes(l_CB: Tensor, said_CB: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """h = p d divergence / d p of every token, finite where p is 0, and the summed divergence."""
+    if beta == 0:
+        q_CB = said_CB.exp()
+        return -q_CB, (q_CB * (said_CB - l_CB)).sum()
+    if beta == 1:
+        h_CB = l_CB.exp() * (l_CB - said_CB)
+        return h_CB, h_CB.sum()
+    m_CB = torch.logaddexp(said_CB + math.log(beta), l_CB + math.log1p(-beta))
+    h_CB = (1 - beta) * l_CB.exp() * (l_CB - m_CB)
+    return h_CB, h_CB.sum() + beta * (said_CB.exp() * (said_CB - m_CB)).sum()
