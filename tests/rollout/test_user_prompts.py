@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
+from lifecycle.data.conversation.ids import ask
+from lifecycle.data.conversation.rendering import Conversation
 from lifecycle.errors import UserError
 from lifecycle.rollout.user_prompts import UserPrompt, encode, read_prompts
 from lifecycle.tokenizer.bpe import BOS, EOS
+from lifecycle.tokenizer.chat import ChatTemplate
 from lifecycle.tokenizer.tokenizer import Tokenizer, train_bpe
 
 
@@ -90,6 +93,22 @@ def test_names_of_special_tokens_in_a_message_are_text(tokenizer: Tokenizer) -> 
     marks = [i for i in ids if i in {tokenizer.hf.convert_tokens_to_ids(m) for m in ("<|end|>", "<|assistant|>", BOS)}]
     assert [tokenizer.decode([i], specials=True) for i in marks] == [BOS, "<|end|>", "<|assistant|>"]
     assert tokenizer.decode(ids, specials=True) == f"{BOS}<|user|>\n{prompt.text}<|end|>\n<|assistant|>\n"
+
+
+@pytest.mark.parametrize("name", ["auto", "chatml", "plain"])
+def test_a_conversation_is_asked_with_the_ids_that_training_asks_with(tokenizer: Tokenizer, name: str) -> None:
+    template = ChatTemplate.of(name, tokenizer.hf)
+    assert template is not None
+    turns = [
+        {"role": "user", "content": "Hello, this is what I say."},
+        {"role": "assistant", "content": f"Hello{EOS}"},
+        {"role": "user", "content": "Hello again"},
+        {"role": "assistant", "content": "Hello."},
+        {"role": "user", "content": BOS},
+    ]
+    one = UserPrompt(id="1", text=None, messages=tuple(turns))
+    found = encode([one], tokenizer.with_template(template.source), chat=True, system=None, begin=False)[0]
+    assert found == ask(Conversation(turns=turns), tokenizer, template).tolist()
 
 
 def test_a_model_without_a_template_takes_no_turns(tokenizer: Tokenizer) -> None:

@@ -195,14 +195,18 @@ def _ids_of_turns(messages: Sequence[Mapping[str, str]], tokenizer: ChatTokenize
     holders = [f"\ue000{number}\ue001" for number in range(len(messages))]  # private use: in no template
     frame = render([{**message, "content": holder} for message, holder in zip(messages, holders, strict=True)])
     ids: list[int] = []
-    filled = ""
+    filled = joined = ""  # joined: what is encoded together, as in training: up to a content that names such a token
     for holder, content in zip(holders, contents, strict=True):
         before, _, frame = frame.partition(holder)
-        filled += before + content
-        ids += [*ids_of(before), *(int(i) for i in tokenizer.encode_batch([content])[0])]
+        filled, joined = filled + before + content, joined + before
+        if any(name in content for name in named):
+            ids += [*ids_of(joined), *(int(i) for i in tokenizer.encode_batch([content])[0])]
+            joined = ""
+        else:
+            joined += content
     if filled + frame != whole:  # the template trims or moves contents: they cannot be told from its own marks
         raise UserError(
             f"a message holds {', '.join(named)}, which the model's chat template would take for its own mark: "
             "take it out of the message"
         )
-    return [*ids, *ids_of(frame)]
+    return [*ids, *ids_of(joined + frame)]

@@ -41,9 +41,9 @@ KINDS = {
 POSITIONS = [7, 20, -1, 0, 31, 8, 13, 5, 1, 2, 3, 4, 6]
 
 
-def made(name: str) -> Decoder:
+def made(name: str, *, seed: int = 2) -> Decoder:
     """A model whose routers are far apart, so that rounding never decides who is chosen, and whose biases count."""
-    model, draw = build(KINDS[name], seed=2), torch.Generator().manual_seed(2)
+    model, draw = build(KINDS[name], seed=seed), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for part, value in sorted(model.state_dict().items()):
             if "router" in part:
@@ -103,20 +103,29 @@ def test_it_is_the_models_own_cached_pass(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
 def test_bf16_weights_round_where_the_model_rounds(name: str, dtype: torch.dtype) -> None:
-    model, (ids, positions) = made(name).bfloat16(), asked(13)
-    mine, theirs = coarse(held(model.config, 13, dtype=dtype)), held(model.config, 13, dtype=torch.bfloat16)
+    errors = torch.tensor([of_bf16(name, dtype, seed) for seed in range(6)])
+    ours, torchs = errors.mean(0)  # of one model either may be half as large again: rounding, over 60 models the same
+    assert ours < 1.2 * torchs, errors
+
+
+def of_bf16(name: str, dtype: torch.dtype, seed: int) -> tuple[float, float]:
+    """The errors of the kernel, and of torch, against the same model in float64."""
+    model, (ids, positions) = made(name, seed=seed).bfloat16(), asked(13)
+    mine = coarse(held(model.config, 13, seed=seed, dtype=dtype))
+    theirs = held(model.config, 13, seed=seed, dtype=torch.bfloat16)
     found = stepped(model)(ids, positions, mine, None)
     wanted = model.logits(model(ids, positions, cache=theirs))[:, 0]
-    exact = made(name).bfloat16().double()
-    cache = coarse(held(model.config, 13, dtype=torch.float64))
+    exact = made(name, seed=seed).bfloat16().double()
+    cache = coarse(held(model.config, 13, seed=seed, dtype=torch.float64))
     truth = exact.logits(exact(ids, positions, cache=cache))[:, 0]
     assert found.dtype == torch.bfloat16
     active = positions[:, 0] >= 0
-    # the median of rows: rounding may send one to another expert
-    ours, torchs = ((x.double() - truth)[active].abs().mean(1).median() for x in (found, wanted))
-    assert ours < 1.4 * torchs, (ours, torchs)
+    # most numbers, and the median of rows: rounding may send one to another expert
     for own, other in zip((*mine.keys, *mine.values), (*theirs.keys, *theirs.values), strict=True):
-        torch.testing.assert_close(own[:, :, :40].float(), other[:, :, :40].float(), rtol=2e-2, atol=0.2)
+        close = torch.isclose(own[:, :, :40].float(), other[:, :, :40].float(), rtol=2e-2, atol=0.2)
+        assert close.double().mean() > 0.995
+    ours, torchs = ((x.double() - truth)[active].abs().mean(1).median() for x in (found, wanted))
+    return float(ours), float(torchs)
 
 
 @torch.inference_mode()
