@@ -1,4 +1,4 @@
-"""Checkpoints that prove themselves: committed by one rename, hashed, verified, pruned; see `protocol`."""
+"""Checkpoints: written aside, hashed, committed by one rename, verified when read, pruned; see `protocol`."""
 
 from lifecycle.checkpoint.io import CommittedCheckpointIO, load
 from lifecycle.checkpoint.manifest import CheckpointError, Entry, Manifest, verify

@@ -1,4 +1,4 @@
-"""A rank's shards, copied to the host: what a save in the background writes while training changes the shards."""
+"""Copies a rank's shards to the host, so that a save in the background can write them while training goes on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class HostCopy:
         self._kept = []
 
     def take(self, shards: dict[str, Any]) -> dict[str, Any]:
-        """`shards` with every tensor copied out of the way of training."""
+        """`shards` with every tensor copied to host memory."""
         leaves, tree = tree_flatten(shards)
         tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, torch.Tensor)]
         if [_layout(tensor) for tensor in tensors] != [_layout(tensor) for tensor in self._kept]:

@@ -1,4 +1,4 @@
-"""The manifest: what a committed checkpoint says of itself, and whether its files are still what it says.
+"""The manifest of a committed checkpoint: its files with sizes and hashes, and the check of the files against it.
 
 A folder without a manifest, with a missing, extra, short or long file, or with another hash is damaged.
 """
@@ -34,7 +34,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a committed checkpoint says of itself. `tokens`: trained ones so far, None where the writer did not say."""
+    """The content of manifest.json. tokens: trained so far; None where the writer did not give them."""
 
     step: int
     tokens: int | None

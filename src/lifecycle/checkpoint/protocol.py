@@ -127,7 +127,8 @@ def staged(
 
 
 def refused(path: Path, error: OSError, needed_bytes: int, remedies: str = "") -> CheckpointError:
-    """The file system's refusal in words a user can act on; `remedies`: what could go where the disk is full."""
+    """The error for a write that the file system refused; remedies: what the user could delete where the disk is
+    full."""
     words = (
         f"checkpoint {path} could not be written ({error.strerror or error}); the checkpoints before it are intact. "
     )
@@ -170,8 +171,8 @@ def list_committed(folder: Path) -> list[Path]:
 def last_good(folder: Path, *, warn: Callable[[str], None]) -> Path | None:
     """The newest checkpoint in `folder` that verifies, None if there is none. For the start of a run, on rank 0.
 
-    A damaged one on the way is passed over: `warn` gets a line that names checkpoint, file and reason, and its folder
-    is renamed to `damaged-...`, so that nothing takes it for a checkpoint. What dead runs left half-written is removed.
+    A damaged one is skipped: `warn` gets a line that names checkpoint, file and reason, and its folder is renamed to
+    `damaged-...`, so that nothing takes it for a checkpoint. Unfinished checkpoints of dead processes are removed.
     """
     clear_staging(folder)
     for path in reversed(_steps(folder)):

@@ -1,5 +1,5 @@
-"""Which checkpoints stay: the last k, the best, the one that a guard may go back to, and the milestones. Runs at a
-run's start, before every save and after every commit.
+"""Retention: the last k checkpoints, the best, the one that a guard may go back to, and the milestones are kept; called
+at a run's start, before every save and after every commit.
 
 Lightning decides when to save; what it asks to be removed is ignored (`CommittedCheckpointIO.remove_checkpoint`).
 """

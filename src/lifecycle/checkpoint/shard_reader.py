@@ -1,8 +1,8 @@
 """Reads a checkpoint in shards as torch wrote it, and executes nothing of it.
 
-A pickle is a program. torch unpickles `.metadata`, its map of the shards, and every value that is no tensor; here the
-map may name the classes it is made of and no others, values are read with weights_only, and the map may point to files
-of this checkpoint alone.
+Unpickling executes code. torch unpickles `.metadata`, its map of the shards, and every value that is no tensor; here
+the map may name the classes it is made of and no others, values are read with weights_only, and the map may point to
+files of this checkpoint alone.
 """
 
 from __future__ import annotations

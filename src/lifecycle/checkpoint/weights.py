@@ -1,4 +1,4 @@
-"""Parts of a committed checkpoint (weights, optimizer, what the stage kept) for a run that starts from them."""
+"""Parts of a committed checkpoint (weights, optimizer, state of the stage) for a run that starts from them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def is_sharded(path: Path) -> bool:
 
 
 def load_stage(path: Path) -> dict[str, Any]:
-    """What the stage kept in the checkpoint `path`, without its large tensors. Raises `CheckpointError` for damage."""
+    """The stage's state in the checkpoint `path`, without its large tensors. Raises `CheckpointError` for damage."""
     check_hashes(path, read_manifest(path), [TREE])
     state: dict[str, Any] = torch.load(path / TREE, weights_only=True, map_location="cpu").get("stage", {})
     return state

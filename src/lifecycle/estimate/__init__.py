@@ -1,1 +1,1 @@
-"""What a run will cost, before it costs anything."""
+"""The cost of a run, estimated before it starts: time, memory, tokens, disk."""

@@ -1,4 +1,4 @@
-"""What a run will cost, before it costs anything: the numbers behind `dry_run=true` (`table.py` prints them).
+"""The cost of a run, estimated before it starts: the numbers of `dry_run=true` (`table.py` prints them).
 
 Memory is of one device and counted in GB of 10^9 bytes (`memory.py`).
 """
@@ -19,6 +19,9 @@ CHECKPOINT_BYTES_PER_S = 1.0 * GB
 
 MFU_ROWS = (0.4, 0.5, 0.6)
 """Shares of the peak that the hours are given for."""
+
+OPTIMIZER_STATES = 2
+"""Numbers that the optimizer keeps of each parameter: two moments of AdamW; Muon keeps one of some."""
 
 LOGITS_CHUNK_TOKENS = 1024
 """Tokens whose logits exist at one time, as the loss computes them."""
@@ -153,22 +156,16 @@ def estimate(
     sharded: bool,
     device: RunDevice,
     checkpoints: CheckpointPlan,
-    states_per_param: int = 2,
     kept_copies: int = 0,
     frozen: int = 0,
     free_disk: float | None = None,
     unit: str = "tokens",
 ) -> Estimate:
-    """Count everything; start nothing. states_per_param: numbers that the optimizer keeps of each parameter.
-    kept_copies: of the weights, in memory and in every checkpoint. frozen: parameters of networks that are only asked,
-    once for every token, and stand in no checkpoint. free_disk: bytes. unit: what sources are counted in; of prompts, a
-    row is one."""
-    found, tokens = device.looked_up(hardware), timeline.tokens()
-    shards = world_size if sharded else 1
-    memory, per_row = _memory(
-        model, batch, hardware, device, shards=shards, states=states_per_param, kept=kept_copies, frozen=frozen
-    )
-    room = found.memory
+    """Count everything; start nothing. kept_copies: of the weights, in memory and in every checkpoint. frozen:
+    parameters of networks that only make a forward pass for every token, and are in no checkpoint. free_disk: bytes.
+    unit: what sources are counted in; of prompts, a row is one."""
+    found, tokens, shards = device.looked_up(hardware), timeline.tokens(), world_size if sharded else 1
+    memory, per_row = _memory(model, batch, hardware, device, shards=shards, kept=kept_copies, frozen=frozen)
     return Estimate(
         parameters=model.parameters(),
         active=model.active_parameters(),
@@ -181,11 +178,11 @@ def estimate(
         sharded=sharded,
         device=found,
         memory=memory,
-        rows_that_fit=None if room is None else max(0, int((room - memory.state - memory.logits) // per_row)),
+        rows_that_fit=memory.rows_that_fit(found.memory, per_row),
         sources=_sources(sources, tokens if unit == "tokens" else sum(source.weight for source in sources)),
         unit=unit,
         hours=_hours(model, timeline, found.peak_flops, world_size, asked=frozen / 3 / model.parameters()),
-        disk=_disk(model, states_per_param + kept_copies, checkpoints, timeline.steps),
+        disk=_disk(model, OPTIMIZER_STATES + kept_copies, checkpoints, timeline.steps),
         free_disk=free_disk,
     )
 
@@ -197,7 +194,6 @@ def _memory(
     device: RunDevice,
     *,
     shards: int,
-    states: int,
     kept: int,
     frozen: int,
 ) -> tuple[Memory, float]:
@@ -208,7 +204,7 @@ def _memory(
         rows=batch.micro_rows,
         length=batch.length,
         precision=device.precision,
-        states=states,
+        states=OPTIMIZER_STATES,
         kept=kept,
         frozen=frozen,
         shards=shards,

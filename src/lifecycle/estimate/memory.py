@@ -88,6 +88,10 @@ class Memory:
         copies = self.kept_copies + self.frozen + self.compute_copies
         return self.weights + self.gradients + self.optimizer + copies + self.workspace
 
+    def rows_that_fit(self, room: float | None, per_row: float) -> int | None:
+        """Sequences of a micro-batch that `room` bytes hold, `per_row` bytes each; None where the room is unknown."""
+        return None if room is None else max(0, int((room - self.state - self.logits) // per_row))
+
 
 def memory_of(
     model: ModelLike,
@@ -107,16 +111,13 @@ def memory_of(
     """Memory of a micro-batch, and the bytes of activations that one sequence more would take.
 
     rows, length: sequences of the micro-batch, positions of each. states: numbers that the optimizer keeps of each
-    parameter. kept: copies of the weights beside them. frozen: parameters of networks that are only asked: whole ones
-    are in the compute type. shards: devices that divide weights, gradients, optimizer state and frozen networks. chunk:
-    tokens whose logits exist at one time. workspace: bytes.
+    parameter. kept: copies of the weights beside them. frozen: parameters of networks that make forward passes alone;
+    where they are not sharded, in the compute type. shards: devices that divide weights, gradients, optimizer state and
+    frozen networks. chunk: tokens whose logits exist at one time. workspace: bytes.
     """
     count, vocab = model.parameters(), model.vocab_size or 0
     size = BF16 if precision == "bf16" else FP32
-    residual, inner = (2 if compiled else 4) * model.width * FP32, _inner_elements(model, compiled) * size
-    edge = 2 * model.width * FP32  # the embedding's output and the final norm's
-    full = rows * length * (model.layers * (residual + inner) + edge)
-    saved = rows * length * (model.layers * model.width * FP32 + residual + inner + edge)
+    full, saved = (rows * length * each for each in _activations(model, size, compiled))
     memory = Memory(
         weights=FP32 * count / shards,
         gradients=FP32 * count / shards,
@@ -142,6 +143,14 @@ def _compute_copies(model: ModelLike, precision: str, shards: int) -> float:
     root = (model.vocab_size or 0) * model.width * (1 if model.tied_head else 2)
     block = (count - root) / model.layers
     return 2 * size * min(count, root + 2 * block) + FP32 * max(root, 2 * block)
+
+
+def _activations(model: ModelLike, size: int, compiled: bool) -> tuple[float, float]:
+    """Bytes of activations a token, without and with checkpointing; size: bytes of a number in the compute type."""
+    residual, inner = (2 if compiled else 4) * model.width * FP32, _inner_elements(model, compiled) * size
+    edge = 2 * model.width * FP32  # the embedding's output and the final norm's
+    full = model.layers * (residual + inner) + edge
+    return full, model.layers * model.width * FP32 + residual + inner + edge
 
 
 def _inner_elements(model: ModelLike, compiled: bool) -> float:

@@ -1,4 +1,4 @@
-"""What a run runs on: its devices, what they can do at most, and the choices that the machine makes."""
+"""Hardware of a run: its devices, their peak rates, and the choices made for the machine."""
 
 from lifecycle.hardware.hardware import Choice, Hardware, Probe, choose, device_name, native_bf16, probe
 

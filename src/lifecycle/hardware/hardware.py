@@ -1,4 +1,4 @@
-"""What the run runs on, and the two choices that the machine may make: precision and compilation.
+"""Hardware settings, and the two choices that are made for the machine: precision and compilation.
 
 A choice is made once, before anything is built, from what was measured and from how long the run is; the caller stores
 it, and a resumed run keeps it. `compile` pays when the run is long: what finishes first is chosen,
@@ -63,7 +63,7 @@ class Hardware:
     attention: Attention
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant. Raises UserError."""
+        """Raises UserError for values that are none of the choices."""
         _one_of("accelerator", self.accelerator, get_args(Accelerator))
         _one_of("precision", self.precision, get_args(Precision))
         _one_of("strategy", self.strategy, get_args(Strategy))
@@ -104,7 +104,7 @@ def _one_of(key: str, value: object, wanted: tuple[object, ...]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """What this machine was found to be. Rates in FLOP/s of a matrix product; None where not measured."""
+    """Measurements of this machine. Rates in FLOP/s of a matrix product; None where not measured."""
 
     device_type: Literal["cpu", "cuda"]
     name: str
@@ -116,7 +116,7 @@ class Probe:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What was chosen, and a line each that says why. `peak_flops`: FLOP/s of one device, for MFU or its share."""
+    """The choices, with a line on the reason of each. peak_flops: of one device, which MFU is a share of."""
 
     precision: Literal["fp32", "bf16"]
     compile: bool

@@ -1,4 +1,4 @@
-"""`stage=analyze`: what a mixture will give, before a run is spent on it.
+"""`stage=analyze`: measures a mixture (tokens, lengths, duplicates, samples) before it is trained on.
 
     python -m lifecycle stage=analyze stage.view=chat data=files 'data.sources.mine.path=chats.jsonl'
     python -m lifecycle stage=analyze data=fineweb_medqa data.sources.web.max_rows=10000 stage.budget_tokens=2e9

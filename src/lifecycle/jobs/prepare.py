@@ -55,12 +55,12 @@ class _Task:
     apart: bool = False
 
     def note(self, part: int) -> Path:
-        """What says that a part is finished, and what is in it."""
+        """The file that marks a part as finished, with its counts."""
         return self.folder / f"{'held' if self.apart else 'part'}-{part:02d}.json"
 
 
 def prepare(data: Corpus, folder: Path, processes: Count) -> dict[str, Any]:
-    """Write the shards of every source below `folder/prepared`, say what is in them, and return their counts."""
+    """Write the shards of every source below `folder/prepared`; print and return what they hold, by source and side."""
     with atomic.publish_folder(folder / "tokenizer", replace=True) as aside:
         data.tokenizer.save(aside)
     for other in (folder / "prepared").glob("*"):  # of a start with other sources, which would never be finished

@@ -1,4 +1,4 @@
-"""What a decoder is: sizes and switches, checked once, together and against what its family exports to.
+"""The config of a decoder: sizes and switches, checked once, together and against what its family can export.
 
 This dataclass is the `_target_` of every file under conf/model. It knows arithmetic only; the network is in decoder.py
 and the names of the Hugging Face architectures are in huggingface.

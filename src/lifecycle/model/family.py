@@ -1,4 +1,4 @@
-"""What a family is: the switches of an architecture of `transformers`, and how its files say them.
+"""Families: the switches of each architecture of `transformers`, and the keys of its config.json for them.
 
 A family is the `model_type` that a model exports to, and one file in families/, found by its name. What it holds
 decides what can be built (config.py), what config.json says and means, and what the tensors of a folder are called; so

@@ -1,10 +1,10 @@
-"""More rows for the embedding and the head of a trained model, when its tokenizer has got more tokens.
+"""Adds rows to the embedding and the head of a trained model whose tokenizer has got more tokens.
 
 grown = grow_embeddings(weights, old=2048, new=2054, rows=2112)
 
-Every new row is the mean of the old ones: a new token begins as no token in particular, its logit is the mean of the
-others', and nothing is drawn at random. The mean bounds how far the distribution over the old tokens can move; rows
-near zero can take all of it (Hewitt 2021, nlp.stanford.edu/~johnhew/vocab-expansion.html).
+Every new row is the mean of the old ones, so the logit of a new token is the mean of the others', and nothing is drawn
+at random. The mean bounds how much probability new tokens can take from the old ones; with rows near zero they could
+take nearly all of it (Hewitt 2021, nlp.stanford.edu/~johnhew/vocab-expansion.html).
 
 Shapes: V rows, D width.
 """

@@ -1,4 +1,4 @@
-"""Which weights a model in half precision keeps in fp32: those that autocast, too, computes with in fp32."""
+"""The weights that stay in fp32 in a model of half precision: those that autocast uses in fp32, too."""
 
 from __future__ import annotations
 

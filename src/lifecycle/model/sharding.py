@@ -1,4 +1,4 @@
-"""How a decoder is shared out among devices: FSDP2, block by block (arXiv 2304.11277; torch's `fully_shard`).
+"""Sharding of a decoder over devices: FSDP2, block by block (arXiv 2304.11277; torch's `fully_shard`).
 
 Norms and routers stay whole and in fp32 on every device: rounded to bf16 they would send tokens to other experts than
 one device does, and they are a thousandth of the weights. The ranks average their gradients once a step.

@@ -1,4 +1,4 @@
-"""Takes over the moments of one optimizer into another, over the same parameters (of which some may have more rows)."""
+"""Copies the moments of one optimizer into another over the same parameters, of which some may have more rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which parameter learns at which rate and with which decay.
+"""Parameter groups: the learning rate and the weight decay of every parameter.
 
     matrix, head      weights of two or more dimensions            rate `lr`            weight decay
     embedding         token embedding (a tied head is the same)    rate `embedding_lr`  weight decay

@@ -59,7 +59,7 @@ def orthogonalise(matrix_MN: Tensor, *, steps: int) -> Tensor:
 
 
 def update_scale(shape: torch.Size, scale: Scale) -> float:
-    """What an orthogonal update of this (unsharded) shape is multiplied with."""
+    """The factor of an orthogonal update of this (unsharded) shape."""
     rows, columns = shape[-2:]
     return 0.2 * math.sqrt(max(rows, columns)) if scale == "match_rms_adamw" else math.sqrt(max(1.0, rows / columns))
 

@@ -142,8 +142,8 @@ class Schedule:
 class Course:
     """The factor of every step of one run, which may go on with another length than it began with.
 
-    What the schedule of the new length has there may be far above what the run has reached: at the end of its decay it
-    would jump back towards the peak. So a run whose warm-up was over does not rise again, unless `stretch` says so.
+    At the same step the schedule of the new length may have a far higher factor: a run at the end of its decay would
+    jump back towards the peak. So after the warm-up the factor never rises, unless `stretch` is true.
     """
 
     def __init__(self, factor: Callable[[int], float], steps: int, *, warmup: int, stretch: bool) -> None:

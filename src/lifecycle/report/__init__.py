@@ -1,4 +1,4 @@
-"""What a run shows when it ends: report.md and report.html of its folder, and the short table on the terminal.
+"""The report of a run: report.md and report.html in its folder, and the short table on the terminal.
 
     python -m lifecycle.report outputs/NAME
 

@@ -1,4 +1,4 @@
-"""The analysis of a mixture as a page: analysis.md (its pictures in `analysis/`) and analysis.html, whole in itself."""
+"""The analysis of a mixture as pages: analysis.md (pictures in `analysis/`) and analysis.html (pictures inside)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def terminal(found: Analysis) -> str:
 
 
 def kinds(source: Analysis, *, brief: bool = False) -> dict[str, int]:
-    """Rows of a source by what becomes of them: training, held out, or the reason that they are left out.
+    """Rows of a source by their outcome: training, held out, or the reason that they are left out.
 
     `brief`: all rules of one set (`gopher`), and all that is bad, together.
     """
@@ -119,8 +119,8 @@ def _lengths(sources: Analysis, items: str) -> list[Element]:
 
 
 def _outcomes(sources: Analysis) -> list[Element]:
-    """Rows by what becomes of them, and what was replaced in their text."""
-    out: list[Element] = [Heading("What becomes of the rows"), Picture("rows", "rows by what becomes of them")]
+    """Rows by their outcome, and what was replaced in their text."""
+    out: list[Element] = [Heading("Outcome of the rows"), Picture("rows", "rows by outcome")]
     for name, s in sources.items():
         total = sum(s["rows"].values())
         out.append(
@@ -228,9 +228,9 @@ def lengths(found: Analysis, theme: Theme) -> Figure:
 
 
 def rows(found: Analysis, theme: Theme) -> Figure:
-    """What becomes of each source's rows, as parts of the whole."""
+    """The outcome of each source's rows, as shares of them."""
     sources = found["sources"]
-    figure, (axes,) = canvas(theme, "What becomes of the rows", height=1.25 + 0.5 * len(sources))
+    figure, (axes,) = canvas(theme, "Outcome of the rows", height=1.25 + 0.5 * len(sources))
     names = list(dict.fromkeys(kind for s in sources.values() for kind, n in kinds(s, brief=True).items() if n))
     palette = {name: theme.series[i % len(theme.series)] for i, name in enumerate(names)}
     for place, s in enumerate(sources.values()):
@@ -251,7 +251,7 @@ def rows(found: Analysis, theme: Theme) -> Figure:
 
 
 def overlaps(found: Analysis, theme: Theme) -> Figure:
-    """A square of sources: how much of the one on the left the one above holds."""
+    """A matrix of sources: the share of each (row) that resembles documents of another (column)."""
     names = list(found["sources"])
     figure, (axes,) = canvas(theme, "Near duplicates between sources", height=1.3 + 0.5 * len(names))
     axes.grid(visible=False)
@@ -272,7 +272,7 @@ def overlaps(found: Analysis, theme: Theme) -> Figure:
 
 
 def colors(found: Analysis, theme: Theme) -> list[str]:
-    """A source has one colour in the pictures that compare sources."""
+    """A colour for each source, the same in all pictures."""
     return [theme.series[i % len(theme.series)] for i in range(len(found["sources"]))]
 
 

@@ -1,9 +1,10 @@
-"""The work on the device: prefill writes prompts into the cache; a decode step reads last tokens and draws the next.
+"""The device side of sampling: prefill writes prompts into the cache, a decode step draws the next token of sequences.
 
-The table of rows lives on the device and advances by itself; the host sends it again only when rows come or go. What
-computes (model and draw) has no effect but on the cache, so that it can be recorded as a CUDA graph or compiled.
+A row is a row of the cache, with the sequence that is decoded in it. The table of rows is kept on the device, which
+advances it; the host sends it again only when sequences begin or end. Model and draw change nothing but the cache, so
+that they can be recorded as a CUDA graph or compiled.
 
-Shapes: S rows of the table, B rows of a step, V vocabulary.
+Shapes: S rows of the cache, B rows of a step, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ from lifecycle.rollout.scheduler import NUMBER, PLACE, POSITION, SEED, TOKEN, Ch
 from lifecycle.rollout.weights_version import Version
 
 FINE = 8
-"""Positions looked at are rounded up to this where shapes cost nothing."""
+"""Positions attended to are rounded up to a multiple of this where a new shape costs nothing."""
 
 
 class DecodeStep:
     """The step of one model over `slots` rows.
 
-    Under `graphs` each pair of (rows, positions looked at) is recorded once; under `compiled` one program serves all of
-    them, and with both what was compiled is recorded. On a CPU the draw stays out of it: there it may look at numbers.
+    graphs: each pair of (rows, positions attended to) is recorded once as a CUDA graph. compiled: one compiled program
+    for all of them; with both, the compiled program is recorded. On a CPU the draw is not compiled: run eagerly, it
+    reads numbers to choose faster ways.
     """
 
     def __init__(
@@ -106,7 +108,8 @@ class DecodeStep:
                 self._seen[row, torch.tensor(prompt, device=self._device)] = True
 
     def share(self, groups: Mapping[int, list[int]], prompts: Sequence[Sequence[int]]) -> None:
-        """Let the samples of one prompt read it from one row. groups: prompt -> its active rows; empty: no sharing."""
+        """Set the shared prefixes: samples of a prompt read it from one row. groups: prompt -> its active rows; empty:
+        none."""
         if self.decode.shares_prefix:
             self._shared = shared_prefix(groups, {prompt: len(prompts[prompt]) - 1 for prompt in groups})
 
@@ -230,8 +233,8 @@ class DecodeStep:
 
 
 def _asked(drawn: Drawn, rows: int, out: Collected) -> Tensor:
-    """All that the host reads, in one transfer: the tokens (B,) of some rows, and the sizes of their kept sets where
-    these are on the device -> (1 or 2, B)."""
+    """(1 or 2, B), everything that the host reads in one transfer: the tokens of some rows, and the sizes of their kept
+    sets where these are on the device."""
     ids = drawn.ids[:rows]
     if not isinstance(drawn.kept, Tensor) or not out.with_sets:
         return ids[None]

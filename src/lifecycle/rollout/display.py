@@ -1,4 +1,4 @@
-"""Completions on a terminal while they are sampled: one after the other, in order, whatever order they grow in.
+"""Shows completions on a terminal while they are sampled, in their order, whichever is finished first.
 
 The first unfinished one is shown as it grows; those after it are shown when it is complete. Characters that the
 terminal's encoding lacks are shown as "?".

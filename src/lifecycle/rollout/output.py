@@ -1,4 +1,4 @@
-"""The tokens and numbers that decode steps draw, collected on the device, and the `Rollout` made of them.
+"""Tokens and log-probabilities of decode steps, collected on the device, and the `Rollout` made of them.
 
 Shapes: N sequences, T most new tokens, B rows of a step.
 """
@@ -19,7 +19,8 @@ FACTS = 3
 
 
 class Collected:
-    """Tokens, their numbers and, if `sets`, kept sets by sequence; the last line takes what inactive rows write."""
+    """Tokens, their numbers (`FACTS`) and, if `sets`, their kept sets, by sequence; inactive rows write behind the
+    last."""
 
     def __init__(self, sequences: int, tokens: int, *, device: torch.device, sets: bool = True) -> None:
         self._ids = torch.zeros(sequences + 1, tokens, dtype=torch.long, device=device)

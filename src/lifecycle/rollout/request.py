@@ -1,4 +1,4 @@
-"""One call of the engine: its prompts checked, and the objects that follow its sequences."""
+"""One call of the engine: its checked prompts, and the objects that track its sequences."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from lifecycle.rollout.scheduler import Ints, Scheduler
 
 @dataclass(frozen=True, slots=True)
 class NewToken:
-    """One token of a stream: completion `sample` of prompt number `prompt` in the call. The last one says why."""
+    """One token of a stream, of completion `sample` of prompt number `prompt`. stop_reason: of the last one, else
+    None."""
 
     prompt: int
     sample: int
@@ -28,7 +29,7 @@ class NewToken:
 
 
 class OneAtATime:
-    """Held while a call uses the engine's cache, which serves one call. Errors: `UserError` for a second call."""
+    """A context held while a call uses the engine's one cache. Errors: `UserError` for a second call meanwhile."""
 
     def __init__(self) -> None:
         self._held = False
@@ -47,7 +48,8 @@ class OneAtATime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """numbers: stable numbers of the prompts; seeds: of the sequences; room: of the cache that they need."""
+    """A call under way. numbers: stable numbers of the prompts. seeds: of the sequences. room: the size of its
+    cache."""
 
     schedule: Scheduler
     out: Collected

@@ -1,4 +1,4 @@
-"""Which sequence is decoded in which row of the cache: plain Python and NumPy, no tensors.
+"""The assignment of sequences to rows of the cache: plain Python and NumPy, no tensors.
 
 A sequence is one completion of one prompt. Sequences wait in order; a free row takes the next one that can begin. Where
 a row, active or finished, still holds the prompt, the sequence starts from a copy of it; else the prompt is prefilled
@@ -142,7 +142,7 @@ class Scheduler:
         return Chunk([self._group[p] for p in left], list(left), [self._done[p] for p in left], width)
 
     def prefilled(self, chunk: Chunk) -> None:
-        """The chunk is in the cache."""
+        """Note that the chunk is in the cache."""
         for prompt, start in zip(chunk.prompts, chunk.starts, strict=True):
             self._done[prompt] = start + chunk.width
             if self._done[prompt] >= len(self.prompts[prompt]) - 1:
@@ -158,7 +158,7 @@ class Scheduler:
         part[NUMBER] += active
 
     def take_entered(self) -> dict[int, Sequence[int]]:
-        """Row -> prompt of the sequences that began since the last call; the table is sent to the device with them."""
+        """The sequences that began since the last call, as row -> prompt; `changed` becomes False."""
         entered, self._entered, self.changed = self._entered, {}, False
         return entered
 

@@ -26,7 +26,7 @@ JSON_LINES = (".jsonl", ".ndjson", ".json")
 
 
 class ChatTokenizer(TokenizerFiles, Protocol):
-    """What turning prompts into ids asks of a tokenizer."""
+    """The members of a tokenizer that turning prompts into ids needs."""
 
     @property
     def hf(self) -> Any: ...
@@ -52,7 +52,7 @@ class UserPrompt:
 
     @property
     def opening(self) -> str:
-        """What is shown of it: the text, or the last message."""
+        """What is displayed of it: the text, or the last message."""
         return self.messages[-1]["content"] if self.text is None else self.text
 
 

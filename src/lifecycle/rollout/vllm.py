@@ -1,4 +1,4 @@
-"""vLLM behind the engine's function: for models and batches where its kernels are the faster ones.
+"""vLLM with the interface of our engine: for models and batches where its kernels are faster.
 
     engine = VllmEngine(folder, scorer=model)                # an exported folder, and the same weights in our model
     rollout = engine.generate(prompts, sampling, seed=1)     # rollout.meta["mismatch"]: how far the two disagree
@@ -218,12 +218,12 @@ def _tensors(found: Sequence[Any], scored: Sequence[Scored], *, greedy: bool) ->
     token_ids = torch.zeros(len(found), longest, dtype=torch.long, device="cpu")
     facts = torch.zeros(3, len(found), longest, dtype=torch.float32, device="cpu")
     gaps, sets = [torch.zeros(0, dtype=torch.float32, device="cpu")], [Kept.whole(0)]
-    for row, (one, own) in enumerate(zip(found, scored, strict=True)):
+    for n, (one, own) in enumerate(zip(found, scored, strict=True)):
         ids = list(one.token_ids)
         drawn = [at[token].logprob for at, token in zip(one.logprobs, ids, strict=True)]
         theirs = torch.tensor(drawn, dtype=torch.float32, device="cpu")
-        token_ids[row, : len(ids)] = torch.tensor(ids, device="cpu")
-        facts[:, row, : len(ids)] = torch.stack((own.logprobs if greedy else theirs, *own[1:3]))
+        token_ids[n, : len(ids)] = torch.tensor(ids, device="cpu")
+        facts[:, n, : len(ids)] = torch.stack((own.logprobs if greedy else theirs, *own[1:3]))
         gaps.append((theirs - (own.full_logprobs if greedy else own.logprobs)).abs())
         sets += [own.kept, Kept.whole(longest - len(ids))]
     gap = torch.cat(gaps)

@@ -1,4 +1,4 @@
-"""Whether a model still has the weights that an engine laid out.
+"""Detects whether the weights of a model have changed since an engine copied them.
 
     announced  `Decoder.weights_version`: raised by a stage's step, by `load_state_dict`, and by `weights_changed()`
     steps      of any torch optimizer in this process
@@ -52,7 +52,7 @@ def optimizer_steps() -> StepCount:
 
 @dataclass(frozen=True, kw_only=True)
 class Version:
-    """What tells the weights of a model at one moment from those at another; see the top of the file.
+    """The identity of a model's weights at one moment; see the top of the file.
 
     changes: None in inference mode, where torch does not count.
     """

@@ -3,8 +3,8 @@
     template = ChatTemplate.of("auto", tokenizer.hf)     the tokenizer's own, else ChatML
     template.render(tokenizer.hf, [{"role": "user", "content": "2+2?"}], ask=True).text
 
-A template is a program from elsewhere: it is run by `transformers`, in Jinja's immutable sandbox. It gets the same date
-every day (`TODAY`), so that a row has the same tokens whenever it is read.
+A template is untrusted code: `transformers` runs it in Jinja's immutable sandbox. It gets the same date every day
+(`TODAY`), so that a row has the same tokens whenever it is read.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     load("gpt2"), load("outputs/demo")             a hub id, a folder, a run, a tokenizer.json
     from_recipe(TokenizerRecipe(...), texts, ...)  trained once on the mixture, then cached by the hash of its inputs
 
-Text is never trusted: "<|eos|>" in a document is encoded as seven characters of text, and cannot end the document.
-Marks come from `document` alone.
+Names of special tokens in text are text: "<|eos|>" in a document is encoded as seven characters and cannot end the
+document. Marks come from `document` alone.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class Tokenizer:
         return [np.array(ids, np.int32) for ids in self._encode(texts)]
 
     def encode_marked(self, text: str) -> Ids:
-        """Ids of a text in which names of special tokens are these tokens: what a chat template wrote, and never what
-        people did."""
+        """Ids of a text in which names of special tokens become these tokens: for the output of a chat template, never
+        for text of users."""
         (encoding,) = self._marking.encode_batch_fast([well_formed(text)], add_special_tokens=False)
         return np.array(encoding.ids, np.int32)
 

@@ -1,1 +1,1 @@
-"""How a page is made: numbers in words, blocks as Markdown and HTML, the canvas of a picture."""
+"""The parts of pages: numbers as text, blocks as Markdown and HTML, the canvas of a picture."""

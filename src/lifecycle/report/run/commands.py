@@ -1,4 +1,4 @@
-"""What to type after a run: commands that exist, with this run's own choices in them."""
+"""Commands to type after a run, with the choices of this run in them."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class DomainResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Headline:
-    """What came out, and what it took. `seconds` is training time over all sessions of the run."""
+    """Result and cost of a run. seconds: training time over all its sessions."""
 
     status: str
     steps: int | None
@@ -44,7 +44,8 @@ class Headline:
 
 
 def headline(run: RunData) -> Headline:
-    """Speeds are medians, so that one stall (a validation, a neighbour) does not colour them."""
+    """The headline of a run. Speeds are medians, so that one stall (a validation, another process) does not change
+    them."""
     steps, tokens = run.last("step"), run.last("tokens")
     held_out = run.series("valid/loss", "step")
     best = min(zip(*held_out, strict=True), key=lambda pair: pair[1], default=None)

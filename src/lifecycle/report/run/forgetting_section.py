@@ -1,4 +1,4 @@
-"""What a run kept of what its parent knew: the picture, the table and the words, from `forgetting.json`."""
+"""The section on forgetting of the parent's domains: picture, table and text, from `forgetting.json`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The section of a report that says what was used: recipe, machine, and the peak that its speed is compared with."""
+"""The section on what was used: recipe, machine, and the peak that speed is compared with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's folder as numbers: everything the report knows comes from here, and every file may be missing."""
+"""The content of a run's folder, which is all that a report is made from; every file may be missing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Series = tuple[list[float], list[float]]
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """What a run's folder holds. `missing` says in words what it does not, or what could not be read."""
+    """The content of a run's folder. missing: a line for each file that is absent or cannot be read."""
 
     folder: Path
     config: Mapping[str, Any]

@@ -1,1 +1,1 @@
-"""One token more in many rows: a model laid out for few rows a step, in torch or in C."""
+"""Decoding backends: the next token of a few sequences at a time, in torch or in C."""

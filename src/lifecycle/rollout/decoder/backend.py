@@ -1,4 +1,4 @@
-"""One token more in many rows: the decoder of a model, made ready once for each version of its weights.
+"""The decoding backends, which give the next token's logits of many sequences, and the choice between them.
 
 On a CPU with a C compiler a model is decoded by one call a token (see fused.py), in fp32 and in bf16. Elsewhere a dense
 model on one device is decoded with its matrices joined (see joined_blocks.py). Under autocast the weights are cast
@@ -6,7 +6,7 @@ once, not at every token. Where torch decodes on a CPU without bf16 units, bf16 
 which is what those units do, only faster than their emulation. Every other model (sharded, adapted, elsewhere experts
 and latent attention) is called as is.
 
-Shapes: B rows, T = 1 position, V vocabulary.
+Shapes: B sequences, each in a row of the cache, T = 1 position, V vocabulary.
 """
 
 from __future__ import annotations
@@ -31,10 +31,9 @@ JOINED_BYTES = 4 << 30
 
 
 class DecodeBackend(Protocol):
-    """Logits (B, V) of the next token of every row, and the fresh weights whenever they have changed.
+    """Gives logits (B, V) of the next token of every sequence; `refresh` takes over changed weights.
 
-    shares_prefix: whether it reads the positions that rows of the cache have in common from one of them; the others
-    ignore `shared`.
+    shares_prefix: whether it reads a shared prefix from one row of the cache; the others ignore `shared`.
     """
 
     shares_prefix: bool
@@ -60,7 +59,7 @@ def compute_dtype(model: Decoder) -> torch.dtype:
 
 
 def cache_dtype(model: Decoder, step: DecodeBackend) -> torch.dtype:
-    """Of the keys and values that the step reads fastest; a wider one holds the same numbers."""
+    """The dtype of keys and values that the backend reads fastest; a wider one holds the same numbers."""
     dtype = compute_dtype(model)
     emulated = dtype == torch.bfloat16 and not has_bf16_units(model.embedding.weight.device)
     return torch.float32 if emulated and isinstance(step, Fused | Joined) else dtype
@@ -73,7 +72,7 @@ def eagerly(model: nn.Module) -> AbstractContextManager[object]:
 
 
 def is_plain(model: Decoder) -> bool:
-    """Whether the model is nothing but its own parts on one device: neither sharded nor adapted."""
+    """Whether the model consists of its own modules on one device: neither sharded nor with adapters."""
     kinds = {type(module).__module__.partition(".")[0] for module in model.modules()}
     return kinds <= {"lifecycle", "torch"} and not any(isinstance(p, DTensor) for p in model.parameters())
 
@@ -81,7 +80,7 @@ def is_plain(model: Decoder) -> bool:
 def prepare(
     model: Decoder, *, rows: int, packed: bool = True, cache: torch.dtype | None = None
 ) -> tuple[Decoder, DecodeBackend]:
-    """The model to prefill with, and the step to decode with; `rows`: how many will be decoded together at most.
+    """The model to prefill with, and the backend to decode with; rows: most sequences that are decoded together.
 
     packed: lay matrices out for the CPU, where that is known to help; compilers cannot look into the layout. cache: the
     dtype of the keys and values, None where the step may choose (see `cache_dtype`).

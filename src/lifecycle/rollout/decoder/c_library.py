@@ -2,8 +2,8 @@
 
     whole and ours in the cache | built there, under a lock | built in a temporary folder | None: torch alone
 
-It speaks to Python through ctypes, so a C compiler with OpenMP is all that it needs; threads are those of torch, whose
-OpenMP runtime it meets in the process.
+Python calls it through ctypes, so it needs nothing but a C compiler with OpenMP; its threads are those of torch, whose
+OpenMP runtime is loaded in the process.
 
 What is loaded runs as the user, so no one else may have written it: folder and files belong to the user alone, and
 the library is the one whose SHA-256 lies beside it. Anything else, a file cut short too, is built again.
@@ -162,7 +162,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _processor() -> str:
-    """What the processor can do, as far as the system tells."""
+    """The instruction sets of the processor, as far as the system lists them."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())

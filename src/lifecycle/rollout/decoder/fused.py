@@ -1,4 +1,4 @@
-"""A decoder for one token a row on a CPU, all blocks in one call of our own C (fused.c).
+"""A decoder for the next token of a few sequences on a CPU, all blocks in one call of our own C (fused.c).
 
 The same numbers as the model's own cached forward pass, up to rounding. With few rows a step of torch's kernels spends
 its time on starting them and on products made for many rows; here a matrix is read once, in panels of 16 columns, by

@@ -1,5 +1,5 @@
-"""A dense decoder for one token a row, with its matrices joined: queries, keys and values are one product,
-gate and up another.
+"""A dense decoder for the next token of a few sequences, with its matrices joined: queries, keys and values are one
+product, gate and up another.
 
 The same numbers as the model's own cached forward pass, up to rounding, in fewer and larger kernels: with few rows,
 starting those costs a good part of a step.

@@ -1,4 +1,4 @@
-"""Samples of one prompt that decode together read the keys and values of the prompt from one row of the cache.
+"""The shared prefix: samples of a prompt that decode together read its keys and values from one row of the cache.
 
 Every row holds a copy of its prompt, so nothing has to be gathered, and the numbers are the same to the bit: the rows
 after the first find them in the processor's nearest cache.
@@ -24,7 +24,7 @@ class SharedPrefix:
 
 
 def shared_prefix(groups: Mapping[int, list[int]], lengths: Mapping[int, int]) -> SharedPrefix | None:
-    """What to read where in the next steps; None where no two rows share a prompt.
+    """The shared prefixes of the next steps; None where no two sequences have the same prompt.
 
     groups: prompt -> the rows that decode its samples. lengths: prompt -> how many positions these rows share.
     """

@@ -1,1 +1,1 @@
-"""From logits to a token: what may be asked of a generation, the draw, when a completion stops, what it scores."""
+"""From logits to a token: sampling settings, the draw, stop conditions, scores of given completions."""

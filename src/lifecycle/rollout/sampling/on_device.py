@@ -1,4 +1,4 @@
-"""A `Sampling` on the device: what of it shapes a computation, and its numbers as tensors.
+"""A `Sampling` on the device: the settings that change the form of a computation, and the others as tensors.
 
 Shapes: R rows, V vocabulary.
 """
@@ -18,7 +18,7 @@ MARGIN = 8
 
 
 class Form(NamedTuple):
-    """What of the settings shapes the computation; width: candidates of a top-k, one of few sizes."""
+    """Settings that change the form of the computation. width: candidates of a top-k, one of few sizes."""
 
     greedy: bool
     penalised: bool
@@ -67,7 +67,7 @@ class DeviceSampling:
         return self._room[:, :R]
 
     def take(self, other: DeviceSampling) -> None:
-        """The numbers of other settings of the same form, in place."""
+        """Copy the numbers of other settings of the same form, in place."""
         self._numbers.copy_(other._numbers)
 
 

@@ -1,8 +1,8 @@
-"""What may be asked of a generation, checked once, and the randomness of its draws (see draw.py).
+"""Sampling settings, checked once, and the random numbers of the draws (see draw.py).
 
     u = uniform(seed of the sequence, number of the token)
 
-No generator has a state: a draw depends on the sequence's seed and the token's number, on nothing beside it.
+No generator has a state: a draw depends on the seed of its sequence and the number of its token alone.
 
 Shapes: R rows.
 """
@@ -58,7 +58,7 @@ class Sampling:
             raise UserError("sampling: these settings cannot work:\n" + "\n".join(f"  - {fault}" for fault in faults))
 
     def _kinds(self) -> list[str]:
-        """What is no number where one is wanted; true and false are none."""
+        """Faults: values that must be numbers and are not; true and false are not numbers here."""
         faults = []
         for kind, word, keys in KINDS:
             for key in keys:

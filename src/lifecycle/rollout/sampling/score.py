@@ -62,12 +62,12 @@ def score(
 def score_rollout(model: Decoder, rollout: Rollout, sampling: Sampling) -> Scored:
     """The sampled tokens of a rollout under the sets that they were drawn from, whichever weights drew them; 0 for
     other tokens."""
-    rows, exists = range(len(rollout)), rollout.exists
-    kept = [rollout.rows([row]).kept.first(int(rollout.length[row])) for row in rows]
-    scored = score(model, rollout.prompts, [rollout.completion(row) for row in rows], sampling, kept=kept)
+    sequences, exists = range(len(rollout)), rollout.exists
+    kept = [rollout.rows([n]).kept.first(int(rollout.length[n])) for n in sequences]
+    scored = score(model, rollout.prompts, [rollout.completion(n) for n in sequences], sampling, kept=kept)
     facts_3NT = torch.zeros(3, *exists.shape, dtype=torch.float32, device="cpu")
-    for row, one in enumerate(scored):
-        facts_3NT[:, row, : len(one.logprobs)] = torch.stack(one[:3])
+    for n, one in enumerate(scored):
+        facts_3NT[:, n, : len(one.logprobs)] = torch.stack(one[:3])
     logprobs, full, entropy = facts_3NT.masked_fill(~rollout.sampled, 0)
     return Scored(logprobs, full, entropy, rollout.kept)
 

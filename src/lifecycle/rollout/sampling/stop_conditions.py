@@ -1,4 +1,4 @@
-"""When a completion ends, and why: a stop token, a stop string in its text, or no room for another token.
+"""When a completion ends, and why: a stop id, a stop string in its text, or no room for another token.
 
 Completions are whole tokens: what follows a stop string inside the token that completes it stays in ids and text.
 """
@@ -57,7 +57,7 @@ def check_stops(sampling: Sampling, tokenizer: Decoding | None) -> None:
 
 
 class Stops:
-    """Looks at every token; `limits`: tokens that each sequence may have.
+    """Checks every drawn token of every sequence; limits: most tokens of each sequence.
 
     Errors: `UserError` for stop strings without a tokenizer to read them.
     """
@@ -74,7 +74,7 @@ class Stops:
     def ended(self, sequences: Ints, tokens: Ints, numbers: Ints) -> list[tuple[int, StopReason]]:
         """Which of the sequences end with these tokens, their `numbers`-th (from 1), and why: (place in the list, why).
 
-        A stop token comes before a stop string, and both before the length.
+        A stop id comes before a stop string, and both before the length.
         """
         by_id = np.isin(tokens, self._ids)
         by_length = numbers >= self._limits[sequences]
