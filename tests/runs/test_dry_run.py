@@ -109,6 +109,12 @@ def test_a_view_and_a_template_that_the_run_refuses_are_refused(chats: Path, wor
         dry_run(make_plan(config.compose([*CHATS, *words])))
 
 
+def test_rows_of_which_none_can_be_read_are_warned_of(chats: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["data.sources.mine.format=instruction", "data.sources.mine.fields={output: answer}"]
+    dry_run(make_plan(config.compose([*CHATS, *words])))
+    assert "60 of 60 rows are broken (missing field answer 60)" in " ".join(capsys.readouterr().out.split())
+
+
 def test_shards_of_another_view_are_refused(chats: Path) -> None:
     words = ["experiment=debug", "data=files", "data.sources.mine.path=chats.jsonl", "stage.processes=1"]
     run(config.compose([*words, "stage=prepare", "run=texts"]))

@@ -141,8 +141,8 @@ def _items(data: DataConfig, limits: Limits, tokenizer: Tokenizer | None, source
     """
     if limits.view == TEXT:
         return None
-    if tokenizer is None and isinstance(recipe := data.tokenizer, TokenizerRecipe):
-        texts = [row.text for source in sources for row in beginning(source) if row.text is not None]
+    texts = [row.text for source in sources for row in beginning(source) if row.text is not None]
+    if tokenizer is None and isinstance(recipe := data.tokenizer, TokenizerRecipe) and texts:
         tokenizer = train_bpe(
             texts, vocab_size=recipe.vocab_size, digits=recipe.digits, special_tokens=recipe.special_tokens
         )

@@ -18,6 +18,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -120,7 +121,8 @@ class ChatTemplate:
                 **marks,
             )
         except Exception as error:  # a program from elsewhere, which raises what it likes
-            raise TemplateFault(" ".join(str(error).split())[:120] or type(error).__name__) from error
+            line = f"line {error.lineno}: " if isinstance(error, TemplateSyntaxError) else ""
+            raise TemplateFault(line + (" ".join(str(error).split())[:120] or type(error).__name__)) from error
         texts, spans = rendered
         return Rendered(str(texts[0]), tuple((int(start), int(end)) for start, end in spans[0]) if spans else None)
 

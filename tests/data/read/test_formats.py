@@ -131,12 +131,20 @@ def test_a_worked_answer_is_split_from_its_result() -> None:
 
 
 @pytest.mark.parametrize(
-    ("came", "answer"), [("7", "7"), (7, "7"), (7.0, "7"), (7.5, "7.5"), ("x^2", "x^2"), ("#### 7", "7")]
+    ("came", "answer"),
+    [("7", "7"), (7, "7"), (7.0, "7"), (7.5, "7.5"), (1234567.0, "1234567"), ("x^2", "x^2"), ("#### 7", "7")],
 )
 def test_a_bare_answer_needs_no_marks(came: Any, answer: str) -> None:
     made = record({"question": "q", "answer": came}, GSM8K)
     assert made.answer == answer
     assert as_text(made) == f"Question: q\nAnswer: The answer is {answer}."
+
+
+def test_an_answer_to_a_question_may_be_a_number() -> None:
+    spec = SourceSpec(path="x", format="question_answer")
+    assert [record({"question": "q", "answer": came}, spec).answer for came in (8.0, 7, " yes ")] == ["8", "7", "yes"]
+    assert reason({"question": "q", "answer": True}, spec) == "wrong type of answer: bool"
+    assert reason({"question": "q", "answer": " "}, spec) == "empty"
 
 
 def test_word_problems_that_cannot_be_read_say_why() -> None:

@@ -78,6 +78,11 @@ def test_columns_of_no_known_form_are_named_with_what_is_known(tmp_path: Path) -
     assert all(f"{form.name} ({form.needs[0]}" in str(raised.value) for form in LIST)
 
 
+def test_a_column_that_some_rows_lack_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="columns instruction, output .not all of them in every row. are of no form"):
+        guess([{"instruction": "q", "output": "a"}, {"instruction": "q"}], tmp_path, "chat")
+
+
 def test_a_format_that_cannot_give_the_view_is_taken_where_no_other_fits(tmp_path: Path) -> None:
     assert (
         guess([{"text": "a"}], tmp_path, "chat").format == "text"

@@ -56,6 +56,11 @@ def test_a_view_that_a_source_cannot_give_is_refused_where_its_rows_are_here_or_
             look_at({"s": spec}, root=None, cache=tmp_path, view="preference")
 
 
+def test_a_view_that_there_is_not_is_refused_with_those_that_there_are(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="stage.view is 'chatt'; wanted one of .*chat, .*text"):
+        look_at({"s": SourceSpec(hub="some/where", format="text")}, root=None, cache=tmp_path, view="chatt")
+
+
 def test_a_source_that_is_far_away_is_as_large_as_it_states(tmp_path: Path) -> None:
     specs = {"a": SourceSpec(hub="some/where", tokens=900), "b": SourceSpec(hub="some/where")}
     sizes = survey(look_at(specs, root=None, cache=tmp_path), tokenizer=None)

@@ -67,12 +67,12 @@ def _unfit(reason: str, turns: Sequence[Turn], template: ChatTemplate, tokenizer
     stops = end_ids(tokenizer.hf, tokenizer.eos_id, template)
     names = ", ".join(tokenizer.decode([i], specials=True) for i in stops)
     try:
-        shown = template.render(tokenizer.hf, turns).text
+        shown = f" Of four turns it makes:\n{template.render(tokenizer.hf, turns).text}\n"
     except TemplateFault as fault:
-        shown = f"an error: {fault}"
+        reason, shown = f"an error: {fault}", " "
     wanted = f" (the tokenizer's are {names})" if reason == NO_STOP else ""
     return (
-        f"{template.name} is of no use for training: {reason.removeprefix('chat template: ')}{wanted}. "
-        f"Of four turns it makes:\n{shown}\nChoose data.chat_template=plain (turns in words, ended by the end-of-text "
+        f"{template.name} is of no use for training: {reason.removeprefix('chat template: ')}{wanted}."
+        f"{shown}Choose data.chat_template=plain (turns in words, ended by the end-of-text "
         "token), chatml (for a tokenizer that has <|im_start|> and <|im_end|>), or a Jinja file of your own"
     )

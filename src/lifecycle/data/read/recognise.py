@@ -42,6 +42,7 @@ def recognised(spec: SourceSpec, found: Listing, *, where: str, view: str) -> tu
     chosen = next(((form, layout) for form, layout in fits if view in form.views), fits[0] if fits else None)
     if chosen is None:
         came = ", ".join(sorted({column for row in seen for column in row}))[:300]
+        came += "" if all(row.keys() == seen[0].keys() for row in seen) else " (not all of them in every row)"
         known = "; ".join(f"{form.name} ({', '.join(form.needs)})" for form in LIST)
         raise UserError(
             f"{where}.format is auto, but rows with the columns {came} are of no form that is known. Name "

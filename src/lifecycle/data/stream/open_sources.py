@@ -163,6 +163,9 @@ def _texts(source: Source, seed: int) -> Iterator[str]:
 
 def check_views(sources: list[Source], view: str, given: Mapping[str, frozenset[str]]) -> None:
     """Raise UserError if a source cannot give the view that the stage trains on."""
+    known = dict.fromkeys(one for form in LIST for one in sorted(form.views))
+    if view not in known:
+        raise UserError(f"stage.view is '{view}'; wanted one of {', '.join(known)}")
     able = [form.name for form in LIST if view in form.views]
     forms = f"format{'s' * (len(able) > 1)} {', '.join(able)}"
     for source in sources:
