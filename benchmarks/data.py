@@ -69,8 +69,7 @@ def corpora() -> list[list[Path]]:
 
 def corpus(prepared: str | None = None) -> Corpus:
     from lifecycle.data.clean.source import BadRows
-    from lifecycle.data.config import DataConfig
-    from lifecycle.data.corpus import Corpus
+    from lifecycle.data.corpus import Corpus, DataConfig
     from lifecycle.data.read.spec import SourceSpec
     from lifecycle.tokenizer.tokenizer import TokenizerRecipe
 
@@ -97,7 +96,7 @@ def corpus(prepared: str | None = None) -> Corpus:
 
 
 def data_module(prepared: str | None = None) -> DataModule:
-    from lifecycle.data.mixture.plan import Phase
+    from lifecycle.data.mixture.batch_plan import Phase
     from lifecycle.data.module import DataModule
 
     return DataModule(

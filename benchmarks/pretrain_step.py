@@ -95,7 +95,7 @@ def packed() -> Iterator[Any]:
     """Packed rows of the run's own data, as the stage gets them."""
     from lifecycle import config
     from lifecycle.data.corpus import Corpus
-    from lifecycle.data.mixture.plan import phases_of
+    from lifecycle.data.mixture.batch_plan import phases_of
     from lifecycle.data.module import DataModule
     from lifecycle.duration import Limits
 

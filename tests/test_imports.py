@@ -51,11 +51,15 @@ DATA = (
     {"quality", "mixture"},
     {"read"},
     {"clean", "conversation"},
-    {"curriculum", "stream"},
-    {"loading"},
+    {"curriculum", "views"},
+    {"stream"},
+    {"corpus", "ledger", "validation"},
+    {"module"},
     {"survey"},
 )
-"""The floors of `data/`, the lowest first: a room imports rooms of lower floors alone, beside the files of `data/`."""
+"""The floors of `data/`, rooms and files, the lowest first: each imports from lower floors alone."""
+MOST_ARROWS_IN_DATA = 42
+"""Pairs of rooms and files of `data/` of which one imports the other."""
 
 BY_A_STRING = {
     "model.families": "the families, each found by its name",
@@ -131,12 +135,12 @@ def test_nothing_in_a_folder_imports_in_a_circle(folder: str) -> None:
 
 def test_data_is_built_in_floors() -> None:
     floor = {room: height for height, rooms in enumerate(DATA) for room in rooms}
-    for room, imported in arrows("data").items():
-        level = [other for other in imported & floor.keys() if room in floor and floor[other] >= floor[room]]
+    found = {room: imported for room, imported in arrows("data").items() if room}
+    assert found.keys() == floor.keys()
+    for room, imported in found.items():
+        level = [other for other in imported if floor[other] >= floor[room]]
         assert not level, f"data/{room} must not import {level}"
-    assert {name.removeprefix("data.") for name in FOLDERS if name.startswith("data.") and name.count(".") == 1} == {
-        *floor
-    }
+    assert sum(map(len, found.values())) <= MOST_ARROWS_IN_DATA
 
 
 def test_few_import_by_a_name_in_a_string() -> None:

@@ -170,7 +170,7 @@ def on_ranks(make: Callable[[], DataModule], world: int, state: Any = None) -> S
         return locked
 
     with (
-        patch("lifecycle.data.loading.exchange.every_rank", every_rank),
+        patch("lifecycle.data.stream.loading.exchange.every_rank", every_rank),
         patch("numpy.load", alone(np.load)),
     ):
         threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]

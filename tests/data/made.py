@@ -5,9 +5,8 @@ from dataclasses import fields
 from typing import Any, Literal
 
 from lifecycle.data.clean.source import BadRows
-from lifecycle.data.config import DataConfig
-from lifecycle.data.corpus import Corpus
-from lifecycle.data.mixture.plan import Phase
+from lifecycle.data.corpus import Corpus, DataConfig
+from lifecycle.data.mixture.batch_plan import Phase
 from lifecycle.data.module import DataModule
 
 OF_CONFIG = {field.name for field in fields(DataConfig)}

@@ -10,8 +10,7 @@ from tests.real import REAL, needs_real, rows
 
 from lifecycle import config
 from lifecycle.batch import Example, Item, Pair, Prompt, Record
-from lifecycle.data.config import DataConfig
-from lifecycle.data.corpus import Corpus
+from lifecycle.data.corpus import Corpus, DataConfig
 from lifecycle.data.read.files.listing import listing
 from lifecycle.data.read.formats import to_record
 from lifecycle.data.read.recognise import recognised

@@ -34,7 +34,7 @@ def _text(file: Path) -> str:
 
 TARGETS: dict[str, tuple[str, ...]] = {
     "model": ("lifecycle.model.ModelConfig",),
-    "data": ("lifecycle.data.config.DataConfig",),
+    "data": ("lifecycle.data.corpus.DataConfig",),
     "stage": tuple(sorted(_stages() + _jobs())),
     "stage.optimizer": ("lifecycle.optim.AdamW", "lifecycle.optim.Muon"),
     "hardware": ("lifecycle.hardware.Hardware",),

@@ -3,50 +3,65 @@ by levels, and their shares of the tokens."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import xxhash
 
 from lifecycle.batch import Item
+from lifecycle.bounds import Count
 from lifecycle.data.clean import contamination_report
-from lifecycle.data.clean.contamination import Index, evaluation_index
+from lifecycle.data.clean.contamination import Decontaminate, Index
 from lifecycle.data.clean.held_out import held_out_items
-from lifecycle.data.clean.source import Source
-from lifecycle.data.config import DataConfig
+from lifecycle.data.clean.source import BadRows, Source
 from lifecycle.data.conversation.template_check import open_template
-from lifecycle.data.curriculum.levels import Level, deal, described, numbered_sources, under_curriculum
+from lifecycle.data.curriculum.curriculum import Curriculum
+from lifecycle.data.curriculum.levels import Level, deal_all, described, mix_of_levels, numbered_sources
 from lifecycle.data.curriculum.scores import DocumentLoss
-from lifecycle.data.making import Maker
-from lifecycle.data.mixture.plan import BatchPlan, Mix, Phase, largest, mixture, replayed
-from lifecycle.data.mixture.weight import Weight
-from lifecycle.data.read.begun import Begun, Listed, listed, named_tokenizer
+from lifecycle.data.mixture.batch_plan import BatchPlan, Phase, largest, mixture
+from lifecycle.data.read.begun import Begun, Listed, listed
 from lifecycle.data.read.files.listing import place
-from lifecycle.data.read.formats import views
-from lifecycle.data.stream.dealer import Dealer
-from lifecycle.data.stream.documents import RawDocuments, place_in
+from lifecycle.data.read.spec import SourceSpec
+from lifecycle.data.stream.documents import raw_documents
 from lifecycle.data.stream.epoch_length import count_positions
-from lifecycle.data.stream.open_sources import check_views, held_out_source, is_here, open_sources, sample_texts
-from lifecycle.data.stream.packing import Packing, Piece
-from lifecycle.data.stream.pieces import Documents, Pieces, State
-from lifecycle.data.stream.prepared import (
-    Prepared,
-    PreparedDocuments,
-    open_prepared,
-    prepared_tokenizer,
-    read_metas,
-    with_formats,
+from lifecycle.data.stream.open_sources import (
+    LISTED,
+    check_views,
+    evaluation_of,
+    files_read,
+    held_out_source,
+    open_sources,
 )
-from lifecycle.data.validation import collect, pack
+from lifecycle.data.stream.packing import LongExamples, Packing
+from lifecycle.data.stream.pieces import Documents, Pieces, State
+from lifecycle.data.stream.prepared import Prepared, open_prepared, read_metas, with_formats
+from lifecycle.data.stream.run_tokenizer import run_tokenizer
+from lifecycle.data.views import Maker
 from lifecycle.errors import UserError
 from lifecycle.system.cache import made_cache_folder
-from lifecycle.tokenizer.tokenizer import Tokenizer, TokenizerRecipe, from_recipe, load
+from lifecycle.tokenizer.tokenizer import TokenizerRecipe
 
-LISTED = 100  # files of a source in run.json, read or passed over
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The keys of conf/data, whose meaning stands there: values alone, of which `Corpus` opens what they name."""
+
+    sources: dict[str, SourceSpec]
+    tokenizer: str | TokenizerRecipe
+    root: str | None
+    chat_template: str
+    prepared: str | None
+    streams: Count | None
+    shuffle_buffer: Count
+    exhausted: Literal["error", "drop"]
+    long_examples: LongExamples
+    epoch_source: str | None
+    bad_rows: BadRows
+    decontaminate: Decontaminate | None
+    curriculum: Curriculum | None = None
 
 
 class Corpus:
@@ -74,64 +89,74 @@ class Corpus:
         metas = read_metas(config.prepared) if config.prepared else {}
         specs = with_formats(config.sources, metas)
         self.whole_mix = mixture({name: spec.weight for name, spec in specs.items()}, replay_share)
-        self.epoch_source = config.epoch_source or largest(self.whole_mix)
-        if self.epoch_source not in specs:
-            raise UserError(f"data.epoch_source is '{self.epoch_source}'; the sources are {', '.join(specs)}")
-        evaluation = self._evaluation(metas)
-        self.whole = open_sources(
+        self.epoch_source = self._epoch_source(specs)
+        evaluation = evaluation_of(
+            config.decontaminate, root=config.root, cache=self.cache, in_shards=config.sources.keys() <= metas.keys()
+        )
+        self.whole, self._held = self._open(specs, folder, evaluation, begun, metas)
+        self.make = self._maker(begun)
+        self.tokenizer, self.template = self.make.tokenizer, self.make.template
+        self.levels = self._levels(parent_loss)
+        self.sources, self.whole = numbered_sources(self.levels, self.whole)
+        self.mix = mix_of_levels(self.whole_mix, self.sources) if self.levels else self.whole_mix
+        self.weights = self.mix.mean()
+        self.prepared = self._prepared(metas, evaluation)
+        if begun is not None:
+            begun.check(self.contents())
+        if evaluation and folder and len(self.prepared) < len(self.sources):  # prepared rows were looked at before
+            contamination_report.begin(folder, evaluation)
+
+    def _epoch_source(self, specs: Mapping[str, SourceSpec]) -> str:
+        """The source that passes are counted by: `data.epoch_source`, else the one with the largest share."""
+        name = self.config.epoch_source or largest(self.whole_mix)
+        if name not in specs:
+            raise UserError(f"data.epoch_source is '{name}'; the sources are {', '.join(specs)}")
+        return name
+
+    def _open(
+        self,
+        specs: Mapping[str, SourceSpec],
+        folder: Path | None,
+        evaluation: Index | None,
+        begun: Begun | None,
+        metas: Mapping[str, Any],
+    ) -> tuple[list[Source], dict[str, Source | None]]:
+        """The training side of every source, and by name its validation side; each can give the view."""
+        view, root = self.packing.view, self.config.root
+        whole = open_sources(
             specs,
-            root=config.root,
-            bad_rows=config.bad_rows,
+            root=root,
+            bad_rows=self.config.bad_rows,
             cache=self.cache,
             quarantine=folder / "quarantine" if folder else None,
-            processes=processes,
+            processes=self._processes,
             evaluation=evaluation,
             begun=begun,
             shards={name: meta["training"]["fingerprint"] for name, meta in metas.items()},
             view=view,
         )
-        self._held = {
-            s.name: held_out_source(s, root=config.root, cache=self.cache, begun=begun, view=view) for s in self.whole
-        }
-        check_views(self.whole, view, {s.name: views(s.spec) for s in self.whole})
-        self.tokenizer, self.template = open_template(
-            config.chat_template, self._open_tokenizer(begun), view=view, begun=begun is not None
-        )
-        self.make = Maker(view=view, tokenizer=self.tokenizer, template=self.template)
-        self.levels = self._levels(parent_loss)
-        self.sources, self.whole = numbered_sources(self.levels, self.whole)
-        self.mix = self._mix_of_levels() if self.levels else self.whole_mix
-        self.weights = self.mix.mean()
-        self.prepared = self._prepared(metas, evaluation)
-        if begun is not None:
-            begun.check_files({name: sides for name, sides in self.contents()["files"].items() if "held_out" in sides})
-            begun.check_fingerprints(self.contents()["fingerprints"])
-        if evaluation and folder and len(self.prepared) < len(self.sources):  # prepared rows were looked at before
-            contamination_report.begin(folder, evaluation)
+        held = {s.name: held_out_source(s, root=root, cache=self.cache, begun=begun, view=view) for s in whole}
+        check_views(whole, view)
+        return whole, held
 
-    def _evaluation(self, metas: Mapping[str, Any]) -> Index | None:
-        """What no document may hold; None also where all rows are in shards, which were looked at when they were made,
-        and the sets are not here."""
-        chosen, root = self.config.decontaminate, self.config.root
-        if chosen is None:
-            return None
-        in_shards = self.config.sources.keys() <= metas.keys()
-        if in_shards and not all(is_here(one.spec(), root) for one in chosen.sets.values()):
-            return None
-        return evaluation_index(chosen, root=root, cache=self.cache)
+    def _maker(self, begun: Begun | None) -> Maker:
+        config, weights = self.config, self.whole_mix.mean()
+        tokenizer = run_tokenizer(
+            config.tokenizer,
+            config.prepared,
+            begun,
+            sources=self.whole,
+            weights=weights,
+            seed=self.seed,
+            cache=self.cache,
+        )
+        view = self.packing.view
+        tokenizer, template = open_template(config.chat_template, tokenizer, view=view, begun=begun is not None)
+        return Maker(view=view, tokenizer=tokenizer, template=template)
 
     def _levels(self, parent_loss: DocumentLoss | None) -> dict[str, list[Level]]:
-        curriculum = self.config.curriculum
-        if curriculum is None:
-            return {}
-        chosen = under_curriculum(curriculum, self.config.sources, self.whole_mix.replay)
-        dealt = [source for source in self.whole if source.name in chosen]
-        return {s.name: deal(s, curriculum, self.tokenizer, self.cache, parent_loss) for s in dealt}
-
-    def _mix_of_levels(self) -> Mix:
-        """They stand in the mixture for what they were dealt from."""
-        weights = {s.name: Weight.of(s.spec.weight, s.name) for s in self.sources}
-        return replace(self.whole_mix, weights=weights, replay=replayed(weights))
+        config, never, tokenizer = self.config, self.whole_mix.replay, self.make.tokenizer
+        return deal_all(self.whole, config.sources, config.curriculum, never, tokenizer, self.cache, parent_loss)
 
     def _prepared(self, metas: Mapping[str, Any], evaluation: Index | None) -> dict[str, Prepared]:
         """The shards that are read. What is replayed was in another mixture when this one was prepared: it is read from
@@ -213,26 +238,15 @@ class Corpus:
         streams: int,
         states: Mapping[int, State | None],
         reading: Callable[[int, int], None] | None = None,
-    ) -> dict[int, Documents]:
+    ) -> Mapping[int, Documents]:
         """The training documents of one source that each of some streams reads, from its state on."""
         source = next(s for s in self.sources if s.name == name)
         if (made := self.prepared.get(name)) is not None:
-            epochs, seed = source.spec.max_epochs, self.seed
-            return {
-                stream: PreparedDocuments(
-                    made.training, epochs, stream, streams, seed, state, name=name, counts=made.counts
-                )
-                for stream, state in states.items()
-            }
-        dealer = Dealer(
-            source,
-            at={stream: place_in(state) for stream, state in states.items()},
-            streams=streams,
-            seed=self.seed,
-            buffer=self.config.shuffle_buffer,
-            reading=reading,
+            return made.documents(source, streams=streams, states=states, seed=self.seed)
+        buffer = self.config.shuffle_buffer
+        return raw_documents(
+            source, self.make, streams=streams, states=states, seed=self.seed, buffer=buffer, reading=reading
         )
-        return {stream: RawDocuments(dealer, self.make, stream=stream, state=state) for stream, state in states.items()}
 
     def documents(self, name: str) -> Documents:
         """All training documents of one source, as a single stream reads them."""
@@ -256,34 +270,13 @@ class Corpus:
         source = next((s for s in self.whole if s.name == name), None)
         return self._held[name] if source is not None and source.held_out is None else None
 
-    def rows(self, shares: Mapping[str, float], count: int, row_length: int) -> list[Any]:
-        """`count` rows (fewer if there is less) of the training data of the sources in `shares`, one a batch, the same
-        on every rank and whatever was read before."""
-        pieces: list[Piece] = []
-        for name, share in shares.items():
-            wanted = math.ceil(count * row_length * share / sum(shares.values()))
-            index = next(s.index for s in self.sources if s.name == name)
-            pieces += collect(self.documents(name), tokens=wanted, source=index)
-        packed = pack(",".join(shares), pieces, row_length, self.packing, self.tokenizer.bytes_of)
-        return packed.batches(1, 0, 1)[:count]
-
     def lineage(self) -> dict[str, Any]:
         """For run.json: where every source's rows come from, and one hash over all of them and their treatment."""
         whole = xxhash.xxh3_128_hexdigest("|".join(s.fingerprint for s in self.sources).encode())
         paths = {s.name: [url for url, *_ in self._files(s)[:LISTED]] for s in self.whole}
         levels = {"levels": described(self.levels)} if self.levels else {}
-        return {
-            "fingerprint": whole,
-            "root": place("", self.config.root),
-            "paths": paths,
-            **self.files_read(),
-            **levels,
-        }
-
-    def files_read(self) -> dict[str, Any]:
-        """By source: one line of what is read, and why files that were met beside it are not."""
-        passed = {s.name: dict(list(s.passed.items())[:LISTED]) for s in self.whole if s.passed}
-        return {"files": {s.name: str(s.listing) for s in self.whole if s.files}, "passed_over": passed}
+        root = place("", self.config.root)
+        return {"fingerprint": whole, "root": root, "paths": paths, **files_read(self.whole), **levels}
 
     def contents(self) -> dict[str, Any]:
         """For data.json: what the run reads, by content; held-out rows with files of their own are a side apart."""
@@ -301,22 +294,3 @@ class Corpus:
     def _files(self, source: Source) -> Listed:
         made = self.prepared.get(source.name)
         return made.files if made else listed(source.files)
-
-    def _open_tokenizer(self, begun: Begun | None) -> Tokenizer:
-        """The one that the config names, but a run that goes on keeps its own."""
-        prepared, tokenizer = self.config.prepared, self.config.tokenizer
-        if begun is not None:
-            named = prepared_tokenizer(prepared, tokenizer) if prepared else named_tokenizer(tokenizer)
-            place = f"data.prepared={prepared}" if prepared else f"data.tokenizer={tokenizer}"
-            if (own := begun.own_tokenizer(named, place)) is not None:
-                return own
-            return begun.check_trained(self._named_or_trained(tokenizer))
-        return prepared_tokenizer(prepared, tokenizer) if prepared else self._named_or_trained(tokenizer)
-
-    def _named_or_trained(self, tokenizer: str | TokenizerRecipe) -> Tokenizer:
-        if isinstance(tokenizer, str):
-            return load(tokenizer)
-        weights = self.whole_mix.mean()
-        key = "|".join(f"{s.name}:{s.fingerprint}:{weights[s.name]!r}" for s in self.whole)
-        texts = sample_texts(self.whole, weights, tokenizer.max_bytes, self.seed)
-        return from_recipe(tokenizer, texts, self.cache / "tokenizers", f"{key}|{self.seed}")

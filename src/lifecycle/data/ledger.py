@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,19 +44,6 @@ def usage(states: Iterable[Mapping[str, Any]], sources: Sequence[str], streams: 
             left_out = sum(n for verdict, n in totals["counts"].items() if not verdict.startswith(("kept:", "held:")))
             out[i] += torch.tensor([totals["epochs"] / streams, left_out], dtype=torch.float64, device="cpu")
     return out
-
-
-def with_tensors(state: Mapping[str, Any]) -> State:
-    """A stream's state with its arrays as tensors: a checkpoint holds plain containers and tensors only."""
-    anchor = _with_tensors(state["anchor"])
-    return {**state, "anchor": {**anchor, "sources": {n: _with_tensors(at) for n, at in anchor["sources"].items()}}}
-
-
-def _with_tensors(state: Mapping[str, Any]) -> State:
-    return {
-        key: torch.as_tensor(value, device="cpu") if isinstance(value, np.ndarray) else value
-        for key, value in state.items()
-    }
 
 
 def _rows(totals: list[Mapping[str, Any]], streams: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ the cursors of all logical streams, so a run resumes at the same token on any nu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,13 +21,14 @@ from lifecycle.batch import Cursor, PairBatch, PromptBatch, StepBatch, TokenBatc
 from lifecycle.data.corpus import Corpus
 from lifecycle.data.curriculum.levels import refuse_weighed
 from lifecycle.data.ledger import Ledger, merge, usage
-from lifecycle.data.loading.cursors import check_streams, cursor_in, gathered, states_of
-from lifecycle.data.loading.ends import Ending, Ends, fault_of
-from lifecycle.data.loading.exchange import gather
-from lifecycle.data.loading.loader import StepLoader, micro_batch_rows
-from lifecycle.data.loading.opening import Opener
-from lifecycle.data.mixture.plan import BatchPlan, Phase
-from lifecycle.data.validation import held_out_sets
+from lifecycle.data.mixture.batch_plan import BatchPlan, Phase
+from lifecycle.data.stream.loading.cursors import check_streams, cursor_in, gathered, states_of
+from lifecycle.data.stream.loading.ends import Ending, Ends, fault_of
+from lifecycle.data.stream.loading.exchange import gather
+from lifecycle.data.stream.loading.loader import StepLoader, micro_batch_rows
+from lifecycle.data.stream.loading.opening import Opener
+from lifecycle.data.stream.packing import Piece
+from lifecycle.data.validation import collect, held_out_sets, pack
 from lifecycle.errors import UserError
 
 WINDOW_ROWS = 512  # rows that all streams together pack at once: padding falls and a resume reads more as it grows
@@ -162,7 +164,13 @@ class DataModule(pl.LightningDataModule):
     def replayed_rows(self, count: int) -> list[Any]:
         """`count` rows (fewer if there is less) of the replayed sources' training data, one a batch, the same on every
         rank and whatever was read before."""
-        return self.corpus.rows(self.mix.replayed(), count, self.row_length)
+        shares, pieces = self.mix.replayed(), list[Piece]()
+        for name, share in shares.items():
+            wanted = math.ceil(count * self.row_length * share / sum(shares.values()))
+            index = next(s.index for s in self.sources if s.name == name)
+            pieces += collect(self.corpus.documents(name), tokens=wanted, source=index)
+        packed = pack(",".join(shares), pieces, self.row_length, self.corpus.packing, self.tokenizer.bytes_of)
+        return packed.batches(1, 0, 1)[:count]
 
     def replay_share(self) -> float:
         """The share of the replayed sources in the tokens of the next step."""
@@ -224,7 +232,8 @@ class DataModule(pl.LightningDataModule):
 
     def _opener(self, streams: int) -> Opener:
         return Opener(
-            corpus=self.corpus,
+            open_pieces=self.corpus.open_streams,
+            sources=self.source_names,
             number=streams,
             seed=self.corpus.seed,
             window_rows=WINDOW_ROWS,

@@ -14,11 +14,13 @@ only is asked with plain text, the beginning of what the view `text` makes of th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lifecycle.batch import Example, Item, Pair, Prompt, Record
+from lifecycle.data.clean.filter_row import Judged
 from lifecycle.data.conversation.ids import ask, tell
 from lifecycle.data.conversation.rendering import Conversation
 from lifecycle.data.conversation.template_check import PROMPT, TEXT
@@ -158,3 +160,24 @@ VIEWS: dict[str, View] = {
     "unpaired": _each(unpaired),
     PROMPT: _each(prompt),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maker:
+    """Makes items of `view` from rows under `tokenizer` and a chat template; it can be sent to other processes."""
+
+    view: str
+    tokenizer: Tokenizer
+    template: ChatTemplate | None = None
+
+    def __call__(self, rows: Sequence[Judged]) -> list[Item | str]:
+        """The item of each row that passed the filters; in its place the reason why none can be made."""
+        if self.view == TEXT:  # its text is there already, masked
+            texts = [row.text for row in rows if row.text is not None]
+            return [Example(ids=ids) for ids in self.tokenizer.documents(texts)]
+        return VIEWS[self.view]([row.record for row in rows if row.record is not None], self.tokenizer, self.template)
+
+    @property
+    def key(self) -> str:
+        """What the items depend on beside the rows and the tokenizer."""
+        return f"{self.view} {self.template.sha256}" if self.template else self.view

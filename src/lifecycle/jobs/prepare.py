@@ -30,7 +30,6 @@ from lifecycle.data.clean.held_out import Reach, seed_of
 from lifecycle.data.clean.source import Source, among, text_hash
 from lifecycle.data.clean.walk import walk_rows
 from lifecycle.data.corpus import Corpus
-from lifecycle.data.making import Maker
 from lifecycle.data.mixture.weight import Weight
 from lifecycle.data.read.begun import listed
 from lifecycle.data.read.quarantine import beginning, quarantine
@@ -38,6 +37,7 @@ from lifecycle.data.read.row import RawRow
 from lifecycle.data.stream.documents import Usable
 from lifecycle.data.stream.prepared import SIDES, VERSION
 from lifecycle.data.stream.shards import ShardWriter, dtype_of
+from lifecycle.data.views import Maker
 from lifecycle.errors import UserError
 from lifecycle.system import atomic
 

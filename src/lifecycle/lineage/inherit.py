@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from lifecycle import config
 from lifecycle.checkpoint import list_committed, step_of
 from lifecycle.checkpoint.weights import is_sharded, load_optimizer
-from lifecycle.data.mixture.plan import REPLAY
+from lifecycle.data.mixture.batch_plan import REPLAY
 from lifecycle.errors import UserError
 from lifecycle.lineage.parent import Parent, find_parent, finished_runs
 from lifecycle.lineage.replay import kept_out, replayed_sources, told_apart

@@ -18,7 +18,7 @@ from typing import Any
 
 from lifecycle.data.clean.contamination import RULE, Decontaminate, EvaluationSet
 from lifecycle.data.curriculum.levels import is_level
-from lifecycle.data.mixture.plan import REPLAY
+from lifecycle.data.mixture.batch_plan import REPLAY
 from lifecycle.data.mixture.replay_names import generation_of, replay_name, replayed_later
 from lifecycle.data.mixture.weight import Weight
 from lifecycle.data.read.files.listing import place

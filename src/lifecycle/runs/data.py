@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lifecycle.data.corpus import Corpus
-from lifecycle.data.mixture.plan import phases_of
+from lifecycle.data.mixture.batch_plan import phases_of
 from lifecycle.data.module import DataModule
 from lifecycle.duration import Limits, Timeline
 from lifecycle.lineage.parent_loss import ParentLoss

@@ -12,11 +12,11 @@ from rich.console import Console
 
 from lifecycle import config
 from lifecycle.data.clean.source import Source
-from lifecycle.data.config import DataConfig
+from lifecycle.data.corpus import DataConfig
 from lifecycle.data.conversation.template_check import PROMPT, TEXT, open_template
-from lifecycle.data.loading.loader import micro_batch_rows
-from lifecycle.data.making import Maker
-from lifecycle.data.mixture.plan import BatchPlan, Mix, largest, mixture, phases_of
+from lifecycle.data.stream.loading.loader import micro_batch_rows
+from lifecycle.data.views import Maker
+from lifecycle.data.mixture.batch_plan import BatchPlan, Mix, largest, mixture, phases_of
 from lifecycle.data.stream.packing import Packing
 from lifecycle.data.stream.prepared import open_shards, other_view, prepared_folder, read_metas, with_formats
 from lifecycle.data.survey.item_sizes import AsItems

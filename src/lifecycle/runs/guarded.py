@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from lifecycle import config
 from lifecycle.callbacks.guard import ForgettingGuard
 from lifecycle.config.schema import Guard
-from lifecycle.data.mixture.plan import REPLAY, replayed
+from lifecycle.data.mixture.batch_plan import REPLAY, replayed
 from lifecycle.data.module import DataModule
 from lifecycle.errors import UserError
 from lifecycle.lineage.parent import Parent

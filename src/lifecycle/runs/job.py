@@ -27,6 +27,7 @@ from typing import Any
 from lifecycle import config
 from lifecycle.data.clean.contamination_report import write_row_reports
 from lifecycle.data.corpus import Corpus
+from lifecycle.data.stream.open_sources import files_read
 from lifecycle.errors import UserError
 from lifecycle.hardware import device_name
 from lifecycle.lineage.load_model import load_model
@@ -51,7 +52,7 @@ def run_job(plan: RunPlan) -> None:
     if plan.reads_data:
         folder.write_config(config.resolved(plan.config))
         folder.update(status="running", **began)
-        folder.update(**supplies.data.files_read())
+        folder.update(**files_read(supplies.data.whole))
     asked = {name: getattr(supplies, name) for name in config.SUPPLIED["stage"] if name in plan.asked}
     result = config.build(plan.config.stage, **asked)
     if plan.reads_data:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lifecycle import config
 from lifecycle.config import Command
-from lifecycle.data.config import DataConfig
+from lifecycle.data.corpus import DataConfig
 from lifecycle.duration import Limits
 from lifecycle.hardware import Hardware
 from lifecycle.lineage.inherit import adopted, replay_share, settled

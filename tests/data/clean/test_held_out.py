@@ -15,11 +15,11 @@ from lifecycle.batch import Example, Item
 from lifecycle.data.clean import held_out
 from lifecycle.data.clean.held_out import ORDER, first, held_out_items, share_read
 from lifecycle.data.clean.source import BadRows, HeldOut, Source
-from lifecycle.data.making import Maker
 from lifecycle.data.read.files.listing import resolve
 from lifecycle.data.read.spec import SourceSpec, ValidationRatio
 from lifecycle.data.stream.packing import TEXT
 from lifecycle.data.validation import held_out_sets
+from lifecycle.data.views import Maker
 from lifecycle.errors import UserError
 from lifecycle.tokenizer.tokenizer import Tokenizer, train_bpe
 

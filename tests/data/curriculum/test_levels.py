@@ -19,7 +19,7 @@ from tests.items import ids_of
 
 from lifecycle.batch import Cursor, StepBatch
 from lifecycle.data.clean.source import BadRows, among
-from lifecycle.data.mixture.plan import Phase
+from lifecycle.data.mixture.batch_plan import Phase
 from lifecycle.data.module import DataModule
 from lifecycle.data.quality.rules import FilterSpec
 from lifecycle.data.read.spec import SourceSpec, ValidationRatio

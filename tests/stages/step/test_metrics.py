@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.stages.test_step import MODEL
 
-from lifecycle.data.mixture.plan import BatchPlan, Mix, Phase
+from lifecycle.data.mixture.batch_plan import BatchPlan, Mix, Phase
 from lifecycle.model import build
 from lifecycle.stages.step import metrics as module
 from lifecycle.stages.step.metrics import Meter, validation_metrics

@@ -19,6 +19,7 @@ from lifecycle.data.clean.row_counts import with_row_counts
 from lifecycle.data.clean.source import Source
 from lifecycle.data.curriculum.curriculum import WHERE, Curriculum, quantile_scale
 from lifecycle.data.curriculum.scores import DocumentLoss, Scores, score_rows
+from lifecycle.data.mixture.batch_plan import Mix, replayed
 from lifecycle.data.mixture.weight import Weight
 from lifecycle.data.read.spec import SourceSpec
 from lifecycle.errors import UserError
@@ -61,6 +62,29 @@ def under_curriculum(curriculum: Curriculum, specs: Mapping[str, SourceSpec], re
                 f"constant weight above 0, or leave it out of {WHERE}.sources"
             )
     return chosen
+
+
+def deal_all(
+    sources: Sequence[Source],
+    specs: Mapping[str, SourceSpec],
+    curriculum: Curriculum | None,
+    never: frozenset[str],
+    tokenizer: Tokenizer | None,
+    cache: Path,
+    parent_loss: DocumentLoss | None,
+) -> dict[str, list[Level]]:
+    """By name, the levels of the sources that the curriculum orders; empty without one. specs: as configured; never:
+    replayed ones, which it orders only where it names them."""
+    if curriculum is None:
+        return {}
+    chosen = under_curriculum(curriculum, specs, never)
+    return {s.name: deal(s, curriculum, tokenizer, cache, parent_loss) for s in sources if s.name in chosen}
+
+
+def mix_of_levels(mix: Mix, sources: Sequence[Source]) -> Mix:
+    """The mixture of the sources of a run, of which levels stand for what they were dealt from in `mix`."""
+    weights = {source.name: Weight.of(source.spec.weight, source.name) for source in sources}
+    return replace(mix, weights=weights, replay=replayed(weights))
 
 
 def deal(

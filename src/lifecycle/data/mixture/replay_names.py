@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from lifecycle.data.mixture.plan import REPLAY
+from lifecycle.data.mixture.batch_plan import REPLAY
 
 NAME = re.compile(rf"{REPLAY}\.(?:(\d+)\.)?(.+)")
 NUMBERED = re.compile(r"\d+\.")

@@ -102,6 +102,12 @@ class Begun:
         before = self.data["files"].get(name, {}).get(side, []) if self.data is not None else []
         return in_order(files, before)
 
+    def check(self, now: Mapping[str, Any]) -> None:
+        """Raise Refusal where the run would read other held-out files than it began with, or its rows in another way;
+        now: what would be written into data.json."""
+        self.check_files({name: sides for name, sides in now["files"].items() if "held_out" in sides})
+        self.check_fingerprints(now["fingerprints"])
+
     def check_files(self, found: Mapping[str, Mapping[str, Listed]]) -> None:
         """Raise Refusal naming the sources, and their files, that hold something else than when the run began.
 

@@ -10,7 +10,7 @@ began is in the state.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lifecycle.batch import Item
@@ -40,6 +40,30 @@ class Usable(NamedTuple):
 def place_in(state: dict[str, Any] | None) -> Place:
     """Where the stream of a state reads on; the beginning without one."""
     return Place(state["epoch"], state["block"], Position(*state["position"]), state["passed"]) if state else START
+
+
+def raw_documents(
+    source: Source,
+    make: Make,
+    *,
+    streams: int,
+    states: Mapping[int, dict[str, Any] | None],
+    seed: int,
+    buffer: int,
+    reading: Callable[[int, int], None] | None = None,
+) -> dict[int, RawDocuments]:
+    """Training items of a source for each stream in `states`, of `streams` in all, from its state on (None: from the
+    beginning). One dealer reads the files for all of them; buffer: rows shuffled together; `reading` is told the row
+    and the line that are read."""
+    dealer = Dealer(
+        source,
+        at={stream: place_in(state) for stream, state in states.items()},
+        streams=streams,
+        seed=seed,
+        buffer=buffer,
+        reading=reading,
+    )
+    return {stream: RawDocuments(dealer, make, stream=stream, state=state) for stream, state in states.items()}
 
 
 class RawDocuments:

@@ -12,11 +12,11 @@ from rich.progress import Progress
 
 from lifecycle.batch import Item
 from lifecycle.data.clean.source import Source
-from lifecycle.data.making import Maker
 from lifecycle.data.read.files.listing import is_remote
 from lifecycle.data.stream.documents import RawDocuments
 from lifecycle.data.stream.packing import Packing
 from lifecycle.data.stream.pieces import Exhausted
+from lifecycle.data.views import Maker
 from lifecycle.errors import UserError
 from lifecycle.system import atomic
 

@@ -1,30 +1,32 @@
-"""Opening the sources of a mixture: files found, duplicates known, the held-out side decided, text sampled."""
+"""Opening the sources of a mixture: files found, formats known, duplicates known, the held-out side decided."""
 
 from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from lifecycle.data.clean.contamination import Index
+from lifecycle.data.clean.contamination import Decontaminate, Index, evaluation_index
 from lifecycle.data.clean.contamination_report import FOLDER
 from lifecycle.data.clean.exact_duplicates import REASON, duplicate_rows
 from lifecycle.data.clean.near_duplicates import without_near_duplicates
 from lifecycle.data.clean.row_counts import with_row_counts
 from lifecycle.data.clean.source import BadRows, HeldOut, Source
-from lifecycle.data.mixture.plan import REPLAY
+from lifecycle.data.mixture.batch_plan import REPLAY
 from lifecycle.data.mixture.replay_names import generation_of
 from lifecycle.data.read.begun import Begun, listed
 from lifecycle.data.read.files.listing import Listing, hashed, is_remote, listing, place
-from lifecycle.data.read.formats import LIST
+from lifecycle.data.read.formats import LIST, views
 from lifecycle.data.read.recognise import recognised
 from lifecycle.data.read.rows.first_look import look
 from lifecycle.data.read.spec import SourceSpec
-from lifecycle.data.stream.documents import RawDocuments
 from lifecycle.errors import UserError
 from lifecycle.system.say_once import say_read
+
+LISTED = 100  # files of a source in run.json, read or passed over
 
 
 def open_sources(
@@ -47,37 +49,79 @@ def open_sources(
     a source is not read, and its files need not be here. view: that a format which is to be recognised should give.
     """
     shards = shards or {}
-    for name, spec in specs.items():
-        spec.check(name, placed=name not in shards)
-    read = [name for name, spec in specs.items() if name not in shards or is_here(spec, root)]
-    found = {name: _listing(specs[name], name, root, cache, bad_rows, view) for name in read}
-    specs = {name: found[name][0] if name in found else spec for name, spec in specs.items()}
-    files = {name: listing for name, (_, listing) in found.items()}
-    if begun is not None:
-        files = {name: replace(one, files=begun.in_order(name, one.files)) for name, one in files.items()}
-        begun.check_files({name: {"training": listed(files[name].files)} for name in read if name not in shards})
+    found = _found(specs, root=root, bad_rows=bad_rows, cache=cache, begun=begun, shards=shards, view=view)
     opened = []
-    for index, (name, spec) in enumerate(specs.items()):
+    for index, (name, (spec, files)) in enumerate(found.items()):
         source = Source(
             name=name,
             index=index,
             spec=spec,
-            files=files[name].files if name in files else (),
-            passed=files[name].passed if name in files else {},
+            files=files.files if files else (),
+            passed=files.passed if files else {},
             bad_rows=bad_rows,
             held_out=HeldOut.of(spec),
             evaluation=evaluation,
             quarantine=quarantine / f"{name}.jsonl" if quarantine else None,
             contaminated=quarantine.with_name(FOLDER) / f"{name}.jsonl" if quarantine else None,
         )
-        if name in shards:
-            source = replace(source, shards=shards[name])
-        elif spec.filters.exact_duplicates:
+        opened.append(replace(source, shards=shards[name]) if name in shards else source)
+    return _without_copies(opened, cache=cache, processes=processes)
+
+
+def evaluation_of(chosen: Decontaminate | None, *, root: str | None, cache: Path, in_shards: bool) -> Index | None:
+    """What no document may hold; None also where all rows are in shards (`in_shards`), which were looked at when they
+    were made, and the evaluation sets are not here."""
+    if chosen is None or (in_shards and not all(is_here(one.spec(), root) for one in chosen.sets.values())):
+        return None
+    return evaluation_index(chosen, root=root, cache=cache)
+
+
+def _found(
+    specs: Mapping[str, SourceSpec],
+    *,
+    root: str | None,
+    bad_rows: BadRows,
+    cache: Path,
+    begun: Begun | None,
+    shards: Mapping[str, str],
+    view: str,
+) -> dict[str, tuple[SourceSpec, Listing | None]]:
+    """By name: the source with its format known, and its files; no files of one that is read from shards and whose
+    files are not here. Raises `UserError` where a run that goes on finds other files than it has `begun` with."""
+    for name, spec in specs.items():
+        spec.check(name, placed=name not in shards)
+    found = dict[str, tuple[SourceSpec, Listing | None]]()
+    files = {}
+    for name, spec in specs.items():
+        found[name] = spec, None
+        if name not in shards or is_here(spec, root):
+            known, listed_files = _listing(spec, name, root, cache, bad_rows, view)
+            if begun is not None:
+                listed_files = replace(listed_files, files=begun.in_order(name, listed_files.files))
+            found[name] = known, listed_files
+            files[name] = {"training": listed(listed_files.files)}
+    if begun is not None:
+        begun.check_files({name: sides for name, sides in files.items() if name not in shards})
+    return found
+
+
+def _without_copies(sources: list[Source], *, cache: Path, processes: int) -> list[Source]:
+    """The sources, knowing which rows repeat others (where such a filter is on) and, where rows are named by their
+    number, how many each file has. Both are scans of the files: shards were cleaned when they were made."""
+    opened = []
+    for source in sources:
+        if source.shards is None and source.spec.filters.exact_duplicates:
             again = duplicate_rows(source, cache=cache, processes=processes)
             source = replace(source, left_out={REASON: again})
         opened.append(source)
     opened = without_near_duplicates(opened, cache=cache, processes=processes)
     return [with_row_counts(s, cache=cache) if s.is_numbered and s.shards is None else s for s in opened]
+
+
+def files_read(sources: Sequence[Source]) -> dict[str, Any]:
+    """For run.json, by source: one line of what is read, and why files that were met beside it are not."""
+    passed = {s.name: dict(list(s.passed.items())[:LISTED]) for s in sources if s.passed}
+    return {"files": {s.name: str(s.listing) for s in sources if s.files}, "passed_over": passed}
 
 
 def is_here(spec: SourceSpec, root: str | None, split: str | None = None) -> bool:
@@ -142,26 +186,7 @@ def held_out_source(
     )
 
 
-def sample_texts(sources: list[Source], weights: Mapping[str, float], max_bytes: int, seed: int) -> Iterator[str]:
-    """Training texts in the shares of the mixture, up to `max_bytes` or until every source was read once."""
-    readers = {s.name: _texts(s, seed) for s in sources if weights[s.name] > 0}
-    given = dict.fromkeys(readers, 0)
-    while readers and sum(given.values()) < max_bytes:
-        name = min(readers, key=lambda n: given[n] / weights[n])
-        text = next(readers[name], None)
-        if text is None:
-            del readers[name]
-            continue
-        given[name] += len(text.encode("utf-8", "surrogatepass"))
-        yield text
-
-
-def _texts(source: Source, seed: int) -> Iterator[str]:
-    once = replace(source, spec=replace(source.spec, max_epochs=1))
-    return RawDocuments.alone(once, lambda texts: [], seed=seed, buffer=1000).texts()
-
-
-def check_views(sources: list[Source], view: str, given: Mapping[str, frozenset[str]]) -> None:
+def check_views(sources: Sequence[Source], view: str) -> None:
     """Raise UserError if a source cannot give the view that the stage trains on."""
     known = dict.fromkeys(one for form in LIST for one in sorted(form.views))
     if view not in known:
@@ -169,8 +194,9 @@ def check_views(sources: list[Source], view: str, given: Mapping[str, frozenset[
     able = [form.name for form in LIST if view in form.views]
     forms = f"format{'s' * (len(able) > 1)} {', '.join(able)}"
     for source in sources:
-        if view not in given[source.name]:
-            where, gives = f"data.sources.{source.name}", ", ".join(sorted(given[source.name]))
+        given = views(source.spec)
+        if view not in given:
+            where, gives = f"data.sources.{source.name}", ", ".join(sorted(given))
             raise UserError(
                 f"the stage trains on the view '{view}', but {where} (format '{source.spec.format}') gives {gives}. "
                 f"'{view}' is given by the {forms}: set {where}.format where its rows have such a form, take the "

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from lifecycle.batch import Item
 from lifecycle.data.clean.held_out import share_read
 from lifecycle.data.clean.source import Source
-from lifecycle.data.making import Maker
 from lifecycle.data.read.begun import Listed, changes, in_order, listed
 from lifecycle.data.read.formats import AUTO
 from lifecycle.data.read.spec import SourceSpec
 from lifecycle.data.stream.permutation import permute
 from lifecycle.data.stream.pieces import Exhausted
 from lifecycle.data.stream.shards import Shards
+from lifecycle.data.views import Maker
 from lifecycle.errors import UserError
 from lifecycle.system.seeds import derive
 from lifecycle.tokenizer.tokenizer import Tokenizer, TokenizerRecipe, load
@@ -52,6 +52,18 @@ class Prepared:
         """The held-out items that are measured, about `tokens` positions."""
         sizes = [(str(url), int(size)) for url, size, *_ in self.held_files]
         return self.validation.measured(tokens, share_read(sizes, spec, tokens))
+
+    def documents(
+        self, source: Source, *, streams: int, states: Mapping[int, dict[str, Any] | None], seed: int
+    ) -> dict[int, PreparedDocuments]:
+        """Training items of `source` for each stream in `states`, of `streams` in all, from its state on."""
+        epochs, name = source.spec.max_epochs, source.name
+        return {
+            stream: PreparedDocuments(
+                self.training, epochs, stream, streams, seed, state, name=name, counts=self.counts
+            )
+            for stream, state in states.items()
+        }
 
 
 class PreparedDocuments:

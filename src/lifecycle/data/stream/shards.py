@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from lifecycle.batch import Example, Item
 from lifecycle.batch.item_arrays import SIDES, facts, made_of, sequences, trained_of, weight_of
 from lifecycle.data.clean.held_out import ORDER, first
-from lifecycle.data.making import Maker
 from lifecycle.data.stream.documents import ENCODE_AT_ONCE, Usable
 from lifecycle.data.stream.packing import Packing
+from lifecycle.data.views import Maker
 
 KINDS = (".tokens", ".ends.npy", ".order.npy", ".trained", ".weights", ".facts", ".facts.npy")
 FILLED_AT_ONCE = 1 << 20  # tokens

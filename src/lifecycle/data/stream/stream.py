@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lifecycle.batch.item_arrays import joined, split
-from lifecycle.data.mixture.plan import BatchPlan
+from lifecycle.data.mixture.batch_plan import BatchPlan
 from lifecycle.data.stream.packing import Packing, Piece, Row, best_fit
 from lifecycle.data.stream.pieces import Exhausted, Pieces, State
 from lifecycle.system.seeds import derive

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lifecycle.batch import Item, Prompt
 from lifecycle.data.clean.filter_row import Judged
-from lifecycle.data.making import Maker
+from lifecycle.data.views import Maker
 from lifecycle.data.stream.epoch_length import size_in_rows
 from lifecycle.data.stream.packing import Packing
 

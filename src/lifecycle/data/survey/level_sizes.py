@@ -10,7 +10,7 @@ from lifecycle.data.clean.source import BadRows
 from lifecycle.data.curriculum.curriculum import Curriculum
 from lifecycle.data.curriculum.levels import deal, under_curriculum
 from lifecycle.data.curriculum.scores import COUNTING
-from lifecycle.data.mixture.plan import replayed
+from lifecycle.data.mixture.batch_plan import replayed
 from lifecycle.data.mixture.weight import Weight
 from lifecycle.data.read.bytes.damage import OnDamage
 from lifecycle.data.read.files.listing import is_remote

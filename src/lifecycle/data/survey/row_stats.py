@@ -18,12 +18,12 @@ from lifecycle.data.clean.bad_rows import BAD
 from lifecycle.data.clean.filter_row import HELD_OUT, Judged, judge
 from lifecycle.data.clean.source import Source
 from lifecycle.data.clean.walk import walk_rows
-from lifecycle.data.making import Maker
 from lifecycle.data.read.formats import to_record
 from lifecycle.data.read.in_words import as_text
 from lifecycle.data.read.quarantine import shown
 from lifecycle.data.read.row import BadRow, RawRow, parse
 from lifecycle.data.survey.shown_items import Shown, shown_item, trained_of
+from lifecycle.data.views import Maker
 from lifecycle.system.seeds import derive
 from lifecycle.system.unicode import well_formed
 

@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 
 from lifecycle.batch import Cursor, MicroBatch, PromptBatch, StepBatch
-from lifecycle.data.loading.ends import Ending
-from lifecycle.data.loading.exchange import gather, highest
-from lifecycle.data.loading.workers import Part, WorkerDied, Workers
-from lifecycle.data.mixture.plan import BatchPlan
+from lifecycle.data.mixture.batch_plan import BatchPlan
+from lifecycle.data.stream.loading.ends import Ending
+from lifecycle.data.stream.loading.exchange import gather, highest
+from lifecycle.data.stream.loading.workers import Part, WorkerDied, Workers
 from lifecycle.data.stream.packing import Packing, Row
 from lifecycle.data.stream.pieces import Exhausted, State
 from lifecycle.data.stream.stream import Stream

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from lifecycle.batch import Item
-from lifecycle.data.mixture.plan import BatchPlan
+from lifecycle.data.mixture.batch_plan import BatchPlan
 from lifecycle.data.stream.packing import WHOLE
 from lifecycle.data.stream.pieces import Exhausted, Pieces, State
 from lifecycle.data.stream.stream import Stream

@@ -21,7 +21,7 @@ from tests.data.made import make_module
 from lifecycle.batch import StepBatch
 from lifecycle.data.clean.filter_row import judge
 from lifecycle.data.clean.source import BadRows
-from lifecycle.data.mixture.plan import Phase
+from lifecycle.data.mixture.batch_plan import Phase
 from lifecycle.data.module import DataModule
 from lifecycle.data.read.spec import SourceSpec
 from lifecycle.errors import UserError
@@ -198,7 +198,7 @@ def on_ranks(make: Any, world: int, state: Any = None) -> tuple[list[torch.Tenso
             parts[rank], all_states = read(data)
             states[rank] = all_states
 
-    with patch("lifecycle.data.loading.exchange.every_rank", every_rank):
+    with patch("lifecycle.data.stream.loading.exchange.every_rank", every_rank):
         threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
         for thread in threads:
             thread.start()

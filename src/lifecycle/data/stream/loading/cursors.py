@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import torch
+
 from lifecycle.batch import Cursor
-from lifecycle.data.ledger import with_tensors
-from lifecycle.data.loading.exchange import gather
+from lifecycle.data.stream.loading.exchange import gather
 from lifecycle.data.stream.pieces import State
 from lifecycle.errors import UserError
 
 
 def gathered(cursor: Cursor) -> State:
     """The cursor with the streams of all ranks: every rank must call."""
-    mine = {s: with_tensors(state) for s, state in cursor.streams.items()}
+    mine = {s: _plain(state) for s, state in cursor.streams.items()}
     return {
         "step": cursor.step,
         "streams": gather(mine),
-        "tail": with_tensors(cursor.tail) if cursor.tail else None,
+        "tail": _plain(cursor.tail) if cursor.tail else None,
     }
 
 
@@ -48,3 +50,16 @@ def states_of(cursor: Cursor | None, mine: range) -> dict[int, State]:
         return {}
     states = {s: dict(cursor.streams[s]) for s in mine if s in cursor.streams}
     return {**states, -1: dict(cursor.tail)} if cursor.tail and 0 in mine else states
+
+
+def _plain(state: Mapping[str, Any]) -> State:
+    """A stream's state with its arrays as tensors: a checkpoint holds plain containers and tensors only."""
+    anchor = _tensors_in(state["anchor"])
+    return {**state, "anchor": {**anchor, "sources": {n: _tensors_in(at) for n, at in anchor["sources"].items()}}}
+
+
+def _tensors_in(state: Mapping[str, Any]) -> State:
+    return {
+        key: torch.as_tensor(value, device="cpu") if isinstance(value, np.ndarray) else value
+        for key, value in state.items()
+    }

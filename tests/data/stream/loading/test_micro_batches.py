@@ -2,7 +2,7 @@
 
 import pytest
 
-from lifecycle.data.loading.loader import micro_batch_rows
+from lifecycle.data.stream.loading.loader import micro_batch_rows
 from lifecycle.errors import UserError
 
 

@@ -6,21 +6,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lifecycle.batch import Cursor
-from lifecycle.data.corpus import Corpus
-from lifecycle.data.mixture.plan import BatchPlan
-from lifecycle.data.stream.pieces import State
+from lifecycle.data.mixture.batch_plan import BatchPlan
+from lifecycle.data.stream.loading.tail import is_outdated, open_tail, shared_out
+from lifecycle.data.stream.pieces import Pieces, State
 from lifecycle.data.stream.stream import Stream
-from lifecycle.data.stream.tail import is_outdated, open_tail, shared_out
+
+Reading = Callable[[int, int, int], None]
+"""Is told the source, the row and the line that are read."""
+
+OpenPieces = Callable[[Sequence[int], int, Mapping[int, State], Reading], dict[int, dict[str, Pieces]]]
+"""(streams wanted, streams in all, states to go on from, reading) -> by stream and source, what it reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Opener:
-    """`number` logical streams of `corpus`, which pack `window_rows` rows together in all.
+    """`number` logical streams, which pack `window_rows` rows together in all.
 
+    open_pieces: what each stream reads of every source (`Corpus.open_streams`); sources: their names, in order.
     end: the source whose end is that of the run. dropping: whether it goes on without other sources that are used up.
     """
 
-    corpus: Corpus
+    open_pieces: OpenPieces
+    sources: Sequence[str]
     number: int
     seed: int
     window_rows: int
@@ -32,10 +39,10 @@ class Opener:
         owned: Sequence[int],
         states: Mapping[int, State],
         plan: BatchPlan,
-        reading: Callable[[int, int, int], None],
+        reading: Reading,
     ) -> dict[int, Stream]:
         """Those of the streams that one process owns, from their states on."""
-        pieces = self.corpus.open_streams(owned, self.number, states, reading)
+        pieces = self.open_pieces(owned, self.number, states, reading)
         return {
             index: Stream(
                 index=index,
@@ -83,7 +90,7 @@ class Opener:
 
     @property
     def _droppable(self) -> list[str]:
-        return [source.name for source in self.corpus.sources if source.name != self.end] if self.dropping else []
+        return [name for name in self.sources if name != self.end] if self.dropping else []
 
 
 def _silent(source: int, row: int, line: int) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lifecycle.data.mixture.plan import BatchPlan, Phase, fixed, mixture, parts
+from lifecycle.data.mixture.batch_plan import BatchPlan, Phase, fixed, mixture, parts
 from lifecycle.errors import UserError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lifecycle.data.loading.exchange import every_rank
+from lifecycle.data.stream.loading.exchange import every_rank
 from lifecycle.errors import UserError
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lifecycle.data.loading.workers import END_S, Part, WorkerDied, Workers
+from lifecycle.data.stream.loading.workers import END_S, Part, WorkerDied, Workers
 from lifecycle.errors import UserError
 
 Reading = Callable[[int, int, int], None]
