@@ -321,6 +321,15 @@ def test_a_run_of_an_older_version_goes_on() -> None:
     assert "stage._target_" in config.changed_keys(old, new)
 
 
+def test_a_run_whose_format_was_the_default_of_before_goes_on_under_that_of_now() -> None:
+    def of(name: str) -> dict[str, Any]:
+        return {"data": {"sources": {"mine": {"format": name, "weight": 1.0}}}}
+
+    assert config.changed_keys(of("text"), of("auto")) == []
+    for before, now in (("auto", "text"), ("messages", "auto"), ("text", "messages")):
+        assert config.changed_keys(of(before), of(now)) == ["data.sources.mine.format"]
+
+
 def test_keys_that_come_or_go_are_changes() -> None:
     assert config.changed_keys({"a": {"b": 1}, "c": []}, {"a": {"d": 1}, "c": []}) == ["a.b", "a.d"]
     assert config.changed_keys({"a": 1.0}, {"a": 1}) == []

@@ -159,7 +159,7 @@ def test_held_out_rows_are_whole_documents_of_their_domain(texts: Path) -> None:
     for held in data.held_out.values():
         counted = sum(int(b.trained.sum()) for rank in range(2) for b in held.batches(2, rank, 2))
         assert counted == held.tokens > 0
-        assert held.bytes > held.tokens
+        assert held.bytes is not None and held.bytes > held.tokens
     assert abs(sum(weight for weight, _ in data.domains.values()) - 1) < 1e-9
 
 

@@ -42,6 +42,11 @@ LATER = {"data.chat_template": "auto", "data.long_examples": "drop", "data.sourc
 """Keys that runs of older versions do not have, with the value under which a run is what it was without them."""
 
 
+OTHER_DEFAULTS = {"data.sources.*.format": ("text", "auto")}
+"""Keys whose default has changed, with (that of older versions, that of now): a run that has the older one goes on
+under the newer. What rows become by it is compared too, by the fingerprints of `data/read/begun.py`."""
+
+
 def resolved(cfg: DictConfig) -> dict[str, Any]:
     """The whole config as plain values that YAML can write, without how it was composed."""
     return {key: value for key, value in plain(cfg).items() if key not in ("hydra", KEY)}
@@ -55,6 +60,7 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], *, moved: bool 
     differ = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     differ = [key for key in differ if not any(other.startswith(f"{key}.") for other in differ)]  # {} became {a: 1}
     differ = [key for key in differ if key in before or not _was_so(key, after[key])]
+    differ = [key for key in differ if not _is_default_of_now(key, before.get(key), after.get(key))]
     return [key for key in differ if not any(fnmatchcase(f"{key}.", f"{allowed}.*") for allowed in free)]
 
 
@@ -68,6 +74,11 @@ def _comparable(node: Mapping[str, Any]) -> dict[str, Any]:
 def _was_so(key: str, value: Any) -> bool:
     """Whether a run without the key was one with this value of it."""
     return any(fnmatchcase(key, later) and value == known for later, known in LATER.items())
+
+
+def _is_default_of_now(key: str, before: Any, after: Any) -> bool:
+    """Whether the key had the default of older versions and has that of now."""
+    return any(fnmatchcase(key, known) and (before, after) == pair for known, pair in OTHER_DEFAULTS.items())
 
 
 def plain(node: DictConfig) -> dict[str, Any]:

@@ -85,8 +85,9 @@ class DataModule(pl.LightningDataModule):
         return [source.name for source in self.sources]
 
     @property
-    def domains(self) -> dict[str, tuple[float, int]]:
-        """Every validation domain's weight in the mixture and the bytes of its held-out text."""
+    def domains(self) -> dict[str, tuple[float, int | None]]:
+        """Every validation domain's weight in the mixture and the bytes of its held-out text, None where it is none:
+        see `HeldOutSet`."""
         weight = {d: sum(self.weights[s.name] for s in self.sources if s.domain == d) for d in self.held_out}
         return {domain: (weight[domain], held.bytes) for domain, held in self.held_out.items()}
 

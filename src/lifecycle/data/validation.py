@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 
 from lifecycle.batch import IGNORED, Item, Prompt, PromptBatch
-from lifecycle.batch.item_arrays import sequences
 from lifecycle.data.clean.source import Source
 from lifecycle.data.stream.packing import Packing, Piece, best_fit
 from lifecycle.data.stream.pieces import Documents, Exhausted
@@ -26,8 +25,9 @@ from lifecycle.errors import UserError
 class HeldOutSet:
     """What is measured of one domain: (rows, T) arrays of packed rows, or prompts with their sources' indices.
 
-    tokens: trained ones (of prompts: their number); bytes: of their text. wanted: positions asked of each of its
-    sources.
+    tokens: trained ones (of prompts: their number); bytes: UTF-8 bytes of the text of exactly these tokens, of which
+    marks have none; None where a loss is no likelihood of one text, as of pairs, judged completions and prompts.
+    wanted: positions asked of each of its sources.
     """
 
     domain: str
@@ -35,7 +35,7 @@ class HeldOutSet:
     rows: dict[str, NDArray[np.int32]]
     prompts: Sequence[tuple[Prompt, int]]
     tokens: int
-    bytes: int
+    bytes: int | None
     documents: int
     wanted: Mapping[str, int] = field(default_factory=dict)
 
@@ -163,12 +163,6 @@ def pack(
         rows=packed,
         prompts=prompts,
         tokens=int((packed["labels"] != IGNORED).sum()) if packed else len(prompts),
-        bytes=sum(_bytes(piece.item, byte_count) for piece in (documents if packing.cuts else laid)),
+        bytes=byte_count(packed["labels"][packed["labels"] != IGNORED]) if packing.has_text else None,
         documents=len(documents),
     )
-
-
-def _bytes(item: Item, byte_count: Callable[[NDArray[np.int32]], int]) -> int:
-    """Bytes of the text of an item's trained tokens."""
-    parts = sequences(item)
-    return sum(byte_count(p.ids if p.trained is None else p.ids[1:][p.trained[1:]]) for p in parts)

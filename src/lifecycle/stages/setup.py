@@ -44,7 +44,7 @@ class Setup:
     timeline: Timeline
     seed: int
     source_names: Sequence[str]
-    domains: Mapping[str, tuple[float, int]]
+    domains: Mapping[str, tuple[float, int | None]]
     validate_every: int | None
     log_every: int | None
     bf16: bool

@@ -51,6 +51,15 @@ def test_the_same_files_in_another_place_and_time_are_the_same_data(texts: Path)
     assert module(elsewhere, begun=begun).tokenizer.sha256 == begun.tokenizer
 
 
+def test_a_run_that_was_begun_with_text_goes_on_where_the_format_is_recognised(texts: Path) -> None:  # noqa: F811
+    first = module(texts)
+    begun = begin(first, texts / "run")
+    recognised = {s.name: replace(s.spec, format="auto") for s in first.corpus.whole}
+    again = module(texts, sources=recognised, begun=begun)
+    assert [s.fingerprint for s in again.sources] == [s.fingerprint for s in first.sources]
+    assert [s.spec.format for s in again.sources] == ["text"] * len(first.sources)
+
+
 def stepped(data: DataModule) -> list[Any]:
     return [micro.input_ids.tolist() for batch in data.train_dataloader() for micro in batch.micro]
 

@@ -10,9 +10,9 @@ import pytest
 
 from lifecycle.batch import Example, Item, Pair, Prompt
 from lifecycle.batch.item_arrays import facts, sequences, trained_of, weight_of
-from lifecycle.data.ledger import with_tensors
 from lifecycle.data.mixture.batch_plan import BatchPlan, Mix, Phase, fixed
 from lifecycle.data.mixture.weight import Weight
+from lifecycle.data.stream.loading.cursors import with_tensors
 from lifecycle.data.stream.packing import TEXT, LongExamples, Packing
 from lifecycle.data.stream.pieces import Exhausted, Pieces, State
 from lifecycle.data.stream.stream import Stream

@@ -121,4 +121,6 @@ def test_a_loss_that_is_no_likelihood_has_no_perplexity_and_may_have_measures_be
         "valid/loss": 1.25,
     }
     of_text = validation_metrics({"a": torch.tensor([8.0, 4.0]).double()}, domains)
+    no_text = validation_metrics({"a": torch.tensor([8.0, 4.0]).double()}, {"a": (1.0, None)})
+    assert no_text == {"valid/a/loss": 2.0, "valid/loss": 2.0}
     assert of_text["valid/a/perplexity"] == pytest.approx(math.exp(2)) and "valid/a/bits_per_byte" in of_text

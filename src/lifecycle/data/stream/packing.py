@@ -86,6 +86,11 @@ class Packing:
         return self.view == "prompt"
 
     @cached_property
+    def has_text(self) -> bool:
+        """Whether the trained tokens of an item are one text, whose likelihood has a perplexity and bits per byte."""
+        return self.view in ("text", "chat")
+
+    @cached_property
     def columns(self) -> tuple[str, ...]:
         """Names of the arrays of packed rows."""
         known = {"text": COLUMNS, "chat": WEIGHTED, "prompt": ()}

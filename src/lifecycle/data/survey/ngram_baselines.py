@@ -4,7 +4,9 @@
     bigram   p(w|v) = (c(v, w) + t(v) p(w)) / (c(v) + t(v)),  t(v) the number of distinct words after v
              (Witten and Bell 1991, interpolated)
 
-A language model that is not far below both has learned no more than frequencies.
+A language model that is not far below both has learned no more than frequencies. Only trained tokens are counted and
+measured, as w: under the view `chat` what the assistant writes, behind whatever stands before it. Pairs, judged
+completions and prompts have no perplexity, and no baseline.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lifecycle.batch import IGNORED
-from lifecycle.batch.item_arrays import sequences
+from lifecycle.batch.item_arrays import sequences, trained_of
 from lifecycle.data.module import DataModule
 from lifecycle.data.stream.packing import Piece
 from lifecycle.data.stream.pieces import Exhausted, Pieces
@@ -59,21 +61,21 @@ class Counts:
 
 
 def baselines(data: DataModule) -> dict[str, dict[str, float]]:
-    """By validation domain: unigram and bigram perplexity, and the held-out text's bytes per token. None of prompts, of
-    which no token is predicted."""
-    if data.corpus.packing.counts:
+    """By validation domain: unigram and bigram perplexity of its trained tokens, and bytes of their text for each of
+    them; empty in a view without a perplexity."""
+    if not data.corpus.packing.has_text:
         return {}
     size = data.tokenizer.vocab_size
     examples = [example for piece in _sample(data) for example in sequences(piece.item)]
-    counts = Counts.of(
-        np.concatenate([one.ids[:-1] for one in examples]).astype(np.int64),
-        np.concatenate([one.ids[1:] for one in examples]).astype(np.int64),
-        size,
-    )
+    trained = np.concatenate([trained_of(one)[1:] for one in examples])
+    before = np.concatenate([one.ids[:-1] for one in examples]).astype(np.int64)[trained]
+    after = np.concatenate([one.ids[1:] for one in examples]).astype(np.int64)[trained]
+    counts = Counts.of(before, after, size)
     out = {}
     for domain, held in data.held_out.items():
-        trained = held.rows["labels"] != IGNORED
-        before, word = held.rows["input_ids"][trained].astype(np.int64), held.rows["labels"][trained].astype(np.int64)
+        assert held.bytes is not None
+        scored = held.rows["labels"] != IGNORED
+        before, word = held.rows["input_ids"][scored].astype(np.int64), held.rows["labels"][scored].astype(np.int64)
         out[domain] = {
             "unigram": float(np.exp(-np.log(counts.unigram(word)).mean())),
             "bigram": float(np.exp(-np.log(counts.bigram(before, word)).mean())),

@@ -9,7 +9,11 @@ the rows that it stood in (see `ModelConfig.flops_per_token`). `moe/load_max` an
 
 Of held-out text, nll being the sum of -log p over its trained tokens, end marks included:
 
-    loss = nll / tokens    perplexity = exp(loss)    bits per byte = nll / (ln 2 * bytes of the text)
+    loss = nll / tokens    perplexity = exp(loss)    bits per byte = nll / (ln 2 * bytes)
+
+The bytes are those of the text of the same tokens, in UTF-8: under the view `chat` of what the assistant writes,
+without the prompt and without marks. Pairs, judged completions and prompts have a loss alone, and what their stage
+measures.
 
 `valid/loss` weights the domains as the mixture does: it is absent where all that is measured has weight 0.
 """
@@ -216,11 +220,11 @@ class Meter:
 
 
 def validation_metrics(
-    sums: Mapping[str, Tensor], domains: Mapping[str, tuple[float, int]], measures: Sequence[str] | None = None
+    sums: Mapping[str, Tensor], domains: Mapping[str, tuple[float, int | None]], measures: Sequence[str] | None = None
 ) -> dict[str, float]:
     """Metrics from each domain's sums on this rank: of the loss, and of what it is divided by. `domains`: weight and
-    bytes of the text. measures: None where the loss is the nll of that text, which is then told in other units too;
-    else the names of further sums behind the two, each divided by the second.
+    bytes of the text, None of what is no text. measures: None where the loss is the nll of that text, which is then
+    told in other units too; else the names of further sums behind the two, each divided by the second.
 
     Every rank must call: the sums are added up over ranks, in place.
     """
@@ -230,7 +234,7 @@ def validation_metrics(
         loss = summed / (count or 1)
         weight, size = domains[domain]
         metrics[f"valid/{domain}/loss"] = loss
-        if measures is None:
+        if measures is None and size is not None:
             metrics[f"valid/{domain}/perplexity"] = math.exp(min(loss, 700.0))
             metrics[f"valid/{domain}/bits_per_byte"] = summed / math.log(2) / max(size, 1)
         for name, value in zip(measures or (), further, strict=True):

@@ -16,11 +16,11 @@ from lifecycle.errors import UserError
 
 def gathered(cursor: Cursor) -> State:
     """The cursor with the streams of all ranks: every rank must call."""
-    mine = {s: _plain(state) for s, state in cursor.streams.items()}
+    mine = {s: with_tensors(state) for s, state in cursor.streams.items()}
     return {
         "step": cursor.step,
         "streams": gather(mine),
-        "tail": _plain(cursor.tail) if cursor.tail else None,
+        "tail": with_tensors(cursor.tail) if cursor.tail else None,
     }
 
 
@@ -52,7 +52,7 @@ def states_of(cursor: Cursor | None, mine: range) -> dict[int, State]:
     return {**states, -1: dict(cursor.tail)} if cursor.tail and 0 in mine else states
 
 
-def _plain(state: Mapping[str, Any]) -> State:
+def with_tensors(state: Mapping[str, Any]) -> State:
     """A stream's state with its arrays as tensors: a checkpoint holds plain containers and tensors only."""
     anchor = _tensors_in(state["anchor"])
     return {**state, "anchor": {**anchor, "sources": {n: _tensors_in(at) for n, at in anchor["sources"].items()}}}
