@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tests.data.every_view import module, write
 
+from lifecycle.batch import Example
 from lifecycle.data.read.spec import ValidationRatio
 from lifecycle.data.survey.ngram_baselines import baselines
 
@@ -35,6 +36,7 @@ def test_bytes_are_of_the_text_whose_tokens_are_trained(tmp_path: Path, view: st
     expected = Counter(len(text.encode()) for text in said)
     found = Counter[int]()
     for item in data.corpus.held_out(data.corpus.whole[0], 100_000):
+        assert isinstance(item, Example)
         trained = item.ids if item.trained is None else item.ids[item.trained]
         found[len(data.tokenizer.decode(trained).encode())] += 1
     assert held.bytes == sum(size * n for size, n in found.items()) and held.documents == found.total() > 5
@@ -49,6 +51,7 @@ def test_bits_per_byte_of_a_unigram_model_equal_an_independent_count(tmp_path: P
     words = Counter[int]()
     while once.totals()["epochs"] < 1:
         item = once.next()
+        assert isinstance(item, Example)
         trained = [True] * len(item.ids) if item.trained is None else item.trained.tolist()
         ids = item.ids.tolist()
         for word, is_trained in zip(ids[1:], trained[1:], strict=True):
@@ -56,6 +59,7 @@ def test_bits_per_byte_of_a_unigram_model_equal_an_independent_count(tmp_path: P
     nats = 0.0
     tokens = size = 0
     for item in data.corpus.held_out(data.corpus.whole[0], 100_000):
+        assert isinstance(item, Example)
         trained = [True] * len(item.ids) if item.trained is None else item.trained.tolist()
         for word in item.ids[1:][trained[1:]].tolist():
             nats -= math.log((words[word] + 1) / (words.total() + data.tokenizer.vocab_size))
