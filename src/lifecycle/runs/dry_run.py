@@ -12,16 +12,16 @@ from rich.console import Console
 
 from lifecycle import config
 from lifecycle.data.clean.source import Source
-from lifecycle.data.corpus import DataConfig
 from lifecycle.data.conversation.template_check import PROMPT, TEXT, open_template
-from lifecycle.data.stream.loading.loader import micro_batch_rows
-from lifecycle.data.views import Maker
+from lifecycle.data.corpus import DataConfig
 from lifecycle.data.mixture.batch_plan import BatchPlan, Mix, largest, mixture, phases_of
+from lifecycle.data.stream.loading.loader import micro_batch_rows
 from lifecycle.data.stream.packing import Packing
 from lifecycle.data.stream.prepared import open_shards, other_view, prepared_folder, read_metas, with_formats
 from lifecycle.data.survey.item_sizes import AsItems
 from lifecycle.data.survey.level_sizes import LevelSize, survey_levels
 from lifecycle.data.survey.source_size import SourceSize, beginning, known_tokenizer, look_at, survey
+from lifecycle.data.views import Maker
 from lifecycle.duration import Limits, Timeline, ended_by_config
 from lifecycle.errors import UserError
 from lifecycle.estimate import curriculum_table, table

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from lifecycle.batch import Item, Prompt
 from lifecycle.data.clean.filter_row import Judged
-from lifecycle.data.views import Maker
 from lifecycle.data.stream.epoch_length import size_in_rows
 from lifecycle.data.stream.packing import Packing
+from lifecycle.data.views import Maker
 
 
 @dataclass(frozen=True, kw_only=True)

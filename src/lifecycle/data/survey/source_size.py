@@ -15,7 +15,6 @@ from lifecycle.data.clean.bad_rows import BAD, too_broken
 from lifecycle.data.clean.filter_row import Judged
 from lifecycle.data.clean.source import BadRows, HeldOut, Source
 from lifecycle.data.read.files.listing import is_remote, listing
-from lifecycle.data.read.formats import views
 from lifecycle.data.read.recognise import recognised
 from lifecycle.data.read.rows.first_look import look
 from lifecycle.data.read.spec import SourceSpec
@@ -73,7 +72,7 @@ def look_at(
         found.append(
             Source(name=name, index=0, spec=spec, files=tuple(files), bad_rows=bad_rows, held_out=HeldOut.of(spec))
         )
-    check_views(found, view, {source.name: views(source.spec) for source in found})
+    check_views(found, view)
     return found
 
 
