@@ -19,6 +19,7 @@ from lifecycle.callbacks.saving import SaveOnEvents
 from lifecycle.errors import Terminated, UserError
 from lifecycle.model.huggingface import load_pretrained
 from lifecycle.run import run
+from lifecycle.system.ranks import LAUNCH
 
 TOY = [
     *("data=files", "data.sources.mine.path=texts.jsonl", "data.shuffle_buffer=50", "logger=csv"),
@@ -128,6 +129,7 @@ def test_the_process_is_as_it_was_after_a_run_that_failed(monkeypatch: pytest.Mo
         run(composed("run=mine", "deterministic=true"))
     assert gc.isenabled() and gc.get_freeze_count() <= frozen
     assert not torch.are_deterministic_algorithms_enabled()
+    assert LAUNCH not in os.environ  # or ranks that torchrun starts from here would look for this process, and end
 
 
 def test_a_signal_in_training_gives_a_result_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

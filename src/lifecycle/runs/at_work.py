@@ -18,7 +18,7 @@ from lifecycle.runs.begin_end import begin_anew, record_end, reopen
 from lifecycle.runs.plan import RunPlan
 from lifecycle.system import say_once, signals
 from lifecycle.system.lock import hold
-from lifecycle.system.ranks import rank
+from lifecycle.system.ranks import LAUNCH, rank
 
 
 @contextlib.contextmanager
@@ -67,15 +67,18 @@ def _ended_by_sigterm() -> Iterator[None]:
 @contextlib.contextmanager
 def _settings_put_back() -> Iterator[None]:
     """What a run sets for its whole process is afterwards as it was, however the run ended: the garbage collector,
-    which stands still between steps, and torch's choice of deterministic algorithms."""
+    which stands still between steps, torch's choice of deterministic algorithms, and the sign by which ranks know who
+    launched them, which ranks of another launch below this process would take for theirs."""
     collects, deterministic = gc.isenabled(), torch.are_deterministic_algorithms_enabled()
-    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    only_warns, launch = torch.is_deterministic_algorithms_warn_only_enabled(), os.environ.get(LAUNCH)
     try:
         yield
     finally:
         gc.unfreeze()
         (gc.enable if collects else gc.disable)()
         torch.use_deterministic_algorithms(deterministic, warn_only=only_warns)
+        os.environ.pop(LAUNCH, None)
+        os.environ.update({LAUNCH: launch} if launch is not None else {})
 
 
 @contextlib.contextmanager
