@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
+from lifecycle.bounds import Keys
 from lifecycle.config.signature import Walk
 from lifecycle.config.targets import TARGETS
 from lifecycle.config.wording import describe
@@ -30,6 +31,10 @@ def target(*, count: int, leaf: Leaf, sizes: tuple[int, int] = (1, 2), made: str
 def read(value: Any, hint: Any) -> tuple[Any, list[str]]:
     walk = Walk()
     return walk.read(value, hint, ("key",)), walk.faults
+
+
+def shares(*, leaf: Keys[Leaf], count: int) -> None:
+    """One whose keys are those of a leaf, and its own."""
 
 
 @pytest.mark.parametrize(
@@ -154,6 +159,21 @@ def test_a_nested_target_is_a_dataclass_of_the_annotation_or_partial_and_listed(
     assert "needs _partial_: true" in fault(adamw, Callable[..., Any])
     assert "wanted lifecycle.optim.AdamW or" in fault({"_target_": "shutil.rmtree", "_partial_": True}, Any | None)
     assert fault({**adamw, "_partial_": True}, Callable[..., Any]) == ""
+
+
+def test_a_group_of_keys_is_made_of_the_keys_beside_the_others() -> None:
+    walk = Walk()
+    assert walk.arguments(shares, {"ratio": 1, "count": 2}, ("stage",)) == {"leaf": Leaf(ratio=1.0), "count": 2}
+    assert not walk.faults
+    for node, said in (
+        ({"ratio": "half", "count": 2}, "stage.ratio is 'half'; wanted a number"),
+        ({"ratio": 7.0, "count": 2}, "ratio is 7.0; wanted 0 to 1"),
+        ({"ratoi": 1, "count": 2}, "did you mean stage.ratio?"),
+        ({"leaf": {"ratio": 1}, "count": 2}, "stage.leaf: there is no such key"),
+    ):
+        walk = Walk()
+        walk.arguments(shares, node, ("stage",))
+        assert len(walk.faults) == 1 and said in walk.faults[0], node
 
 
 def test_types_are_described_in_words() -> None:

@@ -1,4 +1,4 @@
-"""The typed records, items and batches that data and stages share, and all that they share."""
+"""The typed records, items and batches through which data and stages exchange everything."""
 
 from lifecycle.batch.feed import DataFeed
 from lifecycle.batch.items import Example, Ids, Item, Pair, Prompt, Record

@@ -1,4 +1,4 @@
-"""What a stage, its metrics and the forgetting guard ask of the data of a run: the one door between them."""
+"""The interface between the data of a run and its stage, metrics and forgetting guard."""
 
 from __future__ import annotations
 

@@ -42,8 +42,8 @@ class Example:
     """One sequence of the views `text`, `chat` and `unpaired`, and one side of a `Pair`.
 
     ids: (n,) int32, n >= 2, with the marks of begin and end. trained: (n,) bool, whether each token is trained as a
-    label; None: all of them. The first is nobody's label. weight: (n,) float32, of each label in the loss; None: 1.
-    wanted: whether a completion of the view `unpaired` is a good one; None in every other view.
+    label; None: all of them. The first token is never a label. weight: (n,) float32, of each label in the loss; None:
+    1. wanted: whether a completion of the view `unpaired` is a good one; None in every other view.
     """
 
     ids: Ids
@@ -62,7 +62,7 @@ class Pair:
     """Two completions of one prompt, of the view `preference`.
 
     chosen, rejected: the whole sequences, which begin with the ids of `prompt`; trained are tokens behind it.
-    margin: by how much the first was judged better; None where nobody said.
+    margin: by how much the chosen one was judged better; None where that is not given.
     """
 
     prompt: Ids
@@ -78,8 +78,8 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """What a completion is asked for, of the view `prompt`: its ids, the known answer, and what rewards read in `meta`
-    (plain values). `id`: the record's."""
+    """A prompt to sample completions of, of the view `prompt`: its ids, the known answer, and what rewards read in
+    `meta` (plain values). `id`: the record's."""
 
     id: str
     ids: Ids

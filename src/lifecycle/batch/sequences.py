@@ -80,8 +80,8 @@ class PairBatch(_Sequences):
     """Packed pairs, of the view `preference`: both sides of a pair stand in one row, the chosen one first, as documents
     2 k + 1 and 2 k + 2 of the row.
 
-    margin: (P,) float32, by how much the chosen one was judged better; NaN where nobody said. The sequences are the
-    sides in turn, Q = 2 P.
+    margin: (P,) float32, by how much the chosen one was judged better; NaN where that is not given. The sequences are
+    the sides in turn, Q = 2 P.
     """
 
     margin: Tensor

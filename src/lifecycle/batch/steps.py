@@ -1,4 +1,4 @@
-"""What one optimizer step is made of: its micro-batches, and where the data engine stands after it.
+"""One optimizer step: its micro-batches, and the state of the data engine after it.
 
 A micro-batch is of one view: `TokenBatch` (text, chat), `PairBatch`, `UnpairedBatch` or `PromptBatch`. What the
 arithmetic of a step asks of any of them is `MicroBatch`.
@@ -21,7 +21,7 @@ IGNORED = -100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cursor:
-    """Where the data engine stands after a step: plain containers only, so that it checkpoints.
+    """The state of the data engine after a step, in plain containers, for checkpoints.
 
     `step` is the number of steps consumed; `streams` maps a logical stream's index to its state after that step. At the
     end of the data, where what is left in all streams is dealt out together, `tail` is the state of that, and `streams`

@@ -6,7 +6,7 @@
                     manifest.json
 
     save_checkpoint:  wait for the save before  ->  every rank copies its shards to the host  ->  return
-    a thread a rank:  write + hash  ->  tell each other (a gloo group of their own)  ->  rank 0: manifest, rename, prune
+    a thread a rank:  write + hash  ->  gather sizes and hashes (own gloo group)  ->  rank 0: manifest, rename, prune
 
 The folder must be on a file system that all ranks share. A checkpoint can be loaded on any number of ranks.
 """
@@ -52,7 +52,7 @@ from lifecycle.checkpoint.snapshot import TREE, plain
 class ShardedStrategy(ModelParallelStrategy):
     """Lightning's strategy for sharded weights, its checkpoints under the commit protocol.
 
-    Both sizes are asked for: Lightning's default is tensor parallelism over all devices. Retention is that of the
+    Both sizes are given: Lightning's default is tensor parallelism over all devices. Retention is that of the
     `CommittedCheckpointIO` among the Trainer's plugins; without one every checkpoint stays. Saves are written in the
     background, where that plugin's are; an error there raises `CheckpointError` on all ranks at the next save or at the
     end: who reads `save_failed` as true must ask for one.
@@ -259,7 +259,7 @@ def _write_share(
                 file.write(tree)
     except OSError as error:
         return {}, str(refused(facts.path, error, facts.needed, remedies()))
-    except CheckpointException as error:  # some rank's; torch tells all of them
+    except CheckpointException as error:  # of some rank; torch raises it on all of them
         causes = [cause for cause, _ in error.failures.values()]
         full = [cause for cause in causes if isinstance(cause, OSError)]
         if not full:

@@ -197,7 +197,7 @@ def _memory(
     kept: int,
     frozen: int,
 ) -> tuple[Memory, float]:
-    """Memory of the chosen batch, and bytes of one sequence more. device: by the name that the table is asked for."""
+    """Memory of the chosen batch, and bytes of one sequence more. device: by the name that the table knows."""
     on_gpu = hardware.accelerator == "gpu" or find_device(device.name) is not None
     return memory_of(
         model,

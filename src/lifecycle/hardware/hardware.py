@@ -144,7 +144,7 @@ def device_name(device_type: str) -> str:
 
 
 def probe(device_type: Literal["cpu", "cuda"], seconds: float = 0.5) -> Probe:
-    """Measure a CPU (about 2 x `seconds`); a GPU is only asked what it can do."""
+    """Measure a CPU (about 2 x `seconds`); of a GPU only its capabilities are read."""
     if device_type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         triton = "triton" if importlib.util.find_spec("triton") else None

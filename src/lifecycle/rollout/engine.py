@@ -294,6 +294,6 @@ class Engine:
         device_type = self._device.type
         if torch.is_autocast_enabled(device_type):
             dtype = torch.get_autocast_dtype(device_type)
-            # no cache: it would hand weights that know no gradient to the training step around this call
+            # no cache: a training step around this call would get cast weights without gradients from it
             stack.enter_context(torch.autocast(device_type, dtype, enabled=not self._plain, cache_enabled=False))
         return stack

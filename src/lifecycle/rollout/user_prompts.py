@@ -169,7 +169,7 @@ def _rendered(turns: Sequence[Mapping[str, str]], tokenizer: ChatTokenizer, prom
     """The text of turns by the model's chat template."""
     try:
         return str(tokenizer.hf.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True))
-    except Exception as error:  # a template is a program from elsewhere, which raises what it likes
+    except Exception as error:  # a template is untrusted code, and may raise anything
         roles = [turn["role"] for turn in turns]
         mend = "leave out the system turn (stage.system=null)" if "system" in roles else "give turns that it takes"
         raise UserError(

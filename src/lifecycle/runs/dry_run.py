@@ -243,7 +243,7 @@ def _device(plan: RunPlan) -> RunDevice:
 
 
 def _existing(path: Path) -> Path:
-    """The nearest folder above `path` that exists, whose disk can be asked."""
+    """The nearest folder above `path` that exists, so that the free space of its disk can be read."""
     while not path.exists():
         path = path.parent
     return path

@@ -39,8 +39,8 @@ def check_guard(cfg: DictConfig, parent: Parent | None) -> None:
     if not (every := cfg.validation.every_steps):
         raise UserError(
             "the guard looks at what the run has forgotten whenever it is measured, and validation.every_steps is "
-            f"{'null' if every is None else every}: type validation.every_steps=N, or guard=null for a run that "
-            "nobody watches"
+            f"{'null' if every is None else every}: type validation.every_steps=N, or guard=null for a run "
+            "without a guard"
         )
     if "replay" in cfg.guard.actions and not replayed(cfg.data.sources):
         others = ",".join(action for action in cfg.guard.actions if action != "replay")

@@ -63,8 +63,8 @@ class RunPlan:
 
     @property
     def replaces_last(self) -> bool:
-        """Whether it may write over what is in its folder: a job that reads no data, which nobody has named, on a
-        result of the same job."""
+        """Whether it may replace the content of its folder: for a job that reads no data and has no run=NAME, where
+        that is a result of the same job."""
         named = bool(self.command.names("run=")) or not self.command.choices
         if self.reads_data or named:
             return False

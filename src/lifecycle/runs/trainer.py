@@ -106,7 +106,7 @@ def build_trainer(
 
 def _environment() -> list[ClusterEnvironment]:
     """Lightning finds out by itself who started the processes, but takes every job of SLURM for one of srun: in a batch
-    script, or a shell on a node, it would wait for ranks that nobody starts."""
+    script, or a shell on a node, it would wait for ranks that are never started."""
     if TorchElasticEnvironment.detect() or started_by_srun() or "SLURM_NTASKS" not in os.environ:
         return []
     return [LightningEnvironment()]

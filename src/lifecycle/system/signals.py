@@ -1,4 +1,4 @@
-"""What a signal does, which the main thread of a process alone may say, and alone is told."""
+"""Signal handlers, which only the main thread of a process can set."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ class ChatTemplate:
 
     @property
     def sha256(self) -> str:
-        """What tells it from another one."""
+        """The hash of the template's text, which identifies it."""
         return hashlib.sha256(self.source.encode()).hexdigest()
 
     @property
@@ -120,7 +120,7 @@ class ChatTemplate:
                 add_generation_prompt=ask,
                 **marks,
             )
-        except Exception as error:  # a program from elsewhere, which raises what it likes
+        except Exception as error:  # untrusted code, which may raise anything
             line = f"line {error.lineno}: " if isinstance(error, TemplateSyntaxError) else ""
             raise TemplateFault(line + (" ".join(str(error).split())[:120] or type(error).__name__)) from error
         texts, spans = rendered

@@ -97,7 +97,7 @@ def _used(source: Any) -> tuple[str, str]:
 
 
 def _last(history: Sequence[Mapping[str, Any]]) -> str:
-    """How the last stage was run and what came of it."""
+    """Settings and result of the last stage."""
     run = dict(history[-1]) if history else {}
     result = run.get("result") or {}
     facts = {

@@ -109,7 +109,7 @@ def from_hf_config(hf_config: Mapping[str, Any], *, place: str = "the model") ->
             logit_softcap=hf_config.get(SOFTCAP),
             **{"qk_norm": False, **own},
         )
-    except UserError as error:  # which speaks of our keys
+    except UserError as error:  # it names our keys
         raise UserError(f"{place}, by its config.json: {error}") from error
 
 

@@ -146,7 +146,7 @@ class Fused:
         self._lay_out()
 
     def _point_at(self, cache: Cache) -> None:
-        assert cache.keys[0].dtype in DTYPES  # C reads what it is told
+        assert cache.keys[0].dtype in DTYPES  # C does not check
         self._model.C, self._model.half_cache = cache.capacity + 1, cache.keys[0].dtype == torch.bfloat16
         for number, (layer, keys, window) in enumerate(zip(self._layers, cache.keys, cache.windows, strict=True)):
             values = cache.values[number].data_ptr() if cache.values else None

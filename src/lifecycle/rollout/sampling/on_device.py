@@ -49,7 +49,7 @@ class DeviceSampling:
             min_p=not greedy and sampling.min_p is not None,
             banned=tuple(sorted(set(sampling.banned_ids))),
         )
-        # at temperature 0 the log-probabilities are those of temperature 1: the limit has no entropy to speak of
+        # at temperature 0 the log-probabilities are those of temperature 1: the limit has entropy 0
         numbers = (sampling.temperature or 1, sampling.repetition_penalty, k or 0, top_p or 1, sampling.min_p or 1)
         self._numbers = torch.tensor(numbers, dtype=torch.float64, device=device)
         self.banned = torch.tensor(self.form.banned, dtype=torch.long, device=device) if self.form.banned else None
