@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The configuration names its targets by text.
     "config": {"bounds", "duration", "errors"},
     "hardware": {"bounds", "errors"},
-    "loggers": {"errors"},
+    "loggers": {"errors", "system"},
     "report": {"errors", "hardware", "loggers", "system"},
 }
 """By room (a folder, or a file of the top): the rooms it may import. Those not named join the others, and may any."""

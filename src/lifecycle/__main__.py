@@ -1,7 +1,7 @@
 """The console script `lifecycle`, and `python -m lifecycle`.
 
 Exit codes: 0 done; 2 the user's config or data is at fault; 143 after SIGTERM, or any signal during training; 130 after
-Ctrl-C elsewhere; others are crashes.
+Ctrl-C elsewhere; 1 where another process has taken over the run's folder; others are crashes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from lifecycle.config import command
 
 TERMINATED, INTERRUPTED = 143, 130
+LOST = 1
 
 
 def main() -> None:
@@ -54,7 +55,7 @@ def others_at_work(loads: Path = Path("/proc/loadavg"), looks: int = 5) -> bool:
 
 def _run(cfg: DictConfig) -> int:
     # torch and all that stands on it: seconds that the help page does not need
-    from lifecycle.errors import Terminated
+    from lifecycle.errors import FolderLost, Terminated
     from lifecycle.run import run
     from lifecycle.system.ranks import end_with_rank_0, leave
 
@@ -63,6 +64,9 @@ def _run(cfg: DictConfig) -> int:
         result = run(cfg)
     except Terminated:
         return TERMINATED
+    except FolderLost as error:
+        print(f"lifecycle: {error}", file=sys.stderr, flush=True)
+        os._exit(LOST)  # nothing gentler: what other libraries write at Python's end would go into the other's folder
     leave()
     return TERMINATED if result.status == "stopped" else 0
 

@@ -18,5 +18,9 @@ class Refusal(UserError):
     """A run cannot be resumed with these settings; its folder stays as it is, with its status."""
 
 
+class FolderLost(Exception):
+    """Another process has taken over the run's folder: this one writes nothing more there."""
+
+
 class Terminated(BaseException):
     """SIGTERM came where a run had nothing to save yet."""

@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lifecycle.errors import UserError
+from lifecycle.system import owner
 
 FIRST_COLUMNS = ("step", "tokens")
 UNWANTED = ("epoch",)
@@ -84,8 +85,9 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write the rest."""
-        self._flush(keep_newest=False)
+        """Write the rest; in the folder of a run that was taken over nothing, which another call has raised."""
+        if not owner.lost(self.path):
+            self._flush(keep_newest=False)
 
     @rank_zero_only
     def cut(self, step: int) -> None:
@@ -99,6 +101,7 @@ class CsvLogger(Logger):
             self._rewrite(kept)
 
     def _flush(self, *, keep_newest: bool) -> None:
+        owner.check(self.path)
         self._flushed_at = time.monotonic()
         if not self._opened:
             self.cut(_FOREVER)

@@ -25,7 +25,7 @@ from lifecycle.runs.plan import RunPlan, make_plan
 from lifecycle.runs.results import RunResult, finish, result_of
 from lifecycle.runs.resume import agree
 from lifecycle.runs.stage import build_stage
-from lifecycle.runs.trainer import check_tasks, trainer_of
+from lifecycle.runs.trainer import check_tasks, fit, trainer_of
 from lifecycle.system.ranks import rank
 
 
@@ -33,8 +33,13 @@ def run(cfg: DictConfig) -> RunResult:
     """Run the stage or job of `cfg`; a run that is finished already does nothing. Numbers in another form (2e9 for a
     whole number) are converted in `cfg`, which is otherwise not changed.
 
-    Raises UserError for faults of the user, Terminated after a SIGTERM outside training. A signal during training ends
-    in a result of status `stopped`.
+    Raises UserError for faults of the user, FolderLost where another process took over the run's folder, Terminated
+    after a SIGTERM and KeyboardInterrupt after a Ctrl-C outside training. A signal during training ends in a result of
+    status `stopped`.
+
+    It can be called in any thread, and in several at once (each with a folder of its own, all with one value of
+    `deterministic`). Python gives signals to the main thread alone: in another one a run has no handler of SIGTERM and
+    Ctrl-C, and where the process ends at one of them, the run ends as by a kill. The process's settings are restored.
     """
     config.check(cfg)
     plan = make_plan(cfg)
@@ -63,5 +68,5 @@ def train(plan: RunPlan) -> RunResult:
     if rank() == 0:
         begin(plan, start, stage, data)
         metrics.cut(start.step)
-    trainer.fit(stage, data, ckpt_path=start.checkpoint)
+    fit(trainer, stage, data, checkpoint=start.checkpoint)
     return finish(plan, stage, data)

@@ -18,7 +18,6 @@ ENDS_THE_PROCESS = {
     "config/command.py",
     "report/__main__.py",
     "system/ranks.py",  # a rank beside rank 0, at the entry
-    "system/lock.py",  # a process whose folder another one has taken over
 }
 
 

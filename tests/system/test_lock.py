@@ -11,9 +11,15 @@ from typing import Any
 
 import pytest
 
-from lifecycle.errors import UserError
-from lifecycle.system import lock
-from lifecycle.system.lock import LOCK, STALE_S, hold
+from lifecycle.checkpoint import mark_safe
+from lifecycle.checkpoint.protocol import staged
+from lifecycle.data.read.quarantine import quarantine
+from lifecycle.data.read.row import Position, RawRow
+from lifecycle.errors import FolderLost, UserError
+from lifecycle.loggers import CsvLogger
+from lifecycle.system import atomic, lock, owner
+from lifecycle.system.lock import hold
+from lifecycle.system.owner import LOCK, STALE_S
 
 
 def write(folder: Path, *, silent_s: float = 0.0, **changes: Any) -> Path:
@@ -196,19 +202,84 @@ def test_a_holder_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.Monkey
             time.sleep(0.005)
 
 
-def test_a_process_whose_folder_was_taken_over_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def taken_over(folder: Path) -> None:
+    """Another process has the folder by now."""
+    write(folder, host="far", pid=1)
+
+
+def test_the_heartbeat_sees_that_the_folder_was_taken_over_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lock, "BEAT_S", 0.01)
-    ready, go = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        with hold(tmp_path):
-            os.write(go, b".")
-            time.sleep(30)
-        os._exit(0)
-    os.read(ready, 1)
-    write(tmp_path, host="far", pid=1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == lock.LOST
+    with hold(tmp_path):
+        owner.check(tmp_path / "run.json", look=False)
+        taken_over(tmp_path)
+        until = time.monotonic() + 10
+        with pytest.raises(FolderLost, match="taken over by process 1 on far .* saves nothing"):
+            while time.monotonic() < until:
+                owner.check(tmp_path / "checkpoints" / "best.json", look=False)
+                time.sleep(0.005)
     assert json.loads((tmp_path / LOCK).read_text())["host"] == "far"
+
+
+def test_a_write_sees_it_before_the_heartbeat_does_and_does_not_forget(tmp_path: Path) -> None:
+    with hold(tmp_path / "run"), hold(tmp_path / "other"):
+        taken_over(tmp_path / "run")
+        owner.check(tmp_path / "run.json")
+        owner.check(tmp_path / "other" / "run.json")
+        owner.check(tmp_path / "run" / "run.json", look=False)  # nobody has looked
+        for _ in range(2):
+            with pytest.raises(FolderLost):
+                owner.check(tmp_path / "run" / "run.json")
+            (tmp_path / "run" / LOCK).unlink(missing_ok=True)  # the other is done
+    owner.check(tmp_path / "run" / "run.json")  # afterwards it is any folder
+
+
+def test_a_lock_that_was_removed_by_hand_is_made_again_and_after_a_long_silence_was_anothers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hold(tmp_path):
+        (tmp_path / LOCK).unlink()
+        owner.check(tmp_path)
+        now = time.time()
+        monkeypatch.setattr("time.time", lambda: now + STALE_S + 1)
+        with pytest.raises(FolderLost, match="a process that has ended since"):
+            owner.check(tmp_path)
+
+
+def test_a_process_forked_from_the_owner_sees_it_by_itself(tmp_path: Path) -> None:
+    with hold(tmp_path):
+        taken_over(tmp_path)
+        pid = os.fork()
+        if pid == 0:
+            os._exit(7 if owner.lost(tmp_path / "quarantine") else 0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+def test_nothing_is_written_into_a_folder_that_was_taken_over(tmp_path: Path) -> None:
+    run, row = tmp_path / "run", RawRow(file="a", line=1, ordinal=0, payload=b"{", next=Position(0, 0, 0))
+    metrics = CsvLogger(folder=run)
+    metrics.log_metrics({"train/loss": 1.0}, step=1)
+    with hold(run):
+        (run / "model").mkdir()
+        (run / "checkpoints").mkdir()
+        with pytest.raises(FolderLost), atomic.publish_folder(run / "tokenizer", replace=True) as aside:
+            (aside / "a").touch()
+            taken_over(run)
+        before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+        for writing in (
+            lambda: atomic.write(run / "run.json", "{}"),
+            lambda: atomic.publish_folder(run / "tokenizer", replace=True).__enter__(),
+            lambda: atomic.replace_files(run / "model", marker="config.json", stale=()).__enter__(),
+            lambda: quarantine(run / "quarantine" / "mine.jsonl", row, "broken"),
+            lambda: staged(run / "checkpoints" / "step-00000002", step=2, tokens=0, needed_bytes=1).__enter__(),
+            lambda: mark_safe(run / "checkpoints", 2),
+            metrics.save,
+        ):
+            with pytest.raises(FolderLost):
+                writing()
+        metrics.finalize("failed")  # Lightning calls it on the way out
+        assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
 @pytest.mark.parametrize("there", ["another rank", "another machine"])

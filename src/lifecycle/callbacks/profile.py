@@ -14,6 +14,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.profiler import ProfilerActivity, profile
 
+from lifecycle.system import owner
+
 
 class Profile(Callback):
     """Profile `steps` steps on rank 0 after `after_steps`, which hold compilation and warm-up."""
@@ -54,6 +56,8 @@ class Profile(Callback):
             return
         profiler, self._profiler = self._profiler, None
         profiler.stop()
+        if owner.lost(self._folder):
+            return
         self._folder.mkdir(parents=True, exist_ok=True)
         by = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         (self._folder / "top_ops.txt").write_text(profiler.key_averages().table(sort_by=by, row_limit=40))

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lifecycle.bounds import due
 from lifecycle.checkpoint import CommittedCheckpointIO, ShardedStrategy, mark_best, mark_safe
 from lifecycle.stages.base import Stage
-from lifecycle.system import signals
+from lifecycle.system import owner, signals
 
 
 def step_name(step: int) -> str:
@@ -42,8 +42,8 @@ class SaveOnEvents(Callback):
     """Saves after the step that gave the best validation loss, that a guard may go back to, that met a SIGTERM or a
     Ctrl-C, or that was the last.
 
-    Both set the stage's `stop_asked`; the step in flight is finished and saved on all ranks. A second Ctrl-C waits for
-    nothing.
+    Both signals set the stage's `stop_asked`; the step in flight is finished and saved on all ranks. A second Ctrl-C
+    waits for nothing. In another thread than the main one no signal is heard.
     """
 
     def __init__(self, *, folder: Path, every_steps: int | None) -> None:
@@ -79,7 +79,11 @@ class SaveOnEvents(Callback):
         signals.handle(signal.SIGINT, signal.SIG_DFL if self._at_once is None else self._at_once)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """A validation that a preemption had cut short was done before the first step: its checkpoint is there."""
+        """A validation that a preemption had cut short was done before the first step: its checkpoint is there.
+
+        Raises FolderLost where the heartbeat has seen that another process has the run's folder.
+        """
+        owner.check(self._folder, look=False)
         self._mark(trainer, cast(Stage, pl_module))
 
     def _mark(self, trainer: Trainer, stage: Stage) -> bool:

@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 
 from lifecycle.checkpoint.manifest import CHUNK, MANIFEST, CheckpointError, Entry, Manifest, encode, verify
-from lifecycle.errors import DISK_FULL
+from lifecycle.errors import DISK_FULL, FolderLost
+from lifecycle.system import owner
 from lifecycle.system.atomic import sync_folder
 
 _STEP = re.compile(r"step-(\d{8,})")
@@ -90,6 +91,7 @@ class Staging:
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[HashingFile]:
         """A file of the checkpoint, on disk and recorded when the block ends."""
+        owner.check(self.folder)
         with HashingFile(self.folder / name) as file:
             yield file
         self.files[name] = file.entry()
@@ -97,6 +99,7 @@ class Staging:
 
 def open_staging(path: Path, needed_bytes: int) -> Path:
     """Make the empty folder beside `path` that this process writes it in; OSError if `needed_bytes` are not free."""
+    owner.check(path)
     folder = _staging(path)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -112,7 +115,8 @@ def staged(
     """Write the checkpoint `path`: it is there when the block has ended, and nothing of it when the block raised.
 
     Raises `CheckpointError` where the file system refuses (disk full: says how many bytes were needed and free, and
-    the `remedies`).
+    the `remedies`), FolderLost where another process has taken over the run: what was written stays where it is, since
+    a name with the number of this process may be the other's, on another machine.
     """
     try:
         staging = Staging(open_staging(path, needed_bytes))
@@ -121,6 +125,8 @@ def staged(
     except OSError as error:
         shutil.rmtree(_staging(path), ignore_errors=True)
         raise refused(path, error, needed_bytes, remedies() if remedies else "") from error
+    except FolderLost:
+        raise
     except BaseException:
         shutil.rmtree(_staging(path), ignore_errors=True)
         raise
@@ -145,12 +151,14 @@ def refused(path: Path, error: OSError, needed_bytes: int, remedies: str = "") -
 
 def commit(folder: Path, path: Path, files: dict[str, Entry], *, step: int, tokens: int | None) -> None:
     """Give the staging `folder`, whose `files` are on disk, its manifest and its name `path`."""
+    owner.check(path)
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     manifest = Manifest(step=step, tokens=tokens, files=files, created=created, versions=versions)
     with HashingFile(folder / MANIFEST) as file:
         file.write(encode(manifest))
     sync_folder(folder)
+    owner.check(path)
     if path.exists() and not (path / MANIFEST).exists():
         _set_aside(path)
     folder.rename(path)
@@ -197,6 +205,7 @@ def clear_staging(folder: Path) -> None:
 
 def remove(path: Path) -> None:
     """Delete a checkpoint so that a crash in the middle leaves no half of it under its name."""
+    owner.check(path)
     aside = path.parent / f".staging-removed-{path.name}-{os.getpid()}"
     path.rename(aside)
     shutil.rmtree(aside)
@@ -204,6 +213,7 @@ def remove(path: Path) -> None:
 
 def write_durable(path: Path, content: bytes) -> None:
     """Replace a small file: after a crash it holds the old content or the new."""
+    owner.check(path)
     aside = _staging(path)
     with aside.open("wb") as file:
         file.write(content)

@@ -7,22 +7,27 @@ Whatever the user got wrong ends in a message on stderr and exit code 2, without
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
 import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.conf import HydraConf
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.singleton import Singleton
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
+from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -90,26 +95,44 @@ def hydra_main(task: Task, *, check: Task | None = None) -> int:
 
 def compose(overrides: Sequence[str] = (), *, config_dirs: Sequence[Path] = ()) -> DictConfig:
     """The config of a command line, for use from Python. Raises UserError where it cannot be composed."""
-    with _ONE_AT_A_TIME:
-        return _composed(overrides, config_dirs)
+    return _compose(overrides, config_dirs)[0]
 
 
-def _composed(overrides: Sequence[str], config_dirs: Sequence[Path]) -> DictConfig:
+def _compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> tuple[DictConfig, HydraConf]:
+    """The config, and Hydra's own settings of it."""
     _register_resolvers()
     forced = _forced([_at_home(word) for word in overrides], conf_dir(), *config_dirs)
     forced.append(f"hydra.searchpath={[str(folder.resolve()) for folder in config_dirs]}")
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with _hydra_apart():
+        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            try:
+                cfg = hydra.compose("config", forced, return_hydra_config=True)
+            except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+                raise UserError(help.complaint(error)) from error
+        HydraConfig.instance().set_config(cfg)
+        settings = HydraConfig.get()
+        cfg.run = cfg.run  # its default refers to Hydra's node, which goes
+        folder = Path(cfg.hydra.run.dir).resolve()
+        with open_dict(cfg):
+            del cfg["hydra"]
+        say_command(cfg, folder, settings)
+    return cfg, settings
+
+
+@contextlib.contextmanager
+def _hydra_apart() -> Iterator[None]:
+    """One thread at a time composes; what Hydra keeps in globals of the process, of a program that is one of Hydra's
+    itself too, is afterwards what it was."""
+    with _ONE_AT_A_TIME:
+        program, settings, version = GlobalHydra.instance(), HydraConfig.instance(), VersionBase.instance()
+        before = program.hydra, settings.cfg, version.version_base
+        program.hydra = settings.cfg = None
         try:
-            cfg = hydra.compose("config", forced, return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-            raise UserError(help.complaint(error)) from error
-    HydraConfig.instance().set_config(cfg)
-    cfg.run = cfg.run  # its default refers to Hydra's node, which goes
-    folder = Path(cfg.hydra.run.dir).resolve()
-    with open_dict(cfg):
-        del cfg["hydra"]
-    say_command(cfg, folder)
-    return cfg
+            yield
+        finally:
+            for one in (program, settings, version):
+                Singleton._instances[type(one)] = one  # type: ignore[assignment]
+            program.hydra, settings.cfg, version.version_base = before
 
 
 def _register_resolvers() -> None:
@@ -150,8 +173,8 @@ def _check_jobs(words: Sequence[str], folders: Sequence[Path], check: Task) -> N
     bad = []
     for number, job in enumerate(jobs):
         try:
-            cfg = compose(job, config_dirs=folders)
-            if HydraConfig.get().sweeper.get("params"):
+            cfg, settings = _compose(job, folders)
+            if settings.sweeper.get("params"):
                 return
             check(cfg)
         except UserError as error:
@@ -254,7 +277,7 @@ def _watched(task: Task, inside: list[bool], failed: list[int]) -> Task:
     def run(cfg: DictConfig) -> None:
         settings = HydraConfig.get()
         folder = Path(settings.runtime.output_dir)
-        say_command(cfg, folder)
+        say_command(cfg, folder, settings)
         if settings.mode == RunMode.MULTIRUN:
             typed = " ".join(command_of(cfg).typed)
             print(f"job {settings.job.num}: {typed} -> {os.path.relpath(folder)}", file=sys.stderr)

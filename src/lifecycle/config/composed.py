@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
+from hydra.conf import HydraConf
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -55,11 +55,10 @@ def command_of(cfg: DictConfig) -> Command:
     )
 
 
-def say_command(cfg: DictConfig, folder: Path) -> None:
-    """Store Hydra's record of the command in `cfg`. Raises UserError where the key `command` was typed."""
+def say_command(cfg: DictConfig, folder: Path, settings: HydraConf) -> None:
+    """Store Hydra's record of the command (`settings`) in `cfg`. Raises UserError where the key `command` was typed."""
     if KEY in cfg:
         raise UserError(f"{KEY} is said by the command itself: leave it out")
-    settings = HydraConfig.get()
     typed: Any = OmegaConf.to_container(settings.overrides.task)  # as they are: a word may refer to what is not there
     sources = (Path(source.path) for source in settings.runtime.config_sources if source.schema == "file")
     shared = settings.mode == RunMode.MULTIRUN and not str(settings.launcher._target_).endswith("SlurmLauncher")

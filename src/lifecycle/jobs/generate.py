@@ -38,7 +38,7 @@ from lifecycle.rollout.sampling.parameters import Sampling
 from lifecycle.rollout.sampling.stop_conditions import read_stops
 from lifecycle.rollout.user_prompts import ChatTokenizer, UserPrompt, encode, read_prompts
 from lifecycle.rollout.vllm import VllmEngine
-from lifecycle.system import atomic
+from lifecycle.system import atomic, owner
 
 NAME = "completions.jsonl"
 TEXT = "text"
@@ -256,6 +256,7 @@ def _write(rows: Sequence[Mapping[str, Any]], output: str | None, folder: Path) 
         "sha256": hashlib.sha256(content.encode()).hexdigest(),
     }
     if output is not None:
+        owner.check(folder)
         (folder / NAME).unlink(missing_ok=True)  # of the call before, whose run.json goes too
     if output == "-":
         sys.stdout.write(content)

@@ -39,7 +39,7 @@ from lifecycle.data.stream.prepared import SIDES, VERSION
 from lifecycle.data.stream.shards import ShardWriter, dtype_of
 from lifecycle.data.views import Maker
 from lifecycle.errors import UserError
-from lifecycle.system import atomic
+from lifecycle.system import atomic, owner
 
 PARTS = 16
 
@@ -65,6 +65,7 @@ def prepare(data: Corpus, folder: Path, processes: Count) -> dict[str, Any]:
         data.tokenizer.save(aside)
     for other in (folder / "prepared").glob("*"):  # of a start with other sources, which would never be finished
         if other.name not in {source.name for source in data.sources}:
+            owner.check(other)
             shutil.rmtree(other)
     held = {s.name: apart for s in data.sources if (apart := data.held_apart(s.name)) is not None}
     readers = min(max(1, processes), PARTS)

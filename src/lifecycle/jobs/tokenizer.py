@@ -18,6 +18,7 @@ from lifecycle.bounds import Count
 from lifecycle.data.clean.source import Source
 from lifecycle.data.corpus import Corpus
 from lifecycle.data.stream.documents import RawDocuments
+from lifecycle.system import atomic, owner
 from lifecycle.system.unicode import well_formed
 from lifecycle.tokenizer.extend import extend
 from lifecycle.tokenizer.tokenizer import Tokenizer
@@ -36,11 +37,12 @@ def tokenizer(
     text, on which a tokenizer trained here does slightly better (`held_out` in the report says which).
     """
     made = extend(data.tokenizer, new_tokens=new_tokens, split_digits=split_digits)
+    owner.check(folder)
     made.save(folder / "tokenizer")
     result = report(made, {source.name: sample(source, sample_bytes, data.seed) for source in data.sources})
     for source in data.sources:
         result["sources"][source.name]["held_out"] = source.held_out is not None
-    (folder / "tokenizer.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    atomic.write(folder / "tokenizer.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     print(table(result))
     return result
 

@@ -5,20 +5,26 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
+import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import torch
+from torch import distributed
 
 from lifecycle.checkpoint import remedies
-from lifecycle.errors import DISK_FULL, NO_ACCESS, Terminated, UserError
+from lifecycle.errors import DISK_FULL, NO_ACCESS, FolderLost, Terminated, UserError
 from lifecycle.runs.begin_end import begin_anew, record_end, reopen
 from lifecycle.runs.plan import RunPlan
 from lifecycle.system import say_once, signals
 from lifecycle.system.lock import hold
-from lifecycle.system.ranks import LAUNCH, rank
+from lifecycle.system.ranks import rank
 
 
 @contextlib.contextmanager
@@ -26,7 +32,12 @@ def at_work(plan: RunPlan) -> Iterator[None]:
     """A context for everything that a run does. An exception is raised on, and is written into run.json if the run had
     begun to write one. A job that reads no data writes its folder at its end: until then it holds the last result."""
     say_once.begin_anew()
-    with _settings_put_back(), _ended_by_sigterm(), _disk_faults_said(plan), hold(plan.folder.path):
+    with (
+        left_as_found(deterministic=plan.config.deterministic),
+        _ended_by_sigterm(),
+        _disk_faults_said(plan),
+        hold(plan.folder.path),
+    ):
         if not plan.reads_data:
             yield
             return
@@ -36,10 +47,75 @@ def at_work(plan: RunPlan) -> Iterator[None]:
             if plan.revisions and rank() == 0:  # before anything is read of them
                 plan.folder.update(revisions=plan.revisions)
             yield
+        except FolderLost:  # what stands in run.json is the other's
+            raise
         except BaseException as error:
             with contextlib.suppress(OSError):  # a full disk may be what ended it
                 record_end(plan.folder, error, before)
             raise
+
+
+_runs: list[bool] = []  # `deterministic` of each run that is at work in this process, in whatever thread
+_put_back: list[Callable[[], None]] = []
+_turn = threading.Lock()
+
+
+@contextlib.contextmanager
+def left_as_found(*, deterministic: bool) -> Iterator[None]:
+    """The process is afterwards what it was: switches of torch, the environment, filters of warnings, Lightning's
+    logging, the garbage collector. Of runs in several threads the last to end puts it back.
+
+    Raises UserError for a run that needs another setting of torch's than one at work in another thread.
+    """
+    with _turn:
+        if any(other != deterministic for other in _runs):
+            raise UserError(
+                f"deterministic={str(deterministic).lower()}, and a run in another thread of this process has the "
+                "opposite: the switch is the whole process's. Give both runs one value, or start one after the other"
+            )
+        if not _runs:
+            _put_back[:] = [_putting_back()]
+        _runs.append(deterministic)
+    try:
+        yield
+    finally:
+        with _turn:
+            _runs.remove(deterministic)
+            if not _runs:
+                _put_back.pop()()
+
+
+def _putting_back() -> Callable[[], None]:
+    """What makes the process again as it is now."""
+    algorithms = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark, joined = torch.backends.cudnn.benchmark, distributed.is_initialized()
+    device = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
+    environment, lightning = dict(os.environ), logging.getLogger("lightning.pytorch")
+    level, collecting, frozen = lightning.level, gc.isenabled(), gc.get_freeze_count()
+    method = multiprocessing.get_start_method(allow_none=True)
+    hook, filters = sys.excepthook, warnings.catch_warnings()
+    filters.__enter__()
+
+    def put_back() -> None:
+        torch.use_deterministic_algorithms(algorithms[0], warn_only=algorithms[1])
+        torch.backends.cudnn.benchmark = benchmark
+        if torch.cuda.is_initialized():
+            torch.cuda.set_device(device)
+        if distributed.is_initialized() and not joined and distributed.get_world_size() == 1:
+            distributed.destroy_process_group()
+            sys.excepthook = hook  # to which a group adds the number of its rank
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
+        filters.__exit__(None, None, None)
+        lightning.setLevel(level)
+        multiprocessing.set_start_method(method, force=True)  # Python itself settles it as a fork server is started
+        if collecting:
+            gc.enable()
+        if not frozen:
+            gc.unfreeze()
+
+    return put_back
 
 
 @contextlib.contextmanager
@@ -62,23 +138,6 @@ def _ended_by_sigterm() -> Iterator[None]:
         for number, handler in before.items():
             if handler is not None:
                 signals.handle(number, handler)
-
-
-@contextlib.contextmanager
-def _settings_put_back() -> Iterator[None]:
-    """What a run sets for its whole process is afterwards as it was, however the run ended: the garbage collector,
-    which stands still between steps, torch's choice of deterministic algorithms, and the sign by which ranks know who
-    launched them, which ranks of another launch below this process would take for theirs."""
-    collects, deterministic = gc.isenabled(), torch.are_deterministic_algorithms_enabled()
-    only_warns, launch = torch.is_deterministic_algorithms_warn_only_enabled(), os.environ.get(LAUNCH)
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-        (gc.enable if collects else gc.disable)()
-        torch.use_deterministic_algorithms(deterministic, warn_only=only_warns)
-        os.environ.pop(LAUNCH, None)
-        os.environ.update({LAUNCH: launch} if launch is not None else {})
 
 
 @contextlib.contextmanager

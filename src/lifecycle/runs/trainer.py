@@ -21,11 +21,13 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lifecycle import config
 from lifecycle.callbacks.saving import SaveOnEvents, periodic
 from lifecycle.checkpoint import CommittedCheckpointIO, ShardedStrategy
+from lifecycle.data.module import DataModule
 from lifecycle.errors import UserError
 from lifecycle.hardware import Choice, Hardware
 from lifecycle.runs.data import Length
 from lifecycle.runs.plan import RunPlan
 from lifecycle.runs.resume import Start
+from lifecycle.stages.base import Stage
 from lifecycle.system.ranks import started_by_srun
 
 
@@ -102,6 +104,16 @@ def build_trainer(
     # Lightning's SIGTERM handler starts a collective wherever it interrupts; ours are set by `run` and `SaveOnEvents`.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
+
+
+def fit(trainer: pl.Trainer, stage: Stage, data: DataModule, *, checkpoint: str | None) -> None:
+    """Train, from `checkpoint` on or anew. Ctrl-C is a KeyboardInterrupt, of which Lightning makes a SystemExit."""
+    try:
+        trainer.fit(stage, data, ckpt_path=checkpoint)
+    except SystemExit as ended:
+        if isinstance(ended.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
 
 
 def _environment() -> list[ClusterEnvironment]:

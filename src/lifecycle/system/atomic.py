@@ -1,4 +1,7 @@
-"""Files and folders that are there whole or not at all: written beside their place, then renamed into it."""
+"""Files and folders that are there whole or not at all: written beside their place, then renamed into it.
+
+Each raises FolderLost, having written nothing, for a place in the folder of a run that was taken over (`owner`).
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,15 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from lifecycle.system import owner
+
 PARTIAL = ".partial"  # where files of a folder are while they are written
 
 
 def write(path: Path, content: str | bytes) -> None:
     """Write `content` (text as UTF-8) to `path`, making its folder: a reader never sees a part of it, and after a power
     cut it is the old file or the new one. For small files: each call synchronises the disk."""
+    owner.check(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -39,6 +45,7 @@ def publish_folder(folder: Path, *, replace: bool) -> Iterator[Path]:
     processes that fill a cache with the same content, the first is as good as the last. For small folders, whose files
     nobody adds to: each file is waited for.
     """
+    owner.check(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.{threading.get_ident()}")
     before = aside.with_name(f"{aside.name}.before")
@@ -49,6 +56,7 @@ def publish_folder(folder: Path, *, replace: bool) -> Iterator[Path]:
         yield aside
         for path in (*aside.rglob("*"), aside):
             _sync(path)
+        owner.check(folder)
         if replace and folder.is_dir():
             folder.rename(before)
         try:
@@ -74,12 +82,14 @@ def replace_files(folder: Path, *, marker: str, stale: Sequence[str]) -> Iterato
     the marker. So a kill while the files are written, which may take minutes, leaves the older content; one in the few
     moves after that a folder without its marker, and never new files beside old.
     """
+    owner.check(folder)
     aside = folder / PARTIAL
     shutil.rmtree(aside, ignore_errors=True)  # of a call that was killed
     aside.mkdir(parents=True)
     try:
         yield aside
         written = [path.relative_to(aside) for path in aside.rglob("*") if path.is_file()]
+        owner.check(folder)
         (folder / marker).unlink(missing_ok=True)
         for old in [path for pattern in stale for path in folder.glob(pattern)]:
             old.unlink()
@@ -87,7 +97,8 @@ def replace_files(folder: Path, *, marker: str, stale: Sequence[str]) -> Iterato
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (aside / path).replace(folder / path)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if not owner.lost(folder):  # the folder of that name is the new owner's
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -5,7 +5,8 @@
 
 Rank 0 holds it for all ranks of its launch. It is made by an exclusive create, which network file systems keep as well,
 and taken over where its process is gone: seen at once on the same machine, from another one after STALE_S seconds
-without a heartbeat (by the clock of the file server, which all machines share).
+without a heartbeat (by the clock of the file server, which all machines share). The process that it was taken from
+learns so from `owner.check`, and writes nothing more there.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from lifecycle.errors import DISK_FULL, UserError
+from lifecycle.system import owner
+from lifecycle.system.owner import LOCK, STALE_S
 from lifecycle.system.ranks import on_first_node, rank
 
-LOCK, GUARD = ".lock", ".lock-taking"
+GUARD = ".lock-taking"
 BEAT_S = 15.0  # seconds between two signs of life
-STALE_S = 180.0  # seconds without one after which a process that cannot be looked at counts as dead
-LOST = 1  # exit code of a process whose folder another one has taken over
+RELEASE_S = 5.0  # seconds for a last one at the end: a file system that is away would keep it for ever
 
 
 @contextlib.contextmanager
@@ -43,15 +45,19 @@ def hold(folder: Path) -> Iterator[None]:
         return
     path, me = folder / LOCK, _me()
     _take(path, me)
+    owner.own(folder, me)
     over = threading.Event()
-    threading.Thread(target=_beat, args=(path, me, over), name="heartbeat", daemon=True).start()
+    heart = threading.Thread(target=_beat, args=(path, me, over), name="heartbeat", daemon=True)
+    heart.start()
     try:
         yield
     finally:
         if os.getpid() == me["pid"]:  # not in a process that was forked from this one
             over.set()
+            heart.join(RELEASE_S)
+            owner.disown(folder)
             with contextlib.suppress(OSError):  # a disk that may not be written any more has an error of its own
-                if _read(path) == me:
+                if owner.read(path) == me:
                     path.unlink(missing_ok=True)
 
 
@@ -70,12 +76,12 @@ def _take(path: Path, me: dict[str, Any]) -> None:
 
 def _take_there(path: Path, me: dict[str, Any]) -> None:
     while not _made(path, me):
-        holder, age = _read(path), _age(path)
+        holder, age = owner.read(path), _age(path)
         if holder is None or age is None:
             continue  # it was released in between
         seen = _can_be_looked_at(holder, me)
         if _lives(holder) if seen else _gives_a_sign(path, holder, STALE_S - age):
-            raise _held(path, _read(path) or holder, age)  # it may have said who it is since, or be another
+            raise _held(path, owner.read(path) or holder, age)  # it may have said who it is since, or be another
         _clear(path, holder, me)
 
 
@@ -85,13 +91,13 @@ def _gives_a_sign(path: Path, holder: dict[str, Any], seconds: float) -> bool:
     before, until = _stamp(path), time.monotonic() + seconds
     if seconds > 0:
         print(
-            f"lifecycle: run '{path.parent}' is held by {_who(holder)}, which cannot be looked at from here; waiting "
-            f"up to {seconds:.0f} s for a sign of life",
+            f"lifecycle: run '{path.parent}' is held by {owner.who(holder)}, which cannot be looked at from here; "
+            f"waiting up to {seconds:.0f} s for a sign of life",
             file=sys.stderr,
         )
     while time.monotonic() < until:
-        if _read(path) != holder or _stamp(path) != before:  # the reading makes a network file system ask its server
-            return _read(path) is not None
+        if owner.read(path) != holder or _stamp(path) != before:
+            return owner.read(path) is not None
         time.sleep(min(1.0, BEAT_S))
     return False
 
@@ -108,14 +114,14 @@ def _clear(path: Path, holder: dict[str, Any], me: dict[str, Any]) -> None:
     remove the lock that a fast one has just made."""
     guard = path.with_name(GUARD)
     if not _made(guard, me):
-        other, age = _read(guard), _age(guard)
+        other, age = owner.read(guard), _age(guard)
         killed = other and _can_be_looked_at(other, me) and not _lives(other)
         if killed or (age is not None and age > STALE_S):  # within these few lines
             guard.unlink(missing_ok=True)
         time.sleep(0.02)
         return
     try:
-        if _read(path) == holder:
+        if owner.read(path) == holder:
             path.unlink(missing_ok=True)
     finally:
         guard.unlink(missing_ok=True)
@@ -137,37 +143,27 @@ def _made(path: Path, me: dict[str, Any]) -> bool:
 
 
 def _beat(path: Path, me: dict[str, Any], over: threading.Event) -> None:
-    """Touch the lock until `over`; end the process where the folder has another owner."""
+    """Touch the lock until `over`, or until the folder has another owner, which `owner.check` then says."""
     while not over.wait(BEAT_S):
         with contextlib.suppress(OSError):  # the file system may be away for a while
-            if _read(path) == me or (_read(path) is None and path.parent.is_dir() and _made(path, me)):
+            if owner.lost(path) or over.is_set():
+                return
+            if owner.read(path) == me or (path.parent.is_dir() and _made(path, me)):
                 os.utime(path)
-                continue
-            holder = _read(path)
-            if holder is None or over.is_set():
-                continue
-            print(
-                f"lifecycle: run '{path.parent}' was taken over by {_who(holder)} while this process gave no sign of "
-                "life; it ends here and saves nothing",
-                file=sys.stderr,
-                flush=True,
-            )
-            os._exit(LOST)  # nothing gentler: a save would go into a folder that is another's
+                owner.signed(path.parent)
 
 
 def _held(path: Path, holder: dict[str, Any], age: float) -> UserError:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since"])) if holder else "unknown"
     here = holder.get("host") == socket.gethostname()
     stop = f"kill {holder['pid']}" + ("" if here else f" on {holder['host']}") if holder else "if you find it"
+    if here and holder["pid"] == os.getpid():
+        stop = "it is a run in another thread of this process"
     return UserError(
-        f"run '{path.parent}' is at work: {_who(holder)} holds it since {when}, last sign of life {age:.0f} s ago. "
-        f"Nothing was touched. Let it finish, stop it ({stop}), or choose another run=NAME. A process that is gone is "
-        f"noticed at once on its own machine, elsewhere {STALE_S:.0f} s after its last sign of life ({path})"
+        f"run '{path.parent}' is at work: {owner.who(holder)} holds it since {when}, last sign of life {age:.0f} s "
+        f"ago. Nothing was touched. Let it finish, stop it ({stop}), or choose another run=NAME. A process that is "
+        f"gone is noticed at once on its own machine, elsewhere {STALE_S:.0f} s after its last sign of life ({path})"
     )
-
-
-def _who(holder: dict[str, Any]) -> str:
-    return f"process {holder.get('pid', '?')} on {holder.get('host', 'an unknown machine')}"
 
 
 def _can_be_looked_at(holder: dict[str, Any], me: dict[str, Any]) -> bool:
@@ -226,29 +222,6 @@ def _age(path: Path) -> float | None:
         with contextlib.suppress(OSError):
             probe.unlink()
     return max(0.0, now - last)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """What a lock says; empty where it names no process: while it is being written, after a crash of the disk, and for
-    what no lock of ours is; None where there is none."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    try:
-        found = json.loads(content)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) and _names_one(found) else {}
-
-
-def _names_one(found: dict[str, Any]) -> bool:
-    """Whether a lock is one of ours, all of whose fields can be read."""
-    texts = all(isinstance(found.get(key), str) for key in ("host", "began", "boot", "namespace", "token"))
-    pid, since = found.get("pid"), found.get("since")
-    if not texts or not isinstance(pid, int) or not isinstance(since, int | float):
-        return False
-    return not isinstance(pid, bool) and 0 < pid < 2**31 and 0 <= since < 2**32
 
 
 def _first_line(path: Path) -> str:

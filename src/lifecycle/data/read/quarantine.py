@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from lifecycle.data.read.row import RawRow
-from lifecycle.system import atomic
+from lifecycle.system import atomic, owner
 
 SHOWN_CHARACTERS = 200
 MOST_BYTES = 16 << 20
@@ -35,6 +35,7 @@ def beginning(raw: RawRow) -> RawRow:
 
 def append(path: Path, entry: Mapping[str, Any], most_bytes: int = MOST_BYTES) -> None:
     """Append a line to the list at `path`, unless it has grown to `most_bytes`. `entry` has a file and a line."""
+    owner.check(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(entry) + "\n"  # pure ASCII: readable in any terminal
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)

@@ -29,6 +29,7 @@ from lifecycle.data.clean.held_out import ORDER, first
 from lifecycle.data.stream.documents import ENCODE_AT_ONCE, Usable
 from lifecycle.data.stream.packing import Packing
 from lifecycle.data.views import Maker
+from lifecycle.system import owner
 
 KINDS = (".tokens", ".ends.npy", ".order.npy", ".trained", ".weights", ".facts", ".facts.npy")
 FILLED_AT_ONCE = 1 << 20  # tokens
@@ -138,6 +139,7 @@ class ShardWriter:
     """Appends the items of usable rows to one part of one side. `refused` is told of rows that give none, and why."""
 
     def __init__(self, folder: Path, part: int, make: Maker, refused: Callable[[Usable, str], None]) -> None:
+        owner.check(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / f"{part:02d}"
         for kind in KINDS:  # of a start under another view
@@ -158,6 +160,7 @@ class ShardWriter:
             self._flush()
 
     def _flush(self) -> None:
+        owner.check(self._path)
         made = self._make([row.judged for row, _ in self._waiting])
         for (row, place), item in zip(self._waiting, made, strict=True):
             if isinstance(item, str):
@@ -193,6 +196,7 @@ class ShardWriter:
 
     def close(self) -> dict[str, int]:
         """Finish the part; its items and tokens."""
+        owner.check(self._path)
         if self._waiting:
             self._flush()
         for file in self._files.values():

@@ -59,16 +59,21 @@ class Meter:
         self._steps = 0
         self._checkpoint_s = 0.0
         self._device = torch.device("cpu")
+        self._collector = True, 0  # before training: whether it collects, objects that somebody else has frozen
 
     def start(self, trainer: pl.Trainer, feed: DataFeed, config: ModelConfig) -> None:
         """Begin to measure time; call it before the first step."""
         self._trainer, self._feed, self._config = trainer, feed, config
+        self._collector = gc.isenabled(), gc.get_freeze_count()
         self._since = time.perf_counter()
 
     def stop(self) -> None:
-        """Call it after the last step: Python's garbage collector is enabled again."""
-        gc.enable()
-        gc.unfreeze()
+        """Call it after the last step: Python's garbage collector is again as it was before training."""
+        collecting, frozen = self._collector
+        if collecting:
+            gc.enable()
+        if not frozen:
+            gc.unfreeze()
 
     def pause(self) -> None:
         """Stop the clock of training (validation, a checkpoint), and log the speed so far."""
@@ -115,7 +120,8 @@ class Meter:
         self._steps += 1
         if self._steps == WARM_UP_STEPS:
             gc.collect()
-            gc.freeze()
+            if not self._collector[1]:
+                gc.freeze()
             gc.disable()
         if due(step, self.log_every):
             self.flush()
