@@ -1,5 +1,5 @@
-"""The data of a run before it is cut into steps: its sources under one tokenizer, raw or prepared, whole or dealt out
-by levels, and their shares of the tokens."""
+"""The data of a run before it is cut into steps: its sources under one tokenizer, raw or prepared, whole or split into
+levels of a curriculum, and their shares of the tokens."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ class Corpus:
     """Opens what the streams, the validation and the jobs read. Raises `UserError` for sources that are missing, cannot
     give the view, or disagree with a prepared run.
 
-    sources: those that are read, levels in the place of what they were dealt from; whole: those of the config; levels:
-    by the name of what was dealt. mix, weights: of the sources; whole_mix: of the whole ones.
+    sources: those that are read, with levels in place of the source that was split into them; whole: those of the
+    config; levels: by the name of the source that was split. mix, weights: of `sources`; whole_mix: of `whole`.
     """
 
     def __init__(

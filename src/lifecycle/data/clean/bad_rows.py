@@ -1,4 +1,4 @@
-"""How many broken rows a source bears, the same for a run, for stage=prepare and for every pass that reads it."""
+"""How many broken rows a source may have: the same limit for a run, for stage=prepare and for every pass over it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ FEW = 3  # bad rows that a reader may meet in its part of a small source, if the
 
 
 def refuse_broken(source: Source, counts: Mapping[str, int], *, before: int, at_end: bool) -> None:
-    """Raise UserError if more of the rows counted in `counts` (by verdict) are broken than `data.bad_rows` bears.
+    """Raise UserError if more of the rows counted in `counts` (by verdict) are broken than `data.bad_rows` allows.
 
-    before: rows of the source, whoever reads them, that lie before the reader. at_end: whether this is all that it
+    before: rows of the source that lie before the reader, of all readers. at_end: whether this is all that it
     reads.
     """
     if (fault := too_broken(source, counts, before=before, at_end=at_end)) is not None:

@@ -1,4 +1,4 @@
-"""Which held-out items are measured: a sample over the whole held-out set, the same whoever draws it.
+"""Which held-out items are measured: a sample over the whole held-out set, the same from rows and from shards.
 
     documents in the order of a hash of their text -> the first of them, until they hold `tokens` positions
 
@@ -80,7 +80,9 @@ class Reach:
     def __init__(self, source: Source) -> None:
         self._source = source
         sizes = [(file.url, file.size) for file in source.files]
-        self._all = sum(size for _, size in sizes) <= bytes_read(sizes)  # then nobody asks
+        self._all = sum(size for _, size in sizes) <= bytes_read(
+            sizes
+        )  # then every row is looked at, and no share is needed
         self._index = {file.url: index for index, file in enumerate(source.files)}
         self._size = lru_cache(1)(self.size)
 

@@ -28,7 +28,7 @@ ELSEWHERE = (
 
 @dataclass(frozen=True, kw_only=True)
 class BadRows:
-    """How much broken input a run bears: past `max_share` of a source's rows, once `min_rows` were read, it ends.
+    """How much broken input a run accepts: past `max_share` of a source's rows, once `min_rows` were read, it ends.
 
     damaged_files: whether a file that is broken as a whole ends it too, or is passed over from there on.
     """

@@ -1,10 +1,10 @@
-"""The rows of a source, as its settings want its files read: one way for all who pass over them.
+"""The rows of a source, as its settings want its files read: the one function that every pass over them uses.
 
     walk = walk_rows(source, wanted=lambda row: row % 4 == 1)
     for raw in walk: ...
     walk.end                        # where the row after the last one starts
 
-Rows that are left out because of others, held out or filtered are among them: that is for whoever judges rows.
+Rows that are duplicates, held out or filtered are among them: the caller decides about those (`filter_row.py`).
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def again(said: Conversation, tokenizer: Tokenizer, template: ChatTemplate, *, a
 
 
 def _refuse_marks(said: Conversation, tokenizer: Tokenizer) -> None:
-    """What is no content is written by the template in its own way, where nobody could tell text from a mark."""
+    """Other values than content are written by the template itself, where text and marks could not be told apart."""
     others = [{key: value for key, value in turn.items() if key != "content"} for turn in said.turns]
     if not said.tools and all(set(other) == {"role"} for other in others):
         return

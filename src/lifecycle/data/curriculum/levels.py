@@ -82,7 +82,7 @@ def deal_all(
 
 
 def mix_of_levels(mix: Mix, sources: Sequence[Source]) -> Mix:
-    """The mixture of the sources of a run, of which levels stand for what they were dealt from in `mix`."""
+    """The mixture of the sources of a run, in which levels replace the source that they are part of in `mix`."""
     weights = {source.name: Weight.of(source.spec.weight, source.name) for source in sources}
     return replace(mix, weights=weights, replay=replayed(weights))
 
@@ -129,7 +129,7 @@ def described(levels: Mapping[str, Sequence[Level]]) -> dict[str, dict[str, dict
 
 
 def refuse_weighed(levels: Mapping[str, Any], weights: Iterable[Mapping[str, float]]) -> None:
-    """Raise UserError where a phase weighs a source that was dealt out by `levels`."""
+    """Raise UserError where a phase gives a weight to a source that is split into `levels`."""
     for name in (name for own in weights for name in own if name in levels):
         raise UserError(
             f"stage.phases weighs {name}, whose levels data.curriculum weighs: leave the weights out of the phases, or "

@@ -243,7 +243,7 @@ class Reading(Protocol):
 
 
 def views(spec: Reading) -> frozenset[str]:
-    """The views that a source of this format can give; of one that nobody has looked at, any."""
+    """The views that a source of this format can give; of one whose rows were not looked at yet, any."""
     if spec.format == AUTO:
         return frozenset().union(*(one.views for one in LIST))
     return FORMATS[spec.format].views

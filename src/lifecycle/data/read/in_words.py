@@ -64,7 +64,7 @@ def is_judged(record: Record) -> bool:
 
 
 def answered(record: Record) -> str:
-    """What the assistant says in the end; of a pair, the chosen answer; "" where nobody knows."""
+    """What the assistant says in the end; of a pair, the chosen answer; "" where none is known."""
     if record.completion is not None:
         return record.completion
     if record.prompt is None:

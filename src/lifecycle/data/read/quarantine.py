@@ -52,7 +52,7 @@ def first(path: Path, reason: str) -> dict[str, Any] | None:
 
 
 def compact(path: Path) -> int:
-    """Sort the quarantine at `path` by file and line, once each; the number of rows. Call it when nobody writes."""
+    """Sort the quarantine at `path` by file and line, once each; the number of rows. Not while it is written to."""
     if not path.exists():
         return 0
     entries = {(entry["file"], entry["line"]): line for entry, line in _entries(path)}

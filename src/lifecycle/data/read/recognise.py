@@ -33,7 +33,7 @@ def recognised(spec: SourceSpec, found: Listing, *, where: str, view: str) -> tu
     if spec.format != AUTO:
         return spec, found
     seen = _first_rows(found)
-    if not seen:  # nothing that can be read: whoever reads it says why
+    if not seen:  # nothing that can be read: the error comes from the reader, which knows why
         return replace(spec, format="text"), found
     fits = [(form, layout) for form in _in_order(view) for layout in form.layouts if _fits(seen, spec, form, layout)]
     labelled = [fit for fit in fits if fit[0] is FORMATS["unpaired"]]

@@ -1,4 +1,4 @@
-"""One reader of a source for all logical streams of this process: it reads a block once and keeps what each is dealt.
+"""One reader of a source for all logical streams of this process: it reads a block once for all of them.
 
     dealer = Dealer(source, at={0: START, 1: START}, streams=2, seed=1, buffer=10_000)
     dealer.share(1)        # rows of stream 1 in its next block, and where it goes on after them

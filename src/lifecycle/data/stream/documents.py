@@ -1,4 +1,4 @@
-"""Items of one source read from its files as they are: dealt to streams, shuffled, judged, tokenised.
+"""Items of one source read from its files as they are: dealt to streams, shuffled, filtered, tokenised.
 
     rows of the stream in a block (`dealer.py`) -> shuffled -> the usable ones -> items of the view
 
@@ -25,7 +25,7 @@ from lifecycle.data.stream.pieces import Exhausted, LeftOut
 from lifecycle.errors import UserError
 
 Make = Callable[[Sequence[Judged]], Sequence[Item | str]]
-"""Items of usable rows; of a row that gives none, the reason."""
+"""(usable rows) -> the item of each, or the reason why there is none."""
 
 ENCODE_AT_ONCE = 64  # rows tokenised together: enough to amortise the call, few enough to start soon
 

@@ -36,7 +36,7 @@ WEIGHTED = (*COLUMNS, "weights")
 """The bits of float32 weights beside them."""
 
 JUDGED = (*WEIGHTED, "facts")
-"""... and of what is known of a whole item: the margin of a pair (NaN: unknown), or 1 for a wanted completion."""
+"""... and of a number for the whole item: the margin of a pair (NaN: unknown), or 1 for a wanted completion."""
 
 LongExamples = Literal["drop", "shorten"]
 """What becomes of an example that is longer than a row: it is left out, or keeps its beginning."""
@@ -159,7 +159,7 @@ def part(example: Example, start: int, length: int) -> Example:
 
 
 def shortened(item: Example | Pair, row_length: int) -> Item | None:
-    """The beginning of an item that is longer than a row; of a pair, the longer side gives way first. None where a side
+    """The beginning of an item that is longer than a row; of a pair, the longer side is cut first. None where a side
     keeps no trained token, or both sides become the same."""
     if isinstance(item, Example):
         short = part(item, 0, row_length)

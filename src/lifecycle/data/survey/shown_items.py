@@ -41,7 +41,7 @@ def shown_item(item: Item, tokenizer: Tokenizer) -> Shown:
 
 
 def trained_of(example: Example) -> NDArray[np.bool_]:
-    """(n,) whether each token is trained: of a document all but the first, which is nobody's label."""
+    """(n,) whether each token is trained: of a document all but the first, which is no label."""
     if example.trained is not None:
         return example.trained
     return np.arange(len(example.ids)) > 0

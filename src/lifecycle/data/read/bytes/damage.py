@@ -38,7 +38,7 @@ class Damaged(Exception):
 def damaged_row(damage: Damaged, files: Sequence[File], at: Position, on_damage: OnDamage | None) -> RawRow:
     """The row that stands for what cannot be read in file `at.file`; raises UserError unless it is to be skipped.
 
-    on_damage: None where nobody may skip it.
+    on_damage: None where damage must not be skipped.
     """
     file = files[at.file]
     said = f"{file.source}: {file.url} {damage.reason}{_place(damage, at, file)}{_missing(damage, at, files)}"

@@ -1,4 +1,4 @@
-"""Exercises that are worked out on the spot: small sums, and questions with the way of thinking that answers them.
+"""Exercises that are computed when they are read: small sums, and questions with the way of thinking that answers them.
 
     arithmetic   question, answer, level   as GSM8K writes them: a line a step, marks <<8*12=96>>, the result after ####
     reasoning    messages                  a question, and an answer that thinks aloud between <think> tags first

@@ -20,7 +20,7 @@ ROWS = 6000
 """Questions of both kinds together."""
 
 PAIRS_IN = 3
-"""One question of so many is asked as a preference."""
+"""One question in this many is asked as a preference."""
 
 EXPRESSIONS = (
     "sorted({numbers})",

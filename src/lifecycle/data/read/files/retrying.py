@@ -1,4 +1,4 @@
-"""A file that survives a failing network: reopened at its offset with exponential backoff; nothing lost or repeated.
+"""A file over a network that fails: reopened at its offset with exponential backoff; nothing is lost or repeated.
 
 with open_retrying("hf://datasets/a/b@main/x.jsonl", offset) as file:
     block = file.read(1 << 20)

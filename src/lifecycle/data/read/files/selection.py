@@ -35,7 +35,7 @@ PAGES = re.compile(r"(readme|licen[cs]e|copying|notice|citation|changelog|contri
 SHOWN = 3  # names of what was passed over, for each reason
 
 Passed = Mapping[str, str]
-"""Why each file that was met is not read, by its path."""
+"""By path of a file that was found and is not read: the reason."""
 
 
 def sift(found: Mapping[str, int], split: str) -> tuple[list[str], dict[str, str]]:

@@ -105,7 +105,7 @@ def present(value: Any, name: str) -> Any:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether JSON holds the value as it is, whoever writes it: in shards, in checkpoints, in a template's text."""
+    """Whether JSON holds the value unchanged, as shards, checkpoints and a template's text need it."""
     if isinstance(value, Mapping):
         return all(isinstance(key, str) and is_plain(one) for key, one in value.items())
     if isinstance(value, list):

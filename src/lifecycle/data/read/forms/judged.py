@@ -1,4 +1,4 @@
-"""Rows in which somebody judged answers: pairs, pairs with scores, single answers called good or bad."""
+"""Rows with answers that were judged: pairs, pairs with scores, single answers called good or bad."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 """Who speaks in a conversation that is one text, as in hh-rlhf."""
 
 NEAR_TIE, SAME = "near tie", "both answers are the same"
-"""Why a pair teaches nothing, though its row is whole."""
+"""Reasons why a pair is left out though its row is not broken."""
 
 
 def preference(row: Fields) -> dict[str, Any]:

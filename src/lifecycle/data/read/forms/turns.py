@@ -27,10 +27,10 @@ ROLES = {
     "tool": "tool",
     "observation": "tool",
 }
-"""What data sets call who speaks, and what we do."""
+"""Names of the speakers in data sets, and ours."""
 
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-"""What turns call what the assistant thinks."""
+"""Names that data sets give the assistant's reasoning."""
 
 Turn = dict[str, Any]
 

@@ -5,7 +5,7 @@
         position = raw.next         # going on from here gives the rows that follow
 
 Every physical row has an ordinal, broken and empty ones too, so that processes which read different rows of the same
-files agree on the numbers. Rows nobody wants are split off but never parsed; Parquet row groups without a wanted row
+files agree on the numbers. Unwanted rows are split off but never parsed; Parquet row groups without a wanted row
 are never read. A plain file and a Parquet file are entered at a position at once; a compressed one, and one in another
 encoding than UTF-8, is decoded up to it.
 """

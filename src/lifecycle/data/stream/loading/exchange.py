@@ -1,4 +1,4 @@
-"""What the ranks tell each other of their data: plain objects, from every rank to every rank."""
+"""Collectives over plain objects: what every rank passes, on every rank."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def every_rank(mine: Told) -> list[Told]:
 
 
 def gather(mine: dict[int, Told]) -> dict[int, Told]:
-    """By the streams' numbers, what all ranks know of them (Lightning would save the part of rank 0 alone)."""
+    """The values of all ranks' streams, by the stream's number (Lightning would save those of rank 0 alone)."""
     return {stream: known for part in every_rank(mine) for stream, known in part.items()}
 
 

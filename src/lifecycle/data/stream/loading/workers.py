@@ -117,7 +117,7 @@ class Worker:
             last = fault
         except Exception:
             last = traceback.format_exc()
-        with contextlib.suppress(BrokenPipeError):  # nobody is left to be told
+        with contextlib.suppress(BrokenPipeError):  # the main process has ended
             if not self._at[3]:
                 sender.send(last)
 
