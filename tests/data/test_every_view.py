@@ -111,8 +111,14 @@ def test_shards_of_another_view_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "chat", "a", sizes(0, 40))
     write(tmp_path, "chat", "b", sizes(0, 40))
     made = shards(tmp_path, "chat")
-    with pytest.raises(UserError, match=r"a: its shards were made for stage.view=chat .*, and this run reads text"):
+    with pytest.raises(UserError, match=r"a: its shards were made for stage.view=chat, and this run reads text"):
         module(tmp_path, "text", {"a": 1}, spec={"format": "messages"}, **made)
+    (tmp_path / "mine.jinja").write_text(
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token if m.role == 'assistant' }}{% endfor %}"
+        "{{ '[assistant]' if add_generation_prompt }}"
+    )
+    with pytest.raises(UserError, match=r"a: its shards were made for stage.view=chat with another chat template"):
+        module(tmp_path, "chat", {"a": 1}, **made | {"chat_template": str(tmp_path / "mine.jinja")})
 
 
 def test_sources_whose_items_all_are_too_long_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ def test_the_job_says_what_the_shards_hold_and_how_they_are_read(
         assert f"{metas[side]['documents']:,} documents, {metas[side]['tokens']:,} tokens" in words
     assert "left out" not in words and f"data.prepared={tmp_path / 'made'}" in words
     metas["training"]["counts"] |= {"dropped:empty": 1_200, "bad:missing field text": 3}
-    assert "; left out: missing field text 3, empty 1,200\n" in job.said({"a": metas}, tmp_path)
+    assert "; left out: missing field text 3, empty 1,200\n" in job.said({"a": metas}, tmp_path, "documents")
 
 
 def test_a_source_without_a_document_to_train_on_is_refused(data: Corpus, tmp_path: Path) -> None:

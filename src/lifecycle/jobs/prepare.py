@@ -37,7 +37,7 @@ from lifecycle.data.read.row import RawRow
 from lifecycle.data.stream.documents import Usable
 from lifecycle.data.stream.prepared import SIDES, VERSION
 from lifecycle.data.stream.shards import ShardWriter, dtype_of
-from lifecycle.data.views import Maker
+from lifecycle.data.views import ITEMS, Maker
 from lifecycle.errors import UserError
 from lifecycle.system import atomic, owner
 
@@ -94,15 +94,15 @@ def prepare(data: Corpus, folder: Path, processes: Count) -> dict[str, Any]:
         )
         for source in data.sources
     }
-    print(said(metas, folder))
+    print(said(metas, folder, ITEMS[data.make.view]))
     return metas
 
 
-def said(metas: dict[str, Any], folder: Path) -> str:
-    """What the shards hold, a line a source, and how they are read."""
+def said(metas: dict[str, Any], folder: Path, items: str) -> str:
+    """What the shards hold, a line a source, and how they are read; items: what those of the view are called."""
     lines = []
     for name, sides in metas.items():
-        amounts = [f"{sides[side]['documents']:,} documents, {sides[side]['tokens']:,} tokens" for side in SIDES]
+        amounts = [f"{sides[side]['documents']:,} {items}, {sides[side]['tokens']:,} tokens" for side in SIDES]
         left = _left_out(sides["training"]["counts"])
         lines.append(f"{name}: {amounts[0]}; held out: {amounts[1]}" + (f"; left out: {left}" if left else ""))
     return "\n".join([*lines, f"A run reads them with data.prepared={folder}"])

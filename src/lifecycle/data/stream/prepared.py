@@ -233,8 +233,13 @@ def with_formats(specs: Mapping[str, SourceSpec], metas: Mapping[str, Any]) -> d
 
 def other_view(made: Mapping[str, Any], key: str) -> str | None:
     """Why shards that were `made` for a view cannot be read as the items of another one, whose `Maker.key` this is."""
-    view = made.get("view", "text")
-    return None if view == key else f"its shards were made for stage.view={view}, and this run reads {key}"
+    known = str(made.get("view", "text"))
+    if known == key:
+        return None
+    view, reads = (one.partition(" ")[0] for one in (known, key))
+    if view == reads:
+        return f"its shards were made for stage.view={view} with another chat template than this run's"
+    return f"its shards were made for stage.view={view}, and this run reads {reads}"
 
 
 def _misfit(
