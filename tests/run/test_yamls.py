@@ -157,9 +157,14 @@ def test_every_experiment(rows: Path, experiment: str) -> None:
     two_steps([f"experiment={experiment}", *sources, *lengths], rows)
 
 
+DATA_OF = {"dpo": "offline/preferences"}
+"""Of stages that cannot train on the text of experiment=debug."""
+
+
 @pytest.mark.parametrize("stage", choices("stage"))
 def test_every_stage_runs_at_toy_size(rows: Path, stage: str) -> None:
     words = ["experiment=debug", f"stage={stage}", "run=toy", "logger=csv"]
+    words += [f"data={DATA_OF[stage]}"] if stage in DATA_OF else []
     cfg = config.compose(words)
     made = config.stage_class(cfg.stage)
     if made.starts_from_parent if made else "model" in config.asked_of_run(cfg.stage):

@@ -60,9 +60,9 @@ class Stage(pl.LightningModule, ABC):
     takes_over: ClassVar[tuple[type, ...]] = ()
     guard_actions: ClassVar[frozenset[str]] = frozenset({"rate", "restore"})
     weight_copies: ClassVar[Mapping[str, int]] = {}
-    frozen_copies: ClassVar[Callable[[Mapping[str, Any]], int]] = staticmethod(lambda config: 0)
+    frozen_copies: ClassVar[staticmethod[[Mapping[str, Any]], int]] = staticmethod(lambda config: 0)
     measures: ClassVar[Sequence[str] | None] = None
-    faults: ClassVar[Callable[[Mapping[str, Any]], list[str]]] = staticmethod(lambda config: [])
+    faults: ClassVar[staticmethod[[Mapping[str, Any]], list[str]]] = staticmethod(lambda config: [])
 
     def __init__(
         self,

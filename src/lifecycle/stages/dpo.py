@@ -1,0 +1,129 @@
+"""Direct preference optimisation: make the chosen answer likelier than the rejected one, measured from a reference.
+
+    loss = mean over the step's pairs of L(log pi(answer) - log pi_ref(answer), of both)      L: `losses.preference`
+
+One packed forward pass serves both sides of all pairs, a second one without gradients the reference. `stage.loss` names
+L, or several with weights; kto trains on single answers (stage.view=unpaired) and asks both models once more, for the
+answers behind prompts that are not theirs. What is divided by, is counted over all micro-batches and ranks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lifecycle.batch import PairBatch, StepBatch, UnpairedBatch
+from lifecycle.bounds import Keys
+from lifecycle.losses.preference import AnswerLogprobs, PairLogprobs, shared_length
+from lifecycle.model import DocumentMask, ModelConfig
+from lifecycle.stages.base import Stage
+from lifecycle.stages.inheritance import OptimizerState, PeakRate
+from lifecycle.stages.preference import settings, told
+from lifecycle.stages.preference.answers import Answers, answer_logprobs, mismatched
+from lifecycle.stages.preference.objective import Objective
+from lifecycle.stages.preference.reference import LiveReference, Reference
+from lifecycle.stages.preference.settings import PreferenceKeys, reference_of
+from lifecycle.stages.setup import Setup
+from lifecycle.stages.step.collectives import sum_over_ranks
+from lifecycle.stages.step.optimization import OptimizationKeys
+
+Judged = tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]
+"""Losses of items, and what is told of each."""
+
+
+class Dpo(Stage):
+    """Preference optimisation on packed pairs, or on packed single answers."""
+
+    views = frozenset({"preference", "unpaired"})
+    starts_from_parent = True
+    takes_over = (PeakRate, OptimizerState)
+    measures = ("accuracy",)
+    faults = staticmethod(settings.faults)
+    frozen_copies = staticmethod(settings.frozen_copies)
+
+    def __init__(
+        self,
+        *,
+        model: ModelConfig,
+        optimization: Keys[OptimizationKeys],
+        preference: Keys[PreferenceKeys],
+        setup: Setup,
+    ) -> None:
+        kind = reference_of(preference.reference, preference.weights)
+        reference: Reference | None = LiveReference(config=model, setup=setup) if kind == "live" else None
+        super().__init__(model=model, optimization=optimization, setup=setup, beside=reference)
+        self.reference = reference
+        self.objective, self._tail = Objective(preference), preference.tail
+        self._of_step = torch.zeros(())
+
+    def training_step(self, batch: StepBatch, batch_idx: int) -> None:
+        """One optimizer step on this rank's pairs or answers."""
+        self.enter(batch.step)
+        sums = torch.stack([self._sums(micro) for micro in batch.micro]).sum(0)
+        self._of_step = self.objective.of_step(sum_over_ranks(sums.to(self.device)))
+        self.take_step(batch, self._loss_sum)
+
+    def validation_step(self, batch: tuple[Answers, DocumentMask | None], batch_idx: int) -> Tensor:
+        """(3,) float64: the summed loss, the items, and those judged as they were labelled. What a step counts over all
+        of its micro-batches is here that of the one."""
+        micro, documents = batch
+        losses, measured = self._judged(micro, documents, self.objective.of_step(self._sums(micro).to(self.device)))
+        count = torch.tensor(len(micro), dtype=torch.float64, device=losses.device)
+        return torch.stack([losses.double().sum(), count, measured["accuracy"][0].double().sum()])
+
+    def _loss_sum(self, batch: Answers, documents: DocumentMask | None) -> tuple[Tensor, dict[str, Tensor]]:
+        losses, measured = self._judged(batch, documents, self._of_step)
+        ends = batch.at.ends[0::2] if self.objective.paired else batch.at.ends
+        sources = batch.tokens.source_ids.flatten()[ends]
+        return losses.sum(), told.summed(measured, sources, self.setup_facts.source_names)
+
+    def _judged(self, batch: Answers, documents: DocumentMask | None, of_step: Tensor) -> Judged:
+        """The loss of every item, and what is told of it."""
+        logp_N = answer_logprobs(self.network, batch, documents)
+        reference_N = None if self.reference is None else self.reference.logprobs(batch, documents)
+        tokens_Q, beta = batch.at.sums(torch.ones_like(logp_N)), self.objective.beta
+        if isinstance(batch, UnpairedBatch):
+            assert reference_N is not None
+            answers = AnswerLogprobs(policy=batch.sums(logp_N), reference=batch.sums(reference_N), wanted=batch.wanted)
+            measured = told.of_answers(answers, tokens_Q, beta=beta, baseline=of_step)
+            return self.objective.of_answers(answers, of_step), measured
+        pairs = self._pairs(batch, logp_N, reference_N, tokens_Q)
+        apart_P = None if reference_N is None else torch.add(*batch.sums((logp_N - reference_N).square()))
+        measured = told.of_pairs(pairs, beta=beta, by_mean=self.objective.by_mean, apart_P=apart_P)
+        return self.objective.of_pairs(pairs, of_step), measured
+
+    def _pairs(self, batch: PairBatch, logp_N: Tensor, reference_N: Tensor | None, tokens_Q: Tensor) -> PairLogprobs:
+        """Of both sides, the tail of the longer one weighed."""
+        policy, reference = (
+            (None, None) if values_N is None else batch.sums(self._weighed(values_N, batch, tokens_Q))
+            for values_N in (logp_N, reference_N)
+        )
+        assert policy[0] is not None and policy[1] is not None
+        return PairLogprobs(
+            chosen=policy[0],
+            rejected=policy[1],
+            reference_chosen=reference[0],
+            reference_rejected=reference[1],
+            chosen_tokens=tokens_Q[0::2],
+            rejected_tokens=tokens_Q[1::2],
+        )
+
+    def _weighed(self, values_N: Tensor, batch: PairBatch, tokens_Q: Tensor) -> Tensor:
+        if self._tail == 1.0:
+            return values_N
+        return shared_length(values_N, batch.at.sequence, tokens_Q.long(), tail=self._tail)
+
+    @torch.no_grad()
+    def _sums(self, batch: Answers) -> Tensor:
+        """(2,) float64: of a micro-batch, what the loss has to know of the whole step. Of pairs the tokens of the
+        chosen answers, and their number; of single answers the log-ratios of those behind other prompts, and theirs."""
+        if isinstance(batch, PairBatch):
+            tokens = (batch.at.sequence % 2 == 0).sum().double()
+            return torch.stack([tokens, torch.full_like(tokens, len(batch))])
+        apart, documents = self.on_device(mismatched(batch.to(torch.device("cpu"))))
+        assert self.reference is not None
+        logp_N = answer_logprobs(self.network, apart, documents)
+        ratios_N = logp_N - self.reference.logprobs(apart, documents)
+        return torch.stack(
+            [ratios_N.double().sum(), torch.tensor(len(apart), dtype=torch.float64, device=ratios_N.device)]
+        )

@@ -1,0 +1,56 @@
+"""What a frozen reference says of the trained tokens of a batch: the parent's log-probabilities, as DPO compares with.
+
+    live      a second copy of the parent's weights, which stands beside the policy and is asked in every step
+
+It computes as the policy does, with the same kernels in the same precision: before the first step both say the same.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from lifecycle.batch import DataFeed
+from lifecycle.errors import UserError
+from lifecycle.model import DocumentMask, ModelConfig
+from lifecycle.stages.beside.frozen import FrozenNetwork
+from lifecycle.stages.preference.answers import Answers, answer_logprobs
+from lifecycle.stages.setup import Setup
+
+
+class Reference(Protocol):
+    """Where the log-probabilities of the reference come from; held beside the policy."""
+
+    def build(self, mesh: DeviceMesh | None) -> None:
+        """With the policy."""
+
+    def begin(self, device: torch.device, feed: DataFeed) -> None:
+        """Before the first step and the first validation of a process."""
+
+    def logprobs(self, batch: Answers, documents: DocumentMask | None) -> Tensor:
+        """(N,) of the batch's trained tokens, a constant."""
+
+
+class LiveReference:
+    """A second copy of the parent's weights."""
+
+    def __init__(self, *, config: ModelConfig, setup: Setup) -> None:
+        if setup.parent is None:
+            raise UserError("stage.reference=live is the parent's model, and init_from is null: type init_from=RUN")
+        self._frozen = FrozenNetwork(config=config, read=setup.parent.read, setup=setup)
+
+    def build(self, mesh: DeviceMesh | None) -> None:
+        """Read the weights."""
+        self._frozen.build(mesh)
+
+    def begin(self, device: torch.device, feed: DataFeed) -> None:
+        """Move them to where the stage computes."""
+        self._frozen.begin(device, feed)
+
+    @torch.no_grad()
+    def logprobs(self, batch: Answers, documents: DocumentMask | None) -> Tensor:
+        """Asked anew."""
+        return answer_logprobs(self._frozen.network, batch, documents)

@@ -1,0 +1,302 @@
+"""Laws of preference optimisation through the stage: what equal models give, and that no layout changes a step."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tests.stages.test_step import ADAMW, MODEL, Batches, Kept, stage, trainer_of
+from torch import Tensor
+from torch.nn import functional as F
+
+from lifecycle.batch import Example, Pair, PairBatch, UnpairedBatch
+from lifecycle.config.signature import Walk
+from lifecycle.data.stream.packing import Packing, Piece, Row, best_fit
+from lifecycle.model import Decoder, DocumentMask, build
+from lifecycle.optim import Schedule
+from lifecycle.stages.dpo import Dpo
+from lifecycle.stages.preference.answers import mismatched
+from lifecycle.stages.preference.settings import PreferenceKeys, faults
+from lifecycle.stages.setup import ParentWeights
+from lifecycle.stages.step.optimization import OptimizationKeys
+
+STEPS, LENGTH = 3, 40
+CONF: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "conf/stage/dpo.yaml").read_text())
+KEYS = {name: CONF[name] for name in PreferenceKeys.__dataclass_fields__}
+
+
+def parent() -> Decoder:
+    return build(MODEL, seed=1)
+
+
+def dpo(loss: Any = "sigmoid", *, lr: float = 1e-3, **changed: Any) -> Dpo:
+    """The stage with the keys of its YAML, some changed, on the weights of the parent."""
+    walk = Walk()
+    keys = walk.construct(PreferenceKeys, KEYS | {"loss": loss} | changed, ())
+    assert not walk.faults
+    weights = ParentWeights(read=lambda: parent().state_dict(), sha256=lambda: "parent")
+    return Dpo(
+        model=MODEL,
+        optimization=OptimizationKeys(
+            optimizer=replace(ADAMW, lr=lr),
+            schedule=Schedule(name="constant", min_ratio=1.0, warmup_steps=0),
+            max_skipped=0,
+            max_norm_ratio=None,
+        ),
+        preference=keys,
+        setup=replace(stage().setup_facts, parent=weights, read_weights=weights.read),
+    )
+
+
+def pairs(step: int) -> list[Piece]:
+    """Six pairs of two sources, whose prompts and answers have different lengths."""
+    rng, made = np.random.default_rng(step), []
+    for number, (asked, good, bad) in enumerate(((3, 4, 2), (2, 6, 6), (5, 3, 9), (2, 5, 1), (4, 7, 3), (3, 2, 2))):
+        prompt = rng.integers(1, 64, asked).astype(np.int32)
+        sides = [np.append(prompt, rng.integers(1, 64, n)).astype(np.int32) for n in (good, bad)]
+        chosen, rejected = (Example(ids=ids, trained=np.arange(len(ids)) >= asked) for ids in sides)
+        made.append(Piece(Pair(prompt=prompt, chosen=chosen, rejected=rejected), number % 2))
+    return made
+
+
+def singles(step: int, *, bad: bool = True) -> list[Piece]:
+    """Both sides of the pairs, each alone: good, and good or bad."""
+    made = []
+    for piece in pairs(step):
+        assert isinstance(piece.item, Pair)
+        for side, good in ((piece.item.chosen, True), (piece.item.rejected, not bad)):
+            made.append(Piece(replace(side, wanted=good), piece.source))
+    return made
+
+
+def rows_of(pieces: Sequence[Piece], view: str, length: int = LENGTH) -> Any:
+    """Packed as the data engine packs them."""
+    return laid(best_fit(list(pieces), length), view, length)
+
+
+def laid(rows: Sequence[Row], view: str, length: int = LENGTH) -> Any:
+    packing = Packing(view=view)
+    return packing.batch(torch.from_numpy(packing.arrays(list(rows), length)).long())
+
+
+def alone(pieces: Sequence[Piece], view: str) -> Any:
+    """Every item in a row of its own, padded, and a row of padding alone."""
+    rows = [Row([piece], LENGTH - piece.positions) for piece in pieces]
+    return laid([*rows, Row([], LENGTH)], view)
+
+
+def apart(batch: Any) -> list[Any]:
+    return [batch.rows(row, row + 1) for row in range(len(batch.tokens.labels))]
+
+
+def train(made: Dpo, steps: Sequence[list[Any]], folder: Path) -> dict[int, dict[str, float]]:
+    logger = Kept()
+    trainer_of(len(steps), folder, logger=logger).fit(made, Batches(cast(Any, steps)))
+    return logger.rows
+
+
+def same(one: Dpo, other: Dpo) -> None:
+    torch.testing.assert_close(one.network.state_dict(), other.network.state_dict(), rtol=1e-4, atol=2e-5)
+
+
+# -- equal models
+
+
+@pytest.mark.parametrize("layout", [lambda p: rows_of(p, "preference"), lambda p: alone(p, "preference")])
+def test_dpo_is_log_2_where_policy_and_reference_are_equal_packed_and_padded(layout: Any, tmp_path: Path) -> None:
+    rows = train(dpo(), [[layout(pairs(0))]], tmp_path)
+    assert rows[1]["train/loss"] == pytest.approx(math.log(2), abs=1e-7)
+    assert rows[1]["preference/margin"] == rows[1]["preference/kl"] == rows[1]["preference/accuracy"] == 0
+
+
+@pytest.mark.parametrize(
+    ("loss", "value"),
+    [("sigmoid_norm", math.log(2)), ("ipo", 25.0), ("hinge", 1.0), ("apo_zero", 1.0), ("sppo", 50.0)],
+)
+def test_other_losses_begin_at_their_constants_too(loss: str, value: float, tmp_path: Path) -> None:
+    rows = train(dpo(loss), [[rows_of(pairs(0), "preference")]], tmp_path)
+    assert rows[1]["train/loss"] == pytest.approx(value, rel=1e-6)
+
+
+def test_kto_begins_at_half_of_its_weights(tmp_path: Path) -> None:
+    losses = CONF["losses"] | {"kto": {"beta": 0.1, "wanted_weight": 1.5, "unwanted_weight": 0.5}}
+    rows = train(dpo("kto", losses=losses), [[rows_of(singles(0), "unpaired")]], tmp_path)
+    assert rows[1]["train/loss"] == pytest.approx(0.5) and rows[1]["preference/kl"] == 0
+
+
+# -- layouts
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "orpo", {"apo_zero": 1.0, "nll": 0.5}])
+def test_splitting_ordering_packing_and_padding_never_change_a_step(loss: Any, tmp_path: Path) -> None:
+    steps = [pairs(step) for step in range(STEPS)]
+    whole = dpo(loss)
+    rows = train(whole, [[rows_of(items, "preference")] for items in steps], tmp_path)
+    layouts = {
+        "split": [apart(rows_of(items, "preference")) for items in steps],
+        "padded": [[alone(items, "preference")] for items in steps],
+        "other order": [[rows_of(items[::-1], "preference")] for items in steps],
+        "other rows": [[rows_of(items, "preference", 64)] for items in steps],
+    }
+    for name, form in layouts.items():
+        other = dpo(loss)
+        again = train(other, form, tmp_path / name.replace(" ", ""))
+        same(whole, other)
+        for step in range(1, STEPS + 1):
+            for key in ("train/loss", "train/grad_norm", "preference/margin", "preference/b/chosen_nll"):
+                assert again[step].get(key) == pytest.approx(rows[step].get(key), rel=1e-4, abs=1e-6), (name, key)
+
+
+def test_kto_is_the_same_however_rows_are_split_and_ordered(tmp_path: Path) -> None:
+    """Its baseline is of the answers that share a row, which rows of another length change."""
+    steps = [rows_of(singles(step, bad=False), "unpaired") for step in range(STEPS)]
+    whole, split, turned = (dpo("kto", lr=1e-2) for _ in range(3))
+    rows = train(whole, [[batch] for batch in steps], tmp_path / "whole")
+    again = train(split, [apart(batch) for batch in steps], tmp_path / "split")
+    train(turned, [apart(batch)[::-1] for batch in steps], tmp_path / "turned")
+    same(whole, split)
+    same(whole, turned)
+    assert again[3]["preference/kl"] == pytest.approx(rows[3]["preference/kl"], abs=1e-5)
+    assert rows[1]["preference/kl"] == 0 < rows[3]["preference/kl"]  # where all is likelier, so is what is not theirs
+
+
+def test_an_answer_behind_another_prompt_by_hand() -> None:
+    def example(ids: list[int], asked: int) -> Piece:
+        made = Example(ids=np.array(ids, np.int32), trained=np.arange(len(ids)) >= asked, wanted=True)
+        return Piece(made, 1)
+
+    pieces = [example([1, 2, 3, 11, 12], 3), example([4, 21, 22, 23], 1), example([5, 6, 31], 2)]
+    batch: UnpairedBatch = laid([Row(pieces, 1), Row(pieces[:1], 6)], "unpaired", 10)
+    made = mismatched(batch).tokens
+    assert made.input_ids[0].tolist() == [1, 2, 3, 21, 22, 4, 5, 6, 11, 0]
+    assert made.labels[0].tolist() == [-100, -100, 21, 22, 23, 31, -100, 11, 12, -100]
+    assert made.document_ids[0].tolist() == [1, 1, 1, 1, 1, 2, 3, 3, 3, 0]
+    assert made.position_ids[0].tolist() == [0, 1, 2, 3, 4, 0, 0, 1, 2, 0]
+    assert not made.document_ids[1].any() and not made.trained[1].any()  # nobody to change places with
+    assert len(mismatched(batch)) == 3 and batch.tokens.input_ids[0].tolist()[:4] == [1, 2, 3, 11]
+
+
+# -- a plain loop
+
+
+def plain_logp(model: Decoder, ids: Any, asked: int) -> Tensor:
+    """Of the answer behind `asked` tokens, one sequence at a time, without packing."""
+    tokens = torch.from_numpy(ids).long()[None]
+    logits = model.logits(model(tokens[:, :-1], torch.arange(tokens.shape[1] - 1)[None]))
+    return F.log_softmax(logits.float(), -1).gather(2, tokens[:, 1:, None])[0, asked - 1 :, 0].sum()
+
+
+def test_three_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
+    made = dpo()
+    rows = train(made, [apart(rows_of(pairs(step), "preference")) for step in range(STEPS)], tmp_path)
+    policy, reference = parent(), parent()
+    decayed = [p for p in policy.parameters() if p.dim() > 1]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed},
+        {"params": [p for p in policy.parameters() if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=ADAMW.betas, eps=ADAMW.eps, weight_decay=ADAMW.weight_decay)
+    for step in range(STEPS):
+        losses = []
+        for piece in pairs(step):
+            assert isinstance(piece.item, Pair)
+            ratios = []
+            for side in (piece.item.chosen, piece.item.rejected):
+                with torch.no_grad():
+                    known = plain_logp(reference, side.ids, len(piece.item.prompt))
+                ratios.append(plain_logp(policy, side.ids, len(piece.item.prompt)) - known)
+            losses.append(-F.logsigmoid(0.1 * (ratios[0] - ratios[1])))
+        loss = torch.stack(losses).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        assert rows[step + 1]["train/loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
+    torch.testing.assert_close(made.network.state_dict(), policy.state_dict(), rtol=1e-4, atol=2e-5)
+
+
+# -- what is told
+
+
+def test_metrics_are_means_over_pairs_and_by_source(tmp_path: Path) -> None:
+    made = dpo(lr=1e-2)
+    rows = train(made, [[rows_of(pairs(0), "preference")]] * 4, tmp_path)
+    first, last = rows[1], rows[4]
+    assert last["preference/margin"] > 0 and last["preference/accuracy"] > 0.5 and last["preference/kl"] > 0
+    assert last["preference/margin"] == pytest.approx(
+        last["preference/chosen_reward"] - last["preference/rejected_reward"], abs=1e-6
+    )
+    sides: list[Any] = [p.item for p in pairs(0)]
+    nll = [-float(plain_logp(parent(), p.chosen.ids, len(p.prompt)).detach()) for p in sides]
+    tokens = [int(p.chosen.trained[1:].sum()) for p in sides]
+    assert first["preference/chosen_logprob"] == pytest.approx(-sum(nll) / 6, rel=1e-5)
+    assert first["preference/chosen_nll"] == pytest.approx(sum(nll) / sum(tokens), rel=1e-5)
+    assert first["preference/a/chosen_nll"] == pytest.approx(sum(nll[0::2]) / sum(tokens[0::2]), rel=1e-5)
+    assert last["preference/margin"] == pytest.approx(
+        (last["preference/a/margin"] + last["preference/b/margin"]) / 2, rel=1e-5
+    )
+
+
+def test_held_out_pairs_give_a_loss_and_an_accuracy() -> None:
+    made = dpo()
+    made.configure_model()
+    assert made.beside is not None
+    made.beside.begin(torch.device("cpu"), cast(Any, None))
+    batch: PairBatch = rows_of(pairs(0), "preference")
+    seen = DocumentMask.from_ids(batch.tokens.document_ids, kernel="sdpa")
+    with torch.no_grad():
+        assert made.validation_step((batch, seen), 0).tolist() == pytest.approx([6 * math.log(2), 6, 0])
+        made.network.embedding.weight.mul_(1.1)
+        loss, count, right = made.validation_step((batch, seen), 0).tolist()
+    assert count == 6 and 0 < right <= 6 and loss != pytest.approx(6 * math.log(2))
+
+
+# -- the loss and what it needs
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"loss": "kto"}, "stage.view=unpaired"),
+        ({"loss": "sigmoid", "view": "unpaired"}, "type stage.view=preference"),
+        ({"loss": {"kto": 1.0, "sigmoid": 1.0}, "view": "unpaired"}, "choose one kind"),
+        ({"loss": {"sigmiod": 1.0}}, "stage.loss has sigmiod; wanted some of"),
+        ({"loss": []}, "stage.loss has no name"),
+        ({"reference": None}, "stage.reference is null, and stage.loss sigmoid compares with one"),
+        ({"loss": "apo_zero", "divergence": "js"}, "apo_zero is none"),
+        ({"loss": "kto", "view": "unpaired", "tail": 0.5}, "kto has no pairs"),
+    ],
+)
+def test_what_cannot_stand_together_says_what_to_type(changed: dict[str, Any], words: str) -> None:
+    found = faults({"stage": CONF | changed})
+    assert len(found) == 1 and words in found[0]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"loss": "kto", "view": "unpaired"}, {"loss": ["simpo", "nll"], "reference": None}, {"divergence": "js"}],
+)
+def test_what_fits_is_let_through(changed: dict[str, Any]) -> None:
+    assert faults({"stage": CONF | changed}) == []
+
+
+def test_a_reference_is_held_where_the_loss_compares_with_one() -> None:
+    assert dpo("sigmoid").reference is not None and dpo("simpo").reference is None
+    copies = {name: Dpo.frozen_copies({"stage": CONF | {"loss": name}}) for name in ("sigmoid", "simpo", "orpo", "kto")}
+    assert copies == {"sigmoid": 1, "simpo": 0, "orpo": 0, "kto": 1}
+
+
+@pytest.mark.parametrize("changed", [{"tail": 0.3}, {"divergence": "js"}, {"divergence": "forward_kl"}])
+def test_a_tail_and_a_divergence_begin_at_log_2_and_lead_elsewhere(changed: dict[str, Any], tmp_path: Path) -> None:
+    plain, other = dpo(), dpo(**changed)
+    batches = [[rows_of(pairs(step), "preference")] for step in range(2)]
+    train(plain, batches, tmp_path / "plain")
+    rows = train(other, batches, tmp_path / "other")
+    assert rows[1]["train/loss"] == pytest.approx(math.log(2), abs=1e-6)
+    moved = zip(plain.network.parameters(), other.network.parameters(), strict=True)
+    assert not all(torch.equal(a, b) for a, b in moved)
