@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from lifecycle import config
 from lifecycle.loggers import CsvLogger
+from lifecycle.runs.answers import answering
 from lifecycle.runs.at_work import at_work
 from lifecycle.runs.begin_end import begin, is_over
 from lifecycle.runs.data import load_data
@@ -63,7 +64,10 @@ def train(plan: RunPlan) -> RunResult:
     data, length = load_data(plan)
     start = agree(plan, length.timeline, last=length.last, vocab_size=data.tokenizer.vocab_size)
     stage = build_stage(plan, data, length.timeline, start)
-    watching = guards(plan.config, plan.folder.path, data, plan.parent)
+    watching = [
+        *guards(plan.config, plan.folder.path, data, plan.parent),
+        *answering(plan.config, plan.folder.path, data),
+    ]
     trainer = trainer_of(plan, length, start, loggers=loggers, watching=watching)
     if rank() == 0:
         begin(plan, start, stage, data)

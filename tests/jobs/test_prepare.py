@@ -76,7 +76,7 @@ def test_a_process_reads_a_source_once_for_all_its_parts(
         return given
 
     monkeypatch.setattr(RetryingFile, "_part", counting)
-    task = job._Task(data.sources[0], data.make, tmp_path / "made", tuple(range(job.PARTS)))
+    task = job._Task(data.sources[0], data.maker(data.sources[0]), tmp_path / "made", tuple(range(job.PARTS)))
     job._write_parts(task)
     assert fetched <= 2.5 * (tmp_path / "a.jsonl.gz").stat().st_size  # once, and a look at its beginning
     fetched = 0

@@ -42,7 +42,7 @@ def chain(folder: Path, *generations: dict[str, Any]) -> Parent:
 
 
 def weights(parent: Parent, ancestors: Any) -> dict[str, float]:
-    return {name: made["weight"] for name, made in replayed_sources(parent, ancestors, share=0.1).items()}
+    return {name: made["weight"] for name, made in replayed_sources(parent, ancestors, share=0.1, view="text").items()}
 
 
 def three(folder: Path) -> Parent:
@@ -88,7 +88,7 @@ def test_what_cannot_be_measured_or_is_measured_already_is_not_opened_for_nothin
 
 def test_a_source_that_the_parent_named_replay_is_of_its_own_mixture(tmp_path: Path) -> None:
     parent = chain(tmp_path, {"sources": {"new": source("n.jsonl", 3), "replay": source("r.jsonl")}})
-    found = replayed_sources(parent, 1, share=0.1)
+    found = replayed_sources(parent, 1, share=0.1, view="text")
     assert {name: made["weight"] for name, made in found.items()} == {"replay.new": 0.75, "replay.replay": 0.25}
     assert found["replay.replay"]["domain"] == "replay"
 
@@ -114,7 +114,7 @@ def test_places_are_found_from_any_folder(tmp_path: Path, root: str | None) -> N
         "hub": {"hub": "owner/name", "validation": "test"},
         "local": {"hub": "like_hub", "validation": "test"},
     }
-    found = replayed_sources(chain(tmp_path, {"root": root, "sources": sources}), 1, share=0.1)
+    found = replayed_sources(chain(tmp_path, {"root": root, "sources": sources}), 1, share=0.1, view="text")
     assert found["replay.file"]["path"] == f"{start}/a.jsonl"
     assert found["replay.file"]["validation"] == f"{start}/held.jsonl"
     assert found["replay.split"]["path"] == {"train": f"{start}/a.jsonl", "test": [f"{start}/b.jsonl", "/c.jsonl"]}
@@ -131,7 +131,7 @@ def test_paths_start_where_the_run_says_that_it_was(tmp_path: Path) -> None:
     told = parent.run.lineage()
     told["data"]["root"] = "/elsewhere"  # a job of a sweep lies one folder deeper than other runs
     (parent.run.path / "run.json").write_text(json.dumps(told))
-    assert replayed_sources(parent, 1, share=0.1)["replay.a"]["path"] == "/elsewhere/a.jsonl"
+    assert replayed_sources(parent, 1, share=0.1, view="text")["replay.a"]["path"] == "/elsewhere/a.jsonl"
 
 
 def exam(path: str, **keys: Any) -> dict[str, Any]:
@@ -184,10 +184,10 @@ def test_a_function_of_the_parents_is_not_called_unless_this_run_names_its_modul
     for parent in (chain(tmp_path / "a", first), chain(tmp_path / "b", first, {"sources": {"new": source("n.jsonl")}})):
         for functions in ((), ("mine",), ("theirs.more",)):
             with pytest.raises(UserError, match=r"function theirs:run.*type 'stage.replay.functions=\[.*theirs\]'"):
-                replayed_sources(parent, 1, share=0.1, functions=functions)
-        assert replayed_sources(parent, 1, share=0.1, functions=["theirs"])
+                replayed_sources(parent, 1, share=0.1, view="text", functions=functions)
+        assert replayed_sources(parent, 1, share=0.1, view="text", functions=["theirs"])
     free = chain(tmp_path / "c", {"sources": {"web": source("web.jsonl", filters={"classifier": None})}})
-    assert replayed_sources(free, 1, share=0.1)
+    assert replayed_sources(free, 1, share=0.1, view="text")
 
 
 def test_what_a_parents_config_says_refers_to_nothing_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,14 +208,14 @@ def test_a_source_that_an_older_version_wrote_without_a_key_is_the_same_text() -
 
 
 def test_old_and_new_text_of_one_name_are_two_domains(tmp_path: Path) -> None:
-    found = replayed_sources(chain(tmp_path, {"sources": {"mine": source("old.jsonl")}}), 1, share=0.1)
+    found = replayed_sources(chain(tmp_path, {"sources": {"mine": source("old.jsonl")}}), 1, share=0.1, view="text")
     assert domains(found, {"other": source("new.jsonl")}) == {"replay.mine": "mine"}
     assert domains(found, {"mine": source("new.jsonl")}) == {"replay.mine": "replay.mine"}
     assert domains(found, {"web": source("new.jsonl", domain="mine")}) == {"replay.mine": "replay.mine"}
 
 
 def test_the_same_text_is_one_domain_however_much_of_it_is_read(tmp_path: Path) -> None:
-    found = replayed_sources(chain(tmp_path, {"sources": {"mine": source("old.jsonl", 3)}}), 1, share=0.1)
+    found = replayed_sources(chain(tmp_path, {"sources": {"mine": source("old.jsonl", 3)}}), 1, share=0.1, view="text")
     same = {"mine": source("old.jsonl", 0.5, max_epochs=2, hub=None)}
     measured = {name: {**made, "validation_tokens": 8192} for name, made in found.items()}
     assert domains(measured, {"mine": source(str(tmp_path / "old.jsonl"))}) == {"replay.mine": "mine"}
@@ -227,7 +227,9 @@ def test_the_same_text_is_one_domain_however_much_of_it_is_read(tmp_path: Path) 
 
 def test_generations_that_share_a_name_are_told_apart(tmp_path: Path) -> None:
     older = {"sources": {"mine": source("first.jsonl"), "also": source("also.jsonl", domain="mine")}}
-    found = replayed_sources(chain(tmp_path, older, {"sources": {"mine": source("second.jsonl")}}), "all", share=0.1)
+    found = replayed_sources(
+        chain(tmp_path, older, {"sources": {"mine": source("second.jsonl")}}), "all", share=0.1, view="text"
+    )
     assert domains(found, {"new": source("new.jsonl")}) == {
         "replay.mine": "mine",
         "replay.1.mine": "replay.1.mine",

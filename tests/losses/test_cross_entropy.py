@@ -67,6 +67,56 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(loss, (hidden, weight))
 
 
+def test_dynamic_fine_tuning_by_hand() -> None:
+    hidden = torch.ones(1, 1, dtype=torch.float64)
+    weight = torch.tensor([[0.0], [math.log(3)]], dtype=torch.float64, requires_grad=True)  # p = 1/4, 3/4
+    loss, metrics = linear_cross_entropy(hidden, weight, torch.tensor([1]), dft=True)
+    assert loss.item() == pytest.approx(-0.75 * math.log(0.75), abs=1e-15)
+    assert metrics["nll"].item() == pytest.approx(-math.log(0.75), abs=1e-15)
+    # d logits = p (softmax - onehot): 3/4 of (1/4, -1/4)
+    torch.testing.assert_close(grads(loss, weight)[0], torch.tensor([[3 / 16], [-3 / 16]], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("z_loss", [0.0, 0.3])
+@pytest.mark.parametrize("chunk_tokens", [1, 4, 100])
+def test_dynamic_fine_tuning_is_cross_entropy_by_the_tokens_own_probability(
+    chunk_tokens: int, z_loss: float, softcap: float | None
+) -> None:
+    hidden, weight, labels = inputs()
+    weights = torch.rand(13, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    given: dict[str, Any] = {"weights_N": weights, "z_loss": z_loss, "softcap": softcap, "chunk_tokens": chunk_tokens}
+    loss, metrics = linear_cross_entropy(hidden, weight, labels, dft=True, **given)
+    logits = hidden @ weight.T
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    nll = F.cross_entropy(logits, labels, reduction="none")
+    penalty = z_loss * (logits.logsumexp(-1).square() * weights * (labels != -100)).sum()
+    expected = (nll * (-nll).exp().detach() * weights).sum() + penalty
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(metrics["nll"], (nll * weights).sum())
+    torch.testing.assert_close(grads(loss, hidden, weight), grads(expected, hidden, weight))
+    plain, _ = linear_cross_entropy(hidden, weight, labels, **given)
+    assert loss < plain  # no token counts for more than it did
+
+
+def test_a_token_that_the_model_is_sure_of_counts_whole_and_an_impossible_one_not_at_all() -> None:
+    for shift, share in ((30.0, 1.0), (-30.0, 0.0)):
+        hidden, weight = torch.ones(1, 1, requires_grad=True), torch.tensor([[0.0], [shift]], requires_grad=True)
+        dynamic, plain = (linear_cross_entropy(hidden, weight, torch.tensor([1]), dft=dft)[0] for dft in (True, False))
+        assert dynamic.item() == pytest.approx(share * plain.item(), abs=1e-6)
+        for one, other in zip(grads(dynamic, weight), grads(plain, weight), strict=True):
+            torch.testing.assert_close(one, share * other, rtol=1e-4, atol=1e-6)
+
+
+def test_dynamic_fine_tuning_adds_up_over_micro_batches_and_leaves_untrained_tokens_out() -> None:
+    hidden, weight, labels = inputs()
+    whole, _ = linear_cross_entropy(hidden, weight, labels, dft=True)
+    parts = [linear_cross_entropy(hidden[s], weight, labels[s], dft=True)[0] for s in (slice(0, 4), slice(4, 13))]
+    torch.testing.assert_close(grads(sum(parts, hidden.new_zeros(())), hidden, weight), grads(whole, hidden, weight))
+    kept = labels != -100
+    torch.testing.assert_close(linear_cross_entropy(hidden[kept], weight, labels[kept], dft=True)[0], whole)
+
+
 def test_the_gradient_follows_a_factor_put_on_the_loss_later() -> None:
     hidden, weight, labels = inputs()
     loss, _ = linear_cross_entropy(hidden, weight, labels, chunk_tokens=4)

@@ -157,7 +157,7 @@ def test_every_experiment(rows: Path, experiment: str) -> None:
     two_steps([f"experiment={experiment}", *sources, *lengths], rows)
 
 
-DATA_OF = {"dpo": "offline/preferences"}
+DATA_OF = {"dpo": "offline/preferences", "sft": "offline/questions"}
 """Of stages that cannot train on the text of experiment=debug."""
 
 

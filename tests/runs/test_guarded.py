@@ -24,7 +24,7 @@ def parent(tmp_path: Path) -> Parent:
 def configured(parent: Parent | None, own: dict[str, Any], *words: str, root: Path | None = None) -> DictConfig:
     """A config after it has taken over what it takes over: mid-training, unless the words say another stage."""
     cfg = config.compose(["stage=midtrain", *words])
-    replay = {} if parent is None or "replay" not in cfg.stage else replayed_sources(parent, 1, share=0.1)
+    replay = {} if parent is None or "replay" not in cfg.stage else replayed_sources(parent, 1, share=0.1, view="text")
     with open_dict(cfg):
         cfg.data.root = None if root is None else str(root)
         cfg.data.sources = {**own, **told_apart(replay, own, cfg.data.root)}

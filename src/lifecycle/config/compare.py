@@ -18,6 +18,8 @@ MAY_DIFFER = (
     "dry_run",
     "checkpoint",
     "logging",
+    "validation.answers",
+    "validation.answer_tokens",
     "logger",
     "callbacks",
     "hardware",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lifecycle.bounds import Count, Every, Part, Positive
+from lifecycle.bounds import Count, Every, FromZero, Part, Positive
 from lifecycle.errors import UserError
 
 Action = Literal["replay", "rate", "restore"]
@@ -22,10 +22,13 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """When a run is measured on held-out text, and on how many tokens a domain."""
+    """When a run is measured on held-out text, on how many tokens a domain, and how many held-out prompts a domain it
+    answers then, in how many tokens at most."""
 
     every_steps: Every
     tokens: Count
+    answers: FromZero | None
+    answer_tokens: Count
 
 
 @dataclass(frozen=True, kw_only=True)

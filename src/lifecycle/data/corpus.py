@@ -35,7 +35,7 @@ from lifecycle.data.stream.open_sources import (
     held_out_source,
     open_sources,
 )
-from lifecycle.data.stream.packing import LongExamples, Packing
+from lifecycle.data.stream.packing import LongExamples, Packing, TrainOn
 from lifecycle.data.stream.pieces import Documents, Pieces, State
 from lifecycle.data.stream.prepared import Prepared, open_prepared, read_metas, with_formats
 from lifecycle.data.stream.run_tokenizer import run_tokenizer
@@ -68,6 +68,7 @@ class Corpus:
     """Opens what the streams, the validation and the jobs read. Raises `UserError` for sources that are missing, cannot
     give the view, or disagree with a prepared run.
 
+    passes: over `epoch_source`, that the run is to end with; where items are not cut it is read no further.
     sources: those that are read, with levels in place of the source that was split into them; whole: those of the
     config; levels: by the name of the source that was split. mix, weights: of `sources`; whole_mix: of `whole`.
     """
@@ -80,16 +81,20 @@ class Corpus:
         seed: int,
         processes: int,
         folder: Path | None,
+        train_on: TrainOn = "assistant",
+        passes: float | None = None,
         replay_share: float | None = None,
         parent_loss: DocumentLoss | None = None,
         begun: Begun | None = None,
     ) -> None:
         self.config, self.seed, self.cache, self._processes = config, seed, made_cache_folder(), processes
-        self.packing = Packing(view=view, long_examples=config.long_examples)
+        self.packing = Packing(view=view, long_examples=config.long_examples, train_on=train_on)
         metas = read_metas(config.prepared) if config.prepared else {}
         specs = with_formats(config.sources, metas)
         self.whole_mix = mixture({name: spec.weight for name, spec in specs.items()}, replay_share)
         self.epoch_source = self._epoch_source(specs)
+        if passes and self.packing.pads and config.curriculum is None and specs[self.epoch_source].max_epochs is None:
+            specs[self.epoch_source] = replace(specs[self.epoch_source], max_epochs=passes)
         evaluation = evaluation_of(
             config.decontaminate, root=config.root, cache=self.cache, in_shards=config.sources.keys() <= metas.keys()
         )
@@ -168,10 +173,14 @@ class Corpus:
             metas,
             self.sources,
             {name: self.held_apart(name) for name in self.config.sources},
-            make=self.make,
+            make={source.name: self.maker(source) for source in self.sources},
             evaluation_known=evaluation is not None or self.config.decontaminate is None,
             may_lack=self.whole_mix.replay,
         )
+
+    def maker(self, source: Source) -> Maker:
+        """What makes the items of a source."""
+        return self.make.in_view(source.spec.view_in(self.packing.view))
 
     @property
     def max_epochs(self) -> dict[str, float | None]:
@@ -187,7 +196,7 @@ class Corpus:
             return sum(self.prepared[one].training.positions(self.packing, row_length) for one in names)
         source = next(s for s in self.whole if s.name == name)
         return count_positions(
-            source, self.make, packing=self.packing, row_length=row_length, cache=self.cache, seed=self.seed
+            source, self.maker(source), packing=self.packing, row_length=row_length, cache=self.cache, seed=self.seed
         )
 
     def epoch_tokens(self, steps: int, phases: Sequence[Phase]) -> float:
@@ -203,7 +212,7 @@ class Corpus:
         no more often. Rows are padded, so that no number of steps says exactly when that is."""
         if self.epoch_source in self.levels:  # their weights move with progress, and each has an end of its own
             return False
-        return passes is not None and self.config.sources[self.epoch_source].max_epochs == passes
+        return passes is not None and self.max_epochs[self.epoch_source] == passes
 
     def open_streams(
         self,
@@ -245,7 +254,7 @@ class Corpus:
             return made.documents(source, streams=streams, states=states, seed=self.seed)
         buffer = self.config.shuffle_buffer
         return raw_documents(
-            source, self.make, streams=streams, states=states, seed=self.seed, buffer=buffer, reading=reading
+            source, self.maker(source), streams=streams, states=states, seed=self.seed, buffer=buffer, reading=reading
         )
 
     def documents(self, name: str) -> Documents:
@@ -263,7 +272,7 @@ class Corpus:
             return made.measured(source.spec, tokens)
         if (held := self._held[source.name]) is None:
             return []
-        return held_out_items(held, self.make, tokens=tokens, cache=self.cache, processes=self._processes)
+        return held_out_items(held, self.maker(source), tokens=tokens, cache=self.cache, processes=self._processes)
 
     def held_apart(self, name: str) -> Source | None:
         """Of a source: the one that its held-out rows have files of their own in."""

@@ -28,7 +28,7 @@ from lifecycle.data.stream.loading.exchange import gather
 from lifecycle.data.stream.loading.loader import StepLoader, micro_batch_rows
 from lifecycle.data.stream.loading.opening import Opener
 from lifecycle.data.stream.packing import Piece
-from lifecycle.data.validation import collect, held_out_sets, pack
+from lifecycle.data.validation import HeldOutQuestion, collect, held_out_sets, pack
 from lifecycle.errors import UserError
 
 WINDOW_ROWS = 512  # rows that all streams together pack at once: padding falls and a resume reads more as it grows
@@ -90,6 +90,11 @@ class DataModule(pl.LightningDataModule):
         see `HeldOutSet`."""
         weight = {d: sum(self.weights[s.name] for s in self.sources if s.domain == d) for d in self.held_out}
         return {domain: (weight[domain], held.bytes) for domain, held in self.held_out.items()}
+
+    def questions(self, count: int) -> list[tuple[str, HeldOutQuestion]]:
+        """The first `count` held-out questions of every domain that has such, with the domain; the same at every
+        measurement."""
+        return [(domain, one) for domain, held in self.held_out.items() for one in held.questions[:count]]
 
     def is_last(self, step: int) -> bool:
         """Whether the run is done after `step` steps, for the data has come to its end, or to that of the plan."""

@@ -14,11 +14,31 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lifecycle.batch import IGNORED, Item, Prompt, PromptBatch
+from lifecycle.batch import IGNORED, Example, Ids, Item, Pair, Prompt, PromptBatch
 from lifecycle.data.clean.source import Source
-from lifecycle.data.stream.packing import Packing, Piece, best_fit
+from lifecycle.data.stream.packing import Packing, Piece, best_fit, is_document
 from lifecycle.data.stream.pieces import Documents, Exhausted
 from lifecycle.errors import UserError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOutQuestion:
+    """Of a held-out conversation: the ids that a model is asked with, and what stands there as the answer."""
+
+    prompt: Ids
+    answer: Ids
+
+    @classmethod
+    def of(cls, item: Item) -> HeldOutQuestion | None:
+        """The first answer of a conversation, or the chosen one of a pair; None of a text, and of a prompt alone."""
+        if isinstance(item, Pair):
+            return cls(prompt=item.prompt, answer=item.chosen.ids[len(item.prompt) :])
+        if not isinstance(item, Example) or is_document(item):
+            return None
+        assert item.trained is not None
+        first = int(item.trained.argmax())
+        length = int((~item.trained[first:]).argmax()) or len(item.ids) - first
+        return cls(prompt=item.ids[:first], answer=item.ids[first : first + length]) if first else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +47,7 @@ class HeldOutSet:
 
     tokens: trained ones (of prompts: their number); bytes: UTF-8 bytes of the text of exactly these tokens, of which
     marks have none; None where a loss is no likelihood of one text, as of pairs, judged completions and prompts.
-    wanted: positions asked of each of its sources.
+    questions: of its conversations. wanted: positions asked of each of its sources.
     """
 
     domain: str
@@ -37,6 +57,7 @@ class HeldOutSet:
     tokens: int
     bytes: int | None
     documents: int
+    questions: Sequence[HeldOutQuestion] = ()
     wanted: Mapping[str, int] = field(default_factory=dict)
 
     def beginnings(self, begin: int, tokens: int) -> list[list[int]]:
@@ -165,4 +186,5 @@ def pack(
         tokens=int((packed["labels"] != IGNORED).sum()) if packed else len(prompts),
         bytes=byte_count(packed["labels"][packed["labels"] != IGNORED]) if packing.has_text else None,
         documents=len(documents),
+        questions=[one for piece in laid if (one := HeldOutQuestion.of(piece.item)) is not None],
     )

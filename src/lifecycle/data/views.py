@@ -177,6 +177,10 @@ class Maker:
             return [Example(ids=ids) for ids in self.tokenizer.documents(texts)]
         return VIEWS[self.view]([row.record for row in rows if row.record is not None], self.tokenizer, self.template)
 
+    def in_view(self, view: str) -> Maker:
+        """What makes items of another view; documents need no template."""
+        return Maker(view=view, tokenizer=self.tokenizer, template=None if view == TEXT else self.template)
+
     @property
     def key(self) -> str:
         """What the items depend on beside the rows and the tokenizer."""

@@ -70,7 +70,7 @@ def prepare(data: Corpus, folder: Path, processes: Count) -> dict[str, Any]:
     held = {s.name: apart for s in data.sources if (apart := data.held_apart(s.name)) is not None}
     readers = min(max(1, processes), PARTS)
     tasks = [
-        _Task(source, data.make, folder / "prepared" / source.name, tuple(range(first, PARTS, readers)), apart)
+        _Task(source, data.maker(source), folder / "prepared" / source.name, tuple(range(first, PARTS, readers)), apart)
         for sources, apart in ((data.sources, False), (held.values(), True))
         for source in sources
         for first in range(readers)
@@ -87,7 +87,7 @@ def prepare(data: Corpus, folder: Path, processes: Count) -> dict[str, Any]:
         source.name: _finish(
             source,
             folder,
-            data.make,
+            data.maker(source),
             made[source.name, False],
             held.get(source.name),
             made.get((source.name, True)),

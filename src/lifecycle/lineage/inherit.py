@@ -87,7 +87,9 @@ def _brought_back(cfg: DictConfig, parent: Parent, data: dict[str, Any]) -> dict
     if taken is None or REPLAY in data["sources"]:
         return {}
     replay = taken.replay
-    sources = replayed_sources(parent, replay.ancestors, share=replay.share, functions=replay.functions or ())
+    sources = replayed_sources(
+        parent, replay.ancestors, share=replay.share, view=cfg.stage.view, functions=replay.functions or ()
+    )
     return told_apart(sources, data["sources"], data["root"])
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lifecycle.data.clean.contamination import RULE, Decontaminate, EvaluationSet
+from lifecycle.data.conversation.template_check import TEXT
 from lifecycle.data.curriculum.levels import is_level
 from lifecycle.data.mixture.batch_plan import REPLAY
 from lifecycle.data.mixture.replay_names import generation_of, replay_name, replayed_later
@@ -32,11 +33,12 @@ AMOUNTS = ("domain", "weight", "max_epochs", "tokens", "validation_tokens", "rew
 
 
 def replayed_sources(
-    parent: Parent, ancestors: Any, *, share: float, functions: Collection[str] = ()
+    parent: Parent, ancestors: Any, *, share: float, view: str, functions: Collection[str] = ()
 ) -> dict[str, Any]:
     """The sources of the ancestors' mixtures, by the names that they have here; `ancestors` as in `stage.replay`.
 
-    functions: the modules whose functions they may call, named by this run itself. Raises UserError for another.
+    view: what this run trains on. functions: the modules whose functions they may call, named by this run itself.
+    Raises UserError for another.
     """
     runs = _ancestry(parent)
     if not runs and not share:
@@ -48,7 +50,7 @@ def replayed_sources(
         )
     out: dict[str, Any] = {}
     for generation, (run, weight) in enumerate(zip(runs, _weights(ancestors, len(runs)), strict=True)):
-        own = _mixture(run)
+        own = _mixture(run, view)
         total = sum(source["weight"] for source in own.values())
         for name, source in own.items():
             made = {**source, "weight": weight * source["weight"] / total}
@@ -157,8 +159,9 @@ def _ancestry(parent: Parent) -> list[RunFolder]:
     return list(takewhile(lambda run: run.lineage().get("data"), runs))
 
 
-def _mixture(run: RunFolder) -> dict[str, Any]:
-    """The sources that a run was trained on, but for those of its ancestors, as they are read from anywhere."""
+def _mixture(run: RunFolder, view: str) -> dict[str, Any]:
+    """The sources that a run was trained on, but for those of its ancestors, as they are read from anywhere: what it
+    knows as documents are documents also in a run on another `view`."""
     data, root = run.lineage()["data"], _root(run)
     measured = {name: n for one in data.get("validation", {}).values() for name, n in one.get("wanted", {}).items()}
     seen: Mapping[str, Any] = data.get("sources", {})
@@ -174,6 +177,8 @@ def _mixture(run: RunFolder) -> dict[str, Any]:
         kept = {key: value for key, value in source.items() if key not in ("max_epochs", "rewards", "weight")}
         # so many as that run has measured: what it reports and what this one begins with are numbers of the same text
         kept |= {"validation_tokens": measured[name]} if measured.get(name) else {}
+        if view != TEXT and (run.config() or {}).get("stage", {}).get("view") == TEXT:
+            kept["view"] = TEXT
         out[name] = {**_placed(kept, root), "domain": source.get("domain") or name, "weight": weight}
     return out
 

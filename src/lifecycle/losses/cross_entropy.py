@@ -3,9 +3,13 @@
     logits = hidden @ weight';  loss = sum over trained tokens of [logsumexp(logits) - logits[label]]
                                      + z_loss * logsumexp(logits)^2          (z-loss: PaLM, arXiv 2204.02311, sec. 5)
 
-each times the weight of its label, if labels have weights. With a softcap c, logits are replaced by c tanh(logits / c)
+each times the weight of its label, if labels have weights. Dynamic fine-tuning (DFT, arXiv 2508.05629, equation 9)
+multiplies a token's cross-entropy by its own probability, which is a constant to the gradient:
+    loss = sum over trained tokens of -sg(p) log p,    p = exp(logits[label] - logsumexp(logits))
+so tokens that the model thinks impossible move it little. With a softcap c, logits are replaced by c tanh(logits / c)
 (arXiv 2408.00118, section 2). The logits of one chunk of tokens exist at a time, and once: their gradients,
     d logits = weight * [softmax * (1 + 2 z_loss logsumexp) - onehot(label)] * (1 - tanh(logits / c)^2, if capped),
+(with DFT p * weight in the place of weight, but for the z-loss)
 are computed in the forward pass too and multiplied into those of hidden and weight, which is all that backward needs.
 
 Shapes: N tokens, D width, V vocabulary, C tokens of one chunk.
@@ -33,6 +37,7 @@ LEAST_CHUNK_TOKENS = 512
 """Fewer would read the head too often."""
 
 Terms = tuple[Tensor, Tensor, Tensor]
+"""Summed loss, cross-entropy and penalty."""
 
 
 def linear_cross_entropy(
@@ -42,14 +47,17 @@ def linear_cross_entropy(
     *,
     weights_N: Tensor | None = None,
     z_loss: float = 0.0,
+    dft: bool = False,
     softcap: float | None = None,
     chunk_tokens: int | None = None,
     compiled: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Summed loss (scalar, fp32) over the tokens whose label is not -100, and the detached sums of its parts.
 
-    weights_N: factors of the tokens' losses, constants to the gradient; None: all 1.
-    metrics: `count` of trained tokens, `nll` the cross-entropy alone, `z_loss` the penalty alone; loss = nll + z_loss.
+    weights_N: factors of the tokens' losses, constants to the gradient; None: all 1. dft: each token's cross-entropy
+    counts by its own probability.
+    metrics: `count` of trained tokens, `nll` the cross-entropy alone, `z_loss` the penalty alone; loss = nll + z_loss,
+    with `dft` the dynamic loss + z_loss.
     Products run in the autocast dtype where autocast is on, else in the dtype of hidden; logarithms, sums and the
     weight's gradient are fp32 (fp64 for fp64 inputs). Differentiable once, in hidden and weight. `compiled` fuses what
     happens to a chunk's logits between the products. Memory beyond the gradients: a few chunks of logits.
@@ -66,7 +74,7 @@ def linear_cross_entropy(
     differentiate = torch.is_grad_enabled()
     with torch.autocast(hidden_ND.device.type, enabled=False):
         loss, nll, penalty = _LinearCrossEntropy.apply(
-            hidden_ND, weight_VD, labels_N, weights_N, z_loss, softcap, chunk, compute, differentiate, compiled
+            hidden_ND, weight_VD, labels_N, weights_N, z_loss, dft, softcap, chunk, compute, differentiate, compiled
         )
     return loss, {"count": count, "nll": nll, "z_loss": penalty}
 
@@ -105,6 +113,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         labels_N: Tensor,
         weights_N: Tensor | None,
         z_loss: float,
+        dft: bool,
         softcap: float | None,
         chunk: int,
         compute: torch.dtype,
@@ -116,15 +125,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight = weight_VD.to(compute)
         grad_hidden = torch.empty_like(hidden_ND) if wanted[0] else None
         grad_weight = torch.zeros(weight.shape, dtype=sums, device=weight.device) if wanted[1] else None
-        nll, penalty = torch.zeros((2,), dtype=sums, device=weight.device)
+        loss, nll, penalty = torch.zeros((3,), dtype=sums, device=weight.device)
         terms = _compiled_terms() if compiled else _terms
         for part in chunks(len(labels_N), chunk):
             hidden = hidden_ND[part].to(compute)
             logits = hidden @ weight.T
             weights = None if weights_N is None else weights_N[part]
-            chunk_nll, chunk_penalty, grad_logits = terms(logits, labels_N[part], weights, z_loss, any(wanted), softcap)
-            nll += chunk_nll
-            penalty += chunk_penalty
+            chunk_sums, grad_logits = terms(logits, labels_N[part], weights, z_loss, any(wanted), dft, softcap)
+            loss, nll, penalty = loss + chunk_sums[0], nll + chunk_sums[1], penalty + chunk_sums[2]
             if grad_hidden is not None:
                 grad_hidden[part] = grad_logits @ weight
             if grad_weight is not None:
@@ -133,13 +141,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_weight = grad_weight.to(weight_VD.dtype)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.mark_non_differentiable(nll, penalty)
-        return nll + penalty, nll, penalty
+        return loss + penalty, nll, penalty
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         grads = (None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors)
-        return (*grads, *[None] * 8)
+        return (*grads, *[None] * 9)
 
 
 def _terms(
@@ -148,15 +156,17 @@ def _terms(
     weights_C: Tensor | None,
     z_loss: float,
     differentiate: bool,
+    dft: bool = False,
     softcap: float | None = None,
-) -> Terms:
-    """Summed nll and penalty of one chunk, and the gradient of their sum with respect to its logits."""
+) -> tuple[Terms, Tensor]:
+    """Of one chunk the summed loss of its tokens, nll and penalty, and the gradient of loss + penalty with respect to
+    its logits."""
     if softcap is not None:
         capped_CV = _capped(logits_CV.to(sum_dtype(logits_CV.dtype)), softcap)
-        nll, penalty, grad_CV = _terms(capped_CV, labels_C, weights_C, z_loss, differentiate)
+        sums, grad_CV = _terms(capped_CV, labels_C, weights_C, z_loss, differentiate, dft)
         if differentiate:
             grad_CV = (grad_CV * (1.0 - (capped_CV / softcap).square())).to(logits_CV.dtype)
-        return nll, penalty, grad_CV
+        return sums, grad_CV
     trained_C = labels_C != IGNORED
     labels_C1 = labels_C.clamp(min=0)[:, None]
     # fp32: a bf16 log-sum over a vocabulary keeps two digits
@@ -166,11 +176,15 @@ def _terms(
     weights_C = trained_C.to(logp_CV.dtype) if weights_C is None else trained_C * weights_C.to(logp_CV.dtype)
     nll = -(label_logp_C * weights_C).sum()
     penalty = z_loss * (logsumexp_C.square() * weights_C).sum()
+    scales_C = weights_C * label_logp_C.exp() if dft else weights_C
+    loss = -(label_logp_C * scales_C).sum() if dft else nll
     if not differentiate:
-        return nll, penalty, logits_CV
-    grad_CV = logp_CV.exp_().mul_((weights_C * (1.0 + 2.0 * z_loss * logsumexp_C))[:, None])
-    grad_CV.scatter_add_(1, labels_C1, -weights_C[:, None])
-    return nll, penalty, grad_CV.to(logits_CV.dtype)
+        return (loss, nll, penalty), logits_CV
+    pull_C = 2.0 * z_loss * logsumexp_C  # of the penalty
+    factors_C = scales_C + weights_C * pull_C if dft else weights_C * (1.0 + pull_C)
+    grad_CV = logp_CV.exp_().mul_(factors_C[:, None])
+    grad_CV.scatter_add_(1, labels_C1, -scales_C[:, None])
+    return (loss, nll, penalty), grad_CV.to(logits_CV.dtype)
 
 
 def _capped(logits_CV: Tensor, softcap: float | None) -> Tensor:
@@ -178,7 +192,7 @@ def _capped(logits_CV: Tensor, softcap: float | None) -> Tensor:
 
 
 @functools.cache
-def _compiled_terms() -> Callable[..., Terms]:
+def _compiled_terms() -> Callable[..., tuple[Terms, Tensor]]:
     # dynamic from the start: the kernel, and with it the last bit, must not depend on the chunks seen before
     return torch.compile(_terms, dynamic=True)
 

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lifecycle import config
+from lifecycle.batch.item_arrays import sequences
 from lifecycle.data.corpus import Corpus
 from lifecycle.data.mixture.batch_plan import phases_of
 from lifecycle.data.module import DataModule
 from lifecycle.duration import Limits, Timeline
+from lifecycle.errors import UserError
 from lifecycle.lineage.parent_loss import ParentLoss
 from lifecycle.runs.guarded import check_reach
 from lifecycle.runs.plan import RunPlan
 from lifecycle.runs.resume import begun
+from lifecycle.stages.next_token import TrainedTokens
+
+SHOWN = 200
+"""Characters of an example in a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +31,12 @@ class Length:
 
 def open_corpus(plan: RunPlan) -> Corpus:
     """The sources of the run, under its tokenizer."""
+    trained = config.part(plan.config.stage, TrainedTokens)
     return Corpus(
         plan.data,
         view=plan.config.stage.view,
+        passes=plan.limits.max_epochs if plan.limits else None,
+        train_on=trained.train_on if trained else "assistant",
         seed=plan.config.seed,
         processes=plan.hardware.workers,
         folder=plan.folder.path,
@@ -39,8 +49,25 @@ def open_corpus(plan: RunPlan) -> Corpus:
 def timeline_of(limits: Limits, corpus: Corpus) -> Timeline:
     """The steps of the run, by its limits and by what a pass over the corpus holds."""
     return limits.timeline(
-        lambda: corpus.epoch_positions(limits.sequence_length),
+        lambda: _positions(corpus, limits.sequence_length),
         lambda line: corpus.epoch_tokens(line.steps, phases_of(line.segments)),
+    )
+
+
+def _positions(corpus: Corpus, row_length: int) -> int:
+    """Those of a pass over the epoch source. Raises UserError where rows of this length hold nothing to train on."""
+    found = corpus.epoch_positions(row_length)
+    if found:
+        return found
+    item = corpus.documents(corpus.epoch_source).next()
+    longest = max(sequences(item), key=lambda one: len(one.ids))
+    shown = " ".join(corpus.tokenizer.decode(longest.ids, specials=True)[:SHOWN].split())
+    first = "" if longest.trained is None else f", the first trained one is number {int(longest.trained.argmax()) + 1}"
+    raise UserError(
+        f"data.sources.{corpus.epoch_source} has no example that fits into a row of "
+        f"stage.sequence_length={row_length} and keeps a trained token (data.long_examples="
+        f"{corpus.config.long_examples}). One of {len(longest.ids)} tokens{first}: {shown} ... Raise "
+        "stage.sequence_length"
     )
 
 

@@ -159,7 +159,8 @@ def _in_shards(data: DataConfig, metas: Mapping[str, Any], items: AsItems | None
     found = {}
     for name, meta in metas.items():
         made = meta["training"]
-        fault = other_view(made, items.make.key if items else TEXT)
+        spec = data.sources.get(name)
+        fault = other_view(made, (items.of(spec) if spec else items).make.key if items else TEXT)
         if fault is not None or data.prepared is None:
             raise UserError(
                 f"data.prepared={data.prepared} does not fit data.sources: {name}: {fault}. Run stage=prepare again"

@@ -29,6 +29,7 @@ from lifecycle.model.huggingface import export
 from lifecycle.report import terminal_summary, write_report
 from lifecycle.rollout.engine import generate
 from lifecycle.rollout.sampling.parameters import Sampling
+from lifecycle.runs.answers import answers
 from lifecycle.runs.plan import RunPlan
 from lifecycle.stages.base import Stage
 from lifecycle.system import atomic
@@ -115,7 +116,8 @@ def write_results(plan: RunPlan, stage: Stage, data: DataModule, *, finished: bo
     if not finished:
         write_row_reports(folder.path)
         return
-    stage.enter((restored or stage.global_step) - 1)  # the phase of the restored step may have another base
+    at = restored or stage.global_step
+    stage.enter(at - 1)  # the phase of the restored step may have another base
     with torch.device("meta"):
         model = Decoder(stage.config)
     model.load_state_dict(weights, assign=True)
@@ -128,7 +130,10 @@ def write_results(plan: RunPlan, stage: Stage, data: DataModule, *, finished: bo
         history=history(folder),
         generation=plan.generation,
     )
-    _write_json(folder.path / "samples.json", samples(model.to(stage.trainer.strategy.root_device).eval(), data, stage))
+    model, measured = model.to(stage.trainer.strategy.root_device).eval(), plan.config.validation
+    asked = data.questions(measured.answers or 0)
+    said = answers(model, asked, data.tokenizer, most_tokens=measured.answer_tokens, step=at)
+    _write_json(folder.path / "samples.json", [*said, *samples(model, data, stage)])
     _write_json(folder.path / "baselines.json", baselines(data) if stage.measures is None else {})
     write_row_reports(folder.path)  # the baselines, too, read the rows
     folder.update(status="finished")  # not before: what a kill leaves out of the above is made at the next start
@@ -158,12 +163,13 @@ def full_weights(stage: Stage) -> dict[str, Tensor]:
 
 
 def samples(model: Decoder, data: DataModule, stage: Stage) -> list[dict[str, Any]]:
-    """Continuations of the beginnings of held-out items, and answers to held-out prompts: the schema of
-    `samples.json`."""
+    """Continuations of the beginnings of held-out items, but for conversations, which `answers` are given to: the
+    schema of `samples.json`."""
     tokenizer = data.tokenizer
     chosen = [
         (domain, prompt)
         for domain, held in data.held_out.items()
+        if not held.questions
         for prompt in held.beginnings(tokenizer.bos_id, PROMPT_TOKENS)[:PROMPTS_A_DOMAIN]
     ]
     room = stage.config.max_positions - 1

@@ -47,7 +47,8 @@ class Stage(pl.LightningModule, ABC):
     own, in no checkpoint; None for none.
 
     What a class declares for the run. views: those that it can train on; empty: any. starts_from_parent: whether it
-    needs `init_from`. takes_over: the dataclasses of `inheritance.py` whose keys it has. guard_actions: actions that a
+    needs `init_from`. takes_over: the dataclasses whose keys it has and the run reads for it, those of
+    `inheritance.py` and `TrainedTokens`. guard_actions: actions that a
     forgetting guard may take. weight_copies: key of `stage` that may be null -> copies of the whole weights that every
     device keeps where it is set. frozen_copies: copies of the parent's weights that a run of this config holds frozen
     beside its own. faults: a line for each combination of valid values that does not work; both get the whole config in
@@ -85,6 +86,7 @@ class Stage(pl.LightningModule, ABC):
         self.stop_asked = False  # set by a signal, at any moment, on this rank
         self.preempted = False  # what the ranks agreed on from it, at one place of a step
         self.validation_due = False
+        self.measured_at: int | None = None  # steps taken before the last validation of this process
         self._ready_at = time.perf_counter()
 
     @property
@@ -262,6 +264,7 @@ class Stage(pl.LightningModule, ABC):
 
     def _record(self, step: int, sums: dict[str, Tensor]) -> None:
         """Log a validation, keep it for the guard, and remember the best."""
+        self.measured_at = step
         metrics = validation_metrics(sums, self.setup_facts.domains, self.measures)
         if not metrics:
             return

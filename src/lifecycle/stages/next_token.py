@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -13,12 +16,28 @@ NEXT_TOKEN = frozenset({"text", "chat"})
 """Views that this loss is for: every label is trained by itself, or not at all."""
 
 
-def next_token_loss(
-    model: Decoder, batch: TokenBatch, documents: DocumentMask | None, *, z_loss: float, compiled: bool
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Summed loss (scalar, fp32) of the trained tokens, each times its weight: cross-entropy + `z_loss` logsumexp^2.
+@dataclass(frozen=True, kw_only=True)
+class TrainedTokens:
+    """Keys of `stage` that the data of the run reads. train_on: the tokens of a conversation that are trained: those
+    that the assistant writes, or all."""
 
-    The metrics hold the sum of the second term, if z_loss is not 0. compiled: fuse the work on the logits.
+    train_on: Literal["assistant", "all"]
+
+
+def next_token_loss(
+    model: Decoder,
+    batch: TokenBatch,
+    documents: DocumentMask | None,
+    *,
+    z_loss: float = 0.0,
+    dft: bool = False,
+    compiled: bool,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Summed loss (scalar, fp32) of the trained tokens, each times its weight: cross-entropy + `z_loss` logsumexp^2;
+    with `dft` the dynamic loss in the place of the first term.
+
+    The metrics hold the sum of the second term, if z_loss is not 0, and with `dft` the cross-entropy. compiled: fuse
+    the work on the logits.
     """
     hidden_BTD = model(batch.input_ids, batch.position_ids, documents, counted=batch.trained)
     loss, metrics = linear_cross_entropy(
@@ -27,10 +46,12 @@ def next_token_loss(
         batch.labels.flatten(),
         weights_N=None if batch.weights is None else batch.weights.flatten(),
         z_loss=z_loss,
+        dft=dft,
         softcap=model.config.logit_softcap,
         compiled=compiled,
     )
-    return loss, {"z_loss": metrics["z_loss"]} if z_loss else {}
+    told = {"z_loss": bool(z_loss), "nll": dft}
+    return loss, {name: metrics[name] for name, wanted in told.items() if wanted}
 
 
 def held_out_loss(model: Decoder, batch: TokenBatch, documents: DocumentMask | None) -> Tensor:

@@ -58,7 +58,8 @@ def check_template(template: ChatTemplate, tokenizer: Tokenizer) -> None:
         before_user, before_answer = (rendering.text[spans[n - 1][1] : spans[n][0]] for n in (2, 3))
         if before_user == before_answer:
             raise BadRow("chat template: drops the role of a turn")
-        tell(Conversation(turns=turns), tokenizer, template)
+        for said in (turns, turns[:3]):  # at the end, and where the user goes on: an answer has to stop in both
+            tell(Conversation(turns=said), tokenizer, template)
     except BadRow as bad:
         raise UserError(_unfit(bad.reason, turns, template, tokenizer)) from bad
 

@@ -46,6 +46,7 @@ class SourceSpec:
     tie_margin: two answers whose scores differ by no more are a near tie, which is left out.
     sample_by: what a row of a plain text file is.
     encoding: of text files, JSON and CSV among them, by Python's name for it (utf-16, cp1252, latin-1, gb18030, ...).
+    view: `text` makes its rows documents in a run on conversations; None: what the stage trains on.
     domain: what validation is reported by; None: the source's name.
     weight: share of the trained tokens, relative to the other weights: a number, or one that moves with progress,
         {start, end, shape} or {table: {PROGRESS: WEIGHT}} (see `weight.py`); 0: measured only, never trained on.
@@ -71,6 +72,7 @@ class SourceSpec:
     tie_margin: NotNegative = 0.0
     sample_by: SampleBy = "document"
     encoding: str = "utf-8"
+    view: Literal["text"] | None = None
     domain: str | None = None
     weight: NotNegative | dict[str, Any] = 1.0
     filters: FilterSpec = field(default_factory=FilterSpec)
@@ -84,6 +86,10 @@ class SourceSpec:
     def __post_init__(self) -> None:
         if isinstance(self.validation, dict) and set(self.validation) <= {"ratio", "seed"}:  # else `check` says why not
             object.__setattr__(self, "validation", ValidationRatio(**self.validation))
+
+    def view_in(self, view: str) -> str:
+        """What the source gives in a run on `view`."""
+        return self.view or view
 
     @property
     def columns(self) -> tuple[str, ...]:

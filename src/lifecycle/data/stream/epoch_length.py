@@ -34,7 +34,8 @@ def count_positions(source: Source, make: Maker, *, packing: Packing, row_length
             f"stage.max_epochs counts passes over data.sources.{source.name}, which is read over the network: give "
             "stage.max_tokens instead, or tokenise it once with stage=prepare and set data.prepared=RUN"
         )
-    form = "" if packing.cuts else f"-{make.key}-{packing.long_examples}-{row_length}"
+    form = "" if make.view == "text" else f"-{make.key}-{packing.long_examples}-{row_length}"
+    form += "-all" if form and packing.train_on == "all" else ""
     note = cache / "counts" / f"{source.fingerprint}-{make.tokenizer.sha256[:16]}{form}.json"
     if note.exists():
         return int(json.loads(note.read_text())["positions"])
@@ -61,5 +62,5 @@ def _count(source: Source, make: Maker, packing: Packing, row_length: int, seed:
 
 def size_in_rows(item: Item, packing: Packing, row_length: int) -> int:
     """Positions that an item takes in rows of this length: none, where it is left out."""
-    fitting = item if packing.cuts else packing.fit(item, row_length)
+    fitting = item if packing.goes_on(item) else packing.fit(item, row_length)
     return fitting.size if fitting is not None else 0

@@ -95,7 +95,7 @@ def _found(
     for name, spec in specs.items():
         found[name] = spec, None
         if name not in shards or is_here(spec, root):
-            known, listed_files = _listing(spec, name, root, cache, bad_rows, view)
+            known, listed_files = _listing(spec, name, root, cache, bad_rows, spec.view_in(view))
             if begun is not None:
                 listed_files = replace(listed_files, files=begun.in_order(name, listed_files.files))
             found[name] = known, listed_files
@@ -179,7 +179,7 @@ def held_out_source(
         return None
     where = f"data.sources.{source.name}.validation"
     found = _opened(split, source.name, root, cache, source.bad_rows, where)
-    split, found = recognised(split, found, where=f"data.sources.{source.name}", view=view)
+    split, found = recognised(split, found, where=f"data.sources.{source.name}", view=spec.view_in(view))
     files, passed = begun.in_order(source.name, found.files, "held_out") if begun else found.files, found.passed
     return replace(
         source, spec=split, files=files, passed=passed, held_out=None, left_out={}, file_rows=None, shards=None
@@ -187,16 +187,21 @@ def held_out_source(
 
 
 def check_views(sources: Sequence[Source], view: str) -> None:
-    """Raise UserError if a source cannot give the view that the stage trains on."""
+    """Raise UserError if a source cannot give the view that the stage trains on, or its own cannot stand beside it."""
     known = dict.fromkeys(one for form in LIST for one in sorted(form.views))
     if view not in known:
         raise UserError(f"stage.view is '{view}'; wanted one of {', '.join(known)}")
     able = [form.name for form in LIST if view in form.views]
     forms = f"format{'s' * (len(able) > 1)} {', '.join(able)}"
     for source in sources:
-        given = views(source.spec)
-        if view not in given:
-            where, gives = f"data.sources.{source.name}", ", ".join(sorted(given))
+        given, where = views(source.spec), f"data.sources.{source.name}"
+        if source.spec.view is not None and view not in ("chat", source.spec.view):
+            raise UserError(
+                f"{where}.view is '{source.spec.view}', but documents stand in rows with conversations and with other "
+                f"documents alone, and the stage trains on the view '{view}': take the source out ('~{where}')"
+            )
+        if source.spec.view_in(view) not in given:
+            gives = ", ".join(sorted(given))
             raise UserError(
                 f"the stage trains on the view '{view}', but {where} (format '{source.spec.format}') gives {gives}. "
                 f"'{view}' is given by the {forms}: set {where}.format where its rows have such a form, take the "

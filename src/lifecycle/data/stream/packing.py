@@ -1,7 +1,8 @@
 """Items in rows, by best fit, as their view wants it (arXiv 2404.10830).
 
     text         a document longer than a row is cut, and nothing is dropped
-    chat         an example stands in one row; one longer than a row is left out or shortened, and counted
+    chat         an example stands in one row; one longer than a row is left out or shortened, and counted;
+                 documents among them (a source of `view: text`) are cut
     unpaired     the same
     preference   both sides of a pair stand in one row, so in one micro-batch; a longer pair as in chat
     prompt       nothing is packed: a row is one prompt, whose completion has what is left of the row's length
@@ -41,6 +42,9 @@ JUDGED = (*WEIGHTED, "facts")
 LongExamples = Literal["drop", "shorten"]
 """What becomes of an example that is longer than a row: it is left out, or keeps its beginning."""
 
+TrainOn = Literal["assistant", "all"]
+"""Which tokens of a conversation are trained: those that the assistant writes, or all of it but the first."""
+
 
 class Piece(NamedTuple):
     """An item, or a part of a text, its source's index, and whether it was left over."""
@@ -70,15 +74,26 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
-    """How the items of `view` become rows. long_examples: of those that are not cut, None: of none."""
+    """How the items of `view` become rows. long_examples: of those that are not cut. train_on: of conversations."""
 
     view: str
     long_examples: LongExamples = "drop"
+    train_on: TrainOn = "assistant"
 
     @cached_property
     def cuts(self) -> bool:
-        """Whether an item that is longer than a row goes on in the next one."""
+        """Whether every item that is longer than a row goes on in the next one."""
         return self.view == "text"
+
+    @cached_property
+    def pads(self) -> bool:
+        """Whether rows are filled with whole items, so that no number of rows says how many items they hold."""
+        return not self.cuts and not self.counts
+
+    def goes_on(self, item: Item) -> bool:
+        """Whether the item goes on in the next row where it is longer than one: a document, all of which is trained,
+        also among conversations."""
+        return self.cuts or (self.view == "chat" and isinstance(item, Example) and is_document(item))
 
     @cached_property
     def counts(self) -> bool:
@@ -106,11 +121,11 @@ class Packing:
             return item if len(item.ids) < row_length else None
         if item.size <= row_length:
             return item
-        return shortened(item, row_length) if self.long_examples == "shorten" else None
+        return shortened(item, row_length, self.train_on) if self.long_examples == "shorten" else None
 
     def laid(self, piece: Piece, row_length: int) -> list[Piece]:
         """A piece as what it is in rows of this length: parts of a text, a whole item, or nothing."""
-        if self.cuts:
+        if self.goes_on(piece.item):
             return cut(piece, row_length)
         item = self.fit(piece.item, row_length)
         return [] if item is None else [piece if item is piece.item else piece._replace(item=item)]
@@ -119,7 +134,7 @@ class Packing:
         """Packed rows as one (columns, B, T) array; (0, B, 0) where nothing is packed."""
         if self.counts:
             return np.zeros((0, len(rows), 0), np.int32)
-        return arrays(rows, row_length, self.columns)
+        return arrays(rows, row_length, self.columns, train_on=self.train_on)
 
     def batch(self, rows: Tensor) -> TokenBatch | PairBatch | UnpairedBatch:
         """The micro-batch of packed rows, (columns, B, T) int64."""
@@ -158,12 +173,17 @@ def part(example: Example, start: int, length: int) -> Example:
     )
 
 
-def shortened(item: Example | Pair, row_length: int) -> Item | None:
+def is_document(example: Example) -> bool:
+    """Whether every token is trained, as in no conversation: the first is written by its template."""
+    return example.trained is None or bool(example.trained.all())
+
+
+def shortened(item: Example | Pair, row_length: int, train_on: TrainOn = "assistant") -> Item | None:
     """The beginning of an item that is longer than a row; of a pair, the longer side is cut first. None where a side
     keeps no trained token, or both sides become the same."""
     if isinstance(item, Example):
         short = part(item, 0, row_length)
-        return short if _is_trained(short) else None
+        return short if train_on == "all" or _is_trained(short) else None
     room = min(item.chosen.size, max(row_length // 2, row_length - item.rejected.size))
     chosen, rejected = part(item.chosen, 0, room), part(item.rejected, 0, row_length - room)
     if not (_is_trained(chosen) and _is_trained(rejected)) or np.array_equal(chosen.ids, rejected.ids):
@@ -210,7 +230,9 @@ def cut(piece: Piece, row_length: int) -> list[Piece]:
     return [piece._replace(item=part(piece.item, start, row_length)) for start in starts]
 
 
-def arrays(rows: Sequence[Row], row_length: int, columns: Sequence[str] = COLUMNS) -> NDArray[np.int32]:
+def arrays(
+    rows: Sequence[Row], row_length: int, columns: Sequence[str] = COLUMNS, *, train_on: TrainOn = "assistant"
+) -> NDArray[np.int32]:
     """Rows as one (columns, B, T) array; padding has label `IGNORED` and source -1."""
     out = np.zeros((len(columns), len(rows), row_length), np.int32)
     input_ids, labels, position_ids, document_ids, source_ids = out[: len(COLUMNS)]
@@ -226,7 +248,7 @@ def arrays(rows: Sequence[Row], row_length: int, columns: Sequence[str] = COLUMN
                 number += 1
                 ids, end = example.ids, at + len(example.ids) - 1
                 input_ids[b, at:end] = ids[:-1]
-                labels[b, at:end] = ids[1:] if example.trained is None else _labels(example)
+                labels[b, at:end] = _labels(example, train_on)
                 position_ids[b, at:end] = count[: end - at]
                 document_ids[b, at:end] = number
                 if "weights" in beside:
@@ -238,8 +260,9 @@ def arrays(rows: Sequence[Row], row_length: int, columns: Sequence[str] = COLUMN
     return out
 
 
-def _labels(example: Example) -> NDArray[Any]:
-    assert example.trained is not None
+def _labels(example: Example, train_on: TrainOn) -> NDArray[Any]:
+    if example.trained is None or train_on == "all":
+        return example.ids[1:]
     return np.where(example.trained[1:], example.ids[1:], IGNORED)
 
 

@@ -113,7 +113,7 @@ class Pieces:
     def next(self, row_length: int) -> Piece:
         """The next piece; a text longer than the row comes as several."""
         item = self._head(row_length)
-        if self.packing.cuts and item.size > row_length:
+        if item.size > row_length:  # of a text: others fit
             assert isinstance(item, Example)
             if self._returned:
                 self._returned[0] = part(item, row_length, item.size)
@@ -121,7 +121,7 @@ class Pieces:
                 self._taken += row_length
             return Piece(part(item, 0, row_length), self.index)
         whole = self._returned.popleft() if self._returned else self._item
-        if not self.packing.cuts and item is not whole:
+        if item is not whole and not self.packing.goes_on(item):
             self.too_long["shortened"] += 1
         if whole is self._item:
             self._item, self._taken = None, 0
@@ -131,7 +131,8 @@ class Pieces:
         """What comes next: what is left of a text, or a whole item as it fits into a row."""
         while True:
             item = self._returned[0] if self._returned else self._open()
-            if self.packing.cuts:
+            if self.packing.goes_on(item):
+                self._left_out.given()
                 return item
             if (fitting := self.packing.fit(item, row_length)) is not None:
                 self._left_out.given()

@@ -188,22 +188,22 @@ def open_prepared(
     sources: Sequence[Source],
     held: Mapping[str, Source | None],
     *,
-    make: Maker,
+    make: Mapping[str, Maker],
     evaluation_known: bool,
     may_lack: Collection[str] = (),
 ) -> dict[str, Prepared]:
     """The prepared form of `sources` in run folder `run`, but for those of `may_lack` that it does not have; raises
     `UserError` naming what does not fit.
 
-    metas: as `read_metas` gives them. held: held-out sources with files of their own, where these are here. make: makes
-    the items of this run, under the tokenizer in the folder. evaluation_known: whether the evaluation sets of this run
-    were read.
+    metas: as `read_metas` gives them. held: held-out sources with files of their own, where these are here. make:
+    what makes the items of each in this run, under the tokenizer in the folder. evaluation_known: whether the
+    evaluation sets of this run were read.
     """
     sources = [s for s in sources if s.name in metas or s.name not in may_lack]
     faults = [f"{s.name}: not in {run} (it has {', '.join(metas)})" for s in sources if s.name not in metas]
     for source in sources:
         if source.name in metas:
-            fault = _misfit(source, metas[source.name], held.get(source.name), make, evaluation_known)
+            fault = _misfit(source, metas[source.name], held.get(source.name), make[source.name], evaluation_known)
             faults += [f"{source.name}: {fault}"] if fault else []
     if faults:
         raise UserError(

@@ -114,7 +114,7 @@ class Shards:
 
     def positions(self, packing: Packing, row_length: int) -> int:
         """Positions of one pass in rows of this length; of prompts, their number."""
-        if packing.cuts:
+        if self.view == "text":
             return self.tokens - self.documents
         fits = self._sizes <= row_length
         whole = int(fits.sum()) if packing.counts else int(self._sizes[fits].sum())

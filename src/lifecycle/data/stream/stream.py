@@ -188,7 +188,7 @@ class Stream:
     def _laid(self, piece: Piece, packed: Packed) -> list[Piece]:
         """A piece that was left over as it stands in rows that may be shorter now: not all of it need be given out."""
         parts, name = self.packing.laid(piece, packed.row_length), self.names[piece.source]
-        if not self.packing.cuts and (not parts or parts[0] is not piece):
+        if not self.packing.goes_on(piece.item) and (not parts or parts[0] is not piece):
             self.sources[name].too_long["shortened" if parts else "dropped"] += 1
             self._count(name, sum(part.positions for part in parts) - piece.positions, packed.weights)
         return parts

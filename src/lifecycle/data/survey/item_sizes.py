@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lifecycle.batch import Item, Prompt
 from lifecycle.data.clean.filter_row import Judged
+from lifecycle.data.read.spec import SourceSpec
 from lifecycle.data.stream.epoch_length import size_in_rows
 from lifecycle.data.stream.packing import Packing
 from lifecycle.data.views import Maker
@@ -20,6 +21,10 @@ class AsItems:
     make: Maker
     packing: Packing
     row_length: int
+
+    def of(self, spec: SourceSpec) -> AsItems:
+        """How it makes those of a source."""
+        return replace(self, make=self.make.in_view(spec.view_in(self.packing.view)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,9 +29,9 @@ BINS_PER_DOUBLING = 2
 
 def measure(data: Corpus, *, budget_tokens: int, processes: int, samples: int) -> dict[str, Any]:
     """The analysis of the mixture of `data` for a run of `budget_tokens`: the content of analysis.json."""
-    work = Measure(data.make, data.seed, samples)
     sources = {}
     for source in data.sources:
+        work = Measure(data.maker(source), data.seed, samples)
         whole = Measured(counts=Counter(source.left_out_counts), samples=left_out_samples(source, data.seed, samples))
         for part, _ in scan(source, work, processes=processes, doing="measuring"):
             whole.add(part, samples)

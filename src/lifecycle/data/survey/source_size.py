@@ -67,7 +67,7 @@ def look_at(
             say_read(f"data.sources.{name}", listed)
             look(listed.files, bad_rows.damaged_files)
             if not any(is_remote(file.url) for file in listed.files):
-                spec, listed = recognised(spec, listed, where=f"data.sources.{name}", view=view)
+                spec, listed = recognised(spec, listed, where=f"data.sources.{name}", view=spec.view_in(view))
                 files = listed.files
         found.append(
             Source(name=name, index=0, spec=spec, files=tuple(files), bad_rows=bad_rows, held_out=HeldOut.of(spec))
@@ -88,7 +88,7 @@ def survey(
 
     items: how the run makes items of rows; None: they are measured as documents.
     """
-    return [_size(source, tokenizer, shards or {}, items) for source in sources]
+    return [_size(source, tokenizer, shards or {}, items and items.of(source.spec)) for source in sources]
 
 
 def known_tokenizer(wanted: str | TokenizerRecipe) -> Tokenizer | None:

@@ -1,0 +1,144 @@
+"""What a model answers to held-out prompts: before the first step, at every measurement, and when the run is over.
+
+    answers.jsonl          a line a prompt and measurement, with what stands in the data as the answer (reference)
+    rollout/stopped        share of the answers that end with a stop token
+    rollout/well_formed    share of those that are well-formed besides: neither empty nor with a mark of a turn inside,
+                           and every <think> closed
+    rollout/length         tokens of an answer, in the mean
+
+Greedy, so that an answer changes with the weights alone; the same prompts each time. Every rank answers all of them,
+for a sharded model needs every rank, and rank 0 writes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from omegaconf import DictConfig
+
+from lifecycle.data.module import DataModule
+from lifecycle.data.validation import HeldOutQuestion
+from lifecycle.model import Decoder
+from lifecycle.rollout.engine import generate
+from lifecycle.rollout.sampling.parameters import Sampling
+from lifecycle.stages.base import Stage
+from lifecycle.system import atomic
+from lifecycle.tokenizer.tokenizer import Tokenizer
+
+NAME = "answers.jsonl"
+THOUGHTS = re.compile(r"<(/?)think>")
+
+
+def answering(cfg: DictConfig, folder: Path, data: DataModule) -> list[HeldOutAnswers]:
+    """What asks the model of a run that is measured; nobody where it is not, or has no held-out prompt."""
+    asked = data.questions(cfg.validation.answers or 0) if cfg.validation.every_steps else []
+    if not asked:
+        return []
+    return [HeldOutAnswers(asked, data.tokenizer, folder=folder, most_tokens=cfg.validation.answer_tokens)]
+
+
+class HeldOutAnswers(Callback):
+    """Asks the model after every validation; comes before the callbacks that save, so a run that is killed has the
+    answers of every step that it goes on from."""
+
+    def __init__(
+        self, asked: Sequence[tuple[str, HeldOutQuestion]], tokenizer: Tokenizer, *, folder: Path, most_tokens: int
+    ) -> None:
+        self._asked, self._tokenizer, self._most_tokens = asked, tokenizer, most_tokens
+        self._path = folder / NAME
+        self._answered_at: int | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lines of steps that will be taken again go; a new run is measured before its first step."""
+        if trainer.is_global_zero and self._path.exists():
+            self._write([one for one in read_answers(self._path) if one["step"] <= trainer.global_step])
+        if trainer.global_step == 0:
+            cast(Stage, pl_module).validation_due = True
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Ask after what was measured before the step: at the start, or after a preemption in the middle of it."""
+        self._ask(trainer, cast(Stage, pl_module))
+        cast(Stage, pl_module).meter.go_on()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Ask after what was measured after the step."""
+        self._ask(trainer, cast(Stage, pl_module))
+
+    def _ask(self, trainer: Trainer, stage: Stage) -> None:
+        step = stage.measured_at
+        if step is None or step == self._answered_at:
+            return
+        self._answered_at = step
+        stage.meter.pause()
+        stage.network.eval()
+        with trainer.precision_plugin.forward_context():
+            made = answers(stage.network, self._asked, self._tokenizer, most_tokens=self._most_tokens, step=step)
+        stage.network.train()
+        stage.meter.log(step, shares(made))
+        if trainer.is_global_zero:
+            known = read_answers(self._path) if self._path.exists() else []
+            self._write([*(one for one in known if one["step"] != step), *made])
+
+    def _write(self, rows: Sequence[dict[str, Any]]) -> None:
+        atomic.write(self._path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_answers(path: Path) -> list[dict[str, Any]]:
+    """The lines of answers.jsonl."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def answers(
+    model: Decoder, asked: Sequence[tuple[str, HeldOutQuestion]], tokenizer: Tokenizer, *, most_tokens: int, step: int
+) -> list[dict[str, Any]]:
+    """The greedy answer to each question: the schema of answers.jsonl."""
+    if not asked:
+        return []
+    vocab, room = model.config.vocab, model.config.max_positions - 1
+    sampling = Sampling(
+        max_new_tokens=most_tokens,
+        temperature=0,
+        stop_ids=tokenizer.end_ids,
+        banned_ids=tuple(range(tokenizer.vocab_size, vocab)),  # rows that only fill the matrix up
+    )
+    prompts = [one.prompt[-room:].tolist() for _, one in asked]
+    rollout = generate(model, prompts, sampling, seed=0, tokenizer=tokenizer)
+    made = []
+    for n, (domain, one) in enumerate(asked):
+        ids, stopped = rollout.token_ids[n][: int(rollout.length[n])].tolist(), rollout.stop_reason[n] == "stop_id"
+        made.append(
+            {
+                "step": step,
+                "domain": domain,
+                "prompt": tokenizer.decode(prompts[n], specials=True),
+                "completion": tokenizer.decode(ids, specials=True),
+                "reference": tokenizer.decode(one.answer, specials=True),
+                "tokens": len(ids),
+                "stopped": stopped,
+                "well_formed": stopped and is_well_formed(ids[:-1], tokenizer),
+            }
+        )
+    return made
+
+
+def is_well_formed(ids: Sequence[int], tokenizer: Tokenizer) -> bool:
+    """Whether an answer, without its stop token, is one: not empty, without marks of documents and turns, its thoughts
+    begun and ended in turn."""
+    marks = {i for i, name in tokenizer.special_names.items() if not THOUGHTS.fullmatch(name)}
+    tags = [end == "" for end in THOUGHTS.findall(tokenizer.decode(ids, specials=True))]
+    paired = len(tags) % 2 == 0 and tags == [True, False] * (len(tags) // 2)
+    return bool(tokenizer.decode(ids).strip()) and not marks.intersection(ids) and paired
+
+
+def shares(made: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The metrics of some answers."""
+    return {
+        "rollout/stopped": sum(one["stopped"] for one in made) / len(made),
+        "rollout/well_formed": sum(one["well_formed"] for one in made) / len(made),
+        "rollout/length": sum(one["tokens"] for one in made) / len(made),
+    }
