@@ -27,6 +27,7 @@ from lifecycle.model.layers.latent import LatentAttention
 from lifecycle.model.layers.moe import MoEFeedForward, Routing, balanced
 from lifecycle.model.layers.norm_swiglu import FeedForward, RMSNorm
 from lifecycle.model.layers.rope import rotary_angles, rotate
+from lifecycle.model.lora import Adapter
 from lifecycle.system.seeds import derive
 
 SHAPES = 64
@@ -106,7 +107,8 @@ class Decoder(nn.Module):
     same gradients, about a third more work, a fraction of the memory. `routing`: how the last forward pass with
     gradients in training mode routed its tokens, loads (layers, E) of the blocks with experts and the balance loss
     summed over layers; None without experts. weights_version: raised by every change of weights in place, so that
-    copies in another layout (the sampling engine's) are made anew.
+    copies in another layout (the sampling engine's) are made anew. adapter: what `adapters.add_adapter` has put beside
+    the weights, which are frozen then; adapter_is_off: it takes no part now.
     """
 
     def __init__(self, config: ModelConfig, *, activation_checkpointing: bool = False) -> None:
@@ -119,6 +121,8 @@ class Decoder(nn.Module):
         self.head = None if config.tied_head else nn.Linear(config.width, config.vocab, bias=False)
         self.routing: Routing | None = None
         self.weights_version = 0
+        self.adapter: Adapter | None = None
+        self.adapter_is_off = False
         self.register_load_state_dict_post_hook(_loaded)
 
     def weights_changed(self) -> None:

@@ -63,7 +63,8 @@ class LatentAttention(nn.Module):
             out = self._attend(torch.cat((q_nope, q_rope), dim=-1), k, v, documents)
         else:
             held_B1LJ = slots.write_latent(torch.cat((c_BTC[:, :, None], k_rope_BT1P), dim=-1)).to(x_BTD.dtype)
-            cached = self._compressed if q_BTHK.shape[1] <= FEW_QUERIES else self._unfolded
+            plain = type(self.kv_up) is nn.Linear  # an adapter beside it is no part of its weight
+            cached = self._compressed if plain and q_BTHK.shape[1] <= FEW_QUERIES else self._unfolded
             out = cached(q_nope, q_rope, held_B1LJ, slots.mask_B1TL)
         result: Tensor = self.o_proj(out.flatten(2))
         return result
