@@ -188,7 +188,7 @@ def test_the_toy_experiment_takes_files_of_ones_own() -> None:
         ("stage.optimizer._target_=torch.optim.SGD", "wanted lifecycle.optim"),
         ("~seed", "seed is missing; wanted a whole number"),
         ("model.width='${nowhere}'", "model.width cannot be resolved"),
-        ("adapter=lora", "no stage here takes one"),
+        ("adapter.rank=8", "adapter._target_ is missing; choose one of the group's files: type adapter=CHOICE"),
         ("logger.projct=x", "there is no such key"),
     ],
 )

@@ -16,7 +16,7 @@ from lifecycle.checkpoint import CommittedCheckpointIO, mark_best
 from lifecycle.errors import UserError
 from lifecycle.lineage import inherit
 from lifecycle.lineage.inherit import adopted, optimizer_checkpoint, settled
-from lifecycle.lineage.parent import checkpoint, find_parent, history
+from lifecycle.lineage.parent import find_parent, history, parent
 from lifecycle.lineage.run_folder import RunFolder
 from lifecycle.model import ModelConfig
 from lifecycle.model.huggingface import export
@@ -126,7 +126,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> Path:
     RunFolder(folder).write_config(config.resolved(cfg) | {"model": node})
     RunFolder(folder).update(status="stopped", stage="pretrain", parent=None, ancestors=[])
     (folder / "tokenizer").mkdir()
-    monkeypatch.setattr(checkpoint, "load", lambda place: Words())
+    monkeypatch.setattr(parent, "load", lambda place: Words())
     for step, seed in ((4, 4), (8, 8)):
         state = {f"model.{name}": value for name, value in made(PADDED, seed=seed).state_dict().items()}
         if step == 4:
@@ -225,7 +225,7 @@ def test_without_a_network_the_words_say_what_to_do() -> None:
 def test_an_adapter_alone_is_no_model(here: Path) -> None:
     (here / "mine").mkdir()
     (here / "mine/adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match="init_from=mine holds an adapter: merge it into its base model"):
+    with pytest.raises(UserError, match="init_from=mine holds an adapter: name the run that trained it, or merge it"):
         find_parent("mine")
 
 

@@ -154,7 +154,7 @@ class ShardedStrategy(ModelParallelStrategy):
         state: dict[str, Any] = {
             f"optimizer_{n}": get_optimizer_state_dict(self.model, optimizer) for n, optimizer in enumerate(optimizers)
         }
-        state["state_dict"] = get_model_state_dict(self.model)
+        state["state_dict"] = self._saved_part(get_model_state_dict(self.model))
         dcp.load(state, storage_reader=ShardReader(path), planner=PlainPlanner())
         options = StateDictOptions(strict=self.lightning_module.strict_loading)
         set_model_state_dict(self.model, state["state_dict"], options=options)
@@ -162,6 +162,13 @@ class ShardedStrategy(ModelParallelStrategy):
             set_optimizer_state_dict(self.model, optimizer, state[f"optimizer_{n}"])
         rest: dict[str, Any] = torch.load(path / TREE, weights_only=True, map_location="cpu")
         return rest
+
+    def _saved_part(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Of the weights what a checkpoint holds: all, or where it is not strict what is trained."""
+        assert self.lightning_module is not None
+        if self.lightning_module.strict_loading:
+            return state
+        return {name: state[name] for name, p in self.lightning_module.named_parameters() if p.requires_grad}
 
     def remove_checkpoint(self, filepath: str | os.PathLike[str]) -> None:
         """Does nothing: which checkpoints stay is decided after each commit, by `retention`."""

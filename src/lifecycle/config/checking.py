@@ -25,7 +25,7 @@ from lifecycle.config.schema import RunConfig
 from lifecycle.config.signature import KeyPath, Walk, dotted
 from lifecycle.errors import UserError
 
-GROUPS = ("model", "data", "stage", "hardware", "logger", "callbacks")
+GROUPS = ("model", "data", "stage", "adapter", "hardware", "logger", "callbacks")
 """Root keys that a `_target_` stands under."""
 
 
@@ -41,8 +41,6 @@ def check(cfg: DictConfig) -> None:
     walk.known = list(flat(plain))
     unread = [f"{fault.split()[0]} is missing;" for fault in walk.faults]  # of no value yet: said once
     walk.arguments(RunConfig, {key: {} if key in GROUPS and isinstance(v, dict) else v for key, v in plain.items()}, ())
-    if plain.get("adapter") is not None:
-        walk.faults.append("adapter is set, but no stage here takes one: type adapter=null")
     for group in GROUPS:
         if isinstance(plain.get(group), Mapping):
             _check_group(group, plain[group], walk)
@@ -97,6 +95,7 @@ def _declared(stage: Any, walk: Walk) -> Declared:
         weight_copies=target.weight_copies,
         faults=target.faults,
         keys=frozenset(keys),
+        trains=True,
     )
 
 

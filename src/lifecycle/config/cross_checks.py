@@ -13,7 +13,8 @@ class Declared:
 
     views: those that it trains on; none for any. guard_actions: those that a forgetting guard may take. weight_copies:
     by key of `stage` that may be null, how many copies of the whole weights every device keeps where it is set. faults:
-    of values that it cannot work with together. keys: of `stage`, that the run reads for it.
+    of values that it cannot work with together. keys: of `stage`, that the run reads for it. trains: no
+    job.
     """
 
     views: frozenset[str] = frozenset()
@@ -21,6 +22,7 @@ class Declared:
     weight_copies: Mapping[str, int] = field(default_factory=dict)
     faults: Callable[[Mapping[str, Any]], list[str]] = lambda plain: []
     keys: frozenset[str] = frozenset()
+    trains: bool = False
 
 
 def faults_between(plain: Mapping[str, Any], declared: Declared) -> list[str]:
@@ -33,6 +35,7 @@ def faults_between(plain: Mapping[str, Any], declared: Declared) -> list[str]:
         *_copies(nodes.get("stage", {}), nodes.get("hardware", {}), declared),
         *_rate(nodes.get("stage", {}), declared),
         *declared.faults(plain),
+        *(_adapter(nodes.get("stage", {}), declared) if "_target_" in nodes.get("adapter", {}) else []),
     ]
 
 
@@ -83,3 +86,26 @@ def _rate(stage: Mapping[str, Any], declared: Declared) -> list[str]:
         "stage.optimizer.lr is null, which means a share of the parent's rate, and this stage takes none over: type "
         "stage.optimizer.lr=1e-3"
     ]
+
+
+def _adapter(stage: Mapping[str, Any], declared: Declared) -> list[str]:
+    """What an adapter cannot be trained with: it sits beside the weights of a parent, which stay as they are."""
+    if not declared.trains:
+        return ["adapter is chosen, and this stage is a job, which trains nothing: type adapter=none"]
+    faults = []
+    optimizer = stage.get("optimizer")
+    if isinstance(optimizer, Mapping) and str(optimizer.get("_target_")).endswith(".Muon"):
+        faults.append("stage.optimizer is Muon, whose rates are none for an adapter: type optimizer=adamw")
+    if stage.get("optimizer_state") == "parent":
+        faults.append(
+            "stage.optimizer_state is parent, and the parent's moments are of its weights, not of an adapter: type "
+            "stage.optimizer_state=fresh"
+        )
+    if any(isinstance(line, Mapping) and line.get("rope_theta") for line in stage.get("phases") or []):
+        faults.append("stage.phases has rope_theta, which changes the frozen model: leave it out, or adapter=none")
+    if stage.get("new_tokens") or stage.get("split_digits"):
+        faults.append(
+            "stage.new_tokens and stage.split_digits add rows to the embedding, which an adapter leaves as it is: "
+            "leave them out, or type adapter=none"
+        )
+    return faults

@@ -76,7 +76,7 @@ class RunConfig:
     resume: str
     dry_run: bool
     deterministic: bool
-    adapter: str | None
+    adapter: dict[str, Any] | None
     checkpoint: Checkpoint
     validation: Validation
     logging: Logging

@@ -37,6 +37,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "data": ("lifecycle.data.corpus.DataConfig",),
     "stage": tuple(sorted(_stages() + _jobs())),
     "stage.optimizer": ("lifecycle.optim.AdamW", "lifecycle.optim.Muon"),
+    "adapter": ("lifecycle.model.lora.Adapter",),
     "hardware": ("lifecycle.hardware.Hardware",),
     "logger": ("lifecycle.loggers.tensorboard", "lifecycle.loggers.wandb"),
     "callbacks": ("lifecycle.callbacks.observers",),

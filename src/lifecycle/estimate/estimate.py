@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from lifecycle.duration import Timeline
-from lifecycle.estimate.memory import FP32, GB, WORKSPACE_GUESS, Memory, ModelLike, memory_of
+from lifecycle.estimate.memory import FP32, GB, WORKSPACE_GUESS, Memory, ModelLike, TrainedAdapter, memory_of
 from lifecycle.hardware import Hardware
 from lifecycle.hardware.device_specs import find_device
 
@@ -116,12 +116,13 @@ class CheckpointPlan:
 class Estimate:
     """All that `dry_run=true` prints.
 
-    embedding: parameters of the embedding and the head. steps, tokens: of the whole run. rows_that_fit: sequences of a
-    micro-batch that the device's memory holds, None where that is unknown. hours: share of the peak -> hours of the
-    whole run, None without a peak. free_disk: bytes.
+    trained: parameters, those of an adapter where there is one. embedding: parameters of the embedding and the head.
+    steps, tokens: of the whole run. rows_that_fit: sequences of a micro-batch that the device's memory holds, None
+    where that is unknown. hours: share of the peak -> hours of the whole run, None without a peak. free_disk: bytes.
     """
 
     parameters: int
+    trained: int
     active: int
     embedding: int
     flops_per_token: float
@@ -158,16 +159,20 @@ def estimate(
     checkpoints: CheckpointPlan,
     kept_copies: int = 0,
     frozen: int = 0,
+    adapter: TrainedAdapter | None = None,
     free_disk: float | None = None,
     unit: str = "tokens",
 ) -> Estimate:
     """Count everything; start nothing. kept_copies: of the weights, in memory and in every checkpoint. frozen:
-    parameters of networks that only make a forward pass for every token, and are in no checkpoint. free_disk: bytes.
-    unit: what sources are counted in; of prompts, a row is one."""
+    parameters of networks that only make a forward pass for every token, and are in no checkpoint. adapter: what is
+    trained; None: all weights. free_disk: bytes. unit: what sources are counted in; of prompts, a row is one."""
     found, tokens, shards = device.looked_up(hardware), timeline.tokens(), world_size if sharded else 1
-    memory, per_row = _memory(model, batch, hardware, device, shards=shards, kept=kept_copies, frozen=frozen)
+    memory, per_row = _memory(
+        model, batch, hardware, device, shards=shards, kept=kept_copies, frozen=frozen, adapter=adapter
+    )
     return Estimate(
         parameters=model.parameters(),
+        trained=model.parameters() if adapter is None else adapter.parameters,
         active=model.active_parameters(),
         embedding=(model.vocab_size or 0) * model.width * (1 if model.tied_head else 2),
         flops_per_token=model.flops_per_token(batch.length),
@@ -181,8 +186,10 @@ def estimate(
         rows_that_fit=memory.rows_that_fit(found.memory, per_row),
         sources=_sources(sources, tokens if unit == "tokens" else sum(source.weight for source in sources)),
         unit=unit,
-        hours=_hours(model, timeline, found.peak_flops, world_size, asked=frozen / 3 / model.parameters()),
-        disk=_disk(model, OPTIMIZER_STATES + kept_copies, checkpoints, timeline.steps),
+        hours=_hours(
+            model, timeline, found.peak_flops, world_size, asked=frozen / 3 / model.parameters(), adapter=adapter
+        ),
+        disk=_disk(model, OPTIMIZER_STATES + kept_copies, checkpoints, timeline.steps, adapter),
         free_disk=free_disk,
     )
 
@@ -196,6 +203,7 @@ def _memory(
     shards: int,
     kept: int,
     frozen: int,
+    adapter: TrainedAdapter | None,
 ) -> tuple[Memory, float]:
     """Memory of the chosen batch, and bytes of one sequence more. device: by the name that the table knows."""
     on_gpu = hardware.accelerator == "gpu" or find_device(device.name) is not None
@@ -207,6 +215,7 @@ def _memory(
         states=OPTIMIZER_STATES,
         kept=kept,
         frozen=frozen,
+        adapter=adapter,
         shards=shards,
         chunk=LOGITS_CHUNK_TOKENS,
         checkpointing=hardware.activation_checkpointing,
@@ -216,13 +225,23 @@ def _memory(
 
 
 def _hours(
-    model: ModelLike, timeline: Timeline, peak_flops: float | None, world_size: int, *, asked: float
+    model: ModelLike,
+    timeline: Timeline,
+    peak_flops: float | None,
+    world_size: int,
+    *,
+    asked: float,
+    adapter: TrainedAdapter | None,
 ) -> dict[float, float] | None:
     """Hours of the run at each share of the peak that training may reach. asked: the work of the networks that are only
-    asked, which have no backward pass, as a share of the training's."""
+    asked, which have no backward pass, as a share of the training's. Frozen weights need no gradients of their own, a
+    third of the work of their products; an adapter's own products are counted as those of weights."""
     if peak_flops is None:
         return None
-    trained = sum(count * model.flops_per_token(length) for length, count in timeline.tokens_by_length().items())
+    less = 0 if adapter is None else 2 * model.active_parameters() - 6 * adapter.parameters
+    trained = sum(
+        count * (model.flops_per_token(length) - less) for length, count in timeline.tokens_by_length().items()
+    )
     work = trained * (1 + asked)
     return {share: work / (peak_flops * world_size * share) / 3600 for share in MFU_ROWS}
 
@@ -246,12 +265,17 @@ def _sources(sources: Sequence[SourceEstimate], tokens: float) -> tuple[SourcePl
     return tuple(plans)
 
 
-def _disk(model: ModelLike, copies: int, checkpoints: CheckpointPlan, steps: int) -> Disk:
-    """copies: of the weights, that a checkpoint has beside them: states of the optimizer and what the stage keeps."""
-    size = float(FP32 * (1 + copies) * model.parameters())
+def _disk(
+    model: ModelLike, copies: int, checkpoints: CheckpointPlan, steps: int, adapter: TrainedAdapter | None
+) -> Disk:
+    """copies: of what is trained, that a checkpoint has beside it: states of the optimizer and what the stage keeps."""
+    size = float(FP32 * (1 + copies) * (model.parameters() if adapter is None else adapter.parameters))
+    exported = 0 if adapter is None else adapter.parameters
+    if adapter is None or adapter.merge:
+        exported += model.parameters()
     return Disk(
         checkpoint=size,
-        export=float(FP32 * model.parameters()),
+        export=float(FP32 * exported),
         kept=checkpoints.keep_last + 1 + checkpoints.milestones,
         seconds=size / CHECKPOINT_BYTES_PER_S,
         per_run=steps // checkpoints.every_steps if checkpoints.every_steps else 0,

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 FP32, BF16 = 4, 2
+IN_4_BITS = 0.5 + 0.127 / 8
+"""Bytes of a weight in nf4 with quantised scales of 64 weights (arXiv 2305.14314, section 3)."""
 GB = 10**9
 WORKSPACE_GUESS = {"cuda": 1.5 * GB, "cpu": 0.3 * GB}
 """Context, workspaces and fragmentation: what a process needs beyond its tensors."""
@@ -93,9 +95,20 @@ class Memory:
         return None if room is None else max(0, int((room - self.state - self.logits) // per_row))
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainedAdapter:
+    """What is trained where not all weights are. parameters: its own. in_4_bits: frozen weights that are held so.
+    merge: the whole model is exported beside it."""
+
+    parameters: int
+    in_4_bits: int = 0
+    merge: bool = False
+
+
 def memory_of(
     model: ModelLike,
     *,
+    adapter: TrainedAdapter | None = None,
     rows: int,
     length: int,
     precision: str,
@@ -110,21 +123,24 @@ def memory_of(
 ) -> tuple[Memory, float]:
     """Memory of a micro-batch, and the bytes of activations that one sequence more would take.
 
-    rows, length: sequences of the micro-batch, positions of each. states: numbers that the optimizer keeps of each
-    parameter. kept: copies of the weights beside them. frozen: parameters of networks that make forward passes alone;
-    where they are not sharded, in the compute type. shards: devices that divide weights, gradients, optimizer state and
-    frozen networks. chunk: tokens whose logits exist at one time. workspace: bytes.
+    adapter: what is trained; None: all weights. rows, length: sequences of the micro-batch, positions of each. states:
+    numbers that the optimizer keeps of each trained parameter. kept: copies of the weights beside them. frozen:
+    parameters of networks that make forward passes alone; where they are not sharded, in the compute type. shards:
+    devices that divide weights, gradients, optimizer state and frozen networks. chunk: tokens whose logits exist at one
+    time. workspace: bytes.
     """
     count, vocab = model.parameters(), model.vocab_size or 0
+    moving, small = (count, 0) if adapter is None else (adapter.parameters, adapter.in_4_bits)
+    held = FP32 * (count - small) + IN_4_BITS * small + (0 if adapter is None else FP32 * moving)
     size = BF16 if precision == "bf16" else FP32
     full, saved = (rows * length * each for each in _activations(model, size, compiled))
     memory = Memory(
-        weights=FP32 * count / shards,
-        gradients=FP32 * count / shards,
-        optimizer=FP32 * states * count / shards,
-        kept_copies=FP32 * kept * count,
+        weights=held / shards,
+        gradients=FP32 * moving / shards,
+        optimizer=FP32 * states * moving / shards,
+        kept_copies=FP32 * kept * moving,
         frozen=(size if shards == 1 else FP32) * frozen / shards,
-        compute_copies=_compute_copies(model, precision, shards),
+        compute_copies=_compute_copies(model, precision, shards) * (1 - small / count),
         activations=full,
         checkpointed=saved,
         logits=min(chunk, rows * length) * vocab * (FP32 + FP32 + size),

@@ -82,6 +82,8 @@ def _model(e: Estimate) -> Table:
     sheet = _facts("Model and batch")
     share = f" ({e.active / 1e6:,.2f} M active)" if e.active != e.parameters else ""
     sheet.add_row("parameters", f"{e.parameters / 1e6:,.2f} M{share}")
+    if e.trained != e.parameters:
+        sheet.add_row("  trained beside them, of the adapter", f"{e.trained / 1e6:,.2f} M")
     sheet.add_row("  of these embedding and head", f"{e.embedding / 1e6:,.2f} M")
     sheet.add_row(f"FLOPs a token at {e.batch.length:,}", f"{e.flops_per_token / 1e9:,.3f} GFLOP")
     rows = e.batch.tokens // e.batch.length

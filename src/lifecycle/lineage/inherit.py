@@ -1,7 +1,8 @@
 """What a run takes over from its parent besides weights: architecture, tokenizer, optimizer, data to replay.
 
     init_from=RUN                            the parent's architecture and tokenizer (grown: `vocabulary.py`)
-    optimizer=                               none named: the parent's kind, in the stages that go on from a parent
+    optimizer=                               none named: the parent's kind, in the stages that go on from a parent; for
+                                             an adapter that of the config, since Muon's rates mean nothing there
     stage.optimizer.lr: null                 the parent's peak rate times stage.peak_ratio
     stage.replay: {share: 0.1, ancestors: 1} a share of every step is drawn from the parent's own mixture (`replay.py`)
     data.decontaminate                       what an ancestor kept out of its text stays out
@@ -63,12 +64,17 @@ def settled(cfg: DictConfig, parent: Parent | None) -> DictConfig:
                 f"this stage goes on from a trained model, and init_from is null: type init_from=RUN, or a Hugging "
                 f"Face folder or hub id; {finished_runs()}"
             )
+        if made.adapter is not None and not cfg.dry_run:
+            raise UserError(
+                "an adapter is trained beside the weights of a finished model, and init_from is null: type "
+                f"init_from=RUN, or adapter=none; {finished_runs()}"
+            )
         return made
     with open_dict(made):
         made.model = {"_target_": "lifecycle.model.ModelConfig", **parent.stated()}
         if parent.tokenizer is not None:
             made.data.tokenizer = config.literal(parent.tokenizer)
-        if goes_on:
+        if goes_on and made.adapter is None:
             made.stage.optimizer = _of_the_parents_kind(made, parent)
         rate = config.part(made.stage, PeakRate)
         if rate is not None and made.stage.optimizer.lr is None:
@@ -175,9 +181,10 @@ def _peak(cfg: DictConfig, parent: Parent) -> float:
     theirs, own = _optimizer(parent), str(cfg.stage.optimizer._target_)
     if theirs is not None and theirs != own:
         kind = theirs.rpartition(".")[2]
+        choose = f"optimizer={kind.lower()}, or " if cfg.adapter is None else ""
         raise UserError(
             f"stage.optimizer.lr is null, which means the parent's peak rate times stage.peak_ratio, but {parent.name} "
-            f"was trained with {kind}, whose rates mean nothing to {own.rpartition('.')[2]}: type "
-            f"optimizer={kind.lower()}, or stage.optimizer.lr=..."
+            f"was trained with {kind}, whose rates mean nothing to {own.rpartition('.')[2]}: type {choose}"
+            "stage.optimizer.lr=..."
         )
     return float(peak)

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
+import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +26,7 @@ from lifecycle.model.decoder import Decoder
 from lifecycle.model.families import family_of
 from lifecycle.model.layers.experts import Experts
 from lifecycle.model.lora import Adapter, Factors, applied, chosen, first_factors
+from lifecycle.system.seeds import derive
 
 INNER = ".base_layer"
 GATE = "shared_gate"
@@ -57,7 +61,9 @@ def _called(place: str, config: ModelConfig) -> list[str]:
 
 
 def check_adapter(config: ModelConfig, adapter: Adapter) -> None:
-    """Raise UserError for targets that name nothing, and for what `peft` cannot express."""
+    """Raise UserError for targets that name nothing, for what `peft` cannot express, and where it is not installed."""
+    if importlib.util.find_spec("peft") is None:
+        raise UserError("adapter=lora needs peft, which is not installed here: pip install 'lifecycle[lora]'")
     found, cannot = places(config, adapter), [f"adapter.{key}" for key in ("dora", "dropout") if getattr(adapter, key)]
     parameters = [place for place in found if is_parameter(place, config)]
     if parameters and cannot:
@@ -65,6 +71,25 @@ def check_adapter(config: ModelConfig, adapter: Adapter) -> None:
             f"{' and '.join(cannot)} cannot be used on the feed-forward parts of a family with experts, which peft "
             f"adapts as bare parameters ({parameters[0]}): leave it out, or type adapter.targets=[attention]"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterSize:
+    """How large an adapter is. layers: matrices that have one, each stack of experts is one; of: that could."""
+
+    layers: int
+    of: int
+    parameters: int
+
+
+def size_of(config: ModelConfig, adapter: Adapter) -> AdapterSize:
+    """Counted before anything is built."""
+    every, parameters = matrices(config), 0
+    found = places(config, adapter)
+    for place in found:
+        *experts, out, inner = every[place]
+        parameters += math.prod(experts) * adapter.rank * (out + inner) + (out if adapter.dora else 0)
+    return AdapterSize(layers=len(found), of=len(every), parameters=parameters)
 
 
 def is_parameter(place: str, config: ModelConfig) -> bool:
@@ -75,13 +100,9 @@ def is_parameter(place: str, config: ModelConfig) -> bool:
 
 def add_adapter(model: Decoder, adapter: Adapter, *, seed: int) -> None:
     """Wrap the chosen matrices of a decoder in place and freeze all else. Of one without memory (meta) only the
-    structure is made. Raises UserError where `peft` is not installed."""
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise UserError(
-            f"adapter=lora needs peft, which cannot be imported ({error}): pip install 'lifecycle[lora]'"
-        ) from error
+    structure is made."""
+    from peft import LoraConfig, inject_adapter_in_model
+
     found, empty = places(model.config, adapter), model.embedding.weight.is_meta
     weights = {} if empty else {name: weight.detach() for name, weight in model.state_dict().items()}
     how = LoraConfig(
@@ -166,7 +187,8 @@ def plain_weights(model: Decoder) -> dict[str, Tensor]:
         return state
     if model.adapter_is_off:
         return base_of(state)
-    return merged(base_of(state), factors_of(state, model.config, adapter), adapter)
+    with torch.autocast(model.embedding.weight.device.type, enabled=False):
+        return merged(base_of(state), factors_of(state, model.config, adapter), adapter)
 
 
 @contextlib.contextmanager
@@ -187,6 +209,13 @@ def adapter_off(model: Decoder) -> Iterator[None]:
         yield
     finally:
         switch(on=True)
+
+
+def seed_dropout(model: Decoder, seed: int, *, step: int, rank: int) -> None:
+    """What an adapter's dropout draws in a step follows from the run's seed, the step and the rank, so that a resumed
+    run draws it again. Nothing else in training draws from torch's own generator."""
+    if model.adapter is not None and model.adapter.dropout:
+        torch.manual_seed(derive(seed, "dropout", step, rank))
 
 
 def is_stack(place: str) -> bool:

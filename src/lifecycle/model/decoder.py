@@ -129,6 +129,10 @@ class Decoder(nn.Module):
         """Call it after every write to the weights in place; a stage's step and `load_state_dict` do."""
         self.weights_version += 1
 
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Those that are not frozen."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
     @property
     def head_weight(self) -> Tensor:
         """(V, D): the matrix that turns hidden states into logits; the embedding itself when tied.
@@ -177,12 +181,13 @@ class Decoder(nn.Module):
         near = documents
         if self.config.sliding_window is not None:
             near = slide(documents, self.config.sliding_window, x_BTD.shape[1], x_BTD.device)
+        drops = self.adapter is not None and self.adapter.dropout > 0  # the same again, in the second pass
         routings = []
         for number, block in enumerate(self.blocks):
             seen = documents if self.config.window(number) is None else near
             arguments = (x_BTD, angles, seen, counted)
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x_BTD, routing = checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
+                x_BTD, routing = checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=drops)
             else:
                 x_BTD, routing = block(*arguments)
             if routing is not None:

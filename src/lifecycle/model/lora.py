@@ -1,6 +1,6 @@
 """Low-rank adapters: what they are, on which matrices they sit, and what they add to them.
 
-    LoRA (arXiv 2106.09685)      W' = W + s B A              s = alpha / rank, with rsLoRA alpha / sqrt(rank) (2312.03732)
+    LoRA (arXiv 2106.09685)      W' = W + s B A              s = alpha / rank; rsLoRA (2312.03732): alpha / sqrt(rank)
     DoRA (arXiv 2402.09353)      W' = m (W + s B A) / |W + s B A|        m: a trained length of every row, at first |W|
 
 A is drawn, B begins at zero, so W' is W at the start. A stack of experts has one A and one B for each of them, in the
@@ -100,8 +100,8 @@ def chosen(matrices: Mapping[str, Sequence[str]], adapter: Adapter) -> list[str]
             faults.append(f"{target!r}" + (f" (did you mean {' or '.join(near)}?)" if near else ""))
     if faults:
         raise UserError(
-            f"adapter.targets: there is no layer of the name {', '.join(faults)} that an adapter can sit on; embedding, "
-            f"head, norms and routers are left as they are. Wanted all, or some of {', '.join(sorted(known))}"
+            f"adapter.targets: there is no layer of the name {', '.join(faults)} that an adapter can sit on; "
+            f"embedding, head, norms and routers are left as they are. Wanted all, or names: {', '.join(sorted(known))}"
         )
     return [
         place

@@ -4,9 +4,10 @@
     steps      of any torch optimizer in this process
     changes    torch's own count for every weight, which fused optimizers do not raise
     addresses  where every weight lies
+    adapter    whether there is one that takes part now
     sample     some numbers of every weight
 
-The first four find every change that torch makes or that was announced. The sample is for the others (`.data`, NumPy, a
+The first five find every change that torch makes or that was announced. The sample is for the others (`.data`, NumPy, a
 user's kernel): it finds a change of a whole weight, and warns, since it would not find a change of a few numbers.
 """
 
@@ -54,10 +55,11 @@ def optimizer_steps() -> StepCount:
 class Version:
     """The identity of a model's weights at one moment; see the top of the file.
 
-    changes: None in inference mode, where torch does not count.
+    adapted: with its adapter. changes: None in inference mode, where torch does not count.
     """
 
     announced: int
+    adapted: bool
     steps: int
     addresses: list[int]
     changes: list[int] | None
@@ -70,6 +72,7 @@ class Version:
         counted = not any(weight.is_inference() for weight in weights)
         return cls(
             announced=model.weights_version,
+            adapted=model.adapter is not None and not model.adapter_is_off,
             steps=optimizer_steps().taken,
             addresses=[w.data_ptr() for w in weights],
             changes=[w._version for w in weights] if counted else None,
@@ -78,7 +81,7 @@ class Version:
 
     def surely_is(self, other: Version) -> bool:
         """Whether certainly no weight has changed between the two; False also where that is not known."""
-        mine, theirs = ((v.announced, v.steps, v.addresses, v.changes) for v in (self, other))
+        mine, theirs = ((v.announced, v.adapted, v.steps, v.addresses, v.changes) for v in (self, other))
         if self.changes is None or mine != theirs:
             return False
         if torch.equal(self.sample, other.sample):

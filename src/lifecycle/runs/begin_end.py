@@ -7,7 +7,9 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -22,6 +24,9 @@ from lifecycle.errors import Refusal, UserError
 from lifecycle.hardware import device_name
 from lifecycle.lineage.run_folder import RunFolder, origin
 from lifecycle.loggers import read_metrics
+from lifecycle.model import ModelConfig
+from lifecycle.model.adapters import size_of
+from lifecycle.model.lora import Adapter
 from lifecycle.report import write_report
 from lifecycle.runs.data import timeline_of
 from lifecycle.runs.plan import RunPlan
@@ -54,6 +59,7 @@ def begin(plan: RunPlan, start: Start, stage: Stage, data: DataModule) -> None:
         parameters=stage.config.parameters(),
         peak_lr=plan.config.stage.optimizer.lr,
         total_steps=stage.total_steps,
+        **({} if plan.adapter is None else {"adapter": _adapter(plan.adapter, stage.config)}),
         choice=start.facts(),
         device=device_name(plan.hardware.device_type()),
         error=None,
@@ -68,11 +74,26 @@ def begin(plan: RunPlan, start: Start, stage: Stage, data: DataModule) -> None:
             "cannot be told; from here on it can[/yellow]"
         )
     idle = data.plan.idle_workers(plan.data.streams, plan.hardware.world_size(), plan.hardware.workers)
-    for line in [*start.lines(), *idle]:
+    sits = [] if plan.adapter is None else [_in_words(plan.adapter, stage.config)]
+    for line in [*start.lines(), *sits, *idle]:
         say(f"[dim]{line}[/dim]")
     assert plan.limits is not None
     for line in ended_by_config(plan.limits, plan.command.typed, lambda limits: timeline_of(limits, data.corpus)):
         print(f"lifecycle: {line}", file=sys.stderr)
+
+
+def _adapter(adapter: Adapter, model: ModelConfig) -> dict[str, Any]:
+    """For run.json."""
+    return {"rank": adapter.rank, "bits": adapter.bits, **asdict(size_of(model, adapter))}
+
+
+def _in_words(adapter: Adapter, model: ModelConfig) -> str:
+    """The share of the layers that got an adapter, and of the parameters that are trained."""
+    size, whole = size_of(model, adapter), model.parameters()
+    return (
+        f"adapter of rank {adapter.rank} on {size.layers} of {size.of} linear layers ({size.layers / size.of:.0%}): "
+        f"{size.parameters:,} trained parameters beside {whole:,} frozen ones ({size.parameters / whole:.2%})"
+    )
 
 
 def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:

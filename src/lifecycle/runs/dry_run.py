@@ -26,9 +26,12 @@ from lifecycle.duration import Limits, Timeline, ended_by_config
 from lifecycle.errors import UserError
 from lifecycle.estimate import curriculum_table, table
 from lifecycle.estimate.estimate import BatchShape, CheckpointPlan, Estimate, RunDevice, SourceEstimate, estimate
+from lifecycle.estimate.memory import TrainedAdapter
 from lifecycle.hardware import Hardware, device_name, probe
 from lifecycle.lineage.inherit import goes_on_with_optimizer, optimizer_checkpoint
 from lifecycle.model import ModelConfig
+from lifecycle.model.adapters import matrices, size_of
+from lifecycle.model.lora import Adapter
 from lifecycle.runs.guarded import check_reach
 from lifecycle.runs.plan import RunPlan
 from lifecycle.system.cache import made_cache_folder
@@ -197,8 +200,14 @@ def _estimate(plan: RunPlan, limits: Limits, model: ModelConfig, timeline: Timel
         ),
         kept_copies=sum(number for key, number in copies.items() if cfg.stage.get(key) is not None),
         frozen=plan.stage.frozen_copies(config.resolved(cfg)) * model.parameters() if plan.stage else 0,
+        adapter=None if plan.adapter is None else _adapter(plan.adapter, model),
         free_disk=shutil.disk_usage(_existing(Path.cwd())).free,
     )
+
+
+def _adapter(adapter: Adapter, model: ModelConfig) -> TrainedAdapter:
+    small = sum(shape.numel() for shape in matrices(model).values()) if adapter.bits else 0
+    return TrainedAdapter(parameters=size_of(model, adapter).parameters, in_4_bits=small, merge=adapter.merge)
 
 
 def _levels(data: DataConfig, tokenizer: Tokenizer | None) -> dict[str, list[LevelSize]]:

@@ -19,12 +19,15 @@ from lifecycle import config
 from lifecycle.config import Command
 from lifecycle.data.corpus import DataConfig
 from lifecycle.duration import Limits
+from lifecycle.errors import UserError
 from lifecycle.hardware import Hardware
 from lifecycle.lineage.inherit import adopted, replay_share, settled
 from lifecycle.lineage.parent import Parent
 from lifecycle.lineage.revisions import Pinned, pin, with_revisions
 from lifecycle.lineage.run_folder import RunFolder
 from lifecycle.model import ModelConfig
+from lifecycle.model.adapters import check_adapter
+from lifecycle.model.lora import Adapter
 from lifecycle.runs.guarded import check_guard
 from lifecycle.stages.base import Stage
 
@@ -37,7 +40,8 @@ class RunPlan:
     job. asked: names of its parameters that the run supplies. model: its vocabulary may be unknown until the tokenizer
     is loaded. limits: the length of the run; None for a job. replay_share: share of every step's tokens that is
     replayed; None where the weights of the mixture determine it. generation: the parent's generation_config.json (stop
-    ids, sampling settings), for the export. revisions: the commits of hub data sets.
+    ids, sampling settings), for the export. revisions: the commits of hub data sets. adapter: None where all
+    weights are trained.
     """
 
     config: DictConfig
@@ -54,6 +58,7 @@ class RunPlan:
     replay_share: float | None
     generation: Mapping[str, Any]
     revisions: Pinned
+    adapter: Adapter | None
 
     @property
     def reads_data(self) -> bool:
@@ -100,7 +105,22 @@ def make_plan(cfg: DictConfig) -> RunPlan:
         replay_share=replay_share(made),
         generation=parent.generation if parent else {},
         revisions=pinned,
+        adapter=None if made.adapter is None else _adapter(made, model),
     )
+
+
+def _adapter(cfg: DictConfig, model: ModelConfig) -> Adapter:
+    """The adapter of the config. Raises UserError where the model cannot have it, or this machine."""
+    adapter: Adapter = config.build(cfg.adapter)
+    hardware: Hardware = config.build(cfg.hardware)
+    if adapter.bits is not None and hardware.device_type() != "cuda" and not cfg.dry_run:
+        raise UserError(
+            f"adapter.bits is {adapter.bits}, and weights of 4 bits are multiplied on CUDA GPUs alone; this run is on "
+            f"{hardware.device_type()}: type adapter=lora"
+        )
+    known = model if model.vocab_size is not None else model.with_vocab(1)
+    check_adapter(known, adapter)
+    return adapter
 
 
 def _job_name(target: Any) -> str:

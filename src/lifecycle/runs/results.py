@@ -25,7 +25,13 @@ from lifecycle.lineage.parent import history
 from lifecycle.lineage.run_folder import RunFolder
 from lifecycle.loggers import read_metrics
 from lifecycle.model import Decoder
+from lifecycle.model.adapters import base_of, factors_of, merged
 from lifecycle.model.huggingface import export
+from lifecycle.model.huggingface.export_folder import generation_config
+from lifecycle.model.huggingface.lazy_tensors import GENERATION
+from lifecycle.model.huggingface.peft_folder import CONFIG as ADAPTER
+from lifecycle.model.huggingface.peft_folder import write_adapter
+from lifecycle.model.lora import Adapter
 from lifecycle.report import terminal_summary, write_report
 from lifecycle.rollout.engine import generate
 from lifecycle.rollout.sampling.parameters import Sampling
@@ -100,7 +106,7 @@ def write_results(plan: RunPlan, stage: Stage, data: DataModule, *, finished: bo
     """Ledger, lineage, model, samples, baselines and report. A stopped run leaves ledger and lineage only."""
     folder, given = plan.folder, plan.config.export
     ledger, restored, best = data.ledger(), stage.guard.restore_step, stage.best
-    weights = {} if not finished else full_weights(stage) if not restored else restored_weights(folder, stage)
+    weights = _weights(folder, stage) if finished else {}
     if not stage.trainer.is_global_zero:
         return
     _write_json(folder.path / "ledger.json", ledger)
@@ -120,16 +126,19 @@ def write_results(plan: RunPlan, stage: Stage, data: DataModule, *, finished: bo
     stage.enter(at - 1)  # the phase of the restored step may have another base
     with torch.device("meta"):
         model = Decoder(stage.config)
+    if plan.adapter is not None:
+        weights = _write_adapter(plan, plan.adapter, weights, data)
     model.load_state_dict(weights, assign=True)
-    export(
-        model,
-        folder.path / "model",
-        tokenizer=data.tokenizer,
-        dtype=given.dtype,
-        shard_gb=given.shard_gb,
-        history=history(folder),
-        generation=plan.generation,
-    )
+    if plan.adapter is None or plan.adapter.merge:
+        export(
+            model,
+            folder.path / "model",
+            tokenizer=data.tokenizer,
+            dtype=given.dtype,
+            shard_gb=given.shard_gb,
+            history=history(folder),
+            generation=plan.generation,
+        )
     model, measured = model.to(stage.trainer.strategy.root_device).eval(), plan.config.validation
     asked = data.questions(measured.answers or 0)
     said = answers(model, asked, data.tokenizer, most_tokens=measured.answer_tokens, step=at)
@@ -139,6 +148,31 @@ def write_results(plan: RunPlan, stage: Stage, data: DataModule, *, finished: bo
     folder.update(status="finished")  # not before: what a kill leaves out of the above is made at the next start
     write_report(folder.path)
     Console(soft_wrap=False).print(terminal_summary(folder.path))
+
+
+def _weights(folder: RunFolder, stage: Stage) -> dict[str, Tensor]:
+    """The state dict of the network as it was left; where a guard went back, as it was then. Of an adapted one, whose
+    checkpoints hold the adapter alone, with the frozen weights. Empty but on rank 0."""
+    if not stage.guard.restore_step:
+        return full_weights(stage)
+    frozen = full_weights(stage) if stage.network.adapter is not None else {}
+    return {**frozen, **restored_weights(folder, stage)}
+
+
+def _write_adapter(
+    plan: RunPlan, adapter: Adapter, weights: Mapping[str, Tensor], data: DataModule
+) -> dict[str, Tensor]:
+    """Write adapter/, with the files of the tokenizer and of sampling; the weights of the plain network with it."""
+    model, parent, folder = plan.model.with_vocab(data.tokenizer.vocab_size), plan.parent, plan.folder.path / "adapter"
+    assert parent is not None
+    found = factors_of(weights, model, adapter)
+    with atomic.replace_files(folder, marker=ADAPTER, stale=()) as aside:
+        data.tokenizer.save(aside)
+        _write_json(aside / GENERATION, generation_config(data.tokenizer, plan.generation))
+        here = parent.commit is None and (parent.folder / "config.json").is_file()
+        base = str(parent.folder.resolve()) if here else parent.name
+        write_adapter(aside, model, adapter, found, base=base)
+    return merged(base_of(weights), found, adapter)
 
 
 def restored_weights(folder: RunFolder, stage: Stage) -> dict[str, Tensor]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from lifecycle import config
@@ -20,7 +22,8 @@ from lifecycle.stages.setup import ParentWeights, Setup
 
 
 def build_stage(plan: RunPlan, data: DataModule, timeline: Timeline, start: Start) -> Stage:
-    """The stage that the config names. Only a new run reads its parent's weights and moments."""
+    """The stage that the config names. Only a new run reads its parent's weights and moments; a run that trains an
+    adapter reads the weights at every start."""
     parent = plan.parent if start.checkpoint is None else None
     setup = Setup(
         timeline=timeline,
@@ -37,9 +40,20 @@ def build_stage(plan: RunPlan, data: DataModule, timeline: Timeline, start: Star
         read_weights=parent.read if parent else None,
         initial_optimizer=initial_optimizer(plan.config, parent) if parent else None,
         parent=began_with(plan.parent, start.checkpoint) if plan.parent else None,
+        adapter=plan.adapter,
     )
-    stage: Stage = config.build(plan.config.stage, model=plan.model.with_vocab(data.tokenizer.vocab_size), setup=setup)
+    stage: Stage = config.build(_at_rate(plan), model=plan.model.with_vocab(data.tokenizer.vocab_size), setup=setup)
     return stage
+
+
+def _at_rate(plan: RunPlan) -> DictConfig:
+    """The node of the stage; where an adapter is trained, at its rate, which is a multiple of that of all weights."""
+    if plan.adapter is None:
+        return plan.config.stage
+    whole = copy.deepcopy(plan.config)  # a node knows its place by the config around it
+    OmegaConf.set_readonly(whole, False)
+    whole.stage.optimizer.lr *= plan.adapter.lr_ratio
+    return whole.stage
 
 
 def began_with(parent: Parent, checkpoint: str | None) -> ParentWeights:

@@ -24,7 +24,9 @@ from torch import Tensor
 
 from lifecycle.batch import DataFeed, Micro, StepBatch
 from lifecycle.bounds import due
+from lifecycle.errors import UserError
 from lifecycle.model import Decoder, DocumentMask, ModelConfig, count_pieces
+from lifecycle.model.adapters import seed_dropout
 from lifecycle.model.layers.attention import Kernel
 from lifecycle.stages.beside.frozen import HeldBeside
 from lifecycle.stages.setup import Setup
@@ -88,6 +90,7 @@ class Stage(pl.LightningModule, ABC):
         self.validation_due = False
         self.measured_at: int | None = None  # steps taken before the last validation of this process
         self._ready_at = time.perf_counter()
+        self.strict_loading = setup.adapter is None  # what is frozen is the parent's, and in no checkpoint
 
     @property
     def network(self) -> Decoder:
@@ -140,6 +143,7 @@ class Stage(pl.LightningModule, ABC):
     def take_step(self, batch: StepBatch[Micro], loss_sum: LossSum[Micro]) -> None:
         """One optimizer step on `batch`; `loss_sum` gives a micro-batch's summed loss and summed metrics."""
         self.enter(batch.step)
+        seed_dropout(self.network, self.setup_facts.seed, step=batch.step, rank=self.global_rank)
         optimizer = self.optimizer()
         rate = self.optimization.set_rates(optimizer.param_groups, batch.step, scale=self.guard.lr_scale)
         counts = count_tokens(batch.micro, len(self.setup_facts.source_names), self.device)
@@ -177,7 +181,7 @@ class Stage(pl.LightningModule, ABC):
             skipping.skip(batch, norm, sums.loss, say=self.meter.say)
         else:
             skipping.take(norm)
-            if sums.loads is not None:
+            if sums.loads is not None and self.network.adapter is None:
                 self.network.move_router_biases(sums.loads)
         optimizer.step()
         self.network.weights_changed()
@@ -219,7 +223,7 @@ class Stage(pl.LightningModule, ABC):
         if self.beside is not None:
             self.beside.begin(self.device, self.feed)
         if self.penalty is not None:
-            self.penalty.begin(list(self.network.parameters()), self.feed)
+            self.penalty.begin(self.network.trained_parameters(), self.feed)
         self.meter.start(self.trainer, self.feed, self.config)
         self.validate_if_due(self.global_step)
         self.trainer.should_stop |= self.preempted or self.feed.is_last(self.global_step)
@@ -276,8 +280,10 @@ class Stage(pl.LightningModule, ABC):
     # -- state in a checkpoint, beside weights and optimizer
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the state that cannot be derived from the config."""
+        """Add the state that cannot be derived from the config; of the weights, keep those that are trained."""
         self.meter.save()
+        if self.network.adapter is not None:
+            checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name in self._trained()}
         checkpoint["stage"] = {
             **self.optimization.state(self.global_step),
             **self.guard.state(),
@@ -292,6 +298,10 @@ class Stage(pl.LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what `on_save_checkpoint` added."""
         state = checkpoint["stage"]
+        if "state_dict" in checkpoint and not self.strict_loading and {*checkpoint["state_dict"]} != {*self._trained()}:
+            raise UserError(
+                "resume: the checkpoint is not of a run with this adapter; name one of its own, or resume=auto"
+            )
         self.guard.restore(state)
         self.validation_due = state["validation_due"]
         self.enter(checkpoint["global_step"] - 1)  # a run may have no step to take, only to validate or to export
@@ -303,6 +313,10 @@ class Stage(pl.LightningModule, ABC):
         penalty = saved_penalty(state)
         if self.penalty is not None and penalty is not None:
             self.penalty.restore(penalty)
+
+    def _trained(self) -> list[str]:
+        """Names of the trained parameters in the state dict."""
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
     # -- micro-batches
 

@@ -14,7 +14,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from lifecycle.duration import Timeline
 from lifecycle.errors import UserError
 from lifecycle.model import Decoder, ModelConfig, best_kernel, build, check_kernel, compile_model
+from lifecycle.model.adapters import add_adapter, first_weights, live_base
 from lifecycle.model.layers.attention import Kernel
+from lifecycle.model.lora import Adapter
 from lifecycle.model.precision import dtype_of
 from lifecycle.model.sharding import load_sharded, shard
 
@@ -38,7 +40,8 @@ class Setup:
     validate_every, log_every: steps; None: never. bf16: compute in bf16 (autocast), weights in fp32. peak_flops: dense
     peak of one device in FLOP/s; None: unknown, no MFU. read_weights: reads the parent's weights; None: fresh ones.
     initial_optimizer: state of the parent's optimizer; None: zero moments. Both are None in a run that is resumed,
-    whose checkpoint has its own. parent: the weights that the run began with; None without a parent.
+    whose checkpoint has its own. parent: the weights that the run began with; None without a parent. adapter:
+    trained in place of the weights, which are then the parent's at every start; None: all weights are trained.
     """
 
     timeline: Timeline
@@ -55,15 +58,19 @@ class Setup:
     read_weights: Callable[[], Mapping[str, Tensor]] | None = None
     initial_optimizer: Mapping[str, Any] | None = None
     parent: ParentWeights | None = None
+    adapter: Adapter | None = None
 
     def build(self, config: ModelConfig, mesh: DeviceMesh | None) -> Decoder:
         """The decoder of `config` with its parent's weights, or initialised by the run's seed; sharded over `mesh` if
-        there is one."""
+        there is one. With an adapter, where one is trained: the weights are the parent's then."""
+        read = self._read_base if self.adapter is not None else self.read_weights
         if mesh is not None:
-            return self._build_sharded(config, mesh, self.read_weights)
+            return self._build_sharded(config, mesh, read, self.adapter)
         model = build(config, seed=self.seed, activation_checkpointing=self.activation_checkpointing)
-        if self.read_weights is not None:
-            model.load_state_dict(self.read_weights())
+        if read is not None:
+            model.load_state_dict(read())
+        if self.adapter is not None:
+            add_adapter(model, self.adapter, seed=self.seed)
         if self.compile:
             compile_model(model, unit="model")
         return model
@@ -75,7 +82,7 @@ class Setup:
         the same precision and with the same kernels, and where it is whole its weights have the type of the products.
         """
         if mesh is not None:
-            return self._build_sharded(config, mesh, read).eval().requires_grad_(False)
+            return self._build_sharded(config, mesh, read, None).eval().requires_grad_(False)
         with torch.device("meta"):
             model = Decoder(config)
         kept = torch.bfloat16 if self.bf16 else torch.float32
@@ -85,11 +92,17 @@ class Setup:
         return model.eval().requires_grad_(False)
 
     def _build_sharded(
-        self, config: ModelConfig, mesh: DeviceMesh, read: Callable[[], Mapping[str, Tensor]] | None
+        self,
+        config: ModelConfig,
+        mesh: DeviceMesh,
+        read: Callable[[], Mapping[str, Tensor]] | None,
+        adapter: Adapter | None,
     ) -> Decoder:
         """Sharded before it has any memory, then filled tensor by tensor: no rank ever holds the whole model."""
         with torch.device("meta"):
             model = Decoder(config, activation_checkpointing=self.activation_checkpointing)
+        if adapter is not None:
+            add_adapter(model, adapter, seed=self.seed)
         if self.compile:
             compile_model(model, unit="block")
         shard(model, mesh, param_dtype=torch.bfloat16 if self.bf16 else torch.float32, reduce_dtype=torch.float32)
@@ -98,8 +111,23 @@ class Setup:
         if read is None:
             model.init_weights(seed=self.seed)
         else:
-            load_sharded(model, _on_rank_0(read))
+            load_sharded(model, _on_rank_0(lambda: self._live_weights(config, read(), adapter)))
         return model
+
+    def _read_base(self) -> Mapping[str, Tensor]:
+        assert self.parent is not None, "an adapter sits beside a parent's weights"
+        return self.parent.read()
+
+    def _live_weights(
+        self, config: ModelConfig, weights: Mapping[str, Tensor], adapter: Adapter | None
+    ) -> Mapping[str, Tensor]:
+        """The weights, and what an adapter begins with, under their names in the network."""
+        if adapter is None:
+            return weights
+        return {
+            **live_base(weights, config, adapter),
+            **first_weights(config, adapter, weights, seed=self.seed),
+        }
 
     def kernel(self, device: torch.device) -> Kernel:
         """The attention kernel of the run: the config's, or the fastest that is installed."""

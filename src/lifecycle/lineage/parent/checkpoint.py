@@ -13,14 +13,16 @@ from lifecycle import config
 from lifecycle.checkpoint import list_committed, read_best, step_of
 from lifecycle.checkpoint.weights import load_stage, load_weights
 from lifecycle.errors import UserError
-from lifecycle.lineage.parent.parent import Parent
+from lifecycle.lineage.parent.adapter import Base, Find, base_of
+from lifecycle.lineage.parent.parent import Parent, trained_with
 from lifecycle.lineage.run_folder import RunFolder
 from lifecycle.model import ModelConfig
-from lifecycle.tokenizer.tokenizer import Tokenizer, load
+from lifecycle.model.adapters import factors_of
 
 
-def from_checkpoint(run: RunFolder, which: str, name: str) -> Parent:
-    """The weights inside a checkpoint; sizes and tokenizer are in the run's folder."""
+def from_checkpoint(run: RunFolder, which: str, name: str, find: Find) -> Parent:
+    """The weights inside a checkpoint, or its adapter in those of the run's own parent, which `find` finds by its name;
+    sizes and tokenizer are in the run's folder."""
     steps = {step_of(path): path for path in list_committed(run.checkpoints)}
     best = read_best(run.checkpoints)
     wanted = best["step"] if best and which == "best" else int(which) if which.isdecimal() else None
@@ -32,7 +34,7 @@ def from_checkpoint(run: RunFolder, which: str, name: str) -> Parent:
     tokenizer = trained_with(run, run.path / "tokenizer", name)
     sizes = DictConfig({"model": config.literal(written["model"])})
     model: ModelConfig = config.build(sizes.model)
-    path = steps[wanted]
+    path, base = steps[wanted], base_of(run, find)
     theta = load_stage(path).get("rope_theta", model.rope_theta)  # a phase may have changed it on the way
     return Parent(
         folder=path,
@@ -40,19 +42,12 @@ def from_checkpoint(run: RunFolder, which: str, name: str) -> Parent:
         model=replace(model.with_vocab(tokenizer.vocab_size), rope_theta=theta),
         tokenizer=str((run.path / "tokenizer").resolve()),
         name=str(run.path.resolve()),
-        read=lambda: _stripped(load_weights(path)),
+        read=lambda: _stripped(load_weights(path)) if base is None else _merged(path, base),
     )
 
 
-def trained_with(run: RunFolder, place: Path, name: str) -> Tokenizer:
-    """The tokenizer in a folder of a run. Raises UserError where it is another than the run's weights know."""
-    found, known = load(str(place)), run.lineage().get("tokenizer")
-    if known is not None and found.sha256 != known:
-        raise UserError(
-            f"init_from={name}: {place} has a tokenizer of hash {found.sha256[:16]}, and the run was trained with that "
-            f"of hash {known[:16]}: put back what the run wrote there, or its words and ids do not belong together"
-        )
-    return found
+def _merged(path: Path, base: Base) -> dict[str, Tensor]:
+    return base.merged(factors_of(_stripped(load_weights(path)), base.parent.model, base.adapter))
 
 
 def _stripped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from lifecycle.errors import UserError
-from lifecycle.lineage.parent.checkpoint import after_the_at, trained_with
-from lifecycle.lineage.parent.parent import TOKENIZER_FILES, Parent
+from lifecycle.lineage.parent.checkpoint import after_the_at
+from lifecycle.lineage.parent.parent import TOKENIZER_FILES, Parent, trained_with
 from lifecycle.lineage.run_folder import RunFolder
 from lifecycle.model.huggingface import load_pretrained, read_config
 from lifecycle.model.huggingface.gguf import gguf_file, tokenizer_gguf

@@ -2,6 +2,7 @@
 
     demo, outputs/demo            the exported model of a finished run
     demo@best, demo@400           a checkpoint of a run, finished or not: the best one, or that of a step
+                                  of a run that trained an adapter either is its parent's model with the adapter in it
     FOLDER, FILE.gguf             a Hugging Face folder, or a GGUF file (or a folder with one)
     HuggingFaceTB/SmolLM2-135M    an id on the Hugging Face hub
 
@@ -16,15 +17,16 @@ import re
 from pathlib import Path
 
 from lifecycle.errors import UserError
+from lifecycle.lineage.parent.adapter import from_adapter
 from lifecycle.lineage.parent.checkpoint import after_the_at, from_checkpoint
 from lifecycle.lineage.parent.files import from_files
 from lifecycle.lineage.parent.hub import from_hub
 from lifecycle.lineage.parent.parent import Parent
 from lifecycle.lineage.run_folder import RunFolder
 from lifecycle.model.huggingface.gguf import gguf_file
+from lifecycle.model.huggingface.peft_folder import CONFIG as ADAPTER
 
 HUB_ID = re.compile(r"(?!outputs/)\w[\w.-]*/[\w.-]+")
-ADAPTER = "adapter_config.json"
 
 
 def find_parent(name: str) -> Parent:
@@ -35,6 +37,8 @@ def find_parent(name: str) -> Parent:
             return from_files(place)
         if (place / "model" / "config.json").is_file():
             return from_files(place / "model", run=RunFolder(place))
+        if (place / "adapter" / ADAPTER).is_file():
+            return from_adapter(RunFolder(place), name, find_parent)
         if (place / "run.json").is_file():
             status = RunFolder(place).lineage().get("status")
             raise UserError(
@@ -44,9 +48,12 @@ def find_parent(name: str) -> Parent:
     stem, mark, which = name.rpartition("@")
     for place in (Path(stem), Path("outputs") / stem) if mark else ():
         if (place / "run.json").is_file():
-            return from_checkpoint(RunFolder(place), which, name)
+            return from_checkpoint(RunFolder(place), which, name, find_parent)
     if (Path(name) / ADAPTER).is_file():
-        raise UserError(f"init_from={name} holds an adapter: merge it into its base model, and name the folder of that")
+        raise UserError(
+            f"init_from={name} holds an adapter: name the run that trained it, or merge it into its base model with "
+            "peft, and name the folder of that"
+        )
     if HUB_ID.fullmatch(name) and not Path(name).parent.exists():  # else a misspelt folder of this machine
         return from_hub(name)
     raise UserError(

@@ -11,10 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from lifecycle.checkpoint import step_of
+from lifecycle.errors import UserError
 from lifecycle.lineage.run_folder import RunFolder
 from lifecycle.model import ModelConfig
 from lifecycle.model.huggingface.lazy_tensors import CONFIG, EOS, GENERATION
 from lifecycle.system.foreign import read_object
+from lifecycle.tokenizer.tokenizer import Tokenizer, load
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -89,6 +91,17 @@ def history(folder: RunFolder) -> list[Mapping[str, Any]]:
     lineage = folder.lineage()
     before = [*lineage.get("ancestors", []), *([lineage["parent"]] if lineage.get("parent") else [])]
     return [*(RunFolder(Path(entry["path"])).lineage() or entry for entry in before), lineage]
+
+
+def trained_with(run: RunFolder, place: Path, name: str) -> Tokenizer:
+    """The tokenizer in a folder of a run. Raises UserError where it is another than the run's weights know."""
+    found, known = load(str(place)), run.lineage().get("tokenizer")
+    if known is not None and found.sha256 != known:
+        raise UserError(
+            f"init_from={name}: {place} has a tokenizer of hash {found.sha256[:16]}, and the run was trained with that "
+            f"of hash {known[:16]}: put back what the run wrote there, or its words and ids do not belong together"
+        )
+    return found
 
 
 def _with_data(entry: dict[str, Any]) -> dict[str, Any]:

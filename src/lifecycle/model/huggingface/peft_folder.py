@@ -58,6 +58,7 @@ def write_adapter(
         rank_pattern={BOTH: 2 * adapter.rank} if both else {},
         alpha_pattern={BOTH: alpha * (2**0.5 if adapter.rslora else 2)} if both else {},
     )
+    how.target_modules = modules or None  # it has made a set of them, whose order is another in every process
     tensors = to_peft(config, adapter, factors)
     how.save_pretrained(str(folder))
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS, {"format": "pt"})

@@ -39,11 +39,23 @@ def _recipe(run: RunData) -> list[tuple[str, str | None]]:
         ("stage", run.run.get("stage")),
         ("started from", _parent(run.run.get("parent"))),
         ("model", shape + size if shape else None),
+        ("adapter", _adapter(run)),
         ("tokens a step", f"{batch:,} in rows of {length:,}" if batch and length else None),
         ("optimizer", name + peak + (f", {schedule} schedule" if schedule else "") if name else None),
         ("tokenizer", f"sha256 {digest[:12]}" if (digest := tokenizer_digest(run)) else None),
         ("seed", str(run.setting("seed")) if run.setting("seed") is not None else None),
     ]
+
+
+def _adapter(run: RunData) -> str | None:
+    told, ratio = run.run.get("adapter"), run.setting("adapter.lr_ratio")
+    if not isinstance(told, Mapping):
+        return None
+    bits = f", beside weights of {told['bits']} bits" if told.get("bits") else ""
+    return (
+        f"rank {told.get('rank')} on {told.get('layers')} of {told.get('of')} linear layers, "
+        f"{told.get('parameters', 0):,} trained parameters{bits}; {ratio:g} x the optimizer's rate"
+    )
 
 
 def tokenizer_digest(run: RunData) -> str:

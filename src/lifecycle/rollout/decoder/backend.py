@@ -3,8 +3,8 @@
 On a CPU with a C compiler a model is decoded by one call a token (see fused.py), in fp32 and in bf16. Elsewhere a dense
 model on one device is decoded with its matrices joined (see joined_blocks.py). Under autocast the weights are cast
 once, not at every token. Where torch decodes on a CPU without bf16 units, bf16 products are made in fp32 and rounded,
-which is what those units do, only faster than their emulation. Every other model (sharded, adapted, elsewhere experts
-and latent attention) is called as is.
+which is what those units do, only faster than their emulation. A model with an adapter is decoded as a copy with the
+adapter in its weights. Every other model (sharded, elsewhere experts and latent attention) is called as is.
 
 Shapes: B sequences, each in a row of the cache, T = 1 position, V vocabulary.
 """
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lifecycle.model import Cache, Decoder
+from lifecycle.model.adapters import plain_weights
 from lifecycle.model.precision import dtype_of
 from lifecycle.rollout.decoder import fused
 from lifecycle.rollout.decoder.fused import Fused
@@ -72,9 +73,10 @@ def eagerly(model: nn.Module) -> AbstractContextManager[object]:
 
 
 def is_plain(model: Decoder) -> bool:
-    """Whether the model consists of its own modules on one device: neither sharded nor with adapters."""
+    """Whether the model consists of its own modules and its adapter on one device: not sharded."""
     kinds = {type(module).__module__.partition(".")[0] for module in model.modules()}
-    return kinds <= {"lifecycle", "torch"} and not any(isinstance(p, DTensor) for p in model.parameters())
+    own = {"lifecycle", "torch"} if model.adapter is None else {"lifecycle", "torch", "peft"}
+    return kinds <= own and not any(isinstance(p, DTensor) for p in model.parameters())
 
 
 def prepare(
@@ -88,7 +90,8 @@ def prepare(
     dtype = compute_dtype(model)
     if not is_plain(model):
         return model, AsItIs(model)
-    cast = Cast(model, dtype) if dtype != model.embedding.weight.dtype else None
+    as_it_is = dtype == model.embedding.weight.dtype and model.adapter is None
+    cast = None if as_it_is else Cast(model, dtype)
     ready = model if cast is None else cast.model
     size = sum(p.numel() for p in ready.parameters()) * dtype.itemsize
     refresh_model = cast.refresh if cast else None
@@ -100,21 +103,23 @@ def prepare(
 
 
 class Cast:
-    """A copy of a model whose matrices are in the compute dtype, as autocast would cast them at every product."""
+    """A copy of a model whose matrices are in the compute dtype, as autocast would cast them at every product, and hold
+    what its adapter adds."""
 
     def __init__(self, model: Decoder, dtype: torch.dtype) -> None:
         self._source = model
         with torch.device("meta"):
             self.model = Decoder(model.config)
         weights = {
-            name: weight.detach().to(dtype_of(name, dtype), copy=True) for name, weight in model.state_dict().items()
+            name: weight.detach().to(dtype_of(name, dtype), copy=True) for name, weight in plain_weights(model).items()
         }
         self.model.load_state_dict(weights, assign=True)
 
     def refresh(self) -> None:
         """Copy the source's present weights."""
-        for mine, theirs in zip(self.model.state_dict().values(), self._source.state_dict().values(), strict=True):
-            mine.copy_(theirs)
+        present = plain_weights(self._source)
+        for name, mine in self.model.state_dict().items():
+            mine.copy_(present[name])
 
 
 class AsItIs:

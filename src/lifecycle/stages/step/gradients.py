@@ -63,7 +63,7 @@ def add_gradients(
         for name, value in metrics.items():
             sums[name] = sums.get(name, 0) + value
     if penalty is not None:  # as what is logged is divided by the step's count
-        sums[penalty.name] = penalty.gradients(list(model.parameters())) * count / trainer.world_size
+        sums[penalty.name] = penalty.gradients(model.trained_parameters()) * count / trainer.world_size
     _average_whole(trainer, model)
     return Sums(total, sums, None if loads is None else sum_over_ranks(loads))
 
