@@ -174,7 +174,7 @@ def estimate(
         parameters=model.parameters(),
         trained=model.parameters() if adapter is None else adapter.parameters,
         active=model.active_parameters(),
-        embedding=(model.vocab_size or 0) * model.width * (1 if model.tied_head else 2),
+        embedding=model.edge_parameters(),
         flops_per_token=model.flops_per_token(batch.length),
         batch=batch,
         steps=timeline.steps,

@@ -40,9 +40,7 @@ class ModelLike(Protocol):
     @property
     def head_dim(self) -> int: ...
     @property
-    def vocab_size(self) -> int | None: ...
-    @property
-    def tied_head(self) -> bool: ...
+    def outputs(self) -> int: ...
 
     def feed_forward_widths(self) -> tuple[float, float]:
         """Mean over blocks: inner width of what a token visits, and copies of the token, one for each expert."""
@@ -50,6 +48,10 @@ class ModelLike(Protocol):
 
     def parameters(self) -> int:
         """The number of all parameters."""
+        ...
+
+    def edge_parameters(self) -> int:
+        """Those of embedding and head."""
         ...
 
     def active_parameters(self) -> int:
@@ -129,7 +131,7 @@ def memory_of(
     devices that divide weights, gradients, optimizer state and frozen networks. chunk: tokens whose logits exist at one
     time. workspace: bytes.
     """
-    count, vocab = model.parameters(), model.vocab_size or 0
+    count = model.parameters()
     moving, small = (count, 0) if adapter is None else (adapter.parameters, adapter.in_4_bits)
     held = FP32 * (count - small) + IN_4_BITS * small + (0 if adapter is None else FP32 * moving)
     size = BF16 if precision == "bf16" else FP32
@@ -143,7 +145,7 @@ def memory_of(
         compute_copies=_compute_copies(model, precision, shards) * (1 - small / count),
         activations=full,
         checkpointed=saved,
-        logits=min(chunk, rows * length) * vocab * (FP32 + FP32 + size),
+        logits=min(chunk, rows * length) * model.outputs * (FP32 + FP32 + size),
         workspace=workspace,
         checkpointing=checkpointing,
     )
@@ -156,7 +158,7 @@ def _compute_copies(model: ModelLike, precision: str, shards: int) -> float:
     if shards == 1:
         return BF16 * count if precision == "bf16" else 0
     # the root group and two blocks are whole at a time: weights, and gradients until they are summed in fp32
-    root = (model.vocab_size or 0) * model.width * (1 if model.tied_head else 2)
+    root = model.edge_parameters()
     block = (count - root) / model.layers
     return 2 * size * min(count, root + 2 * block) + FP32 * max(root, 2 * block)
 

@@ -28,13 +28,15 @@ from lifecycle.errors import UserError
 from lifecycle.lineage.parent import Parent, find_parent, finished_runs
 from lifecycle.lineage.replay import kept_out, replayed_sources, told_apart
 from lifecycle.lineage.run_folder import RunFolder
+from lifecycle.lineage.score_head import refuse_score, with_score
 from lifecycle.lineage.vocabulary import extended
 from lifecycle.optim.carry import forget_rows
 from lifecycle.stages.inheritance import OptimizerState, PeakRate, ReplayedData, Vocabulary
 
 
 def adopted(cfg: DictConfig) -> Parent | None:
-    """The parent that `init_from` names, with the tokens that the stage adds to its vocabulary; None for fresh weights.
+    """The parent that `init_from` names, with the tokens that the stage adds to its vocabulary, and with a score in
+    place of its head for a stage that ends in one; None for fresh weights.
 
     Raises UserError where there is no such parent, or the command names another model or tokenizer than the parent's.
     """
@@ -47,7 +49,13 @@ def adopted(cfg: DictConfig) -> Parent | None:
             "another: leave it out"
         )
     vocabulary = config.part(cfg.stage, Vocabulary)
-    return parent if vocabulary is None else extended(parent, vocabulary)
+    parent = parent if vocabulary is None else extended(parent, vocabulary)
+    stage = config.stage_class(cfg.stage)
+    if stage is not None and stage.ends_in_score:
+        return with_score(parent, seed=cfg.seed)
+    if stage is not None or "model" in config.asked_of_run(cfg.stage):
+        refuse_score(parent, config.command_of(cfg).choices.get("stage") or "NAME")
+    return parent
 
 
 def settled(cfg: DictConfig, parent: Parent | None) -> DictConfig:
@@ -69,6 +77,9 @@ def settled(cfg: DictConfig, parent: Parent | None) -> DictConfig:
                 "an adapter is trained beside the weights of a finished model, and init_from is null: type "
                 f"init_from=RUN, or adapter=none; {finished_runs()}"
             )
+        if found is not None and found.ends_in_score:
+            with open_dict(made):
+                made.model.score_head = True
         return made
     with open_dict(made):
         made.model = {"_target_": "lifecycle.model.ModelConfig", **parent.stated()}

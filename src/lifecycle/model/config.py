@@ -116,6 +116,11 @@ def family_faults(config: ModelConfig) -> list[str]:
         value = getattr(config, key)
         if wanted is not None and value != wanted:
             faults.append(_misfit(config, key, value, wanted))
+    if config.score_head and not family.score_head:
+        faults.append(
+            f"model.score_head is true, but transformers has no class of family {config.family} that ends in a score; "
+            "begin with a model of another family"
+        )
     if config.sliding_window is not None and family.sliding == "never":
         faults.append(_misfit(config, "sliding_window", config.sliding_window, None))
     elif config.sliding_from and family.sliding == "all":

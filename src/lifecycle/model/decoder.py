@@ -3,6 +3,7 @@
     x = embedding(ids)
     x = x + attention(norm(x));  x = x + feed_forward(norm(x))       in every block
     hidden = norm(x)                                  logits = hidden @ head_weight', c tanh(logits / c) if capped
+                                                      score = hidden . score.weight, in place of logits, if it has one
 
 `build` gives one ready to train; `Decoder` under `torch.device("meta")`, then sharding, `to_empty` and `init_weights`
 gives the same weights on any number of ranks.
@@ -20,6 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from lifecycle.errors import UserError
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.layers.attention import DocumentMask, attention, cached_attention, slide
 from lifecycle.model.layers.kv_cache import Cache, CallSlots, Slots
@@ -29,6 +31,8 @@ from lifecycle.model.layers.norm_swiglu import FeedForward, RMSNorm
 from lifecycle.model.layers.rope import rotary_angles, rotate
 from lifecycle.model.lora import Adapter
 from lifecycle.system.seeds import derive
+
+SCORE = "score.weight"
 
 SHAPES = 64
 """Graphs of one function that are kept; past its own limit of 8 the compiler would go on eagerly and say nothing."""
@@ -118,7 +122,9 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(config.vocab, config.width)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = RMSNorm(config.width, eps=config.norm_eps)
-        self.head = None if config.tied_head else nn.Linear(config.width, config.vocab, bias=False)
+        vocabulary = not config.tied_head and not config.score_head
+        self.head = nn.Linear(config.width, config.vocab, bias=False) if vocabulary else None
+        self.score = nn.Linear(config.width, 1, bias=False) if config.score_head else None
         self.routing: Routing | None = None
         self.weights_version = 0
         self.adapter: Adapter | None = None
@@ -138,7 +144,10 @@ class Decoder(nn.Module):
         """(V, D): the matrix that turns hidden states into logits; the embedding itself when tied.
 
         Sharded models hold it whole between their forward and backward passes: read it after the forward pass.
+        Raises `UserError` for a model that ends in a score.
         """
+        if self.score is not None:
+            raise UserError("this model ends in a score and predicts no tokens; the run needs a language model")
         return self.embedding.weight if self.head is None else self.head.weight
 
     def forward(
@@ -216,6 +225,13 @@ class Decoder(nn.Module):
         """(B, T, V), whole: for sampling and comparison; training goes through `losses.linear_cross_entropy`."""
         return self.capped(F.linear(hidden_BTD, self.head_weight))
 
+    def scores(self, hidden_ND: Tensor) -> Tensor:
+        """(N,) fp32, also where the hidden states are not: differences of scores are small beside them."""
+        assert self.score is not None
+        return (hidden_ND.float() * self.score.weight[0].float()).sum(
+            -1
+        )  # no product of matrices: autocast rounds these
+
     def capped(self, logits: Tensor) -> Tensor:
         """Products with the head as logits: c tanh(x / c), where the model has a cap."""
         cap = self.config.logit_softcap
@@ -224,7 +240,8 @@ class Decoder(nn.Module):
     @torch.no_grad()
     def init_weights(self, *, seed: int) -> None:
         """Fresh weights. Norms are 1, biases 0; matrices are normal with `init_std`, those that write into the residual
-        stream (o_proj, down_proj) with init_std / sqrt(2 * layers), so that its variance does not grow with depth.
+        stream (o_proj, down_proj) with init_std / sqrt(2 * layers), so that its variance does not grow with depth. A
+        score is normal with 1 / (width + 1): nothing is judged better than another at the start.
 
         Every parameter draws from a CPU generator seeded by (seed, its name): the weights depend neither on the order
         of construction nor on the device nor on how many ranks share a parameter.
@@ -235,6 +252,8 @@ class Decoder(nn.Module):
                 continue
             residual = name.endswith(("o_proj.weight", "down_proj.weight", "experts.down_proj"))
             std = self.config.init_std / ((2 * self.config.layers) ** 0.5 if residual else 1.0)
+            if name == SCORE:
+                std = score_std(self.config)
             fill(parameter, _normal(parameter.shape, std, seed=derive(seed, "weights", name)))
         for buffer in self.buffers():  # the routers' choice biases
             buffer.zero_()
@@ -249,6 +268,16 @@ def build(
     model.to_empty(device=device or torch.device("cpu"))
     model.init_weights(seed=seed)
     return model
+
+
+def score_std(config: ModelConfig) -> float:
+    """Of a fresh score: as OpenRLHF's, 1 / (width + 1): scores begin near 0 whatever the width."""
+    return 1 / (config.width + 1)
+
+
+def fresh_score(config: ModelConfig, *, seed: int) -> Tensor:
+    """(1, D): the weight of the score that a model of `config` begins with, whatever its other weights are."""
+    return _normal(torch.Size((1, config.width)), score_std(config), seed=derive(seed, "weights", SCORE))
 
 
 def compile_model(model: Decoder, *, unit: Literal["model", "block"]) -> None:

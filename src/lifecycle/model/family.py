@@ -33,7 +33,7 @@ class ExpertSwitches:
 class Switches:
     """What an architecture has. qkv_bias, qk_norm: the value it must have, None: any. sliding: never, in every block
     or from some block on. whole_heads: width must be a multiple of heads. experts: None where it has none; `dense`: it
-    can also do without."""
+    can also do without. score_head: `transformers` has a class for it that ends in a score."""
 
     qkv_bias: bool | None = False
     qk_norm: bool | None = False
@@ -43,10 +43,15 @@ class Switches:
     latent: bool = False
     experts: ExpertSwitches | None = None
     dense: bool = True
+    score_head: bool = True
 
 
 V3 = ExpertSwitches(score="sigmoid", shared="plain", groups=True, scale=True, bias=True)
 """The experts of DeepSeek-V3, which others took over."""
+
+
+SCORING = "ForSequenceClassification"
+"""How the classes of `transformers` that end in a score are called, behind the name of the family."""
 
 
 def _nothing(full: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,11 +62,11 @@ def _nothing(full: Mapping[str, Any]) -> dict[str, Any]:
 class Family:
     """One architecture.
 
-    architecture: the class in `transformers`. keys: what its config.json says of a model beside what all say. read: the
-    inverse of `keys`: fields of `ModelSizes` from a config.json with the defaults of the class filled in. tensors:
-    inside a block, our names and those of the folder. only: keys that change the network, and the one value of each
-    that is built here. methods: its ways of choosing experts that are built here. predicts_further: files may hold
-    blocks after the last, which are not read.
+    architecture: the class in `transformers` that predicts tokens. keys: what its config.json says of a model beside
+    what all say. read: the inverse of `keys`: fields of `ModelSizes` from a config.json with the defaults of the class
+    filled in. tensors: inside a block, our names and those of the folder. only: keys that change the network, and the
+    one value of each that is built here. methods: its ways of choosing experts that are built here. predicts_further:
+    files may hold blocks after the last, which are not read.
     """
 
     architecture: str
@@ -72,3 +77,7 @@ class Family:
     only: Mapping[str, Any] = field(default_factory=lambda: PLAIN)
     methods: tuple[str, ...] = ()
     predicts_further: bool = False
+
+    def ending(self, *, score_head: bool) -> str:
+        """The class in `transformers` of a model that predicts tokens, or ends in a score."""
+        return self.architecture.replace("ForCausalLM", SCORING) if score_head else self.architecture

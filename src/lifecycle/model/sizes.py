@@ -20,7 +20,8 @@ class ModelSizes:
     the three input projections of attention. sliding_window: keys that a query sees, itself included, in the blocks
     from `sliding_from` on. rotary_share: part of a head's width that turns with the position, from the front.
     logit_softcap c: logits become c tanh(logits / c) (arXiv 2408.00118, section 2). With `latent`, kv_heads is heads
-    and head_dim is nope_dim + rope_dim; ffn_width is that of the dense blocks.
+    and head_dim is nope_dim + rope_dim; ffn_width is that of the dense blocks. score_head: it ends in one number a
+    position, as reward models do, and predicts no tokens; `tied_head` means nothing then.
     """
 
     family: str
@@ -45,6 +46,7 @@ class ModelSizes:
     logit_softcap: float | None = None
     moe: MoE | None = None
     latent: Latent | None = None
+    score_head: bool = False
 
     @property
     def vocab(self) -> int:
@@ -71,9 +73,19 @@ class ModelSizes:
         """The mixture of experts of this block, or None where it is dense."""
         return self.moe if self.moe is not None and layer >= self.moe.first_dense else None
 
+    @property
+    def outputs(self) -> int:
+        """Numbers that the head gives for a position: logits, or one score."""
+        return 1 if self.score_head else self.vocab
+
     def embedding_parameters(self) -> int:
         """Parameters of the input embedding (and of the head too when tied): vocabulary x width."""
         return self.vocab * self.width
+
+    def edge_parameters(self) -> int:
+        """Parameters of embedding and head together; a tied head counts once."""
+        shared = self.tied_head and not self.score_head
+        return self.embedding_parameters() + (0 if shared else self.outputs * self.width)
 
     def attention_parameters(self) -> int:
         """Parameters of one block's attention, biases and inner norms included."""
@@ -107,19 +119,18 @@ class ModelSizes:
         return self._counted(active=True)
 
     def _counted(self, *, active: bool) -> int:
-        embeddings = self.embedding_parameters() * (1 if self.tied_head else 2)
         blocks = sum(self.block_parameters(layer, active=active) for layer in range(self.layers))
-        return blocks + embeddings + self.width
+        return blocks + self.edge_parameters() + self.width
 
     def flops_per_token(self, sequence_length: int) -> float:
         """FLOPs of forward and backward for one trained token: 6 N + 12 L A T (PaLM, arXiv 2204.02311, appendix B).
 
-        N counts every active parameter but the input embedding of an untied model, which is a look-up: so the head
+        N counts every active parameter but an input embedding that is no head too, which is a look-up: so the head
         counts once, tied or not. L layers, A width of all query heads (latent attention: the mean of its query and
         value widths), T tokens of a sequence. Attention is counted in full (neither the causal half nor windows nor
         document masks are taken off), and recomputation is never counted.
         """
-        lookup = 0 if self.tied_head else self.embedding_parameters()
+        lookup = 0 if self.tied_head and not self.score_head else self.embedding_parameters()
         matmul = 6 * (self.active_parameters() - lookup)
         value = self.head_dim if self.latent is None else self.latent.v_dim
         attended = self.heads * (self.head_dim + value)

@@ -22,7 +22,7 @@ from lifecycle.errors import UserError
 ParameterKind = Literal["matrix", "head", "embedding", "norm", "vector"]
 
 EMBEDDING_PARTS = frozenset({"embed", "embed_tokens", "embedding", "embeddings", "token_embedding", "wte"})
-HEAD_PARTS = frozenset({"head", "lm_head", "unembed"})
+HEAD_PARTS = frozenset({"head", "lm_head", "unembed", "score"})
 ROUTER, GATE = "router", "shared_gate"
 """Rows that tokens are measured against: decay would flatten the choice, an orthogonal update forget its lengths."""
 

@@ -87,6 +87,8 @@ def make_plan(cfg: DictConfig) -> RunPlan:
     made = with_revisions(made, pinned)
     OmegaConf.set_readonly(made, True)
     model: ModelConfig = config.build(made.model)
+    if model.score_head and stage is not None and not stage.ends_in_score:
+        raise UserError("model.score_head is true, but this stage trains a model that predicts tokens; leave it out")
     limits = config.part(made.stage, Limits)
     if limits is not None:
         model.check_rows(limits.sequence_length)

@@ -49,17 +49,18 @@ class Stage(pl.LightningModule, ABC):
     own, in no checkpoint; None for none.
 
     What a class declares for the run. views: those that it can train on; empty: any. starts_from_parent: whether it
-    needs `init_from`. takes_over: the dataclasses whose keys it has and the run reads for it, those of
-    `inheritance.py` and `TrainedTokens`. guard_actions: actions that a
-    forgetting guard may take. weight_copies: key of `stage` that may be null -> copies of the whole weights that every
-    device keeps where it is set. frozen_copies: copies of the parent's weights that a run of this config holds frozen
-    beside its own. faults: a line for each combination of valid values that does not work; both get the whole config in
-    plain values. measures: names of what is measured on held-out data beside the loss; None where the loss is the
-    likelihood of text, which has units of its own.
+    needs `init_from`. ends_in_score: its network ends in a score, not in a vocabulary. takes_over: the dataclasses
+    whose keys it has and the run reads for it, those of `inheritance.py` and `TrainedTokens`. guard_actions: actions
+    that a forgetting guard may take. weight_copies: key of `stage` that may be null -> copies of the whole weights that
+    every device keeps where it is set. frozen_copies: copies of the parent's weights that a run of this config holds
+    frozen beside its own. faults: a line for each combination of valid values that does not work; both get the whole
+    config in plain values. measures: names of what is measured on held-out data beside the loss; None where the loss is
+    the likelihood of text, which has units of its own.
     """
 
     views: ClassVar[frozenset[str]] = frozenset()
     starts_from_parent: ClassVar[bool] = False
+    ends_in_score: ClassVar[bool] = False
     takes_over: ClassVar[tuple[type, ...]] = ()
     guard_actions: ClassVar[frozenset[str]] = frozenset({"rate", "restore"})
     weight_copies: ClassVar[Mapping[str, int]] = {}

@@ -28,6 +28,7 @@ class Marks:
 
     def __init__(self, template: str | None = None, *, end_ids: tuple[int, ...] = (7,)) -> None:
         self.template, self.end_ids = template, end_ids
+        self.special_names = {5: "<s>", 7: "</s>"}
 
     def save(self, folder: Path) -> None:
         (folder / "tokenizer.json").write_text("{}")

@@ -25,7 +25,7 @@ def read(full: Mapping[str, Any]) -> dict[str, Any]:
 
 FAMILY = Family(
     architecture="Glm4MoeForCausalLM",
-    switches=Switches(qkv_bias=None, qk_norm=None, partial_rotary=True, experts=V3),
+    switches=Switches(qkv_bias=None, qk_norm=None, partial_rotary=True, experts=V3, score_head=False),
     keys=keys,
     read=read,
     tensors=BLOCK | EXPERTS,

@@ -1,6 +1,7 @@
 """Hugging Face in and out: the same model under the names and in the files of `transformers`.
 
     export(model, folder, tokenizer=tokenizer)        ->  AutoModelForCausalLM.from_pretrained(folder)
+                                                          AutoModelForSequenceClassification, where it ends in a score
     config, weights = load_pretrained(folder)         ->  Decoder(config).load_state_dict(weights)
 
 Ours and theirs hold the same numbers: the way out and back changes names, pulls experts apart, and orders the rows of

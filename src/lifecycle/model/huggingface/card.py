@@ -9,7 +9,7 @@ from lifecycle.model.config import ModelConfig
 
 FRONT = """---
 library_name: transformers
-pipeline_tag: text-generation
+pipeline_tag: {task}
 tags:
 - lifecycle
 ---
@@ -24,6 +24,21 @@ model = AutoModelForCausalLM.from_pretrained(FOLDER)
 tokenizer = AutoTokenizer.from_pretrained(FOLDER)
 {prompt}
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_special_tokens=True))
+```
+"""
+SCORE_USE = """## Use
+
+The score of an answer, at the token that ends it; a difference of two is the log-odds that the one is the better:
+
+```python
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+model = AutoModelForSequenceClassification.from_pretrained(FOLDER)
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+messages = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}]
+text = tokenizer.apply_chat_template(messages, tokenize=False).rstrip()  # up to the token that ends the answer
+inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+print(model(**inputs).logits[0, 0])
 ```
 """
 PLAIN_PROMPT = 'inputs = tokenizer("Once upon a time", return_tensors="pt")'
@@ -44,8 +59,10 @@ def model_card(
     hf_config: config.json; history: the `run.json` of each stage, first to last (of one that is gone: its `path`);
     template: whether the tokenizer has a chat template.
     """
-    parts = [FRONT, f"# {name}\n", _sizes(config, hf_config), _stages(history), _last(history)]
-    parts += [_remarks(config), USE.format(prompt=CHAT_PROMPT if template else PLAIN_PROMPT)]
+    front = FRONT.format(task="text-classification" if config.score_head else "text-generation")
+    use = SCORE_USE if config.score_head else USE.format(prompt=CHAT_PROMPT if template else PLAIN_PROMPT)
+    parts = [front, f"# {name}\n", _sizes(config, hf_config), _stages(history)]
+    parts += [_last(history, "pairs" if config.score_head else "text"), _remarks(config), use]
     return "\n".join(part for part in parts if part)
 
 
@@ -96,14 +113,14 @@ def _used(source: Any) -> tuple[str, str]:
     return "" if tokens is None else f"{tokens:,}", "" if epochs is None else f"{epochs:.3g}"
 
 
-def _last(history: Sequence[Mapping[str, Any]]) -> str:
-    """Settings and result of the last stage."""
+def _last(history: Sequence[Mapping[str, Any]], held_out: str) -> str:
+    """Settings and result of the last stage. held_out: what its loss is of."""
     run = dict(history[-1]) if history else {}
     result = run.get("result") or {}
     facts = {
         "steps": f"{run['steps']:,}" if run.get("steps") is not None else None,
         "peak learning rate": run.get("peak_lr"),
-        "best loss on held-out text": f"{result['valid/loss']:.4f}" if "valid/loss" in result else None,
+        f"best loss on held-out {held_out}": f"{result['valid/loss']:.4f}" if "valid/loss" in result else None,
         "commit": (run.get("git") or {}).get("commit"),
         "data fingerprint": run.get("data", {}).get("fingerprint"),
     }
@@ -112,7 +129,7 @@ def _last(history: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _remarks(config: ModelConfig) -> str:
-    if config.logit_softcap is None:
+    if config.logit_softcap is None or config.score_head:
         return ""
     c = config.logit_softcap
     return (

@@ -13,7 +13,7 @@ from typing import Any
 from lifecycle.errors import UserError
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.families import FAMILIES, family_of
-from lifecycle.model.family import Family
+from lifecycle.model.family import SCORING, Family
 from lifecycle.model.interchange import OURS, OURS_KEYS
 from lifecycle.model.parts import Latent, RopeScaling
 
@@ -30,6 +30,9 @@ COMMON = {
     "tied_head": "tie_word_embeddings",
 }
 """Fields of `ModelSizes` and the keys of config.json that every family has for them."""
+
+LABEL = "LABEL_0"
+"""Of the one score, as `transformers` calls it itself."""
 
 SOFTCAP = "final_logit_softcapping"
 ROPE = {
@@ -55,7 +58,7 @@ def to_hf_config(config: ModelConfig) -> dict[str, Any]:
     """
     family = family_of(config.family)
     hf_config: dict[str, Any] = {
-        "architectures": [family.architecture],
+        "architectures": [family.ending(score_head=config.score_head)],
         "model_type": config.family,
         **{theirs: getattr(config, ours) for ours, theirs in COMMON.items()},
         "vocab_size": config.vocab,
@@ -67,6 +70,8 @@ def to_hf_config(config: ModelConfig) -> dict[str, Any]:
         **({"head_dim": config.head_dim} if config.latent is None else {}),
         **family.keys(config),
     }
+    if config.score_head:
+        hf_config |= {"id2label": {"0": LABEL}, "label2id": {LABEL: 0}, "problem_type": "regression"}
     if config.moe is not None:
         hf_config[OURS] = {key: getattr(config.moe, key) for key in OURS_KEYS}
     if config.logit_softcap is not None:
@@ -90,7 +95,8 @@ def from_hf_config(hf_config: Mapping[str, Any], *, place: str = "the model") ->
     full = _filled(name, hf_config, place)
     family = family_of(name)
     scaling, faults = read_rope(full)
-    faults = [*_unbuilt(family, full), *faults]
+    scored = any(str(one).endswith(SCORING) for one in hf_config.get("architectures") or ())
+    faults = [*_unbuilt(family, full), *(_labels(full) if scored else []), *faults]
     window, slides_from, odd = _window(full)
     if faults or odd:
         lines = "\n".join(f"  - {fault}" for fault in [*faults, *odd])
@@ -107,6 +113,7 @@ def from_hf_config(hf_config: Mapping[str, Any], *, place: str = "the model") ->
             rotary_share=float(full["rope_parameters"].get("partial_rotary_factor", 1.0)),
             rope_scaling=scaling,
             logit_softcap=hf_config.get(SOFTCAP),
+            score_head=scored,
             **{"qk_norm": False, **own},
         )
     except UserError as error:  # it names our keys
@@ -146,6 +153,12 @@ def _unbuilt(family: Family, full: Mapping[str, Any]) -> list[str]:
     if sorted(dense) != list(range(len(dense))):
         faults.append(f"mlp_only_layers is {dense}; only the first blocks can be dense")
     return faults
+
+
+def _labels(full: Mapping[str, Any]) -> list[str]:
+    """What is not built of a model that ends in classes: one class alone is a score."""
+    count = len(full.get("id2label") or ())
+    return [] if count == 1 else [f"id2label has {count} labels; a model that ends in 1, a score, is built"]
 
 
 def _head_dim(full: Mapping[str, Any], latent: Latent | None) -> int:

@@ -1,4 +1,5 @@
-"""A decoder -> a folder that `AutoModelForCausalLM`, vLLM and llama.cpp's converter load.
+"""A decoder -> a folder that `AutoModelForCausalLM`, vLLM and llama.cpp's converter load; one that ends in a score, for
+`AutoModelForSequenceClassification`.
 
     export(model, folder, tokenizer=tokenizer, history=[{...}, {...}])
 
@@ -51,6 +52,11 @@ class TokenizerFiles(Protocol):
         """What ends a completion, eos first."""
         ...
 
+    @property
+    def special_names(self) -> Mapping[int, str]:
+        """Names of the special tokens."""
+        ...
+
     def save(self, folder: Path) -> None:
         """Write the files of `transformers` into a folder."""
         ...
@@ -79,7 +85,8 @@ def export(
     history: Sequence[Mapping[str, Any]] = (),
     generation: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `folder` for `AutoModelForCausalLM.from_pretrained`, and `AutoTokenizer` if a tokenizer is given.
+    """Write `folder` for `AutoModelForCausalLM.from_pretrained` (of a score: `AutoModelForSequenceClassification`), and
+    `AutoTokenizer` if a tokenizer is given.
 
     dtype of the weights: fp32 (exact), bf16 or fp16. shard_gb: size of a weight file in 10^9 bytes; a model that is
     larger is cut into several. history: the `run.json` of each stage that made the weights, first to last, for the
@@ -98,11 +105,27 @@ def export(
         if tokenizer is not None:
             tokenizer.save(aside)
             config |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+            config |= _padding(tokenizer, aside) if model.config.score_head else {}
         _write_json(aside / GENERATION, generation_config(tokenizer, generation or {}))
         card = model_card(model.config, config, history=history, name=name, template=_talks(aside))
         (aside / "README.md").write_text(card, encoding="utf-8")
         _write_weights(aside, {name: weight.detach() for name, weight in weights.items()}, DTYPES[dtype], shard_gb)
         _write_json(aside / CONFIG, config)
+
+
+def _padding(tokenizer: TokenizerFiles, folder: Path) -> dict[str, int]:
+    """The padding of a model that ends in a score, for config.json; also written into the tokenizer's files.
+
+    `transformers` scores the last token that is not this one, so it must never end an answer, as the tokenizer's own
+    often does (pad is eos). Empty where every special token does: one sequence at a time is then scored right, and
+    several are refused there.
+    """
+    names, path = tokenizer.special_names, folder / "tokenizer_config.json"
+    candidates = [one for one in (tokenizer.pad_id, tokenizer.bos_id, *names) if one not in tokenizer.end_ids]
+    pad = next((one for one in candidates if one in names), None)
+    said = json.loads(path.read_text(encoding="utf-8"))
+    _write_json(path, said | {"pad_token": None if pad is None else names[pad]})
+    return {} if pad is None else {"pad_token_id": pad}
 
 
 def generation_config(tokenizer: TokenizerFiles | None, parent: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import Decoder
+from lifecycle.model.decoder import SCORE, Decoder
 from lifecycle.model.families import family_of
 
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
-OUTSIDE = {"embedding.weight": EMBEDDING, "norm.weight": "model.norm.weight", "head.weight": HEAD}
+OUTSIDE = {"embedding.weight": EMBEDDING, "norm.weight": "model.norm.weight", "head.weight": HEAD, SCORE: SCORE}
 
 IN_FP32 = "e_score_correction_bias"
 """Never rounded: an expert's turn hangs on differences that half precision cannot hold."""
