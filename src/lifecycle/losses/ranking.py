@@ -1,7 +1,7 @@
 """Losses of reward models on pairs of answers, one value a pair: pure functions of the two scores.
 
     bradley_terry    -log sigmoid(r_chosen - r_rejected - margin)     arXiv 2203.02155, eq. 1; margin: 2307.09288, eq. 2
-    centring         (r_chosen + r_rejected)^2                        arXiv 2312.09244, section 4
+    centring         (r_chosen + r_rejected)^2                        arXiv 2312.09244, eq. 2
 
 A difference of scores is the log-odds that the one answer is the better. That says nothing of their sum: centring keeps
 it near 0, so that the score of one answer means something by itself. Shapes: P pairs.
