@@ -1,4 +1,4 @@
-"""Losses of reward models: by hand, at their limits, by the signs of their gradients, and against TRL on the same scores."""
+"""Losses of reward models: by hand, at their limits, by the signs of their gradients, and against TRL on equal scores."""
 
 import json
 import math
