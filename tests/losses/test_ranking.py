@@ -1,4 +1,4 @@
-"""Losses of reward models: by hand, at their limits, by the signs of their gradients, and against TRL on equal scores."""
+"""Losses of reward models: by hand, at their limits, by the signs of their gradients, and against TRL."""
 
 import json
 import math
