@@ -85,7 +85,7 @@ def test_trl_gives_the_same_loss_and_gradient(case: dict[str, Any]) -> None:
     chosen, rejected = scores.chunk(2)
     losses = bradley_terry(chosen, rejected, doubles(*TRL["margins"]) if case["margin"] else None)
     loss = (losses + (case["centring"] or 0.0) * centring(chosen, rejected)).mean()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert float(loss.detach()) == pytest.approx(case["loss"], rel=1e-12)
     assert scores.grad is not None
     assert scores.grad.tolist() == pytest.approx(case["gradient"], rel=1e-10, abs=1e-14)
