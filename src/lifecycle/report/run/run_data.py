@@ -26,6 +26,7 @@ class RunData:
     metrics: Mapping[str, list[float | None]]
     ledger: Mapping[str, Any]
     samples: Sequence[Mapping[str, Any]]
+    answers: Sequence[Mapping[str, Any]]
     baselines: Mapping[str, Mapping[str, float]]
     forgetting: Mapping[str, Any]
     quarantined: Mapping[str, int]
@@ -107,11 +108,23 @@ def read_run(folder: Path) -> RunData:
         metrics=metrics,
         ledger=_load(folder / "ledger.json", {}, missing),
         samples=_load(folder / "samples.json", [], missing),
+        answers=_answers(folder / "answers.jsonl", missing),
         baselines=_load(folder / "baselines.json", {}, missing),
         forgetting=_load(folder / "forgetting.json", {}, []),  # only runs that could forget have one
         quarantined={path.stem: _lines(path) for path in quarantine},
         missing=tuple(missing),
     )
+
+
+def _answers(path: Path, missing: list[str]) -> list[dict[str, Any]]:
+    """The answers to held-out prompts, of a run that was asked."""
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(errors="replace").splitlines()]
+    except json.JSONDecodeError:
+        missing.append(f"{path.name} (damaged)")
+        return []
 
 
 def _load(path: Path, empty: Any, missing: list[str]) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 from lifecycle.report.page.format import count, number, share, span
 from lifecycle.report.page.render import Code, Element, Heading, Paragraph, Picture, Sample, Sheet
+from lifecycle.report.run.answers_section import answers
 from lifecycle.report.run.commands import going_on
 from lifecycle.report.run.facts import DomainResult, Headline, headline
 from lifecycle.report.run.forgetting_section import measurements, table
@@ -42,6 +43,7 @@ def sections(run: RunData, drawn: list[str]) -> list[Element]:
         *_result(run, facts),
         *_pictures(drawn),
         *_forgetting(run, "forgetting" in drawn),
+        *answers(run),
         *_samples(run),
         *_ledger(run, "ledger" in drawn),
         *used(run),
@@ -159,10 +161,12 @@ def _forgetting(run: RunData, drawn: bool) -> list[Element]:
 
 
 def _samples(run: RunData) -> list[Element]:
-    if not run.samples:
+    answered = {answer.get("domain") for answer in run.answers}
+    samples = [sample for sample in run.samples if sample.get("domain") not in answered]
+    if not samples:
         return []
-    newest = max(sample.get("step") or 0 for sample in run.samples)
-    shown = [sample for sample in run.samples if (sample.get("step") or 0) == newest]
+    newest = max(sample.get("step") or 0 for sample in samples)
+    shown = [sample for sample in samples if (sample.get("step") or 0) == newest]
     words = f"After {count(newest)} steps. The prompt comes first; ⟦ and ⟧ hold what the model went on with."
     texts = [Sample(*(str(s.get(key, "")).rstrip("\n") for key in ("prompt", "completion", "domain"))) for s in shown]
     return [Heading("Samples"), Paragraph(words), *texts]
