@@ -138,8 +138,9 @@ def test_padding_is_reported_and_small_for_whole_examples_too(tmp_path: Path, mo
     assert 0 < data.ledger()["padding_share"] < 0.05
 
 
-def check(folder: Path, seed: int) -> None:
-    """One random layout: rows, files, streams, plan, ends, rule, form, ranks and stops."""
+def check(folder: Path, seed: int) -> bool:
+    """Check one random layout (rows, files, streams, plan, ends, rule, form, ranks and stops); False where the layout
+    was refused, as one without a fitting row is, so that nothing was checked."""
     rng = np.random.default_rng(seed)
     view = str(rng.choice(VIEWS))
     folder.mkdir()
@@ -172,7 +173,7 @@ def check(folder: Path, seed: int) -> None:
         steps, states = read(make())
     except UserError as fault:
         assert "fits into a row" in str(fault) or "has been read as often" in str(fault)
-        return
+        return False
     data = make()
     found, (once, _, _) = named(data, steps), fitting(data, "a")
     of_a = Counter({name: times for name, times in found.items() if name[0] == "A"})
@@ -189,6 +190,7 @@ def check(folder: Path, seed: int) -> None:
     if rng.random() < 0.1:
         ahead, _ = read(make(workers=2))
         assert len(ahead) == len(steps) and all(is_same(ahead[s], steps[s]) for s in steps)
+    return bool(steps)
 
 
 def kept(folder: Path, *, again_of: str, **changes: Any) -> Path:
@@ -199,12 +201,12 @@ def kept(folder: Path, *, again_of: str, **changes: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("seed", (0, 1, 2))
+@pytest.mark.parametrize("seed", (0, 3, 6))  # rows as they are; prompts in shards; pairs in shards
 def test_a_random_layout_is_given_exactly(tmp_path: Path, seed: int) -> None:
-    check(tmp_path / "layout", seed)
+    assert check(tmp_path / "layout", seed)
 
 
 @pytest.mark.slow
 def test_hundreds_of_random_layouts_are_given_exactly(tmp_path: Path) -> None:
-    for seed in itertools.islice(itertools.count(100), 300):
-        check(tmp_path / str(seed), seed)
+    checked = [check(tmp_path / str(seed), seed) for seed in itertools.islice(itertools.count(100), 300)]
+    assert sum(checked) > 200

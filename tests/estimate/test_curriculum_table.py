@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from tests.data.curriculum.test_buckets import module
 from tests.data.curriculum.test_curriculum import curriculum, stages
-from tests.data.curriculum.test_levels import module
 
 from lifecycle.data.read.spec import SourceSpec
-from lifecycle.data.survey.level_sizes import LevelSize, survey_levels
+from lifecycle.data.survey.bucket_sizes import BucketSize, survey_buckets
 from lifecycle.estimate import curriculum_table
 from lifecycle.estimate.estimate import SourcePlan
 
@@ -42,9 +42,9 @@ def plan(**changes: Any) -> SourcePlan:
     return SourcePlan(**(values | changes))
 
 
-def levels(folder: Path, **changes: Any) -> dict[str, list[LevelSize]]:
+def levels(folder: Path, **changes: Any) -> dict[str, list[BucketSize]]:
     specs = {"graded": spec(**changes)}
-    return survey_levels(TABLE, specs, tokenizer=None, root=str(folder), cache=folder / "cache")
+    return survey_buckets(TABLE, specs, tokenizer=None, root=str(folder), cache=folder / "cache")
 
 
 def shown(folder: Path, **changes: Any) -> str:
@@ -78,7 +78,7 @@ def test_it_is_what_the_run_reads(tmp_path: Path) -> None:
 
 def test_what_cannot_be_scored_yet_is_shown_by_rank(tmp_path: Path) -> None:
     by_rank = curriculum(by="rarity")  # of tokens, and the tokenizer is not there yet
-    (found,) = survey_levels(
+    (found,) = survey_buckets(
         by_rank, {"graded": spec()}, tokenizer=None, root=str(tmp_path), cache=tmp_path / "cache"
     ).values()
     assert [(size.bucket, size.rows, size.part) for size in found] == [

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lifecycle.data.conversation.ids import ask
+from lifecycle.data.conversation.ids import encode_prompt
 from lifecycle.data.conversation.rendering import Conversation
 from lifecycle.errors import UserError
 from lifecycle.rollout.user_prompts import UserPrompt, encode, read_prompts
@@ -108,7 +108,7 @@ def test_a_conversation_is_asked_with_the_ids_that_training_asks_with(tokenizer:
     ]
     one = UserPrompt(id="1", text=None, messages=tuple(turns))
     found = encode([one], tokenizer.with_template(template.source), chat=True, system=None, begin=False)[0]
-    assert found == ask(Conversation(turns=turns), tokenizer, template).tolist()
+    assert found == encode_prompt(Conversation(turns=turns), tokenizer, template).tolist()
 
 
 def test_a_model_without_a_template_takes_no_turns(tokenizer: Tokenizer) -> None:

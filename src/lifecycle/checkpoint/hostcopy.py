@@ -50,7 +50,7 @@ def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 
 def _on_host(tensor: torch.Tensor) -> torch.Tensor:
-    """Room on the host for a tensor or its shard; from a GPU, in pages that it can be copied to at full speed."""
+    """Host memory for a tensor or its shard; page-locked for one on a GPU, which copies to such memory fastest."""
     room = tensor.to("cpu", copy=True)
     part = _local(room)
     if tensor.is_cuda and part.numel():  # where the limit on locked memory forbids it, the copy is only slower

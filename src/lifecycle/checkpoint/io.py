@@ -99,7 +99,8 @@ class CommittedCheckpointIO(CheckpointIO):
         self.prune_after(path)
 
     def make_room(self, path: Path, needed_bytes: int) -> None:
-        """Before the checkpoint `path` is written: delete others that need not stay where there is too little room."""
+        """Before the checkpoint `path` is written: where the disk has too little room, delete others that the retention
+        does not keep."""
         if step_of(path) is not None:
             make_room(path.parent, needed_bytes, keep_last=self.keep_last, milestones=self.milestones)
 
@@ -128,8 +129,8 @@ class CommittedCheckpointIO(CheckpointIO):
     ) -> dict[str, Any]:
         """Lightning's dict back, bit for bit, on the CPU or on the device `map_location`.
 
-        Each file is hashed as it is read, and nothing of it is used before the hash is right. `weights_only` makes no
-        difference: there is nothing else in it. Raises `CheckpointError` for damage.
+        Each file is hashed as it is read, and used only where the hash is right. `weights_only` makes no difference: a
+        checkpoint holds only tensors and plain values. Raises `CheckpointError` for damage.
         """
         self.wait()
         return load(Path(path), device=map_location)
@@ -146,7 +147,7 @@ class CommittedCheckpointIO(CheckpointIO):
 
 
 def tokens_of(checkpoint: dict[str, Any]) -> int | None:
-    """Trained tokens so far, where the stage left them."""
+    """Trained tokens so far, from the state of the stage; None where it holds no count."""
     tokens = checkpoint.get("stage", {}).get("meter", {}).get("tokens")
     return None if tokens is None else int(tokens)
 

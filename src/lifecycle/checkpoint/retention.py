@@ -44,10 +44,10 @@ def prune(folder: Path, *, keep_last: int, milestones: Sequence[int], written: i
 
 
 def make_room(folder: Path, needed_bytes: int, *, keep_last: int, milestones: Sequence[int]) -> None:
-    """Before a save: delete what is over the retention, which may be less than it was.
+    """Before a save: delete checkpoints beyond the retention, which may keep fewer than when they were saved.
 
-    Where `needed_bytes` are not free even so, the oldest go that the save itself will put over the retention, if that
-    is enough; the newest stays in any case.
+    Where `needed_bytes` are still not free, also delete the oldest of those that the retention would drop after this
+    save, if that frees enough. The newest always stays.
     """
     if not folder.is_dir():
         return

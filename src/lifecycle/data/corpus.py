@@ -18,8 +18,8 @@ from lifecycle.data.clean.contamination import Decontaminate, Index
 from lifecycle.data.clean.held_out import held_out_items
 from lifecycle.data.clean.source import BadRows, Source
 from lifecycle.data.conversation.template_check import open_template
+from lifecycle.data.curriculum.buckets import Bucket, described, mix_of_buckets, numbered_sources, split_sources
 from lifecycle.data.curriculum.curriculum import Curriculum
-from lifecycle.data.curriculum.levels import Level, deal_all, described, mix_of_levels, numbered_sources
 from lifecycle.data.curriculum.scores import DocumentLoss
 from lifecycle.data.mixture.batch_plan import BatchPlan, Phase, largest, mixture
 from lifecycle.data.read.begun import Begun, Listed, listed
@@ -103,7 +103,7 @@ class Corpus:
         self.tokenizer, self.template = self.make.tokenizer, self.make.template
         self.levels = self._levels(parent_loss)
         self.sources, self.whole = numbered_sources(self.levels, self.whole)
-        self.mix = mix_of_levels(self.whole_mix, self.sources) if self.levels else self.whole_mix
+        self.mix = mix_of_buckets(self.whole_mix, self.sources) if self.levels else self.whole_mix
         self.weights = self.mix.mean()
         self.prepared = self._prepared(metas, evaluation)
         if begun is not None:
@@ -159,9 +159,9 @@ class Corpus:
         tokenizer, template = open_template(config.chat_template, tokenizer, view=view, begun=begun is not None)
         return Maker(view=view, tokenizer=tokenizer, template=template)
 
-    def _levels(self, parent_loss: DocumentLoss | None) -> dict[str, list[Level]]:
+    def _levels(self, parent_loss: DocumentLoss | None) -> dict[str, list[Bucket]]:
         config, never, tokenizer = self.config, self.whole_mix.replay, self.make.tokenizer
-        return deal_all(self.whole, config.sources, config.curriculum, never, tokenizer, self.cache, parent_loss)
+        return split_sources(self.whole, config.sources, config.curriculum, never, tokenizer, self.cache, parent_loss)
 
     def _prepared(self, metas: Mapping[str, Any], evaluation: Index | None) -> dict[str, Prepared]:
         """The shards that are read. What is replayed was in another mixture when this one was prepared: it is read from

@@ -18,25 +18,26 @@ Ledger = dict[str, Any]
 def merge(states: Mapping[int, State], sources: list[Source], planned: Mapping[str, float], *, streams: int) -> Ledger:
     """The ledger of a run of `streams` streams from the states of all of them, and of the tail where there is one, and
     the tokens `planned` of each source (in the view `prompt`: prompts): the schema of `ledger.json`."""
-    known = [states[s] for s in sorted(states)]
+    ordered = [states[s] for s in sorted(states)]
     total = sum(planned.values())
     table = {
         source.name: {
             "domain": source.domain,
             "weight": planned[source.name] / max(total, 1.0),
             "planned_tokens": round(planned[source.name]),
-            "seen_tokens": sum(state["seen"][source.name] for state in known),
-            **_rows([state["totals"][source.name] for state in known], streams),
+            "seen_tokens": sum(state["seen"][source.name] for state in ordered),
+            **_rows([state["totals"][source.name] for state in ordered], streams),
         }
         for source in sources
     }
     seen = sum(row["seen_tokens"] for row in table.values())
-    padding = sum(state["padding"] for state in known)
+    padding = sum(state["padding"] for state in ordered)
     return {"tokens": seen, "sources": table, "padding_share": padding / max(1, padding + seen)}
 
 
 def usage(states: Iterable[Mapping[str, Any]], sources: Sequence[str], streams: int) -> Tensor:
-    """(sources, 2) float64: the part of the passes and of the rows left out that some of `streams` streams make up."""
+    """(sources, 2) float64: what some of the `streams` streams contribute to the number of passes, and to the number of
+    rows left out."""
     out = torch.zeros(len(sources), 2, dtype=torch.float64, device="cpu")
     for state in states:
         for i, name in enumerate(sources):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lifecycle.batch import Cursor, PairBatch, PromptBatch, StepBatch, TokenBatch, UnpairedBatch
 from lifecycle.data.corpus import Corpus
-from lifecycle.data.curriculum.levels import refuse_weighed
+from lifecycle.data.curriculum.buckets import refuse_weighed
 from lifecycle.data.ledger import Ledger, merge, usage
 from lifecycle.data.mixture.batch_plan import BatchPlan, Phase
 from lifecycle.data.stream.loading.cursors import check_streams, cursor_in, gathered, states_of

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from lifecycle.batch import Example, Item, Pair, Prompt, Record
-from lifecycle.data.clean.filter_row import Judged
-from lifecycle.data.conversation.ids import ask, tell
+from lifecycle.data.clean.filter_row import FilteredRow
+from lifecycle.data.conversation.ids import encode_conversation, encode_prompt
 from lifecycle.data.conversation.rendering import Conversation
 from lifecycle.data.conversation.template_check import PROMPT, TEXT
-from lifecycle.data.read.forms.judged import SAME
+from lifecycle.data.read.forms.preferences import SAME
 from lifecycle.data.read.in_words import answered, as_text, question
 from lifecycle.data.read.row import BadRow
 from lifecycle.errors import UserError
@@ -58,8 +58,8 @@ def chat(record: Record, tokenizer: Tokenizer, template: ChatTemplate | None) ->
         raise BadRow("no answer")
     # of a conversation without an answer set apart, every turn of the assistant is trained
     whole = Conversation(turns=[*prompt, *said], tools=_tools(record), first=len(prompt) if said else 0)
-    told = tell(whole, tokenizer, _needed(template))
-    return Example(ids=told.ids, trained=told.trained)
+    encoded = encode_conversation(whole, tokenizer, _needed(template))
+    return Example(ids=encoded.ids, trained=encoded.trained)
 
 
 def preference(record: Record, tokenizer: Tokenizer, template: ChatTemplate | None) -> Pair:
@@ -69,9 +69,9 @@ def preference(record: Record, tokenizer: Tokenizer, template: ChatTemplate | No
         Conversation(turns=[*prompt, *_turns(side)], tools=_tools(record), first=len(prompt))
         for side in (record.chosen, record.rejected)
     ]
-    chosen, rejected = (tell(side, tokenizer, _needed(template)) for side in sides)
-    asked = chosen.ids[: chosen.asked]
-    if rejected.asked != chosen.asked or (rejected.ids[: chosen.asked] != asked).any():
+    chosen, rejected = (encode_conversation(side, tokenizer, _needed(template)) for side in sides)
+    asked = chosen.ids[: chosen.prompt_size]
+    if rejected.prompt_size != chosen.prompt_size or (rejected.ids[: chosen.prompt_size] != asked).any():
         raise BadRow("chat template: writes the prompt in another way before the other answer")
     if np.array_equal(chosen.ids, rejected.ids):  # texts that differ in what the tokenizer makes one of
         raise BadRow(SAME)
@@ -87,8 +87,8 @@ def unpaired(record: Record, tokenizer: Tokenizer, template: ChatTemplate | None
     """One answer, and whether it is a good one."""
     prompt, said = turns_of(record)
     whole = Conversation(turns=[*prompt, *said], tools=_tools(record), first=len(prompt))
-    told = tell(whole, tokenizer, _needed(template))
-    return Example(ids=told.ids, trained=told.trained, wanted=record.label)
+    encoded = encode_conversation(whole, tokenizer, _needed(template))
+    return Example(ids=encoded.ids, trained=encoded.trained, wanted=record.label)
 
 
 def prompt(record: Record, tokenizer: Tokenizer, template: ChatTemplate | None) -> Prompt:
@@ -101,7 +101,7 @@ def prompt(record: Record, tokenizer: Tokenizer, template: ChatTemplate | None) 
             turns, said = turns[:-1], turns[-1:]
         if not turns:
             raise BadRow("no prompt before the answer")
-        ids = ask(Conversation(turns=turns, tools=_tools(record)), tokenizer, template)
+        ids = encode_prompt(Conversation(turns=turns, tools=_tools(record)), tokenizer, template)
     return Prompt(id=record.id, ids=ids, answer=_known(record), meta=record.meta)
 
 
@@ -170,7 +170,7 @@ class Maker:
     tokenizer: Tokenizer
     template: ChatTemplate | None = None
 
-    def __call__(self, rows: Sequence[Judged]) -> list[Item | str]:
+    def __call__(self, rows: Sequence[FilteredRow]) -> list[Item | str]:
         """The item of each row that passed the filters; in its place the reason why none can be made."""
         if self.view == TEXT:  # its text is there already, masked
             texts = [row.text for row in rows if row.text is not None]

@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from lifecycle.data.survey.level_sizes import LevelSize
+from lifecycle.data.survey.bucket_sizes import BucketSize
 from lifecycle.estimate.estimate import SourcePlan
 from lifecycle.report.page.format import short
 
@@ -18,13 +18,13 @@ SHADES = " ░▒▓█"
 MOST_COLUMNS = 4  # of shares by progress; a pacing function has more turns, and its strip says enough
 
 
-def tables(levels: Mapping[str, Sequence[LevelSize]], plans: Sequence[SourcePlan]) -> Group:
+def tables(levels: Mapping[str, Sequence[BucketSize]], plans: Sequence[SourcePlan]) -> Group:
     """`plans`: what the run would take from each source, all levels together."""
     by_name = {plan.name: plan for plan in plans}
     return Group(*(_table(name, sizes, by_name[name]) for name, sizes in levels.items()))
 
 
-def warnings(levels: Mapping[str, Sequence[LevelSize]], plans: Sequence[SourcePlan]) -> list[str]:
+def warnings(levels: Mapping[str, Sequence[BucketSize]], plans: Sequence[SourcePlan]) -> list[str]:
     """Levels that would be read more often than their source may be."""
     by_name = {plan.name: plan for plan in plans}
     found = []
@@ -40,7 +40,7 @@ def warnings(levels: Mapping[str, Sequence[LevelSize]], plans: Sequence[SourcePl
     return found
 
 
-def _table(name: str, sizes: Sequence[LevelSize], plan: SourcePlan) -> Table:
+def _table(name: str, sizes: Sequence[BucketSize], plan: SourcePlan) -> Table:
     sheet = Table(
         title=f"Curriculum of {name}: shares of its tokens by progress",
         caption="its rows are scored when the run begins; until then a level is as large as it is wide"
@@ -73,11 +73,11 @@ def _table(name: str, sizes: Sequence[LevelSize], plan: SourcePlan) -> Table:
     return sheet
 
 
-def strip(size: LevelSize) -> str:
+def strip(size: BucketSize) -> str:
     """The level's share of the source's tokens from the run's first step to its last: the darker the larger."""
     shares = [size.share_at((place + 0.5) / STRIP) for place in range(STRIP)]
     return "".join(SHADES[0 if share == 0 else max(1, round(share * (len(SHADES) - 1)))] for share in shares)
 
 
-def _passes(size: LevelSize, plan: SourcePlan) -> float | None:
+def _passes(size: BucketSize, plan: SourcePlan) -> float | None:
     return plan.tokens * size.mean_share / (plan.available * size.part) if plan.available else None

@@ -25,7 +25,7 @@ from rich.progress import track
 from lifecycle.bounds import Count
 from lifecycle.data.clean import contamination_report
 from lifecycle.data.clean.bad_rows import BAD, refuse_broken
-from lifecycle.data.clean.filter_row import HELD_OUT, KEPT, Judged, judge
+from lifecycle.data.clean.filter_row import HELD_OUT, KEPT, FilteredRow, filter_row
 from lifecycle.data.clean.held_out import Reach, seed_of
 from lifecycle.data.clean.source import Source, among, text_hash
 from lifecycle.data.clean.walk import walk_rows
@@ -129,9 +129,9 @@ def _write_parts(task: _Task) -> list[dict[str, Any]]:
         for part in missing
     }
     reach, seed = Reach(task.source), seed_of(task.source)
-    for raw, side, judged in _judged(task, counts) if missing else ():
-        place = (text_hash(judged.text or "", seed), reach(raw)) if side == "validation" else None
-        writers[raw.ordinal % PARTS][side].add(Usable(judged, beginning(raw)), place)
+    for raw, side, filtered in _filtered(task, counts) if missing else ():
+        place = (text_hash(filtered.text or "", seed), reach(raw)) if side == "validation" else None
+        writers[raw.ordinal % PARTS][side].add(Usable(filtered, beginning(raw)), place)
     for part in missing:
         made = {side: writer.close() for side, writer in writers[part].items()}
         finished[part] = {"key": key, "counts": dict(counts[part]), **made}
@@ -141,21 +141,21 @@ def _write_parts(task: _Task) -> list[dict[str, Any]]:
 
 def _refuse(source: Source, counts: Counter[str], row: Usable, reason: str) -> None:
     """A row that the view makes no item of is a bad one."""
-    if row.judged.verdict != HELD_OUT:
-        counts.update({row.judged.verdict: -1, f"{BAD}{reason}": 1})
+    if row.filtered.verdict != HELD_OUT:
+        counts.update({row.filtered.verdict: -1, f"{BAD}{reason}": 1})
     if source.quarantine is not None:
         quarantine(source.quarantine, row.raw, reason)
 
 
-def _judged(task: _Task, counts: dict[int, Counter[str]]) -> Iterator[tuple[RawRow, str, Judged]]:
+def _filtered(task: _Task, counts: dict[int, Counter[str]]) -> Iterator[tuple[RawRow, str, FilteredRow]]:
     """Usable rows of the parts in `counts`, which are counted there, with their sides."""
     source = task.source
     leaves_out = source.leaves_out()
     seen: Counter[str] = Counter()
     chosen = among(source.rows) if source.rows is not None else lambda row: True
     for raw in walk_rows(source, wanted=lambda row: row % PARTS in counts and not leaves_out(row) and chosen(row)):
-        judged = judge(raw, source)
-        verdict, contaminated = judged.verdict, judged.contaminated
+        filtered = filter_row(raw, source)
+        verdict, contaminated = filtered.verdict, filtered.contaminated
         seen[verdict] += 1
         if verdict.startswith(BAD):
             if source.quarantine is not None:
@@ -166,8 +166,8 @@ def _judged(task: _Task, counts: dict[int, Counter[str]]) -> Iterator[tuple[RawR
         held = verdict == HELD_OUT
         if not held:
             counts[raw.ordinal % PARTS][verdict] += 1
-        if judged.text is not None:
-            yield raw, ("validation" if held or task.apart else "training"), judged
+        if filtered.text is not None:
+            yield raw, ("validation" if held or task.apart else "training"), filtered
 
 
 def _finish(

@@ -18,7 +18,7 @@ from typing import Any
 
 from lifecycle.data.clean.contamination import RULE, Decontaminate, EvaluationSet
 from lifecycle.data.conversation.template_check import TEXT
-from lifecycle.data.curriculum.levels import is_level
+from lifecycle.data.curriculum.buckets import is_bucket
 from lifecycle.data.mixture.batch_plan import REPLAY
 from lifecycle.data.mixture.replay_names import generation_of, replay_name, replayed_later
 from lifecycle.data.mixture.weight import Weight
@@ -170,7 +170,7 @@ def _mixture(run: RunFolder, view: str) -> dict[str, Any]:
         if name.startswith(f"{REPLAY}."):
             continue
         # what was seen, where that is known: a source that was used up has less than its weight
-        tokens = sum(float(row["tokens"]) for part, row in seen.items() if part == name or is_level(part, name))
+        tokens = sum(float(row["tokens"]) for part, row in seen.items() if part == name or is_bucket(part, name))
         weight = tokens or _mean(source.get("weight", 1.0))
         if not weight:  # measured, never trained on
             continue

@@ -18,8 +18,8 @@ from lifecycle.data.mixture.batch_plan import BatchPlan, Mix, largest, mixture, 
 from lifecycle.data.stream.loading.loader import micro_batch_rows
 from lifecycle.data.stream.packing import Packing
 from lifecycle.data.stream.prepared import open_shards, other_view, prepared_folder, read_metas, with_formats
+from lifecycle.data.survey.bucket_sizes import BucketSize, survey_buckets
 from lifecycle.data.survey.item_sizes import AsItems
-from lifecycle.data.survey.level_sizes import LevelSize, survey_levels
 from lifecycle.data.survey.source_size import SourceSize, beginning, known_tokenizer, look_at, survey
 from lifecycle.data.views import Maker
 from lifecycle.duration import Limits, Timeline, ended_by_config
@@ -108,7 +108,7 @@ def _planned(plan: RunPlan, limits: Limits, tokenizer: Tokenizer | None) -> _Pla
 
 
 def _print(
-    found: Estimate, sizes: Sequence[SourceSize], levels: Mapping[str, Sequence[LevelSize]], notes: Sequence[str]
+    found: Estimate, sizes: Sequence[SourceSize], levels: Mapping[str, Sequence[BucketSize]], notes: Sequence[str]
 ) -> None:
     """Tables first, then what the user should look at: `notes` on the command, and the warnings of the tables."""
     console = Console(soft_wrap=False)
@@ -210,11 +210,11 @@ def _adapter(adapter: Adapter, model: ModelConfig) -> TrainedAdapter:
     return TrainedAdapter(parameters=size_of(model, adapter).parameters, in_4_bits=small, merge=adapter.merge)
 
 
-def _levels(data: DataConfig, tokenizer: Tokenizer | None) -> dict[str, list[LevelSize]]:
+def _levels(data: DataConfig, tokenizer: Tokenizer | None) -> dict[str, list[BucketSize]]:
     """Of the sources under a curriculum; none without one."""
     if data.curriculum is None:
         return {}
-    return survey_levels(
+    return survey_buckets(
         data.curriculum,
         data.sources,
         tokenizer=tokenizer,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lifecycle import config
-from lifecycle.data.clean.filter_row import judge
+from lifecycle.data.clean.filter_row import filter_row
 from lifecycle.data.clean.source import BadRows, HeldOut, Source
 from lifecycle.data.quality.classifier import Classifier
 from lifecycle.data.quality.language import LanguageRule, language
@@ -126,16 +126,16 @@ def row(text: str) -> RawRow:
 def test_masked_documents_are_kept_under_their_own_verdict() -> None:
     on, off = source(FilterSpec(mask_pii=True)), source(FilterSpec())
     mail = "Write to a@b.org."
-    assert judge(row(mail), off)[:2] == (mail, "kept:")
-    assert judge(row(mail), on)[:2] == ("Write to <EMAIL>.", "kept:masked")
-    assert judge(row("nothing here"), on)[:2] == ("nothing here", "kept:")
-    assert judge(row(mail), on).masked == {"email": 1}
+    assert filter_row(row(mail), off)[:2] == (mail, "kept:")
+    assert filter_row(row(mail), on)[:2] == ("Write to <EMAIL>.", "kept:masked")
+    assert filter_row(row("nothing here"), on)[:2] == ("nothing here", "kept:")
+    assert filter_row(row(mail), on).masked == {"email": 1}
 
 
 def test_copies_that_differ_in_what_is_masked_fall_on_the_same_side() -> None:
     held = replace(source(FilterSpec(mask_pii=True)), held_out=HeldOut(ratio=0.5, seed=1))
     for number in range(20):
-        one, other = (judge(row(f"{number}: {mail}"), held).verdict for mail in ("a@b.org", "c@d.org"))
+        one, other = (filter_row(row(f"{number}: {mail}"), held).verdict for mail in ("a@b.org", "c@d.org"))
         assert one == other
 
 
@@ -144,13 +144,15 @@ def test_pairs_that_teach_nothing_are_left_out_and_not_broken() -> None:
     source = Source(name="s", index=0, spec=spec, files=(), bad_rows=BadRows(max_share=0.1, min_rows=1))
     row = {"prompt": "q", "response_1": "a", "response_2": "b"}
     verdicts = [
-        judge(RawRow(0, "x", 1, {**row, **more}, Position(0, 0, 0)), source).verdict
+        filter_row(RawRow(0, "x", 1, {**row, **more}, Position(0, 0, 0)), source).verdict
         for more in ({"preference": 1.52}, {"preference": 1.0, "response_2": "a"}, {"preference": 1.0})
     ]
     assert verdicts == ["dropped:near tie", "dropped:both answers are the same", "kept:"]
     masked = replace(source, spec=SourceSpec(path="x", format="preference", filters=FilterSpec(mask_pii=True)))
     mails = {"prompt": "q", "chosen": "To a@b.org.", "rejected": "To c@d.org."}
-    assert judge(RawRow(0, "x", 1, mails, Position(0, 0, 0)), masked).verdict == "dropped:both answers are the same"
+    assert (
+        filter_row(RawRow(0, "x", 1, mails, Position(0, 0, 0)), masked).verdict == "dropped:both answers are the same"
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,7 +167,7 @@ def test_all_answers_to_one_prompt_are_on_the_same_side(form: str, rows: list[di
     held = HeldOut(ratio=0.5, seed=1)
     source = Source(name="s", index=0, spec=spec, files=(), bad_rows=BadRows(max_share=0.1, min_rows=1), held_out=held)
     sides = [
-        {judge(RawRow(0, "x", 1, {"prompt": f"q{n}?", **row}, Position(0, 0, 0)), source).verdict for row in rows}
+        {filter_row(RawRow(0, "x", 1, {"prompt": f"q{n}?", **row}, Position(0, 0, 0)), source).verdict for row in rows}
         for n in range(20)
     ]
     assert all(len(side) == 1 for side in sides) and len(set().union(*sides)) == 2

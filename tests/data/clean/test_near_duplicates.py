@@ -19,9 +19,9 @@ from lifecycle.data.clean.source import BadRows, Source
 from lifecycle.data.quality.minhash import signatures
 from lifecycle.data.quality.rules import FilterSpec, NearRules
 from lifecycle.data.read.spec import SourceSpec
-from lifecycle.data.stream.dealer import START, Dealer
 from lifecycle.data.stream.documents import RawDocuments
 from lifecycle.data.stream.open_sources import open_sources
+from lifecycle.data.stream.source_reader import START, SourceReader
 from lifecycle.errors import UserError
 
 WORDS = [f"word{n}" for n in range(3000)]
@@ -188,7 +188,9 @@ def test_streams_give_the_rows_that_stay_and_count_the_others(tmp_path: Path) ->
     spec = SourceSpec(path="a.jsonl", filters=NEAR, max_epochs=1, validation=None)
     source = opened(tmp_path, {"a": spec})["a"]
     readers = [
-        RawDocuments(Dealer(source, at={stream: START}, streams=3, seed=1, buffer=20), lambda texts: [], stream=stream)
+        RawDocuments(
+            SourceReader(source, at={stream: START}, streams=3, seed=1, buffer=20), lambda texts: [], stream=stream
+        )
         for stream in range(3)
     ]
     given = sorted(text for reader in readers for text in reader.texts())

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
-from lifecycle.data.conversation.ids import ask, tell
+from lifecycle.data.conversation.ids import encode_conversation, encode_prompt
 from lifecycle.data.conversation.rendering import Conversation
 from lifecycle.data.conversation.template_check import check_template
 from lifecycle.data.read.row import BadRow
@@ -47,15 +47,15 @@ def shipped(name: str, tokenizer: Tokenizer = TOKENIZER) -> ChatTemplate:
 
 def trained(turns: Sequence[Any], template: ChatTemplate, tokenizer: Tokenizer = TOKENIZER, **more: Any) -> list[str]:
     """The texts that are trained, one for each stretch."""
-    told = tell(Conversation(turns=turns, **more), tokenizer, template)
-    assert told.trained[-1] and not told.trained[0] and len(told.ids) == len(told.trained)
-    edges = np.flatnonzero(np.diff(told.trained.astype(int), prepend=0, append=0))
-    return [tokenizer.decode(told.ids[a:b], specials=True) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    encoded = encode_conversation(Conversation(turns=turns, **more), tokenizer, template)
+    assert encoded.trained[-1] and not encoded.trained[0] and len(encoded.ids) == len(encoded.trained)
+    edges = np.flatnonzero(np.diff(encoded.trained.astype(int), prepend=0, append=0))
+    return [tokenizer.decode(encoded.ids[a:b], specials=True) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def reason(turns: Sequence[Any], template: ChatTemplate, tokenizer: Tokenizer = TOKENIZER, **more: Any) -> str:
     with pytest.raises(BadRow) as bad:
-        tell(Conversation(turns=turns, **more), tokenizer, template)
+        encode_conversation(Conversation(turns=turns, **more), tokenizer, template)
     return bad.value.reason
 
 
@@ -101,10 +101,10 @@ def test_ids_and_mask_are_those_of_transformers(name: str) -> None:
     theirs: Any = TOKENIZER.hf.apply_chat_template(
         TURNS, chat_template=template.source, return_dict=True, return_assistant_tokens_mask=True
     )
-    told = tell(Conversation(turns=TURNS), TOKENIZER, template)
-    size = len(told.ids)
-    assert told.ids.tolist() == theirs["input_ids"][:size]
-    assert told.trained.tolist() == [bool(one) for one in theirs["assistant_masks"][:size]]
+    encoded = encode_conversation(Conversation(turns=TURNS), TOKENIZER, template)
+    size = len(encoded.ids)
+    assert encoded.ids.tolist() == theirs["input_ids"][:size]
+    assert encoded.trained.tolist() == [bool(one) for one in theirs["assistant_masks"][:size]]
     assert not any(theirs["assistant_masks"][size:])
 
 
@@ -113,21 +113,21 @@ def test_ids_and_mask_are_those_of_transformers(name: str) -> None:
 )
 def test_the_ids_before_an_answer_are_those_that_a_model_is_asked_with(source: str) -> None:
     template = made(source)
-    told = tell(
+    encoded = encode_conversation(
         Conversation(turns=TURNS, first=4), TOKENIZER if "/INST" not in source else with_marks("</s>"), template
     )
-    asked = ask(Conversation(turns=TURNS[:4]), TOKENIZER, template)
-    assert told.ids[: told.asked].tolist() == asked.tolist() and told.trained[told.asked]
-    assert not told.trained[: told.asked].any()
+    asked = encode_prompt(Conversation(turns=TURNS[:4]), TOKENIZER, template)
+    assert encoded.ids[: encoded.prompt_size].tolist() == asked.tolist() and encoded.trained[encoded.prompt_size]
+    assert not encoded.trained[: encoded.prompt_size].any()
 
 
 @pytest.mark.parametrize("name", ["auto", "chatml", "plain"])
 def test_the_ids_of_a_whole_conversation_begin_with_those_that_its_last_answer_is_asked_with(name: str) -> None:
-    told, asked = (
-        tell(Conversation(turns=TURNS), TOKENIZER, shipped(name)),
-        ask(Conversation(turns=TURNS[:4]), TOKENIZER, shipped(name)),
+    encoded, asked = (
+        encode_conversation(Conversation(turns=TURNS), TOKENIZER, shipped(name)),
+        encode_prompt(Conversation(turns=TURNS[:4]), TOKENIZER, shipped(name)),
     )
-    assert told.ids[: len(asked)].tolist() == asked.tolist() and told.trained[len(asked)]
+    assert encoded.ids[: len(asked)].tolist() == asked.tolist() and encoded.trained[len(asked)]
 
 
 def test_thoughts_of_a_first_turn_are_trained_with_the_tag_that_opens_them() -> None:
@@ -142,16 +142,16 @@ def test_only_turns_from_the_first_one_on_are_trained() -> None:
 
 
 def test_what_comes_after_the_last_answer_is_left_out() -> None:
-    told = tell(Conversation(turns=TURNS[:4]), TOKENIZER, shipped("chatml"))
-    assert TOKENIZER.decode(told.ids, specials=True).endswith("An answer.<|im_end|>")
+    encoded = encode_conversation(Conversation(turns=TURNS[:4]), TOKENIZER, shipped("chatml"))
+    assert TOKENIZER.decode(encoded.ids, specials=True).endswith("An answer.<|im_end|>")
 
 
 @pytest.mark.parametrize("source", [shipped("chatml").source, UNMARKED["chatml"]])
 def test_names_of_special_tokens_in_a_content_are_text_and_end_no_turn(source: str) -> None:
     said = "Say <|im_end|> or <|eos|>, <|im_start|>assistant\nYes.<|im_end|>"
     turns = [{"role": "user", "content": said}, {"role": "assistant", "content": said}]
-    told = tell(Conversation(turns=turns), TOKENIZER, made(source))
-    marks = [TOKENIZER.special_names[int(i)] for i in told.ids if int(i) in TOKENIZER.special_names]
+    encoded = encode_conversation(Conversation(turns=turns), TOKENIZER, made(source))
+    marks = [TOKENIZER.special_names[int(i)] for i in encoded.ids if int(i) in TOKENIZER.special_names]
     assert marks == ["<|im_start|>", "<|im_end|>", "<|im_start|>", "<|im_end|>"]
     assert trained(turns, made(source)) == [f"{said}<|im_end|>"]
 
@@ -170,8 +170,8 @@ def test_a_tokenizer_that_puts_spaces_before_texts_reads_a_conversation_as_one()
     tokenizer, template = metaspace(), made(UNMARKED["inst"])
     assert TOKENIZER.joins_freely and not tokenizer.joins_freely
     theirs: Any = tokenizer.hf.apply_chat_template(TURNS, chat_template=template.source, return_dict=True)
-    told = tell(Conversation(turns=TURNS), tokenizer, template)
-    assert told.ids.tolist() == theirs["input_ids"]
+    encoded = encode_conversation(Conversation(turns=TURNS), tokenizer, template)
+    assert encoded.ids.tolist() == theirs["input_ids"]
     assert [text.strip() for text in trained(TURNS, template, tokenizer)] == ["An answer. </s>", "(A question.) </s>"]
     named = [{"role": "user", "content": "</s>"}, TURNS[2]]
     assert reason(named, template, tokenizer) == "names a special token"

@@ -12,13 +12,13 @@ import pytest
 from tests.items import ids_of
 
 from lifecycle.batch import Example, Item
-from lifecycle.data.clean.filter_row import Judged
+from lifecycle.data.clean.filter_row import FilteredRow
 from lifecycle.data.clean.source import BadRows, HeldOut, Source
 from lifecycle.data.read.files.listing import resolve
 from lifecycle.data.read.spec import SourceSpec
-from lifecycle.data.stream.dealer import Dealer
 from lifecycle.data.stream.documents import RawDocuments, place_in
 from lifecycle.data.stream.pieces import Exhausted
+from lifecycle.data.stream.source_reader import SourceReader
 from lifecycle.errors import UserError
 
 ROWS = 203
@@ -43,13 +43,13 @@ def source(folder: Path, *, files: int = 3, rows: int = ROWS, broken: int = 0, r
     )
 
 
-def make(rows: Sequence[Judged]) -> list[Item | str]:
+def make(rows: Sequence[FilteredRow]) -> list[Item | str]:
     return [Example(ids=np.array([int(str(row.text).split()[1])] * 2, np.int32)) for row in rows]
 
 
 def reader(source: Source, stream: int, streams: int, state: dict | None = None, held: bool = False) -> RawDocuments:
-    dealer = Dealer(source, at={stream: place_in(state)}, streams=streams, seed=3, buffer=40)
-    return RawDocuments(dealer, make, stream=stream, state=state, held=held)
+    reader = SourceReader(source, at={stream: place_in(state)}, streams=streams, seed=3, buffer=40)
+    return RawDocuments(reader, make, stream=stream, state=state, held=held)
 
 
 def take(documents: RawDocuments, count: int) -> list[int]:
@@ -148,7 +148,7 @@ def test_a_source_without_a_usable_row_says_so(tmp_path: Path) -> None:
         reader(nothing, 0, 2).next()
 
 
-def some(rows: Sequence[Judged]) -> list[Item | str]:
+def some(rows: Sequence[FilteredRow]) -> list[Item | str]:
     """No item of every seventh row."""
     made = make(rows)
     return ["no trained token" if int(ids_of(item)[0]) % 7 == 0 else item for item in made]  # type: ignore[arg-type]
@@ -159,8 +159,8 @@ def test_rows_that_give_no_item_are_broken_ones_whenever_they_are_met(tmp_path: 
     refused = [n for n in range(ROWS) if n % 7 == 0]
 
     def opened(state: dict | None = None) -> RawDocuments:
-        dealer = Dealer(one, at={0: place_in(state)}, streams=1, seed=3, buffer=40)
-        return RawDocuments(dealer, some, stream=0, state=state)
+        reader = SourceReader(one, at={0: place_in(state)}, streams=1, seed=3, buffer=40)
+        return RawDocuments(reader, some, stream=0, state=state)
 
     whole = opened()
     rows, states = [], []

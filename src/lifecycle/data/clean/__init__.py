@@ -1,1 +1,1 @@
-"""Which rows of a source are used: judged one by one, and against each other, the held-out and the evaluation sets."""
+"""Which rows of a source are used: filters on single rows, duplicates, the held-out split and contamination."""

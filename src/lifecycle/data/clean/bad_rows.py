@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lifecycle.data.clean.source import Source
-from lifecycle.data.read.forms.judged import NEAR_TIE, SAME
+from lifecycle.data.read.forms.preferences import NEAR_TIE, SAME
 from lifecycle.data.read.quarantine import first
 from lifecycle.errors import UserError
 
 BAD = "bad:"
 EMPTY = "dropped:empty"
 DROPPED = {"empty": EMPTY, NEAR_TIE: f"dropped:{NEAR_TIE}", SAME: f"dropped:{SAME}"}
-"""Verdicts on rows that cannot be used though nothing is wrong with them, by reason."""
+"""By reason, verdicts on rows that are not broken and still give nothing to train on."""
 
 FEW = 3  # bad rows that a reader may meet in its part of a small source, if the whole source may have as many
 
@@ -21,22 +21,22 @@ FEW = 3  # bad rows that a reader may meet in its part of a small source, if the
 def refuse_broken(source: Source, counts: Mapping[str, int], *, before: int, at_end: bool) -> None:
     """Raise UserError if more of the rows counted in `counts` (by verdict) are broken than `data.bad_rows` allows.
 
-    before: rows of the source that lie before the reader, of all readers. at_end: whether this is all that it
-    reads.
+    before: rows of the source up to the reader's place, by whichever reader they are read. at_end: whether the reader
+    has no more rows to read.
     """
     if (fault := too_broken(source, counts, before=before, at_end=at_end)) is not None:
         raise UserError(fault)
 
 
 def too_broken(source: Source, counts: Mapping[str, int], *, before: int, at_end: bool) -> str | None:
-    """What `refuse_broken` says; None of rows that may pass. Empty rows are neither broken nor rows to measure a share
-    by."""
+    """The message of `refuse_broken`; None where the share of broken rows is within the limit. Empty rows count neither
+    as broken nor in the total."""
     limits = source.bad_rows
     bad = {verdict.removeprefix(BAD): n for verdict, n in counts.items() if verdict.startswith(BAD)}
     total = sum(n for verdict, n in counts.items() if verdict != EMPTY)
     if sum(bad.values()) <= limits.max_share * total or (total < limits.min_rows and not at_end):
         return None
-    # A stream has read a part of the pass that just ended: one or two bad rows in it say little about the whole.
+    # A stream reads only a part of each pass: one or two bad rows in it are no estimate of the whole source.
     if total < limits.min_rows and sum(bad.values()) <= min(before * limits.max_share, FEW):
         return None
     reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(bad.items(), key=lambda item: -item[1]))

@@ -1,10 +1,11 @@
-"""One pass over a source whose findings are kept on disk: so many bytes a document, in files that are mapped when read.
+"""One pass over a source with results cached on disk: a fixed number of bytes a document, in memory-mapped files.
 
     columns = {"rows": ("<i8", 1), "digests": ("<u8", 2)}
     rows, digests = kept_scan(source, work, folder=cache / KEY, columns=columns, processes=4, doing="comparing")
 
-`work` makes of some rows one array (N, width) a column. A pass that was cut short goes on where it was, and one that is
-whole is not made again; several processes take part. Ranks of a run want the same at the same time: one makes it.
+`work` turns some rows into one array (N, width) for each column; several processes share the rows. An interrupted pass
+continues where it stopped, and a finished one is not repeated. Of the ranks of a run one makes the pass, the others
+wait for it.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ Found = Sequence[NDArray[Any]]  # an array (N, width), or (N,) of width 1, for e
 def kept_scan(
     source: Source, work: Work[Found], *, folder: Path, columns: Columns, processes: int, doing: str
 ) -> list[NDArray[Any]]:
-    """What `work` has found in the rows of `source`, a column after the other, (N, width) or (N,) of width 1.
+    """The results of `work` on the rows of `source`: for each column an array (N, width), or (N,) where width is 1.
 
-    `folder` is named by all that this depends on. `doing` is what stderr says meanwhile.
+    folder: its name must identify everything that the results depend on. doing: what lines on stderr call the pass.
     """
     with alone(folder):
         folder.mkdir(exist_ok=True)
@@ -45,13 +46,13 @@ def kept_scan(
 
 
 def alone(path: Path) -> FileLock:
-    """For making what `path` holds: others wait, and then find it."""
+    """The lock of the process that makes `path`; the others wait for it, and then find `path` made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path.with_suffix(".lock"))
 
 
 class _Progress(NamedTuple):
-    """How far a pass has come: kept beside its files, so that the next start goes on there."""
+    """How far a pass has come: stored beside its files, so that the next start continues there."""
 
     documents: int = 0
     position: Position = Position(0, 0, 0)
@@ -101,7 +102,7 @@ def _mapped(path: Path, documents: int, kind: str, width: int) -> NDArray[Any]:
 
 
 def _after(path: Path, size: int) -> IO[bytes]:
-    """The file open for writing after its first `size` bytes: what a killed pass wrote beyond them is written again."""
+    """The file, open for writing after its first `size` bytes; what a killed pass wrote beyond them is dropped."""
     file = open(path, "r+b" if path.exists() else "wb")
     file.truncate(size)
     file.seek(size)

@@ -4,7 +4,7 @@ An item's question (of plain text: all of it) is cut into its distinct n-grams o
 arXiv 2005.14165, appendix C); an item of fewer words is one n-gram, whole. A document is contaminated by an item when
 at least `share` of the item's n-grams stand in it. One n-gram in common (share 0) is GPT-3's rule; sets written in
 formulas ("which of the following is the most appropriate next step in ...") need a share, as in Tulu 3
-(arXiv 2411.15124, section 7.1), or else questions that have only their wording in common are lost.
+(arXiv 2411.15124, section 7.1); else documents that share only such a formula with an item are dropped.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from lifecycle.data.read.spec import SampleBy, SourceSpec
 from lifecycle.errors import UserError
 
 RULE = ("ngram", "share", "min_words")
-SIEVE_BITS = 22  # a table of 4 MB says at once of nearly every n-gram that no item has it
+SIEVE_BITS = 22  # a table of 4 MB that rules out nearly every n-gram which no item has
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSet:
     """Where the items of an evaluation set lie and how their rows are read: keys as of a source.
 
-    ngram, share, min_words: the rule that they are looked for by; None: that of all sets.
+    ngram, share, min_words: the rule of this set; None: the value for all sets.
     """
 
     hub: str | None = None
@@ -52,7 +52,7 @@ class EvaluationSet:
     min_words: Count | None = None
 
     def spec(self) -> SourceSpec:
-        """As a source that is read once and never trained on."""
+        """The spec of a source that is read once and never trained on."""
         return SourceSpec(
             hub=self.hub,
             config=self.config,
@@ -69,7 +69,7 @@ class EvaluationSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Decontaminate:
-    """What no training document may hold, and how much of an item makes it hold it.
+    """Evaluation sets whose items no training document may hold, and the share of an item that counts as holding it.
 
     sets: evaluation sets by name. ngram: words of an n-gram. share: of an item's n-grams that must stand in a document;
     0: one is enough. min_words: items of fewer words are not looked for (ordinary prose holds them by chance).
@@ -81,14 +81,14 @@ class Decontaminate:
     min_words: Count = 8
 
     def check(self) -> None:
-        """Raise UserError for the first value that cannot be meant."""
+        """Raise UserError for the first value that is not valid."""
         if not self.sets:
             raise UserError("data.decontaminate.sets is empty: name an evaluation set, or set data.decontaminate=null")
         for name, one in self.sets.items():
             one.spec().check(name, where=f"data.decontaminate.sets.{name}")
 
     def of(self, one: EvaluationSet) -> Decontaminate:
-        """The rule that one set is looked for by."""
+        """The rule for one set: its own values, else those for all sets."""
         own = {key: value for key in RULE if (value := getattr(one, key)) is not None}
         return replace(self, sets={}, **own)
 
@@ -120,7 +120,8 @@ class _Table:
         return cls(n, flat[order], np.repeat(np.array(items, np.int64), [len(one) for one in grams])[order], sieve)
 
     def hits(self, hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Item and place in the document of each n-gram in common, each n-gram once."""
+        """(items, places): of each n-gram that the document shares with an item, the item and its first place in the
+        document; each n-gram once."""
         grams = ngrams(hashes, self.n)
         places = np.flatnonzero(self.sieve[grams >> np.uint64(64 - SIEVE_BITS)])
         known, first = np.unique(grams[places], return_index=True)
@@ -132,7 +133,7 @@ class _Table:
 
 @dataclass(frozen=True)
 class Index:
-    """The items of all evaluation sets, ready to be looked for. Picklable; the same in every process.
+    """The items of all evaluation sets, indexed by their n-grams. Picklable; the same in every process.
 
     sets: by name, items looked for (`items`), those of too few words (`short`), unusable rows (`bad`).
     key: a hash of the sets' files and the rule. By item: its set and row (`names`), the number of its n-grams

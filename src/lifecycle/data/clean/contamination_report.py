@@ -1,4 +1,4 @@
-"""What was found of evaluation sets in the sources: `decontamination.json` in the run's folder, and a table.
+"""Evaluation items found in the sources: `decontamination.json` in the run's folder, and a table.
 
     {"ngram": 13, "share": 0.5, "min_words": 8,
      "sets": {"medqa_test": {"items": 1273, "short": 0, "bad": 0, "found": 2}},
@@ -6,8 +6,8 @@
      "rows": [{"source": "web", "row": 17, "file": ..., "line": 18,
                "found": [{"set": "medqa_test", "item": 5, "share": 1.0, "ngram": "a 23 year old ..."}]}]}
 
-Processes append what they drop to `decontamination/<source>.jsonl` (as bad rows to the quarantine); the end of a run
-puts it together. A run that streams has seen what it has read; stage=prepare and stage=analyze see every row.
+Processes append the rows that they drop to `decontamination/<source>.jsonl`; these lists are merged at the end of a
+run. A streaming run covers the rows that it has read; stage=prepare and stage=analyze cover every row.
 """
 
 from __future__ import annotations

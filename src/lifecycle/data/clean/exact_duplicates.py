@@ -2,8 +2,9 @@
 
     source -> texts -> 128-bit digests (kept on disk) -> ordinals of all but the first of equal ones
 
-Streams then drop by ordinal and share nothing: what is a duplicate does not depend on who reads which rows. A row takes
-24 bytes on disk, and about six of memory while equal ones are found. A pass that was cut short goes on where it was.
+Streams drop rows by these ordinals without communicating, so which rows are duplicates does not depend on how rows are
+divided among streams. A row takes 24 bytes on disk, and about six of memory while equal ones are found. An interrupted
+pass continues where it stopped.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What becomes of a row: its text and record, and the verdict of the format, the filters and the held-out share on it.
+"""The outcome of a row: its text and record, and the verdict of the format, the filters and the held-out split on it.
 
 The verdict is a function of the row alone, so it is the same when rows are streamed, prepared or scanned, and under
-every view: filters, and what is held out, look at the text that the row has in the view `text`.
+every view: the filters and the held-out split read the text that the row has in the view `text`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from lifecycle.data.clean.source import Source
 from lifecycle.data.quality.pii import mask
 from lifecycle.data.quality.rules import drop_reason
 from lifecycle.data.read.formats import to_record
-from lifecycle.data.read.forms.judged import SAME
-from lifecycle.data.read.in_words import as_text, held_out_by, is_judged
+from lifecycle.data.read.forms.preferences import SAME
+from lifecycle.data.read.in_words import as_text, held_out_by, is_preference
 from lifecycle.data.read.row import BadRow, RawRow, parse
 
 KEPT = "kept:"
@@ -26,13 +26,12 @@ HELD_OUT = "held:out"
 CONTAMINATED = "dropped:contaminated"
 
 
-class Judged(NamedTuple):
-    """`verdict` is `kept:`, `kept:masked`, `held:out`, `dropped:REASON` or `bad:REASON`; the last two have no text.
+class FilteredRow(NamedTuple):
+    """text, record: of a row that is kept or held out, both with the same masking; else None.
 
-    An empty row (a blank line, no text) is `dropped:empty`: nothing is wrong with it.
-
-    contaminated: the evaluation items that it holds, if that is why it was dropped. masked: what was replaced in it.
-    record: the row itself where it has a text, masked as that is.
+    verdict: `kept:`, `kept:masked`, `held:out`, `dropped:REASON` or `bad:REASON`. An empty row (a blank line, no text)
+    is `dropped:empty`, since it is not broken. contaminated: the evaluation items for which the row was dropped.
+    masked: number of replacements in it by kind.
     """
 
     text: str | None
@@ -42,28 +41,28 @@ class Judged(NamedTuple):
     record: Record | None = None
 
 
-def judge(raw: RawRow, source: Source) -> Judged:
-    """What becomes of a raw row of `source`."""
+def filter_row(raw: RawRow, source: Source) -> FilteredRow:
+    """Parse a raw row of `source` and apply the source's format, filters and held-out split to it."""
     try:
         row = parse(raw)
         record = to_record(row, spec=source.spec, name=source.name, row_id=f"{source.name}:{raw.ordinal}")
         text = as_text(record)
     except BadRow as bad:
-        return Judged(None, DROPPED.get(bad.reason, f"{BAD}{bad.reason}"))
+        return FilteredRow(None, DROPPED.get(bad.reason, f"{BAD}{bad.reason}"))
     reason = drop_reason(text, source.spec.filters)
     if reason is not None:
-        return Judged(None, f"dropped:{reason}")
+        return FilteredRow(None, f"dropped:{reason}")
     if source.evaluation is not None and (found := source.evaluation.find(text)):
-        return Judged(None, CONTAMINATED, found)
+        return FilteredRow(None, CONTAMINATED, found)
     masked: Mapping[str, int] = {}
     if source.spec.filters.mask_pii:
         text, masked = mask(text)
         record = _masked(record) if masked else record
-        if record.chosen is not None and record.chosen == record.rejected:  # they differed in what is masked
-            return Judged(None, DROPPED[SAME])
-    decides = held_out_by(record) if is_judged(record) else text  # the text is masked as a whole
+        if record.chosen is not None and record.chosen == record.rejected:  # they differed only in what was masked
+            return FilteredRow(None, DROPPED[SAME])
+    decides = held_out_by(record) if is_preference(record) else text  # the text is masked as a whole
     held = source.held_out is not None and source.held_out.holds(decides)
-    return Judged(text, HELD_OUT if held else f"{KEPT}masked" if masked else KEPT, masked=masked, record=record)
+    return FilteredRow(text, HELD_OUT if held else f"{KEPT}masked" if masked else KEPT, masked=masked, record=record)
 
 
 def _masked(record: Record) -> Record:

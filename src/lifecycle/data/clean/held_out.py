@@ -27,7 +27,7 @@ from lifecycle.batch import Item
 from lifecycle.batch.item_arrays import joined, split
 from lifecycle.data.clean.bad_rows import BAD, refuse_broken
 from lifecycle.data.clean.cached_scan import alone
-from lifecycle.data.clean.filter_row import HELD_OUT, Judged, judge
+from lifecycle.data.clean.filter_row import HELD_OUT, FilteredRow, filter_row
 from lifecycle.data.clean.scan import scan
 from lifecycle.data.clean.source import Source, text_hash
 from lifecycle.data.clean.walk import walk_rows
@@ -111,13 +111,13 @@ class Reach:
 
 
 class Make(Protocol):
-    """Makes items of rows under a tokenizer (`data.making.Maker`)."""
+    """Makes items of rows by a tokenizer (`data.views.Maker`)."""
 
     @property
     def tokenizer(self) -> Tokenizer: ...
     @property
     def key(self) -> str: ...
-    def __call__(self, rows: Sequence[Judged]) -> Sequence[Item | str]: ...
+    def __call__(self, rows: Sequence[FilteredRow]) -> Sequence[Item | str]: ...
 
 
 def held_out_items(source: Source, make: Make, *, tokens: int, cache: Path, processes: int) -> list[Item]:
@@ -148,9 +148,9 @@ def _choose(source: Source, make: Make, tokens: int, share: float, processes: in
     """The items of least hash, and the verdicts on all rows that were looked at."""
     raws = None if math.isinf(share) else _heads(source, share)
     least, counts = _Least(make, tokens), Counter[str]()
-    for (found, judged), _ in scan(source, _Look(seed_of(source)), processes=processes, doing="held out", raws=raws):
+    for (found, filtered), _ in scan(source, _Look(seed_of(source)), processes=processes, doing="held out", raws=raws):
         least.add(found)
-        counts.update(judged)
+        counts.update(filtered)
     items = least.items()
     counts.update(least.refused)
     return items, counts
@@ -176,27 +176,27 @@ def _heads(source: Source, share: float) -> Iterator[RawRow]:
 
 @dataclass(frozen=True)
 class _Look:
-    """The work of one process on some rows: the held-out ones and their hashes, and the verdicts on what it judged."""
+    """The work of one process on some rows: the held-out ones and their hashes, and the verdicts on all of them."""
 
     seed: int
 
-    def __call__(self, source: Source, raws: list[RawRow]) -> tuple[list[tuple[int, Judged]], Counter[str]]:
-        found, counts = list[tuple[int, Judged]](), Counter[str]()
+    def __call__(self, source: Source, raws: list[RawRow]) -> tuple[list[tuple[int, FilteredRow]], Counter[str]]:
+        found, counts = list[tuple[int, FilteredRow]](), Counter[str]()
         for raw in raws:
             if not _may_be_held_out(raw, source):
                 continue
-            judged = judge(raw, source)
-            text, verdict = judged.text, judged.verdict
+            filtered = filter_row(raw, source)
+            text, verdict = filtered.text, filtered.verdict
             counts[verdict] += 1
             if verdict.startswith(BAD) and source.held_out is None and source.quarantine is not None:
                 quarantine(source.quarantine, raw, verdict.removeprefix(BAD))
             if text is not None and (source.held_out is None or verdict == HELD_OUT):
-                found.append((text_hash(text, self.seed), judged))
+                found.append((text_hash(text, self.seed), filtered))
         return found, counts
 
 
 def _may_be_held_out(raw: RawRow, source: Source) -> bool:
-    """Whether a row is worth the filters, most of which take longer than a hash of its text."""
+    """Whether the hash of its text lets a row be held out: checked before the filters, most of which take longer."""
     if source.held_out is None or source.spec.filters.mask_pii:  # which changes the text
         return True
     try:
@@ -216,12 +216,12 @@ class _Least:
         self._make, self._tokens = make, tokens
         self._hashes: list[int] = []
         self._kept: list[Item] = []
-        self._waiting: list[tuple[int, Judged]] = []
+        self._waiting: list[tuple[int, FilteredRow]] = []
         self._bound = 2**64
         self.refused = Counter[str]()
 
-    def add(self, found: Sequence[tuple[int, Judged]]) -> None:
-        """Take in some more."""
+    def add(self, found: Sequence[tuple[int, FilteredRow]]) -> None:
+        """Add held-out rows with their hashes."""
         self._waiting += [one for one in found if one[0] < self._bound]
         if len(self._waiting) >= TOKENISED_AT_ONCE:
             self._tokenise()
@@ -233,10 +233,10 @@ class _Least:
 
     def _tokenise(self) -> None:
         hashes, items = self._hashes, self._kept
-        made = self._make([judged for _, judged in self._waiting])
-        for (hashed, judged), item in zip(self._waiting, made, strict=True):
+        made = self._make([filtered for _, filtered in self._waiting])
+        for (hashed, filtered), item in zip(self._waiting, made, strict=True):
             if isinstance(item, str):
-                self.refused.update({judged.verdict: -1, f"{BAD}{item}": 1})
+                self.refused.update({filtered.verdict: -1, f"{BAD}{item}": 1})
                 continue
             hashes.append(hashed)
             items.append(item)

@@ -3,11 +3,11 @@
     source -> rows that pass its filters -> word n-grams -> MinHash signatures (kept on disk) -> similar pairs
 
 The order is that of the config's sources, then of their rows. What is replayed is compared within its own generation
-only: it brings back what was trained on, and that a later mixture has it too is no reason to lose it.
+only: it repeats what the parent was trained on, and must stay even where a later mixture has the same document.
 
-A source's signatures are made once and kept in the cache with 8 + 4 * permutations bytes a document (520 with 128), and
-a scan that was cut short goes on where it was; the pairs of a mixture need about 60 bytes a document of memory, and 65
-more for each that goes. Cost grows linearly with the text.
+A source's signatures are made once and kept in the cache with 8 + 4 * permutations bytes a document (520 with 128); an
+interrupted scan continues where it stopped. The pairs of a mixture need about 60 bytes of memory a document, and 65
+more for each that is left out. Cost grows linearly with the text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lifecycle.data.clean.cached_scan import alone, kept_scan
-from lifecycle.data.clean.filter_row import judge
+from lifecycle.data.clean.filter_row import filter_row
 from lifecycle.data.clean.scan import refuse_remote
 from lifecycle.data.clean.source import Source
 from lifecycle.data.mixture.replay_names import generation_of
@@ -102,7 +102,7 @@ def near_pairs(
 
 
 def _key(source: Source, rules: NearRules) -> str:
-    """What a source's signatures depend on; the threshold is none of it."""
+    """A hash of what a source's signatures depend on, which does not include the threshold."""
     filters = replace(source.spec.filters, near_duplicates=False, near=NearRules())
     plain = replace(source, spec=replace(source.spec, filters=filters))
     form = (VERSION, ALGORITHM, plain.fingerprint, rules.ngram, rules.permutations)
@@ -119,7 +119,7 @@ class _Sign:
     def __call__(self, source: Source, raws: list[RawRow]) -> Signed:
         ordinals, sets = list[int](), list[NDArray[np.uint64]]()
         for raw in raws:
-            text = judge(raw, source).text
+            text = filter_row(raw, source).text
             if text is not None and len(one := shingles(text, self.ngram)):
                 ordinals.append(raw.ordinal)
                 sets.append(one)

@@ -1,6 +1,6 @@
 """How many rows each file of a source has, where rows are named by their number: counted once, then cached.
 
-What `max_rows` cuts off is not read: the counts end with it.
+Rows beyond `max_rows` are neither read nor counted.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     for result, position in scan(source, work, processes=4):
         ...                    # what `work` made of the next rows, and where the pass goes on from
 
-This process reads and splits the files; the others judge and do the work. Results come in order whatever the number of
-processes, so a pass that was cut short goes on from the position of the last result that was kept.
+This process reads and splits the files; the others run `work`. Results come in the order of the rows whatever the
+number of processes, so an interrupted pass continues from the position of the last result that was kept.
 """
 
 from __future__ import annotations

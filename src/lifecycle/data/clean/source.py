@@ -1,4 +1,4 @@
-"""A source made ready: its files, what is held out of it, and which rows of it are left out as copies of others."""
+"""A source as readers need it: its files, its held-out split, and which rows are left out as copies of others."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ ELSEWHERE = (
     *("hub", "config", "data_dir", "revision", "path", "split", "validation"),
     *("domain", "weight", "max_epochs", "validation_tokens", "tokens", "rewards"),
 )
-"""Keys of a source that say where rows lie and what is made of them, and nothing of how a row is read."""
+"""Keys of a source that do not change how a row is read: where the rows lie, and how they are used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BadRows:
-    """How much broken input a run accepts: past `max_share` of a source's rows, once `min_rows` were read, it ends.
+    """How much broken input a run accepts: once `min_rows` of a source were read, a share of bad rows above `max_share`
+    ends the run with an error.
 
-    damaged_files: whether a file that is broken as a whole ends it too, or is passed over from there on.
+    damaged_files: whether a file that cannot be read on ends the run too, or the rest of the file is skipped.
     """
 
     max_share: Share
@@ -57,12 +58,12 @@ class HeldOut:
 
 
 def text_hash(text: str, seed: int) -> int:
-    """A number of 64 bits that is the text's own: the least ones are held out, and the least of those are measured."""
+    """A 64-bit hash of the text: documents of the smallest hashes are held out, the smallest of those are measured."""
     return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"), seed=seed)
 
 
 def among(ordinals: NDArray[np.int64]) -> Callable[[int], bool]:
-    """Whether a number is one of these, at a bit for each number up to the largest."""
+    """A test whether a number is in `ordinals`; it needs one bit for each number up to the largest."""
     mask = np.zeros(int(ordinals.max(initial=-1)) + 1, bool)
     mask[ordinals] = True
     bits, size = np.packbits(mask, bitorder="little").tobytes(), len(mask)
@@ -76,7 +77,7 @@ class Source:
     rows: ordinals, ascending, of the rows that are read; None: all.
     left_out: numbers of the rows that are not read because of *other* rows, by reason ("near duplicate").
     file_rows: rows of each file, where some are named by their number.
-    passed: files that were met beside `files` and are not read, and why.
+    passed: files that were found beside `files` and are not read, and why.
     shards: of a source that is read from prepared shards, the fingerprint of what they were made from; `files` may then
     be none.
     evaluation: items that no document may hold. quarantine, contaminated: files that list bad and contaminated rows.
@@ -99,7 +100,7 @@ class Source:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of what the files hold and how rows are treated; weight, repetition and places do not enter."""
+        """A hash of the files' content and the treatment of rows; weight, repetition and paths do not change it."""
         if self.shards is not None:
             return self.shards
         others = {reason: xxhash.xxh3_128_hexdigest(rows.tobytes()) for reason, rows in self.left_out.items()}
@@ -119,12 +120,12 @@ class Source:
 
     @property
     def listing(self) -> Listing:
-        """Its files, and what was met beside them."""
+        """Its files, and the files that were found beside them and are not read."""
         return Listing(self.files, self.passed)
 
     @property
     def left_out_counts(self) -> dict[str, int]:
-        """Rows left out by the verdict that they are counted under."""
+        """Number of rows left out, by the verdict that they are counted under."""
         return {f"dropped:{reason}": len(rows) for reason, rows in self.left_out.items() if len(rows)}
 
     @property
@@ -138,7 +139,7 @@ class Source:
         return np.unique(np.concatenate([np.zeros(0, np.int64), *self.left_out.values()]))
 
     def leaves_out(self) -> Callable[[int], bool]:
-        """Whether a row, named by its number, is left out; one byte a row, where a set of numbers takes sixty."""
+        """A test whether the row of a number is left out; one byte a row, where a set of numbers takes sixty."""
         size = max((int(rows.max()) + 1 for rows in self.left_out.values() if len(rows)), default=0)
         mask = np.zeros(size, np.uint8)
         for rows in self.left_out.values():
@@ -153,7 +154,7 @@ class Source:
 
 
 def _given(value: Any) -> Any:
-    """A spec by its values that are not the default: a key that a later version adds changes no fingerprint."""
+    """The values of a spec that are not the default, so that a key added by a later version changes no fingerprint."""
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
     given = {}

@@ -1,4 +1,4 @@
-"""The rows of a source, as its settings want its files read: the one function that every pass over them uses.
+"""The rows of a source, read by its settings: the one function that every pass over them uses.
 
     walk = walk_rows(source, wanted=lambda row: row % 4 == 1)
     for raw in walk: ...
@@ -48,7 +48,8 @@ def walk_rows(
 
 
 def _before(most: int, found: Rows, wanted: Wanted) -> Rows:
-    """`found`, of which the row before number `most` is one, up to that row, which is given if it is `wanted`."""
+    """The rows of `found` whose number is below `most`; `found` always has the last of these, which is given only where
+    it is `wanted`."""
     walk = RowWalk(found)
     for raw in walk:
         if raw.ordinal < most - 1 or wanted(raw.ordinal):

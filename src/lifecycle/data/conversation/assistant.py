@@ -1,7 +1,7 @@
 """Which stretches of a rendered conversation the assistant writes itself, as positions in the text.
 
-A stretch begins where the template says (`{% generation %}`), or where the prompt ends that asks for the turn. It goes
-up to and with the first stop token behind it: a model that is not taught to stop does not stop.
+A stretch begins where the template marks it (`{% generation %}`), or where the generation prompt of the turn ends. It
+includes the first stop token after it: a model that is never trained on a stop token does not stop.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ NO_STOP = "chat template: no stop token behind a turn of the assistant"
 
 
 class Region(NamedTuple):
-    """What the assistant writes in one go: from `start` to `end`, or to the stop token whose name ends there."""
+    """A stretch that the assistant writes, in characters: from `start` to `end` (exclusive). stops: whether the last
+    token in it is a stop token."""
 
     start: int
     end: int
@@ -28,11 +29,11 @@ class Region(NamedTuple):
 
 
 def written(
-    said: Conversation, rendering: Rendering, tokenizer: Tokenizer, template: ChatTemplate, names: Sequence[str]
+    conversation: Conversation, rendering: Rendering, tokenizer: Tokenizer, template: ChatTemplate, names: Sequence[str]
 ) -> list[Region]:
-    """What the assistant writes from turn `said.first` on. names: of the stop tokens. Raises BadRow where that is
-    nothing, cannot be told, or does not end with a stop token."""
-    turns, first = said.turns, said.first
+    """The stretches that the assistant writes from turn `conversation.first` on. names: of the stop tokens. Raises
+    BadRow where there is none, where its beginning cannot be found, or where no stop token follows."""
+    turns, first = conversation.turns, conversation.first
     spoken = [n for n, turn in enumerate(turns) if turn["role"] == "assistant" and n >= first]
     if not spoken:
         raise BadRow("no turn of the assistant")
@@ -40,11 +41,11 @@ def written(
         raise BadRow("a turn of the assistant is empty")
     text, size = rendering.text, len(rendering.text)
     if rendering.marked is None:
-        starts = [_start(n, said, rendering, tokenizer, template) for n in spoken]
+        starts = [_start(n, conversation, rendering, tokenizer, template) for n in spoken]
         spans = [(start, start) for start in starts]
         others = [_next_content(rendering, n) for n in spoken]
     else:
-        border = _start(first, said, rendering, tokenizer, template) if first else 0
+        border = _start(first, conversation, rendering, tokenizer, template) if first else 0
         spans = [(max(start, border), end) for start, end in rendering.marked if end > max(start, border)]
         others = [min((c.span[0] for c in rendering.contents if c.span[0] >= end), default=size) for _, end in spans]
     regions = list[Region]()
@@ -61,13 +62,15 @@ def written(
     return regions
 
 
-def _start(turn: int, said: Conversation, rendering: Rendering, tokenizer: Tokenizer, template: ChatTemplate) -> int:
-    """Where a turn begins that the assistant writes: where the prompt that asks for it ends, or with its content, where
-    the template asks in other words than it tells."""
-    before = replace(said, turns=said.turns[:turn])
+def _start(
+    turn: int, conversation: Conversation, rendering: Rendering, tokenizer: Tokenizer, template: ChatTemplate
+) -> int:
+    """The character at which the assistant begins to write a turn: the end of the generation prompt, or, where the
+    template renders the turn with another beginning than its generation prompt, the beginning of its content."""
+    before = replace(conversation, turns=conversation.turns[:turn])
     prompt = again(before, tokenizer, template, ask=True) if turn else None
     own = [content.span[0] for content in rendering.contents if content.turn == turn]
-    if tag := THINK.match(said.turns[turn].get("content") or ""):  # it thinks first
+    if tag := THINK.match(conversation.turns[turn].get("content") or ""):  # the turn begins with reasoning
         own = [start - len(tag[0]) if rendering.text[:start].endswith(tag[0]) else start for start in own]
     if prompt and rendering.text.startswith(prompt) and len(prompt) <= min(own, default=len(prompt)):
         return len(prompt)
@@ -81,7 +84,7 @@ def _next_content(rendering: Rendering, turn: int) -> int:
 
 
 def _stop(text: str, start: int, limit: int, contents: Sequence[Content], names: Sequence[str]) -> int | None:
-    """Where the first name of a stop token ends that the template wrote between `start` and `limit`."""
+    """The end of the first stop token that the template itself wrote between `start` and `limit`; None without one."""
     if not names:
         return None
     for found in re.finditer("|".join(map(re.escape, names)), text[:limit]):

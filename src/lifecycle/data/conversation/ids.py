@@ -1,10 +1,10 @@
 """The ids of a conversation, and which of them are trained.
 
-    told = tell(conversation, tokenizer, template)      told.ids, told.trained
-    ids = ask(conversation, tokenizer, template)        the prompt that asks for the assistant's next turn
+    encoded = encode_conversation(conversation, tokenizer, template)      encoded.ids, encoded.trained
+    ids = encode_prompt(conversation, tokenizer, template)                the prompt of the assistant's next turn
 
-The text is encoded in parts that begin where the assistant begins: a prompt has the ids that a model is asked with.
-Names of special tokens in a content are text, and end no turn.
+The text is encoded in parts that begin where the assistant begins, so the ids of a prompt are the same in training and
+in sampling. Names of special tokens inside a content are encoded as text, and end no turn.
 """
 
 from __future__ import annotations
@@ -23,50 +23,52 @@ from lifecycle.tokenizer.chat import ChatTemplate, end_ids
 from lifecycle.tokenizer.tokenizer import Tokenizer
 
 
-class Told(NamedTuple):
-    """ids: (n,) int32, up to the last trained one. trained: (n,) bool, those that the assistant writes itself.
-    asked: how many ids stand before the first of them."""
+class Encoded(NamedTuple):
+    """ids: (n,) int32, up to the last trained one. trained: (n,) bool, which ids the assistant writes itself.
+    prompt_size: number of ids before the first trained one."""
 
     ids: Ids
     trained: NDArray[np.bool_]
-    asked: int
+    prompt_size: int
 
 
 class Part(NamedTuple):
-    """Ids of the text from `start` on; literal: of a content that names special tokens, as text."""
+    """Ids of the text from character `start` on. literal: whether it is a content that names special tokens, which are
+    encoded as text."""
 
     start: int
     ids: list[int]
     literal: bool
 
 
-def tell(said: Conversation, tokenizer: Tokenizer, template: ChatTemplate) -> Told:
-    """The ids of a conversation; trained are turns of the assistant from number `said.first` on.
+def encode_conversation(conversation: Conversation, tokenizer: Tokenizer, template: ChatTemplate) -> Encoded:
+    """The ids of a conversation; turns of the assistant from number `conversation.first` on are trained.
 
-    Raises BadRow for one in which nothing is trained, for one that the template refuses, changes or shortens, and for
-    one behind which it puts no stop token.
+    Raises BadRow where nothing is trained, where the template refuses, changes or shortens the conversation, and where
+    it puts no stop token after a turn of the assistant.
     """
-    rendering = rendered(said, tokenizer, template)
+    rendering = rendered(conversation, tokenizer, template)
     stops = _stops(tokenizer, template)
     names = [name for i in stops if (name := tokenizer.special_names.get(i))]
-    regions = written(said, rendering, tokenizer, template, names)
+    regions = written(conversation, rendering, tokenizer, template, names)
     cuts = {cut for region in regions for cut in (region.start, *(() if region.stops else (region.end,)))}
     parts = _parts(rendering, cuts, tokenizer)
     ids = [one for part in parts for one in part.ids]
     trained = _trained(parts, regions, frozenset(stops))
     last = max(n for n, is_trained in enumerate(trained) if is_trained) + 1
-    asked = sum(len(part.ids) for part in parts if part.start < regions[0].start)
-    return Told(np.array(ids[:last], np.int32), np.array(trained[:last]), asked)
+    prompt_size = sum(len(part.ids) for part in parts if part.start < regions[0].start)
+    return Encoded(np.array(ids[:last], np.int32), np.array(trained[:last]), prompt_size)
 
 
-def ask(said: Conversation, tokenizer: Tokenizer, template: ChatTemplate) -> Ids:
-    """The ids of a conversation and of the beginning of the assistant's next turn. Raises BadRow as `tell` does."""
-    rendering = rendered(said, tokenizer, template, ask=True)
+def encode_prompt(conversation: Conversation, tokenizer: Tokenizer, template: ChatTemplate) -> Ids:
+    """(n,) int32: the ids of a conversation and of the beginning of the assistant's next turn. Raises BadRow where the
+    template refuses, changes or shortens the conversation."""
+    rendering = rendered(conversation, tokenizer, template, ask=True)
     return np.array([one for part in _parts(rendering, set(), tokenizer) for one in part.ids], np.int32)
 
 
 def _stops(tokenizer: Tokenizer, template: ChatTemplate) -> tuple[int, ...]:
-    """The tokens that end a turn; those of a run's template are known to its tokenizer."""
+    """The ids of the tokens that end a turn; the tokenizer stores those of the run's own template."""
     own = tokenizer.hf.chat_template == template.source
     return tokenizer.end_ids if own else end_ids(tokenizer.hf, tokenizer.eos_id, template)
 
@@ -87,12 +89,13 @@ def _trained(parts: Sequence[Part], regions: Sequence[Region], stops: frozenset[
 
 
 def _parts(rendering: Rendering, cuts: set[int], tokenizer: Tokenizer) -> list[Part]:
-    """The ids of the text in parts: one begins at every cut, and around a content that names marks."""
+    """The ids of the text in parts: a new part begins at every cut, and before and after a content that names special
+    tokens."""
     text = rendering.text
     special = tokenizer.special_names.values()
     literal = {span for _, span in rendering.contents if any(name in text[slice(*span)] for name in special)}
     edges = sorted({0, len(text), *cuts, *(edge for span in literal for edge in span)})
-    out, known = list[Part](), list[int]()
+    out, before = list[Part](), list[int]()
     if literal and not tokenizer.joins_freely:
         raise BadRow("names a special token")
     for start, end in zip(edges, edges[1:], strict=False):
@@ -101,10 +104,10 @@ def _parts(rendering: Rendering, cuts: set[int], tokenizer: Tokenizer) -> list[P
             ids = tokenizer.encode_batch([text[start:end]])[0].tolist()
         elif tokenizer.joins_freely:
             ids = tokenizer.encode_marked(text[start:end]).tolist()
-        else:  # what stands before decides how a text begins
+        else:  # the ids at the beginning of a text depend on the text before it
             whole = tokenizer.encode_marked(text[:end]).tolist()
-            if whole[: len(known)] != known:
+            if whole[: len(before)] != before:
                 raise BadRow("a token reaches over the beginning of a turn")
-            ids, known = whole[len(known) :], whole
+            ids, before = whole[len(before) :], whole
         out.append(Part(start, ids, is_text))
     return out

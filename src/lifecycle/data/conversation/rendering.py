@@ -1,8 +1,8 @@
 """A conversation as text by a chat template, and where in it every content stands.
 
-Each content is replaced by a mark of private use and the template rendered with the marks: their places say where the
-contents stand in the rendered text, which must be that of the contents themselves, letter for letter. So nothing is
-found by searching for what a turn says, and a template that drops, repeats or changes a turn is found out.
+Each content is replaced by a placeholder of private-use characters, and the template is rendered once more with these.
+Their places show where the contents stand in the text, which must be the same, character for character, once they are
+filled in. So no content is searched for by its words, and a template that drops, repeats or changes a turn is detected.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lifecycle.tokenizer.chat import ChatTemplate, Span, TemplateFault, Turn
 from lifecycle.tokenizer.tokenizer import Tokenizer
 
 THINK = re.compile(r"(\s*</?think>\s*)")
-"""Tags that templates look for inside a content, so that no mark may stand in their place."""
+"""Tags that templates look for inside a content: no placeholder may replace them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,34 +32,37 @@ class Conversation:
 
 
 class Content(NamedTuple):
-    """Where a part of what a turn says stands in the rendered text."""
+    """(start, end) of a part of a turn's content in the rendered text, in characters."""
 
     turn: int
     span: Span
 
 
 class Rendering(NamedTuple):
-    """The text of a conversation, where its contents stand, and what the template marks in it as the assistant's."""
+    """The text of a conversation, the places of its contents, and the spans that the template marks as written by the
+    assistant (None: it marks none)."""
 
     text: str
     contents: list[Content]
     marked: tuple[Span, ...] | None
 
 
-def rendered(said: Conversation, tokenizer: Tokenizer, template: ChatTemplate, *, ask: bool = False) -> Rendering:
-    """The text of a conversation; `ask`: with the beginning of the assistant's next turn. Raises BadRow for what the
-    template refuses, drops, repeats or changes."""
-    turns, tools = said.turns, said.tools
-    _refuse_marks(said, tokenizer)
+def rendered(
+    conversation: Conversation, tokenizer: Tokenizer, template: ChatTemplate, *, ask: bool = False
+) -> Rendering:
+    """The text of a conversation; ask: with the generation prompt of the assistant's next turn. Raises BadRow where the
+    template refuses the conversation, or drops, repeats or changes a part of it."""
+    turns, tools = conversation.turns, conversation.tools
+    _refuse_special_names(conversation, tokenizer)
     try:
         whole = template.render(tokenizer.hf, turns, tools=tools, ask=ask)
-        held, parts = _held(turns)
-        frame = template.render(tokenizer.hf, held, tools=tools, ask=ask).text
+        marked, parts = _with_placeholders(turns)
+        frame = template.render(tokenizer.hf, marked, tools=tools, ask=ask).text
     except TemplateFault as fault:
         raise BadRow(f"chat template: {fault}") from fault
-    if tools and whole.text == again(replace(said, tools=()), tokenizer, template, ask=ask):
+    if tools and whole.text == again(replace(conversation, tools=()), tokenizer, template, ask=ask):
         raise BadRow("chat template: drops the tools")
-    uncalled = replace(said, turns=[{**turn, "tool_calls": None} for turn in turns])
+    uncalled = replace(conversation, turns=[{**turn, "tool_calls": None} for turn in turns])
     called = any(turn.get("tool_calls") for turn in turns)
     if called and whole.text == again(uncalled, tokenizer, template, ask=ask):
         raise BadRow("chat template: drops a tool call")
@@ -79,27 +82,28 @@ def _dropped(turn: Turn) -> str:
     return f"chat template: drops what {'an' if turn['role'] == 'assistant' else 'a'} {turn['role']} turn says"
 
 
-def again(said: Conversation, tokenizer: Tokenizer, template: ChatTemplate, *, ask: bool) -> str | None:
+def again(conversation: Conversation, tokenizer: Tokenizer, template: ChatTemplate, *, ask: bool) -> str | None:
     """The text of a part of a conversation; None where the template refuses it."""
     try:
-        return template.render(tokenizer.hf, said.turns, tools=said.tools, ask=ask).text
+        return template.render(tokenizer.hf, conversation.turns, tools=conversation.tools, ask=ask).text
     except TemplateFault:  # so it is not the same text
         return None
 
 
-def _refuse_marks(said: Conversation, tokenizer: Tokenizer) -> None:
-    """Other values than content are written by the template itself, where text and marks could not be told apart."""
-    others = [{key: value for key, value in turn.items() if key != "content"} for turn in said.turns]
-    if not said.tools and all(set(other) == {"role"} for other in others):
+def _refuse_special_names(conversation: Conversation, tokenizer: Tokenizer) -> None:
+    """Raise BadRow for a tool or a call that names a special token: the template writes such values itself, and in its
+    text the name would be encoded as the token."""
+    others = [{key: value for key, value in turn.items() if key != "content"} for turn in conversation.turns]
+    if not conversation.tools and all(set(other) == {"role"} for other in others):
         return
-    written = json.dumps([others, list(said.tools)], ensure_ascii=False)
+    written = json.dumps([others, list(conversation.tools)], ensure_ascii=False)
     if any(name in written for name in tokenizer.special_names.values()):
         raise BadRow("chat template: a tool or its call names a special token")
 
 
-def _held(turns: Sequence[Turn]) -> tuple[list[Turn], list[tuple[int, str, str]]]:
-    """The turns with marks in the place of contents, and of each mark its turn and what it stands for."""
-    held, parts = list[Turn](), list[tuple[int, str, str]]()
+def _with_placeholders(turns: Sequence[Turn]) -> tuple[list[Turn], list[tuple[int, str, str]]]:
+    """The turns with placeholders for their contents; and for each placeholder (turn, placeholder, content)."""
+    marked, parts = list[Turn](), list[tuple[int, str, str]]()
     for index, turn in enumerate(turns):
         pieces = THINK.split(turn.get("content") or "")
         for n in range(0, len(pieces), 2):  # tags between them
@@ -107,5 +111,5 @@ def _held(turns: Sequence[Turn]) -> tuple[list[Turn], list[tuple[int, str, str]]
                 mark = f"\ue000{index}.{n}\ue001"
                 parts.append((index, mark, pieces[n]))
                 pieces[n] = mark
-        held.append({**turn, "content": "".join(pieces)} if turn.get("content") else turn)
-    return held, parts
+        marked.append({**turn, "content": "".join(pieces)} if turn.get("content") else turn)
+    return marked, parts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lifecycle.data.conversation.assistant import NO_STOP
-from lifecycle.data.conversation.ids import tell
+from lifecycle.data.conversation.ids import encode_conversation
 from lifecycle.data.conversation.rendering import Conversation, rendered
 from lifecycle.data.read.row import BadRow
 from lifecycle.errors import UserError
@@ -59,7 +59,7 @@ def check_template(template: ChatTemplate, tokenizer: Tokenizer) -> None:
         if before_user == before_answer:
             raise BadRow("chat template: drops the role of a turn")
         for said in (turns, turns[:3]):  # at the end, and where the user goes on: an answer has to stop in both
-            tell(Conversation(turns=said), tokenizer, template)
+            encode_conversation(Conversation(turns=said), tokenizer, template)
     except BadRow as bad:
         raise UserError(_unfit(bad.reason, turns, template, tokenizer)) from bad
 

@@ -7,7 +7,7 @@
 
 Linear and sqrt: competence of arXiv 1903.09848, eq. 6 and 7; exponential: geometric progression of arXiv 1912.08555.
 The ends of all stages cut the scale into *difficulty buckets*; each bucket of a source becomes a source of its own
-(`levels.py`), whose weight changes by this table. A row on the edge of two buckets belongs to the easier one.
+(`buckets.py`), whose weight changes by this table. A row on the edge of two buckets belongs to the easier one.
 """
 
 from __future__ import annotations

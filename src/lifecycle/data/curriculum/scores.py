@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-from lifecycle.data.clean.filter_row import HELD_OUT, judge
+from lifecycle.data.clean.filter_row import HELD_OUT, filter_row
 from lifecycle.data.clean.source import Source
 from lifecycle.data.clean.walk import walk_rows
 from lifecycle.data.curriculum.code_complexity import complexity
@@ -201,9 +201,9 @@ def _rows(task: _Task, part: int, parts: int) -> Iterator[_Row]:
     leaves_out = task.source.leaves_out()
     read_level = partial(_level, source=task.source) if task.by == "field" else lambda raw: float("nan")
     for raw in walk_rows(task.source, wanted=lambda row: row % parts == part):
-        judged = judge(raw, task.source)
-        text = judged.text
-        if text is None or judged.verdict == HELD_OUT or leaves_out(raw.ordinal):
+        filtered = filter_row(raw, task.source)
+        text = filtered.text
+        if text is None or filtered.verdict == HELD_OUT or leaves_out(raw.ordinal):
             yield raw.ordinal, None, float("nan")
         else:
             yield raw.ordinal, text, read_level(raw)

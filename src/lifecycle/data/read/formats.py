@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from lifecycle.batch import Record
 from lifecycle.data.read.forms.fields import Fields
-from lifecycle.data.read.forms.judged import preference, scored_pairs, unpaired
+from lifecycle.data.read.forms.preferences import preference, scored_pairs, unpaired
 from lifecycle.data.read.forms.problems import code_problem, multiple_choice, question_answer, word_problem
 from lifecycle.data.read.forms.turns import conversations, instruction, messages, prompt_completion
 from lifecycle.data.read.row import BadRow

@@ -55,10 +55,10 @@ def question(record: Record) -> str:
 def held_out_by(record: Record) -> str:
     """The text whose hash says whether the record is held out: of a judged answer its prompt alone, for sets have many
     answers to one prompt, and a model that was trained on one of them knows the others' prompt."""
-    return question(record) if is_judged(record) else as_text(record)
+    return question(record) if is_preference(record) else as_text(record)
 
 
-def is_judged(record: Record) -> bool:
+def is_preference(record: Record) -> bool:
     """Whether somebody said how good its answers are."""
     return record.chosen is not None or record.label is not None
 

@@ -16,7 +16,7 @@ from typing import Any
 from lifecycle.data.read.files.listing import Listing
 from lifecycle.data.read.formats import AUTO, FORMATS, LIST, Format, Layout, to_record
 from lifecycle.data.read.forms.fields import value_at
-from lifecycle.data.read.forms.judged import NEAR_TIE, SAME
+from lifecycle.data.read.forms.preferences import NEAR_TIE, SAME
 from lifecycle.data.read.row import BadRow, Position, parse
 from lifecycle.data.read.rows.readers import rows
 from lifecycle.data.read.spec import SourceSpec

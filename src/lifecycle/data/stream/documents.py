@@ -1,10 +1,10 @@
-"""Items of one source read from its files as they are: dealt to streams, shuffled, filtered, tokenised.
+"""Items of one source, read from its files as they are: assigned to streams, shuffled, filtered, tokenised.
 
-    rows of the stream in a block (`dealer.py`) -> shuffled -> the usable ones -> items of the view
+    rows of the stream in a block (`source_reader.py`) -> shuffled -> the usable ones -> items of the view
 
-Its state is where the block began and how many of its usable rows were taken, so a resume reads one block again. A row
-of which the view makes no item is a bad one, found only when its turn comes: how many of those were met since the block
-began is in the state.
+The state is the beginning of the current block and the number of its usable rows that were taken, so a resume reads one
+block again. A row of which the view makes no item is a bad one, which shows only when the row is tokenised: the state
+holds how many there were since the block began.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from typing import Any, NamedTuple
 from lifecycle.batch import Item
 from lifecycle.data.clean import contamination_report
 from lifecycle.data.clean.bad_rows import BAD, refuse_broken
-from lifecycle.data.clean.filter_row import HELD_OUT, Judged, judge
+from lifecycle.data.clean.filter_row import HELD_OUT, FilteredRow, filter_row
 from lifecycle.data.clean.source import Source
 from lifecycle.data.read.quarantine import beginning, quarantine
 from lifecycle.data.read.rows.readers import Position, RawRow
-from lifecycle.data.stream.dealer import START, Dealer, Place, Share
 from lifecycle.data.stream.pieces import Exhausted, LeftOut
+from lifecycle.data.stream.source_reader import START, Place, Share, SourceReader
 from lifecycle.errors import UserError
 
-Make = Callable[[Sequence[Judged]], Sequence[Item | str]]
+Make = Callable[[Sequence[FilteredRow]], Sequence[Item | str]]
 """(usable rows) -> the item of each, or the reason why there is none."""
 
 ENCODE_AT_ONCE = 64  # rows tokenised together: enough to amortise the call, few enough to start soon
 
 
 class Usable(NamedTuple):
-    """A row that passed the filters, and as it was read (the beginning, which is what would be shown of it)."""
+    """A row that passed the filters, and the beginning of the row as it was read, for the quarantine."""
 
-    judged: Judged
+    filtered: FilteredRow
     raw: RawRow
 
 
 def place_in(state: dict[str, Any] | None) -> Place:
-    """Where the stream of a state reads on; the beginning without one."""
+    """The place from which the stream of a state reads; the beginning of the source without a state."""
     return Place(state["epoch"], state["block"], Position(*state["position"]), state["passed"]) if state else START
 
 
@@ -53,9 +53,9 @@ def raw_documents(
     reading: Callable[[int, int], None] | None = None,
 ) -> dict[int, RawDocuments]:
     """Training items of a source for each stream in `states`, of `streams` in all, from its state on (None: from the
-    beginning). One dealer reads the files for all of them; buffer: rows shuffled together; `reading` is told the row
-    and the line that are read."""
-    dealer = Dealer(
+    beginning). One reader reads the files for all of them. buffer: rows shuffled together. reading: called with the
+    number and the line of each row that is read."""
+    reader = SourceReader(
         source,
         at={stream: place_in(state) for stream, state in states.items()},
         streams=streams,
@@ -63,7 +63,7 @@ def raw_documents(
         buffer=buffer,
         reading=reading,
     )
-    return {stream: RawDocuments(dealer, make, stream=stream, state=state) for stream, state in states.items()}
+    return {stream: RawDocuments(reader, make, stream=stream, state=state) for stream, state in states.items()}
 
 
 class RawDocuments:
@@ -74,18 +74,18 @@ class RawDocuments:
 
     def __init__(
         self,
-        dealer: Dealer,
+        reader: SourceReader,
         make: Make,
         *,
         stream: int,
         held: bool = False,
         state: dict[str, Any] | None = None,
     ) -> None:
-        self.source, self.name = dealer.source, dealer.source.name
-        self._dealer, self._make, self._stream, self._held = dealer, make, stream, held
+        self.source, self.name = reader.source, reader.source.name
+        self._reader, self._make, self._stream, self._held = reader, make, stream, held
         known = self.source.left_out_counts if stream == 0 else {}
         self._counts = Counter(state["counts"] if state else known)
-        self._at = place_in(state)  # where it reads on
+        self._at = place_in(state)  # the next place to read
         self._anchor, self._begun_at = self._mark(), self._at.epochs  # where the current block began
         self.max_epochs = self.source.spec.max_epochs
         self._empty_passes = 0
@@ -105,8 +105,8 @@ class RawDocuments:
         cls, source: Source, make: Make, *, seed: int, buffer: int, shuffle: bool = True, held: bool = False
     ) -> RawDocuments:
         """All items of one side of a source, as a single stream reads them."""
-        dealer = Dealer(source, at={0: START}, streams=1, seed=seed, buffer=buffer, shuffle=shuffle)
-        return cls(dealer, make, stream=0, held=held)
+        reader = SourceReader(source, at={0: START}, streams=1, seed=seed, buffer=buffer, shuffle=shuffle)
+        return cls(reader, make, stream=0, held=held)
 
     def next(self) -> Item:
         """The next item; raises `Exhausted` past the source's `max_epochs`."""
@@ -117,7 +117,7 @@ class RawDocuments:
                 if self._index >= len(self._usable):
                     self._read_block()
                 chunk = self._usable[self._index : self._index + ENCODE_AT_ONCE]
-                self._ready.extend(self._make([row.judged for row in chunk]))
+                self._ready.extend(self._make([row.filtered for row in chunk]))
             self._index += 1
             made = self._ready.popleft()
             if not isinstance(made, str):
@@ -129,7 +129,7 @@ class RawDocuments:
         """The texts themselves, untokenised, until the source is exhausted."""
         return (row.text for row in self.usable() if row.text is not None)
 
-    def usable(self) -> Iterator[Judged]:
+    def usable(self) -> Iterator[FilteredRow]:
         """The rows that passed the filters, of which no item is made, until the source is exhausted."""
         while True:
             try:
@@ -138,11 +138,11 @@ class RawDocuments:
                 return
             for row in self._usable:
                 self._index += 1
-                yield row.judged
+                yield row.filtered
 
     def state(self) -> dict[str, Any]:
         """Plain state: where the current block began, and how many of its rows were taken."""
-        if self._index >= len(self._usable):  # the block is used up: the next one begins where the reader stands
+        if self._index >= len(self._usable):  # the block is used up: the next one begins at the reader's place
             return self._mark() | {"index": 0}
         refused = {"refused": dict(self._refused)} if self._refused else {}
         return self._anchor | {"index": self._index, **refused}
@@ -156,7 +156,7 @@ class RawDocuments:
         return self._begun_at + given * (self._at.epochs - self._begun_at)
 
     def _is_used_up(self) -> bool:
-        """Whether so much of the last pass is given out as `max_epochs` has beside whole ones: of 1.5, half of it."""
+        """Whether the last, partial pass has reached the fraction in `max_epochs`: of 1.5, half a pass."""
         cap = self.max_epochs
         return cap is not None and self._anchor["epoch"] >= int(cap) and self._epochs() >= cap
 
@@ -180,12 +180,12 @@ class RawDocuments:
                 return
             # A stream of few rows may have none that is usable; the source must have one.
             self._empty_passes += share.after.epoch - share.begin.epoch
-            if self._empty_passes > 1 and not self._dealer.has_usable(held=self._held):
+            if self._empty_passes > 1 and not self._reader.has_usable(held=self._held):
                 raise UserError(self._nothing_usable())
 
     def _read_share(self) -> Share:
         self._anchor, self._begun_at = self._mark(), self._at.epochs
-        share = self._dealer.share(self._stream)
+        share = self._reader.share(self._stream)
         self._places = share.places
         self._usable, self._index = self._usable_rows(share), 0
         self._ready.clear()
@@ -195,33 +195,33 @@ class RawDocuments:
 
     def _usable_rows(self, share: Share) -> list[Usable]:
         begin = share.begin
-        order = self._dealer.deal.order(begin.epoch, begin.block, self._stream, len(share.rows))
-        rows = [(self._judged(share.rows[i], share), share.rows[i]) for i in order]
+        order = self._reader.assignment.order(begin.epoch, begin.block, self._stream, len(share.rows))
+        rows = [(self._filtered(share.rows[i], share), share.rows[i]) for i in order]
         if share.after.epoch > begin.epoch:
             refuse_broken(self.source, self._counts, before=share.places, at_end=True)
         return [
-            Usable(judged, beginning(raw))
-            for judged, raw in rows
-            if judged.text is not None and (judged.verdict == HELD_OUT) == self._held
+            Usable(filtered, beginning(raw))
+            for filtered, raw in rows
+            if filtered.text is not None and (filtered.verdict == HELD_OUT) == self._held
         ]
 
-    def _judged(self, raw: RawRow, share: Share) -> Judged:
-        """What becomes of a row, which is counted."""
-        if self._dealer.reading is not None:
-            self._dealer.reading(raw.ordinal, raw.line)
-        judged = judge(raw, self.source)
-        if share.begin.epoch == 0:  # later passes meet the same rows again
-            self._counts[judged.verdict] += 1
-            if judged.contaminated and self.source.contaminated is not None:
-                contamination_report.record(self.source.contaminated, raw, judged.contaminated)
-        if judged.verdict.startswith(BAD):
-            self._bad(raw, judged.verdict.removeprefix(BAD), share.places)
-        return judged
+    def _filtered(self, raw: RawRow, share: Share) -> FilteredRow:
+        """Filter a row, and count its verdict."""
+        if self._reader.reading is not None:
+            self._reader.reading(raw.ordinal, raw.line)
+        filtered = filter_row(raw, self.source)
+        if share.begin.epoch == 0:  # later passes read the same rows again
+            self._counts[filtered.verdict] += 1
+            if filtered.contaminated and self.source.contaminated is not None:
+                contamination_report.record(self.source.contaminated, raw, filtered.contaminated)
+        if filtered.verdict.startswith(BAD):
+            self._bad(raw, filtered.verdict.removeprefix(BAD), share.places)
+        return filtered
 
     def _refuse(self, row: Usable, reason: str) -> None:
         """Count a row that the view makes no item of as a bad one. Raises `UserError` where there is no other."""
         if self._anchor["epoch"] == 0:
-            change = {row.judged.verdict: -1, f"{BAD}{reason}": 1}
+            change = {row.filtered.verdict: -1, f"{BAD}{reason}": 1}
             self._refused.update(change)
             self._counts.update(change)
         self._bad(row.raw, reason, self._places)

@@ -1,5 +1,5 @@
-"""The tokenizer of a run: its own where it goes on, that of its prepared shards, the one that is named, or one trained
-on a sample of the training text."""
+"""The tokenizer of a run: of a resumed run its own, else that of its prepared shards, the one that the config names, or
+one trained on a sample of the training text."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def run_tokenizer(
     """The tokenizer of a run over `sources`, whose shares of the tokens are `weights`.
 
     chosen: `data.tokenizer`, a name or a recipe; prepared: `data.prepared`, whose tokenizer is taken where it is given;
-    begun: what a run that goes on was begun with. A recipe is trained once and kept in `cache`. Raises `UserError`
-    where a run that goes on would have another tokenizer than before.
+    begun: the tokenizer and data that a resumed run was started with. A recipe is trained once and kept in `cache`.
+    Raises `UserError` where a resumed run would have another tokenizer than before.
     """
 
     def named_or_trained() -> Tokenizer:

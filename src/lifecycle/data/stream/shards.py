@@ -161,7 +161,7 @@ class ShardWriter:
 
     def _flush(self) -> None:
         owner.check(self._path)
-        made = self._make([row.judged for row, _ in self._waiting])
+        made = self._make([row.filtered for row, _ in self._waiting])
         for (row, place), item in zip(self._waiting, made, strict=True):
             if isinstance(item, str):
                 self._refused(row, item)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lifecycle.batch import Item, Prompt
-from lifecycle.data.clean.filter_row import Judged
+from lifecycle.data.clean.filter_row import FilteredRow
 from lifecycle.data.read.spec import SourceSpec
 from lifecycle.data.stream.epoch_length import size_in_rows
 from lifecycle.data.stream.packing import Packing
@@ -40,7 +40,7 @@ class ItemSizes:
     broken: Counter[str]
 
 
-def item_sizes(rows: Sequence[Judged], how: AsItems) -> ItemSizes:
+def item_sizes(rows: Sequence[FilteredRow], how: AsItems) -> ItemSizes:
     """What `rows` give."""
     made = how.make(rows)
     items = [item for item in made if not isinstance(item, str)]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lifecycle.batch import Item, Pair, Prompt
 from lifecycle.data.clean import contamination_report
 from lifecycle.data.clean.bad_rows import BAD
-from lifecycle.data.clean.filter_row import HELD_OUT, Judged, judge
+from lifecycle.data.clean.filter_row import HELD_OUT, FilteredRow, filter_row
 from lifecycle.data.clean.source import Source
 from lifecycle.data.clean.walk import walk_rows
 from lifecycle.data.read.formats import to_record
@@ -70,15 +70,15 @@ class Measure:
     samples: int
 
     def __call__(self, source: Source, raws: list[RawRow]) -> Measured:
-        out, usable, verdicts = Measured(), dict[int, Judged](), dict[int, str]()
+        out, usable, verdicts = Measured(), dict[int, FilteredRow](), dict[int, str]()
         for raw in raws:
-            judged = judge(raw, source)
-            verdicts[raw.ordinal] = judged.verdict
-            out.masked.update(judged.masked)
-            if judged.contaminated and source.contaminated is not None:
-                contamination_report.record(source.contaminated, raw, judged.contaminated)
-            if judged.text is not None and judged.verdict != HELD_OUT:
-                usable[raw.ordinal] = judged
+            filtered = filter_row(raw, source)
+            verdicts[raw.ordinal] = filtered.verdict
+            out.masked.update(filtered.masked)
+            if filtered.contaminated and source.contaminated is not None:
+                contamination_report.record(source.contaminated, raw, filtered.contaminated)
+            if filtered.text is not None and filtered.verdict != HELD_OUT:
+                usable[raw.ordinal] = filtered
         made = dict(zip(usable, self.make(list(usable.values())), strict=True))
         items = {row: item for row, item in made.items() if not isinstance(item, str)}
         verdicts |= {row: f"{BAD}{reason}" for row, reason in made.items() if isinstance(reason, str)}

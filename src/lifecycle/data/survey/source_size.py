@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lifecycle.data.clean.bad_rows import BAD, too_broken
-from lifecycle.data.clean.filter_row import Judged
+from lifecycle.data.clean.filter_row import FilteredRow
 from lifecycle.data.clean.source import BadRows, HeldOut, Source
 from lifecycle.data.read.files.listing import is_remote, listing
 from lifecycle.data.read.recognise import recognised
@@ -103,9 +103,9 @@ def known_tokenizer(wanted: str | TokenizerRecipe) -> Tokenizer | None:
         return None
 
 
-def beginning(source: Source) -> list[Judged]:
+def beginning(source: Source) -> list[FilteredRow]:
     """The first usable rows of a source, of about MEASURED_ON bytes; none of one whose rows are not here."""
-    rows, size = list[Judged](), 0
+    rows, size = list[FilteredRow](), 0
     if source.files:
         for row in _documents(source).usable():
             rows.append(row)
@@ -143,7 +143,7 @@ def _measured(source: Source, tokenizer: Tokenizer | None, items: AsItems | None
     """Tokens (or prompts) of a pass, how they were found, and what there is to warn of."""
     documents = _documents(source)
     size = rows = 0
-    sample = list[Judged]()
+    sample = list[FilteredRow]()
     for row in documents.usable():
         if size < MEASURED_ON:
             sample.append(row)
@@ -186,7 +186,7 @@ def _too_long(name: str, found: ItemSizes, items: AsItems) -> str | None:
     )
 
 
-def _bytes(row: Judged) -> int:
+def _bytes(row: FilteredRow) -> int:
     return len((row.text or "").encode("utf-8", "surrogatepass"))
 
 

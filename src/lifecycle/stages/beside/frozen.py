@@ -1,8 +1,8 @@
-"""A network beside the trained one that no step moves: a reference, a teacher.
+"""A network beside the trained one that is evaluated and never trained: a reference, a teacher.
 
-It is no submodule of the stage, so neither the optimizer nor a checkpoint sees it: a run that goes on reads it again
-from where it came from. It is sharded where the trained network is, and computes with the same kernels and in the same
-precision, so that equal weights say the same.
+It is not a submodule of the stage, so it is neither in the optimizer nor in a checkpoint: a resumed run reads its
+weights again from their source. It is sharded where the trained network is, and computes with the same kernels in the
+same precision, so that equal weights give equal log-probabilities.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from lifecycle.stages.setup import Setup
 
 
 class HeldBeside(Protocol):
-    """What a stage holds beside its network and gives to `Stage`, which calls both on every rank."""
+    """An object that a stage holds beside its network; `Stage` calls both methods on every rank."""
 
     def build(self, mesh: DeviceMesh | None) -> None:
-        """With the stage's own network, sharded over `mesh` if there is one."""
+        """Called when the stage builds its own network. mesh: the ranks that weights are sharded over; None: one."""
 
     def begin(self, device: torch.device, feed: DataFeed) -> None:
-        """Before the first step and the first validation of a process; the network is on its device."""
+        """Called before the first step and the first validation of a process, when the stage's network is on
+        `device`."""
 
 
 class FrozenNetwork:
-    """The decoder of `config` with the weights that `read` gives (fp32, by our names). Raises `UserError` where it
-    cannot be read."""
+    """The decoder of `config` with the weights that `read` returns: fp32, by the names of `Decoder.state_dict`. `build`
+    raises the `UserError` of `read` where they cannot be read."""
 
     def __init__(self, *, config: ModelConfig, read: Callable[[], Mapping[str, Tensor]], setup: Setup) -> None:
         self._config, self._read, self._setup = config, read, setup
@@ -39,15 +40,15 @@ class FrozenNetwork:
 
     @property
     def network(self) -> Decoder:
-        """The network, from `build` on; ask it without gradients."""
+        """The network, once `build` was called; to be evaluated without gradients."""
         assert self._network is not None
         return self._network
 
     def build(self, mesh: DeviceMesh | None) -> None:
-        """Read the weights, each rank its shards of them where there is a mesh."""
+        """Read the weights; with a mesh, each rank keeps its own shards of them."""
         if self._network is None:
             self._network = self._setup.build_frozen(self._config, mesh, self._read)
 
     def begin(self, device: torch.device, feed: DataFeed) -> None:
-        """Move it to where the stage computes."""
+        """Move the network to the stage's device."""
         self.network.to(device)

@@ -19,7 +19,7 @@ import torch
 from tests.data.made import make_module
 
 from lifecycle.batch import StepBatch
-from lifecycle.data.clean.filter_row import judge
+from lifecycle.data.clean.filter_row import filter_row
 from lifecycle.data.clean.source import BadRows
 from lifecycle.data.mixture.batch_plan import Phase
 from lifecycle.data.module import DataModule
@@ -387,13 +387,13 @@ def test_reading_that_fails_ends_the_batches_and_says_why_later(texts: Path) -> 
     for workers in (0, 2):
         data = module(texts, {"a": None}, workers=workers)
         loader = data.train_dataloader()
-        with patch("lifecycle.data.stream.documents.judge", side_effect=_failing(190)):
+        with patch("lifecycle.data.stream.documents.filter_row", side_effect=_failing(190)):
             rows = [rows_of(batch) for batch in loader]
         assert len(rows) > 2 and data.fails_after(len(rows)) and not data.is_last(len(rows))
         assert "the disk is gone" in str(data.fault())
         at_once = module(texts, {"a": None}, workers=workers)
         with (
-            patch("lifecycle.data.stream.documents.judge", side_effect=_failing(0)),
+            patch("lifecycle.data.stream.documents.filter_row", side_effect=_failing(0)),
             pytest.raises((OSError, RuntimeError), match="the disk is gone"),
         ):
             list(at_once.train_dataloader())
@@ -407,6 +407,6 @@ def _failing(after: int) -> Any:
         calls += 1
         if calls > after:
             raise OSError("the disk is gone")
-        return judge(*args)
+        return filter_row(*args)
 
     return failing

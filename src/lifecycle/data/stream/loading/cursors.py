@@ -28,7 +28,7 @@ def cursor_in(state: Mapping[str, Any]) -> Cursor:
     """The inverse of `gathered`. Raises `UserError` for the state of an earlier version."""
     if "tail" not in state:
         raise UserError(
-            "the checkpoint was written by an earlier version, which dealt its rows to streams in another way: go on "
+            "the checkpoint was written by an earlier version, which assigned rows to streams in another way: go on "
             "with that version, or start a new run from its weights (stage=midtrain init_from=RUN)"
         )
     return Cursor(step=state["step"], streams={int(s): one for s, one in state["streams"].items()}, tail=state["tail"])

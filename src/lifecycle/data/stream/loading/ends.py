@@ -10,7 +10,7 @@ from lifecycle.errors import UserError
 
 
 class Ending(NamedTuple):
-    """After how many steps the data came to its end, or failed; `fault`: why that is no good end, None for a good one.
+    """The number of steps after which the data ended, or failed. fault: the error; None where the end is a regular one.
 
     While batches are read ahead of the steps that are taken, it is known before the last of these.
     """
@@ -32,7 +32,7 @@ class Ends:
 
     @property
     def may_end(self) -> bool:
-        """Whether it is well that a run ends because there is nothing left to read."""
+        """Whether a run may end without an error because there is nothing left to read."""
         return self.dropping or self.source is not None
 
     def is_last(self, step: int, ending: Ending | None) -> bool:

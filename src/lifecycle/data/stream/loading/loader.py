@@ -28,9 +28,9 @@ from lifecycle.data.stream.pieces import Exhausted, State
 from lifecycle.data.stream.stream import Stream
 from lifecycle.errors import UserError
 
-Reading = Callable[[int, int, int], None]  # told the source, row and line that are read next
+Reading = Callable[[int, int, int], None]  # called with the source, row and line of each row that is read
 OpenTail = Callable[[Mapping[int, State], State | None, BatchPlan], Stream]
-GIVEN, USED_UP, FAILED = range(3)  # what becomes of a step; the highest of all ranks holds for all
+GIVEN, USED_UP, FAILED = range(3)  # outcome of a step; the largest over the ranks is the outcome on all of them
 OpenStreams = Callable[[Sequence[int], Mapping[int, State], BatchPlan, Reading], dict[int, Stream]]
 AHEAD_TOKENS, AHEAD_STEPS = 2**19, (2, 16)  # a worker's slots: enough to hide a window being packed, within bounds
 
@@ -49,11 +49,11 @@ class StepLoader:
 
     `streams` are this rank's of `all_streams` logical streams; `packing` is that of the view; `micro_rows(row_length,
     rows)` says how so many rows are cut into micro-batches. Where some source comes to an end (`ends`), the ranks tell
-    each other at every step whether they have a batch, and go over to the tail together; `may_end`: it is a good end
-    when there is nothing left to read.
+    each other at every step whether they have a batch, and change to the tail together. may_end: the data may end
+    without an error when there is nothing left to read.
 
-    What goes wrong after a batch was given ends the iteration, and `ending` says what it was: the last batches are not
-    trained on yet by then, and what was trained is saved before the error leaves the run.
+    An error after the first batch ends the iteration, and is stored in `ending`: the last batches given out are not
+    trained on yet at that time, and the trained steps are saved before the error is raised.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class StepLoader:
         self.ending: Ending | None = None
 
     def change(self, plan: BatchPlan, step: int) -> None:
-        """Follow `plan` from `step` on, which no batch that was asked for belongs to yet."""
+        """Follow `plan` from `step` on; no batch of that step or a later one may have been given out yet."""
         self._plan, self._binds = plan, step
 
     def __iter__(self) -> Iterator[StepBatch]:
@@ -124,16 +124,16 @@ class StepLoader:
         return step
 
     def _next(self, together: Iterator[list[Part]]) -> tuple[list[Part] | None, int]:
-        """The parts of the next step, and what became of it."""
+        """The parts of the next step, and its outcome."""
         try:
             parts = next(together, None)
-        except Exception as fault:  # whatever it is, what was trained is saved first
+        except Exception as fault:  # of any kind: the trained steps are saved before it is raised
             self._fault = fault
             return None, FAILED
         return parts, USED_UP if parts is None else GIVEN
 
     def _turn(self, outcome: int, step: int) -> None:
-        """From `step` on there is no batch of the streams, or of the tail, on all ranks."""
+        """Note that from `step` on no rank has a batch of the streams, or of the tail."""
         if outcome == USED_UP and self._left is None:
             self._left = gather(self._states)
             return
@@ -160,8 +160,8 @@ class StepLoader:
             yield [part]
 
     def _parts(self, owned: Sequence[int], start: int, reading: Reading) -> Iterator[Part]:
-        """What the streams `owned` owe to every step: rows (columns, B, T), and each stream's state after it; to the
-        end of the first of them."""
+        """For every step the rows (columns, B, T) of the streams `owned`, and each stream's state after the step; until
+        the first of these streams ends."""
         known = {s: self._states[s] for s in owned if s in self._states}
         streams = self._open_streams(owned, known, self._plan, reading)
         for step in count(start):
@@ -261,8 +261,8 @@ def _in_order(parts: list[NDArray[Any]], owners: list[list[int]]) -> NDArray[Any
 def micro_batch_rows(micro_batch_tokens: int) -> Callable[[int, int], list[int]]:
     """Rows of each micro-batch for (row length, rows of a step): as few as fit the limit, and as even as they come.
 
-    They have one size or two, a row apart: compiled code knows both after the first step. Ranks with equally many rows
-    cut them alike, so they reach each exchange together.
+    The sizes differ by at most one row, so compiled code has seen both after the first step. Ranks with equally many
+    rows cut them alike, so they reach each collective together.
     """
 
     def rows(row_length: int, count: int) -> list[int]:
@@ -288,4 +288,4 @@ def _used_up(source: str, *, trained: bool) -> str:
 
 
 def _silent(source: int, row: int, line: int) -> None:
-    """In the main process a traceback tells what was read."""
+    """Nothing to report in the main process, where a traceback shows the row."""

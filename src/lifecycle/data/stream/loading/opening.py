@@ -12,7 +12,7 @@ from lifecycle.data.stream.pieces import Pieces, State
 from lifecycle.data.stream.stream import Stream
 
 Reading = Callable[[int, int, int], None]
-"""Is told the source, the row and the line that are read."""
+"""Called with the source, the row and the line of each row that is read."""
 
 OpenPieces = Callable[[Sequence[int], int, Mapping[int, State], Reading], dict[int, dict[str, Pieces]]]
 """(streams wanted, streams in all, states to go on from, reading) -> by stream and source, what it reads."""
@@ -41,7 +41,7 @@ class Opener:
         plan: BatchPlan,
         reading: Reading,
     ) -> dict[int, Stream]:
-        """Those of the streams that one process owns, from their states on."""
+        """The streams `owned` by one process, each from its state on."""
         pieces = self.open_pieces(owned, self.number, states, reading)
         return {
             index: Stream(
@@ -58,7 +58,7 @@ class Opener:
         }
 
     def tail(self, left: Mapping[int, State], state: State | None, plan: BatchPlan) -> Stream:
-        """What is left in all streams, which stand at `left`, from the state of it on."""
+        """The tail: what is left in all streams, which are at the states `left`; state: of the tail, to resume it."""
         return self._tail(self._all(left, plan), left, state, plan)
 
     def going_on(self, cursor: Cursor | None, plan: BatchPlan, max_epochs: Mapping[str, float | None]) -> Cursor | None:
@@ -94,4 +94,4 @@ class Opener:
 
 
 def _silent(source: int, row: int, line: int) -> None:
-    """In the main process a traceback tells what was read."""
+    """Nothing to report in the main process, where a traceback shows the row."""

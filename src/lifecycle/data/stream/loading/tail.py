@@ -2,9 +2,9 @@
 
     streams, where they stand  ->  what each has drawn, then what each may still read  ->  one stream, to the last piece
 
-Streams have equal shares of the rows but not of the tokens, so one of them comes to the end of a source first. From
-that step on there is this one. A run whose sources may be read more often than it knew goes back to its streams: what
-was left is shared out among them, and nothing is lost or met twice.
+Streams have equal shares of the rows but not of the tokens, so one of them reaches the end of a source first. From that
+step on all ranks read this one stream. A resumed run whose sources may now be read more often goes back to its streams:
+what was left is divided among them, and no row is lost or read twice.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lifecycle.data.stream.stream import Stream
 class Rest:
     """Items of one source that its `streams` have not given out, one of each in turn.
 
-    `begun`: the totals that the streams had by then. Texts that are left in part come as that part.
+    begun: the totals of the streams when the tail began. Of a text that was given out in part, the rest comes.
     """
 
     def __init__(self, name: str, streams: Sequence[Pieces], begun: Sequence[State], state: State | None) -> None:
@@ -38,7 +38,7 @@ class Rest:
             self._pass_over(state)
 
     def _pass_over(self, state: State) -> None:
-        """What was given out comes no more."""
+        """Skip the items that were given out before the state was taken."""
         now, self.max_epochs = self.max_epochs, state["max_epochs"]
         for stream, given in enumerate(state["given"]):
             for _ in range(given):
@@ -56,7 +56,7 @@ class Rest:
             pieces.documents.max_epochs = value
 
     def next(self) -> Item:
-        """What comes next; raises `Exhausted` after the last of all streams."""
+        """The next item; raises `Exhausted` after the last one of all streams."""
         for _ in self._streams:
             stream, self._at = self._at, (self._at + 1) % len(self._streams)
             try:
@@ -68,7 +68,7 @@ class Rest:
         raise Exhausted(self.name)
 
     def state(self) -> State:
-        """How many pieces of every stream were given out, and whose turn it is."""
+        """The number of pieces given out by each stream, and the stream that is next."""
         return {"given": list(self._given), "turn": self._at, "max_epochs": self.max_epochs}
 
     def totals(self) -> State:
@@ -92,7 +92,8 @@ def open_tail(
     end: str | None,
     state: State | None,
 ) -> Stream:
-    """What is left in `streams`, which stand where `states` say (none: at their beginning), from `state` on."""
+    """One stream over what is left in `streams`, which are at `states` (empty: at their beginning); state: of the tail,
+    to resume it."""
     first = streams[0]
     for stream in streams:
         stream.take_back()

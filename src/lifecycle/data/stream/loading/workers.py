@@ -33,7 +33,7 @@ END_S = 5.0  # seconds that a worker has to end by itself
 
 
 class WorkerDied(RuntimeError):
-    """A worker failed, or ended without a word."""
+    """A worker process failed, or ended without an error message."""
 
 
 class Worker:
@@ -85,12 +85,12 @@ class Worker:
         self._free.release()
 
     def stop(self) -> None:
-        """Tell the process to end between two parts."""
+        """Ask the process to end between two parts."""
         self._at[3] = 1
         self._free.release()
 
     def join(self) -> None:
-        """Wait for a process that was told to stop, and kill it where that takes long."""
+        """Wait for a process that was asked to stop, and kill it after `END_S` seconds."""
         until = time.monotonic() + END_S
         with contextlib.suppress(EOFError, OSError):
             while self._receiver.poll(max(0.0, until - time.monotonic())):
@@ -113,7 +113,7 @@ class Worker:
         last: UserError | str | None = None
         try:
             self._fill(produce, sender)
-        except UserError as fault:  # as itself: raised here it would come out as a traceback
+        except UserError as fault:  # sent as an object: raised here it would be printed as a traceback
             last = fault
         except Exception:
             last = traceback.format_exc()
@@ -142,7 +142,7 @@ class Workers:
 
     def parts(self) -> Iterator[list[Part]]:
         """One part of every worker, in order, until the first has no more; good until the next is asked for."""
-        # Workers do not listen to SIGTERM, by which multiprocessing would end them when Python exits: tell them first.
+        # Workers ignore SIGTERM, by which multiprocessing would end them when Python exits: they are stopped before.
         atexit.register(self.close)
         try:
             while None not in (given := [worker.receive() for worker in self.all]):

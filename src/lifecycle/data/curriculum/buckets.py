@@ -1,7 +1,7 @@
 """A source under a curriculum, split into one source a difficulty bucket: gsm8k.level1-2, gsm8k.level2-3.5.
 
-All have the source's files and read their own rows of them; every row belongs to exactly one. Their weights change with
-progress as any source's may, so what holds for a mixture holds for a curriculum: exact shares, the ledger, resume.
+Each bucket reads its own rows of the source's files; every row belongs to exactly one bucket. The weights of buckets
+change with progress as those of any source may, so shares, ledger and resume work as in any mixture.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lifecycle.tokenizer.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Level:
+class Bucket:
     """One difficulty bucket of a source: the source of its rows, rows and bytes of text that are trained on, and the
     weight from each progress (0 to 1) on."""
 
@@ -38,8 +38,9 @@ class Level:
 
 
 def under_curriculum(curriculum: Curriculum, specs: Mapping[str, SourceSpec], replayed: frozenset[str]) -> list[str]:
-    """Names of the sources that the curriculum orders: those it names; else, with `by: field`, those whose rows have a
-    level; else all that are trained on and not replayed. Raises UserError for none, or one that it cannot order."""
+    """Names of the sources that the curriculum orders: those in its `sources`; else, with `by: field`, those whose rows
+    have a level; else all that are trained on and not replayed. Raises UserError where there is none, and for one whose
+    weight is not a constant above 0."""
     if unknown := sorted(set(curriculum.sources or []) - set(specs)):
         raise UserError(f"{WHERE}.sources names {unknown[0]}; the sources are {', '.join(specs)}")
     chosen = curriculum.sources or [
@@ -58,13 +59,13 @@ def under_curriculum(curriculum: Curriculum, specs: Mapping[str, SourceSpec], re
         weight = Weight.of(specs[name].weight, f"data.sources.{name}.weight")
         if weight.moves or weight.table is not None or not weight.trained:
             raise UserError(
-                f"data.sources.{name}.weight is {weight}, and the weights of its levels move by {WHERE}: give it a "
+                f"data.sources.{name}.weight is {weight}, and {WHERE} sets the weights of its levels: give it a "
                 f"constant weight above 0, or leave it out of {WHERE}.sources"
             )
     return chosen
 
 
-def deal_all(
+def split_sources(
     sources: Sequence[Source],
     specs: Mapping[str, SourceSpec],
     curriculum: Curriculum | None,
@@ -72,45 +73,47 @@ def deal_all(
     tokenizer: Tokenizer | None,
     cache: Path,
     parent_loss: DocumentLoss | None,
-) -> dict[str, list[Level]]:
-    """By name, the levels of the sources that the curriculum orders; empty without one. specs: as configured; never:
-    replayed ones, which it orders only where it names them."""
+) -> dict[str, list[Bucket]]:
+    """By source name, the buckets of the sources that the curriculum orders; empty without a curriculum.
+
+    specs: of the sources, as configured. never: replayed sources, which are split only where the curriculum names them.
+    """
     if curriculum is None:
         return {}
     chosen = under_curriculum(curriculum, specs, never)
-    return {s.name: deal(s, curriculum, tokenizer, cache, parent_loss) for s in sources if s.name in chosen}
+    return {s.name: split_source(s, curriculum, tokenizer, cache, parent_loss) for s in sources if s.name in chosen}
 
 
-def mix_of_levels(mix: Mix, sources: Sequence[Source]) -> Mix:
-    """The mixture of the sources of a run, in which levels replace the source that they are part of in `mix`."""
+def mix_of_buckets(mix: Mix, sources: Sequence[Source]) -> Mix:
+    """`mix` over the `sources` of a run, in which buckets replace the source that was split into them."""
     weights = {source.name: Weight.of(source.spec.weight, source.name) for source in sources}
     return replace(mix, weights=weights, replay=replayed(weights))
 
 
-def deal(
+def split_source(
     source: Source, curriculum: Curriculum, tokenizer: Tokenizer | None, cache: Path, parent_loss: DocumentLoss | None
-) -> list[Level]:
-    """The levels of one source, easiest first; buckets without a row are left out. Raises UserError where no row can be
+) -> list[Bucket]:
+    """The buckets of one source, easiest first, without those that have no row. Raises UserError where no row can be
     scored."""
-    source = with_row_counts(source, cache=cache)  # the rows of a level are named by their number
+    source = with_row_counts(source, cache=cache)  # the rows of a bucket are named by their number
     scores = score_rows(source, curriculum.by, tokenizer=tokenizer, cache=cache, parent_loss=parent_loss)
-    _check_known(source, scores, curriculum)
+    _check_scored(source, scores, curriculum)
     bucket = assign(scores, curriculum)
     sizes = np.bincount(bucket, weights=scores.size, minlength=len(curriculum.buckets))
     whole = Weight.of(source.spec.weight, source.name).start
     schedule = curriculum.schedule(sizes.tolist(), source.name)
-    levels = []
+    buckets = []
     for index in np.flatnonzero(sizes).tolist():
         weights = {progress: whole * shares[index] for progress, shares in schedule.items()}
-        level = _level_source(source, curriculum.buckets[index], np.flatnonzero(bucket == index), weights)
+        part = _bucket_source(source, curriculum.buckets[index], np.flatnonzero(bucket == index), weights)
         rows = int(((bucket == index) & (scores.size > 0)).sum())
-        levels.append(Level(source=level, rows=rows, bytes=float(sizes[index]), weights=weights))
-    return levels
+        buckets.append(Bucket(source=part, rows=rows, bytes=float(sizes[index]), weights=weights))
+    return buckets
 
 
 def assign(scores: Scores, curriculum: Curriculum) -> NDArray[np.int64]:
-    """(N,) the bucket of every row. A row that is not trained on has the bucket of the row before it, so that counts of
-    such rows are spread over the buckets as the rows are."""
+    """(N,) int64: the number of every row's bucket. A row that is not trained on is in the bucket of the last trained
+    row before it, so that the counts of such rows spread over the buckets as the rows do."""
     kept = scores.size > 0
     scaled = quantile_scale(scores.score) if curriculum.scale == "quantile" else scores.score.astype(np.float64)
     bucket = curriculum.bucket_of(scaled)
@@ -118,51 +121,49 @@ def assign(scores: Scores, curriculum: Curriculum) -> NDArray[np.int64]:
     return bucket[last_kept]
 
 
-def described(levels: Mapping[str, Sequence[Level]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """For run.json: by source and level the rows, the bytes of text, and the weight from each progress on."""
+def described(buckets: Mapping[str, Sequence[Bucket]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """For run.json: by source and bucket the rows, the bytes of text, and the weight from each progress on."""
     return {
-        name: {
-            level.source.name: {"rows": level.rows, "bytes": level.bytes, "weight": level.weights} for level in dealt
-        }
-        for name, dealt in levels.items()
+        name: {one.source.name: {"rows": one.rows, "bytes": one.bytes, "weight": one.weights} for one in parts}
+        for name, parts in buckets.items()
     }
 
 
-def refuse_weighed(levels: Mapping[str, Any], weights: Iterable[Mapping[str, float]]) -> None:
-    """Raise UserError where a phase gives a weight to a source that is split into `levels`."""
-    for name in (name for own in weights for name in own if name in levels):
+def refuse_weighed(buckets: Mapping[str, Any], weights: Iterable[Mapping[str, float]]) -> None:
+    """Raise UserError where a phase (`weights` of each) gives a weight to a source that is split into `buckets`."""
+    for name in (name for own in weights for name in own if name in buckets):
         raise UserError(
-            f"stage.phases weighs {name}, whose levels data.curriculum weighs: leave the weights out of the phases, or "
-            "the source out of data.curriculum.sources"
+            f"stage.phases gives {name} a weight, and data.curriculum sets the weights of its levels: leave {name} out "
+            "of the phases, or out of data.curriculum.sources"
         )
 
 
-def is_level(name: str, source: str) -> bool:
-    """Whether `name` is that of a level of `source`."""
+def is_bucket(name: str, source: str) -> bool:
+    """Whether `name` is that of a bucket of `source`."""
     return name.startswith(f"{source}.level")
 
 
-def _level_source(source: Source, bucket: str, rows: NDArray[np.int64], weights: dict[float, float]) -> Source:
+def _bucket_source(source: Source, bucket: str, rows: NDArray[np.int64], weights: dict[float, float]) -> Source:
     name = f"{source.name}.level{bucket}"
     return replace(
         source,
         name=name,
         spec=replace(source.spec, domain=source.domain, weight={"table": weights}),
         rows=rows,
-        left_out={reason: np.intersect1d(known, rows) for reason, known in source.left_out.items()},
+        left_out={reason: np.intersect1d(left_out, rows) for reason, left_out in source.left_out.items()},
         quarantine=source.quarantine and source.quarantine.with_name(f"{name}.jsonl"),
         contaminated=source.contaminated and source.contaminated.with_name(f"{name}.jsonl"),
     )
 
 
-def _check_known(source: Source, scores: Scores, curriculum: Curriculum) -> None:
+def _check_scored(source: Source, scores: Scores, curriculum: Curriculum) -> None:
     kept = scores.size > 0
     unknown = int((kept & np.isnan(scores.score)).sum())
     if not kept.any():
         raise UserError(f"data.sources.{source.name} has no row to train on: check path, format, fields and filters")
     if unknown == kept.sum():
         raise UserError(
-            f"{WHERE}.by is '{curriculum.by}', and no row of data.sources.{source.name} has one: check "
+            f"{WHERE}.by is '{curriculum.by}', and no row of data.sources.{source.name} has a score by it: check "
             f"data.sources.{source.name}.fields.level, or leave the source out of {WHERE}.sources"
         )
     if unknown:
@@ -172,12 +173,12 @@ def _check_known(source: Source, scores: Scores, curriculum: Curriculum) -> None
         )
 
 
-def numbered_sources(levels: dict[str, list[Level]], plain: Sequence[Source]) -> tuple[list[Source], list[Source]]:
-    """(the sources of the run, numbered, the levels of a source in its place; the sources as configured, each with the
-    number of its first level)."""
+def numbered_sources(buckets: dict[str, list[Bucket]], plain: Sequence[Source]) -> tuple[list[Source], list[Source]]:
+    """(run, whole): the sources that the run reads, numbered, with buckets in place of the source that was split; and
+    the `plain` sources as configured, each with the number of its first bucket."""
     sources, whole = list[Source](), list[Source]()
     for source in plain:
         whole.append(replace(source, index=len(sources)))
-        for part in [level.source for level in levels.get(source.name, [])] or [source]:
+        for part in [bucket.source for bucket in buckets.get(source.name, [])] or [source]:
             sources.append(replace(part, index=len(sources)))
     return sources, whole

@@ -1,11 +1,11 @@
-"""One reader of a source for all logical streams of this process: it reads a block once for all of them.
+"""One reader of a source for all logical streams of this process: it reads each block once for all of them.
 
-    dealer = Dealer(source, at={0: START, 1: START}, streams=2, seed=1, buffer=10_000)
-    dealer.share(1)        # rows of stream 1 in its next block, and where it goes on after them
+    reader = SourceReader(source, at={0: START, 1: START}, streams=2, seed=1, buffer=10_000)
+    reader.share(1)        # rows of stream 1 in its next block, and where it goes on after them
 
-Streams move at their own pace, some documents apart; the rows of a block wait for those that are behind. The reader
-begins at the slowest. A stream that falls behind by more than `MOST_WAITING` blocks is read for apart, so memory is
-bounded.
+Streams advance at different rates, some documents apart; the rows of a block are kept for the streams that are behind.
+Reading begins at the stream furthest behind. A stream that is more than `MOST_WAITING` blocks behind gets a reading
+position of its own, so that memory is bounded.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from typing import NamedTuple
 
-from lifecycle.data.clean.filter_row import HELD_OUT, judge
+from lifecycle.data.clean.filter_row import HELD_OUT, filter_row
 from lifecycle.data.clean.source import Source
 from lifecycle.data.clean.walk import RowWalk
 from lifecycle.data.read.bytes.stored import Stored
 from lifecycle.data.read.rows.readers import Opened, Position, RawRow, rows
-from lifecycle.data.stream.dealing import Deal, PlaceOf
+from lifecycle.data.stream.assignment import Assignment, PlaceOf
 
 MOST_WAITING = 8  # blocks that are kept for a stream that is behind
 
-Reading = Callable[[int, int], None]  # told the number and the line of the row that is read next
+Reading = Callable[[int, int], None]  # called with the number and the line of each row that is read
 
 
 class Place(NamedTuple):
-    """Where a block begins: the pass, the block's number in it, the first row, and the share of the pass before it."""
+    """The beginning of a block: the pass, the block's number in it, the position of its first row, and the share of the
+    pass before it."""
 
     epoch: int
     block: int
@@ -37,7 +38,7 @@ class Place(NamedTuple):
 
     @property
     def epochs(self) -> float:
-        """Passes that lie before it."""
+        """Passes before the block, a fraction for the pass that it is in."""
         return self.epoch + self.passed
 
     @property
@@ -50,7 +51,8 @@ START = Place(0, 0, Position(0, 0, 0), 0.0)
 
 
 class Share(NamedTuple):
-    """Rows of one stream in one block, as they lie in the files; `places`: rows dealt in the pass up to its end."""
+    """Rows of one stream in one block, in the order of the files. begin, after: of the block and of the next one.
+    places: wanted rows of the pass up to the end of the block, over all streams."""
 
     rows: list[RawRow]
     begin: Place
@@ -58,8 +60,11 @@ class Share(NamedTuple):
     places: int
 
 
-class Dealer:
-    """Reads `source` for the streams `at`, which begin at these places, of `streams` that share it; see the module."""
+class SourceReader:
+    """Reads `source` for some of the `streams` streams that share it: those in `at`, each from its place there on.
+
+    buffer: rows that are shuffled together, over all streams; shuffle False: rows come in the order of the files.
+    """
 
     def __init__(
         self,
@@ -73,7 +78,7 @@ class Dealer:
         reading: Reading | None = None,
     ) -> None:
         self.source, self.reading = source, reading
-        self.deal = Deal(source, streams=streams, seed=seed, buffer=buffer, shuffle=shuffle)
+        self.assignment = Assignment(source, streams=streams, seed=seed, buffer=buffer, shuffle=shuffle)
         self._next = dict(at)  # the block that is read next for each stream
         self._waiting: dict[int, deque[Share]] = {stream: deque() for stream in at}
         self._readers: dict[tuple[int, int], Iterator[dict[int, Share]]] = {}  # by the block that each comes to next
@@ -86,7 +91,7 @@ class Dealer:
         return waiting.popleft()
 
     def has_usable(self, *, held: bool) -> bool:
-        """Whether the source has a row for the training, or the held-out side: it is read up to the first."""
+        """Whether the source has a training row, or (held) a held-out one; it is read up to the first such row."""
         return self._has_held_out if held else self._has_training
 
     @cached_property
@@ -98,12 +103,12 @@ class Dealer:
         return any(verdict.startswith("kept:") for verdict in self._verdicts())
 
     def _verdicts(self) -> Iterator[str]:
-        every = Deal(self.source, streams=1, seed=0, buffer=self.deal.block_places, shuffle=False)
+        every = Assignment(self.source, streams=1, seed=0, buffer=self.assignment.block_places, shuffle=False)
         for raw, _ in _walk(every, 0, Position(0, 0, 0), wanted=lambda place: True):
-            yield judge(raw, self.source).verdict
+            yield filter_row(raw, self.source).verdict
 
     def _read(self) -> None:
-        """Read one block, for all streams that come to it next: that of the stream furthest behind with room."""
+        """Read one block for all streams whose next block it is: the earliest block that a stream with room needs."""
         ready = [stream for stream, waiting in self._waiting.items() if len(waiting) < MOST_WAITING]
         begin = min((self._next[stream] for stream in ready), key=lambda place: place.name)
         takers = [stream for stream in ready if self._next[stream].name == begin.name]
@@ -118,16 +123,16 @@ class Dealer:
 
     def _blocks(self, begin: Place) -> Iterator[dict[int, Share]]:
         """The shares of every stream in the blocks from `begin` on."""
-        size = self.deal.block_places
+        size = self.assignment.block_places
         while True:
             mine = self._own(begin.epoch)
             found: dict[int, list[RawRow]] = {stream: [] for stream in self._next}
             end = begin.block * size
             files = list[Stored]()  # the one that is read is the last
-            for raw, place in _walk(self.deal, begin.epoch, begin.position, wanted=mine, opened=files.append):
+            for raw, place in _walk(self.assignment, begin.epoch, begin.position, wanted=mine, opened=files.append):
                 del files[:-1]
                 end = place + 1
-                owner = self.deal.owners(begin.epoch, begin.block)[place % size]
+                owner = self.assignment.owners(begin.epoch, begin.block)[place % size]
                 if owner in found:
                     found[owner].append(raw)
                 if self.reading is not None:
@@ -143,25 +148,26 @@ class Dealer:
             begin = after
 
     def _own(self, epoch: int) -> Callable[[int], bool]:
-        """Whether a row is read: one of this process's streams, or the last of a block, which tells where it ends."""
-        size, owners, streams = self.deal.block_places, self.deal.owners, frozenset(self._next)
-        at, known = -1, memoryview(b"")
+        """A test whether the row at a place is read: rows of this process's streams, and the last row of each block,
+        whose position is that of the block's end."""
+        size, owners, streams = self.assignment.block_places, self.assignment.owners, frozenset(self._next)
+        at, of_block = -1, memoryview(b"")
 
         def mine(place: int) -> bool:
-            nonlocal at, known
+            nonlocal at, of_block
             block, inside = divmod(place, size)
             if block != at:
-                at, known = block, owners(epoch, block)
-            return known[inside] in streams or inside == size - 1
+                at, of_block = block, owners(epoch, block)
+            return of_block[inside] in streams or inside == size - 1
 
         return mine
 
     def _passed(self, epoch: int, raw: RawRow, places: int, read: int) -> float:
-        """The share of a pass that lies before the end of a row: by rows where they are counted, else by bytes as the
-        files hold them, of which `read` of its file are read."""
-        if self.deal.numbering is not None:
-            return places / max(int(self.deal.numbering.sizes.sum()), 1)
-        files = [self.source.files[index] for index in self.deal.files(epoch)]
+        """The share of a pass up to the end of a row: by rows where they are counted, else by bytes as stored, of which
+        `read` of the row's file are read."""
+        if self.assignment.numbering is not None:
+            return places / max(int(self.assignment.numbering.sizes.sum()), 1)
+        files = [self.source.files[index] for index in self.assignment.files(epoch)]
         at, total = raw.next, sum(file.size for file in files)
         before = sum(file.size for file in files[: at.file])
         if at.file < len(files):
@@ -173,12 +179,12 @@ class Dealer:
 
 
 def _walk(
-    deal: Deal, epoch: int, begin: Position, *, wanted: Callable[[int], bool], opened: Opened | None = None
+    assignment: Assignment, epoch: int, begin: Position, *, wanted: Callable[[int], bool], opened: Opened | None = None
 ) -> Iterator[tuple[RawRow, int]]:
     """The rows of a pass from a position on whose places are `wanted`, with their places."""
-    order, numbering = deal.files(epoch).tolist(), deal.numbering
-    files = [deal.source.files[file] for file in order]
-    on_damage, at = deal.source.bad_rows.damaged_files, begin
+    order, numbering = assignment.files(epoch).tolist(), assignment.numbering
+    files = [assignment.source.files[file] for file in order]
+    on_damage, at = assignment.source.bad_rows.damaged_files, begin
     for index in range(begin.file, len(files)):
         place_of: PlaceOf = _itself
         chosen = wanted

@@ -270,7 +270,7 @@ def test_weights_that_move_by_themselves_are_refused(texts: Path) -> None:
         module(texts, sources=moving, curriculum=curriculum())
     with pytest.raises(UserError, match="no source has a level"):
         module(texts, sources={"plain": SourceSpec(path="plain.jsonl")})
-    with pytest.raises(UserError, match="stage.phases weighs graded"):
+    with pytest.raises(UserError, match="stage.phases gives graded a weight"):
         weighed = Phase(step=0, row_length=32, rows=8, weights={"graded": 1.0, "plain": 1.0})
         module(texts, steps=5, phases=[weighed])
 

@@ -1,10 +1,10 @@
-"""How one pass over a source is dealt out: every wanted row to exactly one stream, whatever files, sizes and streams.
+"""Assigns the rows of each pass over a source to streams: every wanted row to exactly one stream.
 
     files in an order drawn for the pass -> wanted rows, numbered in it: their places -> blocks of places that are
     shuffled together -> groups of S places, one for each of the S streams, in an order drawn for the group
 
-Who has a row is a function of its place alone, so a process reads on without knowing what comes, and parses only the
-rows of its own streams. Streams have equal shares within one row, and other rows in every pass.
+The stream of a row is a function of its place alone, so a process needs no knowledge of the rows ahead, and parses only
+those of its own streams. The shares of streams differ by at most one row, and a stream has other rows in every pass.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from lifecycle.data.clean.source import Source
 from lifecycle.system.seeds import derive
 
 PlaceOf = Callable[[int], int]
-"""The place of a row, named by its number, in the pass; below 0 for a row that is not wanted."""
+"""Row number -> the row's place in the pass; below 0 for a row that is not wanted."""
 
 
-class Deal:
-    """Who reads what of `source` in each pass; `buffer` rows are shuffled together, over all `streams`.
+class Assignment:
+    """The stream that reads each row of `source`, and in which order, in each pass.
 
-    `shuffle=False`: files and rows stay in their own order.
+    buffer: rows that are shuffled together, over all `streams`. shuffle False: files and rows stay in their own order.
     """
 
     def __init__(self, source: Source, *, streams: int, seed: int, buffer: int, shuffle: bool) -> None:
@@ -42,7 +42,7 @@ class Deal:
         return self._rng("files", epoch).permutation(files) if self._shuffle else files
 
     def order(self, epoch: int, block: int, stream: int, rows: int) -> list[int]:
-        """In which order a stream gives out its `rows` rows of a block."""
+        """The order in which a stream gives out its `rows` rows of a block, as indices of them."""
         return self._rng("block", epoch, block, stream).permutation(rows).tolist() if self._shuffle else [*range(rows)]
 
     def _owners(self, epoch: int, block: int) -> memoryview:
@@ -55,8 +55,8 @@ class Deal:
 
 
 class Numbering:
-    """Places in a source of which some rows are not wanted: these are named by their number, in the order of the files'
-    names, so what lies before a file must be known."""
+    """Places of rows in a source of which some rows are not wanted. Unwanted rows are named by their number, counted in
+    the order of the files' names, so the number of rows before each file is needed."""
 
     def __init__(self, source: Source) -> None:
         rows = row_counts(source) if source.file_rows is None else source.file_rows
@@ -69,7 +69,7 @@ class Numbering:
         return np.array([np.count_nonzero(self._wanted(file)) for file in range(len(self.first) - 1)], np.int64)
 
     def place_of(self, file: int, before: int) -> PlaceOf:
-        """Of the rows of one file, `before` places lying in the files before it."""
+        """The places of the rows of one file; before: places in the files that come before it in the pass."""
         wanted = self._wanted(file)
         places = np.where(wanted, before - 1 + np.cumsum(wanted), -1).data
         first, size = int(self.first[file]), len(wanted)

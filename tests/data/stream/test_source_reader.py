@@ -18,16 +18,16 @@ import pytest
 from tests.items import ids_of
 
 from lifecycle.batch import Example, Item
-from lifecycle.data.clean.filter_row import HELD_OUT, Judged, judge
+from lifecycle.data.clean.filter_row import HELD_OUT, FilteredRow, filter_row
 from lifecycle.data.clean.row_counts import with_row_counts
 from lifecycle.data.clean.source import BadRows, HeldOut, Source
 from lifecycle.data.read.files.listing import resolve
 from lifecycle.data.read.files.retrying import RetryingFile
 from lifecycle.data.read.spec import SourceSpec
-from lifecycle.data.stream import dealer
-from lifecycle.data.stream.dealer import START, Dealer
+from lifecycle.data.stream import source_reader
 from lifecycle.data.stream.documents import RawDocuments, place_in
 from lifecycle.data.stream.pieces import Exhausted
+from lifecycle.data.stream.source_reader import START, SourceReader
 from lifecycle.data.survey.source_size import look_at, survey
 from lifecycle.errors import UserError
 
@@ -67,7 +67,7 @@ def source(folder: Path, sizes: list[int], kinds: list[str] | None = None, **cha
     )
 
 
-def make(rows: Sequence[Judged]) -> list[Item | str]:
+def make(rows: Sequence[FilteredRow]) -> list[Item | str]:
     return [Example(ids=np.array([int(str(row.text).split()[1])] * 2, np.int32)) for row in rows]
 
 
@@ -75,7 +75,7 @@ def opened(one: Source, owned: list[int], streams: int, buffer: int, states: Any
     """The documents of the streams that one process owns."""
     states = states or dict.fromkeys(owned)
     at = {stream: place_in(states[stream]) for stream in owned}
-    reader = Dealer(one, at=at, streams=streams, seed=3, buffer=buffer)
+    reader = SourceReader(one, at=at, streams=streams, seed=3, buffer=buffer)
     return {stream: RawDocuments(reader, make, stream=stream, state=states[stream]) for stream in owned}
 
 
@@ -248,13 +248,13 @@ def test_passes_are_measured_in_what_is_read_and_sizes_extrapolated_from_it(
 
 
 def test_a_stream_far_behind_is_read_for_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dealer, "MOST_WAITING", 2)
+    monkeypatch.setattr(source_reader, "MOST_WAITING", 2)
     one = source(tmp_path / "data", [400, 31], max_epochs=1)
     documents = opened(one, [0, 1], 2, 20)
     fast = []
     for _ in range(190):
         fast.append(int(ids_of(documents[1].next())[0]))
-    waiting = documents[1]._dealer._waiting
+    waiting = documents[1]._reader._waiting
     assert len(waiting[0]) == 2
     rest = take_all(documents, np.random.default_rng(0))
     assert sorted(rest[0] + fast + rest[1]) == list(range(431))
@@ -295,22 +295,24 @@ def test_a_source_as_small_as_its_streams_can_hold_rows_out(tmp_path: Path) -> N
 def test_rows_are_judged_by_the_stream_that_they_are_dealt_to_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judged: list[int] = []
+    filtered: list[int] = []
 
     def counting(raw: Any, one: Source) -> Any:
-        judged.append(raw.ordinal)
-        return judge(raw, one)
+        filtered.append(raw.ordinal)
+        return filter_row(raw, one)
 
-    monkeypatch.setattr("lifecycle.data.stream.documents.judge", counting)
+    monkeypatch.setattr("lifecycle.data.stream.documents.filter_row", counting)
     one = source(tmp_path / "data", [160], max_epochs=1)
     given = take_all(opened(one, [2, 5], 16, 40), np.random.default_rng(0))
-    assert sorted(judged) == sorted(given[2] + given[5]) and len(judged) == 20
+    assert sorted(filtered) == sorted(given[2] + given[5]) and len(filtered) == 20
 
 
 def test_verdict_names_are_those_that_has_usable_looks_for(tmp_path: Path) -> None:
     one = source(tmp_path / "data", [4], held_out=HeldOut(ratio=0.0, seed=0))
-    reader = Dealer(one, at={0: START}, streams=1, seed=0, buffer=10)
+    reader = SourceReader(one, at={0: START}, streams=1, seed=0, buffer=10)
     assert reader.has_usable(held=False) and not reader.has_usable(held=True)
-    reader = Dealer(replace(one, held_out=HeldOut(ratio=1.0, seed=0)), at={0: START}, streams=1, seed=0, buffer=10)
+    reader = SourceReader(
+        replace(one, held_out=HeldOut(ratio=1.0, seed=0)), at={0: START}, streams=1, seed=0, buffer=10
+    )
     assert reader.has_usable(held=True) and not reader.has_usable(held=False)
     assert HELD_OUT == "held:out"

@@ -1,4 +1,4 @@
-"""What a curriculum would read of each source, before the run: rows and tokens by level, and when."""
+"""What a curriculum would read of each source, before the run: rows and tokens by difficulty bucket, and when."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lifecycle.data.clean.source import BadRows
+from lifecycle.data.curriculum.buckets import split_source, under_curriculum
 from lifecycle.data.curriculum.curriculum import Curriculum
-from lifecycle.data.curriculum.levels import deal, under_curriculum
 from lifecycle.data.curriculum.scores import COUNTING
 from lifecycle.data.mixture.batch_plan import replayed
 from lifecycle.data.mixture.weight import Weight
@@ -20,9 +20,10 @@ from lifecycle.tokenizer.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class LevelSize:
-    """One difficulty bucket of a source. shares: of the source's tokens, from each progress on. rows: None if not
-    scored yet. part: share of the source's text; as long as it is not scored, that of the bucket's width."""
+class BucketSize:
+    """One difficulty bucket of a source. shares: of the source's tokens, from each progress on. rows: None where they
+    are not scored yet. part: share of the source's text; where that is not scored, the share of the bucket's width in
+    the scale."""
 
     bucket: str
     rows: int | None
@@ -40,7 +41,7 @@ class LevelSize:
         return sum(share * (end - begin) for (begin, share), end in zip(self.shares.items(), begins[1:], strict=True))
 
 
-def survey_levels(
+def survey_buckets(
     curriculum: Curriculum,
     specs: Mapping[str, SourceSpec],
     *,
@@ -48,9 +49,9 @@ def survey_levels(
     root: str | None,
     cache: Path,
     on_damage: OnDamage = "error",
-) -> dict[str, list[LevelSize]]:
-    """By source, easiest level first. Sources on this machine are scored (and the scores kept for the run), but for a
-    score that needs a tokenizer still to be trained, or the parent."""
+) -> dict[str, list[BucketSize]]:
+    """By source, its buckets, easiest first. Sources on this machine are scored, and the scores cached for the run,
+    except where the score needs the parent, or a tokenizer that is not trained yet."""
     chosen = under_curriculum(curriculum, specs, replayed(specs))
     waits = curriculum.by == "loss" or (tokenizer is None and curriculum.by in COUNTING)
     found = {}
@@ -63,27 +64,27 @@ def survey_levels(
             (source,) = open_sources({name: spec}, root=root, bad_rows=bad_rows, cache=cache, quarantine=None)
             if any(is_remote(file.url) for file in source.files):
                 continue
-            levels = deal(source, curriculum, tokenizer, cache, None)
-            whole = sum(level.bytes for level in levels)
+            buckets = split_source(source, curriculum, tokenizer, cache, None)
+            whole = sum(bucket.bytes for bucket in buckets)
             weight = Weight.of(spec.weight, name).start
             found[name] = [
-                LevelSize(
-                    bucket=level.source.name.removeprefix(f"{name}.level"),
-                    rows=level.rows,
-                    part=level.bytes / whole,
-                    shares={at: w / weight for at, w in level.weights.items()},
+                BucketSize(
+                    bucket=bucket.source.name.removeprefix(f"{name}.level"),
+                    rows=bucket.rows,
+                    part=bucket.bytes / whole,
+                    shares={at: w / weight for at, w in bucket.weights.items()},
                 )
-                for level in levels
+                for bucket in buckets
             ]
     return found
 
 
-def _expected(curriculum: Curriculum, name: str) -> list[LevelSize]:
-    """Buckets as large as they are wide: exact with scale=quantile, a guess with scale=none."""
+def _expected(curriculum: Curriculum, name: str) -> list[BucketSize]:
+    """Buckets whose share of the text is that of their width: exact with scale=quantile, a guess with scale=none."""
     bounds = curriculum.bounds
     parts = [(high - low) / (bounds[-1] - bounds[0]) for low, high in zip(bounds, bounds[1:], strict=False)]
     schedule = curriculum.schedule(parts, name)
     return [
-        LevelSize(bucket=bucket, rows=None, part=part, shares={at: shares[i] for at, shares in schedule.items()})
+        BucketSize(bucket=bucket, rows=None, part=part, shares={at: shares[i] for at, shares in schedule.items()})
         for i, (bucket, part) in enumerate(zip(curriculum.buckets, parts, strict=True))
     ]
