@@ -177,7 +177,7 @@ def test_the_optimizer_goes_on_with_the_parents_moments(place: Path, whole: Path
             "has no checkpoint",
         ),
         (("stage.optimizer.lr=null", "optimizer=muon"), "was trained with AdamW, whose rates mean nothing to Muon"),
-        (("stage.phases=[{at_steps: 0, weights: {nwe: 1.0}}]",), "weighs nwe, and there is no such source"),
+        (("stage.phases=[{at_steps: 0, weights: {nwe: 1.0}}]",), "has a weight for nwe, and there is no such source"),
         (("stage.phases=[{at_steps: 0, weights: {nwe: 1.0}}]", "dry_run=true"), "did you mean new?"),
         (("stage.phases=[{at_steps: 0, weights: {nwe: 1.0}}]", "stage.max_epochs=1"), "did you mean new?"),
         (("stage.replay.share=1.5",), "stage.replay.share is 1.5"),

@@ -1,4 +1,4 @@
-"""How far a student's distribution of the next token is from a teacher's, straight from hidden states.
+"""Divergence of a student's next-token distribution from a teacher's, computed from hidden states.
 
     p = softmax(z / T) of the student          q = softmax(z / T) of the teacher          m = beta q + (1 - beta) p
     beta = 0          KL(q || p)                                     forward
@@ -6,13 +6,13 @@
     between           beta KL(q || m) + (1 - beta) KL(p || m)        generalised JSD (arXiv 2306.13649, equation 1)
 
 each times T^2, which keeps the size of the gradient as T changes (arXiv 1503.02531, section 2). With
-h = p d divergence / d p the gradient is  d / d z = T (h - p sum h).  The ends are the two divergences themselves, as in
-GKD, and not the limits of the middle, which are 0.
+h = p d divergence / d p the gradient is  d / d z = T (h - p sum h).  At beta 0 and 1 these are the two KL divergences,
+as in GKD, and not the limits of the generalised JSD, which are 0.
 
-A teacher that was asked before has left its K likeliest tokens and their log-probabilities at that T (`TopK`). All
-others are then one more token, the tail: without it the reverse divergence is least where the student puts no mass on
-what the teacher likes. The logits of one chunk of tokens exist at a time, and their gradients are made in the forward
-pass, as in `cross_entropy.py`.
+A teacher's output may also be stored before training: its K most probable tokens and their log-probabilities at that T
+(`TopK`). All other tokens are then one more token, the tail: without it the reverse divergence would be smallest where
+the student gives the teacher's K tokens no probability. The logits of one chunk of tokens exist at a time, and their
+gradients are computed in the forward pass, as in `cross_entropy.py`.
 
 Shapes: N tokens, D and E widths of student and teacher, V vocabulary, K tokens kept of the teacher, C of one chunk.
 """
@@ -29,19 +29,19 @@ from torch.nn import functional as F
 from lifecycle.losses.cross_entropy import add_product, chunks, compute_dtype, default_chunk, sum_dtype
 
 NOTHING = -1e30
-"""Log of no mass: finite, so that 0 times it is 0."""
+"""Log of probability 0: finite, so that its product with 0 is 0."""
 
 
 class TopK(NamedTuple):
-    """What a teacher said of N tokens. ids: (N, K) int64, its likeliest. logp: (N, K + 1), their log-probabilities, and
-    that of all other tokens together."""
+    """The teacher's log-probabilities at N positions. ids: (N, K) int64, its most probable tokens. logp: (N, K + 1),
+    their log-probabilities, and last that of all other tokens together."""
 
     ids: Tensor
     logp: Tensor
 
 
 class Head(NamedTuple):
-    """Hidden states (N, D), the matrix (V, D) that turns them into logits, and the cap of these, if there is one."""
+    """Hidden states (N, D), the matrix (V, D) that maps them to logits, and the soft cap of the logits (None: none)."""
 
     hidden_ND: Tensor
     weight_VD: Tensor
@@ -56,7 +56,7 @@ def divergence(
     temperature: float = 1.0,
     chunk_tokens: int | None = None,
 ) -> Tensor:
-    """Summed over the N tokens, in nats times T^2: scalar, fp32 (fp64 for fp64 inputs).
+    """The divergence summed over N positions, in nats times T^2: scalar, fp32 (fp64 for fp64 inputs).
 
     teacher: constant to the gradient; a `TopK` is of this temperature. beta: 0 to 1, see above. Products run in the
     autocast dtype where autocast is on, else in that of the hidden states; logarithms and sums are fp32. Differentiable
@@ -78,7 +78,8 @@ def divergence(
 
 @torch.no_grad()
 def top_k(teacher: Head, k: int, *, temperature: float = 1.0, chunk_tokens: int | None = None) -> TopK:
-    """The k likeliest tokens of each of N, the likeliest first, at that temperature; fp32."""
+    """The k most probable tokens at each of N positions, the most probable first, with their log-probabilities at that
+    temperature, fp32 (fp64 for fp64 inputs)."""
     hidden, weight, softcap = teacher
     chunk, compute = chunk_tokens or default_chunk(hidden[:, 0], vocab=len(weight)), compute_dtype(hidden)
     ids_NK = torch.empty(len(hidden), k, dtype=torch.long, device=hidden.device)
@@ -93,7 +94,7 @@ def top_k(teacher: Head, k: int, *, temperature: float = 1.0, chunk_tokens: int 
 
 
 class _Divergence(torch.autograd.Function):
-    """The sum, with its gradients already made in the forward pass."""
+    """The sum of divergences; its gradients are computed in the forward pass."""
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, teacher: Head | TopK, settings: Any) -> Tensor:
@@ -109,10 +110,10 @@ class _Divergence(torch.autograd.Function):
             hidden = hidden_ND[part].to(compute)
             l_CV, slope_CV = _log_softmax(hidden @ weight.T, temperature, softcap)
             if isinstance(teacher, Head):
-                asked_CV = teacher.hidden_ND[part].to(compute) @ teacher.weight_VD.T
-                total, grad_CV = _terms(l_CV, _log_softmax(asked_CV, temperature, teacher.softcap)[0], beta)
+                z_CV = teacher.hidden_ND[part].to(compute) @ teacher.weight_VD.T
+                total, grad_CV = _terms(l_CV, _log_softmax(z_CV, temperature, teacher.softcap)[0], beta)
             else:
-                total, grad_CV = _kept_terms(l_CV, TopK(teacher.ids[part], teacher.logp[part].to(sums)), beta)
+                total, grad_CV = _top_k_terms(l_CV, TopK(teacher.ids[part], teacher.logp[part].to(sums)), beta)
             loss += temperature**2 * total
             if not any(wanted):
                 continue
@@ -132,7 +133,7 @@ class _Divergence(torch.autograd.Function):
 
 
 def _log_softmax(z_CV: Tensor, temperature: float, softcap: float | None) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities, and how steeply the cap rises at each logit (None without one)."""
+    """Log-probabilities of logits z, and the derivative of the soft cap at each logit (None without a cap)."""
     z_CV, slope_CV = z_CV.to(sum_dtype(z_CV.dtype)), None
     if softcap is not None:
         t_CV = torch.tanh(z_CV / softcap)
@@ -140,17 +141,17 @@ def _log_softmax(z_CV: Tensor, temperature: float, softcap: float | None) -> tup
     return F.log_softmax(z_CV / temperature, -1), slope_CV
 
 
-def _terms(l_CV: Tensor, said_CV: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """Summed divergence, from the log-probabilities of student and teacher, and its gradient with respect to the
-    logits over T that gave the student's."""
-    h_CV, total = _slopes(l_CV, said_CV, beta)
+def _terms(l_CV: Tensor, teacher_CV: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """Summed divergence of the log-probabilities of student (`l_CV`) and teacher, and its gradient with respect to the
+    student's logits over T."""
+    h_CV, total = _slopes(l_CV, teacher_CV, beta)
     return total, h_CV.addcmul_(l_CV.exp(), h_CV.sum(-1, keepdim=True), value=-1)
 
 
-def _kept_terms(l_CV: Tensor, teacher: TopK, beta: float) -> tuple[Tensor, Tensor]:
-    """The same over the teacher's K tokens and the tail, in which all of the student's others are one."""
+def _top_k_terms(l_CV: Tensor, teacher: TopK, beta: float) -> tuple[Tensor, Tensor]:
+    """The same over the teacher's K tokens and the tail, which is all of the student's other tokens as one."""
     h_CB, total = _slopes(_with_tail(l_CV, teacher.ids), teacher.logp, beta)
-    # the tail's share is divided among its tokens by their part in it
+    # the tail's h is divided among its tokens in proportion to their probabilities
     tail_C1 = _tail(l_CV, teacher.ids)
     h_CV = (l_CV - tail_C1).exp().mul_(h_CB[:, -1:]).scatter_(1, teacher.ids, h_CB[:, :-1])
     return total, h_CV.addcmul_(l_CV.exp(), h_CB.sum(-1, keepdim=True), value=-1)
@@ -162,18 +163,19 @@ def _with_tail(l_CV: Tensor, ids_CK: Tensor) -> Tensor:
 
 
 def _tail(l_CV: Tensor, ids_CK: Tensor) -> Tensor:
-    """(C, 1): log of the mass of all tokens but these; summed up, since 1 minus the mass of these rounds to 0."""
+    """(C, 1): log of the total probability of all tokens but these. It is summed over them, since 1 minus the
+    probability of these rounds to 0."""
     return l_CV.scatter(1, ids_CK, NOTHING).logsumexp(-1, keepdim=True)
 
 
-def _slopes(l_CB: Tensor, said_CB: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+def _slopes(l_CB: Tensor, teacher_CB: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """h = p d divergence / d p of every token, finite where p is 0, and the summed divergence."""
     if beta == 0:
-        q_CB = said_CB.exp()
-        return -q_CB, (q_CB * (said_CB - l_CB)).sum()
+        q_CB = teacher_CB.exp()
+        return -q_CB, (q_CB * (teacher_CB - l_CB)).sum()
     if beta == 1:
-        h_CB = l_CB.exp() * (l_CB - said_CB)
+        h_CB = l_CB.exp() * (l_CB - teacher_CB)
         return h_CB, h_CB.sum()
-    m_CB = torch.logaddexp(said_CB + math.log(beta), l_CB + math.log1p(-beta))
+    m_CB = torch.logaddexp(teacher_CB + math.log(beta), l_CB + math.log1p(-beta))
     h_CB = (1 - beta) * l_CB.exp() * (l_CB - m_CB)
-    return h_CB, h_CB.sum() + beta * (said_CB.exp() * (said_CB - m_CB)).sum()
+    return h_CB, h_CB.sum() + beta * (teacher_CB.exp() * (teacher_CB - m_CB)).sum()

@@ -1,4 +1,4 @@
-"""Losses on preferences: from the log-probabilities of whole answers under the policy and a frozen reference.
+"""Preference losses, from the log-probabilities of whole answers under the policy and a frozen reference.
 
     u = log pi(y | x) - log pi_ref(y | x), summed over the answer's tokens        w: chosen, l: rejected
     m = u_w - u_l                                                                 mean: u / tokens of the answer
@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
-"""Of the policy from its reference: which f in f-DPO (arXiv 2309.16240); reverse_kl is DPO's own."""
+"""The divergence between policy and reference, which is f in f-DPO (arXiv 2309.16240); reverse_kl is that of DPO."""
 
 LEAST_GAP = 1e-7
-"""How far a mean log-probability stays below 0 in odds: at 0 they are infinite."""
+"""Mean log-probabilities are clamped to at most minus this before log odds are taken: at 0 the odds are infinite."""
 
 GREATEST_EXPONENT = 80.0
-"""fp32 holds its exponential."""
+"""Exponents are clamped to it: its exponential is finite in fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,8 @@ class PairLogprobs:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerLogprobs:
-    """Of Q single answers, (Q,) each: summed log-probabilities under policy and reference, and which are good ones."""
+    """Of Q single answers, (Q,) each: log-probabilities summed over their tokens, under the policy and the reference;
+    wanted: whether the answer is labelled good."""
 
     policy: Tensor
     reference: Tensor
@@ -86,7 +87,7 @@ def sigmoid(pairs: PairLogprobs, *, beta: float) -> Tensor:
 
 
 def conservative(pairs: PairLogprobs, *, beta: float, smoothing: float) -> Tensor:
-    """DPO for labels of which a share `smoothing` is the wrong way round: the expected loss under that."""
+    """Conservative DPO: the expected DPO loss where a share `smoothing` of the labels is swapped."""
     return _smoothed(beta * pairs.margin, smoothing)
 
 
@@ -204,8 +205,8 @@ def kto(
 
 
 def kto_baseline(ratio_sum: Tensor, count: Tensor) -> Tensor:
-    """max(0, mean u) over answers that stand behind prompts which are not theirs: an estimate of the policy's KL from
-    its reference, a constant to the gradient. 0 where there are none."""
+    """z = max(0, mean u) over answers paired with prompts of other answers: an estimate of KL(policy || reference),
+    without a gradient. ratio_sum: (), sum of u; count: (), number of answers; 0 where there are none."""
     return (ratio_sum / count.clamp(min=1)).clamp(min=0).detach()
 
 

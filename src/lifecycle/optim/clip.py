@@ -18,8 +18,8 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tens
     """Scale all gradients by min(1, max_norm / norm) in place; return the norm before that, a float32 scalar.
 
     The norm is the L2 norm of all gradients as one vector, over all shards (one all-reduce for each way of sharding).
-    `max_norm=None` measures only. When the norm is NaN or infinite no gradient is touched, so what follows can still
-    look for the culprit. The result stays on the device: reading it is the caller's, and the only, synchronisation.
+    `max_norm=None` measures only. Where the norm is NaN or infinite no gradient is changed, so that the caller can find
+    the parameter that it comes from. The result stays on the device: the only synchronisation is the caller's read.
     """
     by_layout: dict[Layout | None, list[Tensor]] = defaultdict(list)
     for parameter in parameters:

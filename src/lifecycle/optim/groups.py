@@ -24,7 +24,8 @@ ParameterKind = Literal["matrix", "head", "embedding", "norm", "vector"]
 EMBEDDING_PARTS = frozenset({"embed", "embed_tokens", "embedding", "embeddings", "token_embedding", "wte"})
 HEAD_PARTS = frozenset({"head", "lm_head", "unembed", "score"})
 ROUTER, GATE = "router", "shared_gate"
-"""Rows that tokens are measured against: decay would flatten the choice, an orthogonal update forget its lengths."""
+"""Routers: tokens are scored by products with their rows. Weight decay would make the scores of all experts alike, and
+an orthogonal update would ignore the lengths of the rows."""
 
 
 def kind_of(name: str, parameter: Tensor) -> ParameterKind:
@@ -40,7 +41,7 @@ def kind_of(name: str, parameter: Tensor) -> ParameterKind:
 
 
 def is_stack(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter (E, M, N) is the matrices of a mixture of experts, one on top of the other."""
+    """Whether a parameter (E, M, N) holds the stacked matrices of the experts of a mixture."""
     return parameter.ndim == 3 and "experts" in name.split(".")
 
 

@@ -37,8 +37,8 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(matrix_MN: Tensor, *, steps: int) -> Tensor:
-    """The polar factor of a matrix, or of each of a stack (E, M, N), nearly: same singular vectors, singular values
-    pulled towards 1.
+    """The approximate polar factor of a matrix (M, N), or of each matrix of a stack (E, M, N): the same singular
+    vectors, singular values near 1.
 
     Products run in bf16 on CUDA (five steps forgive its rounding, and it is an order faster), elsewhere in the dtype
     that came; the result has the dtype of the products. A matrix of zeros stays zero.
@@ -121,8 +121,8 @@ class Muon:
 class MuonAdamW(torch.optim.Optimizer):
     """Muon on the group named `muon`, AdamW on every other; made by `Muon.build`.
 
-    A parameter without a gradient is left alone, state and all. Sharded parameters (DTensor) keep sharded momenta; a
-    matrix is gathered for its orthogonalisation only, every rank computes it, and keeps its own shard of the result.
+    A parameter without a gradient is not changed, nor is its state. Sharded parameters (DTensor) have sharded momenta;
+    a matrix is gathered for its orthogonalisation only, which every rank computes, keeping its own shard of the result.
     """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:

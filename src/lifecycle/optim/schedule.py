@@ -23,7 +23,7 @@ Shape = Literal["linear", "cosine", "1-sqrt"]
 Name = Literal["cosine", "wsd", "linear", "1-sqrt", "constant"]
 NAMES = get_args(Name)
 NOTICE_FROM = 0.02
-"""Relative change of the rate from which a user is told of it, where a run continues with another length."""
+"""Relative change of the rate from which on the user gets a notice, where a run continues with another length."""
 
 
 def decay(progress: float, shape: Shape, min_ratio: float) -> float:
@@ -61,8 +61,8 @@ def falling(step: int, *, total: int, warmup: int, shape: Shape, min_ratio: floa
 class Schedule:
     """Settings under `stage.schedule`. A length is given in steps, in tokens or as a fraction of the run: one of three.
 
-    The lengths and the shape of the decay are read by `wsd` alone (the others decay until the end, or not at all), and
-    so may stand beside any name. min_ratio: where the decay ends, as a share of the peak; `constant` does not read it.
+    The lengths and the shape of the decay are used by `wsd` alone (the others decay until the end, or not at all), and
+    may be set with any name. min_ratio: where the decay ends, as a share of the peak; `constant` does not read it.
     warmup_start: where the warm-up begins, as a share of the peak. stretch: see `Course`.
     """
 
@@ -79,7 +79,7 @@ class Schedule:
     stretch: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what no run could follow; lengths are compared with the run in `resolve`."""
+        """Raise UserError for settings that are not valid; lengths are compared with the run in `resolve`."""
         if self.name not in NAMES:
             raise UserError(f"stage.schedule.name is {self.name!r}; choose one of {', '.join(NAMES)}.")
         if self.decay_shape not in ("linear", "cosine", "1-sqrt"):
@@ -88,7 +88,7 @@ class Schedule:
         self._one_unit("decay", required=self.name == "wsd")
 
     def course(self, total_steps: int, first: StepsOf, last: StepsOf) -> Course:
-        """The factors of a run; arguments and errors of `resolve`."""
+        """The factors of a run, by the arguments and with the errors of `resolve`."""
         warmup = self._steps("warmup", total_steps, first)
         return Course(self.resolve(total_steps, first, last), total_steps, warmup=warmup, stretch=self.stretch)
 
@@ -160,8 +160,8 @@ class Course:
 
     def restore(self, state: Mapping[str, float], taken: int) -> tuple[float, float, float] | None:
         """Continue after `taken` steps of a saved run; the inverse of `state`. Where the length of the run has changed,
-        and the factor with it, returns that of the last step, that of the next one, and that which the schedule of the
-        new length has there; else None."""
+        and the factor with it, returns three factors: of the last step, of the next step, and of the next step by the
+        schedule of the new length; else None."""
         self.most = 1.0 if self._stretch else state["most"]
         planned, reached = self._factor(taken), state["reached"]
         if not taken or state["steps"] == self._steps or math.isclose(planned, reached, rel_tol=NOTICE_FROM):

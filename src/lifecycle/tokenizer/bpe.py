@@ -24,9 +24,9 @@ PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
 CHAT = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 SPECIAL = (PAD, BOS, EOS, *CHAT)  # their ids are 0, 1, 2, ... in every tokenizer trained here
 BYTES = 256
-SEEN_AT_LEAST = 2  # a pair that occurs once says nothing about other texts
+SEEN_AT_LEAST = 2  # a pair that occurs once is unlikely to occur in other texts
 
-# `generation` marks what the assistant said, for a loss on those tokens alone.
+# `generation` marks what the assistant wrote, for a loss on those tokens alone.
 CHAT_TEMPLATE = """\
 {{- bos_token -}}
 {%- for message in messages -%}

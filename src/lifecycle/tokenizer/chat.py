@@ -1,4 +1,4 @@
-"""Chat templates: which one a run uses, what it makes of some turns, and which tokens end a completion.
+"""Chat templates: which one a run uses, the text that it renders for some turns, and the tokens that end a completion.
 
     template = ChatTemplate.of("auto", tokenizer.hf)     the tokenizer's own, else ChatML
     template.render(tokenizer.hf, [{"role": "user", "content": "2+2?"}], ask=True).text
@@ -26,18 +26,18 @@ from lifecycle.errors import UserError
 from lifecycle.system.foreign import read_text
 
 CONTENT = "\ue000"
-"""Stands for what the assistant said: private use, so in no template."""
+"""A placeholder for the assistant's content: a private-use character, which no template contains."""
 
 AUTO, NONE = "auto", "none"
 SHIPPED = {"chatml": "ChatML", "plain": "the plain template"}
 MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
-"""Where a template says that the assistant begins to write."""
+"""The mark in a template at which the assistant begins to write."""
 
 CHANCE = re.compile(r"\|\s*random\b|\(\s*['\"]random['\"]|\blipsum\b")
-"""What Jinja draws by chance with."""
+"""Jinja functions and filters whose output is random."""
 
 TODAY = {"%Y": "2025", "%m": "01", "%d": "01", "%b": "Jan", "%B": "January", "%y": "25", "%A": "Wednesday", "%a": "Wed"}
-"""The day that templates are told, by Python's names for its parts."""
+"""The date that templates get, by the format codes of Python's strftime."""
 
 Turn = Mapping[str, Any]
 Span = tuple[int, int]
@@ -48,8 +48,8 @@ class TemplateFault(Exception):
 
 
 class Rendered(NamedTuple):
-    """The text of some turns; marked: (start, end) of what the template says that the assistant wrote, in characters,
-    None where it does not say."""
+    """The text of some turns. marked: (start, end), in characters, of what the template marks as written by the
+    assistant; None for a template without marks."""
 
     text: str
     marked: tuple[Span, ...] | None
@@ -92,12 +92,12 @@ class ChatTemplate:
 
     @property
     def has_markers(self) -> bool:
-        """Whether it says what the assistant wrote, by `{% generation %}`."""
+        """Whether it marks what the assistant wrote, by `{% generation %}`."""
         return MARKER.search(self.source) is not None
 
     @property
     def draws_by_chance(self) -> bool:
-        """Whether the same turns may become another text the next time."""
+        """Whether its text for the same turns may be another one each time."""
         return CHANCE.search(self.source) is not None
 
     def render(
@@ -108,7 +108,8 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] = (),
         ask: bool = False,
     ) -> Rendered:
-        """The text of `turns`; `ask`: with the beginning of the assistant's next turn. Raises TemplateFault."""
+        """The text of `turns`; ask: with the generation prompt of the assistant's next turn. Raises TemplateFault where
+        the template raises an error."""
         source = _same_date() + self.source if "strftime_now" in self.source else self.source
         marks: dict[str, Any] = hf.special_tokens_map
         try:
@@ -128,28 +129,28 @@ class ChatTemplate:
 
 
 def _of_thread() -> str:
-    """A comment that makes a template another one in each thread: transformers compiles a text once a process, and
-    notes in what it compiled where the assistant begins to write, which two threads must not do at once."""
+    """A comment that makes the text of a template another one in each thread. transformers compiles each text once a
+    process, and stores the assistant's spans in the compiled object, which two threads must not do at the same time."""
     alone = threading.current_thread() is threading.main_thread()
     return "" if alone else f"{{# {threading.get_ident()} +#}}"
 
 
 def _same_date() -> str:
-    """A macro in the place of `strftime_now`. The `+` keeps what a template begins with."""
+    """A macro that replaces `strftime_now`. Its final `+` keeps the white space at the beginning of the template."""
     parts = "".join(f".replace('{name}', '{value}')" for name, value in TODAY.items())
     return "{%- macro strftime_now(format) -%}{{- format" + parts + " -}}{%- endmacro +%}"
 
 
 def end_ids(hf: PreTrainedTokenizerFast, eos_id: int, template: ChatTemplate | None = None) -> tuple[int, ...]:
-    """`eos_id`, and the first special token that the template (the tokenizer's own if none is given, and it has one)
-    puts behind a turn of the assistant."""
+    """The ids that end a completion: `eos_id`, and the first special token that the template puts after a turn of the
+    assistant. template: None for the tokenizer's own, if it has one."""
     template = template or (ChatTemplate.of(AUTO, hf) if hf.chat_template else None)
     if template is None:
         return (eos_id,)
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": CONTENT}]
     try:
         behind = template.render(hf, turns).text.partition(CONTENT)[2]
-    except TemplateFault:  # one that wants other turns than these tells nothing of its marks
+    except TemplateFault:  # the template needs other turns than these: its marks are not known
         return (eos_id,)
     marks = {index for index, token in hf.added_tokens_decoder.items() if token.special}
     first = next((int(i) for i in hf(behind, add_special_tokens=False).input_ids if i in marks), eos_id)

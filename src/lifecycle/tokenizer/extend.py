@@ -25,8 +25,8 @@ DIGITS = {"type": "Digits", "individual_digits": True}
 def extend(tokenizer: Tokenizer, *, new_tokens: Sequence[str] = (), split_digits: bool = False) -> Tokenizer:
     """`tokenizer` with `new_tokens` at the end of its vocabulary, and with every digit a token; itself if it has both.
 
-    A name that the tokenizer has as such a token already keeps its id. Raises UserError for a name that is something
-    else there, and for digits where the tokenizer is no byte-level one.
+    A name that is an added token of the tokenizer already keeps its id. Raises UserError for a name that is an ordinary
+    or a special token there, and for `split_digits` where the tokenizer is no byte-level one.
     """
     backend = Backend.from_str(tokenizer.hf.backend_tokenizer.to_str())
     missing = _missing(backend, new_tokens)

@@ -1,11 +1,11 @@
-"""The files of a tokenizer as `transformers` takes them, and errors in words for those that it does not take.
+"""Reads the files of a tokenizer for `transformers`, with clear errors for those that it cannot read.
 
     with without_marks(folder) as place: ...    # byte order marks are read over, as in every foreign file
     check_files(folder)                         # raises UserError for the first file that is at fault, or does nothing
 
     single_file(path, source), gpt2(folder)     # a bare tokenizer.json; vocabulary and merges as OpenAI published them
 
-The second is for when `transformers` could not read them: it looks at them again, one by one.
+`check_files` is called after `transformers` failed: it reads the files again, one by one, to find the faulty one.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def read_backend(path: Path) -> tokenizers.Tokenizer:
 
 
 def single_file(path: Path, source: str) -> PreTrainedTokenizerFast:
-    """A bare tokenizer.json; its eos is the special token that is commonly so called."""
+    """The tokenizer of a bare tokenizer.json; its eos is the special token with one of the usual names."""
     try:
         backend = read_backend(path)
     except UserError as fault:

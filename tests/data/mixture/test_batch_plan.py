@@ -44,7 +44,10 @@ def test_weights_that_all_come_to_nothing_are_refused() -> None:
 @pytest.mark.parametrize(
     ("own", "said"),
     [
-        ({"mathematisc": 1.0, "code": 1.0}, r"stage.phases\[1\].weights weighs mathematisc.*did you mean mathematics"),
+        (
+            {"mathematisc": 1.0, "code": 1.0},
+            r"stage.phases\[1\].weights has a weight for mathematisc.*did you mean mathematics",
+        ),
         ({"poems": 1.0}, "no such source; the sources are mathematics, code"),
         ({"code": 1.0, "replay.web": 1.0}, "all of the replay has stage.replay.share"),
         ({"code": 0.0}, "gives no source a weight above 0"),

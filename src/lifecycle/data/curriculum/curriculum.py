@@ -49,7 +49,7 @@ class Change(NamedTuple):
 class Curriculum:
     """How rows are ordered by difficulty, and when they are read. Every key is explained in conf/curriculum.
 
-    Raises UserError for a table or a pacing that no run could follow.
+    Raises UserError for a table or a pacing that is not valid.
     """
 
     by: By
@@ -113,8 +113,8 @@ class Curriculum:
         return [f"{low:.3g}-{high:.3g}" for low, high in zip(self.bounds, self.bounds[1:], strict=False)]
 
     @property
-    def turns(self) -> list[Change]:
-        """When other buckets begin to be read, ascending by progress."""
+    def changes(self) -> list[Change]:
+        """The progress at which other buckets begin to be read, ascending."""
         if self.stages is None:
             return [Change(self._reached(step / PACED_STEPS), 0, step + 1) for step in range(PACED_STEPS + 1)]
         begins = [0.0, *(stage.until for stage in self.stages)]
@@ -122,7 +122,8 @@ class Curriculum:
         return [Change(begin, *(place[end] for end in s.levels)) for begin, s in zip(begins, self.stages, strict=False)]
 
     def _reached(self, opened: float) -> float:
-        """The progress at which `opened` (0 to 1) of what was closed at the start is open: c(p) solved for p."""
+        """The progress at which the fraction `opened` (0 to 1) of the rows that are not read at the start is read: c(p)
+        solved for p."""
         competence = self.start + (1 - self.start) * opened
         if self.pacing == "linear":
             share = opened
@@ -142,17 +143,17 @@ class Curriculum:
         `sizes` of the buckets: those that are read together are read in these proportions, so each of their rows comes
         equally often. Raises UserError for a stage in which the source has nothing to read.
         """
-        return {turn.progress: self._shares(turn, sizes, name) for turn in self.turns}
+        return {change.progress: self._shares(change, sizes, name) for change in self.changes}
 
-    def _shares(self, turn: Change, sizes: Sequence[float], name: str) -> list[float]:
-        first, stop = turn.first, turn.stop
+    def _shares(self, change: Change, sizes: Sequence[float], name: str) -> list[float]:
+        first, stop = change.first, change.stop
         while self.pacing and not any(sizes[first:stop]):  # many rows of one score: the easiest there are
             stop += 1
         now, older = sum(sizes[first:stop]), sum(sizes[:first])
         if not now:
             raise UserError(
-                f"{WHERE} reads the levels {self.bounds[first]:g} to {self.bounds[stop]:g} from {turn.progress:.0%} of "
-                f"the run on, and data.sources.{name} has no row there: widen the stage, type {WHERE}.scale=quantile, "
+                f"{WHERE} reads the levels {self.bounds[first]:g} to {self.bounds[stop]:g} from "
+                f"{change.progress:.0%} of the run on, and data.sources.{name} has no row there: widen the stage, type {WHERE}.scale=quantile, "
                 f"or leave the source out of {WHERE}.sources"
             )
         kept = self.older_share if older else 0.0

@@ -2,8 +2,8 @@
 
     score_rows(source, "rarity", tokenizer=tokenizer, cache=cache_folder())      (N,) by the row's ordinal
 
-What may enter a score is in the name of its file: the source's files and their treatment, the kind of score, the
-tokenizer where tokens are counted, the parent where its loss is asked for.
+The name of the cached file is a hash of all that the scores depend on: the source's files and their treatment, the kind
+of score, the tokenizer where tokens are counted, the parent where the score is its loss.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from lifecycle.tokenizer.tokenizer import Ids, Tokenizer
 By = Literal["field", "length", "rarity", "readability", "code", "loss"]
 
 COUNTING: tuple[By, ...] = ("length", "rarity", "loss")
-"""The scores that are made of tokens."""
+"""The scores that are computed from tokens."""
 
 VERSION = 1  # of the scores; a change of a formula raises it
 PARTS = 16  # of a source, by its rows' ordinals; how many processes share them out does not matter
@@ -89,7 +89,7 @@ def score_rows(
 ) -> Scores:
     """The scores of all rows of `source`; one process of a run computes them, the others wait and read.
 
-    `tokenizer` is needed by those of `COUNTING` alone. Raises UserError for a large source that is not on this machine,
+    tokenizer: needed by the scores in `COUNTING` only. Raises UserError for a large source that is not on this machine,
     and for `loss` without a parent.
     """
     if by == "loss" and parent_loss is None:

@@ -1,8 +1,8 @@
 """What a step is made of: row length, rows and source weights as functions of the step.
 
-A plan is a table of phases and a mix of weights that may move with progress. A change binds at the step that the plan
-names, whatever was prefetched: a stream cuts its packing window there (see `stream.py`), and takes back what it had
-packed beyond, if the change was decided later (see `Mix.changed`).
+A plan is a table of phases and a mix of weights that may move with progress. A change takes effect at the step that the
+plan names, however far batches were read ahead: a stream ends its packing window there (see `stream.py`), and where the
+change was decided later (see `Mix.changed`), it unpacks the rows beyond that step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ REPLAY = "replay"
 PROGRESS = 1000  # steps of a run whose length is not known yet, for the means of weights that move
 MAX_DEFAULT_STREAMS = 16
 WINDOWS_A_RAMP = 64
-"""A window is packed with one set of weights: where these move all the time, so many windows follow their way."""
+"""A window is packed with one set of weights: weights that move with every step are followed in so many windows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Phase:
     """From `step` on: rows of `row_length` positions, `rows` of them a step (over all ranks).
 
     weights: of the sources in this phase, instead of the mix's; None: the mix's. is_counted: a row is one prompt, and
-    counts as one whatever its length.
+    counts as 1 whatever its length.
     """
 
     step: int
@@ -47,12 +47,12 @@ class Phase:
 
     @property
     def size(self) -> int:
-        """What a step gives out: positions, or prompts."""
+        """The size of a step: its positions, or (is_counted) its prompts."""
         return self.rows if self.is_counted else self.rows * self.row_length
 
 
 class StepRange(Protocol):
-    """What a phase takes of a run's timeline, which knows more (see `lifecycle.duration`)."""
+    """The fields of a segment of a run's timeline that a phase needs (see `lifecycle.duration`)."""
 
     @property
     def step(self) -> int: ...
@@ -65,7 +65,7 @@ class StepRange(Protocol):
 
 
 def phases_of(segments: Iterable[StepRange]) -> list[Phase]:
-    """The segments of a run as the data knows them."""
+    """The segments of a run's timeline as phases of a batch plan."""
     return [Phase(step=s.step, row_length=s.row_length, rows=s.rows, weights=s.weights) for s in segments]
 
 
@@ -74,8 +74,8 @@ class Mix:
     """Weights of the sources, by progress, and the share of the replayed ones among them, by step.
 
     weights: a number, or one that moves with progress (`weight.py`). total: steps of the run, for progress.
-    replay: the sources that are replayed; together they have the share of the tokens that the last of `shares`
-    (step, share), steps ascending, says, divided by their own weights; the others divide the rest.
+    replay: the sources that are replayed. shares: (step, share) with ascending steps: from each step on, the replayed
+    sources together have this share of the tokens, divided by their weights; the others divide the rest.
     """
 
     weights: Mapping[str, Weight]
@@ -100,15 +100,17 @@ class Mix:
         return {n: share * back[n] if n in back else (1.0 - share) * w / rest for n, w in weights.items()}
 
     def share(self, step: int) -> float | None:
-        """The replayed sources' share at `step`; None without any."""
+        """The share of the replayed sources at `step`; None where there are none, or no share is set."""
         bound = [share for at, share in self.shares if at <= step]
         return bound[-1] if bound and self.replay else None
 
     def replayed(self) -> dict[str, float]:
-        """Each replayed source's part of the replay, by their weights at the beginning. Raises UserError for none."""
+        """Each replayed source's part of the replay, by the weights at the beginning. Raises UserError where there is
+        none."""
         if not self.replay:
             raise UserError(
-                "stage.ewc measures on the parent's data, and none is known here: name a source replay in the mixture"
+                "stage.ewc measures on the parent's data, and no source here is replayed: name a source replay in the "
+                "mixture"
             )
         return parts({name: self.weights[name].at(0) for name in sorted(self.replay)})
 
@@ -166,7 +168,7 @@ class BatchPlan:
         return min(later, default=None)
 
     def window(self, step: int, steps: int) -> int:
-        """How many steps a window that begins at `step` spans, of the `steps` it would like: none across a change."""
+        """Steps of the window that begins at `step`: at most `steps`, and none beyond the next change."""
         if self.mix.moves:
             steps = min(steps, max(1, self.mix.total // WINDOWS_A_RAMP))
         change = self.next_change(step)
@@ -182,14 +184,14 @@ class BatchPlan:
 
     @staticmethod
     def of(mix: Mix, phases: Sequence[Phase], steps: int) -> BatchPlan:
-        """Of a run of `steps` steps, whose weights move with its progress. Raises UserError for a phase whose weights
-        are not of its sources, or leave nothing to train on."""
+        """The plan of a run of `steps` steps, over which weights move with progress. Raises UserError for a phase with
+        a weight of an unknown source, or without a weight above 0."""
         for number, phase in enumerate(phases):
             _check_weights(f"stage.phases[{number}].weights", phase.weights, mix)
         return BatchPlan(tuple(phases), replace(mix, total=steps))
 
     def planned(self, total: int) -> dict[str, float]:
-        """Positions of each source that the steps up to `total` should give out."""
+        """Positions (or prompts) of each source in the steps up to `total`, by the planned shares."""
         out = dict.fromkeys(self.mix.weights, 0.0)
         steps = sorted({0, total, *(p.step for p in self.phases if p.step < total)})
         for start, stop in zip(steps, steps[1:], strict=False):
@@ -220,11 +222,11 @@ class BatchPlan:
 
     @property
     def _even_rows(self) -> int:
-        """The rows that divide those of every phase."""
+        """The greatest common divisor of the rows of all phases."""
         return math.gcd(*(phase.rows for phase in self.phases))
 
     def idle_workers(self, wanted: int | None, world_size: int, workers: int) -> list[str]:
-        """What to tell of workers that have no stream to read, and so are not started; nothing where all have one."""
+        """A notice about workers that have no stream to read and are not started; empty where all have one."""
         streams = self.streams(wanted, world_size)
         each = streams // world_size
         if workers <= each:
@@ -249,33 +251,33 @@ def fixed(weights: Mapping[str, float], *, row_length: int, rows: int) -> BatchP
 
 
 def mixture(weights: Mapping[str, Any], replay_share: float | None) -> Mix:
-    """Of the weights that a config holds, by source, and the share that the replayed ones have from the first step on
-    (None: by their own weights)."""
+    """The mix of a config. weights: by source, as configured. replay_share: share of the tokens that the replayed
+    sources have from the first step on; None: by their own weights."""
     made = Weight.of_sources(weights)
     shares = () if replay_share is None else ((0, replay_share),)
     return Mix(weights=made, total=PROGRESS, replay=replayed(made), shares=shares)
 
 
 def largest(mix: Mix) -> str:
-    """The source of largest mean weight: of the run's own, if it trains on any, for passes over what is replayed say
-    nothing of the run."""
+    """The source of largest mean weight, among the run's own sources where it trains on any: passes over replayed
+    sources do not measure the run."""
     means = mix.mean()
     own = [name for name, weight in means.items() if weight and name not in mix.replay]
     return max(own or means, key=lambda name: means[name])
 
 
 def replayed(names: Iterable[str]) -> frozenset[str]:
-    """The sources that bring back what the parent has learned: `replay`, or `replay.*` of its own mixture."""
+    """The sources of the parent's data: a source named `replay`, or `replay.*` of the parent's mixture."""
     return frozenset(name for name in names if name == REPLAY or is_inherited(name))
 
 
 def is_inherited(name: str) -> bool:
-    """Whether it is a source of the parent's own mixture, whose share of the tokens is `stage.replay.share`."""
+    """Whether a name is that of a source of the parent's mixture, whose share of the tokens is `stage.replay.share`."""
     return name.startswith(f"{REPLAY}.")
 
 
 def parts(weights: Mapping[str, float]) -> dict[str, float]:
-    """Each weight's part of their sum; equal parts where all are 0: who asks for a share of such sources means some."""
+    """Each weight's part of their sum; equal parts where all are 0, so that a share that is set for them is used."""
     total = sum(weights.values())
     return {name: weight / total if total else 1.0 / len(weights) for name, weight in weights.items()}
 
@@ -284,14 +286,15 @@ def _check_weights(where: str, own: Mapping[str, float] | None, mix: Mix) -> Non
     for name, weight in (own or {}).items():
         if is_inherited(name):
             raise UserError(
-                f"{where} weighs {name}, which is replayed from the parent's mixture: leave it out (all of the replay "
-                f"has stage.replay.share), or name a source {REPLAY} of your own, which phases may weigh"
+                f"{where} has a weight for {name}, which is replayed from the parent's mixture: leave it out "
+                f"(stage.replay.share is the share of all replay), or name a source {REPLAY} of your own, whose weight "
+                "phases may set"
             )
         if name not in mix.weights:
             sources = [source for source in mix.weights if not is_inherited(source)]
             near = difflib.get_close_matches(name, sources, n=1)
             hint = f"did you mean {near[0]}?" if near else f"the sources are {', '.join(sources)}"
-            raise UserError(f"{where} weighs {name}, and there is no such source; {hint}")
+            raise UserError(f"{where} has a weight for {name}, and there is no such source; {hint}")
         if not (math.isfinite(weight) and weight >= 0):
             raise UserError(f"{where}.{name} is {weight}; weights are positive, or 0 for none of it")
     if own is not None and not sum(own.values()):

@@ -49,7 +49,7 @@ class Weight:
 
     @staticmethod
     def of_sources(values: Mapping[str, Any]) -> dict[str, Weight]:
-        """By source. Raises UserError for a weight that cannot be meant, and where nothing is trained on."""
+        """By source. Raises UserError for a weight that is not valid, and where no source has a weight above 0."""
         if not values:
             raise UserError(
                 "data.sources is empty: name at least one, for example data.sources.mine.path=texts/*.jsonl"
@@ -61,7 +61,7 @@ class Weight:
         return weights
 
     def check(self, where: str) -> None:
-        """Raise UserError for what no mixture could follow."""
+        """Raise UserError for an unknown shape, a table without progress 0 or beyond 1, or a weight below 0."""
         if self.shape not in ("linear", "cosine"):
             raise UserError(f"{where}.shape is {self.shape!r}; choose linear or cosine")
         if self.table is not None and (min(self.table) != 0 or max(self.table) > 1):
@@ -75,7 +75,7 @@ class Weight:
 
     @property
     def values(self) -> list[float]:
-        """The weights that it comes to or from."""
+        """All weights of the table, or the weights at the start and the end."""
         return [self.start, self.end] if self.table is None else list(self.table.values())
 
     @property

@@ -5,7 +5,7 @@
 
     data.sources.web.filters.classifier={function: 'my_filters:educational', threshold: 0.5}
 
-A score must depend on the text alone: documents are judged by several processes, and again in every pass.
+A score must depend on the text alone: documents are scored by several processes, and again in every pass.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Classifier:
     threshold: float = 0.5
 
     def check(self, where: str) -> None:
-        """Raise UserError where the function cannot be had; `where` is the dotted key of this block."""
+        """Raise UserError where the function cannot be imported; `where` is the dotted key of this block."""
         _function(self.function, f"{where}.function")
 
     def score(self, text: str) -> float:
@@ -45,15 +45,15 @@ class Classifier:
 
     @property
     def version(self) -> str:
-        """Changes with the function's file: what was derived from its scores is then derived anew."""
+        """A hash of the function's file: when it changes, cached results of the scores are computed again."""
         file = getattr(sys.modules.get(_function(self.function, "function").__module__), "__file__", None)
         return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
 
 
 @cache
 def _function(name: str, where: str) -> Callable[[str], float]:
-    """A function by its name. A config file must not run any function it likes: Python's own library is closed to it,
-    and so is a name that a module has only imported from elsewhere.
+    """A function by its name. A config file must not be able to run any function: those of Python's own library are
+    refused, and so are names that a module only imports from elsewhere.
     """
     module_name, colon, attribute = name.partition(":")
     if not colon or not module_name or not attribute:

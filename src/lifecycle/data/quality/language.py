@@ -25,7 +25,7 @@ class LanguageRule:
     min_probability: Share = 0.5
 
     def check(self, where: str) -> None:
-        """Raise UserError for values that cannot be meant; `where` is the dotted key of this block."""
+        """Raise UserError for values that are not valid; `where` is the dotted key of this block."""
         if not self.keep:
             raise UserError(f"{where}.keep is empty; name languages such as [en], or set {where}=null for all")
         known = _identifier().labels
@@ -44,5 +44,5 @@ def language(text: str) -> tuple[str, float]:
 
 @cache
 def _identifier() -> LanguageIdentifier:
-    """Loaded where the first document is looked at; it takes seconds."""
+    """Loaded for the first document, since loading takes seconds."""
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

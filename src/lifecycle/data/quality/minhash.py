@@ -81,8 +81,9 @@ class Signatures:
 def similar_pairs(signatures: Signatures, threshold: float) -> NDArray[np.int64]:
     """(P, 2) numbers i < j of sets whose estimated similarity reaches `threshold`, by j and then i.
 
-    Not every pair of a cluster: within a band, sets that resemble the first of them are paired with it alone. But all
-    that `repeated` needs: where the first goes itself, those that were paired with it are compared again.
+    Not every pair of a cluster is formed: within a band, sets that are similar to the first one are paired with it
+    alone. These pairs are enough for `repeated`: where that first set is dropped itself, the sets that were paired with
+    it are compared again.
     """
     size = len(signatures)
     if size < 2:
@@ -109,8 +110,8 @@ def repeated(pairs: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _standing(found: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Those of `size` sets that stay, and those among them that resemble one which goes: what they were paired with in
-    a band is not there any more, and another that resembles them may be."""
+    """Of `size` sets, the numbers of those that stay; and among these, of those similar to a dropped set: since the set
+    that they were paired with is gone, another similar one may not have been found yet."""
     gone = np.zeros(size, bool)
     gone[repeated(np.stack([found % size, found // size], axis=1))] = True
     paired = np.unique(found // size)

@@ -73,7 +73,8 @@ def _is_phone(match: re.Match[str]) -> bool:
 
 
 def _is_address(match: re.Match[str]) -> bool:
-    """Whether the text is a public address of the internet: private ones identify no person, and `a[::2]` is none."""
+    """Whether the text is a public internet address: private ones identify no person, and code such as `a[::2]` is no
+    address."""
     if ":" in match[0] and sum(map(bool, match[0].split(":"))) < 3:
         return False
     try:

@@ -87,8 +87,8 @@ class FilterSpec:
     mask_pii: replace mail addresses, telephone, card and US social security numbers and IP addresses by marks: the only
         filter that edits a document.
     exact_duplicates: drop documents whose exact text came before in the source.
-    near_duplicates: drop documents that resemble one before them, in this source or in one named before it that has
-        the filter too; `near` says what resembles.
+    near_duplicates: drop documents that are near duplicates of an earlier one, in this source or in one named before it
+        that has the filter too; `near`: what counts as a near duplicate.
     """
 
     min_chars: FromZero | None = None
@@ -104,7 +104,7 @@ class FilterSpec:
     c4: C4Rules = field(default_factory=C4Rules)
 
     def check(self, where: str) -> None:
-        """Raise UserError for values that cannot be meant; `where` is the dotted key of this block."""
+        """Raise UserError for values that are not valid; `where` is the dotted key of this block."""
         if self.quality not in (True, False, "gopher", "c4"):
             raise UserError(f"{where}.quality is {self.quality!r}; wanted true, false, gopher or c4")
         low, high = self.min_chars or 0, self.max_chars

@@ -1,10 +1,10 @@
-"""What a run that goes on was begun with: it keeps its tokenizer, and reads the rows that it began with, or is refused.
+"""The tokenizer and the data that a resumed run was started with: it continues with the same ones, or is refused.
 
-    outputs/<run>/tokenizer     its own, and its hash in run.json: a recipe is never trained anew under old weights
-    outputs/<run>/data.json     its files by what they hold (size and hash each), and a fingerprint a source
+    outputs/<run>/tokenizer     its tokenizer, whose hash is in run.json: a recipe is not trained again for old weights
+    outputs/<run>/data.json     its files by content (size and hash of each), and a fingerprint of each source
 
-Where a run stands in its data is counted in rows, so other files are other data; the same files in another place, under
-another name or with another time stamp are not: they are read in the order that the run began with.
+The place of a run in its data is counted in rows, so changed files are other data. The same files in another folder,
+under another name or with another time stamp are the same data: they are read in the order that the run began with.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ Listed = Sequence[Sequence[Any]]  # of each file its address, size and stamp
 
 
 def listed(files: Iterable[File]) -> list[list[Any]]:
-    """Files as data.json has them."""
+    """Files as data.json lists them: address, size and stamp of each."""
     return [[file.url, file.size, file.stamp] for file in files]
 
 
 def changes(before: Listed, now: Listed) -> str:
-    """What is another in the files of a source, in words; empty where they hold the same in the same order."""
+    """The changes of a source's files in words; empty where they have the same content in the same order."""
     then, here = ([(size, stamp) for _, size, stamp in files] for files in (before, now))
     if then == here:
         return ""
     gone, new = _names(before, set(here)), _names(now, set(then))
-    said = [
+    found = [
         _some("changed", [name for name in new if name in gone]),
         _some("new", [name for name in new if name not in gone]),
         _some("gone", [name for name in gone if name not in new]),
     ]
-    return "; ".join(filter(None, said)) or "the same files, in another order or number"
+    return "; ".join(filter(None, found)) or "the same files, in another order or number"
 
 
 def in_order(files: Sequence[File], before: Listed) -> tuple[File, ...]:
-    """The files in the order of `before`, of which those that hold the same stood there; files that are not the same as
-    before stay as they come."""
+    """The files in the order in which files of the same content stand in `before`; unchanged where they are not the
+    same files."""
     places: dict[tuple[int, str], list[int]] = {}
     for place, (_, size, stamp) in enumerate(before):
         places.setdefault((size, stamp), []).append(place)
@@ -58,7 +58,7 @@ def in_order(files: Sequence[File], before: Listed) -> tuple[File, ...]:
 
 
 def _names(files: Listed, others: set[tuple[int, str]]) -> list[str]:
-    """The files that hold what none of `others` holds, by their path below the folder that all lie in."""
+    """Paths, below the folder that all files are in, of files whose content (size, stamp) is not in `others`."""
     folder = os.path.commonprefix([os.path.dirname(url) + "/" for url, _, _ in files]).rpartition("/")[0]
     return [url[len(folder) :].lstrip("/") for url, size, stamp in files if (size, stamp) not in others]
 
@@ -70,11 +70,11 @@ def _some(what: str, names: Sequence[str]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Begun:
-    """What stands in the folder of a run that goes on.
+    """The content of the folder of a run that is resumed.
 
-    step: of its last checkpoint, None of a job, which goes on with what it has made. tokenizer: the hash of the one
-    that it was begun with, None where that is the one in its folder. data: the content of data.json, None where there
-    is none: its data is not looked at.
+    step: of its last checkpoint; None for a job, which continues from its output. tokenizer: the hash of the one that
+    the run began with; None: that of the one in its folder. data: the content of data.json; None where there is none,
+    and data is not compared.
     """
 
     folder: Path
@@ -84,7 +84,7 @@ class Begun:
 
     @classmethod
     def of(cls, folder: Path, *, step: int, tokenizer: str | None) -> Begun:
-        """Of a run that trains, which goes on from a checkpoint."""
+        """Of a training run, which continues from a checkpoint."""
         path = folder / NAME
         return cls(
             folder=folder,
@@ -103,15 +103,15 @@ class Begun:
         return in_order(files, before)
 
     def check(self, now: Mapping[str, Any]) -> None:
-        """Raise Refusal where the run would read other held-out files than it began with, or its rows in another way;
-        now: what would be written into data.json."""
+        """Raise Refusal where the held-out files are other ones than the run began with, or rows are treated in another
+        way; now: the present content for data.json."""
         self.check_files({name: sides for name, sides in now["files"].items() if "held_out" in sides})
         self.check_fingerprints(now["fingerprints"])
 
     def check_files(self, found: Mapping[str, Mapping[str, Listed]]) -> None:
-        """Raise Refusal naming the sources, and their files, that hold something else than when the run began.
+        """Raise Refusal that names the sources and files whose content has changed since the run began.
 
-        found: by source the files of its sides, as in data.json.
+        found: by source the files of each side (training, held_out), as in data.json.
         """
         if self.data is None:
             return
@@ -145,18 +145,18 @@ class Begun:
         )
 
     def own_tokenizer(self, named: Tokenizer | None, place: str) -> Tokenizer | None:
-        """The run's own; None where its folder has lost it and the config names none that is here.
+        """The run's own tokenizer; None where its folder has none and the config names none on this machine.
 
         named: the one that the config names now, at `place`; None for a recipe. Raises Refusal where one of the two
         is not the one that the run was begun with.
         """
         kept = self.folder / "tokenizer"
         own = load(str(kept)) if kept.is_dir() else None
-        known = own.sha256 if self.tokenizer is None and own is not None else self.tokenizer
-        if own is not None and known is not None and own.sha256 != known:
-            raise self._other(str(kept), own, known, "put back what the run wrote there")
-        if named is not None and known is not None and named.sha256 != known:
-            raise self._other(place, named, known, "name the tokenizer that it began with, or choose another run=NAME")
+        wanted = own.sha256 if self.tokenizer is None and own is not None else self.tokenizer
+        if own is not None and wanted is not None and own.sha256 != wanted:
+            raise self._other(str(kept), own, wanted, "put back what the run wrote there")
+        if named is not None and wanted is not None and named.sha256 != wanted:
+            raise self._other(place, named, wanted, "name the tokenizer that it began with, or choose another run=NAME")
         return own or named
 
     def check_trained(self, made: Tokenizer) -> Tokenizer:
@@ -165,10 +165,10 @@ class Begun:
             raise self._other("the recipe in data.tokenizer", made, self.tokenizer, "put its tokenizer/ folder back")
         return made
 
-    def _other(self, place: str, found: Tokenizer, known: str, advice: str) -> Refusal:
+    def _other(self, place: str, found: Tokenizer, wanted: str, advice: str) -> Refusal:
         return Refusal(
-            f"run {self.folder} goes on from {self._where} and was begun with the tokenizer of hash {known[:16]}, but "
-            f"{place} has the hash {found.sha256[:16]}: its weights would read other words in the same ids; {advice}"
+            f"run {self.folder} goes on from {self._where} and was begun with the tokenizer of hash {wanted[:16]}, but "
+            f"{place} has the hash {found.sha256[:16]}: the same ids would mean other words to its weights; {advice}"
         )
 
 

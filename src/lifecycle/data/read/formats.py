@@ -30,8 +30,9 @@ JUDGED = frozenset({"chat", "preference", "prompt"})
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Columns that published sets of a format have. columns: our field -> the row's, all of which a row has; extra:
-    those that it may have. holds: a text that stands in answers, where columns alone do not tell."""
+    """Columns that published sets of a format have. columns: our field -> the row's column, all of which a row has;
+    extra: columns that it may have. holds: a text that is in every answer, where the columns alone fit other formats
+    too."""
 
     columns: Mapping[str, str | list[str]]
     extra: Mapping[str, str] = field(default_factory=dict)
@@ -226,7 +227,7 @@ FORMATS: Mapping[str, Format] = {one.name: one for one in LIST}
 
 
 class Reading(Protocol):
-    """What a source says of how its rows are read."""
+    """The settings of a source that decide how its rows are read."""
 
     @property
     def format(self) -> str: ...
@@ -257,7 +258,7 @@ def to_record(row: Mapping[str, Any], *, spec: Reading, name: str, row_id: str) 
 
 
 def fields_of(row: Mapping[str, Any], spec: Reading) -> Fields:
-    """The row by our names."""
+    """The fields of a row by our names."""
     return Fields(
         values=row,
         names=spec.fields,
@@ -268,7 +269,7 @@ def fields_of(row: Mapping[str, Any], spec: Reading) -> Fields:
 
 
 def _level(row: Fields) -> float | None:
-    """A number, or the number at the end of a text ("Level 3"); None where the row leaves it open ("Level ?")."""
+    """A number, or the number at the end of a text ("Level 3"); None where the row has none ("Level ?")."""
     value = row.look("level") if "level" in row.names else None
     if value is None or (isinstance(value, str) and value.rstrip().endswith("?")):
         return None

@@ -1,7 +1,7 @@
-"""Records as plain text: documents, how they begin, and what is said in answer.
+"""Records as plain text: the whole document, its beginning up to the answer, and the answer.
 
-A conversation is written out in plain words, the same under every tokenizer: a chat template's marks are special
-tokens, which a document cannot hold. What the assistant thinks stays in its tags.
+A conversation is written with plain role names, the same under every tokenizer: a chat template's marks are special
+tokens, which a document cannot hold. The assistant's reasoning stays in its tags.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ BLANK_LINE = "\n\n"
 
 
 def as_text(record: Record) -> str:
-    """The document of the view `text`, and what filters, duplicates, evaluation items and held-out shares look at: of
-    a pair, the prompt and both answers."""
+    """The document of a record in the view `text`, which the filters, the search for duplicates and evaluation items,
+    and the held-out split read too; of a pair, the prompt and both answers."""
     if record.text is not None:
         return record.text
     if record.chosen is not None:
         return _turns([*(record.messages or []), *record.chosen, *record.rejected])
     if record.prompt is None:
-        said = [] if record.completion is None else [{"role": "assistant", "content": record.completion}]
-        return _turns([*(record.messages or []), *said])
+        answer = [] if record.completion is None else [{"role": "assistant", "content": record.completion}]
+        return _turns([*(record.messages or []), *answer])
     if record.completion is None and record.answer is None:
         return record.prompt
     if record.completion is not None and record.completion.startswith(record.prompt):  # a program and its beginning
@@ -37,7 +37,7 @@ def as_text(record: Record) -> str:
 
 
 def question(record: Record) -> str:
-    """How the document begins that asks what the record asks: what follows is the answer."""
+    """The beginning of the document, up to the answer. Raises BadRow for a record that is only a text."""
     if record.text is not None:
         raise BadRow("no prompt in a text")
     if record.prompt is None:
@@ -53,18 +53,18 @@ def question(record: Record) -> str:
 
 
 def held_out_by(record: Record) -> str:
-    """The text whose hash says whether the record is held out: of a judged answer its prompt alone, for sets have many
-    answers to one prompt, and a model that was trained on one of them knows the others' prompt."""
+    """The text whose hash decides whether the record is held out. Of a pair or a labelled answer it is the prompt
+    alone: sets have many answers to one prompt, and a model trained on one of them has seen the others' prompt."""
     return question(record) if is_preference(record) else as_text(record)
 
 
 def is_preference(record: Record) -> bool:
-    """Whether somebody said how good its answers are."""
+    """Whether the record holds a preference: a pair of answers, or an answer with a label."""
     return record.chosen is not None or record.label is not None
 
 
 def answered(record: Record) -> str:
-    """What the assistant says in the end; of a pair, the chosen answer; "" where none is known."""
+    """The text of the last answer; of a pair, the chosen one; "" where the record has none."""
     if record.completion is not None:
         return record.completion
     if record.prompt is None:
@@ -82,7 +82,8 @@ def answered(record: Record) -> str:
 
 
 def asked(row: Mapping[str, Any], spec: Reading) -> str:
-    """What a row of an evaluation set asks: its question or prompt; of other formats all of it. Raises BadRow."""
+    """The text of an evaluation item that is searched for: its question or prompt; of other formats the whole document.
+    Raises BadRow."""
     if "question" in FORMATS[spec.format].needs:
         return fields_of(row, spec).text("question")
     record = to_record(row, spec=spec, name="", row_id="")
@@ -90,9 +91,9 @@ def asked(row: Mapping[str, Any], spec: Reading) -> str:
 
 
 def _turns(turns: Sequence[Mapping[str, Any]]) -> str:
-    return "\n\n".join(f"{turn['role'].capitalize()}: {_said(turn)}" for turn in turns)
+    return "\n\n".join(f"{turn['role'].capitalize()}: {_content(turn)}" for turn in turns)
 
 
-def _said(turn: Mapping[str, Any]) -> str:
+def _content(turn: Mapping[str, Any]) -> str:
     calls = [json.dumps(call["function"], ensure_ascii=False) for call in turn.get("tool_calls") or []]
     return "\n".join([*filter(None, [turn["content"]]), *calls])

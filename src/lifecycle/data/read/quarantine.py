@@ -29,7 +29,7 @@ def quarantine(path: Path, raw: RawRow, reason: str, *, most_bytes: int = MOST_B
 
 
 def beginning(raw: RawRow) -> RawRow:
-    """The row with as much of its content as a quarantine shows: what is kept of rows that may yet turn out bad."""
+    """The row with only so much of its content as a quarantine shows: for rows that may be found bad later."""
     return raw if isinstance(raw.payload, dict) else raw._replace(payload=raw.payload[: 4 * SHOWN_CHARACTERS])
 
 

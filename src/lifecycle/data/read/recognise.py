@@ -2,7 +2,7 @@
 
 A layout of `formats.LIST` fits where every row has its columns and at least half of the rows become records by it. The
 first that fits and gives the view of the run is taken; for the view `text`, a column of text before all others. Rows
-whose answers are called good or bad are nothing else: a view that would train on bad ones unasked is refused.
+with answers labelled good or bad have no other format: a view that would train on the bad answers is refused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lifecycle.errors import UserError
 from lifecycle.system.say_once import say_read
 
 ROWS = 20
-"""Rows that are looked at."""
+"""Number of rows that are read to recognise a format."""
 
 
 def recognised(spec: SourceSpec, found: Listing, *, where: str, view: str) -> tuple[SourceSpec, Listing]:
@@ -33,7 +33,7 @@ def recognised(spec: SourceSpec, found: Listing, *, where: str, view: str) -> tu
     if spec.format != AUTO:
         return spec, found
     seen = _first_rows(found)
-    if not seen:  # nothing that can be read: the error comes from the reader, which knows why
+    if not seen:  # nothing that can be read: the reader raises the error, which gives the reason
         return replace(spec, format="text"), found
     fits = [(form, layout) for form in _in_order(view) for layout in form.layouts if _fits(seen, spec, form, layout)]
     labelled = [fit for fit in fits if fit[0] is FORMATS["unpaired"]]

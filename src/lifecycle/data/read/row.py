@@ -37,7 +37,7 @@ class Position(NamedTuple):
 class RawRow(NamedTuple):
     """A row before parsing. line: 1-based in its file. next: where the row after it starts. fault: why it is bad.
 
-    share: of its file's rows those up to it, where the file says how many it has.
+    share: of its file's rows, the share up to and with this one, where the file stores its number of rows.
     """
 
     ordinal: int
@@ -75,8 +75,8 @@ def parse(raw: RawRow) -> dict[str, Any]:
 
 
 def _lenient(text: str) -> Any:
-    """What Python's own parser makes of it, which takes what Python, pandas and `datasets` write: NaN, Infinity and
-    halves of surrogate pairs (U+FFFD then)."""
+    """The value by Python's own parser, which accepts what Python, pandas and `datasets` write: NaN, Infinity, and
+    single surrogates (which become U+FFFD)."""
     try:
         return _well_formed(json.loads(text))
     except (ValueError, RecursionError):

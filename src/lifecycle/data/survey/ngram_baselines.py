@@ -1,12 +1,12 @@
-"""What counting alone can do: unigram and bigram perplexity on the held-out rows, from the same training text.
+"""Baselines from counts alone: unigram and bigram perplexity on the held-out rows, counted on the training text.
 
     unigram  p(w) = (c(w) + 1) / (N + V)
     bigram   p(w|v) = (c(v, w) + t(v) p(w)) / (c(v) + t(v)),  t(v) the number of distinct words after v
              (Witten and Bell 1991, interpolated)
 
 A language model that is not far below both has learned no more than frequencies. Only trained tokens are counted and
-measured, as w: under the view `chat` what the assistant writes, behind whatever stands before it. Pairs, judged
-completions and prompts have no perplexity, and no baseline.
+measured, as w: under the view `chat` those that the assistant writes, each after the token before it (v). Pairs,
+labelled answers and prompts have no perplexity, and no baseline.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Counts, lengths and samples of some rows of a source; parts that several processes measured add up.
+"""Counts, lengths and samples of some rows of a source; the results of several processes add up.
 
-Apart from `mixture.py` because the processes import what they need, and this needs little.
+A module of its own, beside `mixture.py`, so that the processes import little.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Measured:
     items: dict[int, Shown] = field(default_factory=dict)
 
     def add(self, other: Measured, most: int) -> None:
-        """Take in another part, and keep `most` samples of each verdict: those of least priority."""
+        """Add another part; of the samples of each verdict the `most` with the lowest priority numbers stay."""
         self.counts += other.counts
         self.masked += other.masked
         self.lengths += other.lengths
@@ -126,12 +126,12 @@ def left_out_samples(source: Source, seed: int, most: int) -> list[Sample]:
 
 
 def priority(seed: int, source: Source, row: int) -> int:
-    """A random number of the row: the samples of least priority are a fair draw, the same in every process."""
+    """A random number of the row, the same in every process: rows with the lowest numbers are a uniform sample."""
     return derive(seed, "sample of rows", source.name, row)
 
 
 def least(samples: Sequence[Sample], most: int) -> list[Sample]:
-    """The `most` samples of least priority of each verdict."""
+    """Of each verdict, the `most` samples with the lowest priority numbers."""
     kept, number = list[Sample](), Counter[str]()
     for sample in sorted(samples):
         number[sample[1]] += 1
@@ -141,7 +141,7 @@ def least(samples: Sequence[Sample], most: int) -> list[Sample]:
 
 
 def excerpt(raw: RawRow, source: Source) -> str:
-    """The start of a row's document as it was before any filter; of a row that gives none, the row itself."""
+    """The start of a row's document before any filter; of a bad row, the start of the row as its file has it."""
     try:
         record = to_record(parse(raw), spec=source.spec, name=source.name, row_id="")
     except BadRow:

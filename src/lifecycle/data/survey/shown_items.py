@@ -17,7 +17,7 @@ from lifecycle.tokenizer.tokenizer import Tokenizer
 MOST_TOKENS = 600  # of a part that is shown whole
 END_TOKENS = 200  # of a longer one, from its beginning and from its end
 MOST_CHARACTERS = 300  # of a fact
-UNFINISHED = "\ufffd"  # what half a letter is shown as
+UNFINISHED = "\ufffd"  # the text of a token that ends inside a character
 
 Shown = dict[str, Any]
 
@@ -34,8 +34,8 @@ def shown_item(item: Item, tokenizer: Tokenizer) -> Shown:
         return {"parts": parts, "facts": {} if item.margin is None else {"margin": f"{item.margin:g}"}}
     if isinstance(item, Prompt):
         facts = {"answer": item.answer, **item.meta}
-        told = {key: _fact(value) for key, value in facts.items() if value not in (None, "", [], {})}
-        return {"parts": [_part("prompt", item.ids, np.zeros(len(item.ids), np.bool_), tokenizer)], "facts": told}
+        shown = {key: _fact(value) for key, value in facts.items() if value not in (None, "", [], {})}
+        return {"parts": [_part("prompt", item.ids, np.zeros(len(item.ids), np.bool_), tokenizer)], "facts": shown}
     name = "" if item.wanted is None else "a good answer" if item.wanted else "a bad answer"
     return {"parts": [_part(name, item.ids, trained_of(item), tokenizer)], "facts": {}}
 
@@ -61,7 +61,7 @@ def _part(name: str, ids: Ids, trained: NDArray[np.bool_], tokenizer: Tokenizer)
 
 
 def _texts(ids: Ids, trained: NDArray[np.bool_], tokenizer: Tokenizer) -> list[list[Any]]:
-    """The text of each token. Tokens that are parts of one letter stand together."""
+    """The text of each token; tokens that are parts of one character are joined."""
     out: list[list[Any]] = []
     before, begun = "", 0
     for n in range(len(ids)):

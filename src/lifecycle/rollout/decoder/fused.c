@@ -1,11 +1,11 @@
-/* One decode step of a decoder on a CPU, all blocks in one call; fused.py says what goes in.
+/* One decode step of a decoder on a CPU, all blocks in one call; fused.py makes its inputs.
 
-   Every number of a row is summed in an order that depends on the sizes of the model alone, so that a row comes out with
-   the same bits whatever rows are decoded with it. Vectors are GCC's: the compiler turns them into what the machine has.
+   Every number of a row is summed in an order that depends on the sizes of the model alone, so that a row has the same
+   bits whatever rows are decoded with it. Vectors are GCC's vector types, which any machine can compile.
 
    A model in bf16 keeps its matrices in bf16, half the bytes, and rounds where torch rounds; sums are fp32. The cache may
-   be bf16 by itself. Processors with bf16 products make two at a time (below: UNITS); the others widen by a shift and add
-   in the same order, so that both come to the same bits.
+   be bf16 whatever the model is. Processors with bf16 instructions multiply two numbers at a time (UNITS); the others
+   widen to fp32 by a shift and add in the same order, so that both give the same bits.
 
    Sizes: B rows, D width, H query heads, G key-value heads, K width of a head, P rotated part of it, F width of the
    feed-forward part, V vocabulary, C slots of a row of the cache. */
@@ -14,7 +14,7 @@
 
 typedef struct {
   const float *attention_norm, *qkv_bias, *q_norm, *k_norm, *ffn_norm, *router, *router_bias, *shared_gate;
-  const void *qkv, *o, *gate_up, *down; /* panels, see `tile`; with latent attention `qkv` makes queries alone */
+  const void *qkv, *o, *gate_up, *down; /* panels, see `tile`; with latent attention `qkv` gives only the queries */
   const void *q_down, *kv_down, *k_up, *v_up, *experts_gate_up, *experts_down;
   void *keys, *values; /* (rows, G, C, K); latent: (rows, C, rank + P), and null */
   long window;         /* 0: none */
@@ -23,10 +23,10 @@ typedef struct {
 
 typedef struct {
   long layers, D, H, G, K, P, V, C;
-  long F;                                    /* the largest of a layer */
+  long F;                                    /* the largest F of any layer */
   long rank, q_rank, nope, value, kept;      /* latent attention; kept: rank + P, rounded up; rank 0: plain attention */
   long E, A, X, groups, active_groups;       /* experts; 0: none */
-  long sigmoid, normalise;                   /* how they are scored */
+  long sigmoid, normalise;                   /* router: sigmoid scores (else softmax); weights of a row sum to 1 */
   long half;       /* matrices are bf16, and every result is rounded to it */
   long half_cache; /* keys and values are bf16 */
   float eps, inner_eps, scale, routed_scale; /* of norms, those inside latent attention, its scores, experts */
@@ -38,7 +38,7 @@ typedef struct {
   long B;
   const long *rows;             /* of the cache */
   const long *positions;        /* -1: an inactive row */
-  const long *prefix_rows, *prefix_lengths; /* the first so many positions are read from that row; or null */
+  const long *prefix_rows, *prefix_lengths; /* (B,) row of the shared prefix, and its number of positions; or null */
   const float *cos, *sin;       /* of every position, (., P) */
   float *x;                     /* (B, D): embeddings */
   float *logits;                /* (B, V) */
@@ -48,14 +48,14 @@ typedef struct {
 #include "fused_attention.h"
 #include "fused_experts.h"
 
-/* How many floats `Step.scratch` holds. */
+/* The number of floats that `Step.scratch` must hold. */
 long scratch_size(const Model *m, long B) {
   long plain = (2 * m->H + 2 * m->G) * m->K;
   long attention = m->rank ? latent_size(m, B) + B * m->H * m->value : B * plain;
   return B * (2 * m->D + 3 * m->F + m->H * (m->C + LANES)) + attention + experts_size(m, B);
 }
 
-/* The feed-forward part, from its input to what is added to x. */
+/* x += the feed-forward part of y: dense, experts, or both. */
 static void feed_forward(const Model *m, const Layer *layer, const Step *s, const float *y, float *shared,
                          float *scratch) {
   long B = s->B, F = layer->F, experts = layer->router != 0;

@@ -1,10 +1,10 @@
 """A decoder for the next token of a few sequences on a CPU, all blocks in one call of our own C (fused.c).
 
-The same numbers as the model's own cached forward pass, up to rounding. With few rows a step of torch's kernels spends
-its time on starting them and on products made for many rows; here a matrix is read once, in panels of 16 columns, by
-six rows at a time, a row reads only the positions that it has, and samples of one prompt read the prompt's keys and
-values from one row, which the processor still has in its cache. A row's bits do not depend on its neighbours. Plain and
-latent attention, dense parts and experts.
+The same numbers as the model's own cached forward pass, up to rounding. With few rows, torch spends most of a step on
+starting kernels and on products that are laid out for many rows. Here a matrix is read once, in panels of 16 columns,
+for six rows at a time; a row reads only its own positions; and samples of one prompt read the prompt's keys and values
+from one row, which is still in the processor's cache. A row's bits do not depend on the other rows. Plain and latent
+attention, dense feed-forward parts and experts.
 
 A model in bf16 is read as bf16, half the bytes, and summed in fp32; what torch rounds to bf16 is rounded here too. The
 cache may be fp32 or bf16, whatever the model is.
@@ -32,10 +32,10 @@ from lifecycle.rollout.decoder.packed_linear import joined, joined_biases
 from lifecycle.rollout.decoder.shared_prefix import SharedPrefix
 
 PANEL, LANES = 16, 8
-"""Of fused.c: columns of a panel, floats of a vector."""
+"""As in fused.c: columns of a panel, floats of a vector."""
 
 DTYPES = (torch.float32, torch.bfloat16)
-"""Of weights, and of the cache."""
+"""Dtypes that weights and cache may have."""
 
 _Pointer, _Long = ctypes.c_void_p, ctypes.c_long
 
@@ -146,7 +146,7 @@ class Fused:
         self._lay_out()
 
     def _point_at(self, cache: Cache) -> None:
-        assert cache.keys[0].dtype in DTYPES  # C does not check
+        assert cache.keys[0].dtype in DTYPES  # the C code does not check it
         self._model.C, self._model.half_cache = cache.capacity + 1, cache.keys[0].dtype == torch.bfloat16
         for number, (layer, keys, window) in enumerate(zip(self._layers, cache.keys, cache.windows, strict=True)):
             values = cache.values[number].data_ptr() if cache.values else None
@@ -207,7 +207,8 @@ class Fused:
             layer.shared_gate = self._vector(None if ffn.shared_gate is None else ffn.shared_gate.weight)
 
     def _matrix(self, weights: Sequence[Tensor]) -> int:
-        """Address of weights (N, K) over one another as panels: (N / PANEL, K, PANEL), in bf16 two of K together."""
+        """Address of weights (N, K), stacked along N, as panels: (N / PANEL, K, PANEL), or (N / PANEL, K / 2, PANEL, 2)
+        in bf16."""
         dtype = torch.bfloat16 if self._model.half else torch.float32
         panels = joined(weights).to(dtype).unflatten(0, (-1, PANEL)).transpose(1, 2)
         if self._model.half:

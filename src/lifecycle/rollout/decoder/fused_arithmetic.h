@@ -10,7 +10,7 @@
 #endif
 
 #ifdef __AVX512F__
-#define WIDTH 16 /* floats of the widest vector */
+#define WIDTH 16 /* floats in the machine's widest vector */
 #else
 #define WIDTH 8
 #endif
@@ -33,14 +33,14 @@ typedef unsigned short bf16;
 
 INLINE float sum(vec v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
 
-INLINE ints nearest(vec x) { /* the nearest bf16 in the upper half of each number, to even between two */
+INLINE ints nearest(vec x) { /* the upper half of each number becomes the nearest bf16, ties to even */
   ints bits = (ints)x;
   return bits + 0x7FFF + ((bits >> 16) & 1);
 }
 
 INLINE vec rounded(vec x, long half) { return half ? (vec)(nearest(x) & HIGH) : x; }
 
-/* Eight numbers from place i on of an array of floats or of bf16. */
+/* Eight numbers from index i on of an array: bf16 if `half`, else floats. */
 INLINE vec load(const int half, const void *from, long i) {
   if (!half) return SEEN((const float *)from + i);
   return (vec)(__builtin_convertvector(*(const shorts *)((const bf16 *)from + i), unsigneds) << 16);
@@ -54,7 +54,7 @@ INLINE void store(const int half, void *to, long i, vec x) {
 }
 
 INLINE vec exponential(vec x) { /* Cody and Waite's reduction and a polynomial; 0 below -87, inf above 88.7 */
-  const float shift = 12582912.0f; /* 1.5 * 2^23: what is added to it is rounded to a whole number */
+  const float shift = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
   vec whole = (x * 1.44269504f + shift) - shift;
   vec r = (x - whole * 0.693359375f) - whole * -2.12194440e-4f;
   vec y = r * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -64,12 +64,13 @@ INLINE vec exponential(vec x) { /* Cody and Waite's reduction and a polynomial; 
   y = y * r + 5.0000001201e-1f;
   y = y * r * r + r + 1.0f;
   ints power = (__builtin_convertvector(whole, ints) + 127) << 23;
-  ints small = x <= -87.0f, large = x >= 88.0f; /* neither for what is not a number, which stays that */
+  ints small = x <= -87.0f, large = x >= 88.0f; /* both false for NaN, so that NaN stays NaN */
   ints bits = (ints)(y * (vec)power) & ~small;
   return (vec)((bits & ~large) | (large & 0x7F800000));
 }
 
-/* A row that a product reads: floats, or with UNITS and bf16 matrices bf16, in the first half of its place. */
+/* Input rows of products hold floats; with UNITS and bf16 matrices they hold bf16, in the first half of their memory.
+   `taken` reads eight numbers of such a row, `take` writes them, rounded to bf16 where the model is bf16. */
 INLINE vec taken(const float *row, long i, long half) { return UNITS && half ? load(1, row, i) : SEEN(row + i); }
 
 INLINE void take(float *row, long i, vec x, long half) {
@@ -79,7 +80,7 @@ INLINE void take(float *row, long i, vec x, long half) {
     AT(row + i) = rounded(x, half);
 }
 
-/* product: whether one reads the result. */
+/* RMS norm of n numbers: y = x / rms(x) * weight. product: whether y is the input row of a product. */
 INLINE void norm(const float *x, const float *weight, long n, float eps, long half, const int product, float *y) {
   vec squares = {0};
   for (long i = 0; i < n; i += LANES) squares += SEEN(x + i) * SEEN(x + i);
@@ -94,9 +95,9 @@ INLINE void norm(const float *x, const float *weight, long n, float eps, long ha
 }
 
 /* -- products: y = x W' + b, or y += x W'. W (N, K) comes as panels: (N / PANEL, K, PANEL) of floats, or
-   (N / PANEL, K / 2, PANEL, 2) of bf16. With those and UNITS a row of x holds bf16 too, in the first half of its place. */
+   (N / PANEL, K / 2, PANEL, 2) of bf16. With bf16 and UNITS a row of x holds bf16 too, in the first half of its memory. */
 
-/* Column k of R rows times row k of a panel, and in bf16 with UNITS two of each. */
+/* total += column k of R rows of x times row k of a panel; for bf16 with UNITS, two of each at once. */
 INLINE void add(const int R, wide total[][PARTS], const float *x, long K, const wide *of) {
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++)
@@ -111,7 +112,7 @@ INLINE void add_two(const int R, wide total[][PARTS], const float *x, long k, lo
     total[r][0] = (wide)_mm512_dpbf16_ps((__m512)total[r][0], (__m512bh)mine, (__m512bh)two[0]);
   }
 #else
-  wide of[PARTS]; /* the second of the two first, as the units have it */
+  wide of[PARTS]; /* the second of each two is added first, the order of the bf16 instruction */
   for (int part = 0; part < PARTS; part++) of[part] = (wide)(two[part] & HIGH);
   add(R, total, x + k + 1, K, of);
   for (int part = 0; part < PARTS; part++) of[part] = (wide)(two[part] << 16);
@@ -139,7 +140,7 @@ INLINE void tile(const int half, const int R, const float *x, const void *panel,
 
 INLINE void rows(const int half, const float *x, const void *panel, const float *bias, long B, long K, long N, float *y,
                  int adds) {
-  const int most = half && PARTS > 1 ? 4 : TILE; /* what sixteen registers hold beside the two of bf16 */
+  const int most = half && PARTS > 1 ? 4 : TILE; /* rows whose sums fit sixteen registers beside the two for bf16 */
   for (long row = 0; row < B; row += most) {
     const float *from = x + row * K;
     float *to = y + row * N;
@@ -154,7 +155,7 @@ INLINE void rows(const int half, const float *x, const void *panel, const float 
   }
 }
 
-/* Panel p of a matrix: PANEL columns of B rows of y, which stand `stride` apart. */
+/* Product with panel p of a matrix: PANEL columns of B rows of y, which lie `stride` floats apart. */
 static void product(long half, const float *x, const void *panels, long p, const float *bias, long B, long K,
                     long stride, float *y, int adds) {
   const float *b = bias ? bias + p * PANEL : 0;
@@ -170,7 +171,7 @@ static void linear(long half, const float *x, const void *panels, const float *b
   for (long p = 0; p < N / PANEL; p++) product(half, x, panels, p, bias, B, K, N, y, adds);
 }
 
-/* silu(g) u of a row (2, F), for a product. */
+/* silu(g) u of a row (2, F) that holds g and u; the result is the input row of a product. */
 static void gate(const float *gate_up, long F, long half, float *out) {
   for (long i = 0; i < F; i += LANES) {
     vec g = SEEN(gate_up + i), silu = rounded(g / (1.0f + exponential(-g)), half);

@@ -1,4 +1,4 @@
-/* Attention of fused.c: one query a row over what the cache holds, plain or latent. */
+/* Attention of fused.c: one query a row over the keys and values in the cache, plain or latent. */
 
 static void rotate(float *x, const float *cos, const float *sin, long P, long half) {
   for (long i = 0; i < P / 2; i++) {
@@ -34,7 +34,7 @@ static void place(const Model *m, const Layer *layer, const Step *s, long b, flo
   }
 }
 
-typedef struct { /* one row's keys and values of one head; positions before `shared` are read from another row's */
+typedef struct { /* one row's keys and values of one head; those of positions before `shared` are in another row */
   const void *keys, *values, *shared_keys, *shared_values;
   long shared, first, last;
 } Past;
@@ -44,7 +44,7 @@ INLINE const void *at(const int half, const void *own, const void *shared, const
   return from + (past->first + j) * K * (half ? sizeof(bf16) : sizeof(float));
 }
 
-/* N vectors, from place i on, of the sum of values by their weights. */
+/* out[i ..]: N vectors of the weighted sum of values, times `share`. */
 INLINE void weigh(const int half, const int N, const Past *past, const float *weights, float share, long i, long K,
                   long rounds, float *out) {
   vec total[N];
@@ -56,7 +56,8 @@ INLINE void weigh(const int half, const int N, const Past *past, const float *we
   for (int n = 0; n < N; n++) take(out, i + n * LANES, total[n] * share, rounds);
 }
 
-/* softmax(scale q k') v of one query over positions [first, last], of values the first `width`; for a product. */
+/* softmax(scale q k') v of one query over positions [first, last], with the first `width` numbers of each value; `out`
+   is the input row of a product. */
 INLINE void attend(const int half, const float *q, const Past *past, long K, long width, float scale, long rounds,
                    float *scores, float *out) {
   float top = -INFINITY;
@@ -103,7 +104,7 @@ static void attend_one(const Model *m, const float *q, const Past *past, long K,
 
 static void attend_all(const Model *m, const Layer *layer, const Step *s, const float *qkv, float *scores, float *out) {
   long K = m->K, group = m->H / m->G;
-  long head = UNITS && m->half ? K / 2 : K; /* floats that one takes up in `out` */
+  long head = UNITS && m->half ? K / 2 : K; /* floats in `out` that one head takes */
   float scale = 1.0f / sqrtf((float)K);
 #pragma omp for schedule(static) collapse(2)
   for (long g = 0; g < m->G; g++)
@@ -117,7 +118,7 @@ static void attend_all(const Model *m, const Layer *layer, const Step *s, const 
 
 /* -- latent attention, see latent.py: all heads look at the same L + P numbers of a position, the first L are the value */
 
-/* Queries (B, H, N + P) -> their parts without positions (H, B, N), for a product; the rotated parts go to `q`, after L
+/* Queries (B, H, N + P) -> their unrotated parts (H, B, N), as input of a product; the rotated parts go to `q`, after L
    numbers of (B, H, L + P). What the row keeps is normalised, rotated and stored. */
 static void place_latent(const Model *m, const Layer *layer, const Step *s, long b, const float *queries, float *kept,
                          float *plain, float *q) {
@@ -140,7 +141,7 @@ static void place_latent(const Model *m, const Layer *layer, const Step *s, long
   }
 }
 
-/* scratch: the floats of `latent_size`; out: (B, H, values), for a product. */
+/* scratch: `latent_size` floats. out: (B, H, values), the input of a product. */
 static void attend_latent(const Model *m, const Layer *layer, const Step *s, const float *y, float *scratch,
                           float *scores, float *out) {
   long B = s->B, H = m->H, N = m->nope, L = m->rank, J = L + m->P, half = m->half, queries = H * (N + m->P);

@@ -1,16 +1,18 @@
-/* Experts of fused.c, see moe.py: a router chooses some for every row; those of one expert are multiplied together.
+/* Mixture of experts of fused.c, see moe.py: a router chooses A experts for every row; the rows of one expert are
+   multiplied together.
 
-   A row's sums go over its own experts in their order, so that its bits do not depend on who else visits them.
+   A row's results are summed over its own experts in the order of their numbers, so that its bits do not depend on
+   which other rows the same experts process.
 
-   E experts, A of them for a row, X their width, M = B A visits in the order of experts. */
+   E experts, A of them for a row, X their width, M = B A visits (a row at an expert), in the order of experts. */
 
 typedef int number __attribute__((may_alias));
 
-/* What stands in the scratch of experts. */
+/* Arrays in the scratch memory of the experts. */
 typedef struct {
   float *scores, *ranks, *weights;        /* (B, E rounded up) twice, (B, A) */
   float *rows, *gate_up, *inner, *made;   /* of every visit: (M, D), (M, 2 X), (M, X), (M, D) */
-  number *chosen, *place, *starts;        /* (B, A) in order, (B, A) which visit it is, (E + 1) */
+  number *chosen, *place, *starts;        /* (B, A) expert numbers, (B, A) visit numbers, (E + 1) first visits */
 } Visits;
 
 static long rounded_up(long n) { return (n + LANES - 1) / LANES * LANES; }
@@ -42,12 +44,12 @@ static float score_of(float logit, long sigmoid) {
 static void softmax(float *x, long n) {
   float top = x[0], mass = 0;
   for (long i = 1; i < n; i++) top = x[i] > top ? x[i] : top;
-  for (long i = 0; i < n; i += LANES) AT(x + i) = exponential(SEEN(x + i) - top); /* and what is behind them */
+  for (long i = 0; i < n; i += LANES) AT(x + i) = exponential(SEEN(x + i) - top); /* also the padding after them */
   for (long i = 0; i < n; i++) mass += x[i];
   for (long i = 0; i < n; i++) x[i] /= mass;
 }
 
-/* Close the groups of experts that are not among the best: their ranks become -inf. */
+/* Exclude the groups of experts that are not among the best `active_groups`: their ranks become -inf. */
 static void close_groups(const Model *m, float *ranks) {
   long size = m->E / m->groups;
   float worth[m->groups];
@@ -67,7 +69,7 @@ static void close_groups(const Model *m, float *ranks) {
   }
 }
 
-/* The A best of E ranks, in the order of their numbers. */
+/* The experts with the A highest of E ranks, in the order of their numbers. */
 static void choose(float *ranks, long E, long A, number *chosen) {
   for (long a = 0; a < A; a++) {
     long best = 0, to = a;
@@ -78,11 +80,11 @@ static void choose(float *ranks, long E, long A, number *chosen) {
   }
 }
 
-/* The experts of row b, and what each counts. y: as a product reads it. */
+/* The experts of row b and their weights. y: the input row of a product. */
 static void route(const Model *m, const Layer *layer, const float *y, long b, const Visits *v) {
   long E = m->E, A = m->A;
   float *scores = v->scores + b * rounded_up(E), *ranks = v->ranks + b * rounded_up(E), *weights = v->weights + b * A;
-  float mass = 0, nothing = 0; /* or not a number, where a score is not */
+  float mass = 0, nothing = 0; /* `nothing`: 0, or NaN where a rank is NaN or infinite */
   for (long e = 0; e < E; e++) {
     vec products = {0};
     for (long i = 0; i < m->D; i += LANES) products += taken(y, i, m->half) * SEEN(layer->router + e * m->D + i);
@@ -103,7 +105,7 @@ static void route(const Model *m, const Layer *layer, const float *y, long b, co
   }
 }
 
-/* Count the visits of each expert, and give every one its line. One thread. */
+/* Count the visits of each expert, and number all visits in the order of experts. One thread. */
 static void sort(const Model *m, long B, const Visits *v) {
   for (long e = 0; e <= m->E; e++) v->starts[e] = 0;
   for (long i = 0; i < B * m->A; i++) v->starts[v->chosen[i] + 1]++;
@@ -113,7 +115,7 @@ static void sort(const Model *m, long B, const Visits *v) {
   v->starts[0] = 0;
 }
 
-/* x += what the experts of each row make of y, and `shared` (B, D) behind its gate, or null. */
+/* x += the weighted outputs of each row's experts for y, and `shared` (B, D; or null) times its gate. */
 static void visit(const Model *m, const Layer *layer, long B, const float *y, const float *shared, float *scratch,
                   float *x) {
   long D = m->D, X = m->X, half = m->half, bytes = half ? 2 : 4;

@@ -20,7 +20,7 @@ from lifecycle.data.read.files.listing import File
 BLOCK_BYTES = 1 << 20
 COMPRESSED_BLOCK_BYTES = 1 << 16
 KEPT_BYTES = 400
-"""What is kept of a row that is too long: enough for the quarantine."""
+"""Bytes that are kept of a row that is too long, for the quarantine."""
 
 
 class _Engine(Protocol):
@@ -36,7 +36,7 @@ class _Engine(Protocol):
 def lines(blocks: Iterator[bytes], most_bytes: int) -> Iterator[tuple[list[bytes], int]]:
     """Complete lines without their newline, block by block, and how many bytes were cut out of the first of them.
 
-    The offset of a last line without a newline is one too far; nothing follows it.
+    After a last line without a newline, the offset is one too large; no line follows it.
     """
     carry, cut_bytes = b"", 0
     for block in blocks:
@@ -82,7 +82,7 @@ def _whole(stored: Iterator[bytes], file: File) -> Iterator[bytes]:
 
 
 def _as_utf8(blocks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
-    """Text of another encoding as UTF-8; what it cannot hold stays what it is, so that its row is bad and no other.
+    """Text of another encoding as UTF-8. Bytes that are not valid in it stay as they are, and only their row is bad.
 
     In UTF-16 and UTF-32, where a wrong unit has no byte of its own, it becomes U+FFFD.
     """
@@ -119,7 +119,7 @@ FAULTS = (zlib.error, zstandard.ZstdError, lzma.LZMAError, OSError)  # bz2 raise
 def _inflated(raw: Stored, engine_of: Callable[[], _Engine]) -> Iterator[bytes]:
     """Decompressed blocks of a file of one or several members (gzip, bzip2), streams (xz) or frames (zstandard).
 
-    Input is always cut at the same places, so the bytes that come before a damage do not depend on the reader.
+    Input is always cut at the same places, so the bytes before a damaged one do not depend on where reading began.
     """
     engine = engine_of()
     for chunk in _read(raw, COMPRESSED_BLOCK_BYTES):

@@ -31,7 +31,7 @@ class Damaged(Exception):
         self.reason, self.stored, self.at, self.after = reason, stored, at, after
 
     def behind(self, at: Position) -> Damaged:
-        """The same, for the row at `at`."""
+        """The same damage, for the row at position `at`."""
         return Damaged(self.reason, stored=self.stored, at=at)
 
 
@@ -41,14 +41,14 @@ def damaged_row(damage: Damaged, files: Sequence[File], at: Position, on_damage:
     on_damage: None where damage must not be skipped.
     """
     file = files[at.file]
-    said = f"{file.source}: {file.url} {damage.reason}{_place(damage, at, file)}{_missing(damage, at, files)}"
+    fault = f"{file.source}: {file.url} {damage.reason}{_place(damage, at, file)}{_missing(damage, at, files)}"
     if on_damage == "error":
-        raise UserError(f"{said}. Fetch or make it again, or leave it out; {SKIP} goes on without what cannot be read")
+        raise UserError(f"{fault}. Fetch or make it again, or leave it out; {SKIP} goes on without what cannot be read")
     if on_damage is None:
-        raise UserError(f"{said}. Fetch or make it again")
-    say_once(f"warning: {said}; it is passed over ({SKIP})\n")
+        raise UserError(f"{fault}. Fetch or make it again")
+    say_once(f"warning: {fault}; it is passed over ({SKIP})\n")
     after = damage.after or Position(at.file + 1, 0, at.row + 1)
-    return RawRow(at.row, file.url, at.line + 1, said.encode(), after, fault=DAMAGED)
+    return RawRow(at.row, file.url, at.line + 1, fault.encode(), after, fault=DAMAGED)
 
 
 def _place(damage: Damaged, at: Position, file: File) -> str:
@@ -60,7 +60,7 @@ def _place(damage: Damaged, at: Position, file: File) -> str:
 
 
 def _missing(damage: Damaged, at: Position, files: Sequence[File]) -> str:
-    """How much is lost, as far as the bytes that were not read, or the sizes of its neighbours, tell."""
+    """How much is lost, estimated from the bytes that were not read, or from the sizes of the other files."""
     file = files[at.file]
     if damage.after is not None:
         return f"; {_rows(damage.after.row - at.row)} are lost"
@@ -75,7 +75,7 @@ def _missing(damage: Damaged, at: Position, files: Sequence[File]) -> str:
     if usual > file.size:
         missing = _rows((usual - file.size) * at.line / damage.stored)
         return f"; the others are {usual:,.0f} bytes on average, so about {missing} are missing"
-    return "; how much is missing cannot be told"
+    return "; how much is missing is not known"
 
 
 def _rows(number: float) -> str:

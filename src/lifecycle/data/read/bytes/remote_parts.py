@@ -35,9 +35,9 @@ ABANDONED_S = 3600.0  # a file that a killed process was writing
 
 
 class Parts:
-    """The parts of all remote files in `folder`; several processes may have the same one.
+    """The parts of all remote files in `folder`, which several processes may share.
 
-    most_bytes: that all parts take, where that is less than the share of the disk.
+    most_bytes: limit on the bytes of all parts, where it is below the limit by the share of the disk.
     """
 
     def __init__(self, folder: Path, *, most_bytes: int = MOST_BYTES) -> None:
@@ -58,7 +58,7 @@ class Parts:
 
     @contextmanager
     def _alone(self, name: str) -> Iterator[None]:
-        """No other process fetches the part meanwhile, where its disk has locks."""
+        """While it lasts, no other process fetches the part, if the disk supports locks."""
         lock = FileLock(self.folder / f"{xxhash.xxh3_64_intdigest(name.encode()) % LOCKS:03d}.lock", WAIT_S)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ class Parts:
             self._say(error)
 
     def _make_room(self) -> int:
-        """Delete what was not used for longest where the parts take too much; bytes that they may take in all."""
+        """Where the parts take too much, delete the least recently used; returns the bytes that all may take."""
         files = [entry for entry in os.scandir(self.folder) if not entry.name.endswith(".lock")]
         known = [(entry, stat) for entry in files if (stat := _stat(entry)) is not None]
         taken = sum(stat.st_size for _, stat in known)

@@ -15,7 +15,8 @@ ON_THIS_MACHINE = ("file://", "local://")
 
 
 def open_stored(file: File, retry: Retry | None = None) -> Stored:
-    """The file, standing at its first byte. A remote one without a size or a stamp has no parts that could be known."""
+    """The file, open at its first byte. A remote one without a size or a stamp is not cached in parts, for they could
+    not be identified."""
     if not is_remote(file.url):
         return open_retrying(file.url, retry=retry)
     if not file.size or not file.stamp or file.url.startswith(ON_THIS_MACHINE):

@@ -5,8 +5,8 @@ questions about it.
 library and of the interpreter's built-in modules, a module a document. `code`: the source files of the standard
 library, without their docstrings: those are in `prose`, and what is held out of one domain must not be trained on in
 the other.
-Sources are parsed, not imported. The exercises are made (`exercises.py`), and so are the questions, to which Python
-knows the answer (`python_questions.py`).
+Sources are parsed, not imported. The exercises are generated (`exercises.py`), and so are the questions, whose answers
+Python computes (`python_questions.py`).
 """
 
 from __future__ import annotations
@@ -169,14 +169,14 @@ def _builtin_docs(module: ModuleType) -> Iterator[tuple[str, str]]:
         own = getattr(value, "__module__", None) in (module.__name__, None)
         if not own or name.startswith("__") or not (inspect.isbuiltin(value) or inspect.isclass(value)):
             continue
-        yield from _said(name, value)
+        yield from _doc_of(name, value)
         if inspect.isclass(value):
             for method, member in sorted(vars(value).items()):
                 if inspect.isroutine(member):
-                    yield from _said(f"{name}.{method}", member)
+                    yield from _doc_of(f"{name}.{method}", member)
 
 
-def _said(name: str, value: Callable[..., object]) -> Iterator[tuple[str, str]]:
+def _doc_of(name: str, value: Callable[..., object]) -> Iterator[tuple[str, str]]:
     docs = value.__doc__
     if isinstance(docs, str) and docs.strip():
         yield name, inspect.cleandoc(docs)

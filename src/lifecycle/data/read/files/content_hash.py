@@ -1,9 +1,9 @@
-"""What files hold, as a hash: data is known by its content, whatever its files are called and wherever they lie.
+"""Hashes of the content of files: data is identified by its content, whatever the names and folders of its files.
 
-    known = content_hashes(["/data/a.jsonl", "/data/b.jsonl"], cache=cache_folder())     {path: xxh3_128 of its bytes}
+    hashes = content_hashes(["/data/a.jsonl", "/data/b.jsonl"], cache=cache_folder())     {path: xxh3_128 of its bytes}
 
-A file is read once a machine: its hash is kept in the cache by its path, size and times. Ranks of a run want the same
-at the same time: one reads, the others wait and find it.
+A file is read once a machine: its hash is kept in the cache by its path, size and times. Of the ranks of a run one
+reads a file, the others wait for its hash.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lifecycle.system import atomic
 
 BLOCK_BYTES = 1 << 22
 SHOWN_FROM_BYTES = 1 << 30  # of files to read: less takes a second
-KEPT_EVERY_S = 30.0  # while files are read: what a killed start has read is not read again
+KEPT_EVERY_S = 30.0  # between two writes of the hashes made so far, so that a killed start has not to read them again
 SETTLED_S = 3.0  # a file younger than this may change again without another time stamp, on a coarse clock
 
 _Stamp = tuple[int, int, int]  # size, time of the last change of the content, of the file
@@ -51,7 +51,8 @@ def content_hashes(paths: Sequence[str], *, cache: Path) -> dict[str, str]:
 
 
 def _hashed(stamps: Mapping[str, _Stamp], kept: _Note, note: Path) -> dict[str, str]:
-    """The hashes of files that must be read; those that will not change unseen are added to `kept` and written."""
+    """The hashes of files that must be read. They are added to `kept` and written, but for files so young that they may
+    change again without another time stamp."""
     found: dict[str, str] = {}
     written = time.monotonic()
     with _progress(stamps.values()) as advance, ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:

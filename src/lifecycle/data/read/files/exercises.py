@@ -3,7 +3,7 @@
     arithmetic   question, answer, level   as GSM8K writes them: a line a step, marks <<8*12=96>>, the result after ####
     reasoning    messages                  a question, and an answer that thinks aloud between <think> tags first
 
-No data set, but true, and there without a network: for trying out what is meant for the real ones.
+Not a published data set, but correct, and available without a network: for trying out settings meant for real sets.
 """
 
 from __future__ import annotations
@@ -32,15 +32,17 @@ def exercises(kind: str) -> Iterator[Exercise]:
 
 
 def _sum(draw: random.Random) -> tuple[str, Exercise]:
-    """As many steps as its level says."""
+    """A sum of as many steps as its level."""
     level = draw.randint(1, LEVELS)
     have, thing = draw.randint(2, 99), draw.choice(THINGS)
     story, steps = [f"Ann has {have} {thing}."], []
     for _ in range(level):
         amount = draw.randint(2, 9)
-        sign, told = draw.choice([("+", f"She gets {amount} more."), ("*", f"Then she has {amount} times as many.")])
+        sign, sentence = draw.choice(
+            [("+", f"She gets {amount} more."), ("*", f"Then she has {amount} times as many.")]
+        )
         then = have + amount if sign == "+" else have * amount
-        story.append(told)
+        story.append(sentence)
         steps.append(f"{have} {sign} {amount} = <<{have}{sign}{amount}={then}>>{then} {thing}.")
         have = then
     question = " ".join([*story, f"How many {thing} does she have now?"])
@@ -50,8 +52,8 @@ def _sum(draw: random.Random) -> tuple[str, Exercise]:
 def _thought(draw: random.Random) -> tuple[str, Exercise]:
     task: Callable[[random.Random], tuple[str, list[str], str]] = draw.choice([_common_divisor, _prime, _largest])
     question, thoughts, answer = task(draw)
-    said = "<think>\n" + "\n".join(thoughts) + f"\n</think>\n\n{answer}"
-    return question, {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": said}]}
+    reply = "<think>\n" + "\n".join(thoughts) + f"\n</think>\n\n{answer}"
+    return question, {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]}
 
 
 def _common_divisor(draw: random.Random) -> tuple[str, list[str], str]:

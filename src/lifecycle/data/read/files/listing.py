@@ -5,8 +5,8 @@
     found.passed                {"/data/README.md": "about the data"}
     identity = fingerprint(found.files)
 
-Files are known by what they hold: those of this machine by a hash of their bytes, remote ones by the hash that their
-store gives, and by size and time where it gives none.
+Files are identified by their content: those of this machine by a hash of their bytes, remote ones by the hash that
+their store gives, and by size and time where it gives none.
 """
 
 from __future__ import annotations
@@ -29,17 +29,18 @@ from lifecycle.data.read.spec import SourceSpec
 from lifecycle.errors import UserError
 
 READING = 2
-"""Raised when the same bytes are cut or parsed into other rows: what was derived from files is then made anew."""
+"""Increased when the same bytes are cut or parsed into other rows: cached results of files are then made again."""
 
 MOST_ROW_BYTES = 10_000_000
-"""A longer row is a bad row: it is passed over without being held in memory."""
+"""A longer row is a bad row: it is skipped without being held in memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """One data file: absolute path or URL, size in bytes as stored, kind of its rows, and what tells its content.
+    """One data file: absolute path or URL, size in bytes as stored, and kind of its rows.
 
-    stamp: a hash of a local file's bytes, or what a store says of a remote one; empty where nothing is known or asked.
+    stamp: identifies the content: a hash of a local file's bytes, or a remote store's hash or time; empty where the
+    store gives none, or it was not computed.
     columns: the only ones to read, where columns can be read alone (Parquet, Arrow); None: all.
     encoding: of its text. source: the dotted key that says how it is read, for messages.
     """
@@ -65,7 +66,7 @@ class File:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source's place stands for. passed: why others that were met there are not read, by their path."""
+    """The files of a source. passed: by path, why other files that were found there are not read."""
 
     files: tuple[File, ...]
     passed: Passed = field(default_factory=dict)
@@ -122,8 +123,8 @@ def resolve(
 
 
 def fingerprint(files: Iterable[File]) -> str:
-    """sha256 over what the files hold, in order, and how their rows are cut out; names, places and times of local ones
-    do not enter."""
+    """sha256 over the content of the files, in order, and how rows are cut out of them; names, folders and times of
+    local files do not change it."""
     rows = [[file.kind, file.compression, file.encoding, file.size, file.stamp] for file in files]
     return hashlib.sha256(json.dumps([READING, *rows]).encode()).hexdigest()
 

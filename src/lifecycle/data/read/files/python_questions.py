@@ -1,4 +1,4 @@
-"""Questions that Python itself answers: what an expression gives, and what a line of the standard library says.
+"""Questions that Python itself answers: the value of an expression, and facts of functions of the standard library.
 
     questions     messages                    a question, and its answer
     preferences   prompt, chosen, rejected    a question, its answer, and a wrong one of the same form
@@ -45,7 +45,7 @@ class Signature(NamedTuple):
 
 
 class Question(NamedTuple):
-    """What is asked, what Python says, and what is wrong."""
+    """A question, its right answer, and a wrong one of the same form."""
 
     asked: str
     right: str
@@ -76,7 +76,8 @@ def _questions(signatures: Sequence[Signature]) -> Iterator[Question]:
 
 
 def _expression(draw: random.Random) -> Question:
-    """A list of digits, and what is done with it; wrong is something else on them, or the same with one other digit."""
+    """The value of an expression over a list of digits. The wrong answer is that of another expression over them, or of
+    the same one with another digit."""
     numbers = [draw.randint(0, 9) for _ in range(draw.randint(3, 5))]
     place = draw.randrange(len(numbers))
     expression = draw.choice(EXPRESSIONS).format(numbers=numbers, one=draw.randint(0, 9), place=place)
@@ -89,7 +90,7 @@ def _expression(draw: random.Random) -> Question:
 
 
 def _about(draw: random.Random, signature: Signature) -> Question:
-    """A line of the standard library, and what can be read in it."""
+    """A question about a function of the standard library, whose signature is in the question."""
     ask: Callable[[random.Random, Signature], Question] = draw.choice([_module_of, _parameter_of, _number_of])
     return ask(draw, signature)
 

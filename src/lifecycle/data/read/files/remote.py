@@ -14,7 +14,7 @@ from lifecycle.data.read.spec import SourceSpec
 from lifecycle.errors import UserError
 
 CONTENT_STAMPS = ("blob_id", "md5Hash", "md5", "content_md5", "ETag", "etag", "sha", "generation")
-"""What stores say of a file that is another for another content, the strongest first."""
+"""Names under which stores give a hash of a file's content, the most reliable first."""
 
 TIME_STAMPS = ("LastModified", "last_modified", "mtime", "created")
 
@@ -61,7 +61,7 @@ def find_remote(url: str, *, where: str, split: str) -> Remote:
 
 
 def _stamp(info: Mapping[str, Any]) -> str:
-    """The strongest that the store says of a file's content, with its name."""
+    """The most reliable identification of a file's content that the store gives, with its name."""
     return next((f"{key} {info[key]}" for key in (*CONTENT_STAMPS, *TIME_STAMPS) if info.get(key)), "")
 
 

@@ -36,7 +36,8 @@ class Retry:
     most_s: float = 60.0
 
     def wait_s(self, url: str, offset: int, attempt: int) -> float:
-        """Seconds before attempt `attempt` + 1: half to all of the doubled wait, so that no two beat alike."""
+        """Seconds before attempt `attempt` + 1: between half and all of the doubled wait, so that processes do not
+        retry at the same time."""
         jitter = derive(attempt, "retry", url, offset, os.getpid()) / (1 << 63)
         return min(self.first_s * 2 ** (attempt - 1), self.most_s) * (0.5 + 0.5 * jitter)
 
@@ -46,8 +47,8 @@ def open_retrying(
 ) -> RetryingFile:
     """The file at `url`, local or any that fsspec opens, standing at byte `offset`.
 
-    `size`, where known, is how a connection that ends early is told from the end of the file. ahead: whether more than
-    what is asked for may be fetched, which helps where it is asked for next.
+    size: of the file, where known: a connection that ends before it is an error and not the end of the file. ahead:
+    whether more bytes than requested may be fetched, which helps sequential reads.
     """
     return RetryingFile(url, offset, size=size, retry=retry or Retry(), ahead=ahead)
 
@@ -67,7 +68,7 @@ class RetryingFile(io.RawIOBase):
         super().__init__()
         self._url, self._offset, self._size, self._retry, self._ahead = url, offset, size, retry, ahead
         self._file: IO[bytes] | None = None
-        self._tried(lambda: None)  # an address that is wrong shows at once, not in the first read
+        self._tried(lambda: None)  # so that a wrong address raises here, not in the first read
 
     def readable(self) -> bool:
         return True
@@ -169,7 +170,7 @@ class RetryingFile(io.RawIOBase):
         raise AssertionError("a retry has at least one attempt")
 
     def _drop(self) -> None:
-        """Let go of the file; closing a broken connection may fail as well, and that changes nothing."""
+        """Close the file; that closing a broken connection may fail too is ignored."""
         broken, self._file = self._file, None
         if broken is not None:
             try:
@@ -194,5 +195,5 @@ def _is_transient(error: Exception) -> bool:
 
 
 def is_of_network(error: Exception) -> bool:
-    """Whether the network, a server or a disk is at fault, and not who asked."""
+    """Whether the error comes from the network, a server or a disk, and not from a wrong request."""
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in NETWORK_PACKAGES

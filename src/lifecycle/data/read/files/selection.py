@@ -4,7 +4,7 @@
     kept    ["data/train-0.parquet"]
     passed  {"data/test-0.parquet": "of another split", "README.md": "about the data"}
 
-A file that is named for itself, or matched by a pattern, is not sifted: it was meant.
+A file that is named by its own path, or matched by a pattern, is not sifted: the user chose it.
 """
 
 from __future__ import annotations

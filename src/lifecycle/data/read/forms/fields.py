@@ -1,4 +1,4 @@
-"""The fields of a row by our names for them, whatever its own are."""
+"""The fields of a row by our names, whatever the row's own names are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from lifecycle.data.read.row import BadRow
 
 MOST = float(np.finfo(np.float32).max)
-"""What a batch holds of a number: of a larger one, infinity."""
+"""The largest number that a batch holds (fp32): a larger one would become infinity."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class Fields:
     tie_margin: float = 0.0
 
     def name(self, key: str) -> str:
-        """What the row calls it."""
+        """The row's own name of a field."""
         named = self.names.get(key, key)
         return named if isinstance(named, str) else ",".join(named)
 

@@ -1,4 +1,4 @@
-"""Rows with answers that were judged: pairs, pairs with scores, single answers called good or bad."""
+"""Rows of preference data: pairs, pairs with scores, single answers labelled good or bad."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from lifecycle.data.read.forms.turns import Turn, read_turn, read_turns
 from lifecycle.data.read.row import BadRow
 
 SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
-"""Who speaks in a conversation that is one text, as in hh-rlhf."""
+"""The speaker's name before each turn, where a conversation is one text, as in hh-rlhf."""
 
 NEAR_TIE, SAME = "near tie", "both answers are the same"
 """Reasons why a pair is left out though its row is not broken."""
 
 
 def preference(row: Fields) -> dict[str, Any]:
-    """The better answer and the worse one. Without a prompt of its own it is what both conversations begin with."""
+    """A pair: the better answer and the worse one. In a row without a prompt field, the prompt is the common beginning
+    of the two conversations."""
     before = _prompt(row)
     sides = [_side(row, key, alone=not before) for key in ("chosen", "rejected")]
     if not before:
@@ -33,7 +34,7 @@ def preference(row: Fields) -> dict[str, Any]:
 def scored_pairs(row: Fields) -> dict[str, Any]:
     """Two answers with a score each, or with a `preference` from 1 (the first is better) to 2; a near tie is left out.
 
-    The margin is the difference of the scores; of a preference, that of the shares of judges: |2 p - 3|.
+    The margin is the difference of the scores; of a preference p, that of the shares of the annotators: |2 p - 3|.
     """
     first, second = row.number("score_1"), row.number("score_2")
     if (preferred := row.number("preference")) is not None:
@@ -49,7 +50,7 @@ def scored_pairs(row: Fields) -> dict[str, Any]:
 
 
 def unpaired(row: Fields) -> dict[str, Any]:
-    """A conversation whose last turn is good or bad, or a prompt and a completion that is."""
+    """An answer labelled good or bad: the last turn of a conversation, or a prompt's completion."""
     label = row.required("label")
     if not isinstance(label, int | float):
         raise BadRow(f"wrong type of {row.name('label')}: {type(label).__name__}")
@@ -59,14 +60,14 @@ def unpaired(row: Fields) -> dict[str, Any]:
         turns = read_turns(row.required("messages"), row.name("messages"))
         if turns[-1]["role"] != "assistant" or len(turns) < 2:
             raise BadRow("no answer at the end")
-        before, said = turns[:-1], str(turns[-1]["content"])
+        before, completion = turns[:-1], str(turns[-1]["content"])
     else:
-        before, said = _prompt(row), row.text("completion")
+        before, completion = _prompt(row), row.text("completion")
     if not before:
         raise BadRow(f"missing field {row.name('prompt')}")
-    if not said:
+    if not completion:
         raise BadRow("empty")
-    return {"messages": before, "completion": said, "label": bool(label)}
+    return {"messages": before, "completion": completion, "label": bool(label)}
 
 
 def _pair(row: Fields, before: list[Turn], sides: list[list[Turn]], margin: float | None) -> dict[str, Any]:
@@ -86,32 +87,34 @@ def _pair(row: Fields, before: list[Turn], sides: list[list[Turn]], margin: floa
 
 
 def _prompt(row: Fields) -> list[Turn]:
-    """The turns before the answers: a text is the user's, with `input` behind it where there is one."""
-    said = row.text_if_named("system")
-    before = [{"role": "system", "content": said}] if said else []
+    """The turns before the answers; a plain text is a turn of the user, followed by `input` where a row has it."""
+    system = row.text_if_named("system")
+    before = [{"role": "system", "content": system}] if system else []
     value = row.look("prompt")
     if value is None:
         return before
     if isinstance(value, str):
-        asked = "\n\n".join(filter(None, (row.text("prompt"), row.text_if_there("input"))))
-        told = _spoken(asked) if SPEAKER.match(asked) else None
-        return [*before, *(told or [{"role": "user", "content": asked}])]
+        text = "\n\n".join(filter(None, (row.text("prompt"), row.text_if_there("input"))))
+        turns = _turns_of_text(text) if SPEAKER.match(text) else None
+        return [*before, *(turns or [{"role": "user", "content": text}])]
     return [*before, *read_turns(value, row.name("prompt"))]
 
 
 def _side(row: Fields, key: str, *, alone: bool) -> list[Turn]:
-    """An answer: a text, a turn, or turns. alone: the whole conversation, which the prompt is a part of."""
+    """An answer: a text, a turn, or several turns. alone: the field holds the whole conversation, prompt included."""
     value = row.required(key)
     if isinstance(value, str):
-        return _spoken(row.text(key, strip=False)) if alone else [{"role": "assistant", "content": row.text(key)}]
+        if alone:
+            return _turns_of_text(row.text(key, strip=False))
+        return [{"role": "assistant", "content": row.text(key)}]
     turns = [read_turn(value)] if isinstance(value, Mapping) else read_turns(value, row.name(key))
     before = _prompt(row)
     # some sets repeat the prompt in both answers
     return turns[len(before) :] if before and turns[: len(before)] == before else turns
 
 
-def _spoken(text: str) -> list[Turn]:
-    """The turns of a conversation that is one text."""
+def _turns_of_text(text: str) -> list[Turn]:
+    """The turns of a conversation that is one text with the speaker's name before each turn."""
     marks = list(SPEAKER.finditer(text))
     if not marks or text[: marks[0].start()].strip():
         raise BadRow("no prompt: a plain text where Human: and Assistant: were wanted, or a field `prompt`")

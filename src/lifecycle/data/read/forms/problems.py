@@ -1,4 +1,4 @@
-"""Rows that ask something and know the answer: choices, word problems, questions, programs with tests."""
+"""Rows with a question and its answer: multiple choice, word problems, questions, programs with tests."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _text_or_number(row: Fields, key: str) -> str:
 
 
 def question_answer(row: Fields) -> Parts:
-    """A question and its answer; what it refers to and thoughts, where the row has such and they are named."""
+    """A question and its answer; also the context and the reasoning, where `fields` names such columns."""
     thoughts = row.text_if_named("reasoning")
     answer = clean(_text_or_number(row, "answer"))
     if not answer:
@@ -64,10 +64,10 @@ def question_answer(row: Fields) -> Parts:
 
 
 def code_problem(row: Fields) -> Parts:
-    """A program that is asked for, one that solves it if the row has it, and the tests that it must pass, in `meta`.
+    """A programming task, a solution where the row has one, and in `meta` the tests that a solution must pass.
 
-    Tests that stand in a list are shown with the task: they name the function. A solution that begins with a space
-    goes on where the prompt ends.
+    Tests in a list are shown with the task, since they name the function. A solution that begins with a space continues
+    the text of the prompt.
     """
     task = row.text("prompt", strip=False).replace("\r\n", "\n")
     tests = row.required("tests")
@@ -94,7 +94,7 @@ def code_problem(row: Fields) -> Parts:
 
 
 def _in_context(row: Fields, question: str) -> str:
-    """The question after what it is asked about, where `fields` names such a column: a text, or a list of them."""
+    """The question after its context, where `fields` names a column of it: a text, or a list of texts."""
     if "context" not in row.names or (context := row.look("context")) is None:
         return question
     texts = context if isinstance(context, list) else [context]
@@ -144,16 +144,16 @@ def _without_own_labels(options: list[str]) -> list[str]:
 
 
 def _answer_index(answer: Any, labels: list[str], options: list[str], base: int) -> int:
-    """Which option `answer` means: a label, the text of an option, or a number that counts from `base`."""
+    """The index of the option that `answer` names: by its label, its text, or a number that counts from `base`."""
     if isinstance(answer, str):
-        said = clean(answer)
-        if said in labels or said.upper() in labels:
-            return labels.index(said if said in labels else said.upper())
-        if said in options:
-            return options.index(said)
-        if not re.fullmatch(r"-?\d+", said):
+        text = clean(answer)
+        if text in labels or text.upper() in labels:
+            return labels.index(text if text in labels else text.upper())
+        if text in options:
+            return options.index(text)
+        if not re.fullmatch(r"-?\d+", text):
             raise BadRow("unknown answer")
-        answer = int(said)
+        answer = int(text)
     if isinstance(answer, bool) or not isinstance(answer, int):
         raise BadRow(f"wrong type of answer: {type(answer).__name__}")
     if not 0 <= answer - base < len(options):

@@ -1,7 +1,7 @@
 """Rows that are conversations, of one turn or of many, and how their turns are read.
 
 A turn of a record is {role, content}, roles by our names; the assistant's may have `tool_calls`, as a chat template
-takes them. What it thinks stands in <think> tags before what it says.
+takes them. Its reasoning stands in <think> tags before its answer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROLES = {
     "tool": "tool",
     "observation": "tool",
 }
-"""Names of the speakers in data sets, and ours."""
+"""Role names in data sets -> ours."""
 
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """Names that data sets give the assistant's reasoning."""
@@ -46,19 +46,19 @@ def conversations(row: Fields) -> dict[str, Any]:
 
 
 def instruction(row: Fields) -> dict[str, Any]:
-    """An instruction, what it is about (`input`), and the answer."""
-    asked = "\n\n".join(filter(None, (row.text("instruction"), row.text_if_there("input"))))
-    return {**_system(row), "prompt": asked, "completion": _thought(row, row.text("output"))}
+    """An instruction, its `input` where a row has one, and the answer."""
+    prompt = "\n\n".join(filter(None, (row.text("instruction"), row.text_if_there("input"))))
+    return {**_system(row), "prompt": prompt, "completion": _with_reasoning(row, row.text("output"))}
 
 
 def prompt_completion(row: Fields) -> dict[str, Any]:
-    """A prompt and what follows it, as they stand: the text of a document may go on in the middle of a sentence."""
-    said = row.text("completion", strip=False)
-    return {**_system(row), "prompt": row.text("prompt", strip=False), "completion": _thought(row, said)}
+    """A prompt and its completion, unchanged: a completion may begin in the middle of a sentence."""
+    completion = _with_reasoning(row, row.text("completion", strip=False))
+    return {**_system(row), "prompt": row.text("prompt", strip=False), "completion": completion}
 
 
 def read_turns(value: Any, name: str) -> list[Turn]:
-    """The turns of a list of {role, content} or {from, value}; `name` is what the row calls it."""
+    """The turns of a list of {role, content} or {from, value}; name: of the list in the row, for errors."""
     if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
         raise BadRow(f"wrong type of {name}: {type(value).__name__}")
     if not value:
@@ -67,7 +67,7 @@ def read_turns(value: Any, name: str) -> list[Turn]:
 
 
 def read_turn(turn: Mapping[str, Any]) -> Turn:
-    """One turn by our names."""
+    """One turn with our names of roles and keys. Raises BadRow for an unknown role, and for values of a wrong type."""
     named = str(turn.get("role", turn.get("from")))
     role = ROLES.get(named)
     if role is None:
@@ -84,9 +84,9 @@ def read_turn(turn: Mapping[str, Any]) -> Turn:
     return {"role": role, "content": thinking(clean(thoughts), text), **({"tool_calls": calls} if calls else {})}
 
 
-def thinking(thoughts: str, said: str) -> str:
-    """What is said after thoughts, which stand in their tags; without any, what is said alone."""
-    return f"<think>\n{thoughts}\n</think>\n\n{said}".rstrip() if thoughts else said
+def thinking(reasoning: str, answer: str) -> str:
+    """The reasoning in <think> tags, then the answer; the answer alone where `reasoning` is empty."""
+    return f"<think>\n{reasoning}\n</think>\n\n{answer}".rstrip() if reasoning else answer
 
 
 def _conversation(row: Fields, key: str) -> dict[str, Any]:
@@ -99,34 +99,34 @@ def _conversation(row: Fields, key: str) -> dict[str, Any]:
 
 
 def _system(row: Fields) -> dict[str, Any]:
-    said = row.text_if_named("system")
-    return {"messages": [{"role": "system", "content": said}]} if said else {}
+    system = row.text_if_named("system")
+    return {"messages": [{"role": "system", "content": system}]} if system else {}
 
 
-def _thought(row: Fields, said: str) -> str:
-    thoughts = row.text_if_named("reasoning")
-    return thinking(thoughts, said.strip()) if thoughts else said
+def _with_reasoning(row: Fields, answer: str) -> str:
+    reasoning = row.text_if_named("reasoning")
+    return thinking(reasoning, answer.strip()) if reasoning else answer
 
 
 def _content(content: Any, *, called: bool) -> tuple[str, list[Turn]]:
-    """What a turn says, and the tools that it calls in a part of its own."""
+    """The text of a turn's content, and the tool calls that are parts of the content."""
     if content is None and called:
         return "", []
     if isinstance(content, str):
         return clean(content), []
     if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
         raise BadRow(f"wrong type of content: {type(content).__name__}")
-    said: dict[str, list[str]] = {"text": [], "reasoning": []}
+    texts: dict[str, list[str]] = {"text": [], "reasoning": []}
     calls = []
     for part in content:
         kind, value = str(part.get("type")), part.get("value", part.get("text", part.get("reasoning")))
         if kind == "tool_call":
             calls.append(_call(value))
-        elif kind in said and isinstance(value, str):
-            said[kind].append(clean(value))
+        elif kind in texts and isinstance(value, str):
+            texts[kind].append(clean(value))
         else:
             raise BadRow(f"a content with a part of type {kind[:20]}")
-    return thinking("\n\n".join(said["reasoning"]), "\n\n".join(said["text"])), calls
+    return thinking("\n\n".join(texts["reasoning"]), "\n\n".join(texts["text"])), calls
 
 
 def _call(call: Any) -> Turn:

@@ -26,7 +26,7 @@ FOR_EXCEL = re.compile(rb'"?sep=([,;\t|])"?\r?', re.IGNORECASE)
 
 def csv_rows(file: File, raw: Stored, at: Position, wanted: Wanted, most_bytes: int) -> Rows:
     """One row a record below the header; a blank line is an empty row, as in other files."""
-    csv.field_size_limit(MOST_ROW_BYTES)  # of the process, and 131,072 unless told
+    csv.field_size_limit(MOST_ROW_BYTES)  # for the whole process; 131,072 by default
     names, delimiter, start = _header(file, raw, most_bytes)
     if at.offset == 0:
         at = at._replace(offset=start.offset, line=start.line)
@@ -87,7 +87,7 @@ def _mapping(
 
 
 class _Feed:
-    """Lines of a file for the csv module, one at a time, which remembers what the last record took.
+    """Gives the lines of a file to the csv module one at a time, and stores the bytes of the last record.
 
     offset: of the line that follows it. taken: its bytes, the last line end apart; taken_lines: their number.
     """
@@ -130,7 +130,7 @@ class _Feed:
         return fields, fault
 
     def _supply(self) -> Iterator[str]:
-        """Lines as the reader asks for them; it asks for another one only inside of quotes."""
+        """Lines as the csv reader requests them; it requests more than one only inside of quotes."""
         held = 0
         while held <= self._most_bytes and (self.peek() or self._again):
             line, size = self._again.popleft()

@@ -1,5 +1,5 @@
-"""A look at the first bytes of every local file before anything is read: what is no data at all is said at the start,
-and not when a run comes to it after days. Files of remote places are looked at when they are opened."""
+"""Checks the first bytes of every local file before anything is read: a file that is no data is reported at the start,
+and not when a run reaches it after days. Remote files are checked when they are opened."""
 
 from __future__ import annotations
 

@@ -40,7 +40,8 @@ CUTS: dict[str, Cut] = {
     "line": line_rows,
     "paragraph": paragraph_rows,
 }
-"""By a file's kind: what yields its rows from a position and returns the one behind its last; raises Damaged."""
+"""By a file's kind: a generator of its rows from a position on, which returns the position after the last row; raises
+Damaged."""
 
 
 def rows(
