@@ -75,7 +75,7 @@ def remedies(folder: Path, *, keep_last: int, milestones: Sequence[int]) -> str:
     old = [paths[step] for step in kept - least if step not in milestones]
     fixed = [paths[step] for step in paths if step in milestones and step not in least]
     damaged = list(folder.glob("damaged-*"))
-    said = [
+    lines = [
         f"{words.format(len(places))} ({sum(map(size_of, places)):,} bytes)"
         for words, places in (
             (f"checkpoint.keep_last=1 lets {{}} older checkpoint{'s' * (len(old) != 1)} go at the next start", old),
@@ -84,7 +84,7 @@ def remedies(folder: Path, *, keep_last: int, milestones: Sequence[int]) -> str:
         )
         if places
     ]
-    return f"Of this run: {'; '.join(said)}" if said else "Of this run nothing can go"
+    return f"Of this run: {'; '.join(lines)}" if lines else "Of this run nothing can go"
 
 
 def size_of(path: Path) -> int:

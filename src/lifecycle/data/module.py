@@ -77,7 +77,7 @@ class DataModule(pl.LightningDataModule):
         self._loaded: Cursor | None = None
         self._loader: StepLoader | None = None
 
-    # -- what a stage is told
+    # -- what a stage reads
 
     @property
     def source_names(self) -> list[str]:

@@ -46,7 +46,7 @@ class HeldOutSet:
     """What is measured of one domain: (rows, T) arrays of packed rows, or prompts with their sources' indices.
 
     tokens: trained ones (of prompts: their number); bytes: UTF-8 bytes of the text of exactly these tokens, of which
-    marks have none; None where a loss is no likelihood of one text, as of pairs, judged completions and prompts.
+    marks have none; None where a loss is no likelihood of one text, as of pairs, labelled answers and prompts.
     questions: of its conversations. wanted: positions asked of each of its sources.
     """
 

@@ -35,7 +35,7 @@ ITEMS = {
     TEXT: "documents",
     "chat": "conversations",
     "preference": "pairs",
-    "unpaired": "judged answers",
+    "unpaired": "labelled answers",
     PROMPT: "prompts",
 }
 """What the items of each view are called."""

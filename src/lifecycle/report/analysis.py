@@ -152,8 +152,8 @@ def _examples(found: Analysis) -> list[Element]:
     shown = examples(found)
     if not shown:
         return []
-    said = "Token by token; what is trained is green, or stands between ⟦ and ⟧ where there are no colours."
-    return [Heading(f"Examples of the view {found['view']}"), Paragraph(said, "note"), *shown]
+    words = "Token by token; trained ones are green, or stand between ⟦ and ⟧ where there are no colours."
+    return [Heading(f"Examples of the view {found['view']}"), Paragraph(words, "note"), *shown]
 
 
 def _samples(sources: Analysis) -> list[Element]:

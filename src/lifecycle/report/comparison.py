@@ -5,8 +5,8 @@
 Runs that differ in their seed, or in how they were watched, are one row, mean and standard deviation. A cell's change
 is against the domain's first known value: what the first run with that domain began with, else what it ended with.
 
-Perplexities of two tokenizers say nothing beside each other, for their tokens are of different lengths: such runs are
-compared by bits per byte.
+Perplexities of two tokenizers cannot be compared, for their tokens are of different lengths: such runs are compared by
+bits per byte.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FULL_COLOUR = math.log(2)  # a perplexity halved or doubled
 UNITS = {"perplexity": "perplexity", "bits_per_byte": "bits per byte"}
 """Metrics that runs are compared by, in words."""
 ASIDE = ("run", "seed", "callbacks", "logger", "logging")
-"""Keys of a config that say nothing of what was learned from what."""
+"""Keys of a config that change neither the model nor the data nor the training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,10 +114,10 @@ def matrix(rows: Sequence[Recipe], theme: Theme) -> Figure:
     """Runs by domains: blue where a value fell, red where it rose, full colour at half or double."""
     domains, first = _domains(rows), _first(rows)
     figure, (axes,) = canvas(theme, f"Held-out {UNITS[rows[0].unit]} by run and domain", height=1.1 + 0.6 * len(rows))
-    known = [[row.held_out.get(domain, []) for domain in domains] for row in rows]
+    values = [[row.held_out.get(domain, []) for domain in domains] for row in rows]
     colours = [
         [math.log(mean(line[x]) / first[domain]) if line[x] else math.nan for x, domain in enumerate(domains)]
-        for line in known
+        for line in values
     ]
     shades = LinearSegmentedColormap.from_list("change", [theme.series[0], theme.surface, theme.series[-1]])
     axes.imshow(colours, cmap=shades, vmin=-FULL_COLOUR, vmax=FULL_COLOUR, aspect="auto", alpha=0.75)

@@ -3,8 +3,8 @@
     extend(tokenizer, new_tokens=["<think>", "</think>"])     "<think>" in a document is one token from now on
     extend(tokenizer, split_digits=True)                      "2048" is 2, 0, 4, 8: sums can be learned digit by digit
 
-A new token is part of a text, as a word is: it is found in documents and shown when ids become text again. So it is no
-*special* token in the sense of `transformers`, which are left out of what is shown, and which a text cannot hold here.
+A new token is part of a text, as a word is: it is found in documents and shown in decoded text. So it is no *special*
+token in the sense of `transformers`: those are left out of decoded text, and a text cannot hold them here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tokenizer of a run: text <-> ids, documents with their marks, and where it comes from.
+"""The tokenizer of a run: text <-> ids, documents with bos and eos, and loading and training of tokenizers.
 
     load("gpt2"), load("outputs/demo")             a hub id, a folder, a run, a tokenizer.json
     from_recipe(TokenizerRecipe(...), texts, ...)  trained once on the mixture, then cached by the hash of its inputs
@@ -35,7 +35,7 @@ from lifecycle.tokenizer.tokenizer_files import check_files, gpt2, holds_gpt2, s
 
 Ids = NDArray[np.int32]
 
-FORMAT = 1  # of the cache; a change of how a recipe is trained raises it
+FORMAT = 1  # of the cache; increased when recipes are trained in another way
 
 
 class Tokenizer:
@@ -74,7 +74,7 @@ class Tokenizer:
         return Tokenizer(hf)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        """Ids of each text alone, without marks. Threads: TOKENIZERS_PARALLELISM, which is the caller's to set."""
+        """Ids of each text alone, without bos and eos; in threads where the environment has TOKENIZERS_PARALLELISM."""
         return [np.array(ids, np.int32) for ids in self._encode(texts)]
 
     def encode_marked(self, text: str) -> Ids:
@@ -98,7 +98,7 @@ class Tokenizer:
         return self._backend.decode(np.asarray(ids).tolist(), skip_special_tokens=not specials)
 
     def bytes_of(self, ids: Sequence[int] | Ids) -> int:
-        """UTF-8 bytes of text that these ids stand for; special tokens stand for none."""
+        """UTF-8 bytes of the text of these ids; special tokens count as 0."""
         return int(self.byte_lengths[np.asarray(ids, np.int64)].sum())
 
     def tokens_per_byte(self, texts: Sequence[str]) -> float:
@@ -119,7 +119,7 @@ class Tokenizer:
 
     @cached_property
     def end_ids(self) -> tuple[int, ...]:
-        """The tokens that end a completion: eos, and what ends a turn where there is a chat template."""
+        """The ids that end a completion: eos, and with a chat template the token that ends a turn."""
         return end_ids(self.hf, self.eos_id)
 
     @cached_property
@@ -145,7 +145,7 @@ class Tokenizer:
         self.hf.save_pretrained(folder)
         path = folder / "tokenizer_config.json"
         config = json.loads(path.read_text(encoding="utf-8"))
-        # names that transformers 4, and what is built on it, knows; 5 reads them too
+        # names of transformers 4 and of tools that use it; version 5 reads them too
         if config["tokenizer_class"] == "TokenizersBackend":
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
         if isinstance(config.get("extra_special_tokens"), list):
@@ -214,7 +214,8 @@ def load(source: str) -> Tokenizer:
 
 
 def place_of(source: str) -> Path:
-    """Where a tokenizer of that name is on this machine, if it is: there, or in the run of that name."""
+    """The path of a tokenizer on this machine, which may not exist: `source` itself, or the folder in the run of that
+    name."""
     path = Path(source).expanduser()
     run = Path("outputs") / source
     return run if not path.exists() and not path.is_absolute() and (run / "tokenizer").is_dir() else path
@@ -244,7 +245,7 @@ class TokenizerRecipe:
     special_tokens: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be trained."""
+        """Raise UserError for settings that cannot work."""
         check_settings(vocab_size=self.vocab_size, digits=self.digits, special_tokens=self.special_tokens)
 
 
@@ -256,7 +257,7 @@ def train_bpe(
 
 
 def from_recipe(recipe: TokenizerRecipe, texts: Iterator[str], cache_dir: Path, key: str) -> Tokenizer:
-    """The tokenizer that `recipe` gives on `texts`, from `cache_dir` if it is there.
+    """The tokenizer trained by `recipe` on `texts`, from `cache_dir` if it is there.
 
     key: identifies the texts: the same key means the same texts, which are read only if the tokenizer must be trained.
     Any number of processes may call at once: one trains and the others wait for it. An entry that is damaged (hashes
@@ -277,7 +278,7 @@ def from_recipe(recipe: TokenizerRecipe, texts: Iterator[str], cache_dir: Path, 
 
 
 def _commit(tokenizer: Tokenizer, folder: Path, inputs: Mapping[str, Any]) -> None:
-    """Into the cache, with the hashes of its files."""
+    """Write the tokenizer into the cache, with the hashes of its files."""
     with publish_folder(folder, replace=True) as aside:  # only a damaged one can be there
         tokenizer.save(aside)
         files = {path.name: _sha256(path.read_bytes()) for path in sorted(aside.iterdir())}
@@ -285,7 +286,7 @@ def _commit(tokenizer: Tokenizer, folder: Path, inputs: Mapping[str, Any]) -> No
 
 
 def _whole(folder: Path) -> bool:
-    """Whether a cached tokenizer is there and every file of it is as it was written."""
+    """Whether a cached tokenizer exists and the hashes of all its files are right."""
     note = folder / "recipe.json"
     if not note.is_file():
         return False

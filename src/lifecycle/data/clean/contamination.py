@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from lifecycle.bounds import Count, Share
 from lifecycle.data.quality.ngrams import ngrams, word_hashes, words
 from lifecycle.data.read.files.listing import File, fingerprint, hashed, listing
-from lifecycle.data.read.in_words import asked
+from lifecycle.data.read.in_words import item_text
 from lifecycle.data.read.recognise import recognised
 from lifecycle.data.read.rows.readers import BadRow, Position, parse, rows
 from lifecycle.data.read.spec import SampleBy, SourceSpec
@@ -124,8 +124,8 @@ class _Table:
         document; each n-gram once."""
         grams = ngrams(hashes, self.n)
         places = np.flatnonzero(self.sieve[grams >> np.uint64(64 - SIEVE_BITS)])
-        known, first = np.unique(grams[places], return_index=True)
-        left, right = (np.searchsorted(self.grams, known, side=side) for side in ("left", "right"))
+        distinct, first = np.unique(grams[places], return_index=True)
+        left, right = (np.searchsorted(self.grams, distinct, side=side) for side in ("left", "right"))
         runs = [np.arange(a, b) for a, b in zip(left.tolist(), right.tolist(), strict=True)]
         index = np.concatenate([np.zeros(0, np.int64), *runs])
         return self.items[index], np.repeat(places[first], right - left)
@@ -208,6 +208,6 @@ def _items(files: tuple[File, ...], spec: SourceSpec, counts: dict[str, int]) ->
     """Row number and word hashes of every item; unusable rows are counted."""
     for raw in rows(files, Position(0, 0, 0), wanted=lambda ordinal: True, on_damage=None):
         try:
-            yield raw.ordinal, word_hashes(words(asked(parse(raw), spec)))
+            yield raw.ordinal, word_hashes(words(item_text(parse(raw), spec)))
         except BadRow:
             counts["bad"] += 1

@@ -137,11 +137,11 @@ def held_out_items(source: Source, make: Make, *, tokens: int, cache: Path, proc
                 np.savez(file, **kept, lists=json.dumps(arrays), counts=json.dumps(counts))
             aside.replace(path)
     with np.load(path) as found:
-        known: dict[str, Any] = {name: found[name] for name in found.files if name not in ("lists", "counts")}
-        known, counts = known | json.loads(str(found["lists"])), json.loads(str(found["counts"]))
+        values: dict[str, Any] = {name: found[name] for name in found.files if name not in ("lists", "counts")}
+        values, counts = values | json.loads(str(found["lists"])), json.loads(str(found["counts"]))
     if source.held_out is None:
         refuse_broken(source, counts, before=sum(counts.values()), at_end=True)
-    return split(known, "items")
+    return split(values, "items")
 
 
 def _choose(source: Source, make: Make, tokens: int, share: float, processes: int) -> tuple[list[Item], Counter[str]]:

@@ -61,9 +61,10 @@ def scan(
 ) -> Iterator[tuple[Result, Position]]:
     """`work(source, rows)` for all rows from `start` that are not left out, some hundred at once, in order.
 
-    `work` can be pickled. `doing` names it in the lines that stderr gets. `raws`: the rows to read, if not all.
+    work: must be picklable. doing: what progress lines on stderr call the pass. raws: the rows to read; None: all.
+    Each result comes with the position from which the pass continues after its rows.
     """
-    said = started = time.monotonic()
+    reported = started = time.monotonic()
     batches = _batches(_all_rows(source, start or Position(0, 0, 0)) if raws is None else raws)
     few = list(islice(batches, processes))  # a source of so few rows is not worth the processes
     if len(few) < processes or processes <= 1:
@@ -74,10 +75,10 @@ def scan(
         results = _pooled(source, work, chain(few, batches), processes)
     for result, position in results:
         yield result, position
-        if time.monotonic() - said > REPORT_EVERY_S:
-            said = time.monotonic()
+        if time.monotonic() - reported > REPORT_EVERY_S:
+            reported = time.monotonic()
             place = f"file {min(position.file + 1, len(source.files))} of {len(source.files)}, row {position.row:,}"
-            sys.stderr.write(f"data.sources.{source.name}: {doing}, {place}, {said - started:.0f} s\n")
+            sys.stderr.write(f"data.sources.{source.name}: {doing}, {place}, {reported - started:.0f} s\n")
 
 
 def _all_rows(source: Source, begin: Position) -> Iterable[RawRow]:

@@ -144,8 +144,8 @@ class Source:
         mask = np.zeros(size, np.uint8)
         for rows in self.left_out.values():
             mask[rows] = 1
-        known = mask.tobytes()  # indexed one by one: bytes are several times as fast as an array
-        return lambda ordinal: ordinal < size and known[ordinal] == 1
+        flags = mask.tobytes()  # indexed one by one: bytes are several times as fast as an array
+        return lambda ordinal: ordinal < size and flags[ordinal] == 1
 
     @property
     def domain(self) -> str:

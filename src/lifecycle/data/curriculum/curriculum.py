@@ -153,8 +153,8 @@ class Curriculum:
         if not now:
             raise UserError(
                 f"{WHERE} reads the levels {self.bounds[first]:g} to {self.bounds[stop]:g} from "
-                f"{change.progress:.0%} of the run on, and data.sources.{name} has no row there: widen the stage, type {WHERE}.scale=quantile, "
-                f"or leave the source out of {WHERE}.sources"
+                f"{change.progress:.0%} of the run on, and data.sources.{name} has no row there: widen the stage, type "
+                f"{WHERE}.scale=quantile, or leave the source out of {WHERE}.sources"
             )
         kept = self.older_share if older else 0.0
         return [
@@ -165,9 +165,9 @@ class Curriculum:
 
 def quantile_scale(scores: NDArray[np.float32]) -> NDArray[np.float64]:
     """Scores mapped onto 1 to 5 by rank: 1 + 4 (r - 1/2) / n, r the mean rank of equal ones; NaN stays NaN."""
-    known = np.flatnonzero(~np.isnan(scores))
+    scored = np.flatnonzero(~np.isnan(scores))
     out = np.full(len(scores), np.nan)
-    _, which, counts = np.unique(scores[known], return_inverse=True, return_counts=True)
+    _, which, counts = np.unique(scores[scored], return_inverse=True, return_counts=True)
     middle = np.cumsum(counts) - counts / 2
-    out[known] = LOWEST + (HIGHEST - LOWEST) * middle[which] / max(len(known), 1)
+    out[scored] = LOWEST + (HIGHEST - LOWEST) * middle[which] / max(len(scored), 1)
     return out

@@ -81,7 +81,7 @@ def answered(record: Record) -> str:
     return thinking(meta.get("thoughts", ""), f"{shown}{explained}")
 
 
-def asked(row: Mapping[str, Any], spec: Reading) -> str:
+def item_text(row: Mapping[str, Any], spec: Reading) -> str:
     """The text of an evaluation item that is searched for: its question or prompt; of other formats the whole document.
     Raises BadRow."""
     if "question" in FORMATS[spec.format].needs:

@@ -1,4 +1,4 @@
-"""`format: auto`: the format of a source by the columns of its first rows, said once on stderr.
+"""`format: auto`: the format of a source by the columns of its first rows, printed once on stderr.
 
 A layout of `formats.LIST` fits where every row has its columns and at least half of the rows become records by it. The
 first that fits and gives the view of the run is taken; for the view `text`, a column of text before all others. Rows
@@ -43,10 +43,10 @@ def recognised(spec: SourceSpec, found: Listing, *, where: str, view: str) -> tu
     if chosen is None:
         came = ", ".join(sorted({column for row in seen for column in row}))[:300]
         came += "" if all(row.keys() == seen[0].keys() for row in seen) else " (not all of them in every row)"
-        known = "; ".join(f"{form.name} ({', '.join(form.needs)})" for form in LIST)
+        formats = "; ".join(f"{form.name} ({', '.join(form.needs)})" for form in LIST)
         raise UserError(
-            f"{where}.format is auto, but rows with the columns {came} are of no form that is known. Name "
-            f"{where}.format and map its fields to columns by {where}.fields: {known}"
+            f"{where}.format is auto, but rows with the columns {came} fit no known format. Name "
+            f"{where}.format and map its fields to columns by {where}.fields: {formats}"
         )
     form, layout = chosen
     columns = _columns(seen, layout)

@@ -24,7 +24,7 @@ DPI = 160
 
 @dataclass(frozen=True, kw_only=True)
 class Theme:
-    """Colours of one mode. `series` are told apart also by readers who do not see red and green apart."""
+    """Colours of one mode. Readers who cannot distinguish red and green can still distinguish those of `series`."""
 
     name: str
     surface: str
@@ -130,12 +130,12 @@ def legend(axes: Axes) -> None:
 def smooth(values: Sequence[float]) -> list[float]:
     """A straight line fitted around each point: about a fortieth of the run to both sides, less near the steep start.
 
-    Unlike a running mean it does not lag behind a falling curve. Values that are not finite are passed by.
+    Unlike a running mean it does not lag behind a falling curve. Values that are not finite are ignored.
     """
     y = np.asarray(values, dtype=np.float64)
-    known = np.isfinite(y)
+    finite = np.isfinite(y)
     place = np.arange(len(y), dtype=np.float64)
-    parts = [known, place * known, np.where(known, y, 0), place**2 * known, place * np.where(known, y, 0)]
+    parts = [finite, place * finite, np.where(finite, y, 0), place**2 * finite, place * np.where(finite, y, 0)]
     sums = np.concatenate([np.zeros((5, 1)), np.cumsum(np.stack(parts).astype(np.float64), axis=1)], axis=1)
     index = np.arange(len(y))
     half = np.minimum(1 + len(y) // 40, 1 + index // 4)

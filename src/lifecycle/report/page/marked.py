@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 TRAINED, SHOWN = ("bold green", "green underline"), ("dim", "dim underline")
-"""Styles of tokens, in turn, so that one can be told from the next."""
+"""Styles of tokens, used in turn, so that neighbouring tokens look different."""
 
 LEFT, RIGHT = "⟦⟧"
 """Around what is trained, where there are no colours."""
@@ -30,7 +30,7 @@ Part = Mapping[str, Any]
 @dataclass(frozen=True)
 class Marked:
     """parts: stretches of tokens, [text, trained] each, with a name; the last two of three stand side by side. facts:
-    what is known beside them."""
+    further values of the item, by name."""
 
     caption: str
     parts: Sequence[Part]
@@ -43,8 +43,8 @@ def to_html(block: Marked) -> str:
     if len(drawn) == 3:
         drawn = [drawn[0], f'<div class="sides">{drawn[1]}{drawn[2]}</div>']
     facts = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in block.facts.items())
-    known = f"<dl>{facts}</dl>" if facts else ""
-    return f'<figure class="tokens"><figcaption>{escape(block.caption)}</figcaption>{"".join(drawn)}{known}</figure>'
+    values = f"<dl>{facts}</dl>" if facts else ""
+    return f'<figure class="tokens"><figcaption>{escape(block.caption)}</figcaption>{"".join(drawn)}{values}</figure>'
 
 
 def _html_part(part: Part) -> str:
@@ -62,10 +62,10 @@ def to_markdown(block: Marked) -> Iterator[tuple[str, str]]:
         runs = [
             ("".join(text for text, _ in run), trained) for trained, run in groupby(part["tokens"], lambda one: one[1])
         ]
-        said = "".join(f"{LEFT}{text}{RIGHT}" if trained else text for text, trained in runs)
+        text_of_part = "".join(f"{LEFT}{text}{RIGHT}" if trained else text for text, trained in runs)
         facts = "".join(f"\n{key}: {value}" for key, value in block.facts.items())
         last = n + 1 == len(block.parts)
-        yield ": ".join(filter(None, [block.caption, part["name"]])), said + (facts if last else "")
+        yield ": ".join(filter(None, [block.caption, part["name"]])), text_of_part + (facts if last else "")
 
 
 def show(blocks: Sequence[Marked], console: Console) -> None:

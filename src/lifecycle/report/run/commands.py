@@ -62,13 +62,13 @@ def _command(overrides: list[str]) -> str:
 
 
 def _with_name(run: RunData, overrides: list[str]) -> list[str]:
-    """The run's folder must be found again: its name is said, unless the command or its experiment said it."""
-    said = any(word.split("=")[0] in ("run", "experiment") for word in overrides)
-    return overrides if said else [*overrides, f"run={_name(run)}"]
+    """The overrides with `run=NAME`, which finds the run's folder again, unless they or their experiment name it."""
+    is_named = any(word.split("=")[0] in ("run", "experiment") for word in overrides)
+    return overrides if is_named else [*overrides, f"run={_name(run)}"]
 
 
 def _name(run: RunData) -> str:
-    """What `run=` would be: the folder's name, below the run's for a job of a sweep."""
+    """The value of `run=`: the folder's name; for a job of a sweep RUN/FOLDER."""
     name, configured = run.folder.resolve().name, str(run.setting("run") or "")
     return name if configured in ("", name) else f"{configured}/{name}"
 

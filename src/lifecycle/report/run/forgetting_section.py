@@ -18,13 +18,14 @@ MOST_ROWS = 12
 
 
 def measurements(run: RunData) -> list[Mapping[str, Any]]:
-    """All looks at the retained domains, the first before the first step; empty where nothing was retained."""
+    """All measurements of the retained domains, the first one before the first step; empty where there are none."""
     found: list[Mapping[str, Any]] = run.forgetting.get("measurements", [])
     return found
 
 
 def forgetting(run: RunData, theme: Theme) -> Figure | None:
-    """Above, perplexity of what was known (solid) and of the new (dashed); below, what was lost, and the actions."""
+    """Above, perplexity of the parent's domains (solid) and of the new ones (dashed); below, the forgetting of the
+    parent's domains, and the actions of the guard."""
     found = measurements(run)
     if len(found) < 2:
         return None
@@ -42,7 +43,7 @@ def forgetting(run: RunData, theme: Theme) -> Figure | None:
     above.yaxis.set_major_formatter(FuncFormatter(lambda v, _: short(v)))
     above.yaxis.set_minor_formatter(NullFormatter())
     above.tick_params(which="minor", length=0)
-    above.set_title("held-out perplexity: known before (solid), new (dashed)", fontsize=10.5, loc="left")
+    above.set_title("held-out perplexity: parent's domains (solid), new ones (dashed)", fontsize=10.5, loc="left")
     below.set_title("perplexity above the start's", fontsize=10.5, loc="left")
     below.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0f} %"))
     _thresholds(run, theme, below)
@@ -63,7 +64,7 @@ def _curve(axes: Axes, steps: Sequence[int], values: Sequence[float], name: str,
 
 
 def _thresholds(run: RunData, theme: Theme, axes: Axes) -> None:
-    """Those that the curves come near to."""
+    """The guard's thresholds that the curves come near to, as dashed lines."""
     top = axes.get_ylim()[1]
     for name, line in THRESHOLDS:
         value = run.setting(f"guard.{name}")
@@ -100,7 +101,7 @@ def action_words(measurement: Mapping[str, Any]) -> str:
 
 
 def table(run: RunData) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows: forgetting of every retained domain at every look (in a long run, at some of them)."""
+    """Columns and rows: forgetting of every retained domain at every measurement (in a long run, at some of them)."""
     found = measurements(run)
     names = list(found[-1]["forgetting"]) if found else []
     every = max(1, len(found) // MOST_ROWS)
@@ -118,14 +119,14 @@ def table(run: RunData) -> tuple[list[str], list[list[str]]]:
 
 
 def verdict(run: RunData) -> str:
-    """One sentence on what was lost."""
+    """One or two sentences: the largest forgetting at the end, and how often the guard acted."""
     found = measurements(run)
     if not found or not found[-1]["forgetting"]:
         return ""
     name, worst = max(found[-1]["forgetting"].items(), key=lambda item: item[1])
     acted = sum(bool(m.get("action")) for m in found)
     lost = f"At the end the perplexity of {name} is {worst:+.1%} against the parent's"
-    most = f", the most of the domains that the parent knew ({found[-1]['level']})."
+    most = f", the most of the parent's domains ({found[-1]['level']})."
     advice = str(found[-1].get("advice") or "")
     done = f" The guard acted {acted} time{'s' * (acted > 1)}." if acted else ""
     return lost + most + done + (f" {advice[0].upper()}{advice[1:]}." if advice else "")

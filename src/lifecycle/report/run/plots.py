@@ -61,10 +61,10 @@ def loss(run: RunData, theme: Theme) -> Figure | None:
 
 def _baseline_loss(run: RunData, name: str) -> float | None:
     """The baseline's loss, averaged over domains with the weights that `valid/loss` has."""
-    known = {d: run.baselines[d][name] for d in run.domains if name in run.baselines.get(d, {})}
-    if not known or len(known) < len(run.domains):
+    counted = {d: run.baselines[d][name] for d in run.domains if name in run.baselines.get(d, {})}
+    if not counted or len(counted) < len(run.domains):
         return None
-    return sum(run.domain_weights[d] * math.log(perplexity) for d, perplexity in known.items())
+    return sum(run.domain_weights[d] * math.log(perplexity) for d, perplexity in counted.items())
 
 
 def perplexity(run: RunData, theme: Theme) -> Figure | None:
@@ -188,7 +188,8 @@ def ledger(run: RunData, theme: Theme) -> Figure | None:
 
 
 def curriculum(run: RunData, theme: Theme) -> Figure | None:
-    """One panel a source: the shares of its levels, easiest at the bottom and palest; None without a curriculum."""
+    """One panel a source: the shares of its difficulty buckets, the easiest at the bottom and palest; None without a
+    curriculum."""
     levels: Mapping[str, Mapping[str, Any]] = dig(run.run, "data.levels") or {}
     names = list(levels)[:MOST_SOURCES]
     if not names:
@@ -238,7 +239,7 @@ PICTURES: dict[str, Callable[[RunData, Theme], Figure | None]] = {
 
 
 def _marker(values: list[float]) -> str:
-    """Points where they can be told apart."""
+    """A marker for each point where there are so few that they do not overlap; else none."""
     return "o" if len(values) <= 40 else ""
 
 

@@ -98,7 +98,7 @@ def _reached(domain: DomainResult) -> str:
 
 
 def overview(run: RunData, facts: Headline) -> list[tuple[str, str]]:
-    """(what, how much), only what is known."""
+    """(name, value) of what was logged."""
     of = f" of {count(facts.planned_steps)}" if facts.planned_steps and facts.status != "finished" else ""
     losses = [
         f"{number(value, 3)} {name}"
@@ -150,7 +150,7 @@ def _pictures(drawn: list[str]) -> list[Element]:
 
 
 def _forgetting(run: RunData, drawn: bool) -> list[Element]:
-    """What was kept of the parent, in a run that measured it."""
+    """How well the run still does on the parent's domains, where it measured that."""
     if not measurements(run):
         return []
     columns, rows = table(run)

@@ -1,4 +1,4 @@
-"""Laws of judged answers: who is better is kept, whoever stands first, and a tie teaches nothing."""
+"""Laws of preference data: the better answer is the chosen one, in whichever column it is, and ties are left out."""
 
 from typing import Any
 
