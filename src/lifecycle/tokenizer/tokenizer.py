@@ -214,8 +214,7 @@ def load(source: str) -> Tokenizer:
 
 
 def place_of(source: str) -> Path:
-    """The path of a tokenizer on this machine, which may not exist: `source` itself, or the folder in the run of that
-    name."""
+    """The path of a tokenizer on this machine, which may not exist: `source` itself, or the folder of a run."""
     path = Path(source).expanduser()
     run = Path("outputs") / source
     return run if not path.exists() and not path.is_absolute() and (run / "tokenizer").is_dir() else path

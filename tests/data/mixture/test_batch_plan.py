@@ -49,7 +49,7 @@ def test_weights_that_all_come_to_nothing_are_refused() -> None:
             r"stage.phases\[1\].weights has a weight for mathematisc.*did you mean mathematics",
         ),
         ({"poems": 1.0}, "no such source; the sources are mathematics, code"),
-        ({"code": 1.0, "replay.web": 1.0}, "all of the replay has stage.replay.share"),
+        ({"code": 1.0, "replay.web": 1.0}, "stage.replay.share is the share of all replay"),
         ({"code": 0.0}, "gives no source a weight above 0"),
         ({}, "gives no source a weight above 0"),
         ({"code": -1.0}, r"weights.code is -1.0"),

@@ -73,13 +73,15 @@ def test_the_guess_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_columns_of_no_known_form_are_named_with_what_is_known(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="columns body, id are of no form") as raised:
+    with pytest.raises(UserError, match="columns body, id fit no known format") as raised:
         guess([{"id": 1, "body": "a"}], tmp_path, "text")
     assert all(f"{form.name} ({form.needs[0]}" in str(raised.value) for form in LIST)
 
 
 def test_a_column_that_some_rows_lack_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="columns instruction, output .not all of them in every row. are of no form"):
+    with pytest.raises(
+        UserError, match="columns instruction, output .not all of them in every row. fit no known format"
+    ):
         guess([{"instruction": "q", "output": "a"}, {"instruction": "q"}], tmp_path, "chat")
 
 

@@ -105,8 +105,7 @@ class Mix:
         return bound[-1] if bound and self.replay else None
 
     def replayed(self) -> dict[str, float]:
-        """Each replayed source's part of the replay, by the weights at the beginning. Raises UserError where there is
-        none."""
+        """Each replayed source's part of the replay, by the weights at the beginning. Raises UserError for none."""
         if not self.replay:
             raise UserError(
                 "stage.ewc measures on the parent's data, and no source here is replayed: name a source replay in the "
