@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rollout": {"bounds", "errors", "batch", "model", "system"},
     # Data and stages meet in batch/ alone.
     "data": {"bounds", "errors", "batch", "system", "tokenizer"},
-    "stages": {"bounds", "errors", "batch", "duration", "losses", "model", "optim", "rewards", "rollout"},
+    "stages": {"bounds", "errors", "batch", "duration", "losses", "model", "optim", "rewards", "rollout", "system"},
     "checkpoint": {"errors", "system"},
     "callbacks": {"bounds", "config", "errors", "batch", "checkpoint", "hardware", "stages", "system"},
     "duration": {"bounds", "errors"},

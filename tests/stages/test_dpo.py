@@ -17,16 +17,23 @@ from torch.nn import functional as F
 from lifecycle.batch import Example, Pair, PairBatch, UnpairedBatch
 from lifecycle.config.signature import Walk
 from lifecycle.data.stream.packing import Packing, Piece, Row, best_fit
+from lifecycle.errors import UserError
 from lifecycle.model import Decoder, DocumentMask, build
+from lifecycle.model.lora import Adapter
 from lifecycle.optim import Schedule
 from lifecycle.stages.dpo import Dpo
 from lifecycle.stages.preference.answers import mismatched
+from lifecycle.stages.preference.cached import answer_keys
+from lifecycle.stages.preference.reference import WithoutAdapter
 from lifecycle.stages.preference.settings import PreferenceKeys, faults
 from lifecycle.stages.setup import ParentWeights
 from lifecycle.stages.step.optimization import OptimizationKeys
 
 STEPS, LENGTH = 3, 40
 CONF: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "conf/stage/dpo.yaml").read_text())
+ADAPTER = Adapter(
+    rank=2, alpha=4.0, dropout=0.0, targets="all", rslora=False, dora=False, bits=None, lr_ratio=1.0, merge=False
+)
 KEYS = {name: CONF[name] for name in PreferenceKeys.__dataclass_fields__}
 
 
@@ -34,12 +41,21 @@ def parent() -> Decoder:
     return build(MODEL, seed=1)
 
 
-def dpo(loss: Any = "sigmoid", *, lr: float = 1e-3, **changed: Any) -> Dpo:
+def dpo(
+    loss: Any = "sigmoid",
+    *,
+    lr: float = 1e-3,
+    cache: Path = Path(),
+    sha256: str = "parent",
+    bf16: bool = False,
+    adapter: Adapter | None = None,
+    **changed: Any,
+) -> Dpo:
     """The stage with the keys of its YAML, some changed, on the weights of the parent."""
     walk = Walk()
     keys = walk.construct(PreferenceKeys, KEYS | {"loss": loss} | changed, ())
     assert not walk.faults
-    weights = ParentWeights(read=lambda: parent().state_dict(), sha256=lambda: "parent")
+    weights = ParentWeights(read=lambda: parent().state_dict(), sha256=lambda: sha256, cache=lambda: cache)
     return Dpo(
         model=MODEL,
         optimization=OptimizationKeys(
@@ -49,7 +65,7 @@ def dpo(loss: Any = "sigmoid", *, lr: float = 1e-3, **changed: Any) -> Dpo:
             max_norm_ratio=None,
         ),
         preference=keys,
-        setup=replace(stage().setup_facts, parent=weights, read_weights=weights.read),
+        setup=replace(stage().setup_facts, parent=weights, read_weights=weights.read, bf16=bf16, adapter=adapter),
     )
 
 
@@ -220,6 +236,58 @@ def test_three_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
     torch.testing.assert_close(made.network.state_dict(), policy.state_dict(), rtol=1e-4, atol=2e-5)
 
 
+# -- a cached reference
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(("loss", "view"), [("sigmoid", "preference"), ("kto", "unpaired")])
+def test_a_cached_reference_says_what_a_live_one_does(loss: str, view: str, tmp_path: Path) -> None:
+    made = pairs if view == "preference" else singles
+    steps = [[rows_of(made(step), view)] for step in (0, 1, 0)]
+    live, cached, found = dpo(loss), *(dpo(loss, reference="cached", cache=tmp_path / "cache") for _ in range(2))
+    rows = train(live, steps, tmp_path / "live")
+    again = train(cached, steps, tmp_path / "cached")
+    same(live, cached)
+    assert again[1]["train/loss"] == rows[1]["train/loss"]
+    assert again[3]["preference/margin"] == pytest.approx(rows[3]["preference/margin"], rel=1e-4)
+    kept = files(tmp_path)
+    assert len(kept) == 1 and not cached.state_dict().keys() - live.state_dict().keys()
+    found._said = None  # type: ignore[assignment,method-assign]
+    train(found, [apart(step[0]) for step in steps], tmp_path / "found")  # in other micro-batches, without being asked
+    same(live, found)
+    assert files(tmp_path) == kept
+
+
+def test_an_answer_that_was_not_computed_is_an_error_and_no_computation_by_a_policy_that_has_moved(
+    tmp_path: Path,
+) -> None:
+    class Longer(Batches):
+        def whole_run(self) -> Any:
+            yield from list(super().whole_run())[:1]
+
+    steps = [[rows_of(pairs(step), "preference")] for step in range(2)]
+    made = dpo(reference="cached", cache=tmp_path / "cache")
+    with pytest.raises(UserError, match="12 of 12 answers .* begin another with stage.reference=live"):
+        trainer_of(2, tmp_path, logger=False).fit(made, Longer(cast(Any, steps)))
+    assert made.global_step == 1
+
+
+def test_a_reference_is_kept_by_all_that_it_depends_on(tmp_path: Path) -> None:
+    batch = rows_of(pairs(0), "preference")
+    assert answer_keys(batch) != answer_keys(rows_of(pairs(1), "preference"))
+    assert sorted(answer_keys(batch)) == sorted(answer_keys(alone(pairs(0), "preference")))
+    shown = replace(batch.tokens, labels=batch.tokens.labels.masked_fill(batch.tokens.position_ids == 3, -100))
+    other = PairBatch.of(shown, torch.zeros(shown.labels.shape))
+    assert set(answer_keys(batch)) - set(answer_keys(other))  # the same ids, other trained tokens
+    for number, changed in enumerate([{}, {"bf16": True}, {"sha256": "another"}, {}]):
+        made = dpo(reference="cached", cache=tmp_path / "cache", **changed)  # type: ignore[arg-type]
+        train(made, [[batch]], tmp_path / str(number))
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
 # -- what is told
 
 
@@ -268,6 +336,7 @@ def test_held_out_pairs_give_a_loss_and_an_accuracy() -> None:
         ({"loss": {"sigmiod": 1.0}}, "stage.loss has sigmiod; wanted some of"),
         ({"loss": []}, "stage.loss has no name"),
         ({"reference": None}, "stage.reference is null, and stage.loss sigmoid compares with one"),
+        ({"reference": "adapter"}, "type adapter=lora, or stage.reference=live"),
         ({"loss": "apo_zero", "divergence": "js"}, "apo_zero is none"),
         ({"loss": "kto", "view": "unpaired", "tail": 0.5}, "kto has no pairs"),
     ],
@@ -289,6 +358,20 @@ def test_a_reference_is_held_where_the_loss_compares_with_one() -> None:
     assert dpo("sigmoid").reference is not None and dpo("simpo").reference is None
     copies = {name: Dpo.frozen_copies({"stage": CONF | {"loss": name}}) for name in ("sigmoid", "simpo", "orpo", "kto")}
     assert copies == {"sigmoid": 1, "simpo": 0, "orpo": 0, "kto": 1}
+    assert Dpo.frozen_copies({"stage": CONF, "adapter": {"rank": 1}}) == 0
+    assert Dpo.frozen_copies({"stage": CONF | {"reference": "cached"}}) == 0
+
+
+def test_with_an_adapter_the_reference_is_the_model_without_it(tmp_path: Path) -> None:
+    steps = [[rows_of(pairs(step), "preference")] for step in range(STEPS)]
+    made = dpo(adapter=ADAPTER, lr=3e-2)
+    rows = train(made, steps, tmp_path / "adapter")
+    assert isinstance(made.reference, WithoutAdapter) and rows[1]["train/loss"] == pytest.approx(math.log(2), abs=1e-7)
+    live = dpo(adapter=ADAPTER, lr=3e-2, reference="live")
+    again = train(live, steps, tmp_path / "live")
+    assert again[STEPS]["preference/margin"] == pytest.approx(rows[STEPS]["preference/margin"], rel=1e-4)
+    assert rows[STEPS]["preference/margin"] != 0
+    same(made, live)
 
 
 @pytest.mark.parametrize("changed", [{"tail": 0.3}, {"divergence": "js"}, {"divergence": "forward_kl"}])

@@ -69,6 +69,9 @@ class Batches(pl.LightningDataModule):
     def val_dataloader(self) -> Any:
         return {}
 
+    def whole_run(self) -> Iterator[StepBatch]:
+        yield from self.train_dataloader()
+
     def replayed_rows(self, count: int) -> list[TokenBatch]:
         return []
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from lifecycle.batch.steps import Cursor
+from lifecycle.batch.steps import Cursor, StepBatch
 
 
 class DataFeed(Protocol):
@@ -33,6 +33,10 @@ class DataFeed(Protocol):
 
     def val_dataloader(self) -> Mapping[str, Iterable[Any]]:
         """This rank's held-out micro-batches by domain, of the view's kind, the same number on every rank."""
+
+    def whole_run(self) -> Iterator[StepBatch[Any]]:
+        """This rank's batches from the first step to the last as it is planned, read beside the training, whose place
+        in the data stays. Every rank must call."""
 
     def replayed_rows(self, count: int) -> Sequence[Any]:
         """At most `count` rows of the replayed sources' training data, one a batch, the same on every rank."""

@@ -9,7 +9,7 @@ the cursors of all logical streams, so a run resumes at the same token on any nu
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -125,17 +125,26 @@ class DataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> StepLoader:
         """Batches from the consumed cursor on."""
+        check_streams(self._loaded, self._share()[0])
+        self._loader = self._batches_from(self._loaded)
+        return self._loader
+
+    def whole_run(self) -> Iterator[StepBatch[Any]]:
+        """This rank's batches from the first step to the last as it is planned, read beside the training, whose place
+        in the data stays. Every rank must call."""
+        yield from self._batches_from(None)
+
+    def _batches_from(self, cursor: Cursor | None) -> StepLoader:
         streams, mine = self._share()
-        check_streams(self._loaded, streams)
         opener = self._opener(streams)
-        self._loader = StepLoader(
+        return StepLoader(
             open_streams=opener.streams,
             open_tail=opener.tail,
             streams=mine,
             all_streams=streams,
             source_names=self.source_names,
             plan=self.plan,
-            cursor=opener.going_on(self._loaded, self.plan, self.corpus.max_epochs),
+            cursor=opener.going_on(cursor, self.plan, self.corpus.max_epochs),
             stop=self._ends.last,
             ends=any(cap is not None for cap in self.corpus.max_epochs.values()),
             may_end=self._ends.may_end,
@@ -144,7 +153,6 @@ class DataModule(pl.LightningDataModule):
             packing=self.corpus.packing,
             pin_memory=torch.cuda.is_available(),
         )
-        return self._loader
 
     def val_dataloader(self) -> dict[str, list[TokenBatch]]:
         """This rank's held-out micro-batches of every domain, by domain."""

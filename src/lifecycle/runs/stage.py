@@ -19,6 +19,7 @@ from lifecycle.runs.plan import RunPlan
 from lifecycle.runs.resume import Start
 from lifecycle.stages.base import Stage
 from lifecycle.stages.setup import ParentWeights, Setup
+from lifecycle.system.cache import made_cache_folder
 
 
 def build_stage(plan: RunPlan, data: DataModule, timeline: Timeline, start: Start) -> Stage:
@@ -75,4 +76,4 @@ def began_with(parent: Parent, checkpoint: str | None) -> ParentWeights:
         sha256()
         return parent.read()
 
-    return ParentWeights(read=read, sha256=sha256)
+    return ParentWeights(read=read, sha256=sha256, cache=lambda: made_cache_folder() / "reference")

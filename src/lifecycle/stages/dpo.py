@@ -14,15 +14,17 @@ from torch import Tensor
 
 from lifecycle.batch import PairBatch, StepBatch, UnpairedBatch
 from lifecycle.bounds import Keys
+from lifecycle.errors import UserError
 from lifecycle.losses.preference import AnswerLogprobs, PairLogprobs, shared_length
 from lifecycle.model import DocumentMask, ModelConfig
 from lifecycle.stages.base import Stage
 from lifecycle.stages.inheritance import OptimizerState, PeakRate
 from lifecycle.stages.preference import settings, told
 from lifecycle.stages.preference.answers import Answers, answer_logprobs, mismatched
+from lifecycle.stages.preference.cached import CachedReference
 from lifecycle.stages.preference.objective import Objective
-from lifecycle.stages.preference.reference import LiveReference, Reference
-from lifecycle.stages.preference.settings import PreferenceKeys, reference_of
+from lifecycle.stages.preference.reference import LiveReference, Reference, WithoutAdapter
+from lifecycle.stages.preference.settings import PreferenceKeys, Source, reference_of
 from lifecycle.stages.setup import Setup
 from lifecycle.stages.step.collectives import sum_over_ranks
 from lifecycle.stages.step.optimization import OptimizationKeys
@@ -49,8 +51,8 @@ class Dpo(Stage):
         preference: Keys[PreferenceKeys],
         setup: Setup,
     ) -> None:
-        kind = reference_of(preference.reference, preference.weights)
-        reference: Reference | None = LiveReference(config=model, setup=setup) if kind == "live" else None
+        kind = reference_of(preference.reference, preference.weights, adapter=setup.adapter is not None)
+        reference = None if kind is None else self._reference(kind, model, setup)
         super().__init__(model=model, optimization=optimization, setup=setup, beside=reference)
         self.reference = reference
         self.objective, self._tail = Objective(preference), preference.tail
@@ -127,3 +129,24 @@ class Dpo(Stage):
         return torch.stack(
             [ratios_N.double().sum(), torch.tensor(len(apart), dtype=torch.float64, device=ratios_N.device)]
         )
+
+    def _reference(self, kind: Source, model: ModelConfig, setup: Setup) -> Reference:
+        if setup.parent is None:
+            raise UserError("the reference of stage=dpo is the parent, and init_from is null: type init_from=RUN")
+        if kind == "adapter":
+            return WithoutAdapter(lambda: self.network)
+        if kind == "live":
+            return LiveReference(config=model, setup=setup)
+        parent = setup.parent
+        return CachedReference(
+            ask=self._said,
+            key=lambda: [str(setup.bf16), str(setup.compile), self.kernel, self.device.type, repr(self.config)],
+            folder=parent.cache,
+            parent=parent.sha256,
+            computes=setup.read_weights is not None,
+        )
+
+    @torch.no_grad()
+    def _said(self, batch: Answers) -> Tensor:
+        with self.trainer.precision_plugin.forward_context():
+            return answer_logprobs(self.network, *self.on_device(batch))

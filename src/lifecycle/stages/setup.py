@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -25,11 +26,13 @@ from lifecycle.model.sharding import load_sharded, shard
 class ParentWeights:
     """The weights that the run began with, as files: there for a run that goes on, too.
 
-    read: fp32, by our names. sha256: of the files. Both raise `UserError` where the run had begun with others.
+    read: fp32, by our names. sha256: of the files. Both raise `UserError` where the run had begun with others. cache: a
+    folder for what the weights say, which can be derived again.
     """
 
     read: Callable[[], Mapping[str, Tensor]]
     sha256: Callable[[], str]
+    cache: Callable[[], Path]
 
 
 @dataclass(frozen=True, kw_only=True)

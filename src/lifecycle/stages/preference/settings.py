@@ -12,8 +12,10 @@ from typing import Annotated, Any, Literal
 from lifecycle.bounds import Bounds, NotNegative, Part, Positive
 from lifecycle.losses.preference import Divergence
 
-Kind = Literal["auto", "live"]
-"""Where the reference's log-probabilities come from; auto: `live`, or none where the loss asks for none."""
+Source = Literal["live", "cached", "adapter"]
+Kind = Literal["auto"] | Source
+"""Where the reference's log-probabilities come from; auto: `adapter` where one is trained, else `live`, and none where
+the loss compares with none."""
 
 BelowHalf = Annotated[float, Bounds(least=0, below=0.5)]
 
@@ -156,18 +158,19 @@ def weights_of(loss: Any) -> dict[str, float]:
     return dict.fromkeys([loss] if isinstance(loss, str) else list(loss) if isinstance(loss, list) else [], 1.0)
 
 
-def reference_of(kind: Kind | None, losses: Mapping[str, float]) -> Literal["live"] | None:
-    """What `stage.reference` comes to for these losses."""
+def reference_of(kind: Kind | None, losses: Mapping[str, float], *, adapter: bool) -> Source | None:
+    """What `stage.reference` comes to for these losses, in a run that trains an adapter or all weights."""
     if kind != "auto":
         return kind
-    return None if set(losses) <= REFERENCE_FREE else "live"
+    if set(losses) <= REFERENCE_FREE:
+        return None
+    return "adapter" if adapter else "live"
 
 
 def frozen_copies(config: Mapping[str, Any]) -> int:
     """How many copies of the parent's weights a run of this config holds."""
-    stage = config["stage"]
-    kind = reference_of(stage["reference"], weights_of(stage["loss"]))
-    return int(kind == "live")
+    stage, adapter = config["stage"], config.get("adapter") is not None
+    return int(reference_of(stage["reference"], weights_of(stage["loss"]), adapter=adapter) == "live")
 
 
 def faults(config: Mapping[str, Any]) -> list[str]:
@@ -179,7 +182,7 @@ def faults(config: Mapping[str, Any]) -> list[str]:
         return [
             f"stage.loss has {', '.join(sorted(names - known)) or 'no name'}; wanted some of {', '.join(sorted(known))}"
         ]
-    return [*_views(names, stage), *_references(names, stage), *_changes(names, stage)]
+    return [*_views(names, stage), *_references(names, stage, config), *_changes(names, stage)]
 
 
 def _views(names: set[str], stage: Mapping[str, Any]) -> list[str]:
@@ -200,8 +203,13 @@ def _views(names: set[str], stage: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _references(names: set[str], stage: Mapping[str, Any]) -> list[str]:
+def _references(names: set[str], stage: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """A loss without the reference that it compares with."""
+    if stage.get("reference") == "adapter" and config.get("adapter") is None:
+        return [
+            "stage.reference is 'adapter', the model without the adapter that is trained, and none is: type "
+            "adapter=lora, or stage.reference=live"
+        ]
     if stage.get("reference", "auto") is not None or names <= REFERENCE_FREE:
         return []
     return [
