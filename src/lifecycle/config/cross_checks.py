@@ -35,7 +35,7 @@ def faults_between(plain: Mapping[str, Any], declared: Declared) -> list[str]:
         *_copies(nodes.get("stage", {}), nodes.get("hardware", {}), declared),
         *_rate(nodes.get("stage", {}), declared),
         *declared.faults(plain),
-        *(_adapter(nodes.get("stage", {}), declared) if "_target_" in nodes.get("adapter", {}) else []),
+        *(_adapter(nodes, declared) if "_target_" in nodes.get("adapter", {}) else []),
     ]
 
 
@@ -88,11 +88,13 @@ def _rate(stage: Mapping[str, Any], declared: Declared) -> list[str]:
     ]
 
 
-def _adapter(stage: Mapping[str, Any], declared: Declared) -> list[str]:
+def _adapter(nodes: Mapping[str, Mapping[str, Any]], declared: Declared) -> list[str]:
     """What an adapter cannot be trained with: it sits beside the weights of a parent, which stay as they are."""
     if not declared.trains:
         return ["adapter is chosen, and this stage is a job, which trains nothing: type adapter=none"]
-    faults = []
+    faults, stage = [], nodes.get("stage", {})
+    if nodes["adapter"].get("bits") is not None and nodes.get("hardware", {}).get("strategy") == "fsdp":
+        faults.append("adapter.bits makes weights small that hardware.strategy=fsdp would cut: type adapter=lora")
     optimizer = stage.get("optimizer")
     if isinstance(optimizer, Mapping) and str(optimizer.get("_target_")).endswith(".Muon"):
         faults.append("stage.optimizer is Muon, whose rates are none for an adapter: type optimizer=adamw")

@@ -25,6 +25,7 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Decoder
 from lifecycle.model.families import family_of
 from lifecycle.model.layers.experts import Experts
+from lifecycle.model.layers.four_bits import quantise, whole_weight
 from lifecycle.model.lora import Adapter, Factors, applied, chosen, first_factors
 from lifecycle.system.seeds import derive
 
@@ -64,12 +65,30 @@ def check_adapter(config: ModelConfig, adapter: Adapter) -> None:
     """Raise UserError for targets that name nothing, for what `peft` cannot express, and where it is not installed."""
     if importlib.util.find_spec("peft") is None:
         raise UserError("adapter=lora needs peft, which is not installed here: pip install 'lifecycle[lora]'")
+    if adapter.bits is not None:
+        _check_bits(config, adapter)
     found, cannot = places(config, adapter), [f"adapter.{key}" for key in ("dora", "dropout") if getattr(adapter, key)]
     parameters = [place for place in found if is_parameter(place, config)]
     if parameters and cannot:
         raise UserError(
             f"{' and '.join(cannot)} cannot be used on the feed-forward parts of a family with experts, which peft "
             f"adapts as bare parameters ({parameters[0]}): leave it out, or type adapter.targets=[attention]"
+        )
+
+
+def _check_bits(config: ModelConfig, adapter: Adapter) -> None:
+    stack = next((place for place in matrices(config) if is_stack(place)), None)
+    if stack is not None:
+        raise UserError(
+            f"adapter.bits is {adapter.bits}, and bitsandbytes makes linear layers small, not experts, which lie in "
+            f"one tensor ({stack}) and are most of this model: type adapter=lora"
+        )
+    if adapter.dora:
+        raise UserError("adapter.dora needs the lengths of whole weights, and adapter.bits rounds them: leave one out")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "adapter=qlora needs bitsandbytes, which is not installed here: pip install 'lifecycle[qlora]', or type "
+            "adapter=lora"
         )
 
 
@@ -114,6 +133,9 @@ def add_adapter(model: Decoder, adapter: Adapter, *, seed: int) -> None:
         target_modules=[place for place in found if not is_stack(place)] or None,
         target_parameters=[place for place in found if is_stack(place)] or None,
     )
+    if adapter.bits is not None:
+        quantise(model, matrices(model.config))
+        model.is_loaded_in_4bit = True  # type: ignore[assignment]  # what peft looks at
     inject_adapter_in_model(how, model, low_cpu_mem_usage=empty)
     model.adapter = adapter
     if not empty:
@@ -185,10 +207,19 @@ def plain_weights(model: Decoder) -> dict[str, Tensor]:
     state, adapter = model.state_dict(), model.adapter
     if adapter is None:
         return state
+    base = base_of(state) if adapter.bits is None else _whole_base(model, adapter, state)
     if model.adapter_is_off:
-        return base_of(state)
+        return base
     with torch.autocast(model.embedding.weight.device.type, enabled=False):
-        return merged(base_of(state), factors_of(state, model.config, adapter), adapter)
+        return merged(base, factors_of(state, model.config, adapter), adapter)
+
+
+def _whole_base(model: Decoder, adapter: Adapter, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`base_of` where layers are small: their weights as they are multiplied."""
+    chosen, small = set(places(model.config, adapter)), matrices(model.config)
+    kept = {name: w for name, w in base_of(state).items() if not name.startswith(tuple(f"{p}.weight" for p in small))}
+    layers = {place: model.get_submodule(place + INNER * (place in chosen)) for place in small}
+    return {**kept, **{f"{place}.weight": whole_weight(layer) for place, layer in layers.items()}}
 
 
 @contextlib.contextmanager

@@ -127,7 +127,7 @@ def write_results(plan: RunPlan, stage: Stage, data: DataModule, *, finished: bo
     with torch.device("meta"):
         model = Decoder(stage.config)
     if plan.adapter is not None:
-        weights = _write_adapter(plan, plan.adapter, weights, data)
+        weights = _write_adapter(plan, plan.adapter, weights, stage, data)
     model.load_state_dict(weights, assign=True)
     if plan.adapter is None or plan.adapter.merge:
         export(
@@ -160,11 +160,13 @@ def _weights(folder: RunFolder, stage: Stage) -> dict[str, Tensor]:
 
 
 def _write_adapter(
-    plan: RunPlan, adapter: Adapter, weights: Mapping[str, Tensor], data: DataModule
+    plan: RunPlan, adapter: Adapter, weights: Mapping[str, Tensor], stage: Stage, data: DataModule
 ) -> dict[str, Tensor]:
-    """Write adapter/, with the files of the tokenizer and of sampling; the weights of the plain network with it."""
-    model, parent, folder = plan.model.with_vocab(data.tokenizer.vocab_size), plan.parent, plan.folder.path / "adapter"
-    assert parent is not None
+    """Write adapter/, with the files of the tokenizer and of sampling. Returns the weights of the plain network with
+    the adapter in them: those of the parent, whole, where the run held them in 4 bits."""
+    model, parent, folder = stage.config, plan.parent, plan.folder.path / "adapter"
+    frozen = stage.setup_facts.parent
+    assert parent is not None and frozen is not None
     found = factors_of(weights, model, adapter)
     with atomic.replace_files(folder, marker=ADAPTER, stale=()) as aside:
         data.tokenizer.save(aside)
@@ -172,7 +174,7 @@ def _write_adapter(
         here = parent.commit is None and (parent.folder / "config.json").is_file()
         base = str(parent.folder.resolve()) if here else parent.name
         write_adapter(aside, model, adapter, found, base=base)
-    return merged(base_of(weights), found, adapter)
+    return merged(base_of(weights) if adapter.bits is None else frozen.read(), found, adapter)
 
 
 def restored_weights(folder: RunFolder, stage: Stage) -> dict[str, Tensor]:

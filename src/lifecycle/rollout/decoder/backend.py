@@ -75,8 +75,8 @@ def eagerly(model: nn.Module) -> AbstractContextManager[object]:
 def is_plain(model: Decoder) -> bool:
     """Whether the model consists of its own modules and its adapter on one device: not sharded."""
     kinds = {type(module).__module__.partition(".")[0] for module in model.modules()}
-    own = {"lifecycle", "torch"} if model.adapter is None else {"lifecycle", "torch", "peft"}
-    return kinds <= own and not any(isinstance(p, DTensor) for p in model.parameters())
+    adapters = set() if model.adapter is None else {"peft", "bitsandbytes"}
+    return kinds <= {"lifecycle", "torch"} | adapters and not any(isinstance(p, DTensor) for p in model.parameters())
 
 
 def prepare(
