@@ -256,7 +256,7 @@ def test_a_level_of_fewer_rows_than_streams_reaches_every_stream(texts: Path) ->
     ("changes", "said"),
     [
         ({"sources": ["grade"]}, "names grade; the sources are graded, plain"),
-        ({"sources": ["plain"], "by": "field"}, "no row of data.sources.plain has one"),
+        ({"sources": ["plain"], "by": "field"}, "no row of data.sources.plain has a score"),
     ],
 )
 def test_sources_that_cannot_be_ordered_are_refused(texts: Path, changes: dict[str, Any], said: str) -> None:
