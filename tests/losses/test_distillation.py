@@ -147,6 +147,20 @@ def test_chunks_and_the_order_of_tokens_change_nothing() -> None:
         torch.testing.assert_close(other, whole, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("beta", BETAS)
+def test_a_weight_counts_a_token_so_many_times(beta: float) -> None:
+    student, teacher = heads(9)
+    hidden, times = student.hidden_ND.clone().requires_grad_(), torch.tensor([2, 0, 1, 3, 1, 0, 1])
+    repeated = torch.arange(N).repeat_interleave(times)
+    for said in (teacher, top_k(teacher, 3)):
+        again = type(said)(said[0][repeated], said[1] if isinstance(said, Head) else said[1][repeated])
+        weighted = divergence(Head(hidden, student.weight_VD), said, beta=beta, weights_N=times, chunk_tokens=2)
+        plainly = divergence(Head(hidden[repeated], student.weight_VD), again, beta=beta)
+        torch.testing.assert_close(weighted, plainly, rtol=1e-12, atol=1e-12)
+        slopes = [torch.autograd.grad(loss, hidden)[0] for loss in (weighted, plainly)]
+        torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-10, atol=1e-12)
+
+
 def test_the_tail_keeps_the_student_on_what_the_teacher_likes() -> None:
     """Without it the reverse divergence over kept tokens is least at 1 / e of the teacher's mass."""
     said = [0.5, 0.3, 0.1, 0.1]

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from lifecycle import config
 from lifecycle.run import run
+from lifecycle.stages.inheritance import TeacherName
 
 CONF = config.conf_dir()
 WORDS = ["a patient with a fever asks what the cause of it may be and the answer depends on more than one thing"]
@@ -157,7 +158,7 @@ def test_every_experiment(rows: Path, experiment: str) -> None:
     two_steps([f"experiment={experiment}", *sources, *lengths], rows)
 
 
-DATA_OF = {"dpo": "offline/preferences", "sft": "offline/questions"}
+DATA_OF = {"dpo": "offline/preferences", "sft": "offline/questions", "distill": "offline/questions"}
 """Of stages that cannot train on the text of experiment=debug."""
 
 
@@ -170,6 +171,9 @@ def test_every_stage_runs_at_toy_size(rows: Path, stage: str) -> None:
     if made.starts_from_parent if made else "model" in config.asked_of_run(cfg.stage):
         run(config.compose(["experiment=debug", "run=parent", "logger=csv"]))
         words.append("init_from=parent")
+    if made and TeacherName in made.takes_over:
+        run(config.compose(["experiment=debug", "run=teacher", "logger=csv"]))
+        words.append("stage.teacher=teacher")
     run(config.compose(words))
     assert json.loads((rows / "outputs/toy/run.json").read_text())["status"] == "finished"
 

@@ -58,8 +58,9 @@ def adopted(cfg: DictConfig) -> Parent | None:
     return parent
 
 
-def settled(cfg: DictConfig, parent: Parent | None) -> DictConfig:
-    """A copy of `cfg` with every value that comes from the parent filled in. Raises UserError where the stage needs a
+def settled(cfg: DictConfig, parent: Parent | None, teacher: Parent | None = None) -> DictConfig:
+    """A copy of `cfg` with every value that comes from the parent filled in; a run without a parent, whose stage has a
+    teacher, gets the tokenizer of that, unless the command names one. Raises UserError where the stage needs a
     parent and there is none, or where the parent lacks what the config takes from it.
 
     In a dry run without a parent the rate stays null and nothing is replayed.
@@ -80,6 +81,9 @@ def settled(cfg: DictConfig, parent: Parent | None) -> DictConfig:
         if found is not None and found.ends_in_score:
             with open_dict(made):
                 made.model.score_head = True
+        if teacher is not None and not config.command_of(cfg).names("data.tokenizer"):
+            with open_dict(made):
+                made.data.tokenizer = config.literal(teacher.tokenizer)
         return made
     with open_dict(made):
         made.model = {"_target_": "lifecycle.model.ModelConfig", **parent.stated()}

@@ -23,7 +23,15 @@ from lifecycle.system.foreign import read_mapping, read_object, want_mappings
 
 PACKAGES = ("torch", "lightning", "hydra-core", "datasets", "transformers", "tokenizers", "numpy")
 
-LINEAGE = ("parent", "data", "data.config", "data.config.sources", "data.config.sources.*", "data.config.decontaminate")
+LINEAGE = (
+    "parent",
+    "teacher",
+    "data",
+    "data.config",
+    "data.config.sources",
+    "data.config.sources.*",
+    "data.config.decontaminate",
+)
 CONFIG = ("model", "data", "data.sources", "data.sources.*", "stage", "hardware")
 """Keys that must be mappings in the files of a parent, which may be untrusted."""
 

@@ -54,14 +54,15 @@ def divergence(
     *,
     beta: float,
     temperature: float = 1.0,
+    weights_N: Tensor | None = None,
     chunk_tokens: int | None = None,
 ) -> Tensor:
     """The divergence summed over N positions, in nats times T^2: scalar, fp32 (fp64 for fp64 inputs).
 
-    teacher: constant to the gradient; a `TopK` is of this temperature. beta: 0 to 1, see above. Products run in the
-    autocast dtype where autocast is on, else in that of the hidden states; logarithms and sums are fp32. Differentiable
-    once, in the student's hidden states and head. Raises ValueError for a beta outside, a temperature of 0 or below,
-    and vocabularies of different sizes.
+    teacher: constant to the gradient; a `TopK` is of this temperature. beta: 0 to 1, see above. weights_N: factors of
+    the tokens, constants to the gradient; None: all 1. Products run in the autocast dtype where autocast is on, else in
+    that of the hidden states; logarithms and sums are fp32. Differentiable once, in the student's hidden states and
+    head. Raises ValueError for a beta outside, a temperature of 0 or below, and vocabularies of different sizes.
     """
     if not 0 <= beta <= 1 or temperature <= 0:
         raise ValueError(f"beta={beta}, temperature={temperature}; wanted 0 to 1, and above 0")
@@ -72,7 +73,7 @@ def divergence(
     chunk = chunk_tokens or default_chunk(hidden[:, 0], vocab=vocab)
     settings = (beta, temperature, softcap, chunk, compute_dtype(hidden), torch.is_grad_enabled())
     with torch.autocast(hidden.device.type, enabled=False):
-        loss: Tensor = _Divergence.apply(hidden, weight, teacher, settings)
+        loss: Tensor = _Divergence.apply(hidden, weight, teacher, weights_N, settings)
     return loss
 
 
@@ -97,7 +98,9 @@ class _Divergence(torch.autograd.Function):
     """The sum of divergences; its gradients are computed in the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, teacher: Head | TopK, settings: Any) -> Tensor:
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, teacher: Head | TopK, weights_N: Tensor | None, settings: Any
+    ) -> Tensor:
         beta, temperature, softcap, chunk, compute, differentiate = settings
         wanted = [needed and differentiate for needed in ctx.needs_input_grad[:2]]
         weight, sums = weight_VD.to(compute), sum_dtype(compute)
@@ -111,10 +114,13 @@ class _Divergence(torch.autograd.Function):
             l_CV, slope_CV = _log_softmax(hidden @ weight.T, temperature, softcap)
             if isinstance(teacher, Head):
                 z_CV = teacher.hidden_ND[part].to(compute) @ teacher.weight_VD.T
-                total, grad_CV = _terms(l_CV, _log_softmax(z_CV, temperature, teacher.softcap)[0], beta)
+                terms_C, grad_CV = _terms(l_CV, _log_softmax(z_CV, temperature, teacher.softcap)[0], beta)
             else:
-                total, grad_CV = _top_k_terms(l_CV, TopK(teacher.ids[part], teacher.logp[part].to(sums)), beta)
-            loss += temperature**2 * total
+                terms_C, grad_CV = _top_k_terms(l_CV, TopK(teacher.ids[part], teacher.logp[part].to(sums)), beta)
+            if weights_N is not None:
+                weights_C = weights_N[part].to(sums)
+                terms_C, grad_CV = terms_C * weights_C, grad_CV.mul_(weights_C[:, None])
+            loss += temperature**2 * terms_C.sum()
             if not any(wanted):
                 continue
             grad_CV = grad_CV.mul_(temperature if slope_CV is None else temperature * slope_CV).to(compute)
@@ -129,7 +135,7 @@ class _Divergence(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         grads = (None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors)
-        return (*grads, None, None)
+        return (*grads, None, None, None)
 
 
 def _log_softmax(z_CV: Tensor, temperature: float, softcap: float | None) -> tuple[Tensor, Tensor | None]:
@@ -142,19 +148,19 @@ def _log_softmax(z_CV: Tensor, temperature: float, softcap: float | None) -> tup
 
 
 def _terms(l_CV: Tensor, teacher_CV: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """Summed divergence of the log-probabilities of student (`l_CV`) and teacher, and its gradient with respect to the
-    student's logits over T."""
-    h_CV, total = _slopes(l_CV, teacher_CV, beta)
-    return total, h_CV.addcmul_(l_CV.exp(), h_CV.sum(-1, keepdim=True), value=-1)
+    """(C,) divergences of the log-probabilities of student (`l_CV`) and teacher, and their gradients in the student's
+    logits over T."""
+    h_CV, terms_C = _slopes(l_CV, teacher_CV, beta)
+    return terms_C, h_CV.addcmul_(l_CV.exp(), h_CV.sum(-1, keepdim=True), value=-1)
 
 
 def _top_k_terms(l_CV: Tensor, teacher: TopK, beta: float) -> tuple[Tensor, Tensor]:
     """The same over the teacher's K tokens and the tail, which is all of the student's other tokens as one."""
-    h_CB, total = _slopes(_with_tail(l_CV, teacher.ids), teacher.logp, beta)
+    h_CB, terms_C = _slopes(_with_tail(l_CV, teacher.ids), teacher.logp, beta)
     # the tail's h is divided among its tokens in proportion to their probabilities
     tail_C1 = _tail(l_CV, teacher.ids)
     h_CV = (l_CV - tail_C1).exp().mul_(h_CB[:, -1:]).scatter_(1, teacher.ids, h_CB[:, :-1])
-    return total, h_CV.addcmul_(l_CV.exp(), h_CB.sum(-1, keepdim=True), value=-1)
+    return terms_C, h_CV.addcmul_(l_CV.exp(), h_CB.sum(-1, keepdim=True), value=-1)
 
 
 def _with_tail(l_CV: Tensor, ids_CK: Tensor) -> Tensor:
@@ -169,13 +175,13 @@ def _tail(l_CV: Tensor, ids_CK: Tensor) -> Tensor:
 
 
 def _slopes(l_CB: Tensor, teacher_CB: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """h = p d divergence / d p of every token, finite where p is 0, and the summed divergence."""
+    """h = p d divergence / d p of every token, finite where p is 0, and the divergences (C,)."""
     if beta == 0:
         q_CB = teacher_CB.exp()
-        return -q_CB, (q_CB * (teacher_CB - l_CB)).sum()
+        return -q_CB, (q_CB * (teacher_CB - l_CB)).sum(-1)
     if beta == 1:
         h_CB = l_CB.exp() * (l_CB - teacher_CB)
-        return h_CB, h_CB.sum()
+        return h_CB, h_CB.sum(-1)
     m_CB = torch.logaddexp(teacher_CB + math.log(beta), l_CB + math.log1p(-beta))
     h_CB = (1 - beta) * l_CB.exp() * (l_CB - m_CB)
-    return h_CB, h_CB.sum() + beta * (teacher_CB.exp() * (teacher_CB - m_CB)).sum()
+    return h_CB, h_CB.sum(-1) + beta * (teacher_CB.exp() * (teacher_CB - m_CB)).sum(-1)

@@ -53,6 +53,7 @@ def begin(plan: RunPlan, start: Start, stage: Stage, data: DataModule) -> None:
         status="running",
         stage=plan.name,
         **({} if "parent" in before else parent.lineage() if parent else {"parent": None, "ancestors": []}),
+        **({"teacher": plan.teacher.lineage()["parent"]} if plan.teacher and "teacher" not in before else {}),
         domain=",".join(data.held_out),
         data={"config": config.resolved(plan.config)["data"], **sources, "validation": described(data.held_out)},
         tokenizer=data.tokenizer.sha256,

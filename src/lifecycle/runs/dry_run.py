@@ -199,7 +199,7 @@ def _estimate(plan: RunPlan, limits: Limits, model: ModelConfig, timeline: Timel
             every_steps=cfg.checkpoint.every_steps,
         ),
         kept_copies=sum(number for key, number in copies.items() if cfg.stage.get(key) is not None),
-        frozen=plan.stage.frozen_copies(config.resolved(cfg)) * model.parameters() if plan.stage else 0,
+        frozen=_frozen(plan, model),
         adapter=None if plan.adapter is None else _adapter(plan.adapter, model),
         free_disk=shutil.disk_usage(_existing(Path.cwd())).free,
     )
@@ -208,6 +208,12 @@ def _estimate(plan: RunPlan, limits: Limits, model: ModelConfig, timeline: Timel
 def _adapter(adapter: Adapter, model: ModelConfig) -> TrainedAdapter:
     small = sum(shape.numel() for shape in matrices(model).values()) if adapter.bits else 0
     return TrainedAdapter(parameters=size_of(model, adapter).parameters, in_4_bits=small, merge=adapter.merge)
+
+
+def _frozen(plan: RunPlan, model: ModelConfig) -> int:
+    """Parameters of the networks that the stage only asks: copies of its own, and a teacher of any size."""
+    copies = plan.stage.frozen_copies(config.resolved(plan.config)) if plan.stage else 0
+    return copies * model.parameters() + (plan.teacher.model.parameters() if plan.teacher else 0)
 
 
 def _levels(data: DataConfig, tokenizer: Tokenizer | None) -> dict[str, list[BucketSize]]:

@@ -25,6 +25,7 @@ from lifecycle.lineage.inherit import adopted, replay_share, settled
 from lifecycle.lineage.parent import Parent
 from lifecycle.lineage.revisions import Pinned, pin, with_revisions
 from lifecycle.lineage.run_folder import RunFolder
+from lifecycle.lineage.teacher import teacher_of
 from lifecycle.model import ModelConfig
 from lifecycle.model.adapters import check_adapter
 from lifecycle.model.lora import Adapter
@@ -37,7 +38,8 @@ class RunPlan:
     """One run of one stage or job.
 
     config: the settled config, read-only. name: of the stage or job, as it was chosen. stage: its class; None for a
-    job. asked: names of its parameters that the run supplies. model: its vocabulary may be unknown until the tokenizer
+    job. asked: names of its parameters that the run supplies. teacher: of a
+    stage that learns from one. model: its vocabulary may be unknown until the tokenizer
     is loaded. limits: the length of the run; None for a job. replay_share: share of every step's tokens that is
     replayed; None where the weights of the mixture determine it. generation: the parent's generation_config.json (stop
     ids, sampling settings), for the export. revisions: the commits of hub data sets. adapter: None where all
@@ -51,6 +53,7 @@ class RunPlan:
     stage: type[Stage] | None
     asked: frozenset[str]
     parent: Parent | None
+    teacher: Parent | None
     hardware: Hardware
     model: ModelConfig
     data: DataConfig
@@ -80,8 +83,8 @@ class RunPlan:
 def make_plan(cfg: DictConfig) -> RunPlan:
     """The plan of a checked config, which is not changed. Raises UserError where parent, guard or data do not fit."""
     command = config.command_of(cfg)
-    folder, parent = RunFolder(Path(command.folder)), adopted(cfg)
-    made, stage = settled(cfg, parent), config.stage_class(cfg.stage)
+    folder, parent, teacher = RunFolder(Path(command.folder)), adopted(cfg), teacher_of(cfg)
+    made, stage = settled(cfg, parent, teacher), config.stage_class(cfg.stage)
     check_guard(made, parent)
     pinned = pin(made, folder) if config.reads_data(cfg.stage) and not cfg.dry_run else {}
     made = with_revisions(made, pinned)
@@ -100,6 +103,7 @@ def make_plan(cfg: DictConfig) -> RunPlan:
         stage=stage,
         asked=config.asked_of_run(made.stage),
         parent=parent,
+        teacher=teacher,
         hardware=config.build(made.hardware),
         model=model,
         data=config.build(made.data),

@@ -15,10 +15,11 @@ from lifecycle.errors import UserError
 from lifecycle.lineage.inherit import initial_optimizer
 from lifecycle.lineage.parent import Parent
 from lifecycle.lineage.run_folder import RunFolder
+from lifecycle.lineage.teacher import check_tokenizer
 from lifecycle.runs.plan import RunPlan
 from lifecycle.runs.resume import Start
 from lifecycle.stages.base import Stage
-from lifecycle.stages.setup import ParentWeights, Setup
+from lifecycle.stages.setup import ParentWeights, Setup, TeacherModel
 from lifecycle.system.cache import made_cache_folder
 
 
@@ -26,6 +27,8 @@ def build_stage(plan: RunPlan, data: DataModule, timeline: Timeline, start: Star
     """The stage that the config names. Only a new run reads its parent's weights and moments; a run that trains an
     adapter reads the weights at every start."""
     parent = plan.parent if start.checkpoint is None else None
+    if plan.teacher is not None:
+        check_tokenizer(plan.teacher, data.tokenizer)
     setup = Setup(
         timeline=timeline,
         seed=plan.config.seed,
@@ -42,6 +45,10 @@ def build_stage(plan: RunPlan, data: DataModule, timeline: Timeline, start: Star
         initial_optimizer=initial_optimizer(plan.config, parent) if parent else None,
         parent=began_with(plan.parent, start.checkpoint) if plan.parent else None,
         adapter=plan.adapter,
+        teacher=_teacher(plan.teacher, start.checkpoint) if plan.teacher else None,
+        tokens=data.tokenizer.vocab_size,
+        end_ids=data.tokenizer.end_ids,
+        folder=plan.folder.path,
     )
     stage: Stage = config.build(_at_rate(plan), model=plan.model.with_vocab(data.tokenizer.vocab_size), setup=setup)
     return stage
@@ -57,13 +64,19 @@ def _at_rate(plan: RunPlan) -> DictConfig:
     return whole.stage
 
 
-def began_with(parent: Parent, checkpoint: str | None) -> ParentWeights:
-    """The parent's weights, refused where the run that goes on from `checkpoint` began with others; None: a new run."""
+def _teacher(teacher: Parent, checkpoint: str | None) -> TeacherModel:
+    weights = began_with(teacher, checkpoint, entry="teacher")
+    return TeacherModel(name=teacher.name, config=teacher.model, weights=weights)
+
+
+def began_with(parent: Parent, checkpoint: str | None, *, entry: str = "parent") -> ParentWeights:
+    """The parent's weights, refused where the run that goes on from `checkpoint` began with others; None: a new run.
+    entry: of run.json that knows their hash."""
     run = RunFolder(Path(checkpoint).resolve().parents[1]) if checkpoint else None
 
     def sha256() -> str:
         now = parent.sha256()
-        known = (run.lineage().get("parent") or {}).get("sha256") if run else None
+        known = (run.lineage().get(entry) or {}).get("sha256") if run else None
         if run and known is not None and known != now:
             raise UserError(
                 f"run '{run.path}' began with weights of hash {known[:16]}, and {parent.name} has those of hash "

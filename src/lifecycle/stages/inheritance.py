@@ -1,4 +1,5 @@
-"""Keys of `stage` for what a stage takes over from its parent: peak rate, optimizer state, vocabulary, replayed data.
+"""Keys of `stage` for what a stage takes over from other models: from its parent peak rate, optimizer state, vocabulary
+and replayed data, and beside it a teacher.
 
 A stage lists those that it has (`Stage.takes_over`). The run applies them before it builds the stage: to the settings
 of the optimizer, to the model and to the data.
@@ -57,3 +58,10 @@ class ReplayedData:
     """replay: how much of every step is drawn from the parent's own mixture, and of how many generations."""
 
     replay: Replay
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherName:
+    """teacher: the model to learn from, named as `init_from` names a parent."""
+
+    teacher: str | None

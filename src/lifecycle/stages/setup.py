@@ -24,7 +24,7 @@ from lifecycle.model.sharding import load_sharded, shard
 
 @dataclass(frozen=True, kw_only=True)
 class ParentWeights:
-    """The weights that the run began with, as files: there for a run that goes on, too.
+    """Weights of another model that the run began with, as files: there for a run that goes on, too.
 
     read: fp32, by our names. sha256: of the files. Both raise `UserError` where the run had begun with others. cache: a
     folder for what the weights say, which can be derived again.
@@ -33,6 +33,15 @@ class ParentWeights:
     read: Callable[[], Mapping[str, Tensor]]
     sha256: Callable[[], str]
     cache: Callable[[], Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherModel:
+    """A trained model that a stage learns from: its sizes, its weights, and what to call it in messages."""
+
+    name: str
+    config: ModelConfig
+    weights: ParentWeights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +54,8 @@ class Setup:
     initial_optimizer: state of the parent's optimizer; None: zero moments. Both are None in a run that is resumed,
     whose checkpoint has its own. parent: the weights that the run began with; None without a parent. adapter:
     trained in place of the weights, which are then the parent's at every start; None: all weights are trained.
+    teacher: of a stage that learns from one. tokens: of the tokenizer, which may be fewer than the model has rows for;
+    None where no text is sampled. end_ids: those of them that end a completion. folder: of the run.
     """
 
     timeline: Timeline
@@ -62,6 +73,10 @@ class Setup:
     initial_optimizer: Mapping[str, Any] | None = None
     parent: ParentWeights | None = None
     adapter: Adapter | None = None
+    teacher: TeacherModel | None = None
+    tokens: int | None = None
+    end_ids: tuple[int, ...] = ()
+    folder: Path | None = None
 
     def build(self, config: ModelConfig, mesh: DeviceMesh | None) -> Decoder:
         """The decoder of `config` with its parent's weights, or initialised by the run's seed; sharded over `mesh` if

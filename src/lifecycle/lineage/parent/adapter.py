@@ -51,7 +51,7 @@ def base_of(run: RunFolder, find: Find) -> Base | None:
     return Base(parent=find(name), adapter=adapter, run=run, sha256=str(known["sha256"]))
 
 
-def from_adapter(run: RunFolder, name: str, find: Find) -> Parent:
+def from_adapter(run: RunFolder, asked: str, find: Find) -> Parent:
     """What a finished run left in adapter/."""
     base, folder = base_of(run, find), run.path / "adapter"
     if base is None:
@@ -62,7 +62,7 @@ def from_adapter(run: RunFolder, name: str, find: Find) -> Parent:
             f"init_from: run {run.path} was started again and is {status}, so {folder} is from before: let it finish "
             f"first, or take one of its checkpoints ({run.path.name}@STEP)"
         )
-    trained_with(run, run.path / "tokenizer", name)
+    trained_with(run, run.path / "tokenizer", asked)
     model, adapter = base.parent.model, base.adapter
     return Parent(
         folder=folder,

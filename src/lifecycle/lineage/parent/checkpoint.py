@@ -20,18 +20,18 @@ from lifecycle.model import ModelConfig
 from lifecycle.model.adapters import factors_of
 
 
-def from_checkpoint(run: RunFolder, which: str, name: str, find: Find) -> Parent:
+def from_checkpoint(run: RunFolder, which: str, asked: str, find: Find) -> Parent:
     """The weights inside a checkpoint, or its adapter in those of the run's own parent, which `find` finds by its name;
-    sizes and tokenizer are in the run's folder."""
+    sizes and tokenizer are in the run's folder. asked: the key with its value, for messages."""
     steps = {step_of(path): path for path in list_committed(run.checkpoints)}
     best = read_best(run.checkpoints)
     wanted = best["step"] if best and which == "best" else int(which) if which.isdecimal() else None
     written = run.config()
     if wanted not in steps or written is None:
-        raise UserError(f"init_from={name}: there is no such checkpoint; run {run.path} has {after_the_at(run.path)}")
+        raise UserError(f"{asked}: there is no such checkpoint; run {run.path} has {after_the_at(run.path)}")
     if not written.get("model"):
         raise UserError(f"{run.path / 'config.yaml'} says nothing of the run's model; get the file again")
-    tokenizer = trained_with(run, run.path / "tokenizer", name)
+    tokenizer = trained_with(run, run.path / "tokenizer", asked)
     sizes = DictConfig({"model": config.literal(written["model"])})
     model: ModelConfig = config.build(sizes.model)
     path, base = steps[wanted], base_of(run, find)

@@ -26,7 +26,7 @@ def from_files(place: Path, run: RunFolder | None = None) -> Parent:
     if tokenizer is None and file is not None:
         tokenizer = _unpacked_tokenizer(file.resolve())
     if run is not None and tokenizer is not None:
-        trained_with(run, folder, run.path.name)
+        trained_with(run, folder, str(run.path))
     return Parent(
         folder=folder,
         run=run,

@@ -29,35 +29,36 @@ from lifecycle.model.huggingface.peft_folder import CONFIG as ADAPTER
 HUB_ID = re.compile(r"(?!outputs/)\w[\w.-]*/[\w.-]+")
 
 
-def find_parent(name: str) -> Parent:
-    """The parent that `init_from=name` means. Raises UserError where there is none."""
-    name = os.path.expanduser(name)
+def find_parent(name: str, *, key: str = "init_from") -> Parent:
+    """The parent that `init_from=name` means. key: the one that named it, for messages. Raises UserError where there is
+    none."""
+    asked, name = f"{key}={name}", os.path.expanduser(name)
     for place in (Path(name), Path("outputs") / name):
         if (place / "config.json").is_file() or gguf_file(place):
             return from_files(place)
         if (place / "model" / "config.json").is_file():
             return from_files(place / "model", run=RunFolder(place))
         if (place / "adapter" / ADAPTER).is_file():
-            return from_adapter(RunFolder(place), name, find_parent)
+            return from_adapter(RunFolder(place), asked, find_parent)
         if (place / "run.json").is_file():
             status = RunFolder(place).lineage().get("status")
             raise UserError(
-                f"init_from={name}: run {place} has no model/ yet (it is {status}); let it finish first, or take one "
+                f"{asked}: run {place} has no model/ yet (it is {status}); let it finish first, or take one "
                 f"of its checkpoints: {after_the_at(place)}"
             )
     stem, mark, which = name.rpartition("@")
     for place in (Path(stem), Path("outputs") / stem) if mark else ():
         if (place / "run.json").is_file():
-            return from_checkpoint(RunFolder(place), which, name, find_parent)
+            return from_checkpoint(RunFolder(place), which, asked, find_parent)
     if (Path(name) / ADAPTER).is_file():
         raise UserError(
-            f"init_from={name} holds an adapter: name the run that trained it, or merge it into its base model with "
+            f"{asked} holds an adapter: name the run that trained it, or merge it into its base model with "
             "peft, and name the folder of that"
         )
     if HUB_ID.fullmatch(name) and not Path(name).parent.exists():  # else a misspelt folder of this machine
-        return from_hub(name)
+        return from_hub(name, asked)
     raise UserError(
-        f"init_from={name} is neither a run, nor a checkpoint (RUN@best, RUN@STEP), nor a folder with config.json "
+        f"{asked} is neither a run, nor a checkpoint (RUN@best, RUN@STEP), nor a folder with config.json "
         f"and safetensors, nor a GGUF file, nor a hub id (OWNER/NAME); {finished_runs()}"
     )
 

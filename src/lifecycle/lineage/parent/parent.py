@@ -93,12 +93,12 @@ def history(folder: RunFolder) -> list[Mapping[str, Any]]:
     return [*(RunFolder(Path(entry["path"])).lineage() or entry for entry in before), lineage]
 
 
-def trained_with(run: RunFolder, place: Path, name: str) -> Tokenizer:
+def trained_with(run: RunFolder, place: Path, asked: str) -> Tokenizer:
     """The tokenizer in a folder of a run. Raises UserError where it is another than the run's weights know."""
     found, known = load(str(place)), run.lineage().get("tokenizer")
     if known is not None and found.sha256 != known:
         raise UserError(
-            f"init_from={name}: {place} has a tokenizer of hash {found.sha256[:16]}, and the run was trained with that "
+            f"{asked}: {place} has a tokenizer of hash {found.sha256[:16]}, and the run was trained with that "
             f"of hash {known[:16]}: put back what the run wrote there, or its words and ids do not belong together"
         )
     return found

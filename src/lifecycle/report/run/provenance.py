@@ -38,6 +38,7 @@ def _recipe(run: RunData) -> list[tuple[str, str | None]]:
     return [
         ("stage", run.run.get("stage")),
         ("started from", _parent(run.run.get("parent"))),
+        ("teacher", _parent(run.run.get("teacher"))),
         ("model", shape + size if shape else None),
         ("adapter", _adapter(run)),
         ("tokens a step", f"{batch:,} in rows of {length:,}" if batch and length else None),

@@ -1,0 +1,67 @@
+"""The teacher of a run: a frozen network of any size, asked for its distribution of every trained token."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from lifecycle.batch import DataFeed
+from lifecycle.errors import UserError
+from lifecycle.losses.distillation import Head
+from lifecycle.model import Decoder, DocumentMask, ModelConfig
+from lifecycle.stages.beside.frozen import FrozenNetwork
+from lifecycle.stages.distillation.lesson import Lesson
+from lifecycle.stages.setup import Setup
+
+Rows = Literal["same", "renormalise"]
+"""Of two vocabularies of different sizes: refused, or the ids that both have, with the distributions of these alone."""
+
+
+class Teacher:
+    """The network that `stage.teacher` names, and the rows of its head that the student has too.
+
+    Raises `UserError` where the vocabularies have different sizes, and `rows` does not allow it.
+    """
+
+    def __init__(self, *, student: ModelConfig, rows: Rows, setup: Setup) -> None:
+        assert setup.teacher is not None, "the run supplies what stage.teacher names"
+        model = setup.teacher
+        ours, theirs = student.vocab, model.config.vocab
+        if ours != theirs and rows == "same":
+            raise UserError(
+                f"the student's vocabulary has {ours} rows, and that of its teacher {model.name} {theirs}: type "
+                "stage.teacher_vocabulary=renormalise to compare the distributions of the ids that both have, or "
+                f"model.vocab_size={theirs} for a fresh student"
+            )
+        self.sha256, self.config = model.weights.sha256, model.config
+        self.shared = min(ours, theirs)
+        self._frozen = FrozenNetwork(config=model.config, read=model.weights.read, setup=setup)
+
+    def build(self, mesh: DeviceMesh | None) -> None:
+        """Read the weights."""
+        self._frozen.build(mesh)
+
+    def begin(self, device: torch.device, feed: DataFeed) -> None:
+        """Move them to where the stage computes."""
+        self._frozen.begin(device, feed)
+
+    @property
+    def network(self) -> Decoder:
+        """Its network, from `build` on."""
+        return self._frozen.network
+
+    @torch.no_grad()
+    def head(self, lesson: Lesson, documents: DocumentMask | None) -> Head:
+        """The hidden states of the lesson's N trained tokens, and what turns them into logits."""
+        network, tokens = self.network, lesson.tokens
+        hidden_BTE = network(tokens.input_ids, tokens.position_ids, documents)
+        return head_of(hidden_BTE, network.head_weight, lesson, self.config, self.shared)
+
+
+def head_of(hidden_BTD: Tensor, weight_VD: Tensor, lesson: Lesson, config: ModelConfig, shared: int) -> Head:
+    """The trained tokens of a forward pass of a network of `config`, over the first `shared` ids."""
+    weight_VD = weight_VD if shared == len(weight_VD) else weight_VD[:shared]
+    return Head(hidden_BTD.flatten(0, 1)[lesson.places], weight_VD, config.logit_softcap)
