@@ -57,6 +57,10 @@ def small(words: Sequence[str]) -> list[str]:
     elif "dry_run" not in typed:
         stage = typed.get("stage", "pretrain")
         added += JOBS.get(stage, STEPS)
+        if stage == "sft":  # a conversation stands whole in a row
+            added = [
+                "stage.sequence_length=256" if word.startswith("stage.sequence_length=") else word for word in added
+            ]
         if stage not in JOBS and "init_from" not in typed and not experiment.startswith("four_stage"):
             added += MODEL
         if data in ("files", "mine", "python_stdlib") and not {"init_from", "data.tokenizer", "data.prepared"} & {
