@@ -233,6 +233,18 @@ def test_a_template_of_no_use_is_refused_with_what_it_makes_of_a_conversation() 
         assert "draws by chance what it writes" in refusal(made(chance + UNMARKED["chatml"]))
 
 
+def test_a_template_that_stops_the_last_answer_alone_is_refused() -> None:
+    """Of four turns it ends with a stop token; where the user goes on, nothing ends the answer before."""
+    last_alone = made(
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{% generation %}"
+        "{{ m.content }}{% if loop.last %}{{ '<|im_end|>' }}{% endif %}{% endgeneration %}{% else %}{{ m.content }}"
+        "{% endif %}{{ '\n' }}{% endfor %}"
+    )
+    assert "no stop token behind a turn of the assistant" in refusal(last_alone)
+    in_the_next_turn = made(UNMARKED["chatml"].replace("+ '<|im_end|>\n'", "").replace("'<|im_start|>' + m", "m"))
+    assert "stop token" in refusal(in_the_next_turn)
+
+
 def test_the_date_that_a_template_writes_is_the_same_every_day() -> None:
     dated = made("\n{{ strftime_now('%d %b %Y') }}" + UNMARKED["chatml"])
     assert dated.render(TOKENIZER.hf, TURNS).text.startswith("\n01 Jan 2025<|im_start|>")
