@@ -56,7 +56,7 @@ class Dpo(Stage):
         super().__init__(model=model, optimization=optimization, setup=setup, beside=reference)
         self.reference = reference
         self.objective, self._tail = Objective(preference), preference.tail
-        self._of_step = torch.zeros(())
+        self._of_step = torch.zeros((), dtype=torch.float64, device="cpu")
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
         """One optimizer step on this rank's pairs or answers."""

@@ -189,6 +189,10 @@ def _nothing(place: str, config: ModelConfig, adapter: Adapter) -> Factors:
     """Factors of zeros."""
     shape = matrices(config)[place]
     experts, (out, inner) = shape[0] if len(shape) == 3 else 1, shape[-2:]
-    magnitude = torch.zeros(out, device="cpu") if adapter.dora else None
+    magnitude = torch.zeros(out, dtype=torch.float32, device="cpu") if adapter.dora else None
     rank = adapter.rank * experts
-    return Factors(torch.zeros(rank, inner, device="cpu"), torch.zeros(out, rank, device="cpu"), magnitude)
+    return Factors(
+        torch.zeros(rank, inner, dtype=torch.float32, device="cpu"),
+        torch.zeros(out, rank, dtype=torch.float32, device="cpu"),
+        magnitude,
+    )

@@ -117,7 +117,7 @@ class CachedReference:
                 "has moved since. Give the run the length and the data that it began with, or begin another with "
                 "stage.reference=live run=NAME"
             )
-        values = [self._known[key] for key in keys] or [torch.zeros(0)]
+        values = [self._known[key] for key in keys] or [torch.zeros(0, dtype=torch.float32, device="cpu")]
         return torch.cat(values).to(batch.places.device)
 
     def _add(self, batch: Answers, logp_N: Tensor) -> None:
