@@ -1,9 +1,14 @@
 """Distillation from a finished run, end to end: fresh and trained students, resume, and a teacher that was changed."""
 
+import json
+import os
+import random
 import shutil
+import signal
 from pathlib import Path
 
-from tests.run.cli import assert_same_run, cut_back, facts, lifecycle, metrics
+import pytest
+from tests.run.cli import assert_same_run, cut_back, facts, lifecycle, make_texts, metrics, newest, started, wait_for
 
 SMALLER = ("model.layers=1", "model.width=16", "model.heads=1", "model.ffn_width=32")
 DISTILL = (
@@ -55,3 +60,47 @@ def test_a_dry_run_counts_the_teacher(place: Path, whole: Path) -> None:
     done = lifecycle(place, "run=dry", *DISTILL, *SMALLER, "dry_run=true")
     (line,) = [line for line in done.out.splitlines() if "a teacher" in line]
     assert f"{facts(whole)['parameters'] * 4 / 1e9:.2f}"[:4] in line
+
+
+def chats(place: Path) -> tuple[str, ...]:
+    """Words that choose conversations, and have the student write half of the answers."""
+    rows = [{"prompt": text[:40], "completion": text[40:120] or "."} for text in make_texts("asked", 200, 40)]
+    (place / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return (
+        *DISTILL,
+        "data=files",
+        "data.sources.mine.path=chats.jsonl",
+        "stage.view=chat",
+        "init_from=whole",
+        "stage.cross_entropy=0",
+        "stage.on_policy={share: 0.5, form: supervised, max_new_tokens: 8, temperature: 1.0, slots: 16}",
+    )
+
+
+def test_a_student_that_writes_goes_on_bit_for_bit_and_finds_what_its_teacher_said(place: Path, whole: Path) -> None:
+    words = (*chats(place), "stage.top_k=16", "stage.max_steps=8")
+    lifecycle(place, "run=writes", *words)
+    run = place / "outputs/writes"
+    assert any(length for length in metrics(run)["rollout/length"])
+    cut_back(run, place / "outputs/writes-again", 4)
+    lifecycle(place, "run=writes-again", *words)
+    assert_same_run(place / "outputs/writes-again", run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["supervised", "policy_gradient"])
+def test_a_student_that_writes_is_killed_at_ten_moments_and_ends_as_it_would_have(
+    place: Path, whole: Path, form: str
+) -> None:
+    words = [word.replace("supervised", form) for word in chats(place)]
+    words += ["stage.max_steps=60", "checkpoint.every_steps=3", "checkpoint.keep_last=3"]
+    lifecycle(place, f"run={form}", *words)
+    run, draw = place / f"outputs/{form}-killed", random.Random(3)
+    for _ in range(10):
+        with started(place, f"run={form}-killed", *words) as process:
+            wanted = newest(run) + draw.randint(1, 4)
+            wait_for(lambda at=wanted: newest(run) >= at, process)  # type: ignore[misc]
+            os.kill(process.pid, signal.SIGKILL)
+            process.end()
+    lifecycle(place, f"run={form}-killed", *words)
+    assert_same_run(run, place / f"outputs/{form}")

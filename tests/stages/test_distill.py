@@ -30,6 +30,9 @@ from lifecycle.batch import Example, TokenBatch
 from lifecycle.errors import UserError
 from lifecycle.model import Decoder, ModelConfig, build
 from lifecycle.stages.distill import Distance, Distill
+from lifecycle.stages.distillation.lesson import Lesson
+from lifecycle.stages.distillation.on_policy import OnPolicy, Sampler
+from lifecycle.stages.distillation.sequences import first_fit, packed, sequences_of
 from lifecycle.stages.setup import ParentWeights, TeacherModel
 from lifecycle.stages.step.optimization import OptimizationKeys
 
@@ -48,12 +51,13 @@ def distill(
     temperature: float = 1.0,
     cross_entropy: float = 0.0,
     rows: Any = "same",
+    top_k: int | None = None,
+    on_policy: OnPolicy | None = None,
+    cache: Path = Path("unused"),
     lr: float = 1e-2,
     **more: Any,
 ) -> Distill:
-    weights = ParentWeights(
-        read=lambda: weights_of(teacher, seed), sha256=lambda: f"{seed}", cache=lambda: Path("unused")
-    )
+    weights = ParentWeights(read=lambda: weights_of(teacher, seed), sha256=lambda: f"{seed}", cache=lambda: cache)
     named = TeacherModel(name="large", config=teacher, weights=weights)
     return Distill(
         model=MODEL,
@@ -63,6 +67,8 @@ def distill(
         divergence=Distance(beta=beta, temperature=temperature),
         cross_entropy=cross_entropy,
         teacher_vocabulary=rows,
+        top_k=top_k,
+        on_policy=on_policy,
         setup=replace(stage().setup_facts, teacher=named, **more),
     )
 
@@ -195,3 +201,145 @@ def test_renormalised_are_the_ids_that_both_have(tmp_path: Path) -> None:
             apart += float(plain_divergence(ours, theirs, 0.5, 1.0))
         count += len(ids) - 1
     assert rows[1]["train/loss"] == pytest.approx(apart / count, rel=1e-5)
+
+
+# -- what the teacher said before
+
+
+def test_the_likeliest_tokens_are_computed_once_and_are_what_the_teacher_says(tmp_path: Path) -> None:
+    live = distill(beta=0.3)
+    known, again = (distill(beta=0.3, top_k=63, cache=tmp_path / "c") for _ in range(2))
+    rows = train(live, [split(step) for step in range(STEPS)], tmp_path / "live")
+    steps = [split(step) for step in range(STEPS)]
+    mine = train(known, steps, tmp_path / "known")
+    for step in rows:  # 63 tokens and the tail, which is the last one
+        assert mine[step]["train/loss"] == pytest.approx(rows[step]["train/loss"], rel=1e-5)
+    torch.testing.assert_close(known.network.state_dict(), live.network.state_dict(), rtol=1e-4, atol=2e-5)
+    (place,) = (tmp_path / "c").iterdir()
+    written = {file: file.stat().st_mtime_ns for file in place.iterdir()}
+    again._said = _never  # type: ignore[method-assign]
+    assert again.known is not None
+    again.known._ask = _never
+    train(again, steps, tmp_path / "again")
+    assert {file: file.stat().st_mtime_ns for file in place.iterdir()} == written
+    assert all(torch.equal(v, again.network.state_dict()[name]) for name, v in known.network.state_dict().items())
+
+
+def _never(lesson: Any) -> Any:
+    raise AssertionError("it is known already")
+
+
+def test_a_sequence_that_is_not_known_is_computed_by_the_teacher(tmp_path: Path) -> None:
+    made = distill(top_k=4, cache=tmp_path / "c")
+    train(made, [whole(0)], tmp_path / "one")
+    assert made.known is not None
+    (lesson,) = [Lesson.of(batch) for batch in whole(1)]
+    assert made.known.lesson(lesson).said is not None
+
+
+def test_other_settings_of_what_is_kept_are_kept_apart(tmp_path: Path) -> None:
+    for number, changed in enumerate(
+        ({"top_k": 3}, {"top_k": 4}, {"top_k": 4, "temperature": 2.0}, {"top_k": 4, "seed": 8})
+    ):
+        train(distill(cache=tmp_path / "c", **changed), [whole(0)], tmp_path / str(number))  # type: ignore[arg-type]
+    assert len(list((tmp_path / "c").iterdir())) == 4
+
+
+def test_all_tokens_are_no_top_k() -> None:
+    with pytest.raises(UserError, match="stage.top_k is 64, and 64 ids are compared"):
+        distill(top_k=64)
+
+
+# -- what the student writes
+
+
+def on_policy(form: Any = "supervised", share: float = 1.0) -> OnPolicy:
+    return OnPolicy(share=share, form=form, max_new_tokens=6, temperature=1.0, slots=4)
+
+
+def asked(step: int) -> list[TokenBatch]:
+    """The documents of a step, of which the second half is trained, as an answer is."""
+    out = []
+    for micro in split(step):
+        labels = micro.labels.clone()
+        labels[micro.position_ids < 2] = -100
+        out.append(TokenBatch.of({**micro.tensors(), "labels": labels}))
+    return out
+
+
+def test_sequences_of_rows_and_rows_of_sequences_are_inverse() -> None:
+    (rows,) = whole(0)
+    found = sequences_of(rows)
+    again = packed(first_fit(found, rows.labels.shape[1]), rows.labels.shape[1], weighted=False)
+    assert sorted(one.key for one in found) == sorted(one.key for one in sequences_of(again)) and len(found) == 8
+    assert int(again.trained.sum()) == int(rows.trained.sum())
+
+
+def test_what_the_student_writes_does_not_depend_on_rows_and_micro_batches() -> None:
+    sampler = Sampler(on_policy(share=0.6), replace(stage().setup_facts, tokens=64, end_ids=(1,)))
+    network = build(MODEL, seed=1)
+    forms = [
+        asked(0),
+        [TokenBatch.of({k: torch.cat([m.tensors()[k] for m in asked(0)]) for k in asked(0)[0].tensors()})],
+    ]
+    made = []
+    for form in forms:
+        lessons = sampler.lessons(form, network, step=3)
+        written = [one for lesson in lessons if lesson.sampler_logp is not None for one in sequences_of(lesson.tokens)]
+        made.append(sorted(tuple(one.ids.tolist()) for one in written))
+        data = [one for lesson in lessons if lesson.sampler_logp is None for one in sequences_of(lesson.tokens)]
+        assert len(written) + len(data) == 8 and 0 < len(written) < 8
+        for lesson in lessons:
+            assert lesson.sampler_logp is None or len(lesson.sampler_logp) == len(lesson.places)
+    assert made[0] == made[1]
+    lessons = sampler.lessons(forms[0], network, step=4)
+    other = [one for lesson in lessons if lesson.sampler_logp is not None for one in sequences_of(lesson.tokens)]
+    assert sorted(tuple(one.ids.tolist()) for one in other) != made[0]
+
+
+@pytest.mark.parametrize("form", ["supervised", "policy_gradient"])
+def test_a_student_that_judges_itself_has_nothing_to_learn(form: Any, tmp_path: Path) -> None:
+    facts: dict[str, Any] = {"tokens": 64, "end_ids": (1,)}
+    made = distill(teacher=MODEL, seed=1, beta=1.0, on_policy=on_policy(form), **facts)
+    rows = train(made, [asked(0)], tmp_path)
+    assert abs(rows[1]["train/loss"]) < 1e-5 and rows[1]["train/grad_norm"] < 1e-4
+    assert 1 <= rows[1]["rollout/length"] <= 6
+
+
+def written(form: Any, **more: Any) -> Distill:
+    return distill(beta=1.0, on_policy=on_policy(form), tokens=64, end_ids=(1,), **more)
+
+
+def test_what_it_writes_brings_the_student_nearer_to_its_teacher(tmp_path: Path) -> None:
+    rows = train(written("supervised"), [asked(step % 2) for step in range(16)], tmp_path)
+    first, last = (sum(rows[step]["train/divergence"] for step in part) for part in (range(1, 5), range(13, 17)))
+    assert last < 0.8 * first
+
+
+@pytest.mark.parametrize("form", ["supervised", "policy_gradient"])
+def test_steps_that_are_taken_again_are_the_same(form: Any, tmp_path: Path) -> None:
+    one, other = written(form), written(form)
+    rows, again = (train(made, [asked(0), asked(1)], tmp_path / str(n)) for n, made in enumerate((one, other)))
+    assert [row["train/loss"] for row in rows.values()] == [row["train/loss"] for row in again.values()]
+    assert all(torch.equal(v, other.network.state_dict()[name]) for name, v in one.network.state_dict().items())
+
+
+def test_policy_gradient_is_in_the_mean_the_gradient_of_the_reverse_divergence() -> None:
+    """Over what the student writes in many steps without moving; a sample is noisy, so its share along the gradient."""
+    both = [written(form) for form in ("policy_gradient", "supervised")]
+    for made in both:
+        made.configure_model()
+    sampler = both[0].sampler
+    assert sampler is not None
+    for step in range(40):
+        for lesson in sampler.lessons(asked(step % 8), both[0].network, step=step):
+            for made in both:
+                made._loss_sum(*made.on_device(lesson))[0].backward()
+    noisy, exact = (torch.cat([p.grad.flatten() for p in m.network.parameters() if p.grad is not None]) for m in both)
+    assert float(noisy @ exact / exact.norm() ** 2) == pytest.approx(1, abs=0.15)
+
+
+def test_answers_are_not_sampled_to_documents() -> None:
+    node = {"on_policy": {"share": 0.5}, "view": "text"}
+    assert "type stage.view=chat" in Distill.faults({"stage": node})[0]
+    assert Distill.faults({"stage": node | {"view": "chat"}}) == Distill.faults({"stage": {"view": "text"}}) == []

@@ -23,10 +23,11 @@ Rows = Literal["same", "renormalise"]
 class Teacher:
     """The network that `stage.teacher` names, and the rows of its head that the student has too.
 
-    Raises `UserError` where the vocabularies have different sizes, and `rows` does not allow it.
+    Raises `UserError` where the vocabularies have different sizes, and `rows` does not allow it, or `top_k` is all of
+    it.
     """
 
-    def __init__(self, *, student: ModelConfig, rows: Rows, setup: Setup) -> None:
+    def __init__(self, *, student: ModelConfig, rows: Rows, top_k: int | None, setup: Setup) -> None:
         assert setup.teacher is not None, "the run supplies what stage.teacher names"
         model = setup.teacher
         ours, theirs = student.vocab, model.config.vocab
@@ -36,8 +37,13 @@ class Teacher:
                 "stage.teacher_vocabulary=renormalise to compare the distributions of the ids that both have, or "
                 f"model.vocab_size={theirs} for a fresh student"
             )
-        self.sha256, self.config = model.weights.sha256, model.config
         self.shared = min(ours, theirs)
+        if top_k is not None and top_k >= self.shared:
+            raise UserError(
+                f"stage.top_k is {top_k}, and {self.shared} ids are compared: type a smaller number (32 to 256 is "
+                "usual), or stage.top_k=null for all of them"
+            )
+        self.sha256, self.cache, self.config = model.weights.sha256, model.weights.cache, model.config
         self._frozen = FrozenNetwork(config=model.config, read=model.weights.read, setup=setup)
 
     def build(self, mesh: DeviceMesh | None) -> None:

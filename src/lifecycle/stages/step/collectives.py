@@ -34,6 +34,15 @@ def count_tokens(micro: Sequence[MicroBatch], sources: int, device: torch.device
     return sum_over_ranks(counts.to(device))
 
 
+def highest_of_ranks(values: Sequence[int], device: torch.device) -> list[int]:
+    """The highest of each number on any rank: every rank must call."""
+    if not many_ranks():
+        return list(values)
+    highest = torch.tensor(list(values), device=device)
+    torch.distributed.all_reduce(highest, op=torch.distributed.ReduceOp.MAX)
+    return [int(value) for value in highest]
+
+
 def any_rank(bad: Tensor, stop: bool) -> tuple[bool, bool]:
     """(bad, stop): whether each is true on any rank. One all-reduce and one synchronisation with the device."""
     flags = torch.stack([bad, torch.tensor(stop, device=bad.device)]).float()
