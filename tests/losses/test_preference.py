@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from lifecycle.losses import preference
-from lifecycle.losses.preference import AnswerLogprobs, PairLogprobs, diverged, kto, kto_baseline, shared_length
+from lifecycle.losses.preference import (
+    AnswerLogprobs,
+    PairLogprobs,
+    diverged,
+    kto,
+    kto_baseline,
+    quantiles_of,
+    shared_length,
+)
 
 TRL = json.loads((Path(__file__).parent / "parity/trl.json").read_text())
 LN2 = math.log(2)
@@ -263,6 +271,27 @@ def test_ld_dpo_weighs_what_is_behind_the_shorter_answer() -> None:
     assert torch.equal(shared_length(ones, sequence, tokens, tail=1.0), ones)
 
 
+def test_aot_compares_quantiles() -> None:
+    made = pairs([-4.0, -1.0, -6.0], [-6.0, -9.0, -5.0], [-5.0] * 3, [-4.0, -7.0, -5.5], ((2, 2, 2), (3, 3, 3)))
+    quantiles = quantiles_of(made.chosen - made.rejected, torch.tensor([-1.0, 2.0, 0.5]).double())
+    assert quantiles.tolist() == [[-1, 2, 8], [-1, 0.5, 2]]
+    value = preference.aot(made, beta=0.5, smoothing=0.0, quantiles=quantiles)  # d of 2, 8, -1; d - q of 1.5, 6, 0
+    assert value.tolist() == pytest.approx([math.log1p(math.exp(-0.75)), math.log1p(math.exp(-3)), LN2])
+    alone = pairs(*HAND)
+    one = quantiles_of(alone.chosen - alone.rejected, torch.tensor([-1.0]).double())
+    assert float(preference.aot(alone, beta=0.5, smoothing=0.1, quantiles=one)) == pytest.approx(
+        ALL["conservative"].value
+    )
+    chosen = torch.tensor([-4.0], dtype=torch.float64, requires_grad=True)
+    held = quantiles_of(chosen + 6, torch.tensor([-1.0]).double())
+    assert torch.autograd.gradcheck(
+        lambda w: preference.aot(
+            pairs_of(w, alone.rejected, w.detach(), w.detach()), beta=0.5, smoothing=0.1, quantiles=held
+        ),
+        (chosen,),
+    )
+
+
 # -- TRL
 
 
@@ -356,6 +385,14 @@ def test_ld_dpo_agrees_with_trl() -> None:
 
     loss = preference.sigmoid(summed(weighed(policy), weighed(GIVEN["reference"])), **BETA).mean()
     agrees("sigmoid/ld", loss, policy)
+
+
+def test_aot_agrees_with_trl() -> None:
+    policy = GIVEN["policy"].clone().requires_grad_()
+    made = summed(policy, GIVEN["reference"])
+    assert made.reference_chosen is not None and made.reference_rejected is not None
+    quantiles = quantiles_of(made.chosen - made.rejected, made.reference_chosen - made.reference_rejected)
+    agrees("aot", preference.aot(made, quantiles=quantiles, **SMOOTHED).mean(), policy)
 
 
 def test_conservative_is_the_published_formula_of_open_instruct_and_openrlhf() -> None:

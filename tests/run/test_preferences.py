@@ -129,3 +129,25 @@ def test_a_run_killed_at_random_moments_is_the_run_that_was_not(form: str, place
                 assert process.end().code == -signal.SIGKILL
     lifecycle(place, f"run=killed-{form}", *longer)
     assert_same(run, place / f"outputs/long-{form}")
+
+
+RANKS = ("hardware.workers=0", "stage.max_steps=6", "checkpoint.every_steps=6", "validation.every_steps=3")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("form", "strategy"), [("live", "ddp"), ("live", "fsdp"), ("cached", "ddp"), ("cached", "fsdp"), ("kto", "ddp")]
+)
+def test_two_ranks_take_the_steps_of_one(form: str, strategy: str, place: Path) -> None:
+    summed = () if form == "kto" else ("stage.loss={apo_zero: 1.0, nll: 0.5}",)
+    words = (*DPO, *FORMS[form], *summed, *RANKS)
+    one, two = place / f"outputs/one-{form}", place / f"outputs/two-{form}-{strategy}"
+    if not one.exists():
+        lifecycle(place, f"run=one-{form}", *words)
+    shutil.rmtree(place / "cache", ignore_errors=True)
+    devices = ("hardware.devices=2", f"hardware.strategy={strategy}")
+    lifecycle(place, f"run={two.name}", *words, *devices, env={"LIFECYCLE_CACHE": str(place / "cache")}, cold=True)
+    here, there = metrics(one), metrics(two)
+    for name in ("train/loss", "train/grad_norm", "preference/margin", "preference/kl", "valid/loss"):
+        assert there[name] == [None if v is None else pytest.approx(v, rel=1e-4, abs=1e-6) for v in here[name]], name
+    assert facts(one, "ledger.json") == facts(two, "ledger.json")

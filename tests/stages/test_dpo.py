@@ -132,7 +132,14 @@ def test_dpo_is_log_2_where_policy_and_reference_are_equal_packed_and_padded(lay
 
 @pytest.mark.parametrize(
     ("loss", "value"),
-    [("sigmoid_norm", math.log(2)), ("ipo", 25.0), ("hinge", 1.0), ("apo_zero", 1.0), ("sppo", 50.0)],
+    [
+        ("sigmoid_norm", math.log(2)),
+        ("ipo", 25.0),
+        ("hinge", 1.0),
+        ("apo_zero", 1.0),
+        ("sppo", 50.0),
+        ("aot", math.log(2)),
+    ],
 )
 def test_other_losses_begin_at_their_constants_too(loss: str, value: float, tmp_path: Path) -> None:
     rows = train(dpo(loss), [[rows_of(pairs(0), "preference")]], tmp_path)
@@ -148,7 +155,7 @@ def test_kto_begins_at_half_of_its_weights(tmp_path: Path) -> None:
 # -- layouts
 
 
-@pytest.mark.parametrize("loss", ["sigmoid", "orpo", {"apo_zero": 1.0, "nll": 0.5}])
+@pytest.mark.parametrize("loss", ["sigmoid", "orpo", {"apo_zero": 1.0, "nll": 0.5}, "aot"])
 def test_splitting_ordering_packing_and_padding_never_change_a_step(loss: Any, tmp_path: Path) -> None:
     steps = [pairs(step) for step in range(STEPS)]
     whole = dpo(loss)

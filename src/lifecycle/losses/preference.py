@@ -159,6 +159,21 @@ def discopop(pairs: PairLogprobs, *, beta: float, tau: float) -> Tensor:
     return -F.logsigmoid(z) * (1 - gate) + torch.exp((-z).clamp(max=GREATEST_EXPONENT)) * gate
 
 
+def aot(pairs: PairLogprobs, *, beta: float, smoothing: float, quantiles: Tensor) -> Tensor:
+    """`conservative` on d - q: d = log pi_w - log pi_l, q the reference's difference at the same quantile of the step.
+    AOT (arXiv 2406.05882) compares distributions of pairs. quantiles: (2, S), from `quantiles_of`."""
+    d, policy, reference = pairs.chosen - pairs.rejected, quantiles[0], quantiles[1]
+    # between two neighbours: what was computed twice may differ in its last bit
+    place = torch.searchsorted((policy[1:] + policy[:-1]) / 2, d.detach())
+    return _smoothed(beta * (d - reference[place]), smoothing)
+
+
+def quantiles_of(policy: Tensor, reference: Tensor) -> Tensor:
+    """(2, S): the differences log pi_w - log pi_l of all S pairs of a step under policy and reference, each ascending;
+    a constant to the gradient."""
+    return torch.stack([policy.sort().values, reference.sort().values]).detach()
+
+
 # -- without a reference
 
 

@@ -15,18 +15,18 @@ from torch import Tensor
 from lifecycle.batch import PairBatch, StepBatch, UnpairedBatch
 from lifecycle.bounds import Keys
 from lifecycle.errors import UserError
-from lifecycle.losses.preference import AnswerLogprobs, PairLogprobs, shared_length
+from lifecycle.losses.preference import AnswerLogprobs, PairLogprobs, quantiles_of, shared_length
 from lifecycle.model import DocumentMask, ModelConfig
 from lifecycle.stages.base import Stage
 from lifecycle.stages.inheritance import OptimizerState, PeakRate
 from lifecycle.stages.preference import settings, told
 from lifecycle.stages.preference.answers import Answers, answer_logprobs, mismatched
 from lifecycle.stages.preference.cached import CachedReference
-from lifecycle.stages.preference.objective import Objective
+from lifecycle.stages.preference.objective import Objective, StepFacts
 from lifecycle.stages.preference.reference import LiveReference, Reference, WithoutAdapter
 from lifecycle.stages.preference.settings import PreferenceKeys, Source, reference_of
 from lifecycle.stages.setup import Setup
-from lifecycle.stages.step.collectives import sum_over_ranks
+from lifecycle.stages.step.collectives import gather_values, sum_over_ranks
 from lifecycle.stages.step.optimization import OptimizationKeys
 
 Judged = tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]
@@ -56,20 +56,27 @@ class Dpo(Stage):
         super().__init__(model=model, optimization=optimization, setup=setup, beside=reference)
         self.reference = reference
         self.objective, self._tail = Objective(preference), preference.tail
-        self._of_step = torch.zeros((), dtype=torch.float64, device="cpu")
+        self._of_step = StepFacts(torch.zeros((), dtype=torch.float64, device="cpu"))
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
         """One optimizer step on this rank's pairs or answers."""
         self.enter(batch.step)
         sums = torch.stack([self._sums(micro) for micro in batch.micro]).sum(0)
         self._of_step = self.objective.of_step(sum_over_ranks(sums.to(self.device)))
+        if self.objective.sorts:
+            ours, theirs = torch.cat([self._differences(*self.on_device(micro)) for micro in batch.micro], 1)
+            quantiles = quantiles_of(gather_values(ours), gather_values(theirs))
+            self._of_step = self._of_step._replace(quantiles=quantiles)
         self.take_step(batch, self._loss_sum)
 
     def validation_step(self, batch: tuple[Answers, DocumentMask | None], batch_idx: int) -> Tensor:
         """(3,) float64: the summed loss, the items, and those judged as they were labelled. What a step counts over all
         of its micro-batches is here that of the one."""
         micro, documents = batch
-        losses, measured = self._judged(micro, documents, self.objective.of_step(self._sums(micro).to(self.device)))
+        step = self.objective.of_step(self._sums(micro).to(self.device))
+        if self.objective.sorts:
+            step = step._replace(quantiles=quantiles_of(*self._differences(micro, documents)))
+        losses, measured = self._judged(micro, documents, step)
         count = torch.tensor(len(micro), dtype=torch.float64, device=losses.device)
         return torch.stack([losses.double().sum(), count, measured["accuracy"][0].double().sum()])
 
@@ -79,7 +86,7 @@ class Dpo(Stage):
         sources = batch.tokens.source_ids.flatten()[ends]
         return losses.sum(), told.summed(measured, sources, self.setup_facts.source_names)
 
-    def _judged(self, batch: Answers, documents: DocumentMask | None, of_step: Tensor) -> Judged:
+    def _judged(self, batch: Answers, documents: DocumentMask | None, step: StepFacts) -> Judged:
         """The loss of every item, and what is told of it."""
         logp_N = answer_logprobs(self.network, batch, documents)
         reference_N = None if self.reference is None else self.reference.logprobs(batch, documents)
@@ -87,12 +94,12 @@ class Dpo(Stage):
         if isinstance(batch, UnpairedBatch):
             assert reference_N is not None
             answers = AnswerLogprobs(policy=batch.sums(logp_N), reference=batch.sums(reference_N), wanted=batch.wanted)
-            measured = told.of_answers(answers, tokens_Q, beta=beta, baseline=of_step)
-            return self.objective.of_answers(answers, of_step), measured
+            measured = told.of_answers(answers, tokens_Q, beta=beta, baseline=step.number)
+            return self.objective.of_answers(answers, step), measured
         pairs = self._pairs(batch, logp_N, reference_N, tokens_Q)
         apart_P = None if reference_N is None else torch.add(*batch.sums((logp_N - reference_N).square()))
         measured = told.of_pairs(pairs, beta=beta, by_mean=self.objective.by_mean, apart_P=apart_P)
-        return self.objective.of_pairs(pairs, of_step), measured
+        return self.objective.of_pairs(pairs, step), measured
 
     def _pairs(self, batch: PairBatch, logp_N: Tensor, reference_N: Tensor | None, tokens_Q: Tensor) -> PairLogprobs:
         """Of both sides, the tail of the longer one weighed."""
@@ -114,6 +121,16 @@ class Dpo(Stage):
         if self._tail == 1.0:
             return values_N
         return shared_length(values_N, batch.at.sequence, tokens_Q.long(), tail=self._tail)
+
+    @torch.no_grad()
+    def _differences(self, batch: Answers, documents: DocumentMask | None) -> Tensor:
+        """(2, P): log pi_w - log pi_l of every pair under policy and reference."""
+        assert isinstance(batch, PairBatch) and self.reference is not None
+        logp_N = answer_logprobs(self.network, batch, documents)
+        tokens_Q = batch.at.sums(torch.ones_like(logp_N))
+        pairs = self._pairs(batch, logp_N, self.reference.logprobs(batch, documents), tokens_Q)
+        assert pairs.reference_chosen is not None and pairs.reference_rejected is not None
+        return torch.stack([pairs.chosen - pairs.rejected, pairs.reference_chosen - pairs.reference_rejected])
 
     @torch.no_grad()
     def _sums(self, batch: Answers) -> Tensor:

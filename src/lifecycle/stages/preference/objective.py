@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor
 
 from lifecycle.losses import preference
@@ -9,18 +11,29 @@ from lifecycle.losses.preference import AnswerLogprobs, PairLogprobs, diverged
 from lifecycle.stages.preference.settings import COUNTING, OF_RATIOS, REFERENCE_FREE, UNPAIRED, PreferenceKeys
 
 
+class StepFacts(NamedTuple):
+    """What a loss has to know of a whole step, over its micro-batches and ranks.
+
+    number: () tokens of a pair's chosen answer; of single answers the baseline. quantiles: (2, S), for `aot` alone.
+    """
+
+    number: Tensor
+    quantiles: Tensor | None = None
+
+
 class Objective:
     """What `keys` ask for. paired: whether it is of pairs. by_mean: whether answers are compared by the mean over their
-    tokens. beta: of the first loss."""
+    tokens. sorts: whether it asks for the quantiles of a step. beta: of the first loss."""
 
     def __init__(self, keys: PreferenceKeys) -> None:
         self._keys, self._weights = keys, keys.weights
         self.paired = not self._weights.keys() & UNPAIRED
         self.by_mean = bool(self._weights.keys() & {"simpo", "orpo"})
+        self.sorts = "aot" in self._weights
         self.beta = next((v["beta"] for v in map(keys.arguments, self._weights) if "beta" in v), 1.0)
 
-    def of_pairs(self, pairs: PairLogprobs, tokens_per_pair: Tensor) -> Tensor:
-        """(P,) losses. tokens_per_pair: (), of the chosen answers of the whole step."""
+    def of_pairs(self, pairs: PairLogprobs, step: StepFacts) -> Tensor:
+        """(P,) losses."""
         keys = self._keys
         changed = (
             pairs
@@ -30,14 +43,16 @@ class Objective:
         total = 0 * pairs.chosen
         for name, weight in self._weights.items():
             of = changed if name in OF_RATIOS else pairs
-            counted = {"tokens_per_pair": tokens_per_pair} if name in COUNTING else {}
-            total = total + weight * getattr(preference, name)(of, **keys.arguments(name), **counted)
+            known: dict[str, Tensor | None] = {"tokens_per_pair": step.number} if name in COUNTING else {}
+            known |= {"quantiles": step.quantiles} if name == "aot" else {}
+            total = total + weight * getattr(preference, name)(of, **keys.arguments(name), **known)
         return total
 
-    def of_step(self, sums: Tensor) -> Tensor:
-        """(), from (2,) sums over a whole step: tokens of a pair's chosen answer; of single answers the baseline."""
-        return sums[0] / sums[1].clamp(min=1) if self.paired else preference.kto_baseline(*sums)
+    def of_step(self, sums: Tensor) -> StepFacts:
+        """From (2,) sums over a whole step: of pairs the tokens of the chosen answers, and their number; of single
+        answers the log-ratios of those behind other prompts, and theirs."""
+        return StepFacts(sums[0] / sums[1].clamp(min=1) if self.paired else preference.kto_baseline(*sums))
 
-    def of_answers(self, answers: AnswerLogprobs, baseline: Tensor) -> Tensor:
-        """(Q,) losses. baseline: of the whole step."""
-        return self._weights["kto"] * preference.kto(answers, baseline=baseline, **self._keys.arguments("kto"))
+    def of_answers(self, answers: AnswerLogprobs, step: StepFacts) -> Tensor:
+        """(Q,) losses."""
+        return self._weights["kto"] * preference.kto(answers, baseline=step.number, **self._keys.arguments("kto"))

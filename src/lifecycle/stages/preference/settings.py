@@ -88,6 +88,7 @@ class Losses:
     sppo: Strength
     exo: Softened
     discopop: Modulated
+    aot: Flipped
     simpo: Distanced
     cpo: Anchored
     orpo: Strength
@@ -109,6 +110,7 @@ LossName = Literal[
     "sppo",
     "exo",
     "discopop",
+    "aot",
     "simpo",
     "cpo",
     "orpo",

@@ -24,6 +24,19 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
+def gather_values(values: Tensor) -> Tensor:
+    """The (n,) values of all ranks, one rank after the other; n may differ. Every rank must call."""
+    if not many_ranks():
+        return values
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    counts = values.new_zeros(world, dtype=torch.int64)
+    counts[rank] = len(values)
+    ends = sum_over_ranks(counts).cumsum(0).tolist()
+    whole = values.new_zeros(ends[-1])
+    whole[ends[rank] - len(values) : ends[rank]] = values
+    return sum_over_ranks(whole)
+
+
 def count_tokens(micro: Sequence[MicroBatch], sources: int, device: torch.device) -> Tensor:
     """(1 + sources,) float64 over all ranks: what the summed loss of a step is divided by (trained tokens by their
     weights, pairs, sequences), and the step's trained tokens by source."""
