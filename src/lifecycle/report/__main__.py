@@ -1,18 +1,19 @@
 """`python -m lifecycle.report RUN_FOLDER ...`: write the report of each run anew and show its short table.
 
 python -m lifecycle.report --compare FOLDER RUN_FOLDER ...: write the runs side by side into FOLDER and show that table.
+python -m lifecycle.report --stages FOLDER RUN_FOLDER ...: the same of the stages of one model, the first one first.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from rich.console import Console
 
 from lifecycle.errors import DISK_FULL, NO_ACCESS, UserError
-from lifecycle.report import terminal_summary, write_report
-from lifecycle.report.comparison import compare, table, write_comparison
+from lifecycle.report import comparison, stages, terminal_summary, write_report
 from lifecycle.report.write import sheet
 
 
@@ -22,14 +23,19 @@ def main(arguments: list[str]) -> int:
         prog="python -m lifecycle.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", metavar="RUN_FOLDER", help="folder of a run, such as outputs/demo")
-    parser.add_argument("--compare", metavar="FOLDER", help="write comparison.md and its picture there")
+    side = parser.add_mutually_exclusive_group()
+    side.add_argument("--compare", metavar="FOLDER", help="write comparison.md and its picture there")
+    side.add_argument("--stages", metavar="FOLDER", help="write stages.md, stages.html and their picture there")
     chosen = parser.parse_args(arguments)
     console = Console(soft_wrap=False)
     try:
         if chosen.compare:
-            path = write_comparison(chosen.runs, chosen.compare)
-            console.print(sheet(*table(compare(chosen.runs)), wrap=True))
-            console.print(f"[dim]{path}[/dim]", highlight=False, soft_wrap=True)
+            path = comparison.write_comparison(chosen.runs, chosen.compare)
+            _show(console, comparison.table(comparison.compare(chosen.runs)), path)
+            return 0
+        if chosen.stages:
+            path = stages.write_stages(chosen.runs, chosen.stages)
+            _show(console, stages.table(stages.read_stages(chosen.runs)), path)
             return 0
         for folder in chosen.runs:
             write_report(folder)
@@ -43,6 +49,11 @@ def main(arguments: list[str]) -> int:
         print(f"{error.filename} cannot be written or read ({error.strerror})", file=sys.stderr)
         return 2
     return 0
+
+
+def _show(console: Console, table: tuple[list[str], list[list[str]]], path: Path) -> None:
+    console.print(sheet(*table, wrap=True))
+    console.print(f"[dim]{path}[/dim]", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
     rollout/stopped        share of the answers that end with a stop token
     rollout/well_formed    share of those that are well-formed besides: neither empty nor with a mark of a turn inside,
                            and every <think> closed
+    reward/exact_match     share of those that are the answer of the data besides, letter by letter
     rollout/length         tokens of an answer, in the mean
 
 Greedy, so that an answer changes with the weights alone; the same prompts each time. Every rank answers all of them,
@@ -24,6 +25,7 @@ from omegaconf import DictConfig
 from lifecycle.data.module import DataModule
 from lifecycle.data.validation import HeldOutQuestion
 from lifecycle.model import Decoder
+from lifecycle.rewards.exact_match import exact_match
 from lifecycle.rollout.engine import generate
 from lifecycle.rollout.sampling.parameters import Sampling
 from lifecycle.stages.base import Stage
@@ -111,6 +113,8 @@ def answers(
     made = []
     for n, (domain, one) in enumerate(asked):
         ids, stopped = rollout.token_ids[n][: int(rollout.length[n])].tolist(), rollout.stop_reason[n] == "stop_id"
+        well_formed = stopped and is_well_formed(ids[:-1], tokenizer)
+        right = well_formed and exact_match(tokenizer.decode(ids), tokenizer.decode(one.answer)) == 1
         made.append(
             {
                 "step": step,
@@ -120,7 +124,8 @@ def answers(
                 "reference": tokenizer.decode(one.answer, specials=True),
                 "tokens": len(ids),
                 "stopped": stopped,
-                "well_formed": stopped and is_well_formed(ids[:-1], tokenizer),
+                "well_formed": well_formed,
+                "right": right,
             }
         )
     return made
@@ -140,5 +145,6 @@ def shares(made: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {
         "rollout/stopped": sum(one["stopped"] for one in made) / len(made),
         "rollout/well_formed": sum(one["well_formed"] for one in made) / len(made),
+        "reward/exact_match": sum(one["right"] for one in made) / len(made),
         "rollout/length": sum(one["tokens"] for one in made) / len(made),
     }

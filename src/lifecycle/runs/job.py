@@ -103,14 +103,17 @@ class Supplies:
 
     @property
     def parent_view(self) -> str | None:
-        """What the model was last trained on (text, chat, ...); None for a model from elsewhere."""
+        """What the model was last trained on (text, chat, ...), measured sources apart; None for a model from
+        elsewhere."""
         if self._parent is None:
             return None
         run, place = self._parent.run, self._parent.folder
         if run is None and place.name == "model" and (place.parent / "run.json").is_file():
             run = RunFolder(place.parent)
-        stage = ((run.config() if run else None) or {}).get("stage", {})
-        return stage.get("view")
+        written = (run.config() if run else None) or {}
+        view, sources = written.get("stage", {}).get("view"), written.get("data", {}).get("sources", {})
+        trained = {source.get("view") or view for source in sources.values() if source.get("weight") != 0}
+        return trained.pop() if len(trained) == 1 else view
 
     @property
     def parent_ends(self) -> Sequence[int]:

@@ -41,6 +41,7 @@ from lifecycle.stages.base import Stage
 from lifecycle.system import atomic
 
 PROMPTS_A_DOMAIN = 2
+ANSWERS_A_DOMAIN = 4
 PROMPT_TOKENS = 16
 SAMPLE_TOKENS = 64
 
@@ -140,7 +141,7 @@ def write_results(plan: RunPlan, stage: Stage, data: DataModule, *, finished: bo
             generation=plan.generation,
         )
     model, measured = model.to(stage.trainer.strategy.root_device).eval(), plan.config.validation
-    asked = data.questions(measured.answers or 0)
+    asked = data.questions(min(measured.answers or 0, ANSWERS_A_DOMAIN))
     said = answers(model, asked, data.tokenizer, most_tokens=measured.answer_tokens, step=at)
     _write_json(folder.path / "samples.json", [*said, *samples(model, data, stage)])
     _write_json(folder.path / "baselines.json", baselines(data) if stage.measures is None else {})
