@@ -183,6 +183,19 @@ def test_a_model_is_asked_in_the_form_that_it_was_taught(place: Path, capsys: py
     assert completions["elsewhere"] == completions["told to"] != completions["text"]
 
 
+def test_what_is_measured_alone_does_not_say_how_a_model_is_asked(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = {"prose": {"view": "text", "weight": 0.6}, "asked": {"view": None, "weight": 0}}
+    for weight, opening in ((0, "return"), (0.4, "return\n")):
+        sources["asked"]["weight"] = weight
+        written = {"stage": {"view": "chat"}, "data": {"sources": sources}}
+        (place / "outputs/mine/config.yaml").write_text(yaml.safe_dump(written))
+        generate("stage.prompt=return", "stage.temperature=0")
+        completion = rows(place / "outputs/generate/completions.jsonl")[0]["completion"]
+        assert capsys.readouterr().out == f"{opening}{completion}\n"
+
+
 def test_the_best_of_several_is_the_most_probable_of_them(place: Path) -> None:
     def logprobs(*words: str) -> list[float]:
         generate("stage.prompt=return", *words)
