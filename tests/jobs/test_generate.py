@@ -186,9 +186,8 @@ def test_a_model_is_asked_in_the_form_that_it_was_taught(place: Path, capsys: py
 def test_what_is_measured_alone_does_not_say_how_a_model_is_asked(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sources = {"prose": {"view": "text", "weight": 0.6}, "asked": {"view": None, "weight": 0}}
     for weight, opening in ((0, "return"), (0.4, "return\n")):
-        sources["asked"]["weight"] = weight
+        sources = {"prose": {"view": "text", "weight": 0.6}, "asked": {"view": None, "weight": weight}}
         written = {"stage": {"view": "chat"}, "data": {"sources": sources}}
         (place / "outputs/mine/config.yaml").write_text(yaml.safe_dump(written))
         generate("stage.prompt=return", "stage.temperature=0")

@@ -45,7 +45,9 @@ def table(stages: Sequence[StageResult]) -> tuple[list[str], list[list[str]]]:
         losses = [number(values[-1], 3) if (values := stage.held_out(domain)[1]) else "–" for domain in domains]
         formed, right = counted(stage.last, "well_formed"), counted(stage.last, "right")
         apart = [_with_interval(stage.pairs)] if on_pairs else []
-        rows.append([stage.name, *took, *losses, share(formed and formed.share), _with_interval(right), *apart])
+        rows.append(
+            [stage.name, *took, *losses, share(formed.share if formed else None), _with_interval(right), *apart]
+        )
     return columns, rows
 
 
@@ -61,7 +63,7 @@ def verdict(stages: Sequence[StageResult]) -> str:
     if not asked:
         return "No question was asked in all of these runs."
     known = [(stage.name, counted(stage.last, "right")) for stage in stages]
-    reached = ", ".join(f"{share(right and right.share)} after {name}" for name, right in known)
+    reached = ", ".join(f"{share(right.share if right else None)} after {name}" for name, right in known)
     answer, most = most_frequent(asked)
     return (
         f"Right answers to {count(len(asked))} held-out questions: {reached}. Always saying {answer}, the most "
