@@ -16,7 +16,7 @@ from lifecycle.system import atomic
 
 PICTURE = "stages"
 PICTURE_WORDS = "Held-out loss, and the shares of right and of well-formed answers, through all stages"
-SHOWN = 6  # questions with the answers of all stages
+SHOWN = 8  # questions with the answers of all stages
 MARK = re.compile(r"<\|[^|<>]*\|>")
 
 
@@ -96,14 +96,13 @@ def _notes(stages: Sequence[StageResult]) -> list[str]:
 
 
 def _examples(stages: Sequence[StageResult]) -> list[Element]:
-    """A few questions with the answer of every stage, those first that stages answer differently."""
+    """A few questions with the answer of every stage: spread evenly over the order of their text."""
     said = [{question(one): one for one in stage.last} for stage in stages]
-    asked = sorted(said[0], key=lambda one: -len({(by[one]["right"], by[one]["completion"]) for by in said}))
-    if not asked:
+    if not (asked := sorted(said[0])):
         return []
     rows = []
-    for one in asked[:SHOWN]:
-        cells = [_short(by[one]["completion"]) + (" ✓" if by[one]["right"] else "") for by in said]
+    for one in asked[:: max(1, len(asked) // SHOWN)][:SHOWN]:
+        cells = [_short(by[one]["completion"]) + (" ✓" if by[one].get("right") else "") for by in said]
         rows.append([_short(one[1], 90), _short(said[0][one]["reference"]), *cells])
     columns = ["question", "answer", *(f"after {stage.name}" for stage in stages)]
     return [Heading("Answers"), Sheet(columns, rows, numbers=False)]
