@@ -55,17 +55,17 @@ def small(words: Sequence[str]) -> list[str]:
     if re.fullmatch(r"four_stage/\d\w+", experiment):
         added += PLANNED
     elif "dry_run" not in typed:
-        stage = typed.get("stage", "pretrain")
+        stage, goes_on = typed.get("stage", "pretrain"), "init_from" in typed or experiment.startswith("demo/")
         added += JOBS.get(stage, STEPS)
         if stage == "sft":  # a conversation stands whole in a row
             added = [
                 "stage.sequence_length=256" if word.startswith("stage.sequence_length=") else word for word in added
             ]
-        if stage not in JOBS and "init_from" not in typed and not experiment.startswith("four_stage"):
+        if stage not in JOBS and not goes_on and not experiment.startswith("four_stage"):
             added += MODEL
-        if data in ("files", "mine", "python_stdlib") and not {"init_from", "data.tokenizer", "data.prepared"} & {
-            *typed
-        }:
+        if data in ("files", "mine", "python_stdlib") and not (
+            goes_on or {"data.tokenizer", "data.prepared"} & {*typed}
+        ):
             added += RECIPE if stage != "generate" and not experiment.startswith("four_stage") else ()
     if "stage.phases" in typed:  # they say how long rows are, and how many
         added = [
