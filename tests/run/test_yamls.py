@@ -158,7 +158,12 @@ def test_every_experiment(rows: Path, experiment: str) -> None:
     two_steps([f"experiment={experiment}", *sources, *lengths], rows)
 
 
-DATA_OF = {"dpo": "offline/preferences", "sft": "offline/questions", "distill": "offline/questions"}
+DATA_OF = {
+    "dpo": "offline/preferences",
+    "sft": "offline/questions",
+    "distill": "offline/questions",
+    "distill_reason": "offline/reasoning",
+}
 """Of stages that cannot train on the text of experiment=debug."""
 
 

@@ -48,6 +48,7 @@ def build_stage(plan: RunPlan, data: DataModule, timeline: Timeline, start: Star
         teacher=_teacher(plan.teacher, start.checkpoint) if plan.teacher else None,
         tokens=data.tokenizer.vocab_size,
         end_ids=data.tokenizer.end_ids,
+        token_id=data.tokenizer.hf.get_vocab().get,
         folder=plan.folder.path,
     )
     stage: Stage = config.build(_at_rate(plan), model=plan.model.with_vocab(data.tokenizer.vocab_size), setup=setup)

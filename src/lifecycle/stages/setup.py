@@ -55,7 +55,8 @@ class Setup:
     whose checkpoint has its own. parent: the weights that the run began with; None without a parent. adapter:
     trained in place of the weights, which are then the parent's at every start; None: all weights are trained.
     teacher: of a stage that learns from one. tokens: of the tokenizer, which may be fewer than the model has rows for;
-    None where no text is sampled. end_ids: those of them that end a completion. folder: of the run.
+    None where no text is sampled. end_ids: those of them that end a completion. token_id: of a token
+    by its name; None where there is none. folder: of the run.
     """
 
     timeline: Timeline
@@ -76,6 +77,7 @@ class Setup:
     teacher: TeacherModel | None = None
     tokens: int | None = None
     end_ids: tuple[int, ...] = ()
+    token_id: Callable[[str], int | None] = lambda name: None
     folder: Path | None = None
 
     def build(self, config: ModelConfig, mesh: DeviceMesh | None) -> Decoder:
