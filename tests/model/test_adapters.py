@@ -139,3 +139,16 @@ def test_a_target_that_names_nothing_is_refused_with_near_spellings(target: str,
         places(LLAMA, lora(targets=["v_proj", target]))
     with pytest.raises(UserError, match="wanted names of layers"):
         lora(targets=[])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch, behind a break
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
+def test_a_compiler_traces_it_to_the_same_gradients(name: str) -> None:
+    eager, traced = (adapted(build(VARIANTS[name], seed=1)) for _ in range(2))
+    traced.compile(dynamic=False, backend="eager")
+    for model in (eager, traced):
+        model(IDS, torch.arange(9).expand(2, 9)).square().mean().backward()
+    for one, other in zip(eager.trained_parameters(), traced.trained_parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6)

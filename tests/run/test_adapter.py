@@ -136,7 +136,8 @@ def test_the_next_stage_and_jobs_begin_with_the_merged_model(
     lifecycle(place, "run=next", "stage=midtrain", "init_from=apart", "stage.max_steps=2", "validation.every_steps=2")
     told = facts(place / "outputs/next")
     assert told["parent"]["path"] == str(apart) and [one["path"] for one in told["ancestors"]] == [str(whole)]
-    lifecycle(place, "run=second", *LORA, "init_from=apart", "stage.max_steps=2", "adapter.merge=true")
+    more = ("adapter.merge=true", "stage.ewc={strength: 1.0, rows: 4}", "hardware.activation_checkpointing=true")
+    lifecycle(place, "run=second", *LORA, "init_from=apart", "stage.max_steps=2", *more)
     assert found(place / "outputs/second").weights.keys() == merged.keys()
 
 

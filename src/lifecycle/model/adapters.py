@@ -121,6 +121,7 @@ def add_adapter(model: Decoder, adapter: Adapter, *, seed: int) -> None:
     """Wrap the chosen matrices of a decoder in place and freeze all else. Of one without memory (meta) only the
     structure is made."""
     from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora.layer import ParamWrapper
 
     found, empty = places(model.config, adapter), model.embedding.weight.is_meta
     weights = {} if empty else {name: weight.detach() for name, weight in model.state_dict().items()}
@@ -137,6 +138,9 @@ def add_adapter(model: Decoder, adapter: Adapter, *, seed: int) -> None:
         quantise(model, matrices(model.config))
         model.is_loaded_in_4bit = True  # type: ignore[assignment]  # what peft looks at
     inject_adapter_in_model(how, model, low_cpu_mem_usage=empty)
+    for module in model.modules():
+        if isinstance(module, ParamWrapper):  # it changes the class of what it wraps in every pass: no compiler follows
+            module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
     model.adapter = adapter
     if not empty:
         first = first_weights(model.config, adapter, weights, seed=seed)

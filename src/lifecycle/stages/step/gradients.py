@@ -100,6 +100,8 @@ def _average_whole(trainer: pl.Trainer, model: Decoder) -> None:
     if not isinstance(trainer.strategy, ModelParallelStrategy) or not many_ranks():
         return
     parameters = [parameter for parameter in kept_whole(model) if parameter.requires_grad]
+    if not parameters:  # an adapter alone is trained
+        return
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     mean = sum_over_ranks(torch.cat([gradient.flatten() for gradient in gradients])) / trainer.world_size
     for parameter, part in zip(parameters, mean.split([p.numel() for p in parameters]), strict=True):
