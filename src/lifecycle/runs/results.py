@@ -140,10 +140,8 @@ def write_results(plan: RunPlan, stage: Stage, data: DataModule, *, finished: bo
             history=history(folder),
             generation=plan.generation,
         )
-    model, measured = model.to(stage.trainer.strategy.root_device).eval(), plan.config.validation
-    asked = data.questions(min(measured.answers or 0, ANSWERS_A_DOMAIN))
-    said = answers(model, asked, data.tokenizer, most_tokens=measured.answer_tokens, step=at)
-    _write_json(folder.path / "samples.json", [*said, *samples(model, data, stage)])
+    model.to(stage.trainer.strategy.root_device).eval()
+    _write_json(folder.path / "samples.json", [*_answers(plan, model, data, at), *samples(model, data, stage)])
     _write_json(folder.path / "baselines.json", baselines(data) if stage.measures is None else {})
     write_row_reports(folder.path)  # the baselines, too, read the rows
     folder.update(status="finished")  # not before: what a kill leaves out of the above is made at the next start
@@ -197,6 +195,12 @@ def full_weights(stage: Stage) -> dict[str, Tensor]:
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_model_state_dict(stage.network, options=options)
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _answers(plan: RunPlan, model: Decoder, data: DataModule, step: int) -> list[dict[str, Any]]:
+    measured = plan.config.validation
+    asked = data.questions(min(measured.answers or 0, ANSWERS_A_DOMAIN))
+    return answers(model, asked, data.tokenizer, most_tokens=measured.answer_tokens, step=step)
 
 
 def samples(model: Decoder, data: DataModule, stage: Stage) -> list[dict[str, Any]]:
