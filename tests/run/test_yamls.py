@@ -160,6 +160,7 @@ def test_every_experiment(rows: Path, experiment: str) -> None:
 
 DATA_OF = {
     "dpo": "offline/preferences",
+    "reward": "offline/preferences",
     "sft": "offline/questions",
     "distill": "offline/questions",
     "distill_reason": "offline/reasoning",

@@ -20,6 +20,9 @@ from lifecycle.batch.items import Example, Item, Pair, Prompt
 SIDES = 2
 """Sequences of a pair."""
 
+PAIRED = frozenset({"preference", "comparison"})
+"""Views whose items are pairs."""
+
 
 def sequences(item: Item) -> tuple[Example, ...]:
     """The sequences that an item holds: itself, both sides of a pair, or the prompt."""

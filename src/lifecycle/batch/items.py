@@ -59,7 +59,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """Two completions of one prompt, of the view `preference`.
+    """Two completions of one prompt, of the views `preference` and `comparison`.
 
     chosen, rejected: the whole sequences, which begin with the ids of `prompt`; trained are tokens behind it.
     margin: by how much the chosen one was judged better; None where that is not given.

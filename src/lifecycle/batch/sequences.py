@@ -7,8 +7,8 @@ tokens, and adds up what it makes of each token by sequence:
     logp_N, _ = token_logprobs(hidden_ND, model.head_weight, tokens.labels.flatten()[batch.places])
     chosen_P, rejected_P = batch.sums(logp_N)
 
-A reward model reads the hidden states at `ends` instead. Both are made on the CPU with the batch, so that a device is
-not waited for. Shapes: B rows, T positions, N trained tokens, Q sequences, P pairs.
+A reward model reads the hidden states at `ends` instead, of the view `comparison`. Both are made on the CPU with the
+batch, so that a device is not waited for. Shapes: B rows, T positions, N trained tokens, Q sequences, P pairs.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class _Sequences:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairBatch(_Sequences):
-    """Packed pairs, of the view `preference`: both sides of a pair stand in one row, the chosen one first, as documents
-    2 k + 1 and 2 k + 2 of the row.
+    """Packed pairs, of the views `preference` and `comparison`: both sides of a pair stand in one row, the chosen one
+    first, as documents 2 k + 1 and 2 k + 2 of the row.
 
     margin: (P,) float32, by how much the chosen one was judged better; NaN where that is not given. The sequences are
     the sides in turn, Q = 2 P.
@@ -98,7 +98,7 @@ class PairBatch(_Sequences):
     @property
     def ends(self) -> tuple[Tensor, Tensor]:
         """(P,) int64 each: the last position of the chosen and of the rejected side. A sequence's last token is a label
-        only, so this position has seen all tokens but that one."""
+        only, so this position has seen all tokens but that one; of the view `comparison`, all tokens of the answer."""
         return self.at.ends[0::2], self.at.ends[1::2]
 
     def sums(self, values_N: Tensor) -> tuple[Tensor, Tensor]:

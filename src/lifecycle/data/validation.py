@@ -178,6 +178,7 @@ def pack(
     rows = best_fit(laid, packing.room(row_length))
     packed = dict(zip(packing.columns, packing.arrays(rows, row_length), strict=True))
     prompts = [(piece.item, piece.source) for piece in laid if isinstance(piece.item, Prompt)]
+    asked = [] if packing.judges else laid
     return HeldOutSet(
         domain=domain,
         packing=packing,
@@ -186,5 +187,5 @@ def pack(
         tokens=int((packed["labels"] != IGNORED).sum()) if packed else len(prompts),
         bytes=byte_count(packed["labels"][packed["labels"] != IGNORED]) if packing.has_text else None,
         documents=len(documents),
-        questions=[one for piece in laid if (one := HeldOutQuestion.of(piece.item)) is not None],
+        questions=[one for piece in asked if (one := HeldOutQuestion.of(piece.item)) is not None],
     )

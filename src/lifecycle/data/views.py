@@ -3,6 +3,7 @@
     text         one document                                    Example    every token is trained
     chat         a conversation by a chat template               Example    what the assistant writes is trained
     preference   two answers to one prompt                       Pair       ... behind the prompt
+    comparison   the same, each read to its very end             Pair       ... behind the prompt
     unpaired     an answer that is a good or a bad one           Example    ... behind the prompt, `wanted` says which
     prompt       a prompt, and what rewards need to know         Prompt
 
@@ -14,7 +15,7 @@ only is asked with plain text, the beginning of what the view `text` makes of th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ ITEMS = {
     TEXT: "documents",
     "chat": "conversations",
     "preference": "pairs",
+    "comparison": "pairs",
     "unpaired": "labelled answers",
     PROMPT: "prompts",
 }
@@ -81,6 +83,18 @@ def preference(record: Record, tokenizer: Tokenizer, template: ChatTemplate | No
         rejected=Example(ids=rejected.ids, trained=rejected.trained),
         margin=record.meta.get("margin"),
     )
+
+
+def comparison(record: Record, tokenizer: Tokenizer, template: ChatTemplate | None) -> Pair:
+    """Both answers for who judges them whole. Of a sequence the last token is a label and no input: so one more stands
+    behind the token that ends the answer, and the last position is that of this one."""
+    pair = preference(record, tokenizer, template)
+    return replace(pair, chosen=_read_whole(pair.chosen), rejected=_read_whole(pair.rejected))
+
+
+def _read_whole(said: Example) -> Example:
+    assert said.trained is not None
+    return replace(said, ids=np.append(said.ids, said.ids[-1]), trained=np.append(said.trained, np.False_))
 
 
 def unpaired(record: Record, tokenizer: Tokenizer, template: ChatTemplate | None) -> Example:
@@ -157,6 +171,7 @@ VIEWS: dict[str, View] = {
     TEXT: _documents,
     "chat": _each(chat),
     "preference": _each(preference),
+    "comparison": _each(comparison),
     "unpaired": _each(unpaired),
     PROMPT: _each(prompt),
 }

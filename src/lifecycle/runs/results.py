@@ -37,6 +37,7 @@ from lifecycle.rollout.engine import generate
 from lifecycle.rollout.sampling.parameters import Sampling
 from lifecycle.runs.answers import answers
 from lifecycle.runs.plan import RunPlan
+from lifecycle.runs.scores import held_out_scores
 from lifecycle.stages.base import Stage
 from lifecycle.system import atomic
 
@@ -140,13 +141,23 @@ def write_results(plan: RunPlan, stage: Stage, data: DataModule, *, finished: bo
             history=history(folder),
             generation=plan.generation,
         )
-    model.to(stage.trainer.strategy.root_device).eval()
-    _write_json(folder.path / "samples.json", [*_answers(plan, model, data, at), *samples(model, data, stage)])
+    _write_samples(plan, stage, model.to(stage.trainer.strategy.root_device).eval(), data, step=at)
     _write_json(folder.path / "baselines.json", baselines(data) if stage.measures is None else {})
     write_row_reports(folder.path)  # the baselines, too, read the rows
     folder.update(status="finished")  # not before: what a kill leaves out of the above is made at the next start
     write_report(folder.path)
     Console(soft_wrap=False).print(terminal_summary(folder.path))
+
+
+def _write_samples(plan: RunPlan, stage: Stage, model: Decoder, data: DataModule, *, step: int) -> None:
+    """samples.json, of what the model writes; or of what it says of held-out answers, and calibration.json."""
+    folder = plan.folder.path
+    if stage.ends_in_score:
+        said, found = held_out_scores(model, data, step=step)
+        _write_json(folder / "calibration.json", found)
+    else:
+        said = [*_answers(plan, model, data, step), *samples(model, data, stage)]
+    _write_json(folder / "samples.json", said)
 
 
 def _weights(folder: RunFolder, stage: Stage) -> dict[str, Tensor]:

@@ -55,7 +55,7 @@ class Stage(pl.LightningModule, ABC):
     every device keeps where it is set. frozen_copies: copies of the parent's weights that a run of this config holds
     frozen beside its own. faults: a line for each combination of valid values that does not work; both get the whole
     config in plain values. measures: names of what is measured on held-out data beside the loss; None where the loss is
-    the likelihood of text, which has units of its own.
+    the likelihood of text, which has units of its own. told: what is logged of the means of `measures`.
     """
 
     views: ClassVar[frozenset[str]] = frozenset()
@@ -66,6 +66,7 @@ class Stage(pl.LightningModule, ABC):
     weight_copies: ClassVar[Mapping[str, int]] = {}
     frozen_copies: ClassVar[staticmethod[[Mapping[str, Any]], int]] = staticmethod(lambda config: 0)
     measures: ClassVar[Sequence[str] | None] = None
+    told: ClassVar[staticmethod[[Mapping[str, float]], Mapping[str, float]]] = staticmethod(lambda means: means)
     faults: ClassVar[staticmethod[[Mapping[str, Any]], list[str]]] = staticmethod(lambda config: [])
 
     def __init__(
@@ -270,7 +271,7 @@ class Stage(pl.LightningModule, ABC):
     def _record(self, step: int, sums: dict[str, Tensor]) -> None:
         """Log a validation, keep it for the guard, and remember the best."""
         self.measured_at = step
-        metrics = validation_metrics(sums, self.setup_facts.domains, self.measures)
+        metrics = validation_metrics(sums, self.setup_facts.domains, self.measures, told=self.told)
         if not metrics:
             return
         if "valid/loss" in metrics:

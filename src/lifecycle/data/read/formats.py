@@ -25,7 +25,7 @@ AUTO = "auto"
 LEVEL = re.compile(r"\D*(\d+(?:\.\d+)?)")  # "Level 3", "3", "grade 2.5"
 
 ASKED = frozenset({"text", "chat", "prompt"})
-JUDGED = frozenset({"chat", "preference", "prompt"})
+JUDGED = frozenset({"chat", "preference", "comparison", "prompt"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@
                  documents among them (a source of `view: text`) are cut
     unpaired     the same
     preference   both sides of a pair stand in one row, so in one micro-batch; a longer pair as in chat
+    comparison   the same
     prompt       nothing is packed: a row is one prompt, whose completion has what is left of the row's length
 
 row_length 8, pieces of 8 5 4 3 3 1  ->  [8] [5 3] [4 3 1]
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lifecycle.batch import IGNORED, Example, Item, Pair, PairBatch, Prompt, TokenBatch, UnpairedBatch
-from lifecycle.batch.item_arrays import sequences
+from lifecycle.batch.item_arrays import PAIRED, sequences
 
 WHOLE = 1 << 62  # a row length that no item reaches
 
@@ -90,6 +91,11 @@ class Packing:
         """Whether rows are filled with whole items, so that no number of rows says how many items they hold."""
         return not self.cuts and not self.counts
 
+    @cached_property
+    def judges(self) -> bool:
+        """Whether who trains on the items predicts no tokens, and cannot be asked what they ask."""
+        return self.view == "comparison"
+
     def goes_on(self, item: Item) -> bool:
         """Whether the item goes on in the next row where it is longer than one: a document, all of which is trained,
         also among conversations."""
@@ -147,7 +153,7 @@ class Packing:
         tokens = TokenBatch.of(named)
         if facts is None:
             return tokens
-        kind = PairBatch if self.view == "preference" else UnpairedBatch
+        kind = PairBatch if self.view in PAIRED else UnpairedBatch
         return kind.of(tokens, as_floats(facts))
 
 

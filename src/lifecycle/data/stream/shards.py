@@ -24,7 +24,7 @@ import orjson
 from numpy.typing import NDArray
 
 from lifecycle.batch import Example, Item
-from lifecycle.batch.item_arrays import SIDES, facts, made_of, sequences, trained_of, weight_of
+from lifecycle.batch.item_arrays import PAIRED, SIDES, facts, made_of, sequences, trained_of, weight_of
 from lifecycle.data.clean.held_out import ORDER, first
 from lifecycle.data.stream.documents import ENCODE_AT_ONCE, Usable
 from lifecycle.data.stream.packing import Packing
@@ -73,7 +73,7 @@ class Shards:
 
     @property
     def _sides(self) -> int:
-        return SIDES if self.view == "preference" else 1
+        return SIDES if self.view in PAIRED else 1
 
     @cached_property
     def _first(self) -> NDArray[np.int64]:

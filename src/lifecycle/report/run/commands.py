@@ -17,7 +17,8 @@ def going_on(run: RunData) -> list[tuple[str, str, str]]:
     """(why, what to type, its language), in the order in which a reader would want them."""
     steps = []
     if (run.folder / "model" / "config.json").exists():
-        steps.append(("Let the model write, with nothing but `transformers`:", _sampling(run), "python"))
+        words = f"Let the model {'judge' if run.calibration else 'write'}, with nothing but `transformers`:"
+        steps.append((words, _scoring(run) if run.calibration else _sampling(run), "python"))
     overrides = run.run.get("overrides")
     if overrides is None:
         return [*steps, ("See what can be run:", "python -m lifecycle", "bash")]
@@ -48,6 +49,18 @@ def _sampling(run: RunData) -> str:
         "from transformers import pipeline\n"
         f"write = pipeline('text-generation', model={str(run.folder / 'model')!r})\n"
         f"print(write({json.dumps(prompt)}, max_new_tokens=100)[0]['generated_text'])"
+    )
+
+
+def _scoring(run: RunData) -> str:
+    text = "".join(str(run.samples[0].get(key, "")) for key in ("prompt", "completion")) if run.samples else "The"
+    return (
+        "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n"
+        f"folder = {str(run.folder / 'model')!r}\n"
+        "model = AutoModelForSequenceClassification.from_pretrained(folder)\n"
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        f"inputs = tokenizer({json.dumps(text)}, add_special_tokens=False, return_tensors='pt')\n"
+        "print(model(**inputs).logits[0, 0])"
     )
 
 

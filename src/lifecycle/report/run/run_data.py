@@ -29,6 +29,7 @@ class RunData:
     answers: Sequence[Mapping[str, Any]]
     baselines: Mapping[str, Mapping[str, float]]
     forgetting: Mapping[str, Any]
+    calibration: Mapping[str, Any]
     quarantined: Mapping[str, int]
     missing: tuple[str, ...]
 
@@ -111,6 +112,7 @@ def read_run(folder: Path) -> RunData:
         answers=_answers(folder / "answers.jsonl", missing),
         baselines=_load(folder / "baselines.json", {}, missing),
         forgetting=_load(folder / "forgetting.json", {}, []),  # only runs that could forget have one
+        calibration=_load(folder / "calibration.json", {}, []),  # only reward models have one
         quarantined={path.stem: _lines(path) for path in quarantine},
         missing=tuple(missing),
     )

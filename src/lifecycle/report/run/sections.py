@@ -13,6 +13,7 @@ from typing import Any
 from lifecycle.report.page.format import count, number, share, span
 from lifecycle.report.page.render import Code, Element, Heading, Paragraph, Picture, Sample, Sheet
 from lifecycle.report.run.answers_section import answers
+from lifecycle.report.run.calibration_section import calibration
 from lifecycle.report.run.commands import going_on
 from lifecycle.report.run.facts import DomainResult, Headline, headline
 from lifecycle.report.run.forgetting_section import measurements, table
@@ -44,6 +45,7 @@ def sections(run: RunData, drawn: list[str]) -> list[Element]:
         *_pictures(drawn),
         *_forgetting(run, "forgetting" in drawn),
         *answers(run),
+        *calibration(run),
         *_samples(run),
         *_ledger(run, "ledger" in drawn),
         *used(run),
@@ -167,9 +169,17 @@ def _samples(run: RunData) -> list[Element]:
         return []
     newest = max(sample.get("step") or 0 for sample in samples)
     shown = [sample for sample in samples if (sample.get("step") or 0) == newest]
-    words = f"After {count(newest)} steps. The prompt comes first; ⟦ and ⟧ hold what the model went on with."
-    texts = [Sample(*(str(s.get(key, "")).rstrip("\n") for key in ("prompt", "completion", "domain"))) for s in shown]
+    held = "the answer that was scored" if run.calibration else "what the model went on with"
+    words = f"After {count(newest)} steps. The prompt comes first; ⟦ and ⟧ hold {held}."
+    texts = [
+        Sample(*(str(s.get(key, "")).rstrip("\n") for key in ("prompt", "completion")), _caption(s)) for s in shown
+    ]
     return [Heading("Samples"), Paragraph(words), *texts]
+
+
+def _caption(sample: Mapping[str, Any]) -> str:
+    domain = str(sample.get("domain", ""))
+    return f"{domain}, {sample.get('side')}: {number(sample['score'], 3)}" if "score" in sample else domain
 
 
 def _ledger(run: RunData, drawn: bool) -> list[Element]:

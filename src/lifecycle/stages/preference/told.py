@@ -68,17 +68,19 @@ def of_answers(
     }
 
 
-def summed(measured: Measured, source_ids: Tensor, sources: Sequence[str]) -> dict[str, Tensor]:
-    """(2,) sums by name, `preference/NAME`, and of several sources by each, `preference/SOURCE/NAME`.
+def summed(
+    measured: Measured, source_ids: Tensor, sources: Sequence[str], *, group: str = "preference"
+) -> dict[str, Tensor]:
+    """(2,) sums by name, `GROUP/NAME`, and of several sources by each, `GROUP/SOURCE/NAME`.
 
     source_ids: of every item.
     """
-    found = {f"preference/{name}": torch.stack([v.sum(), n.sum()]) for name, (v, n) in measured.items()}
+    found = {f"{group}/{name}": torch.stack([v.sum(), n.sum()]) for name, (v, n) in measured.items()}
     if len(sources) < 2:
         return found
     for name, (value, count) in measured.items():
         parts_2S = value.new_zeros(2, len(sources)).index_add_(
             1, source_ids, torch.stack([value, count.to(value.dtype)])
         )
-        found |= {f"preference/{source}/{name}": parts_2S[:, s] for s, source in enumerate(sources)}
+        found |= {f"{group}/{source}/{name}": parts_2S[:, s] for s, source in enumerate(sources)}
     return found
