@@ -14,6 +14,9 @@ import torch
 import yaml
 from tests.run.cli import assert_same_run, cut_back, facts, lifecycle, metrics, newest, started, wait_for
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from lifecycle.report.page.render import to_markdown
+from lifecycle.report.run.run_data import read_run
+from lifecycle.report.run.sections import sections
 
 JUDGE = (
     "stage=reward",
@@ -65,7 +68,7 @@ def test_it_learns_and_says_how_sure_it_may_be(judge: Path) -> None:
         assert domain["interval"][0] < domain["accuracy"] <= domain["interval"][1] + 1e-9
     assert found["mild"]["accuracy"] == pytest.approx(told["valid/mild/accuracy"][-1])
     assert found["mild"]["calibration_error"] == pytest.approx(told["valid/mild/calibration_error"][-1], abs=1e-5)
-    report = (judge / "report.md").read_text()
+    report = to_markdown("judge", sections(read_run(judge), []), "report")
     assert "## Held-out pairs" in report and "chosen: " in report and "AutoModelForSequenceClassification" in report
 
 
