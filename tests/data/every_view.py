@@ -18,7 +18,7 @@ import torch
 from tests.data.made import make_module
 
 from lifecycle.batch import Item, PairBatch, PromptBatch, StepBatch, UnpairedBatch
-from lifecycle.batch.item_arrays import sequences
+from lifecycle.batch.item_arrays import PAIRED, sequences
 from lifecycle.data.clean.source import BadRows
 from lifecycle.data.module import DataModule
 from lifecycle.data.read.spec import SourceSpec
@@ -26,8 +26,14 @@ from lifecycle.data.stream.pieces import Exhausted
 from lifecycle.errors import UserError
 from lifecycle.tokenizer.tokenizer import TokenizerRecipe
 
-VIEWS = ("text", "chat", "preference", "unpaired", "prompt")
-FORMATS = {"text": "text", "chat": "messages", "preference": "preference", "unpaired": "unpaired"}
+VIEWS = ("text", "chat", "preference", "comparison", "unpaired", "prompt")
+FORMATS = {
+    "text": "text",
+    "chat": "messages",
+    "preference": "preference",
+    "comparison": "preference",
+    "unpaired": "unpaired",
+}
 PACKED = VIEWS[:-1]
 
 
@@ -40,7 +46,7 @@ def row(view: str, name: str, number: int, size: int) -> dict[str, Any]:
         between = [("assistant", "yes"), ("user", "more")] if number % 3 else []
         turns = [("user", asked), *between, ("assistant", said)]
         return {"messages": [{"role": role, "content": text} for role, text in turns]}
-    if view == "preference":
+    if view in PAIRED:
         worse = "no " * (size // (number % 4 + 1)) + "!"
         return {"prompt": asked, "chosen": said, "rejected": worse, "margin": number / 8}
     if view == "unpaired":
@@ -66,7 +72,7 @@ def module(
     **changes: Any,
 ) -> DataModule:
     """The sources in `folder`, each read so often at most."""
-    fields = {"fields": {"margin": "margin"}} if view == "preference" else {}
+    fields = {"fields": {"margin": "margin"}} if view in PAIRED else {}
     known = {"format": FORMATS.get(view, "question_answer"), "validation": None, **fields, **(spec or {})}
     arguments: dict[str, Any] = {
         "sources": {

@@ -12,7 +12,7 @@ from lifecycle.batch import Example, Prompt, Record
 from lifecycle.data.read.formats import to_record
 from lifecycle.data.read.in_words import as_text
 from lifecycle.data.read.spec import SourceSpec
-from lifecycle.data.views import VIEWS, chat, preference, prompt, text, unpaired
+from lifecycle.data.views import VIEWS, chat, comparison, preference, prompt, text, unpaired
 from lifecycle.errors import UserError
 from lifecycle.tokenizer.chat import ChatTemplate
 from lifecycle.tokenizer.tokenizer import Tokenizer, train_bpe
@@ -94,6 +94,15 @@ def test_a_pair_has_one_prompt_and_is_trained_behind_it() -> None:
     assert prompt(PAIR, TOKENIZER, TEMPLATE).answer == "It is 4."
     scored = record({"prompt": "q", "response_1": "a", "response_2": "b", "score_1": 1, "score_2": 3}, "scored_pairs")
     assert preference(scored, TOKENIZER, TEMPLATE).margin == 2.0
+
+
+def test_what_is_compared_is_the_pair_and_one_more_position_behind_each_answer() -> None:
+    pair, made = preference(PAIR, TOKENIZER, TEMPLATE), comparison(PAIR, TOKENIZER, TEMPLATE)
+    assert np.array_equal(made.prompt, pair.prompt)
+    for whole, side in ((made.chosen, pair.chosen), (made.rejected, pair.rejected)):
+        assert np.array_equal(whole.ids[:-1], side.ids)  # the inputs: all of the answer, with the token that ends it
+        assert whole.trained is not None and side.trained is not None
+        assert np.array_equal(whole.trained[:-1], side.trained) and not whole.trained[-1]
 
 
 def test_answers_that_the_tokenizer_makes_one_of_are_no_pair() -> None:

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lifecycle.errors import UserError
 from lifecycle.model.config import ModelConfig
+from lifecycle.model.initial import SCORE, normal, score_std
 from lifecycle.model.layers.attention import DocumentMask, attention, cached_attention, slide
 from lifecycle.model.layers.kv_cache import Cache, CallSlots, Slots
 from lifecycle.model.layers.latent import LatentAttention
@@ -31,8 +32,6 @@ from lifecycle.model.layers.norm_swiglu import FeedForward, RMSNorm
 from lifecycle.model.layers.rope import rotary_angles, rotate
 from lifecycle.model.lora import Adapter
 from lifecycle.system.seeds import derive
-
-SCORE = "score.weight"
 
 SHAPES = 64
 """Graphs of one function that are kept; past its own limit of 8 the compiler would go on eagerly and say nothing."""
@@ -254,7 +253,7 @@ class Decoder(nn.Module):
             std = self.config.init_std / ((2 * self.config.layers) ** 0.5 if residual else 1.0)
             if name == SCORE:
                 std = score_std(self.config)
-            fill(parameter, _normal(parameter.shape, std, seed=derive(seed, "weights", name)))
+            fill(parameter, normal(parameter.shape, std, seed=derive(seed, "weights", name)))
         for buffer in self.buffers():  # the routers' choice biases
             buffer.zero_()
 
@@ -268,16 +267,6 @@ def build(
     model.to_empty(device=device or torch.device("cpu"))
     model.init_weights(seed=seed)
     return model
-
-
-def score_std(config: ModelConfig) -> float:
-    """Of a fresh score: as OpenRLHF's, 1 / (width + 1): scores begin near 0 whatever the width."""
-    return 1 / (config.width + 1)
-
-
-def fresh_score(config: ModelConfig, *, seed: int) -> Tensor:
-    """(1, D): the weight of the score that a model of `config` begins with, whatever its other weights are."""
-    return _normal(torch.Size((1, config.width)), score_std(config), seed=derive(seed, "weights", SCORE))
 
 
 def compile_model(model: Decoder, *, unit: Literal["model", "block"]) -> None:
@@ -299,12 +288,6 @@ def _loaded(model: nn.Module, _: object) -> None:
     """After `load_state_dict`."""
     assert isinstance(model, Decoder)
     model.weights_changed()
-
-
-def _normal(shape: torch.Size, std: float, *, seed: int) -> Tensor:
-    """fp32 on the CPU, also where another device is the default."""
-    generator = torch.Generator("cpu").manual_seed(seed)
-    return torch.empty(shape, dtype=torch.float32, device="cpu").normal_(0.0, std, generator=generator)
 
 
 def fill(parameter: Tensor, value: Tensor) -> None:
