@@ -35,7 +35,7 @@ def parent() -> Decoder:
 
 
 def reward(*, lr: float = 1e-3, centring: float = 0.01, margin_scale: float = 1.0) -> Reward:
-    weights = ParentWeights(read=lambda: parent().state_dict(), sha256=lambda: "parent")
+    weights = ParentWeights(read=lambda: parent().state_dict(), sha256=lambda: "parent", cache=Path)
     return Reward(
         model=SCORED,
         optimization=OptimizationKeys(
