@@ -92,7 +92,7 @@ def test_transformers_gives_the_same_number_for_the_same_text(judge: Path) -> No
         batch.pop("token_type_ids", None)
         assert model(**batch).logits[:, 0].tolist() == pytest.approx(scores, abs=1e-5)
     turns = [{"role": "user", "content": "mild 1 cat?"}, {"role": "assistant", "content": "the cat sat near 1"}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False).rstrip()
+    text = str(tokenizer.apply_chat_template(turns, tokenize=False)).rstrip()
     last = tokenizer(text, add_special_tokens=False).input_ids[-1]
     assert tokenizer.decode([last]) and said[0]["completion"].endswith(tokenizer.decode([last]))
     assert last != model.config.pad_token_id == tokenizer.pad_token_id

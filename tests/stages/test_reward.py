@@ -109,7 +109,7 @@ def test_three_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
             losses.append(-F.logsigmoid(good - bad - margin) + 0.01 * (good + bad) ** 2)
         loss = torch.stack(losses).mean()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
         assert rows[step + 1]["train/loss"] == pytest.approx(float(loss.detach()), rel=1e-5)

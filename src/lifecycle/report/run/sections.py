@@ -172,7 +172,8 @@ def _samples(run: RunData) -> list[Element]:
     held = "the answer that was scored" if run.calibration else "what the model went on with"
     words = f"After {count(newest)} steps. The prompt comes first; ⟦ and ⟧ hold {held}."
     texts = [
-        Sample(*(str(s.get(key, "")).rstrip("\n") for key in ("prompt", "completion")), _caption(s)) for s in shown
+        Sample(str(s.get("prompt", "")).rstrip("\n"), str(s.get("completion", "")).rstrip("\n"), _caption(s))
+        for s in shown
     ]
     return [Heading("Samples"), Paragraph(words), *texts]
 
