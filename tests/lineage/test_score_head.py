@@ -12,7 +12,7 @@ from lifecycle.lineage.parent import Parent, find_parent
 from lifecycle.lineage.score_head import refuse_score, with_score
 from lifecycle.model import Decoder, build
 from lifecycle.model.huggingface import export
-from lifecycle.model.initial import SCORE
+from lifecycle.model.layers.initial import SCORE
 
 
 def parent_in(folder: Path, *, tied: bool = False) -> Parent:

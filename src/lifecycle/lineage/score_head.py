@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lifecycle.errors import UserError
 from lifecycle.lineage.parent import Parent
-from lifecycle.model.initial import SCORE, fresh_score
+from lifecycle.model.layers.initial import SCORE, fresh_score
 
 HEAD = "head.weight"
 

@@ -23,8 +23,8 @@ from torch.utils.checkpoint import checkpoint
 
 from lifecycle.errors import UserError
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.initial import SCORE, normal, score_std
 from lifecycle.model.layers.attention import DocumentMask, attention, cached_attention, slide
+from lifecycle.model.layers.initial import SCORE, normal, score_std
 from lifecycle.model.layers.kv_cache import Cache, CallSlots, Slots
 from lifecycle.model.layers.latent import LatentAttention
 from lifecycle.model.layers.moe import MoEFeedForward, Routing, balanced

@@ -14,7 +14,7 @@ from torch import Tensor
 from lifecycle.errors import UserError
 from lifecycle.model import Decoder, ModelConfig, build
 from lifecycle.model.huggingface import export, load_pretrained, read_config
-from lifecycle.model.initial import SCORE, fresh_score
+from lifecycle.model.layers.initial import SCORE, fresh_score
 
 FIRST = {config.family: config for config in reversed(CONFIGS.values()) if config.family != "glm4_moe"}
 SCORED = {family: replace(config, score_head=True) for family, config in FIRST.items()}

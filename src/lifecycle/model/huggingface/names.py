@@ -18,7 +18,7 @@ from torch import Tensor
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Decoder
 from lifecycle.model.families import family_of
-from lifecycle.model.initial import SCORE
+from lifecycle.model.layers.initial import SCORE
 
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
