@@ -19,16 +19,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig
+from torch import Tensor
 
+from lifecycle.batch import PairBatch
 from lifecycle.data.module import DataModule
 from lifecycle.data.validation import HeldOutQuestion
-from lifecycle.model import Decoder
+from lifecycle.model import Decoder, DocumentMask
 from lifecycle.rewards.exact_match import exact_match
 from lifecycle.rollout.engine import generate
 from lifecycle.rollout.sampling.parameters import Sampling
 from lifecycle.stages.base import Stage
+from lifecycle.stages.calibration import reliability
 from lifecycle.system import atomic
 from lifecycle.tokenizer.tokenizer import Tokenizer
 
@@ -148,3 +152,57 @@ def shares(made: Sequence[dict[str, Any]]) -> dict[str, float]:
         "reward/exact_match": sum(one["right"] for one in made) / len(made),
         "rollout/length": sum(one["tokens"] for one in made) / len(made),
     }
+
+
+# -- reward models
+
+PAIRS_A_DOMAIN = 2
+
+
+@torch.no_grad()
+def held_out_scores(
+    model: Decoder, data: DataModule, *, step: int
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """What a reward model says of held-out pairs when its run is over, in place of answers: samples.json, a few answers with
+    their scores, and calibration.json, by domain how often and how surely it is right. model: whole, on its device, in eval mode."""
+    samples, found = list[dict[str, Any]](), dict[str, dict[str, Any]]()
+    for domain, held in data.held_out.items():
+        differences, first = [torch.zeros(0)], list[dict[str, Any]]()
+        for batch in held.batches(1, 0, 1):
+            chosen_P, rejected_P = _scores(model, batch)
+            differences.append(chosen_P - rejected_P)
+            if len(first) < 2 * PAIRS_A_DOMAIN:
+                first += _told(batch, chosen_P, rejected_P, data.tokenizer)
+        samples += [{"step": step, "domain": domain, **one} for one in first[: 2 * PAIRS_A_DOMAIN]]
+        found[domain] = reliability(torch.cat(differences))
+    return samples, found
+
+
+def _scores(model: Decoder, batch: PairBatch) -> tuple[Tensor, Tensor]:
+    """(P,) each, on the CPU."""
+    moved = batch.to(model.embedding.weight.device)
+    tokens = moved.tokens
+    documents = DocumentMask.from_ids(tokens.document_ids, kernel="sdpa")
+    hidden_ND = model(tokens.input_ids, tokens.position_ids, documents).flatten(0, 1)
+    chosen_P, rejected_P = (model.scores(hidden_ND[ends]).cpu() for ends in moved.ends)
+    return chosen_P, rejected_P
+
+
+def _told(batch: PairBatch, chosen_P: Tensor, rejected_P: Tensor, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Each side of the pairs of a row: prompt, answer and score."""
+    tokens, out = batch.tokens, []
+    ids, documents, trained = (part[0] for part in (tokens.input_ids, tokens.document_ids, tokens.trained))
+    for pair, scores in enumerate(zip(chosen_P.tolist(), rejected_P.tolist(), strict=True)):
+        for side, (name, score) in enumerate(zip(("chosen", "rejected"), scores, strict=True)):
+            inside = documents == 2 * pair + side + 1
+            asked = int(trained[inside].int().argmax()) + 1  # a label stands one position before its token
+            prompt, answer = ids[inside][:asked].numpy(), ids[inside][asked:].numpy()
+            out.append(
+                {
+                    "prompt": tokenizer.decode(prompt, specials=True),
+                    "completion": tokenizer.decode(answer, specials=True),
+                    "side": name,
+                    "score": score,
+                }
+            )
+    return out

@@ -35,9 +35,8 @@ from lifecycle.model.lora import Adapter
 from lifecycle.report import terminal_summary, write_report
 from lifecycle.rollout.engine import generate
 from lifecycle.rollout.sampling.parameters import Sampling
-from lifecycle.runs.answers import answers
+from lifecycle.runs.answers import answers, held_out_scores
 from lifecycle.runs.plan import RunPlan
-from lifecycle.runs.scores import held_out_scores
 from lifecycle.stages.base import Stage
 from lifecycle.system import atomic
 
