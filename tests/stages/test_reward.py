@@ -20,7 +20,7 @@ from lifecycle.data.stream.packing import Packing, Piece
 from lifecycle.data.views import _read_whole
 from lifecycle.model import Decoder, DocumentMask, build
 from lifecycle.optim import Schedule
-from lifecycle.stages import calibration
+from lifecycle.stages.preference import calibration
 from lifecycle.stages.reward import Reward
 from lifecycle.stages.setup import ParentWeights
 from lifecycle.stages.step.optimization import OptimizationKeys

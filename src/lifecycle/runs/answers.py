@@ -32,7 +32,7 @@ from lifecycle.rewards.exact_match import exact_match
 from lifecycle.rollout.engine import generate
 from lifecycle.rollout.sampling.parameters import Sampling
 from lifecycle.stages.base import Stage
-from lifecycle.stages.calibration import reliability
+from lifecycle.stages.preference.calibration import reliability
 from lifecycle.system import atomic
 from lifecycle.tokenizer.tokenizer import Tokenizer
 
@@ -163,8 +163,9 @@ PAIRS_A_DOMAIN = 2
 def held_out_scores(
     model: Decoder, data: DataModule, *, step: int
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
-    """What a reward model says of held-out pairs when its run is over, in place of answers: samples.json, a few answers with
-    their scores, and calibration.json, by domain how often and how surely it is right. model: whole, on its device, in eval mode."""
+    """What a reward model says of held-out pairs when its run is over, in place of answers: samples.json, a few answers
+    with their scores, and calibration.json, by domain how often it is right, and how sure. model: whole, on its device,
+    in eval mode."""
     samples, found = list[dict[str, Any]](), dict[str, dict[str, Any]]()
     for domain, held in data.held_out.items():
         differences, first = [torch.zeros(0)], list[dict[str, Any]]()

@@ -19,9 +19,9 @@ from lifecycle.batch import PairBatch, StepBatch
 from lifecycle.bounds import Keys, NotNegative
 from lifecycle.losses.ranking import bradley_terry, centring
 from lifecycle.model import DocumentMask, ModelConfig
-from lifecycle.stages import calibration
 from lifecycle.stages.base import Stage
 from lifecycle.stages.inheritance import PeakRate
+from lifecycle.stages.preference import calibration
 from lifecycle.stages.preference.told import summed
 from lifecycle.stages.setup import Setup
 from lifecycle.stages.step.optimization import OptimizationKeys
