@@ -38,7 +38,7 @@ WAITS = {
     "stages/step/metrics.py validation_metrics": "once a domain of a validation",
     "stages/step/bad_steps.py skip": "in a step that is not taken",
     "stages/step/bad_steps.py state": "once a checkpoint",
-    "run.py train": "once a run: the Trainer takes model and optimizer back to the host",
+    "runs/trainer.py fit": "once a run: the Trainer takes model and optimizer back to the host",
     "runs/results.py full_weights": "once a run: the weights to export",
     "rollout/decode_step.py run": "once a decode step: the drawn tokens",
     "rollout/decode_step.py tiles": "once a tile of a deterministic decode step",

@@ -168,7 +168,7 @@ def held_out_scores(
     in eval mode."""
     samples, found = list[dict[str, Any]](), dict[str, dict[str, Any]]()
     for domain, held in data.held_out.items():
-        differences, first = [torch.zeros(0)], list[dict[str, Any]]()
+        differences, first = [torch.zeros(0, dtype=torch.float32, device="cpu")], list[dict[str, Any]]()
         for batch in held.batches(1, 0, 1):
             chosen_P, rejected_P = _scores(model, batch)
             differences.append(chosen_P - rejected_P)

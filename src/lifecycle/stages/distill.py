@@ -107,7 +107,7 @@ class Distill(Stage):
         student = head_of(hidden_BTD, self.network.head_weight, lesson, self.config, self.teacher.shared)
         if lesson.sampler_logp is not None and self.sampler is not None and self.sampler.keys.form != "supervised":
             return self._by_policy_gradient(lesson, student, self.teacher.head(lesson, documents))
-        weight = torch.tensor(float(len(lesson.places))) if lesson.weights_N is None else lesson.weights_N.sum()
+        weight = _number(len(lesson.places)) if lesson.weights_N is None else lesson.weights_N.sum()
         apart = divergence(
             student,
             lesson.said or self.teacher.head(lesson, documents),
@@ -150,7 +150,7 @@ class Distill(Stage):
             for head in (student, teacher)
         )
         advantage_N = teacher_advantage(teacher_N, lesson.sampler_logp)
-        count = torch.tensor(float(len(advantage_N)))
+        count = _number(len(advantage_N))
         loss = importance_sampling(logp_N, lesson.sampler_logp, advantage_N)
         return loss, self._told(lesson, {"reverse_kl": (-advantage_N.sum(), count)})
 
@@ -158,7 +158,7 @@ class Distill(Stage):
         """(2,) sums and what they are divided by, of every metric, the same names for every lesson."""
         names = ["divergence", *(["cross_entropy"] if self.cross_entropy else [])]
         names += ["reverse_kl"] if self.sampler is not None and self.sampler.keys.form != "supervised" else []
-        zero = torch.zeros((), device=self.device)
+        zero = torch.zeros((), dtype=torch.float64, device=self.device)
         told = {}
         for name in names:
             total, count = of.get(name, (zero, zero))
@@ -183,3 +183,7 @@ class Distill(Stage):
         facts = self.setup_facts
         asked = [self.top_k, self.distance.temperature, self.teacher.shared]
         return [repr(one) for one in [*asked, facts.bf16, facts.compile, self.kernel, self.device.type]]
+
+
+def _number(count: int) -> Tensor:
+    return torch.tensor(count, dtype=torch.float64, device="cpu")

@@ -61,10 +61,12 @@ class KnownTeacher:
         call."""
         assert self._known is not None
         keys = [one.key for one in sequences_of(lesson.tokens)]
-        missing = torch.tensor(any(key not in self._known for key in keys))
+        missing = torch.tensor(any(key not in self._known for key in keys), device="cpu")
         if any_rank(missing.to(self._teacher.network.embedding.weight.device), False)[0]:
             return replace(lesson, said=self._ask(lesson))
-        rows = torch.cat([torch.zeros(0), *(self._known[key] for key in keys)]).view(-1, 2 * self._k + 1)
+        rows = torch.cat([torch.zeros(0, dtype=torch.float32, device="cpu"), *(self._known[key] for key in keys)]).view(
+            -1, 2 * self._k + 1
+        )
         return replace(lesson, said=TopK(rows[:, : self._k].long(), rows[:, self._k :]))
 
     def _add(self, lesson: Lesson, said: TopK) -> None:

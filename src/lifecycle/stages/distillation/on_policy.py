@@ -71,8 +71,8 @@ class Sampler:
         return lessons
 
     def _is_chosen(self, number: int, step: int) -> bool:
-        seed = torch.tensor([sequence_seed(self._setup.seed, step, number, CHOICE)])
-        return float(uniforms(seed, torch.zeros(1, dtype=torch.long))) < self.keys.share
+        seed = torch.tensor([sequence_seed(self._setup.seed, step, number, CHOICE)], device="cpu")
+        return float(uniforms(seed, torch.zeros(1, dtype=torch.long, device="cpu"))) < self.keys.share
 
     def _can_be_written(self, one: PackedSequence, network: Decoder) -> bool:
         """Whether it is whole, and has a prompt with room behind it."""
@@ -115,13 +115,13 @@ def _numbers(sequences: Sequence[PackedSequence]) -> list[int]:
 def _prompt(one: PackedSequence) -> list[int]:
     """What stands before its last answer; empty where nothing is trained."""
     trained = one.labels != IGNORED
-    begins = (trained & ~torch.cat([torch.zeros(1, dtype=torch.bool), trained[:-1]])).nonzero()[:, 0]
+    begins = (trained & ~torch.cat([torch.zeros(1, dtype=torch.bool, device="cpu"), trained[:-1]])).nonzero()[:, 0]
     ids: list[int] = one.ids[: int(begins[-1]) + 1].tolist() if len(begins) else []
     return ids
 
 
 def _written(one: PackedSequence, prompt: list[int], rollout: Rollout, at: int, length: int) -> PackedSequence:
-    ids = torch.tensor([*prompt, *rollout.completion(at)])[: length + 1]
+    ids = torch.tensor([*prompt, *rollout.completion(at)], device="cpu")[: length + 1]
     labels = ids[1:].clone()
     labels[: len(prompt) - 1] = IGNORED
     logp = rollout.logprobs[at, : len(ids) - len(prompt)]
@@ -133,4 +133,8 @@ def _lesson(rows: Sequence[Sequence[PackedSequence]], tokens: TokenBatch, *, sam
     if not sampled:
         return lesson
     logp = [one.sampler_logp for row in rows for one in row if one.sampler_logp is not None]
-    return Lesson(tokens=tokens, places=lesson.places, sampler_logp=torch.cat([torch.zeros(0), *logp]).float())
+    return Lesson(
+        tokens=tokens,
+        places=lesson.places,
+        sampler_logp=torch.cat([torch.zeros(0, dtype=torch.float32, device="cpu"), *logp]).float(),
+    )

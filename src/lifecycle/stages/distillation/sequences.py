@@ -76,16 +76,19 @@ def first_fit(sequences: Sequence[PackedSequence], length: int) -> list[list[Pac
 def packed(rows: Sequence[Sequence[PackedSequence]], length: int, *, weighted: bool) -> TokenBatch:
     """A micro-batch of these rows; at least one, of padding."""
     shape = (max(len(rows), 1), length)
-    tensors = {name: torch.zeros(shape, dtype=torch.long) for name in ("input_ids", "position_ids", "document_ids")}
-    tensors |= {"labels": torch.full(shape, IGNORED), "source_ids": torch.full(shape, -1)}
+    tensors = {
+        name: torch.zeros(shape, dtype=torch.long, device="cpu")
+        for name in ("input_ids", "position_ids", "document_ids")
+    }
+    tensors |= {"labels": torch.full(shape, IGNORED, device="cpu"), "source_ids": torch.full(shape, -1, device="cpu")}
     if weighted:
-        tensors["weights"] = torch.ones(shape, dtype=torch.float32)
+        tensors["weights"] = torch.ones(shape, dtype=torch.float32, device="cpu")
     for number, row in enumerate(rows):
         at = 0
         for place, one in enumerate(row, start=1):
             part = slice(at, at + len(one.ids))
             tensors["input_ids"][number, part], tensors["labels"][number, part] = one.ids, one.labels
-            tensors["position_ids"][number, part] = torch.arange(len(one.ids)) + one.position
+            tensors["position_ids"][number, part] = torch.arange(len(one.ids), device="cpu") + one.position
             tensors["document_ids"][number, part], tensors["source_ids"][number, part] = place, one.source
             if weighted and one.weights is not None:
                 tensors["weights"][number, part] = one.weights

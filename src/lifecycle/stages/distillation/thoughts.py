@@ -27,7 +27,9 @@ class TraceWeights:
     def of(self, batch: TokenBatch) -> TokenBatch:
         """The batch with these weights, times those that its labels have; what is not trained stays so."""
         weights = (
-            torch.ones(batch.labels.shape, dtype=torch.float32) if batch.weights is None else batch.weights.clone()
+            torch.ones(batch.labels.shape, dtype=torch.float32, device=batch.labels.device)
+            if batch.weights is None
+            else batch.weights.clone()
         )
         for row, labels in enumerate(batch.labels):
             for turn in _turns(labels, batch.document_ids[row]):
