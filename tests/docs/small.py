@@ -57,7 +57,7 @@ def small(words: Sequence[str]) -> list[str]:
     elif "dry_run" not in typed:
         stage, goes_on = typed.get("stage", "pretrain"), "init_from" in typed or experiment.startswith("demo/")
         added += JOBS.get(stage, STEPS)
-        if stage == "sft":  # a conversation stands whole in a row
+        if stage in ("sft", "reward"):  # a conversation stands whole in a row
             added = [
                 "stage.sequence_length=256" if word.startswith("stage.sequence_length=") else word for word in added
             ]
