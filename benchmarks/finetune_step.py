@@ -1,0 +1,252 @@
+"""Fine-tuning speed of one model (8 x 384, 17.3M parameters, vocabulary 8,192): SFT and DPO beside TRL.
+
+    python -m benchmarks.finetune_step --peers-python PATH       PATH: a Python that has trl
+
+Conversations of one question and one answer, lengths log-uniform (10 to 60 and 20 to 180 words of Python's own
+documentation), in one chat template and one tokenizer for all. About 4,096 positions a step: SFT 8 packed rows of 512,
+DPO 8 pairs. Both sides count what they computed on: `tokens_per_s` without padding, `trained_per_s` those with a label,
+`pairs_per_s` for DPO. AdamW, clip 1.0.
+
+ours_*   `python -m lifecycle stage=sft|dpo` as a user types it, data read, packed and logged; `auto`: out of the box
+trl_*    its SFTTrainer (packed best-fit; padding-free) and DPOTrainer (a second model; log-probabilities made before)
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import machine, main, peak_mb, spread
+from benchmarks.reference import VOCABULARY, our_config
+
+INPUTS = "LIFECYCLE_FINETUNE_INPUTS"
+"""The folder that both sides read: `model/`, a Hugging Face folder, `chat.jsonl` and `pairs.jsonl`."""
+
+STEPS, WARM, LENGTH, ROWS, PAIRS = 4, 4, 512, 8, 8
+CONVERSATIONS = 4000
+
+PRECISIONS = ("fp32", "bf16")
+VARIANTS = {
+    **{f"ours_sft_{name}": "ours" for name in ("auto", *PRECISIONS)},
+    **{f"trl_sft_packed_{name}": "peers" for name in PRECISIONS},
+    "trl_sft_padding_free_fp32": "peers",
+    **{f"ours_dpo_{name}": "ours" for name in ("auto", *PRECISIONS)},
+    **{f"ours_dpo_cached_{name}": "ours" for name in PRECISIONS},
+    **{f"trl_dpo_{name}": "peers" for name in PRECISIONS},
+    **{f"trl_dpo_precomputed_{name}": "peers" for name in PRECISIONS},
+}
+
+
+def make_inputs(folder: Path) -> None:
+    """A model with fresh weights and a trained tokenizer, conversations, and pairs."""
+    from lifecycle.data.read.files.builtin_text import materialise
+    from lifecycle.model import build
+    from lifecycle.model.huggingface import export
+    from lifecycle.tokenizer.tokenizer import train_bpe
+
+    lines = materialise("prose", folder / "texts").read_text().splitlines()
+    texts = [json.loads(line)["text"] for line in lines]
+    tokenizer = train_bpe(texts, vocab_size=VOCABULARY, digits=1)
+    export(build(our_config(), seed=0), folder / "model", tokenizer=tokenizer)
+    draw, words = random.Random(0), " ".join(texts).split()
+
+    def some(least: int, most: int) -> str:
+        count = int(least * (most / least) ** draw.random())
+        start = draw.randrange(len(words) - count)
+        return " ".join(words[start : start + count])
+
+    with (folder / "chat.jsonl").open("w") as chat, (folder / "pairs.jsonl").open("w") as pairs:
+        for _ in range(CONVERSATIONS):
+            asked, better, worse = some(10, 60), some(20, 180), some(20, 180)
+            turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": better}]
+            chat.write(json.dumps({"messages": turns}) + "\n")
+            sides = [[{"role": "assistant", "content": side}] for side in (better, worse)]
+            pair = {"prompt": turns[:1], "chosen": sides[0], "rejected": sides[1]}
+            pairs.write(json.dumps(pair) + "\n")
+
+
+def read(name: str) -> list[dict[str, Any]]:
+    """The rows of one input."""
+    return [json.loads(line) for line in Path(os.environ[INPUTS], name).read_text().splitlines()]
+
+
+# -- ours
+
+
+def ours(stage: str, chosen: str, runs: int) -> dict[str, Any]:
+    """The command line's own run: rates from what metrics.csv says between logged steps."""
+    inputs, steps = Path(os.environ[INPUTS]), WARM + runs * STEPS
+    reference, _, precision = chosen.rpartition("_")
+    rows = inputs / ("chat.jsonl" if stage == "sft" else "pairs.jsonl")
+    given = [
+        f"stage={stage}",
+        f"init_from={inputs / 'model'}",
+        "data=files",
+        f"data.sources.mine.path={rows}",
+        "data.sources.mine.validation=null",
+        "stage.optimizer.lr=1e-4",
+        f"stage.max_steps={steps}",
+        f"stage.sequence_length={LENGTH if stage == 'sft' else 2 * LENGTH}",
+        f"stage.global_batch_tokens={ROWS * LENGTH}",
+        "hardware.micro_batch_tokens=4096",
+        f"logging.every_steps={STEPS}",
+        "validation.every_steps=null",
+        "checkpoint.every_steps=100000",
+        "logger=csv",
+        *([] if precision == "auto" else [f"hardware.precision={precision}", "hardware.compile=false"]),
+        *([f"stage.reference={reference}"] if reference else []),
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "lifecycle", "run=bench", *given]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}: {done.stderr[-500:]}")
+        run = Path(folder, "outputs", "bench")
+        with (run / "metrics.csv").open() as file:
+            logged = [row for row in csv.DictReader(file) if row.get("perf/step_s")]
+        ledger = json.loads((run / "ledger.json").read_text())
+    return rates(logged, ledger, stage)
+
+
+def rates(logged: Sequence[Mapping[str, str]], ledger: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """Trained tokens a second between logged steps; all tokens by their number beside the trained ones in the run."""
+    share = ledger["tokens"] / float(logged[-1]["tokens"])
+    trained = [
+        (float(row["tokens"]) - float(before["tokens"])) / (STEPS * float(row["perf/step_s"]))
+        for before, row in zip(logged[WARM // STEPS - 1 :], logged[WARM // STEPS :], strict=False)
+    ]
+    found: dict[str, Any] = {
+        "tokens_per_s": spread([rate * share for rate in trained]),
+        "trained_per_s": spread(trained),
+        "peak_rss_mb": round(float(logged[-1]["perf/memory_gb"]) * 1024),
+    }
+    if stage == "dpo":
+        found["pairs_per_s"] = spread([rate * share / tokens_of_a_pair() for rate in trained], digits=2)
+    return found
+
+
+def tokens_of_a_pair() -> float:
+    """The mean over all pairs, both sides with their prompt."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(Path(os.environ[INPUTS], "model")))
+    texts = [
+        tokenizer.apply_chat_template([*row["prompt"], *row[side]], tokenize=False)
+        for row in read("pairs.jsonl")
+        for side in ("chosen", "rejected")
+    ]
+    return 2 * sum(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) / len(texts)
+
+
+# -- TRL
+
+
+def trl(stage: str, kind: str, runs: int) -> dict[str, Any]:
+    """Its trainer on the same rows; what its collator makes is counted."""
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    form, _, precision = kind.rpartition("_")
+    folder, total = str(Path(os.environ[INPUTS], "model")), WARM + runs * STEPS
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    marks: list[float] = []
+    counts: list[tuple[int, int]] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            marks.append(time.perf_counter())
+
+    def model() -> Any:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+
+    with tempfile.TemporaryDirectory() as out:
+        common: dict[str, Any] = dict(
+            output_dir=out,
+            per_device_train_batch_size=ROWS,
+            max_steps=total,
+            learning_rate=1e-4,
+            max_grad_norm=1.0,
+            logging_steps=1000,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
+            bf16=precision == "bf16",
+            optim="adamw_torch_fused",
+            disable_tqdm=True,
+            max_length=LENGTH,
+            gradient_checkpointing=False,
+            seed=0,
+        )
+        if stage == "sft":
+            from trl import SFTConfig, SFTTrainer
+
+            # a packed row holds some four conversations
+            data = Dataset.from_list(read("chat.jsonl")[: ROWS * total * (8 if form == "packed" else 1)])
+            form_keys = {"packed": {"packing": True}, "padding_free": {"padding_free": True, "max_length": None}}[form]
+            config = SFTConfig(**{**common, **form_keys, "assistant_only_loss": True})
+            trainer = SFTTrainer(
+                model=model(), args=config, train_dataset=data, processing_class=tokenizer, callbacks=[Clock()]
+            )
+        else:
+            from trl import DPOConfig, DPOTrainer
+
+            data = Dataset.from_list(read("pairs.jsonl")[: PAIRS * total])
+            config = DPOConfig(**{**common, "precompute_ref_log_probs": form == "precomputed"})
+            trainer = DPOTrainer(
+                model=model(),
+                ref_model=model(),
+                args=config,
+                train_dataset=data,
+                processing_class=tokenizer,
+                callbacks=[Clock()],
+            )
+        collate = trainer.data_collator
+
+        def counted(rows: Any) -> Any:
+            batch = collate(rows)
+            ids, mask = batch["input_ids"], batch.get("attention_mask")
+            present = ids.numel() if mask is None else int(mask.sum())
+            labels = batch.get("labels", batch.get("completion_mask"))
+            trained = int((labels != -100).sum() if "labels" in batch else labels.sum())
+            counts.append((present, trained))
+            return batch
+
+        trainer.data_collator = counted
+        trainer.train()
+    blocks = [(WARM + block * STEPS, WARM + (block + 1) * STEPS) for block in range(runs)]
+    seconds = [marks[last - 1] - marks[first - 1] for first, last in blocks]
+    sums = [[sum(part) for part in zip(*counts[first:last], strict=True)] for first, last in blocks]
+    found: dict[str, Any] = {
+        "tokens_per_s": spread([present / taken for (present, _), taken in zip(sums, seconds, strict=True)]),
+        "trained_per_s": spread([trained / taken for (_, trained), taken in zip(sums, seconds, strict=True)]),
+        "peak_rss_mb": round(peak_mb()),
+    }
+    if stage == "dpo":
+        found["pairs_per_s"] = spread([PAIRS * STEPS / taken for taken in seconds], digits=2)
+    return found
+
+
+def measure(variant: str, runs: int) -> dict[str, Any]:
+    who, stage, kind = variant.split("_", 2)
+    return ours(stage, kind, runs) if who == "ours" else trl(stage, kind if "_" in kind else f"_{kind}", runs)
+
+
+if __name__ == "__main__":
+    native = machine()["native_bf16"]  # emulated bf16 takes minutes a step and says nothing
+    kept = {name: who for name, who in VARIANTS.items() if native or not name.endswith("bf16")}
+    with tempfile.TemporaryDirectory() as made:
+        if INPUTS not in os.environ:
+            make_inputs(Path(made))
+            os.environ[INPUTS] = made
+        main("benchmarks.finetune_step", kept, measure, __doc__ or "")
