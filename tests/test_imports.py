@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"bounds", "duration", "errors"},
     "hardware": {"bounds", "errors"},
     "loggers": {"errors", "system"},
-    "report": {"errors", "hardware", "loggers", "system"},
+    "report": {"errors", "hardware", "loggers", "rewards", "system"},
 }
 """By room (a folder, or a file of the top): the rooms it may import. Those not named join the others, and may any."""
 

@@ -32,6 +32,7 @@ from lifecycle.rewards.exact_match import exact_match
 from lifecycle.rollout.engine import generate
 from lifecycle.rollout.sampling.parameters import Sampling
 from lifecycle.stages.base import Stage
+from lifecycle.stages.preference.answers import pair_scores
 from lifecycle.stages.preference.calibration import reliability
 from lifecycle.system import atomic
 from lifecycle.tokenizer.tokenizer import Tokenizer
@@ -170,23 +171,15 @@ def held_out_scores(
     for domain, held in data.held_out.items():
         differences, first = [torch.zeros(0, dtype=torch.float32, device="cpu")], list[dict[str, Any]]()
         for batch in held.batches(1, 0, 1):
-            chosen_P, rejected_P = _scores(model, batch)
+            moved = batch.to(model.embedding.weight.device)
+            documents = DocumentMask.from_ids(moved.tokens.document_ids, kernel="sdpa")
+            chosen_P, rejected_P = (scores.cpu() for scores in pair_scores(model, moved, documents))
             differences.append(chosen_P - rejected_P)
             if len(first) < 2 * PAIRS_A_DOMAIN:
                 first += _told(batch, chosen_P, rejected_P, data.tokenizer)
         samples += [{"step": step, "domain": domain, **one} for one in first[: 2 * PAIRS_A_DOMAIN]]
         found[domain] = reliability(torch.cat(differences))
     return samples, found
-
-
-def _scores(model: Decoder, batch: PairBatch) -> tuple[Tensor, Tensor]:
-    """(P,) each, on the CPU."""
-    moved = batch.to(model.embedding.weight.device)
-    tokens = moved.tokens
-    documents = DocumentMask.from_ids(tokens.document_ids, kernel="sdpa")
-    hidden_ND = model(tokens.input_ids, tokens.position_ids, documents).flatten(0, 1)
-    chosen_P, rejected_P = (model.scores(hidden_ND[ends]).cpu() for ends in moved.ends)
-    return chosen_P, rejected_P
 
 
 def _told(batch: PairBatch, chosen_P: Tensor, rejected_P: Tensor, tokenizer: Tokenizer) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from lifecycle.model import DocumentMask, ModelConfig
 from lifecycle.stages.base import Stage
 from lifecycle.stages.inheritance import PeakRate
 from lifecycle.stages.preference import calibration
+from lifecycle.stages.preference.answers import pair_scores
 from lifecycle.stages.preference.told import summed
 from lifecycle.stages.setup import Setup
 from lifecycle.stages.step.optimization import OptimizationKeys
@@ -69,12 +70,12 @@ class Reward(Stage):
 
     def validation_step(self, batch: tuple[PairBatch, DocumentMask | None], batch_idx: int) -> Tensor:
         """(2 + MEASURES,) float64: the summed loss, the pairs, and the sums of what is measured."""
-        chosen_P, rejected_P = self._scores(*batch)
+        chosen_P, rejected_P = pair_scores(self.network, *batch)
         loss = bradley_terry(chosen_P, rejected_P).double().sum()
         return torch.cat([loss[None], loss.new_tensor([len(chosen_P)]), calibration.sums(chosen_P - rejected_P)])
 
     def _loss_sum(self, batch: PairBatch, documents: DocumentMask | None) -> tuple[Tensor, dict[str, Tensor]]:
-        chosen_P, rejected_P = self._scores(batch, documents)
+        chosen_P, rejected_P = pair_scores(self.network, batch, documents)
         losses_P = bradley_terry(chosen_P, rejected_P, batch.margin * self.margin_scale)
         if self.centring:
             losses_P = losses_P + self.centring * centring(chosen_P, rejected_P)
@@ -88,10 +89,3 @@ class Reward(Stage):
         sources_P, ones = batch.tokens.source_ids.flatten()[batch.ends[0]], torch.ones_like(chosen)
         counted = {name: (value, ones) for name, value in measured.items()}
         return losses_P.sum(), summed(counted, sources_P, self.setup_facts.source_names, group="reward")
-
-    def _scores(self, batch: PairBatch, documents: DocumentMask | None) -> tuple[Tensor, Tensor]:
-        """(P,) each: of the chosen and of the rejected answers."""
-        tokens = batch.tokens
-        hidden_BTD = self.network(tokens.input_ids, tokens.position_ids, documents, counted=tokens.document_ids > 0)
-        chosen, rejected = (self.network.scores(hidden_BTD.flatten(0, 1)[ends]) for ends in batch.ends)
-        return chosen, rejected

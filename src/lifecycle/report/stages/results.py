@@ -6,7 +6,6 @@ questions that it is trained on, stands apart.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,9 @@ from typing import Any
 
 from lifecycle.errors import UserError
 from lifecycle.report.run.run_data import RunData, read_lines, read_run
+from lifecycle.rewards.interval import wilson
 
 ANSWERS = "answers.jsonl"
-NORMAL = 1.96  # standard deviations on both sides that hold 95 % of a normal distribution
 Answer = Mapping[str, Any]
 
 
@@ -35,9 +34,7 @@ class Counted:
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's 95 % interval of the share."""
-        p, n, z = self.share, self.of, NORMAL
-        middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+        return wilson(self.share, self.of)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""What a stage holds beside the network that it trains: networks that are only asked, and what they have said."""
+"""What a stage holds beside the network that it trains: frozen networks, and what they have given."""

@@ -10,8 +10,6 @@ Shapes: N trained tokens, K tokens kept.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -21,10 +19,10 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from lifecycle.batch import DataFeed
 from lifecycle.losses.distillation import TopK
+from lifecycle.stages.beside.known import KnownValues, made_by
 from lifecycle.stages.distillation.lesson import Lesson
 from lifecycle.stages.distillation.sequences import sequences_of
 from lifecycle.stages.distillation.teacher import Teacher
-from lifecycle.stages.preference.cached import KnownLogprobs
 from lifecycle.stages.step.collectives import any_rank
 
 
@@ -36,7 +34,7 @@ class KnownTeacher:
         self, teacher: Teacher, *, k: int, ask: Callable[[Lesson], TopK], key: Callable[[], list[str]]
     ) -> None:
         self._teacher, self._k, self._ask, self._key = teacher, k, ask, key
-        self._known: KnownLogprobs | None = None
+        self._known: KnownValues | None = None
 
     def build(self, mesh: DeviceMesh | None) -> None:
         """With the student."""
@@ -45,8 +43,7 @@ class KnownTeacher:
     def begin(self, device: torch.device, feed: DataFeed) -> None:
         """Read what is known, and compute what else the steps of the run will ask for."""
         self._teacher.begin(device, feed)
-        made_by = json.dumps([self._teacher.sha256(), *self._key()])
-        self._known = KnownLogprobs(self._teacher.cache() / hashlib.sha256(made_by.encode()).hexdigest()[:16])
+        self._known = KnownValues(self._teacher.cache() / made_by([self._teacher.sha256(), *self._key()]))
         for batch in feed.whole_run():
             for micro in batch.micro:
                 lesson = Lesson.of(micro)

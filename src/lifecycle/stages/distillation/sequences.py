@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,9 +9,7 @@ import torch
 from torch import Tensor
 
 from lifecycle.batch import IGNORED, TokenBatch
-
-DIGEST = 16
-"""Bytes of a sequence's hash."""
+from lifecycle.stages.beside.known import digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +33,7 @@ class PackedSequence:
     def key(self) -> bytes:
         """A hash of what it is."""
         content = torch.cat([self.ids, self.labels]).numpy().tobytes()
-        return hashlib.blake2b(content + str(self.position).encode(), digest_size=DIGEST).digest()
+        return digest(content + str(self.position).encode())
 
 
 def sequences_of(batch: TokenBatch) -> list[PackedSequence]:

@@ -6,12 +6,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 
-from lifecycle.batch import DataFeed
 from lifecycle.errors import UserError
 from lifecycle.losses.distillation import Head
-from lifecycle.model import Decoder, DocumentMask, ModelConfig
+from lifecycle.model import DocumentMask, ModelConfig
 from lifecycle.stages.beside.frozen import FrozenNetwork
 from lifecycle.stages.distillation.lesson import Lesson
 from lifecycle.stages.setup import Setup
@@ -20,7 +18,7 @@ Rows = Literal["same", "renormalise"]
 """Of two vocabularies of different sizes: refused, or the ids that both have, with the distributions of these alone."""
 
 
-class Teacher:
+class Teacher(FrozenNetwork):
     """The network that `stage.teacher` names, and the rows of its head that the student has too.
 
     Raises `UserError` where the vocabularies have different sizes, and `rows` does not allow it, or `top_k` is all of
@@ -44,20 +42,7 @@ class Teacher:
                 "usual), or stage.top_k=null for all of them"
             )
         self.sha256, self.cache, self.config = model.weights.sha256, model.weights.cache, model.config
-        self._frozen = FrozenNetwork(config=model.config, read=model.weights.read, setup=setup)
-
-    def build(self, mesh: DeviceMesh | None) -> None:
-        """Read the weights."""
-        self._frozen.build(mesh)
-
-    def begin(self, device: torch.device, feed: DataFeed) -> None:
-        """Move them to where the stage computes."""
-        self._frozen.begin(device, feed)
-
-    @property
-    def network(self) -> Decoder:
-        """Its network, from `build` on."""
-        return self._frozen.network
+        super().__init__(config=model.config, read=model.weights.read, setup=setup)
 
     @torch.no_grad()
     def head(self, lesson: Lesson, documents: DocumentMask | None) -> Head:

@@ -1,4 +1,4 @@
-"""Log-probabilities of answers under a network; and answers behind prompts that are not theirs, for KTO's baseline."""
+"""Log-probabilities and scores of answers under a network; and answers behind other prompts, for KTO's baseline."""
 
 from __future__ import annotations
 
@@ -25,6 +25,14 @@ def answer_logprobs(network: Decoder, batch: Answers, documents: DocumentMask | 
         hidden_BTD.flatten(0, 1)[batch.places], network.head_weight, labels_N, softcap=network.config.logit_softcap
     )
     return logp_N
+
+
+def pair_scores(network: Decoder, batch: PairBatch, documents: DocumentMask | None) -> tuple[Tensor, Tensor]:
+    """(P,) each: what a reward model gives the chosen and the rejected answers, read where they end."""
+    tokens = batch.tokens
+    hidden_BTD = network(tokens.input_ids, tokens.position_ids, documents, counted=tokens.document_ids > 0)
+    chosen_P, rejected_P = (network.scores(hidden_BTD.flatten(0, 1)[ends]) for ends in batch.ends)
+    return chosen_P, rejected_P
 
 
 def mismatched(batch: UnpairedBatch) -> UnpairedBatch:

@@ -8,8 +8,6 @@ does the run that goes on. An answer that is not there is an error: by then the 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -17,59 +15,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from lifecycle.batch import DataFeed, UnpairedBatch
 from lifecycle.errors import UserError
 from lifecycle.model import DocumentMask
+from lifecycle.stages.beside.known import KnownValues, digest, made_by
 from lifecycle.stages.preference.answers import Answers, mismatched
 from lifecycle.stages.step.collectives import any_rank
-from lifecycle.system import atomic
-
-DIGEST = 16
-"""Bytes of an answer's hash."""
-
-
-class KnownLogprobs:
-    """Log-probabilities of the trained tokens of answers, by the hash of the answer, from the files of a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._known: dict[bytes, Tensor] = {}
-        self._unsaved: list[bytes] = []
-        for part in sorted(folder.glob("*.safetensors")):
-            tensors = load_file(part)
-            keys = tensors["keys"].numpy().tobytes()
-            values = tensors["values"].split(tensors["lengths"].tolist())
-            self._known |= {keys[at * DIGEST : (at + 1) * DIGEST]: value for at, value in enumerate(values)}
-
-    def __contains__(self, key: bytes) -> bool:
-        return key in self._known
-
-    def __getitem__(self, key: bytes) -> Tensor:
-        return self._known[key]
-
-    def add(self, key: bytes, value: Tensor) -> None:
-        """Of one answer; stays as it is where it is known."""
-        if key not in self._known:
-            self._known[key] = value
-            self._unsaved.append(key)
-
-    def save(self) -> None:
-        """Put what is new into a file of its own, named by its content: ranks and runs never write over another's."""
-        if not self._unsaved:
-            return
-        values = [self._known[key] for key in self._unsaved]
-        tensors = {
-            "keys": torch.frombuffer(bytearray(b"".join(self._unsaved)), dtype=torch.uint8),
-            "lengths": torch.tensor([len(value) for value in values], dtype=torch.int64, device="cpu"),
-            "values": torch.cat(values),
-        }
-        content = save(tensors)
-        atomic.write(self.folder / f"{hashlib.sha256(content).hexdigest()[:16]}.safetensors", content)
-        self._unsaved = []
 
 
 class CachedReference:
@@ -88,15 +42,14 @@ class CachedReference:
         computes: bool,
     ) -> None:
         self._ask, self._key, self._folder, self._parent, self._computes = ask, key, folder, parent, computes
-        self._known: KnownLogprobs | None = None
+        self._known: KnownValues | None = None
 
     def build(self, mesh: DeviceMesh | None) -> None:
         """Nothing stands beside the policy."""
 
     def begin(self, device: torch.device, feed: DataFeed) -> None:
         """Read what is known, and compute what the run will ask for."""
-        name = hashlib.sha256(json.dumps([self._parent(), *self._key()]).encode()).hexdigest()[:16]
-        self._known = KnownLogprobs(self._folder() / name)
+        self._known = KnownValues(self._folder() / made_by([self._parent(), *self._key()]))
         if not self._computes:
             return
         for batch in _asked_for(feed):
@@ -139,11 +92,7 @@ def answer_keys(batch: Answers) -> list[bytes]:
     )
     begins: NDArray[np.intp] = np.nonzero((positions == 0) & (places > 0))[0]
     ends = batch.at.ends.cpu().numpy() + 1
-    return [_digest(ids[at:end], labels[at:end]) for at, end in zip(begins, ends, strict=True)]
-
-
-def _digest(ids: NDArray[np.int32], labels: NDArray[np.int32]) -> bytes:
-    return hashlib.blake2b(ids.tobytes() + labels.tobytes(), digest_size=DIGEST).digest()
+    return [digest(ids[at:end].tobytes() + labels[at:end].tobytes()) for at, end in zip(begins, ends, strict=True)]
 
 
 def _trained(batch: Answers) -> Tensor:

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lifecycle.rewards.interval import wilson
+
 BINS = 10
 MEASURES = ("accuracy", *(f"gap_{number}" for number in range(BINS)))
 """What is added up over pairs, in this order."""
@@ -47,14 +49,6 @@ def reliability(difference_P: Tensor) -> dict[str, Any]:
         bins.append(dict(zip(("pairs", "certainty", "right"), (count, *means), strict=True)))
     found = dict(zip(MEASURES, (sums(difference_P.cpu()) / max(pairs, 1)).tolist(), strict=True))
     return {"pairs": pairs, **told(found), "interval": wilson(found["accuracy"], pairs), "bins": bins}
-
-
-def wilson(share: float, count: int, *, z: float = 1.96) -> tuple[float, float]:
-    """The interval of a share of `count` independent trials (Wilson 1927); z 1.96: 95 %."""
-    if not count:
-        return 0.0, 1.0
-    middle, spread = share + z * z / (2 * count), z * (share * (1 - share) / count + (z / (2 * count)) ** 2) ** 0.5
-    return (middle - spread) / (1 + z * z / count), (middle + spread) / (1 + z * z / count)
 
 
 def _judged(difference_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:

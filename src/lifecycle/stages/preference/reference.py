@@ -19,43 +19,29 @@ from torch.distributed.device_mesh import DeviceMesh
 from lifecycle.batch import DataFeed
 from lifecycle.model import Decoder, DocumentMask, ModelConfig
 from lifecycle.model.adapters import adapter_off
-from lifecycle.stages.beside.frozen import FrozenNetwork
+from lifecycle.stages.beside.frozen import FrozenNetwork, HeldBeside
 from lifecycle.stages.preference.answers import Answers, answer_logprobs
 from lifecycle.stages.setup import Setup
 
 
-class Reference(Protocol):
+class Reference(HeldBeside, Protocol):
     """Where the log-probabilities of the reference come from; held beside the policy."""
-
-    def build(self, mesh: DeviceMesh | None) -> None:
-        """With the policy."""
-
-    def begin(self, device: torch.device, feed: DataFeed) -> None:
-        """Before the first step and the first validation of a process."""
 
     def logprobs(self, batch: Answers, documents: DocumentMask | None) -> Tensor:
         """(N,) of the batch's trained tokens, a constant."""
 
 
-class LiveReference:
+class LiveReference(FrozenNetwork):
     """A second copy of the parent's weights."""
 
     def __init__(self, *, config: ModelConfig, setup: Setup) -> None:
         assert setup.parent is not None
-        self._frozen = FrozenNetwork(config=config, read=setup.parent.read, setup=setup)
-
-    def build(self, mesh: DeviceMesh | None) -> None:
-        """Read the weights."""
-        self._frozen.build(mesh)
-
-    def begin(self, device: torch.device, feed: DataFeed) -> None:
-        """Move them to where the stage computes."""
-        self._frozen.begin(device, feed)
+        super().__init__(config=config, read=setup.parent.read, setup=setup)
 
     @torch.no_grad()
     def logprobs(self, batch: Answers, documents: DocumentMask | None) -> Tensor:
         """Asked anew."""
-        return answer_logprobs(self._frozen.network, batch, documents)
+        return answer_logprobs(self.network, batch, documents)
 
 
 class WithoutAdapter:

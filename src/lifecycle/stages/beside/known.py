@@ -1,0 +1,72 @@
+"""What a network that is never trained gives for the sequences of a run, computed once and kept on disk.
+
+A folder belongs to all that the values depend on beside the sequence (`made_by`): weights, precision, kernel. Later
+epochs, a resumed run and other runs with the same parent or teacher find them there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from lifecycle.system import atomic
+
+DIGEST = 16
+"""Bytes of a sequence's hash."""
+
+
+def digest(content: bytes) -> bytes:
+    """The hash of a sequence from the bytes that it consists of."""
+    return hashlib.blake2b(content, digest_size=DIGEST).digest()
+
+
+def made_by(facts: Sequence[Any]) -> str:
+    """The name of the folder of what these plain values have made."""
+    return hashlib.sha256(json.dumps(list(facts)).encode()).hexdigest()[:16]
+
+
+class KnownValues:
+    """One-dimensional tensors by the hash of their sequence (`digest`), from the files of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._known: dict[bytes, Tensor] = {}
+        self._unsaved: list[bytes] = []
+        for part in sorted(folder.glob("*.safetensors")):
+            tensors = load_file(part)
+            keys = tensors["keys"].numpy().tobytes()
+            values = tensors["values"].split(tensors["lengths"].tolist())
+            self._known |= {keys[at * DIGEST : (at + 1) * DIGEST]: value for at, value in enumerate(values)}
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._known
+
+    def __getitem__(self, key: bytes) -> Tensor:
+        return self._known[key]
+
+    def add(self, key: bytes, value: Tensor) -> None:
+        """Of one sequence; stays as it is where it is known."""
+        if key not in self._known:
+            self._known[key] = value
+            self._unsaved.append(key)
+
+    def save(self) -> None:
+        """Put what is new into a file of its own, named by its content: ranks and runs never write over another's."""
+        if not self._unsaved:
+            return
+        values = [self._known[key] for key in self._unsaved]
+        tensors = {
+            "keys": torch.frombuffer(bytearray(b"".join(self._unsaved)), dtype=torch.uint8),
+            "lengths": torch.tensor([len(value) for value in values], dtype=torch.int64, device="cpu"),
+            "values": torch.cat(values),
+        }
+        content = save(tensors)
+        atomic.write(self.folder / f"{hashlib.sha256(content).hexdigest()[:16]}.safetensors", content)
+        self._unsaved = []
