@@ -130,14 +130,16 @@ def together(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 Steps = dict[int, dict[str, Any]]
 
 
-def read(data: DataModule, stop: int | None = None) -> tuple[Steps, dict[int, Any]]:
-    """Content and checkpoint of every step, to the end of the data or before `stop`."""
+def read(
+    data: DataModule, stop: int | None = None, *, of: Callable[[StepBatch], Any] = content
+) -> tuple[dict[int, Any], dict[int, Any]]:
+    """Content (`of` a step) and checkpoint of every step, to the end of the data or before `stop`."""
     steps, states = {}, {}
     batches = iter(data.train_dataloader())
     following = next(batches, None)
     while following is not None and following.step != stop:
         batch, following = following, next(batches, None)  # one ahead, as Lightning does
-        steps[batch.step] = content(batch)
+        steps[batch.step] = of(batch)
         data.consumed(batch.cursor)
         states[batch.step + 1] = pickle.loads(pickle.dumps(data.state_dict()))
     return steps, states

@@ -220,6 +220,24 @@ def wait_for(condition: Callable[[], Any], run: Run, *, seconds: float = 60) -> 
         time.sleep(0.002)
 
 
+def kill_after(
+    place: Path, *overrides: str, checkpoints: int = 0, wait: float = 0.0, group: bool = False, cold: bool = False
+) -> bool:
+    """Start or resume the run that `overrides` name, kill -9 it once its newest checkpoint is `checkpoints` steps
+    further and `wait` seconds have passed; False where it had ended by itself. group: with all its children."""
+    name = next(word.removeprefix("run=") for word in overrides if word.startswith("run="))
+    run = place / "outputs" / name
+    with started(place, *overrides, cold=cold) as process:
+        wanted = newest(run) + checkpoints
+        wait_for(lambda: process.poll() is not None or newest(run) >= wanted, process)
+        time.sleep(wait)
+        if process.poll() is not None:
+            return False
+        (os.killpg if group else os.kill)(process.pid, signal.SIGKILL)
+        assert process.end().code == -signal.SIGKILL
+    return True
+
+
 def step_folder(run: Path, step: int) -> Path:
     """The checkpoint after `step` steps."""
     return run / "checkpoints" / f"step-{step:08d}"

@@ -1,11 +1,8 @@
 """An adapter by the command line: what is trained, saved and handed over, resumed to the bit, and refused."""
 
 import json
-import os
 import random
 import shutil
-import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -16,10 +13,9 @@ from tests.run.cli import (
     assert_same_run,
     cut_back,
     facts,
+    kill_after,
     lifecycle,
     metrics,
-    newest,
-    started,
     step_folder,
 )
 
@@ -183,15 +179,9 @@ def test_killed_at_many_moments_it_ends_as_the_run_that_nobody_touched(place: Pa
     lifecycle(place, "run=long", *words)
     draw, run = random.Random(1), place / "outputs/killed"
     for _ in range(10):
-        with started(place, "run=killed", *words) as process:
-            before, until = newest(run) if run.exists() else 0, time.monotonic() + 60
-            goal = before + draw.randint(1, 5)
-            while process.poll() is None and (newest(run) if run.exists() else 0) < goal and time.monotonic() < until:
-                time.sleep(0.002)
-            time.sleep(draw.uniform(0.0, 0.05))
-            if process.poll() is not None:
-                break
-            os.killpg(process.pid, signal.SIGKILL)
+        steps, wait = draw.randint(1, 5), draw.uniform(0.0, 0.05)
+        if not kill_after(place, "run=killed", *words, checkpoints=steps, wait=wait, group=True):
+            break
     lifecycle(place, "run=killed", *words)
     assert_same_run(run, place / "outputs/long")
     assert_same_adapter(run, place / "outputs/long")

@@ -1,14 +1,20 @@
 """Distillation from a finished run, end to end: fresh and trained students, resume, and a teacher that was changed."""
 
 import json
-import os
 import random
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
-from tests.run.cli import assert_same_run, cut_back, facts, lifecycle, make_texts, metrics, newest, started, wait_for
+from tests.run.cli import (
+    assert_same_run,
+    cut_back,
+    facts,
+    kill_after,
+    lifecycle,
+    make_texts,
+    metrics,
+)
 
 SMALLER = ("model.layers=1", "model.width=16", "model.heads=1", "model.ffn_width=32")
 DISTILL = (
@@ -97,10 +103,6 @@ def test_a_student_that_writes_is_killed_at_ten_moments_and_ends_as_it_would_hav
     lifecycle(place, f"run={form}", *words)
     run, draw = place / f"outputs/{form}-killed", random.Random(3)
     for _ in range(10):
-        with started(place, f"run={form}-killed", *words) as process:
-            wanted = newest(run) + draw.randint(1, 4)
-            wait_for(lambda at=wanted: newest(run) >= at, process)  # type: ignore[misc]
-            os.kill(process.pid, signal.SIGKILL)
-            process.end()
+        assert kill_after(place, f"run={form}-killed", *words, checkpoints=draw.randint(1, 4))
     lifecycle(place, f"run={form}-killed", *words)
     assert_same_run(run, place / f"outputs/{form}")

@@ -2,11 +2,8 @@
 
 import json
 import math
-import os
 import random
 import shutil
-import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -17,12 +14,11 @@ from tests.run.cli import (
     assert_same_run,
     cut_back,
     facts,
+    kill_after,
     lifecycle,
     make_texts,
     metrics,
     newest,
-    started,
-    wait_for,
 )
 
 DPO = (
@@ -118,15 +114,10 @@ def test_a_run_killed_at_random_moments_is_the_run_that_was_not(form: str, place
     lifecycle(place, f"run=long-{form}", *longer)
     run = place / f"outputs/killed-{form}"
     for number in range(10):
-        with started(place, f"run=killed-{form}", *longer) as process:
-            if number % 3 == 0:
-                time.sleep(draw.uniform(0.2, 1.5))
-            else:
-                done = newest(run)
-                wait_for(lambda done=done: newest(run) > done, process)  # type: ignore[misc]
-            if process.poll() is None:
-                os.kill(process.pid, signal.SIGKILL)
-                assert process.end().code == -signal.SIGKILL
+        done, soon = newest(run), number % 3 == 0
+        wait = draw.uniform(0.2, 1.5) if soon else 0.0
+        kill_after(place, f"run=killed-{form}", *longer, checkpoints=not soon, wait=wait)
+        assert soon or newest(run) > done
     lifecycle(place, f"run=killed-{form}", *longer)
     assert_same(run, place / f"outputs/long-{form}")
 

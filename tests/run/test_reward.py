@@ -2,17 +2,14 @@
 parents of what predicts tokens."""
 
 import json
-import os
 import random
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from tests.run.cli import assert_same_run, cut_back, facts, lifecycle, metrics, newest, started, wait_for
+from tests.run.cli import assert_same_run, cut_back, facts, kill_after, lifecycle, metrics
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lifecycle.config import compose
@@ -112,15 +109,8 @@ def test_it_goes_on_to_the_same_end(place: Path, judge: Path, step: int) -> None
 def test_killed_at_ten_moments_it_is_the_run_that_was_not(place: Path, judge: Path) -> None:
     draw, run = random.Random(3), place / "outputs/killed"
     for number in range(10):
-        with started(place, "run=killed", *JUDGE) as process:
-            if number % 2:
-                time.sleep(draw.uniform(0.2, 2.0))
-            else:
-                done = newest(run) if run.exists() else 0
-                wait_for(lambda: process.poll() is not None or newest(run) > done, process)  # noqa: B023
-            if process.poll() is None:
-                os.kill(process.pid, signal.SIGKILL)
-                process.end()
+        soon = number % 2 > 0
+        kill_after(place, "run=killed", *JUDGE, checkpoints=not soon, wait=draw.uniform(0.2, 2.0) if soon else 0.0)
     lifecycle(place, "run=killed", *JUDGE)
     assert_same_run(run, judge)
 

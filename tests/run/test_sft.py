@@ -2,10 +2,7 @@
 conversations, the guard, a curriculum, and a model that transformers can ask and that stops."""
 
 import json
-import os
 import random
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +13,11 @@ from tests.run.cli import (
     assert_same_weights,
     cut_back,
     facts,
+    kill_after,
     lifecycle,
     make_texts,
     metrics,
     newest,
-    started,
-    wait_for,
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -237,13 +233,9 @@ def test_a_run_killed_at_ten_moments_is_the_run_that_was_not(place: Path, talkin
     lifecycle(place, "run=untouched", *words)
     run, draw = place / "outputs/killed", random.Random(10)
     for number in range(10):
-        at = newest(run) if run.exists() else 0
-        with started(place, "run=killed", *words, cold=number % 3 == 0) as process:
-            wait_for(lambda at=at, n=number: newest(run) >= min(at + 1 + n % 3, 22), process)  # type: ignore[misc]
-            time.sleep(draw.uniform(0.0, 0.2))
-            assert process.poll() is None, f"it ended by itself: {process.end()}"
-            (os.killpg if number % 2 else os.kill)(process.pid, signal.SIGKILL)
-            process.end()
+        steps = min(1 + number % 3, 22 - newest(run))
+        how = {"checkpoints": steps, "wait": draw.uniform(0.0, 0.2), "group": number % 2 > 0, "cold": number % 3 == 0}
+        assert kill_after(place, "run=killed", *words, **how), "it ended by itself"  # type: ignore[arg-type]
     lifecycle(place, "run=killed", *words)
     assert facts(run)["resumed"] >= 8
     assert_same_run(run, place / "outputs/untouched")

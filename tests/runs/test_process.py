@@ -20,7 +20,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from tests.test_run import TOY
+from tests.test_run import TOY, place  # noqa: F401
 
 from lifecycle import config
 from lifecycle.__main__ import LOST, main
@@ -32,16 +32,6 @@ from lifecycle.system.lock import hold
 from lifecycle.system.owner import LOCK
 
 STEP = "on_train_batch_start"
-
-
-@pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LIFECYCLE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("lifecycle.runs.results.write_report", lambda folder: None)
-    rows = [json.dumps({"text": f"row {number} of a file " * 9}) for number in range(300)]
-    (tmp_path / "texts.jsonl").write_text("\n".join(rows))
-    return tmp_path
 
 
 def started(*words: str) -> RunResult:

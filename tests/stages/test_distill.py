@@ -9,12 +9,12 @@ import pytest
 import torch
 from tests.stages.test_step import (
     ADAMW,
-    CONSTANT,
     MODEL,
     STEPS,
     Batches,
     Kept,
     documents,
+    optimization,
     padded,
     reordered,
     split,
@@ -34,7 +34,6 @@ from lifecycle.stages.distillation.lesson import Lesson
 from lifecycle.stages.distillation.on_policy import OnPolicy, Sampler
 from lifecycle.stages.distillation.sequences import first_fit, packed, sequences_of
 from lifecycle.stages.setup import ParentWeights, TeacherModel
-from lifecycle.stages.step.optimization import OptimizationKeys
 
 LARGER = toy(layers=3, width=48, heads=3, kv_heads=1, head_dim=16, ffn_width=96, vocab_size=64, init_std=0.1)
 
@@ -61,9 +60,7 @@ def distill(
     named = TeacherModel(name="large", config=teacher, weights=weights)
     return Distill(
         model=MODEL,
-        optimization=OptimizationKeys(
-            optimizer=replace(ADAMW, lr=lr), schedule=CONSTANT, max_skipped=0, max_norm_ratio=None
-        ),
+        optimization=optimization(lr),
         divergence=Distance(beta=beta, temperature=temperature),
         cross_entropy=cross_entropy,
         teacher_vocabulary=rows,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.stages.test_step import ADAMW, CONSTANT, LENGTH, MODEL, STEPS, Batches, Kept, stage, trainer_of, whole
+from tests.stages.test_step import LENGTH, MODEL, STEPS, Batches, Kept, optimization, stage, trainer_of, whole
 from torch.nn import functional as F
 
 from lifecycle.batch import IGNORED, TokenBatch
@@ -14,7 +14,6 @@ from lifecycle.errors import UserError
 from lifecycle.model import DocumentMask, build
 from lifecycle.stages.distill_reason import DistillReason
 from lifecycle.stages.distillation.thoughts import TraceWeights
-from lifecycle.stages.step.optimization import OptimizationKeys
 
 OPEN, CLOSE = 60, 61
 WEIGHTS = TraceWeights(opening=OPEN, closing=CLOSE, tag=10.0, answer=2.0)
@@ -54,7 +53,7 @@ def test_weights_of_the_data_are_kept_as_factors() -> None:
 def made_stage(tags: list[str], known: dict[str, int]) -> DistillReason:
     return DistillReason(
         model=MODEL,
-        optimization=OptimizationKeys(optimizer=ADAMW, schedule=CONSTANT, max_skipped=0, max_norm_ratio=None),
+        optimization=optimization(),
         tags=tags,
         tag_weight=10.0,
         answer_weight=2.0,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tests.stages.test_step import ADAMW, MODEL, Batches, Kept, stage, trainer_of
+from tests.stages.test_step import ADAMW, MODEL, Batches, Kept, optimization, stage, trainer_of
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,14 +20,12 @@ from lifecycle.data.stream.packing import Packing, Piece, Row, best_fit
 from lifecycle.errors import UserError
 from lifecycle.model import Decoder, DocumentMask, build
 from lifecycle.model.lora import Adapter
-from lifecycle.optim import Schedule
 from lifecycle.stages.dpo import Dpo
 from lifecycle.stages.preference.answers import mismatched
 from lifecycle.stages.preference.cached import answer_keys
 from lifecycle.stages.preference.reference import WithoutAdapter
 from lifecycle.stages.preference.settings import PreferenceKeys, faults
 from lifecycle.stages.setup import ParentWeights
-from lifecycle.stages.step.optimization import OptimizationKeys
 
 STEPS, LENGTH = 3, 40
 CONF: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "conf/stage/dpo.yaml").read_text())
@@ -58,12 +56,7 @@ def dpo(
     weights = ParentWeights(read=lambda: parent().state_dict(), sha256=lambda: sha256, cache=lambda: cache)
     return Dpo(
         model=MODEL,
-        optimization=OptimizationKeys(
-            optimizer=replace(ADAMW, lr=lr),
-            schedule=Schedule(name="constant", min_ratio=1.0, warmup_steps=0),
-            max_skipped=0,
-            max_norm_ratio=None,
-        ),
+        optimization=optimization(lr),
         preference=keys,
         setup=replace(stage().setup_facts, parent=weights, read_weights=weights.read, bf16=bf16, adapter=adapter),
     )

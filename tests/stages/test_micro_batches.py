@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from tests.stages.test_step import ADAMW, CONSTANT, MODEL, Batches, Kept, stage, train, trainer_of, weights
+from tests.stages.test_step import MODEL, Batches, Kept, optimization, stage, train, trainer_of, weights
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,7 +18,6 @@ from lifecycle.losses import token_logprobs
 from lifecycle.model import DocumentMask
 from lifecycle.stages.base import Stage
 from lifecycle.stages.next_token import held_out_loss
-from lifecycle.stages.step.optimization import OptimizationKeys
 
 STEPS, LENGTH = 2, 24
 
@@ -89,7 +88,7 @@ class Toy(Stage):
 
 def fitted(steps: list[list[PairBatch]], folder: Path) -> tuple[Toy, dict[int, dict[str, float]]]:
     made, logger = stage(), Kept()
-    keys = OptimizationKeys(optimizer=ADAMW, schedule=CONSTANT, max_skipped=0, max_norm_ratio=None)
+    keys = optimization()
     toy = Toy(model=MODEL, optimization=keys, setup=made.setup_facts)
     trainer_of(len(steps), folder, logger=logger).fit(toy, Batches(cast(Any, steps)))
     return toy, logger.rows

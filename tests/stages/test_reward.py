@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from tests.stages.test_dpo import alone, apart, pairs, rows_of
-from tests.stages.test_step import ADAMW, MODEL, Batches, Kept, stage, trainer_of
+from tests.stages.test_step import ADAMW, MODEL, Batches, Kept, optimization, stage, trainer_of
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,11 +19,9 @@ from lifecycle.batch import Pair, PairBatch
 from lifecycle.data.stream.packing import Packing, Piece
 from lifecycle.data.views import _read_whole
 from lifecycle.model import Decoder, DocumentMask, build
-from lifecycle.optim import Schedule
 from lifecycle.stages.preference import calibration
 from lifecycle.stages.reward import Reward
 from lifecycle.stages.setup import ParentWeights
-from lifecycle.stages.step.optimization import OptimizationKeys
 
 STEPS = 3
 CONF: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "conf/stage/reward.yaml").read_text())
@@ -38,12 +36,7 @@ def reward(*, lr: float = 1e-3, centring: float = 0.01, margin_scale: float = 1.
     weights = ParentWeights(read=lambda: parent().state_dict(), sha256=lambda: "parent", cache=Path)
     return Reward(
         model=SCORED,
-        optimization=OptimizationKeys(
-            optimizer=replace(ADAMW, lr=lr),
-            schedule=Schedule(name="constant", min_ratio=1.0, warmup_steps=0),
-            max_skipped=0,
-            max_norm_ratio=None,
-        ),
+        optimization=optimization(lr),
         centring=centring,
         margin_scale=margin_scale,
         setup=replace(stage().setup_facts, parent=weights, read_weights=weights.read),

@@ -1,14 +1,13 @@
 """Supervised fine-tuning: three steps through the Trainer are three steps of a plain loop, whichever loss it has."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pytest
 import torch
-from tests.stages.test_step import ADAMW, CONSTANT, LENGTH, MODEL, STEPS, Batches, Kept, trainer_of
+from tests.stages.test_step import ADAMW, LENGTH, MODEL, STEPS, Batches, Kept, optimization, trainer_of
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,7 +17,6 @@ from lifecycle.duration import Timeline
 from lifecycle.model import build
 from lifecycle.stages.setup import Setup
 from lifecycle.stages.sft import Sft
-from lifecycle.stages.step.optimization import OptimizationKeys
 
 LR = 1e-2
 
@@ -42,12 +40,7 @@ def packed(examples: Sequence[Example], rows: Sequence[Sequence[int]], train_on:
 def sft(loss: Literal["nll", "dft"]) -> Sft:
     return Sft(
         model=MODEL,
-        optimization=OptimizationKeys(
-            optimizer=replace(ADAMW, lr=LR, weight_decay=0.0),
-            schedule=CONSTANT,
-            max_skipped=0,
-            max_norm_ratio=None,
-        ),
+        optimization=optimization(LR, weight_decay=0.0),
         loss=loss,
         setup=Setup(
             timeline=Timeline.even(STEPS, rows=1, row_length=LENGTH),

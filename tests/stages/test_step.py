@@ -31,6 +31,12 @@ ADAMW = AdamW(lr=1e-2, embedding_lr=None, weight_decay=0.1, betas=(0.9, 0.95), e
 CONSTANT = Schedule(name="constant", min_ratio=1.0, warmup_steps=0)
 
 
+def optimization(lr: float = ADAMW.lr or 0.0, *, max_skipped: int = 0, **changed: Any) -> OptimizationKeys:
+    """AdamW with some keys changed, at a constant rate; no step is skipped for its norm."""
+    optimizer = replace(ADAMW, lr=lr, **changed)
+    return OptimizationKeys(optimizer=optimizer, schedule=CONSTANT, max_skipped=max_skipped, max_norm_ratio=None)
+
+
 class Batches(pl.LightningDataModule):
     """Hand-made steps in the form that the data engine gives: a `DataFeed`."""
 
@@ -126,9 +132,7 @@ def stage(
 ) -> Pretrain:
     return Pretrain(
         model=model,
-        optimization=OptimizationKeys(
-            optimizer=replace(ADAMW, lr=lr), schedule=CONSTANT, max_skipped=max_skipped, max_norm_ratio=None
-        ),
+        optimization=optimization(lr, max_skipped=max_skipped),
         z_loss=1e-4,
         setup=Setup(
             timeline=timeline or Timeline.even(STEPS, rows=1, row_length=LENGTH),

@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.stages.test_step import ADAMW, CONSTANT, saved, stage
+from tests.stages.test_step import optimization, saved, stage
 from torch import Tensor
 
 from lifecycle.stages.midtrain import Ewc, Midtrain
-from lifecycle.stages.step.optimization import OptimizationKeys
 from lifecycle.stages.step.penalty import EwcPenalty
 
 NO_ROWS: Any = SimpleNamespace()
@@ -21,7 +20,7 @@ def midtrain() -> Midtrain:
     made = stage()
     return Midtrain(
         model=made.config,
-        optimization=OptimizationKeys(optimizer=ADAMW, schedule=CONSTANT, max_skipped=0, max_norm_ratio=None),
+        optimization=optimization(),
         z_loss=0.0,
         ewc=Ewc(strength=1.0, rows=1),
         setup=made.setup_facts,

@@ -16,6 +16,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from tests.data.every_view import read as walk
 from tests.data.made import make_module
 
 from lifecycle.batch import StepBatch
@@ -87,15 +88,7 @@ def rows_of(batch: StepBatch) -> torch.Tensor:
 
 def read(data: DataModule, stop: int | None = None) -> tuple[dict[int, torch.Tensor], dict[int, Any]]:
     """Rows and checkpoint of every step, to the end of the data or before `stop`."""
-    rows, states = {}, {}
-    batches = iter(data.train_dataloader())
-    following = next(batches, None)
-    while following is not None and following.step != stop:
-        batch, following = following, next(batches, None)  # one ahead, as Lightning does
-        rows[batch.step] = rows_of(batch)
-        data.consumed(batch.cursor)
-        states[batch.step + 1] = pickle.loads(pickle.dumps(data.state_dict()))
-    return rows, states
+    return walk(data, stop, of=rows_of)
 
 
 def documents(data: DataModule, rows: dict[int, torch.Tensor]) -> Counter[str]:
