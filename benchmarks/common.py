@@ -35,6 +35,17 @@ def spread(values: Sequence[float], digits: int = 1) -> dict[str, float]:
     }
 
 
+def undisturbed(steps: int) -> list[str]:
+    """Settings of a measured run: one micro-batch a step, a reading every `steps`, and nothing else between steps."""
+    return [
+        "hardware.micro_batch_tokens=4096",
+        f"logging.every_steps={steps}",
+        "validation.every_steps=null",
+        "checkpoint.every_steps=100000",
+        "logger=csv",
+    ]
+
+
 def merge(rounds: Sequence[Any]) -> Any:
     """Several results of one variant as one: medians of medians and of plain numbers, the least and the greatest.
 

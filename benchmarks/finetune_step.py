@@ -21,11 +21,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import machine, main, peak_mb, spread
+from benchmarks.common import machine, main, peak_mb, spread, undisturbed
 from benchmarks.reference import VOCABULARY, our_config
 
 INPUTS = "LIFECYCLE_FINETUNE_INPUTS"
@@ -97,11 +97,7 @@ def ours(stage: str, chosen: str, runs: int) -> dict[str, Any]:
         f"stage.max_steps={steps}",
         f"stage.sequence_length={LENGTH if stage == 'sft' else 2 * LENGTH}",
         f"stage.global_batch_tokens={ROWS * LENGTH}",
-        "hardware.micro_batch_tokens=4096",
-        f"logging.every_steps={STEPS}",
-        "validation.every_steps=null",
-        "checkpoint.every_steps=100000",
-        "logger=csv",
+        *undisturbed(STEPS),
         *([] if precision == "auto" else [f"hardware.precision={precision}", "hardware.compile=false"]),
         *([f"stage.reference={reference}"] if reference else []),
     ]
@@ -136,9 +132,7 @@ def rates(logged: Sequence[Mapping[str, str]], ledger: Mapping[str, Any], stage:
 
 def tokens_of_a_pair() -> float:
     """The mean over all pairs, both sides with their prompt."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(Path(os.environ[INPUTS], "model")))
+    tokenizer = hf_tokenizer()
     texts = [
         tokenizer.apply_chat_template([*row["prompt"], *row[side]], tokenize=False)
         for row in read("pairs.jsonl")
@@ -152,77 +146,25 @@ def tokens_of_a_pair() -> float:
 
 def trl(stage: str, kind: str, runs: int) -> dict[str, Any]:
     """Its trainer on the same rows; what its collator makes is counted."""
-    import torch
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import TrainerCallback
 
-    torch.set_num_threads(os.cpu_count() or 1)
     form, _, precision = kind.rpartition("_")
-    folder, total = str(Path(os.environ[INPUTS], "model")), WARM + runs * STEPS
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    total = WARM + runs * STEPS
     marks: list[float] = []
     counts: list[tuple[int, int]] = []
 
     class Clock(TrainerCallback):
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            counts.clear()  # of the pass that computes a reference's log-probabilities
+
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             marks.append(time.perf_counter())
 
-    def model() -> Any:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
-
     with tempfile.TemporaryDirectory() as out:
-        common: dict[str, Any] = dict(
-            output_dir=out,
-            per_device_train_batch_size=ROWS,
-            max_steps=total,
-            learning_rate=1e-4,
-            max_grad_norm=1.0,
-            logging_steps=1000,
-            save_strategy="no",
-            report_to=[],
-            use_cpu=True,
-            bf16=precision == "bf16",
-            optim="adamw_torch_fused",
-            disable_tqdm=True,
-            max_length=LENGTH,
-            gradient_checkpointing=False,
-            seed=0,
-        )
-        if stage == "sft":
-            from trl import SFTConfig, SFTTrainer
-
-            # a packed row holds some four conversations
-            data = Dataset.from_list(read("chat.jsonl")[: ROWS * total * (8 if form == "packed" else 1)])
-            form_keys = {"packed": {"packing": True}, "padding_free": {"padding_free": True, "max_length": None}}[form]
-            config = SFTConfig(**{**common, **form_keys, "assistant_only_loss": True})
-            trainer = SFTTrainer(
-                model=model(), args=config, train_dataset=data, processing_class=tokenizer, callbacks=[Clock()]
-            )
-        else:
-            from trl import DPOConfig, DPOTrainer
-
-            data = Dataset.from_list(read("pairs.jsonl")[: PAIRS * total])
-            config = DPOConfig(**{**common, "precompute_ref_log_probs": form == "precomputed"})
-            trainer = DPOTrainer(
-                model=model(),
-                ref_model=model(),
-                args=config,
-                train_dataset=data,
-                processing_class=tokenizer,
-                callbacks=[Clock()],
-            )
-        collate = trainer.data_collator
-
-        def counted(rows: Any) -> Any:
-            batch = collate(rows)
-            ids, mask = batch["input_ids"], batch.get("attention_mask")
-            present = ids.numel() if mask is None else int(mask.sum())
-            labels = batch.get("labels", batch.get("completion_mask"))
-            trained = int((labels != -100).sum() if "labels" in batch else labels.sum())
-            counts.append((present, trained))
-            return batch
-
-        trainer.data_collator = counted
+        arguments = trl_arguments(out, total, precision)
+        trainer = sft_trainer(form, arguments) if stage == "sft" else dpo_trainer(form, arguments)
+        trainer.add_callback(Clock())
+        trainer.data_collator = counting(trainer.data_collator, counts)
         trainer.train()
     blocks = [(WARM + block * STEPS, WARM + (block + 1) * STEPS) for block in range(runs)]
     seconds = [marks[last - 1] - marks[first - 1] for first, last in blocks]
@@ -235,6 +177,78 @@ def trl(stage: str, kind: str, runs: int) -> dict[str, Any]:
     if stage == "dpo":
         found["pairs_per_s"] = spread([PAIRS * STEPS / taken for taken in seconds], digits=2)
     return found
+
+
+def trl_arguments(out: str, steps: int, precision: str) -> dict[str, Any]:
+    """What its trainers share with ours, as arguments of their configs."""
+    return dict(
+        output_dir=out,
+        per_device_train_batch_size=ROWS,
+        max_steps=steps,
+        learning_rate=1e-4,
+        max_grad_norm=1.0,
+        logging_steps=1000,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        bf16=precision == "bf16",
+        optim="adamw_torch_fused",
+        disable_tqdm=True,
+        max_length=LENGTH,
+        gradient_checkpointing=False,
+        seed=0,
+    )
+
+
+def sft_trainer(form: str, arguments: Mapping[str, Any]) -> Any:
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    packed = form == "packed"
+    keys = {"packing": True} if packed else {"padding_free": True, "max_length": None}
+    # a packed row holds some four conversations
+    data = Dataset.from_list(read("chat.jsonl")[: ROWS * arguments["max_steps"] * (8 if packed else 1)])
+    config = SFTConfig(**{**arguments, **keys, "assistant_only_loss": True})
+    return SFTTrainer(model=hf_model(), args=config, train_dataset=data, processing_class=hf_tokenizer())
+
+
+def dpo_trainer(form: str, arguments: Mapping[str, Any]) -> Any:
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    data = Dataset.from_list(read("pairs.jsonl")[: PAIRS * arguments["max_steps"]])
+    config = DPOConfig(**{**arguments, "precompute_ref_log_probs": form == "precomputed"})
+    models = {"model": hf_model(), "ref_model": hf_model()}
+    return DPOTrainer(**models, args=config, train_dataset=data, processing_class=hf_tokenizer())
+
+
+def hf_model() -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    folder = str(Path(os.environ[INPUTS], "model"))
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+
+
+def hf_tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(Path(os.environ[INPUTS], "model")))
+
+
+def counting(collate: Callable[[Any], Any], counts: list[tuple[int, int]]) -> Callable[[Any], Any]:
+    """The collator, which notes of each batch its tokens without padding, and those with a label."""
+
+    def counted(rows: Any) -> Any:
+        batch = collate(rows)
+        ids, mask = batch["input_ids"], batch.get("attention_mask")
+        present = ids.numel() if mask is None else int(mask.sum())
+        trained = (batch["labels"] != -100) if "labels" in batch else batch["completion_mask"]
+        counts.append((present, int(trained.sum())))
+        return batch
+
+    return counted
 
 
 def measure(variant: str, runs: int) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common import machine, main, peak_mb, spread
+from benchmarks.common import machine, main, peak_mb, spread, undisturbed
 from benchmarks.reference import MODEL, VOCABULARY, hf_config, litgpt_model, our_config
 
 ROWS, LENGTH, STEPS = 8, 512, 3
@@ -50,11 +50,7 @@ def settings() -> list[str]:
         f"data.tokenizer.vocab_size={VOCABULARY}",
         f"stage.sequence_length={LENGTH}",
         f"stage.global_batch_tokens={ROWS * LENGTH}",
-        "hardware.micro_batch_tokens=4096",
-        f"logging.every_steps={STEPS}",
-        "validation.every_steps=null",
-        "checkpoint.every_steps=100000",
-        "logger=csv",
+        *undisturbed(STEPS),
     ]
 
 
