@@ -346,6 +346,13 @@ def test_what_cannot_stand_together_says_what_to_type(changed: dict[str, Any], w
     assert len(found) == 1 and words in found[0]
 
 
+@pytest.mark.parametrize("loss", ["sigmod", ["sigmoid", "sigmod"]])
+def test_a_name_that_the_type_of_the_key_refuses_is_a_fault_once(loss: Any) -> None:
+    walk = Walk()
+    walk.construct(PreferenceKeys, KEYS | {"loss": loss}, ())
+    assert len(walk.faults) == 1 and not faults({"stage": CONF | {"loss": loss}})
+
+
 @pytest.mark.parametrize(
     "changed",
     [{}, {"loss": "kto", "view": "unpaired"}, {"loss": ["simpo", "nll"], "reference": None}, {"divergence": "js"}],
