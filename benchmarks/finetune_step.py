@@ -8,7 +8,8 @@ DPO 8 pairs. Both sides count what they computed on: `tokens_per_s` without padd
 `pairs_per_s` for DPO. AdamW, clip 1.0.
 
 ours_*   `python -m lifecycle stage=sft|dpo` as a user types it, data read, packed and logged; `auto`: out of the box
-trl_*    its SFTTrainer (packed best-fit; padding-free) and DPOTrainer (a second model; log-probabilities made before)
+trl_*    its SFTTrainer (packed best-fit; padding-free; padded, its default) and DPOTrainer (a second
+         model; log-probabilities made before)
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ PRECISIONS = ("fp32", "bf16")
 VARIANTS = {
     **{f"ours_sft_{name}": "ours" for name in ("auto", *PRECISIONS)},
     **{f"trl_sft_packed_{name}": "peers" for name in PRECISIONS},
-    "trl_sft_padding_free_fp32": "peers",
+    **{f"trl_sft_{form}_{name}": "peers" for form in ("padding_free", "padded") for name in PRECISIONS},
     **{f"ours_dpo_{name}": "ours" for name in ("auto", *PRECISIONS)},
     **{f"ours_dpo_cached_{name}": "ours" for name in PRECISIONS},
     **{f"trl_dpo_{name}": "peers" for name in PRECISIONS},
@@ -205,7 +206,7 @@ def sft_trainer(form: str, arguments: Mapping[str, Any]) -> Any:
     from trl import SFTConfig, SFTTrainer
 
     packed = form == "packed"
-    keys = {"packing": True} if packed else {"padding_free": True, "max_length": None}
+    keys = {"packed": {"packing": True}, "padding_free": {"padding_free": True, "max_length": None}, "padded": {}}[form]
     # a packed row holds some four conversations
     data = Dataset.from_list(read("chat.jsonl")[: ROWS * arguments["max_steps"] * (8 if packed else 1)])
     config = SFTConfig(**{**arguments, **keys, "assistant_only_loss": True})
