@@ -92,3 +92,93 @@ def test_what_was_not_measured_is_said(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "empty").mkdir()
     assert main(["--compare", str(tmp_path / "out"), str(tmp_path / "empty")]) == 2
     assert "holds no measured run" in capsys.readouterr().err
+
+
+# -- runs whose loss is no likelihood
+
+
+def judged(folder: Path, seed: int, accuracy: float, *told: str, pairs: int = 100, kl: float | None = 0.5) -> Path:
+    """A run on pairs: `told` are words of its command line."""
+    folder.mkdir(parents=True)
+    config = {"run": "sweep", "seed": seed, "stage": {"told": [word for word in told if not word.startswith("seed")]}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    facts = {"overrides": ["stage=dpo", *told], "data": {"validation": {"manners": {"documents": pairs}}}}
+    (folder / "run.json").write_text(json.dumps({"status": "finished", "seconds": 60.0, **facts}))
+    logger = CsvLogger(folder=folder)
+    for step, share in ((0, 0.0), (10, accuracy)):
+        values = {"loss": 0.69, "accuracy": share, "margin": share / 10, **({} if kl is None else {"kl": kl})}
+        logger.log_metrics({f"valid/manners/{name}": value for name, value in values.items()}, step=step)
+    logger.finalize("success")
+    return folder
+
+
+def answered(folder: Path, *said: tuple[int, int, int]) -> Path:
+    """answers.jsonl of a run: by step how many of how many are well-formed."""
+    lines = [
+        {"step": step, "prompt": str(number), "well_formed": number < formed, "right": False}
+        for step, formed, of in said
+        for number in range(of)
+    ]
+    (folder / "answers.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+def test_runs_on_pairs_are_compared_by_what_they_measured_with_intervals(tmp_path: Path) -> None:
+    first = judged(tmp_path / "sweep" / "0", 42, 0.8, "stage.loss=sigmoid")
+    judged(tmp_path / "sweep" / "1", 42, 0.7, "++stage.loss=simpo", kl=None)
+    columns, rows = table(compare([tmp_path / "sweep", first]))  # the folder of a sweep stands for its runs
+    assert columns == ["run", "manners, accuracy", "manners, margin", "manners, kl", "tokens", "time"]
+    assert [row[:4] for row in rows] == [
+        ["stage.loss=sigmoid", "80.0 % (71.1 to 86.7)", "0.080", "0.500"],
+        ["stage.loss=simpo", "70.0 % (60.4 to 78.1)", "0.070", ""],
+    ]
+
+
+def test_the_losses_of_two_functions_are_not_compared_unless_nothing_else_was_measured(tmp_path: Path) -> None:
+    folder = judged(tmp_path / "bare", 1, 0.8)
+    head, *lines = (folder / "metrics.csv").read_text().splitlines()
+    kept = [head.split(",").index(name) for name in ("step", "valid/manners/loss")]
+    text = [",".join(line.split(",")[at] for at in kept) for line in (head, *lines)]
+    (folder / "metrics.csv").write_text("\n".join(text) + "\n")
+    assert table(compare([folder]))[0][1] == "manners, loss"
+
+
+def test_seeds_of_a_sweep_are_one_row_named_by_what_they_have_in_common(tmp_path: Path) -> None:
+    for number, (seed, loss, share) in enumerate([(1, "ipo", 0.6), (2, "ipo", 0.8), (1, "nca", 0.5)]):
+        judged(tmp_path / "sweep" / str(number), seed, share, f"stage.loss={loss}", f"seed={seed}")
+    rows = table(compare([tmp_path / "sweep"]))[1]
+    assert [row[:2] for row in rows] == [
+        ["stage.loss=ipo (2 seeds)", "70.0 % ± 14.1 %"],
+        ["stage.loss=nca", "50.0 % (40.4 to 59.6)"],
+    ]
+
+
+def test_a_run_of_a_sweep_that_differs_in_nothing_short_has_its_number(tmp_path: Path) -> None:
+    long = [f"data.sources.a_source_with_a_long_name.path=folder_{number}" for number in range(2)]
+    sweep = [judged(tmp_path / "sweep" / str(number), 1, 0.5, long[number]) for number in range(2)]
+    assert [row.name for row in compare(sweep)] == ["sweep/0", "sweep/1"]
+
+
+def test_answers_to_held_out_prompts_stand_beside_text(runs: list[Path], tmp_path: Path) -> None:
+    answered(runs[0], (0, 0, 50), (10, 48, 50))
+    columns, rows = table(compare([runs[0], runs[2]]))
+    assert columns[:4] == ["run", "general", "medicine", "well-formed answers"]  # of right ones there was none
+    assert [row[3] for row in rows] == ["", "96.0 % (86.5 to 98.9)", ""]
+
+
+def test_measures_of_a_run_that_was_taken_back_end_where_it_went_back_to(tmp_path: Path) -> None:
+    folder = answered(judged(tmp_path / "back", 1, 0.9), (0, 1, 4), (10, 4, 4))
+    facts = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(facts | {"restored": 5}))
+    (row,) = compare([folder])
+    assert row.measured["manners, accuracy"][0].values == (0.0,)
+    assert row.measured["well-formed answers"][0].last == 0.25
+
+
+def test_the_page_of_measures_has_one_picture_and_no_words_on_perplexity(tmp_path: Path) -> None:
+    for number in range(3):
+        judged(tmp_path / "sweep" / str(number), 1, number / 2, f"stage.beta={number}")
+    path = write_comparison([tmp_path / "sweep"], tmp_path / "out")
+    assert {file.name for file in path.parent.iterdir()} == {"comparison.md", "comparison.html", "measures.png"}
+    assert "erplexity" not in path.read_text() and "95 % interval (Wilson)" in path.read_text()
+    assert "data:image/png" in (tmp_path / "out" / "comparison.html").read_text()

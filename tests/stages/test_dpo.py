@@ -318,10 +318,30 @@ def test_held_out_pairs_give_a_loss_and_an_accuracy() -> None:
     batch: PairBatch = rows_of(pairs(0), "preference")
     seen = DocumentMask.from_ids(batch.tokens.document_ids, kernel="sdpa")
     with torch.no_grad():
-        assert made.validation_step((batch, seen), 0).tolist() == pytest.approx([6 * math.log(2), 6, 0])
+        tokens = int(batch.tokens.trained.sum())
+        assert made.validation_step((batch, seen), 0).tolist() == pytest.approx(
+            [6 * math.log(2), 6, 0, 0, 0, tokens], abs=1e-6
+        )
         made.network.embedding.weight.mul_(1.1)
-        loss, count, right = made.validation_step((batch, seen), 0).tolist()
+        loss, count, right, margin, apart, _ = made.validation_step((batch, seen), 0).tolist()
     assert count == 6 and 0 < right <= 6 and loss != pytest.approx(6 * math.log(2))
+    assert margin and apart > 0
+    assert made.told({"accuracy": right / 6, "margin": margin / 6, "kl": apart / 6, "kl_of": tokens / 6}) == {
+        "accuracy": right / 6,
+        "margin": margin / 6,
+        "kl": pytest.approx(apart / tokens),
+    }
+
+
+def test_held_out_pairs_of_a_loss_without_reference_have_no_distance_from_one() -> None:
+    made = dpo(loss="simpo")
+    made.configure_model()
+    batch: PairBatch = rows_of(pairs(0), "preference")
+    with torch.no_grad():
+        seen = DocumentMask.from_ids(batch.tokens.document_ids, kernel="sdpa")
+        _, count, *sums = made.validation_step((batch, seen), 0).tolist()
+    means = dict(zip(made.measures, (value / count for value in sums), strict=True))
+    assert made.told(means) == {"accuracy": means["accuracy"], "margin": means["margin"]}
 
 
 # -- the loss and what it needs

@@ -1,6 +1,7 @@
 """`python -m lifecycle.report RUN_FOLDER ...`: write the report of each run anew and show its short table.
 
-python -m lifecycle.report --compare FOLDER RUN_FOLDER ...: write the runs side by side into FOLDER and show that table.
+python -m lifecycle.report --compare FOLDER RUN_FOLDER ...: write the runs side by side into FOLDER and show that table;
+the folder of a sweep stands for its runs.
 python -m lifecycle.report --stages FOLDER RUN_FOLDER ...: the same of the stages of one model, the first one first.
 """
 
@@ -24,7 +25,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("runs", nargs="+", metavar="RUN_FOLDER", help="folder of a run, such as outputs/demo")
     side = parser.add_mutually_exclusive_group()
-    side.add_argument("--compare", metavar="FOLDER", help="write comparison.md and its picture there")
+    side.add_argument("--compare", metavar="FOLDER", help="write comparison.md, comparison.html, pictures there")
     side.add_argument("--stages", metavar="FOLDER", help="write stages.md, stages.html and their picture there")
     chosen = parser.parse_args(arguments)
     console = Console(soft_wrap=False)

@@ -39,7 +39,8 @@ class Dpo(Stage):
     views = frozenset({"preference", "unpaired"})
     starts_from_parent = True
     takes_over = (PeakRate, OptimizerState)
-    measures = ("accuracy",)
+    measures = told.HELD_OUT
+    told = staticmethod(told.held_out)
     faults = staticmethod(settings.faults)
     frozen_copies = staticmethod(settings.frozen_copies)
 
@@ -70,15 +71,15 @@ class Dpo(Stage):
         self.take_step(batch, self._loss_sum)
 
     def validation_step(self, batch: tuple[Answers, DocumentMask | None], batch_idx: int) -> Tensor:
-        """(3,) float64: the summed loss, the items, and those judged as they were labelled. What a step counts over all
-        of its micro-batches is here that of the one."""
+        """(2 + HELD_OUT,) float64: the summed loss, the items, and the sums of what is measured. What a step counts
+        over all of its micro-batches is here that of the one."""
         micro, documents = batch
         step = self.objective.of_step(self._sums(micro).to(self.device))
         if self.objective.sorts:
             step = step._replace(quantiles=quantiles_of(*self._differences(micro, documents)))
         losses, measured = self._judged(micro, documents, step)
-        count = torch.tensor(len(micro), dtype=torch.float64, device=losses.device)
-        return torch.stack([losses.double().sum(), count, measured["accuracy"][0].double().sum()])
+        loss = losses.double().sum()
+        return torch.cat([loss[None], loss.new_tensor([len(micro)]), told.held_out_sums(measured)])
 
     def _loss_sum(self, batch: Answers, documents: DocumentMask | None) -> tuple[Tensor, dict[str, Tensor]]:
         losses, measured = self._judged(batch, documents, self._of_step)

@@ -70,6 +70,12 @@ class RunData:
         return found
 
     @property
+    def held_out_items(self) -> dict[str, int]:
+        """By domain, how many held-out documents, pairs or answers it was measured on."""
+        measured = dig(self.run, "data.validation") or {}
+        return {name: int(found["documents"]) for name, found in measured.items() if "documents" in found}
+
+    @property
     def domain_weights(self) -> dict[str, float]:
         """The share of each validated domain, as the ledger planned it; equal shares where it says nothing."""
         weights = dict.fromkeys(self.domains, 0.0)

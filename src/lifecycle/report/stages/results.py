@@ -60,11 +60,10 @@ class StageResult:
     def pairs(self) -> Counted | None:
         """Of a run on pairs: those held out whose chosen answer it has made the likelier one, measured from its
         reference."""
-        measured = self.run.run.get("data", {}).get("validation", {})
         found = [
-            (float(value), int(measured[domain]["documents"]))
-            for domain in self.run.domains
-            if (value := self.run.last(f"valid/{domain}/accuracy")) is not None and domain in measured
+            (value, pairs)
+            for domain, pairs in self.run.held_out_items.items()
+            if (value := self.run.last(f"valid/{domain}/accuracy")) is not None
         ]
         total = sum(pairs for _, pairs in found)
         return Counted(those=round(sum(share * pairs for share, pairs in found)), of=total) if total else None

@@ -22,6 +22,9 @@ from lifecycle.losses.preference import AnswerLogprobs, PairLogprobs
 Measured = Mapping[str, tuple[Tensor, Tensor]]
 """By name: a value of each item, and what it counts."""
 
+HELD_OUT = ("accuracy", "margin", "kl", "kl_of")
+"""What is added up over held-out items, in this order; kl_of: what kl is divided by, 0 without a reference."""
+
 
 def of_pairs(
     pairs: PairLogprobs, *, beta: float, by_mean: bool, apart_P: Tensor | None
@@ -84,3 +87,17 @@ def summed(
         )
         found |= {f"{group}/{source}/{name}": parts_2S[:, s] for s, source in enumerate(sources)}
     return found
+
+
+def held_out_sums(measured: Measured) -> Tensor:
+    """(HELD_OUT,) float64, of held-out items."""
+    accuracy, margin = measured["accuracy"][0].double().sum(), measured["margin"][0].double().sum()
+    none = accuracy.new_zeros(2)
+    kl = torch.stack([part.double().sum() for part in measured["kl"]]) if "kl" in measured else none
+    return torch.cat([torch.stack([accuracy, margin]), kl])
+
+
+def held_out(means: Mapping[str, float]) -> dict[str, float]:
+    """What is logged of the means of `HELD_OUT`: accuracy, margin, and the distance from a reference."""
+    found = {name: means[name] for name in ("accuracy", "margin")}
+    return found | ({"kl": means["kl"] / means["kl_of"]} if means["kl_of"] else {})
