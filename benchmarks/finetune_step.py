@@ -17,16 +17,16 @@ from __future__ import annotations
 import csv
 import json
 import os
-import random
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import machine, main, peak_mb, spread, undisturbed
+from benchmarks.conversations import conversations, counting
 from benchmarks.reference import VOCABULARY, our_config
 
 INPUTS = "LIFECYCLE_FINETUNE_INPUTS"
@@ -58,16 +58,10 @@ def make_inputs(folder: Path) -> None:
     texts = [json.loads(line)["text"] for line in lines]
     tokenizer = train_bpe(texts, vocab_size=VOCABULARY, digits=1)
     export(build(our_config(), seed=0), folder / "model", tokenizer=tokenizer)
-    draw, words = random.Random(0), " ".join(texts).split()
-
-    def some(least: int, most: int) -> str:
-        count = int(least * (most / least) ** draw.random())
-        start = draw.randrange(len(words) - count)
-        return " ".join(words[start : start + count])
-
+    words = " ".join(texts).split()
     with (folder / "chat.jsonl").open("w") as chat, (folder / "pairs.jsonl").open("w") as pairs:
-        for _ in range(CONVERSATIONS):
-            asked, better, worse = some(10, 60), some(20, 180), some(20, 180)
+        for parts in conversations(words, CONVERSATIONS):
+            asked, better, worse = map(" ".join, parts)
             turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": better}]
             chat.write(json.dumps({"messages": turns}) + "\n")
             sides = [[{"role": "assistant", "content": side}] for side in (better, worse)]
@@ -236,20 +230,6 @@ def hf_tokenizer() -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(str(Path(os.environ[INPUTS], "model")))
-
-
-def counting(collate: Callable[[Any], Any], counts: list[tuple[int, int]]) -> Callable[[Any], Any]:
-    """The collator, which notes of each batch its tokens without padding, and those with a label."""
-
-    def counted(rows: Any) -> Any:
-        batch = collate(rows)
-        ids, mask = batch["input_ids"], batch.get("attention_mask")
-        present = ids.numel() if mask is None else int(mask.sum())
-        trained = (batch["labels"] != -100) if "labels" in batch else batch["completion_mask"]
-        counts.append((present, int(trained.sum())))
-        return batch
-
-    return counted
 
 
 def measure(variant: str, runs: int) -> dict[str, Any]:

@@ -1,13 +1,15 @@
-"""What has to be shown on a GPU, in at most 8 minutes: tests, training and sampling beside transformers, saving, FSDP2.
+"""What has to be shown on a GPU, in at most 8 minutes: tests, training, sampling and fine-tuning beside
+transformers, saving, FSDP2.
 
     PYTHONPATH=src:. python -m benchmarks.gpu                      # all, in order of worth; needs no network
     PYTHONPATH=src:. python -m benchmarks.gpu --only decode,decode_hf --budget 120
+    PYTHONPATH=src:. python -m benchmarks.gpu --only finetune --budget 330 --json benchmarks/results/gpu_finetune.json
     PYTHONPATH=src:. python -m benchmarks.gpu --rehearse           # on a CPU at toy size; says nothing of speed
 
 Every item is a process of its own with a limit of its own: one that fails or hangs costs the others nothing, and what
 it had measured by then is kept. The table at the end has a line an item, with the end of its traceback; the JSON holds
 everything and is written after every item, so that a command that is stopped early leaves what it has. The items are
-in gpu_train.py, gpu_decode.py and gpu_runs.py, the sizes in gpu_sizes.py.
+in gpu_train.py, gpu_decode.py, gpu_finetune.py and gpu_runs.py, the sizes in gpu_sizes.py.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ from benchmarks.common import RESULTS, machine
 LINES = 12
 """Of what a failed item said last."""
 
+FINETUNE = "finetune"
+"""In --only: all items of which this is the beginning."""
+
 ENDING_S = 5
 """Kept back for the table."""
 
@@ -46,6 +51,10 @@ class Item:
     module: str
     function: str
     arguments: tuple[Any, ...] = ()
+
+
+def _finetune(name: str, kind: str, model: str | None) -> Item:
+    return Item(f"{FINETUNE}_{name}", 130, 30, "gpu_finetune", "finetune", (kind, model))
 
 
 def _train(name: str, limit_s: float, rows: int, kernel: str, compiled: bool) -> Item:
@@ -68,8 +77,13 @@ ITEMS = (
     _train("train_32k", 150, 0, "auto", True),
     _train("train_64k_flash", 150, 1, "flash", True),
     _train("train_64k_sdpa", 150, 1, "sdpa", True),
+    _finetune("sft_135m", "sft", "smollm2_135m"),
+    _finetune("dpo_135m", "dpo", "smollm2_135m"),
+    _finetune("sft", "sft", None),
+    _finetune("lora", "lora", None),
+    _finetune("dpo_cached_135m", "dpo_cached", "smollm2_135m"),
 )
-"""In order of worth."""
+"""In order of worth, those of fine-tuning behind the others."""
 
 
 def main() -> int:
@@ -79,14 +93,12 @@ def main() -> int:
     if given.item:
         _measure(items[given.item], given.rehearse)
         return 0
-    unknown = [name for name in given.only if name not in items]
-    if unknown:
-        sys.exit(f"--only: there is no item {', '.join(unknown)}; choose among {', '.join(items)}")
+    wanted = chosen(given.only)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     found: dict[str, dict[str, Any]] = {}
     end = time.monotonic() + given.budget - ENDING_S
     try:
-        for item in (item for item in ITEMS if not given.only or item.name in given.only):
+        for item in wanted:
             found[item.name] = {"status": "stopped"}
             found[item.name] = _run(item, end - time.monotonic(), given.rehearse)
             print(_line(item.name, found[item.name]), flush=True)
@@ -95,6 +107,18 @@ def main() -> int:
         _write(given.json, found, given)
         print("\n".join(["", *(_line(name, result) for name, result in found.items())]), flush=True)
     return int(any(result["status"] in ("failed", "killed", "stopped") for result in found.values()))
+
+
+def chosen(only: list[str]) -> list[Item]:
+    """The items that --only names, `finetune` being all of fine-tuning; in order of worth."""
+    known = {FINETUNE, *(item.name for item in ITEMS)}
+    if unknown := [name for name in only if name not in known]:
+        sys.exit(f"--only: there is no item {', '.join(unknown)}; choose among {', '.join(sorted(known))}")
+    return [
+        item
+        for item in ITEMS
+        if not only or item.name in only or (FINETUNE in only and item.name.startswith(f"{FINETUNE}_"))
+    ]
 
 
 def _arguments() -> argparse.Namespace:

@@ -7,15 +7,20 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from benchmarks import gpu, gpu_train
+import torch
+from benchmarks import gpu, gpu_finetune, gpu_train
+from benchmarks import gpu_finetune_peers as peers
 from benchmarks.common import merge
 from benchmarks.gpu_sizes import TOY
 
 ROOT = Path(__file__).parents[1]
+FINETUNE = [item.name for item in gpu.chosen(["finetune"])]
 
 
 def test_rounds_are_merged_into_medians_and_the_widest_spread() -> None:
@@ -61,7 +66,10 @@ def test_the_shares_of_a_step_are_those_of_its_kernels_and_of_nothing_twice() ->
     ]
 
 
-@pytest.mark.parametrize("name", ["train_64k", "train_128k", "decode", "train_hf_64k", "decode_hf", "checkpoint"])
+@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")  # of peft's reading of a model's config
+@pytest.mark.parametrize(
+    "name", [*"train_64k train_128k decode train_hf_64k decode_hf checkpoint".split(), *FINETUNE[:2], *FINETUNE[3:]]
+)
 def test_items_for_a_gpu_run_at_toy_size(name: str) -> None:
     item = next(item for item in gpu.ITEMS if item.name == name)
     measure = getattr(importlib.import_module(f"benchmarks.{item.module}"), item.function)
@@ -69,6 +77,26 @@ def test_items_for_a_gpu_run_at_toy_size(name: str) -> None:
     for part in measure(TOY, *item.arguments):
         found |= part
     assert found and "skipped" not in found
+
+
+def test_other_losses_than_ours_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = replace(TOY.config(), init_std=gpu_finetune.SPREAD)
+    inputs = gpu_finetune.made_inputs(TOY, shape, pairs=False)
+    ours = gpu_finetune.ours(TOY, shape, "sft", inputs)["first_loss"]
+    assert peers.Loop(TOY, shape, "sft", inputs).first_loss() == pytest.approx(ours, rel=1e-5)
+    seen = torch.ones(TOY.row, TOY.row, dtype=torch.bool).tril()[None, None]  # by conversations of one another
+    monkeypatch.setattr(
+        peers, "DocumentMask", SimpleNamespace(from_ids=lambda *_, **__: SimpleNamespace(mask_B1TT=seen))
+    )
+    with pytest.raises(RuntimeError, match="not the same step"):
+        list(gpu_finetune.finetune(TOY, "sft", None))
+
+
+def test_a_group_of_items_is_named_by_its_beginning() -> None:
+    assert [item.name for item in gpu.chosen(["finetune", "decode"])] == ["decode", *FINETUNE]
+    assert gpu.chosen([]) == list(gpu.ITEMS) and len(FINETUNE) == 5
+    with pytest.raises(SystemExit, match="there is no item decod;"):
+        gpu.chosen(["decod"])
 
 
 def test_the_command_leaves_a_table_and_a_file_also_when_its_time_runs_out(tmp_path: Path) -> None:
@@ -95,7 +123,8 @@ def test_training_and_its_benchmarks_need_neither_wandb_nor_this_packages_own_me
         "import sys, importlib.metadata as m; sys.modules['wandb'] = None; real = m.version\n"
         "def version(name):\n    if name == 'lifecycle': raise m.PackageNotFoundError(name)\n    return real(name)\n"
         "m.version = version\n"
-        "import lifecycle.run, benchmarks.gpu, benchmarks.gpu_train, benchmarks.gpu_decode, benchmarks.gpu_runs"
+        "import lifecycle.run, benchmarks.gpu, benchmarks.gpu_train, benchmarks.gpu_decode, benchmarks.gpu_finetune, "
+        "benchmarks.gpu_runs"
     )
     environment = os.environ | {"PYTHONPATH": "src:."}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
