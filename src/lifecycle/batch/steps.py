@@ -63,7 +63,9 @@ class TokenBatch:
 
     input_ids, labels, position_ids, document_ids, source_ids: (B, T) int64; labels are `IGNORED` where nothing is
     trained (padding, and what a view only shows), source_ids are -1 at padding. weights: (B, T) float32, of each label
-    in the loss; None: all 1. `single`: every row is one document without padding (attention may be plainly causal).
+    in the loss; None: all 1. shared: (B, T) int64, k in the prompt number k of a row that several documents of it begin
+    with, -k in what follows it in each of them, 0 elsewhere; the prompt is counted to the first; None: nothing is
+    shared. `single`: every row is one document without padding (attention may be plainly causal).
     """
 
     input_ids: Tensor
@@ -72,11 +74,12 @@ class TokenBatch:
     document_ids: Tensor
     source_ids: Tensor
     weights: Tensor | None = None
+    shared: Tensor | None = None
     single: bool = False
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], *, single: bool = False) -> TokenBatch:
-        """From the tensors by name; `weights` may be absent."""
+        """From the tensors by name; `weights` and `shared` may be absent."""
         ids, labels, positions = tensors["input_ids"], tensors["labels"], tensors["position_ids"]
         documents, sources = tensors["document_ids"], tensors["source_ids"]
         return cls(
@@ -86,11 +89,12 @@ class TokenBatch:
             document_ids=documents,
             source_ids=sources,
             weights=tensors.get("weights"),
+            shared=tensors.get("shared"),
             single=single,
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name: five, and the weights if there are any."""
+        """The tensors by name: five, and those of the others that there are."""
         named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "single"}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 

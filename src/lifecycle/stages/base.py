@@ -22,7 +22,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
-from lifecycle.batch import DataFeed, Micro, StepBatch
+from lifecycle.batch import DataFeed, Micro, PairBatch, StepBatch, with_shared_prompts
 from lifecycle.bounds import due
 from lifecycle.errors import UserError
 from lifecycle.model import Decoder, DocumentMask, ModelConfig, count_pieces
@@ -328,11 +328,14 @@ class Stage(pl.LightningModule, ABC):
         None stands for rows of one document each, and for none at all; compiled code always gets the mask, or it would
         be compiled twice.
         """
+        if isinstance(batch, PairBatch) and self.setup_facts.shares_prompts(self.config, self.kernel):
+            batch = cast(Micro, with_shared_prompts(batch))
         packed, moved = batch.packed, batch.to(self.device, non_blocking=True)
         if packed is None or moved.packed is None or (packed.single and not self.setup_facts.compile):
             return moved, None
         pieces = count_pieces(packed.document_ids)  # here on the CPU, where counting waits for nothing
-        return moved, DocumentMask.from_ids(moved.packed.document_ids, kernel=self.kernel, pieces=pieces)
+        ids, shared = moved.packed.document_ids, moved.packed.shared
+        return moved, DocumentMask.from_ids(ids, kernel=self.kernel, pieces=pieces, shared_BT=shared)
 
     @cached_property
     def kernel(self) -> Kernel:

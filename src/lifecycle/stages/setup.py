@@ -149,6 +149,12 @@ class Setup:
             **first_weights(config, adapter, weights, seed=self.seed),
         }
 
+    def shares_prompts(self, config: ModelConfig, kernel: Kernel) -> bool:
+        """Whether both answers of a pair can be computed behind one prompt: by a mask, which knows no distances, in
+        rows whose number may vary; what a model of scores counts for its experts, it counts in every answer."""
+        eager = kernel == "sdpa" and not self.compile
+        return eager and config.sliding_window is None and not (config.score_head and config.moe is not None)
+
     def kernel(self, device: torch.device) -> Kernel:
         """The attention kernel of the run: the config's, or the fastest that is installed."""
         if self.attention == "auto":

@@ -49,9 +49,11 @@ class DocumentMask:
     takes_groups: bool = True
 
     @staticmethod
-    def from_ids(document_ids_BT: Tensor, *, kernel: Kernel, pieces: int | None = None) -> DocumentMask:
+    def from_ids(
+        document_ids_BT: Tensor, *, kernel: Kernel, pieces: int | None = None, shared_BT: Tensor | None = None
+    ) -> DocumentMask:
         """From the document number of every position (B, T); neighbours with equal numbers are one document, and so is
-        padding.
+        padding. shared_BT: prompts that several documents begin with (`TokenBatch.shared`), for sdpa alone.
 
         pieces: `count_pieces(document_ids_BT)`, or more, counted on the host; without it the boundary kernels count
         here, which synchronises once on CUDA.
@@ -59,6 +61,8 @@ class DocumentMask:
         if kernel == "sdpa":
             T = document_ids_BT.shape[1]
             same = document_ids_BT[:, :, None] == document_ids_BT[:, None, :]
+            if shared_BT is not None:  # those who follow prompt k see the positions of prompt k
+                same = same | (shared_BT[:, :, None] == -shared_BT[:, None, :]) & (shared_BT[:, None, :] > 0)
             return DocumentMask(kernel=kernel, mask_B1TT=(same & lower_triangle(T, same.device))[:, None])
         takes_groups = kernel == "flash" or varlen_takes_groups()
         return DocumentMask(kernel=kernel, starts_S=_starts(document_ids_BT, pieces), takes_groups=takes_groups)

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from lifecycle.batch import DataFeed, UnpairedBatch
+from lifecycle.batch import DataFeed, UnpairedBatch, whole_sequences
 from lifecycle.errors import UserError
 from lifecycle.model import DocumentMask
 from lifecycle.stages.beside.known import KnownValues, digest, made_by
@@ -81,18 +80,8 @@ class CachedReference:
 
 def answer_keys(batch: Answers) -> list[bytes]:
     """(Q,) hashes: of an answer with its prompt, and of which of its tokens are trained."""
-    ids, labels, places, positions = (
-        tensor.cpu().flatten().numpy().astype(np.int32)
-        for tensor in (
-            batch.tokens.input_ids,
-            batch.tokens.labels,
-            batch.tokens.document_ids,
-            batch.tokens.position_ids,
-        )
-    )
-    begins: NDArray[np.intp] = np.nonzero((positions == 0) & (places > 0))[0]
-    ends = batch.at.ends.cpu().numpy() + 1
-    return [digest(ids[at:end].tobytes() + labels[at:end].tobytes()) for at, end in zip(begins, ends, strict=True)]
+    sequences = whole_sequences(batch.tokens)
+    return [digest(ids.astype(np.int32).tobytes() + labels.astype(np.int32).tobytes()) for ids, labels in sequences]
 
 
 def _trained(batch: Answers) -> Tensor:
