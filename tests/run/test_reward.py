@@ -139,7 +139,6 @@ def test_a_reward_model_goes_on_as_one_and_is_no_parent_of_others(
 def test_what_it_cannot_learn_from_is_said(place: Path, whole: Path) -> None:
     for words, said in (
         (("data=toy",), "comparison"),
-        (("adapter=lora",), "adapter=none"),
         (("stage.view=preference",), "stage.view=comparison"),
     ):
         done = lifecycle(place, "run=refused", *JUDGE, *words, code=2)

@@ -210,11 +210,5 @@ def test_sums_of_parts_are_those_of_the_whole_and_odd_scores_are_taken() -> None
     assert none["pairs"] == 0 and none["interval"] == (0.0, 1.0)
 
 
-def test_an_adapter_is_refused() -> None:
-    assert Reward.faults({"adapter": None}) == [] == Reward.faults({})
-    (line,) = Reward.faults({"adapter": {"rank": 4}})
-    assert "adapter=none" in line
-
-
 def test_the_keys_of_its_yaml() -> None:
     assert CONF["view"] in Reward.views and {"centring", "margin_scale", "peak_ratio"} < CONF.keys()

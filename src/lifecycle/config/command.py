@@ -208,7 +208,7 @@ def _forced(words: Sequence[str], *folders: Path) -> list[str]:
 
     Hydra by itself stops at the first key that no YAML file names. `++` sets a key whether or not it is there.
     """
-    groups = help.group_names(*folders)
+    groups = help.named_choices(words, *folders)
     plain = re.compile(r"[A-Za-z_][\w.-]*=")
     words = [_taken_literally(word) for word in words]
     return [

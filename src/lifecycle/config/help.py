@@ -11,6 +11,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 
 from lifecycle.config.composed import Command
 from lifecycle.config.wording import nearest
+from lifecycle.errors import UserError
 
 EXAMPLES = """\
   lifecycle experiment=demo
@@ -60,6 +61,22 @@ def group_names(*folders: Path) -> list[str]:
     """The groups that stand in these config folders."""
     entries = [entry for folder in folders if folder.is_dir() for entry in folder.iterdir() if entry.is_dir()]
     return sorted({entry.name for entry in entries if not entry.name.startswith("_")})
+
+
+def named_choices(words: Sequence[str], *folders: Path) -> list[str]:
+    """The groups that stand in these config folders. Raises UserError where a word chooses null, a truth value or a
+    number in one of them: a choice is the name of a file, and Hydra would end in an error of its own."""
+    groups = group_names(*folders)
+    for word in words:
+        group, _, value = word.lstrip("+").partition("=")
+        odd = [one for one in value.split(",") if re.fullmatch(r"(?i)null|true|false|[-+]?[\d.]+", one.strip())]
+        if group in groups and odd:
+            known = sorted({choice for folder in folders for choice in choices(folder, group)})
+            raise UserError(
+                f"{group}={odd[0]}: a choice is a name. Choices of {group}: {', '.join(known)}; without {group}= it is "
+                "the default"
+            )
+    return groups
 
 
 def choices(conf: Path, group: str) -> list[str]:

@@ -9,9 +9,7 @@ from torch import Tensor
 
 from lifecycle.errors import UserError
 from lifecycle.lineage.parent import Parent
-from lifecycle.model.layers.initial import SCORE, fresh_score
-
-HEAD = "head.weight"
+from lifecycle.model.layers.initial import ending_in, fresh_score
 
 
 def with_score(parent: Parent, *, seed: int) -> Parent:
@@ -22,8 +20,7 @@ def with_score(parent: Parent, *, seed: int) -> Parent:
     model = replace(parent.model, score_head=True)
 
     def read() -> dict[str, Tensor]:
-        kept = {name: weight for name, weight in parent.weights.items() if name != HEAD}
-        return {**kept, SCORE: fresh_score(model, seed=seed)}
+        return ending_in(parent.weights, fresh_score(model, seed=seed))
 
     return replace(parent, model=model, read=read)
 

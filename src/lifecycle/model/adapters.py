@@ -1,5 +1,7 @@
 """Adapters in a decoder: `peft` puts them beside the chosen matrices, only they are trained, and they can be set aside.
 
+The score of a reward model, which has never been trained before, is trained whole beside them.
+
     add_adapter(model, adapter, seed=seed)          in place; the weights must be there
     with adapter_off(model): ...                    the network as it was without, for a reference
     plain_weights(model)                            W' under the decoder's own names, for an export or another layout
@@ -94,7 +96,8 @@ def _check_bits(config: ModelConfig, adapter: Adapter) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterSize:
-    """How large an adapter is. layers: matrices that have one, each stack of experts is one; of: that could."""
+    """How large an adapter is. layers: matrices that have one, each stack of experts is one; of: that could.
+    parameters: all that are trained, those of a score too."""
 
     layers: int
     of: int
@@ -103,7 +106,7 @@ class AdapterSize:
 
 def size_of(config: ModelConfig, adapter: Adapter) -> AdapterSize:
     """Counted before anything is built."""
-    every, parameters = matrices(config), 0
+    every, parameters = matrices(config), config.width if config.score_head else 0
     found = places(config, adapter)
     for place in found:
         *experts, out, inner = every[place]
@@ -118,8 +121,8 @@ def is_parameter(place: str, config: ModelConfig) -> bool:
 
 
 def add_adapter(model: Decoder, adapter: Adapter, *, seed: int) -> None:
-    """Wrap the chosen matrices of a decoder in place and freeze all else. Of one without memory (meta) only the
-    structure is made."""
+    """Wrap the chosen matrices of a decoder in place and freeze all else, but for a score. Of one without memory (meta)
+    only the structure is made."""
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora.layer import ParamWrapper
 
@@ -141,6 +144,8 @@ def add_adapter(model: Decoder, adapter: Adapter, *, seed: int) -> None:
     for module in model.modules():
         if isinstance(module, ParamWrapper):  # it changes the class of what it wraps in every pass: no compiler follows
             module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
+    if model.score is not None:
+        model.score.requires_grad_(True)
     model.adapter = adapter
     if not empty:
         first = first_weights(model.config, adapter, weights, seed=seed)
@@ -244,6 +249,19 @@ def adapter_off(model: Decoder) -> Iterator[None]:
         yield
     finally:
         switch(on=True)
+
+
+@contextlib.contextmanager
+def dropout_off(model: Decoder) -> Iterator[None]:
+    """The decoder without what its adapter zeroes in training, where a text is sampled from it."""
+    drops = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.training]
+    for module in drops:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module in drops:
+            module.train()
 
 
 def seed_dropout(model: Decoder, seed: int, *, step: int, rank: int) -> None:

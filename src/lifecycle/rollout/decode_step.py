@@ -18,7 +18,7 @@ from torch import Tensor
 from lifecycle.batch import Kept, listed
 from lifecycle.model import Cache, Decoder, ModelConfig
 from lifecycle.rollout.cache_room import Room, bucket
-from lifecycle.rollout.decoder.backend import DecodeBackend, eagerly
+from lifecycle.rollout.decoder.backend import DecodeBackend, as_sampled
 from lifecycle.rollout.decoder.shared_prefix import SharedPrefix, shared_prefix
 from lifecycle.rollout.output import Collected
 from lifecycle.rollout.sampling.draw import Drawn, draw
@@ -135,7 +135,7 @@ class DecodeStep:
             positions[line, : len(part)] = np.arange(start, start + len(part))
         self.cache.limit = min(bucket(max(chunk.starts) + width), self.cache.capacity)
         given = (torch.from_numpy(x).to(self._device) for x in (ids, positions))
-        with eagerly(model):
+        with as_sampled(model):
             model(*given, cache=self.cache, rows=torch.tensor(chunk.rows, device=self._device))
 
     def empty_pass(self, model: Decoder) -> None:
@@ -143,7 +143,7 @@ class DecodeStep:
         assert self.cache is not None
         nothing = torch.zeros(1, 1, dtype=torch.long, device=self._device)
         self.cache.limit = min(bucket(1), self.cache.capacity)
-        with eagerly(model):
+        with as_sampled(model):
             model(nothing, nothing - 1, cache=self.cache)
 
     def run(self, rows: int, longest: int, out: Collected) -> Ints:

@@ -27,10 +27,11 @@ from lifecycle.loggers import read_metrics
 from lifecycle.model import Decoder
 from lifecycle.model.adapters import base_of, factors_of, merged
 from lifecycle.model.huggingface import export
-from lifecycle.model.huggingface.export_folder import generation_config
+from lifecycle.model.huggingface.export_folder import generation_config, write_padding
 from lifecycle.model.huggingface.lazy_tensors import GENERATION
 from lifecycle.model.huggingface.peft_folder import CONFIG as ADAPTER
 from lifecycle.model.huggingface.peft_folder import write_adapter
+from lifecycle.model.layers.initial import SCORE, ending_in
 from lifecycle.model.lora import Adapter
 from lifecycle.report import terminal_summary, write_report
 from lifecycle.rollout.engine import generate
@@ -176,14 +177,17 @@ def _write_adapter(
     model, parent, folder = stage.config, plan.parent, plan.folder.path / "adapter"
     frozen = stage.setup_facts.parent
     assert parent is not None and frozen is not None
-    found = factors_of(weights, model, adapter)
+    found, score = factors_of(weights, model, adapter), weights.get(SCORE)
     with atomic.replace_files(folder, marker=ADAPTER, stale=()) as aside:
         data.tokenizer.save(aside)
         _write_json(aside / GENERATION, generation_config(data.tokenizer, plan.generation))
         here = parent.commit is None and (parent.folder / "config.json").is_file()
         base = str(parent.folder.resolve()) if here else parent.name
-        write_adapter(aside, model, adapter, found, base=base)
-    return merged(base_of(weights) if adapter.bits is None else frozen.read(), found, adapter)
+        if score is not None:
+            write_padding(data.tokenizer, aside)
+        write_adapter(aside, model, adapter, found, base=base, score=score)
+    whole = base_of(weights) if adapter.bits is None else frozen.read()
+    return merged(whole if score is None else ending_in(whole, score), found, adapter)
 
 
 def restored_weights(folder: RunFolder, stage: Stage) -> dict[str, Tensor]:

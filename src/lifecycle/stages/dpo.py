@@ -9,6 +9,8 @@ answers behind prompts that are not theirs. What is divided by, is counted over 
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from lifecycle.bounds import Keys
 from lifecycle.errors import UserError
 from lifecycle.losses.preference import AnswerLogprobs, PairLogprobs, quantiles_of, shared_length
 from lifecycle.model import DocumentMask, ModelConfig
+from lifecycle.model.adapters import adapter_off
 from lifecycle.stages.base import Stage
 from lifecycle.stages.inheritance import OptimizerState, PeakRate
 from lifecycle.stages.preference import settings, told
@@ -158,13 +161,22 @@ class Dpo(Stage):
         parent = setup.parent
         return CachedReference(
             ask=self._said,
-            key=lambda: [str(setup.bf16), str(setup.compile), self.kernel, self.device.type, repr(self.config)],
+            key=self._computed_by,
             folder=parent.cache,
             parent=parent.sha256,
             computes=setup.read_weights is not None,
         )
 
+    def _computed_by(self) -> list[str]:
+        """What the numbers of the reference depend on beside its weights and the answers."""
+        setup = self.setup_facts
+        bits = setup.adapter and setup.adapter.bits
+        choices = [str(setup.bf16), str(setup.compile), *([] if bits is None else [f"{bits} bits"])]
+        return [*choices, self.kernel, self.device.type, repr(self.config)]
+
     @torch.no_grad()
     def _said(self, batch: Answers) -> Tensor:
-        with self.trainer.precision_plugin.forward_context():
-            return answer_logprobs(self.network, *self.on_device(batch))
+        network = self.network
+        off = contextlib.nullcontext() if network.adapter is None else adapter_off(network)
+        with off, self.trainer.precision_plugin.forward_context():
+            return answer_logprobs(network, *self.on_device(batch))

@@ -9,9 +9,6 @@ nor centring, so that it means the same in every run: -log of the probability th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -28,15 +25,6 @@ from lifecycle.stages.setup import Setup
 from lifecycle.stages.step.optimization import OptimizationKeys
 
 
-def faults(config: Mapping[str, Any]) -> list[str]:
-    """What does not go together with this stage."""
-    if config.get("adapter") is None:
-        return []
-    return [
-        "adapter: the score that a reward model ends in is new, and an adapter leaves it as it was drawn: adapter=none"
-    ]
-
-
 class Reward(Stage):
     """Bradley-Terry on packed pairs.
 
@@ -50,7 +38,6 @@ class Reward(Stage):
     takes_over = (PeakRate,)
     measures = calibration.MEASURES
     told = staticmethod(calibration.told)
-    faults = staticmethod(faults)
 
     def __init__(
         self,

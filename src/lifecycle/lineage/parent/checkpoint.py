@@ -18,6 +18,7 @@ from lifecycle.lineage.parent.parent import Parent, trained_with
 from lifecycle.lineage.run_folder import RunFolder
 from lifecycle.model import ModelConfig
 from lifecycle.model.adapters import factors_of
+from lifecycle.model.layers.initial import SCORE
 
 
 def from_checkpoint(run: RunFolder, which: str, asked: str, find: Find) -> Parent:
@@ -47,7 +48,8 @@ def from_checkpoint(run: RunFolder, which: str, asked: str, find: Find) -> Paren
 
 
 def _merged(path: Path, base: Base) -> dict[str, Tensor]:
-    return base.merged(factors_of(_stripped(load_weights(path)), base.parent.model, base.adapter))
+    state = _stripped(load_weights(path))
+    return base.merged(factors_of(state, base.model, base.adapter), state.get(SCORE))
 
 
 def _stripped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -105,7 +105,7 @@ def export(
         if tokenizer is not None:
             tokenizer.save(aside)
             config |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-            config |= _padding(tokenizer, aside) if model.config.score_head else {}
+            config |= write_padding(tokenizer, aside) if model.config.score_head else {}
         _write_json(aside / GENERATION, generation_config(tokenizer, generation or {}))
         card = model_card(model.config, config, history=history, name=name, template=_talks(aside))
         (aside / "README.md").write_text(card, encoding="utf-8")
@@ -113,7 +113,7 @@ def export(
         _write_json(aside / CONFIG, config)
 
 
-def _padding(tokenizer: TokenizerFiles, folder: Path) -> dict[str, int]:
+def write_padding(tokenizer: TokenizerFiles, folder: Path) -> dict[str, int]:
     """The padding of a model that ends in a score, for config.json; also written into the tokenizer's files.
 
     `transformers` scores the last token that is not this one, so it must never end an answer, as the tokenizer's own

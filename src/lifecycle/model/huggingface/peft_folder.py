@@ -9,6 +9,10 @@ rank R on the halves are one of rank 2 R on the whole:
 
     [W_g; W_u] + s [B_g 0; 0 B_u] [A_g; A_u]
 
+The score of a reward model stands in the folder whole, as one of `modules_to_save`; its base may be a language model:
+
+    AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1)
+
 In an architecture with experts `peft` takes every layer called `gate_proj` for experts', so dense and shared parts are
 named as parameters there.
 
@@ -28,6 +32,7 @@ from lifecycle.errors import UserError
 from lifecycle.model.adapters import is_parameter, is_stack, matrices
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.huggingface.names import names, rows
+from lifecycle.model.layers.initial import SCORE
 from lifecycle.model.lora import Adapter, Factors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -36,9 +41,16 @@ GATE, UP, DOWN, BOTH = "gate_proj", "up_proj", "down_proj", "gate_up_proj"
 
 
 def write_adapter(
-    folder: Path, config: ModelConfig, adapter: Adapter, factors: Mapping[str, Factors], *, base: str
+    folder: Path,
+    config: ModelConfig,
+    adapter: Adapter,
+    factors: Mapping[str, Factors],
+    *,
+    base: str,
+    score: Tensor | None = None,
 ) -> None:
-    """Write both files into `folder`. base: folder or hub id of the model that the adapter belongs to."""
+    """Write both files into `folder`. base: folder or hub id of the model that the adapter belongs to. score: the
+    weight of a model that ends in one."""
     from peft import LoraConfig
 
     modules, parameters = targets(config, factors)
@@ -46,7 +58,8 @@ def write_adapter(
     both = any(name.endswith(BOTH) for name in parameters)
     how = LoraConfig(
         base_model_name_or_path=base,
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM" if score is None else "SEQ_CLS",
+        modules_to_save=None if score is None else [SCORE.partition(".")[0]],
         inference_mode=True,
         r=adapter.rank,
         lora_alpha=alpha,  # type: ignore[arg-type]
@@ -59,16 +72,19 @@ def write_adapter(
         alpha_pattern={BOTH: alpha * (2**0.5 if adapter.rslora else 2)} if both else {},
     )
     how.target_modules = modules or None  # it has made a set of them, whose order is another in every process
-    tensors = to_peft(config, adapter, factors)
+    tensors = to_peft(config, adapter, factors) | ({} if score is None else {f"{PREFIX}{SCORE}": score})
     how.save_pretrained(str(folder))
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
 
 
 def read_adapter(folder: Path, config: ModelConfig, adapter: Adapter, places: Collection[str]) -> dict[str, Factors]:
-    """The inverse: by place, fp32. Raises UserError for tensors that are not those of this adapter."""
+    """The inverse, but for the score: by place, fp32. Raises UserError for tensors that are not those of this
+    adapter."""
     found, made = load_file(folder / WEIGHTS), {}
+    score = found.pop(f"{PREFIX}{SCORE}", None)
     wanted = to_peft(config, adapter, {place: _nothing(place, config, adapter) for place in places})
-    if {name: tensor.shape for name, tensor in found.items()} != {name: t.shape for name, t in wanted.items()}:
+    same = {name: tensor.shape for name, tensor in found.items()} == {name: t.shape for name, t in wanted.items()}
+    if not same or (score is not None) != config.score_head:
         raise UserError(
             f"{folder / WEIGHTS} is not the adapter that the run's config.yaml describes (rank {adapter.rank} on "
             f"{len(places)} matrices): get the folder again"
@@ -76,6 +92,12 @@ def read_adapter(folder: Path, config: ModelConfig, adapter: Adapter, places: Co
     for place in places:
         made[place] = _factors(found, place, config, adapter, places)
     return made
+
+
+def read_score(folder: Path) -> Tensor | None:
+    """The weight of the score, fp32; None where the model predicts tokens."""
+    score = load_file(folder / WEIGHTS).get(f"{PREFIX}{SCORE}")
+    return None if score is None else score.float()
 
 
 def to_peft(config: ModelConfig, adapter: Adapter, factors: Mapping[str, Factors]) -> dict[str, Tensor]:

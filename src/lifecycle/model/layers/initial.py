@@ -1,6 +1,8 @@
-"""Weights that are drawn: by a CPU generator, so that they depend on the seed alone."""
+"""Weights that are drawn: by a CPU generator, so that they depend on the seed alone; and a score in place of a head."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -8,8 +10,8 @@ from torch import Tensor
 from lifecycle.model.config import ModelConfig
 from lifecycle.system.seeds import derive
 
-SCORE = "score.weight"
-"""Our name of the weight of a score."""
+HEAD, SCORE = "head.weight", "score.weight"
+"""Our names of the weights of a head that is not tied, and of a score."""
 
 
 def normal(shape: torch.Size, std: float, *, seed: int) -> Tensor:
@@ -26,3 +28,8 @@ def score_std(config: ModelConfig) -> float:
 def fresh_score(config: ModelConfig, *, seed: int) -> Tensor:
     """(1, D): the weight of the score that a model of `config` begins with, whatever its other weights are."""
     return normal(torch.Size((1, config.width)), score_std(config), seed=derive(seed, "weights", SCORE))
+
+
+def ending_in(weights: Mapping[str, Tensor], score: Tensor) -> dict[str, Tensor]:
+    """Weights by our names, with this score in place of the head or of another score."""
+    return {**{name: weight for name, weight in weights.items() if name != HEAD}, SCORE: score}

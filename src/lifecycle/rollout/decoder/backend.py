@@ -11,15 +11,15 @@ Shapes: B sequences, each in a row of the cache, T = 1 position, V vocabulary.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lifecycle.model import Cache, Decoder
-from lifecycle.model.adapters import plain_weights
+from lifecycle.model.adapters import dropout_off, plain_weights
 from lifecycle.model.precision import dtype_of
 from lifecycle.rollout.decoder import fused
 from lifecycle.rollout.decoder.fused import Fused
@@ -66,10 +66,17 @@ def cache_dtype(model: Decoder, step: DecodeBackend) -> torch.dtype:
     return torch.float32 if emulated and isinstance(step, Fused | Joined) else dtype
 
 
-def eagerly(model: nn.Module) -> AbstractContextManager[object]:
-    """Run a model that was compiled for training eagerly: it would be compiled again for every shape."""
+def as_sampled(model: Decoder) -> AbstractContextManager[object]:
+    """Run a model that is being trained without its adapter's dropout, and eagerly where it was compiled: it would be
+    compiled again for every shape."""
     compiled = any(module._compiled_call_impl is not None for module in model.modules())
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    if model.adapter is None or not model.adapter.dropout:
+        return eager
+    stack = ExitStack()
+    stack.enter_context(eager)
+    stack.enter_context(dropout_off(model))
+    return stack
 
 
 def is_plain(model: Decoder) -> bool:
@@ -138,7 +145,7 @@ class AsItIs:
         rows_B: Tensor | None,
         shared: SharedPrefix | None = None,
     ) -> Tensor:
-        with eagerly(self._model):
+        with as_sampled(self._model):
             hidden_B1D = self._model(ids_B1, positions_B1, cache=cache, rows=rows_B)
         return self._model.logits(hidden_B1D)[:, 0]
 
