@@ -83,6 +83,23 @@ def test_chat_trains_all_that_the_assistant_says_and_nothing_else(name: str, tmp
             assert said == [f"{record.completion.strip()}<|im_end|>"]
 
 
+@pytest.mark.parametrize("template", ["auto", "chatml", "plain"])
+@pytest.mark.parametrize("name", ["sft/glaive_toolcall_en_demo", "sft/reason_tool_use_demo"])
+def test_every_row_with_tools_is_written_by_each_of_our_templates(name: str, template: str, tmp_path: Path) -> None:
+    known = [record for record in records(name, "chat", tmp_path) if record.meta.get("tools")]
+    written, responses = ChatTemplate.of(template, TOKENIZER.hf), 0
+    assert len(known) >= 48 and written is not None
+    for record, item in zip(known, VIEWS["chat"](known, TOKENIZER, written), strict=True):
+        assert isinstance(item, Example), item
+        text = TOKENIZER.decode(item.ids, specials=True)
+        said, turns = "".join(trained(item)), record.messages or []
+        assert text.count("\n</tools>\n") == 1
+        assert said.count("<tool_call>") == sum(len(turn.get("tool_calls", [])) for turn in turns)
+        responses += text.count("<tool_response>\n")
+        assert "<tool_response>" not in said
+    assert responses > 20
+
+
 @pytest.mark.parametrize(
     "name",
     [

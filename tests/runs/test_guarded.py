@@ -1,5 +1,6 @@
 """The guard watches the text that the parent was trained on, and nothing that only has its name."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from tests.lineage.test_replay import chain, source
 from lifecycle import config
 from lifecycle.errors import UserError
 from lifecycle.lineage.parent import Parent
-from lifecycle.lineage.replay import replayed_sources, told_apart
+from lifecycle.lineage.replay import replayed_sources, texts, told_apart, trained_on
 from lifecycle.runs.guarded import check_guard, check_reach
 
 OLD = {"mine": source("old.jsonl")}
@@ -72,6 +73,23 @@ def test_a_name_alone_makes_no_text_the_parents(parent: Parent, tmp_path: Path) 
     assert "has no held-out text of what" in refusal(new, parent)
     new.guard.actions = []  # a run on other text, which replays nothing: there is no guard
     check_guard(new, parent)
+
+
+def test_what_the_parent_measured_and_never_trained_on_is_no_thing_to_retain(tmp_path: Path) -> None:
+    """Questions that every stage is asked, as in the demo: to learn them is no loss, and to fail them nothing lost."""
+    asked, words = source("asked.jsonl", 0), ("guard.actions=[rate]",)
+    parent = chain(tmp_path, {"sources": {**OLD, "asked": asked}})
+    assert texts([OLD["mine"]], str(tmp_path)) == trained_on(parent)
+    assert "no held-out text of what" in refusal(configured(parent, {"asked": asked}, "stage=pretrain", *words), parent)
+    # weights that phases set, or a table: what was seen counts, where the run has written it down
+    seen = {"asked": {"tokens": 9}, "mine": {"tokens": 0}}
+    run = parent.folder / "run.json"
+    told = json.loads(run.read_text())
+    run.write_text(json.dumps({**told, "data": {**told["data"], "sources": seen}}))
+    assert len(trained_on(parent)) == 2
+    # what it has from its own parent's replay is known text, though it was measured alone this time
+    kept = chain(tmp_path / "b", {"sources": {"new": source("n.jsonl"), "replay.a": source("a.jsonl", 0)}})
+    assert len(trained_on(kept)) == 2
 
 
 def test_a_replay_of_the_users_own_is_no_domain_with_new_text(parent: Parent) -> None:

@@ -116,10 +116,13 @@ def told_apart(found: Mapping[str, Any], own: Mapping[str, Any], root: str | Non
 
 
 def trained_on(parent: Parent) -> set[str]:
-    """Identities (see `texts`) of the sources of the parent's run; empty for a model from elsewhere."""
+    """Identities (see `texts`) of the sources that the parent's run was trained on, or an ancestor whose text it has
+    from replay; empty for a model from elsewhere. What was measured and never trained on is nothing to forget."""
     if parent.run is None or not (data := parent.run.lineage().get("data")):
         return set()
-    return texts(data["config"]["sources"].values(), _root(parent.run))
+    sources, seen = data["config"]["sources"], data.get("sources", {})
+    trained = [one for name, one in sources.items() if name.startswith(f"{REPLAY}.") or _amount(name, one, seen)]
+    return texts(trained, _root(parent.run))
 
 
 def by_domain(sources: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -169,9 +172,7 @@ def _mixture(run: RunFolder, view: str) -> dict[str, Any]:
     for name, source in data["config"]["sources"].items():
         if name.startswith(f"{REPLAY}."):
             continue
-        # what was seen, where that is known: a source that was used up has less than its weight
-        tokens = sum(float(row["tokens"]) for part, row in seen.items() if part == name or is_bucket(part, name))
-        weight = tokens or _mean(source.get("weight", 1.0))
+        weight = _amount(name, source, seen)
         if not weight:  # measured, never trained on
             continue
         kept = {key: value for key, value in source.items() if key not in ("max_epochs", "rewards", "weight")}
@@ -181,6 +182,13 @@ def _mixture(run: RunFolder, view: str) -> dict[str, Any]:
             kept["view"] = TEXT
         out[name] = {**_placed(kept, root), "domain": source.get("domain") or name, "weight": weight}
     return out
+
+
+def _amount(name: str, source: Mapping[str, Any], seen: Mapping[str, Any]) -> float:
+    """How much of a source its run was trained on, beside its others: the tokens that it has seen, where they are known
+    (a source that was used up has less than its weight), else its weight; 0: it was measured alone."""
+    tokens = sum(float(row["tokens"]) for part, row in seen.items() if part == name or is_bucket(part, name))
+    return tokens or _mean(source.get("weight", 1.0))
 
 
 def _can_be_measured(source: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> bool:

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lifecycle.errors import UserError
 from lifecycle.system.unicode import well_formed
+from lifecycle.tokenizer.chat import TRAINED_HERE, shipped_source
 
 Digits = Literal[1, 2, 3]
 
@@ -25,24 +26,6 @@ CHAT = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 SPECIAL = (PAD, BOS, EOS, *CHAT)  # their ids are 0, 1, 2, ... in every tokenizer trained here
 BYTES = 256
 SEEN_AT_LEAST = 2  # a pair that occurs once is unlikely to occur in other texts
-
-# `generation` marks what the assistant wrote, for a loss on those tokens alone.
-CHAT_TEMPLATE = """\
-{{- bos_token -}}
-{%- for message in messages -%}
-{%- if message['role'] not in ['system', 'user', 'assistant'] -%}
-{{- raise_exception("role '" + message['role'] + "' is unknown; choose system, user or assistant") -}}
-{%- endif -%}
-{{- '<|' + message['role'] + '|>\\n' -}}
-{%- if message['role'] == 'assistant' -%}
-{%- generation -%}{{- message['content'] + '<|end|>' -}}{%- endgeneration -%}
-{%- else -%}
-{{- message['content'] + '<|end|>' -}}
-{%- endif -%}
-{{- '\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|assistant|>\\n' -}}{%- endif -%}
-"""
 
 
 def pattern(digits: Digits) -> str:
@@ -114,7 +97,7 @@ def train(
         bos_token=BOS,
         eos_token=EOS,
         extra_special_tokens=specials[3:],
-        chat_template=CHAT_TEMPLATE,
+        chat_template=shipped_source(TRAINED_HERE),
         clean_up_tokenization_spaces=False,
     )
 

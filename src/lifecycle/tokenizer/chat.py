@@ -30,6 +30,9 @@ CONTENT = "\ue000"
 
 AUTO, NONE = "auto", "none"
 SHIPPED = {"chatml": "ChatML", "plain": "the plain template"}
+TRAINED_HERE = "turns"
+"""The template of a tokenizer that is trained here."""
+
 MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 """The mark in a template at which the assistant begins to write."""
 
@@ -75,8 +78,7 @@ class ChatTemplate:
             return cls(source=str(own), name=f"the chat template of the tokenizer {hf.name_or_path}".rstrip())
         shipped = "chatml" if wanted == AUTO else wanted
         if shipped in SHIPPED:
-            source = files("lifecycle.tokenizer").joinpath(f"{shipped}.jinja").read_text(encoding="utf-8")
-            return cls(source=source, name=SHIPPED[shipped])
+            return cls(source=shipped_source(shipped), name=SHIPPED[shipped])
         path = Path(wanted).expanduser()
         if not path.is_file():
             raise UserError(
@@ -126,6 +128,12 @@ class ChatTemplate:
             raise TemplateFault(line + (" ".join(str(error).split())[:120] or type(error).__name__)) from error
         texts, spans = rendered
         return Rendered(str(texts[0]), tuple((int(start), int(end)) for start, end in spans[0]) if spans else None)
+
+
+def shipped_source(name: str) -> str:
+    """The text of a template that we ship, which is whole in one: how tools are written stands in it too."""
+    folder = files("lifecycle.tokenizer")
+    return "".join(folder.joinpath(f"{part}.jinja").read_text(encoding="utf-8") for part in ("tools", name))
 
 
 def _of_thread() -> str:

@@ -1,6 +1,7 @@
 """Laws of conversations: what the assistant writes is trained, with its stop token and nothing else; a template that
 loses something is found out."""
 
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,7 +17,7 @@ from lifecycle.data.conversation.rendering import Conversation
 from lifecycle.data.conversation.template_check import check_template
 from lifecycle.data.read.row import BadRow
 from lifecycle.errors import UserError
-from lifecycle.tokenizer.chat import ChatTemplate
+from lifecycle.tokenizer.chat import ChatTemplate, TemplateFault
 from lifecycle.tokenizer.tokenizer import Tokenizer, train_bpe
 
 MARKS = ("<|im_start|>", "<|im_end|>", "<s>", "</s>")
@@ -260,7 +261,7 @@ CALLING = [
     {"role": "tool", "content": "4"},
     {"role": "assistant", "content": "It is 4.", "tool_calls": [CALL]},
 ]
-WRITTEN = '<tool_call>\n{"name": "add", "arguments": {"a": 2}}\n</tool_call><|im_end|>'
+WRITTEN = '<tool_call>\n{"name": "add", "arguments": {"a": 2}}\n</tool_call>'
 UNMARKED_CALLS = (
     "{% if tools %}{{ '<|im_start|>system\n' + (tools | tojson) + '<|im_end|>\n' }}{% endif %}"
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + (m.content or '') }}{% for c in m.tool_calls or [] %}"
@@ -269,17 +270,53 @@ UNMARKED_CALLS = (
 )
 
 
-@pytest.mark.parametrize("template", [shipped("chatml"), made(UNMARKED_CALLS)])
-def test_calls_of_tools_are_trained_and_their_results_are_not(template: ChatTemplate) -> None:
-    assert trained(CALLING, template, tools=TOOLS) == [WRITTEN, f"It is 4.\n{WRITTEN}"]
+@pytest.mark.parametrize("template", [shipped("chatml"), shipped("auto"), shipped("plain"), made(UNMARKED_CALLS)])
+def test_calls_of_tools_are_trained_and_their_answers_are_not(template: ChatTemplate) -> None:
+    end = {shipped("auto"): "<|end|>", shipped("plain"): "<|eos|>"}.get(template, "<|im_end|>")
+    said = trained(CALLING, template, tools=TOOLS)
+    assert [text.removeprefix(" ") for text in said] == [WRITTEN + end, f"It is 4.\n{WRITTEN}{end}"]
     named = [*CALLING[:1], {"role": "assistant", "tool_calls": [{"function": {"name": "<|im_end|>"}}]}]
     assert reason(named, template, tools=TOOLS) == "chat template: a tool or its call names a special token"
+
+
+@pytest.mark.parametrize("name", ["auto", "chatml", "plain"])
+def test_our_templates_write_tools_in_the_tags_of_the_field(name: str) -> None:
+    """In every template the same, and the instructions before the tools; a call that is asked for begins as a text."""
+    template = shipped(name)
+    system = {"role": "system", "content": "Be brief."}
+    text = template.render(TOKENIZER.hf, [system, *CALLING], tools=TOOLS).text
+    before, _, behind = text.partition("<tools>\n")
+    assert before.count("Be brief.") == 1 and "Be brief." not in behind
+    assert behind.startswith(json.dumps(TOOLS[0]) + "\n</tools>\n")
+    assert behind.count("<tool_response>\n4\n</tool_response>") == 1
+    asked = encode_prompt(Conversation(turns=CALLING[:1], tools=TOOLS), TOKENIZER, template)
+    encoded = encode_conversation(Conversation(turns=CALLING, tools=TOOLS), TOKENIZER, template)
+    assert encoded.ids[: len(asked)].tolist() == asked.tolist() and encoded.prompt_size == len(asked)
+    theirs: Any = TOKENIZER.hf.apply_chat_template(
+        CALLING, tools=TOOLS, chat_template=template.source, return_dict=True, return_assistant_tokens_mask=True
+    )
+    assert encoded.trained.tolist() == [bool(one) for one in theirs["assistant_masks"][: len(encoded.ids)]]
+    twice = [CALLING[0], {"role": "assistant", "tool_calls": [CALL, CALL]}, CALLING[2], *CALLING[2:]]
+    assert f"{WRITTEN}\n{WRITTEN}" in trained(twice, template, tools=TOOLS)[0]
+    with pytest.raises(TemplateFault, match="role 'critic' is unknown; choose system, user, assistant or tool"):
+        template.render(TOKENIZER.hf, [{"role": "critic", "content": "No."}])
 
 
 def test_a_template_that_knows_no_tools_is_found_out() -> None:
     deaf = made(UNMARKED["chatml"].replace("m.content", "(m.content or '')"))
     assert reason(CALLING, deaf, tools=TOOLS) == "chat template: drops the tools"
     assert reason(CALLING, deaf) == "chat template: drops a tool call"
+
+
+def test_a_template_that_loses_one_call_or_its_arguments_is_found_out() -> None:
+    twice = [CALLING[0], {"role": "assistant", "tool_calls": [CALL, CALL]}]
+    first_alone = made(UNMARKED_CALLS.replace("m.tool_calls or []", "(m.tool_calls or [])[:1]"))
+    assert trained(CALLING, first_alone, tools=TOOLS)
+    assert reason(twice, first_alone, tools=TOOLS) == "chat template: drops a tool call"
+    names_alone = made(UNMARKED_CALLS.replace("(c.function | tojson)", "c.function.name"))
+    assert reason(CALLING, names_alone, tools=TOOLS) == "chat template: drops a tool call"
+    without = {"type": "function", "function": {"name": "now", "arguments": {}}}
+    assert trained([CALLING[0], {"role": "assistant", "tool_calls": [without]}], names_alone, tools=TOOLS)
 
 
 def test_threads_render_at_once_what_one_renders_alone() -> None:

@@ -1,6 +1,8 @@
 """Laws of recognition: published sets are known by their columns, and what is guessed is said."""
 
+import csv
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from tests.real import REAL, rows
 
 from lifecycle.data.read.files.listing import listing
+from lifecycle.data.read.first_rows import first_rows
 from lifecycle.data.read.formats import LIST, to_record
 from lifecycle.data.read.recognise import recognised
 from lifecycle.data.read.row import BadRow
@@ -91,10 +94,106 @@ def test_a_format_that_cannot_give_the_view_is_taken_where_no_other_fits(tmp_pat
     )  # and refused with a reason, where views are checked
 
 
-def test_where_no_row_can_be_read_whoever_reads_says_why(tmp_path: Path) -> None:
+def test_where_no_document_can_be_read_whoever_reads_says_why(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": \n')
     spec = SourceSpec(path=str(tmp_path / "a.jsonl"), format="auto")
-    assert recognised(spec, listing(spec, name="s", cache=tmp_path), where="x", view="chat")[0].format == "text"
+    assert recognised(spec, listing(spec, name="s", cache=tmp_path), where="x", view="text")[0].format == "text"
+
+
+TURN = {"role": "user", "content": "Hi"}
+GOOD = {"messages": [TURN, {"role": "assistant", "content": "Ho"}]}
+NULL = {"messages": [{"role": "user", "content": None}, {"role": "assistant", "content": "Ho"}]}
+IMAGE = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}]}
+BROKEN = {
+    '{"messages": [\n': ("of its first rows none can be read", 'a.jsonl, line 1 is broken (bad json): {"messages": [;'),
+    "\n\n[1, 2]\n": ("none can be read", "a.jsonl, line 3 is broken (not an object): [1, 2];"),
+    "Hello there\n": ("none can be read", "line 1 is broken (bad json): Hello there;"),
+    "": ("there is no row in", "the file is empty"),
+    "\n  \n\n": ("there is no row in", "or its first lines are"),
+    json.dumps({"messages": [{"role": "critic", "content": "Hi"}]}): (
+        "its columns are those of the format 'messages', and 1 of its first 1 rows are broken: ",
+        'a.jsonl, line 1 (unknown role): {"messages": [{"role": "critic", "content": "Hi"}]};',
+    ),
+    json.dumps(NULL): ("1 of its first 1 rows", "line 1 (a turn without content)"),
+    json.dumps(IMAGE): ("1 of its first 1 rows", "line 1 (a content with a part of type image_url)"),
+    json.dumps({"messages": None}): ("1 of its first 1 rows", "line 1 (missing field messages)"),
+    json.dumps({"messages": str(GOOD["messages"])}): ("1 of its first 1 rows", "line 1 (bad json in messages)"),
+    f"{json.dumps(GOOD)}\n{json.dumps({'instruction': 'q', 'output': 'a'})}": (
+        "line 1 has the columns messages, ",
+        "line 2 instruction, output; the rows of a source have one format",
+    ),
+    json.dumps(GOOD["messages"]): ("the file is one conversation", "wanted one conversation a row"),
+}
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_a_file_that_is_broken_is_refused_with_the_row(text: str, tmp_path: Path) -> None:
+    """And not for the view that the stage trains on, which is no fault of the file."""
+    (tmp_path / "a.jsonl").write_text(text)
+    spec = SourceSpec(path=str(tmp_path / "a.jsonl"), format="auto")
+    with pytest.raises(UserError) as raised:
+        recognised(spec, listing(spec, name="s", cache=tmp_path), where="data.sources.s", view="chat")
+    assert all(part in str(raised.value) for part in ("data.sources.s", *BROKEN[text])), str(raised.value)
+
+
+def test_whole_rows_of_another_view_are_not_called_broken(tmp_path: Path) -> None:
+    assert guess([{"prompt": "q", "completion": "a", "label": True}], tmp_path, "chat").format == "unpaired"
+
+
+PARTS = {
+    "messages": [
+        {"role": one["role"], "content": [{"type": "text", "text": one["content"]}]} for one in GOOD["messages"]
+    ]
+}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"\ufeff{json.dumps(GOOD)}\n",
+        f"{json.dumps(GOOD)}\r\n{json.dumps(GOOD)}\r\n",
+        json.dumps([GOOD, GOOD]),
+        json.dumps({"messages": json.dumps(GOOD["messages"])}),
+        json.dumps(PARTS),
+    ],
+    ids=["a byte order mark", "line ends of Windows", "one array", "a list as JSON text", "contents in parts"],
+)
+def test_usual_forms_of_a_file_are_read_alike(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(text, newline="")
+    spec = SourceSpec(path=str(tmp_path / "a.jsonl"), format="auto")
+    found, listed = recognised(spec, listing(spec, name="s", cache=tmp_path), where="x", view="chat")
+    for one in first_rows(listed):
+        assert to_record(one.row, spec=found, name="s", row_id="1").messages == GOOD["messages"]
+
+
+def test_lists_that_a_table_holds_as_json_are_lists(tmp_path: Path) -> None:
+    """In Parquet and CSV: turns, the turns of a pair, options. Trained as texts they would teach JSON."""
+    answer = [{"role": "assistant", "content": "a"}]
+    sets = {
+        "chat": {"conversations": json.dumps([{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}])},
+        "preference": {"prompt": json.dumps([TURN]), "chosen": json.dumps(answer), "rejected": '[{"role": "x"}]'},
+        "prompt": {"question": "q", "options": '["a", "b"]', "answer": "B"},
+    }
+    for (view, row), suffix in product(sets.items(), ("parquet", "csv")):
+        path = tmp_path / f"{view}.{suffix}"
+        pq.write_table(pa.Table.from_pylist([row]), path) if suffix == "parquet" else as_csv(path, row)
+        spec = SourceSpec(path=str(path), format="auto")
+        found, listed = recognised(spec, listing(spec, name="s", cache=tmp_path), where="x", view=view)
+        record = to_record(first_rows(listed)[0].row, spec=found, name="s", row_id="1")
+        if view == "chat":
+            assert record.messages == [{"role": "user", "content": "q"}, *answer]
+        elif view == "preference":  # a text that is no list of turns stays a text
+            assert record.messages == [TURN] and record.chosen == answer
+            assert record.rejected == [{"role": "assistant", "content": '[{"role": "x"}]'}]
+        else:
+            assert record.meta["options"] == ["a", "b"] and record.answer == "B"
+
+
+def as_csv(path: Path, row: dict[str, str]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, row)
+        writer.writeheader()
+        writer.writerow(row)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".json"])

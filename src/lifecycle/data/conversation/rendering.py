@@ -62,10 +62,7 @@ def rendered(
         raise BadRow(f"chat template: {fault}") from fault
     if tools and whole.text == again(replace(conversation, tools=()), tokenizer, template, ask=ask):
         raise BadRow("chat template: drops the tools")
-    uncalled = replace(conversation, turns=[{**turn, "tool_calls": None} for turn in turns])
-    called = any(turn.get("tool_calls") for turn in turns)
-    if called and whole.text == again(uncalled, tokenizer, template, ask=ask):
-        raise BadRow("chat template: drops a tool call")
+    _refuse_lost_calls(conversation, tokenizer, template)
     filled, contents = "", list[Content]()
     for turn, mark, part in parts:
         if frame.count(mark) != 1:
@@ -80,6 +77,23 @@ def rendered(
 
 def _dropped(turn: Turn) -> str:
     return f"chat template: drops what {'an' if turn['role'] == 'assistant' else 'a'} {turn['role']} turn says"
+
+
+def _refuse_lost_calls(conversation: Conversation, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+    """Raise BadRow where the text lacks the name of a call, or one of its arguments: each is replaced by a word of its
+    own, and these are looked for."""
+    words, turns = list[str](), list[Turn]()
+    for turn in conversation.turns:
+        calls = []
+        for call in turn.get("tool_calls") or []:
+            name, key, value = (f"call{len(words) + n}of" for n in range(3))
+            words += [name, key, value] if call["function"].get("arguments") else [name]
+            arguments = {key: value} if call["function"].get("arguments") else {}
+            calls.append({**call, "function": {**call["function"], "name": name, "arguments": arguments}})
+        turns.append({**turn, "tool_calls": calls} if calls else turn)
+    text = again(replace(conversation, turns=turns), tokenizer, template, ask=False) if words else ""
+    if text is None or not all(word in text for word in words):
+        raise BadRow("chat template: drops a tool call")
 
 
 def again(conversation: Conversation, tokenizer: Tokenizer, template: ChatTemplate, *, ask: bool) -> str | None:

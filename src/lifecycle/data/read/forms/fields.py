@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -102,6 +103,17 @@ def present(value: Any, name: str) -> Any:
     if value is None:
         raise BadRow(f"missing field {name}")
     return value
+
+
+def parsed(value: Any, what: str) -> Any:
+    """The list or mapping that a column of text holds as JSON, as tables are written; other values as they came. what:
+    the column, for errors."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise BadRow(f"bad json in {what}") from None
 
 
 def is_plain(value: Any) -> bool:

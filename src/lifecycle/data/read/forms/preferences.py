@@ -8,7 +8,7 @@ from itertools import takewhile
 from typing import Any
 
 from lifecycle.data.read.forms.fields import Fields
-from lifecycle.data.read.forms.turns import Turn, read_turn, read_turns
+from lifecycle.data.read.forms.turns import Turn, read_turn, read_turns, turns_in
 from lifecycle.data.read.row import BadRow
 
 SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
@@ -94,6 +94,8 @@ def _prompt(row: Fields) -> list[Turn]:
     if value is None:
         return before
     if isinstance(value, str):
+        value = turns_in(value) or value
+    if isinstance(value, str):
         text = "\n\n".join(filter(None, (row.text("prompt"), row.text_if_there("input"))))
         turns = _turns_of_text(text) if SPEAKER.match(text) else None
         return [*before, *(turns or [{"role": "user", "content": text}])]
@@ -103,6 +105,8 @@ def _prompt(row: Fields) -> list[Turn]:
 def _side(row: Fields, key: str, *, alone: bool) -> list[Turn]:
     """An answer: a text, a turn, or several turns. alone: the field holds the whole conversation, prompt included."""
     value = row.required(key)
+    if isinstance(value, str):
+        value = turns_in(value) or value
     if isinstance(value, str):
         if alone:
             return _turns_of_text(row.text(key, strip=False))

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
-from lifecycle.data.read.forms.fields import Fields, clean, is_plain
+from lifecycle.data.read.forms.fields import Fields, clean, is_plain, parsed
 from lifecycle.data.read.row import BadRow
 
 ROLES = {
@@ -58,12 +59,28 @@ def prompt_completion(row: Fields) -> dict[str, Any]:
 
 
 def read_turns(value: Any, name: str) -> list[Turn]:
-    """The turns of a list of {role, content} or {from, value}; name: of the list in the row, for errors."""
+    """The turns of a list of {role, content} or {from, value}, or of its JSON text; name: of the list in the row, for
+    errors."""
+    value = parsed(value, name)
     if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
         raise BadRow(f"wrong type of {name}: {type(value).__name__}")
     if not value:
         raise BadRow("empty")
     return [read_turn(turn) for turn in value]
+
+
+def turns_in(text: str) -> list[Turn] | None:
+    """The list of turns that a column of text holds as JSON, as tables are written; None for a text that is one."""
+    turns = None
+    if text.lstrip().startswith("["):
+        with suppress(ValueError):
+            turns = json.loads(text)
+    return turns if isinstance(turns, list) and turns and all(map(is_turn, turns)) else None
+
+
+def is_turn(value: Any) -> bool:
+    """Whether it has the keys of a turn."""
+    return isinstance(value, Mapping) and any(keys <= value.keys() for keys in ({"role", "content"}, {"from", "value"}))
 
 
 def read_turn(turn: Mapping[str, Any]) -> Turn:
@@ -114,6 +131,8 @@ def _content(content: Any, *, called: bool) -> tuple[str, list[Turn]]:
         return "", []
     if isinstance(content, str):
         return clean(content), []
+    if content is None:
+        raise BadRow("a turn without content")
     if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
         raise BadRow(f"wrong type of content: {type(content).__name__}")
     texts: dict[str, list[str]] = {"text": [], "reasoning": []}
@@ -131,11 +150,11 @@ def _content(content: Any, *, called: bool) -> tuple[str, list[Turn]]:
 
 def _call(call: Any) -> Turn:
     """A call of a tool as chat templates take it: {type, function: {name, arguments}}."""
-    call = _parsed(call, "tool call")
+    call = parsed(call, "a tool call")
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise BadRow("a tool call without a name")
-    arguments = _parsed(function.get("arguments") or {}, "tool call")
+    arguments = parsed(function.get("arguments") or {}, "a tool call")
     if not is_plain(arguments):
         raise BadRow("a tool call with an argument that is no JSON")
     return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
@@ -145,18 +164,9 @@ def _tools(value: Any, name: str) -> list[Turn]:
     """The tools of a conversation: a list of descriptions, or its JSON text."""
     if not value:
         return []
-    tools = _parsed(value, name)
+    tools = parsed(value, name)
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise BadRow(f"wrong type of {name}: {type(tools).__name__}")
     if not is_plain(tools):
         raise BadRow(f"{name} hold a value that is no JSON")
     return [dict(tool) if "function" in tool else {"type": "function", "function": dict(tool)} for tool in tools]
-
-
-def _parsed(value: Any, what: str) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        raise BadRow(f"bad json in a {what}" if what == "tool call" else f"bad json in {what}") from None
