@@ -36,7 +36,7 @@ def display(*, terminal: bool, every_seconds: float = 0.0) -> tuple[ProgressDisp
 
 def run(shown: ProgressDisplay, steps: int, latest: dict[str, float], *, rank: int = 0) -> None:
     """What Lightning would call, with the little of a trainer and a stage that the display reads."""
-    trainer: Any = SimpleNamespace(is_global_zero=rank == 0, global_step=0)
+    trainer: Any = SimpleNamespace(is_global_zero=rank == 0, global_step=0, max_steps=steps)
     meter = SimpleNamespace(latest=latest)
     stage: Any = SimpleNamespace(meter=meter, total_steps=steps, device=torch.device("cpu"))
     shown.on_train_start(trainer, stage)
@@ -65,6 +65,38 @@ def test_measures_of_a_loss_that_is_no_likelihood_stand_in_its_place() -> None:
 def test_what_was_not_measured_is_left_out() -> None:
     assert facts({}).line() == "pretrain step 100/400 | checkpoint 90 | 0:01:05 gone | 0:03:05 left"
     assert facts({}, total=None).line().startswith("pretrain step 100 | ")
+
+
+def test_a_run_that_ends_with_its_data_says_about_how_many_steps_it_has() -> None:
+    """And none that it has passed: rows are padded, so that their number is known when they are packed."""
+    shown, out = display(terminal=False)
+    trainer: Any = SimpleNamespace(is_global_zero=True, global_step=0, max_steps=-1)
+    stage: Any = SimpleNamespace(meter=SimpleNamespace(latest={}), total_steps=3, device=torch.device("cpu"))
+    shown.on_train_start(trainer, stage)
+    for step in (1, 2, 3, 4):
+        trainer.global_step = step
+        shown.on_train_batch_end(trainer, stage, None, None, 0)
+    lines = [line.partition(" | ")[0] for line in out.getvalue().splitlines()]
+    assert lines == [
+        "simplenamespace step 1/about 3",
+        "simplenamespace step 2/about 3",
+        *(f"simplenamespace step {step}" for step in (3, 4)),
+    ]
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_a_panel_breaks_no_fact_over_two_lines(width: int) -> None:
+    out = io.StringIO()
+    moment = Moment(
+        stage="pretrain", step=21_000, total=22_000, about=True, elapsed=65, left=185.0, checkpoint=90,
+        metrics={**METRICS, "train/grad_norm": 1.2, "perf/memory_gb": 1.0}, on_cpu=True,
+    )  # fmt: skip
+    Console(file=out, width=width, color_system=None).print(moment.panel(width))
+    shown = out.getvalue()
+    assert all(len(line.rstrip()) <= width for line in shown.splitlines())
+    facts = ("step 21,000 / about 22,000", "0:01:05 gone", "0:03:05 left", "tokens/s 23,457", "data wait 0.3%")
+    for fact in (*facts, "of measured peak 41.2%", "ppl prose 33.8", "last checkpoint step 90"):
+        assert fact in shown
 
 
 def test_a_log_gets_plain_lines_and_no_cursor_movement() -> None:

@@ -90,6 +90,23 @@ def test_the_command_shows_the_table_and_where_the_page_is(
     assert main(["--stages", str(out), str(tmp_path / "none")]) == 2
 
 
+def test_on_a_narrow_terminal_the_table_breaks_no_number(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There a column is a stage, and a row what was measured."""
+    for columns, found in (
+        ("80", ["time", "1 min 00 s"]),
+        ("60", ["right answers", "75.0 %"]),
+        ("160", ["dpo", "75.0 %"]),
+    ):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert main(["--stages", str(tmp_path / "out"), *map(str, runs)]) == 0
+        lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+        name, value = found
+        assert any(line.startswith(name) and value in line and len(line) <= int(columns) for line in lines), lines
+        assert any("(41 to 93)" in line for line in lines)
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no run that took a step"):
         read_stages([tmp_path / "none"])

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.padding import Padding
@@ -109,24 +110,31 @@ class ProgressDisplay(Callback):
     def _show(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._shown_at = time.monotonic()
         stage, step = cast(Stage, pl_module), trainer.global_step
+        total = stage.total_steps
+        known = total > step or trainer.max_steps == total
         facts = Moment(
             stage=type(pl_module).__name__.lower(),
             step=step,
-            total=stage.total_steps,
+            total=total if known else None,
+            about=trainer.max_steps != total,
             elapsed=self._pace.elapsed,
-            left=None if stage.total_steps is None else self._pace.seconds_left(max(0, stage.total_steps - step)),
+            left=self._pace.seconds_left(total - step) if known else None,
             checkpoint=self._checkpoint,
             metrics=stage.meter.latest,
             on_cpu=pl_module.device.type == "cpu",
         )
         if self._live is not None:
-            self._live.update(facts.panel(), refresh=True)
+            self._live.update(facts.panel(self._console.width), refresh=True)
         else:
             self._console.print(facts.line(), highlight=False, soft_wrap=True)
 
 
 class Moment:
-    """One moment of a run, as words. Every metric may be missing."""
+    """One moment of a run, as words. Every metric may be missing.
+
+    total: steps of the run; None where it goes on behind the estimate. about: whether they are an estimate, as of a run
+    that ends with the last row of its data: how many rows that is, is known when they are packed.
+    """
 
     def __init__(
         self,
@@ -134,13 +142,15 @@ class Moment:
         stage: str,
         step: int,
         total: int | None,
+        about: bool = False,
         elapsed: float,
         left: float | None,
         checkpoint: int | None,
         metrics: Mapping[str, float],
         on_cpu: bool,
     ) -> None:
-        self.stage, self.step, self.total, self.elapsed, self.left = stage, step, total, elapsed, left
+        self.stage, self.step, self.total, self.about = stage, step, total, about
+        self.elapsed, self.left = elapsed, left
         self.checkpoint, self.metrics, self.on_cpu = checkpoint, metrics, on_cpu
 
     def training(self) -> list[tuple[str, str]]:
@@ -181,8 +191,7 @@ class Moment:
 
     def line(self) -> str:
         """For a log: one line, no cursor movement."""
-        total = f"/{self.total:,}" if self.total is not None else ""
-        parts = [f"{self.stage} step {self.step:,}{total}", *(f"{name} {value}" for name, value in self.training())]
+        parts = [f"{self.stage} step {self._step('/')}", *(f"{name} {value}" for name, value in self.training())]
         if self.validation():
             parts.append(f"valid {self._unit}" + ", ".join(f"{name} {value}" for name, value in self.validation()))
         if self.checkpoint is not None:
@@ -192,17 +201,22 @@ class Moment:
             parts.append(f"{clock(self.left)} left")
         return " | ".join(parts)
 
-    def panel(self) -> RenderableType:
-        """For a terminal."""
-        head = Table.grid(padding=(0, 2))
-        total = "" if self.total is None else f" / {self.total:,}"
+    def _step(self, of: str) -> str:
+        total = "" if self.total is None else f"{of}about {self.total:,}" if self.about else f"{of}{self.total:,}"
+        return f"{self.step:,}{total}"
+
+    def panel(self, width: int) -> RenderableType:
+        """For a terminal of that many columns: no line is broken inside a fact."""
         left = "…" if self.left is None else clock(self.left)
-        bar = ProgressBar(total=self.total, completed=self.step, width=36, pulse=False)
+        words = [self.stage, f"step {self._step(' / ')}", f"{clock(self.elapsed)} gone", f"{left} left"]
+        beside = sum(len(word) + 2 for word in words)
+        bar = ProgressBar(total=self.total, completed=self.step, width=max(4, min(36, width - beside)), pulse=False)
+        head = Table.grid(padding=(0, 2), pad_edge=False)
         head.add_row(
-            Text(self.stage, style="bold"),
+            Text(words[0], style="bold"),
             bar if self.total is not None else "",
-            f"step {self.step:,}{total}",
-            Text(f"{clock(self.elapsed)} gone", style="dim"),
+            words[1],
+            Text(words[2], style="dim"),
             Text.assemble((left, "bold"), " left") if self.total is not None else "",
         )
         rows: list[RenderableType] = [head, _facts(self.training())]
@@ -213,11 +227,8 @@ class Moment:
         return Padding(Group(*rows), (1, 0))
 
 
-def _facts(facts: list[tuple[str, str]]) -> Text:
-    parts: list[Any] = []
-    for name, value in facts:
-        parts += [(f"{name} ", "dim"), (value, "cyan"), "   "]
-    return Text.assemble(*parts)
+def _facts(facts: list[tuple[str, str]]) -> Columns:
+    return Columns([Text.assemble((f"{name} ", "dim"), (value, "cyan")) for name, value in facts], padding=(0, 3))
 
 
 def clock(seconds: float) -> str:

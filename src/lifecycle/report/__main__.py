@@ -15,7 +15,7 @@ from rich.console import Console
 
 from lifecycle.errors import DISK_FULL, NO_ACCESS, UserError
 from lifecycle.report import comparison, stages, terminal_summary, write_report
-from lifecycle.report.write import sheet
+from lifecycle.report.write import sheet, turned
 
 
 def main(arguments: list[str]) -> int:
@@ -53,7 +53,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _show(console: Console, table: tuple[list[str], list[list[str]]], path: Path) -> None:
-    console.print(sheet(*table, wrap=True))
+    made = sheet(*table, wrap=True)
+    if console.measure(made).maximum > console.width and len(table[0]) > len(table[1]) + 1:
+        made = sheet(*turned(*table), wrap=True)
+    console.print(made)
     console.print(f"[dim]{path}[/dim]", highlight=False, soft_wrap=True)
 
 

@@ -88,3 +88,11 @@ def sheet(columns: list[str], rows: list[list[str]], *, wrap: bool = False) -> T
     for row in rows:
         made.add_row(*map(Text, row))
     return made
+
+
+def turned(columns: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """The same table with a column for each of its rows, and an interval in brackets below its number: for a narrow
+    terminal, where there are fewer rows than columns."""
+    cells = [[cell.replace(" (", "\n(") for cell in row] for row in rows]
+    first, *others = zip(columns, *cells, strict=True)
+    return list(first), [list(row) for row in others]

@@ -253,9 +253,9 @@ def test_the_date_that_a_template_writes_is_the_same_every_day() -> None:
 
 # -- tools
 
-TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"a": "number"}}}]
-CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
-CALLING = [
+TOOLS: list[Any] = [{"type": "function", "function": {"name": "add", "parameters": {"a": "number"}}}]
+CALL: dict[str, Any] = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
+CALLING: list[Any] = [
     {"role": "user", "content": "2+2?"},
     {"role": "assistant", "tool_calls": [CALL]},
     {"role": "tool", "content": "4"},
