@@ -6,6 +6,11 @@ import errno
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of an OSError that means: there is no room for the file."""
+TOO_LARGE = (
+    "the system lets this process write no file so large: see `ulimit -f`, in blocks, and raise it (ulimit -f "
+    "unlimited; of a service or a job, its limit of file sizes), or take a file system that holds larger files"
+)
+"""What EFBIG means, which is no want of room."""
 NO_ACCESS = (errno.EROFS, errno.EACCES)
 """... and that the file may not be written, or read."""
 

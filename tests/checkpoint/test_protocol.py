@@ -208,6 +208,25 @@ def test_after_kill_9_at_any_moment_the_last_good_checkpoint_is_one_that_was_sav
     assert step > 0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="has no limit of file sizes")
+def test_a_limit_of_file_sizes_is_no_want_of_room(tmp_path: Path) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = CommittedCheckpointIO(async_save=False)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(
+            CheckpointError, match=r"no file so large: see `ulimit -f`.*Then start the same command"
+        ) as raised:
+            writer.save_checkpoint(
+                {"global_step": 1, "state_dict": {"w": torch.zeros(50_000)}}, tmp_path / "step-00000001"
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "room" not in str(raised.value) and not os.listdir(tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small file system")
 def test_a_really_full_file_system_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from lifecycle.checkpoint.manifest import CHUNK, MANIFEST, CheckpointError, Entry, Manifest, encode, verify
-from lifecycle.errors import DISK_FULL, FolderLost
+from lifecycle.errors import DISK_FULL, TOO_LARGE, FolderLost
 from lifecycle.system import owner
 from lifecycle.system.atomic import sync_folder
 
@@ -138,6 +138,10 @@ def refused(path: Path, error: OSError, needed_bytes: int, remedies: str = "") -
     words = (
         f"checkpoint {path} could not be written ({error.strerror or error}); the checkpoints before it are intact. "
     )
+    if error.errno == errno.EFBIG:
+        return CheckpointError(
+            f"{words}It needs {needed_bytes:,} bytes; {TOO_LARGE}. Then start the same command again"
+        )
     if error.errno in DISK_FULL:
         free = shutil.disk_usage(path.parent).free
         return CheckpointError(

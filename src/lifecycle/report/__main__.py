@@ -17,6 +17,8 @@ from lifecycle.errors import DISK_FULL, NO_ACCESS, UserError
 from lifecycle.report import comparison, stages, terminal_summary, write_report
 from lifecycle.report.write import sheet, turned
 
+WIDE = 10_000  # columns of a terminal on which no table is too wide
+
 
 def main(arguments: list[str]) -> int:
     """Exit code: 0 done, 2 where a folder is not a run, or cannot be written."""
@@ -54,7 +56,8 @@ def main(arguments: list[str]) -> int:
 
 def _show(console: Console, table: tuple[list[str], list[list[str]]], path: Path) -> None:
     made = sheet(*table, wrap=True)
-    if console.measure(made).maximum > console.width and len(table[0]) > len(table[1]) + 1:
+    wanted = console.measure(made, options=console.options.update(width=WIDE)).maximum
+    if wanted > console.width and len(table[0]) > len(table[1]) + 1:
         made = sheet(*turned(*table), wrap=True)
     console.print(made)
     console.print(f"[dim]{path}[/dim]", highlight=False, soft_wrap=True)

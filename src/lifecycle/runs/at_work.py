@@ -4,6 +4,7 @@ as the user's fault, and settings of the process are restored at the end."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import logging
 import multiprocessing
@@ -19,7 +20,7 @@ import torch
 from torch import distributed
 
 from lifecycle.checkpoint import remedies
-from lifecycle.errors import DISK_FULL, NO_ACCESS, FolderLost, Terminated, UserError
+from lifecycle.errors import DISK_FULL, NO_ACCESS, TOO_LARGE, FolderLost, Terminated, UserError
 from lifecycle.runs.begin_end import begin_anew, record_end, reopen
 from lifecycle.runs.plan import RunPlan
 from lifecycle.system import say_once, signals
@@ -154,6 +155,8 @@ def _disk_faults_said(plan: RunPlan) -> Iterator[None]:
             ) from error
         if error.errno not in DISK_FULL:
             raise
+        if error.errno == errno.EFBIG:
+            raise UserError(f"{error.filename or folder.path} could not be written: {TOO_LARGE}") from error
         raise UserError(
             f"no room for {error.filename or folder.path} ({error.strerror}); what was saved before is intact: make "
             "room there and start the same command again. "

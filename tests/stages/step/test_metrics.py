@@ -8,9 +8,11 @@ import pytest
 import torch
 from tests.stages.test_step import MODEL
 
+from lifecycle.batch import IGNORED, TokenBatch
 from lifecycle.data.mixture.batch_plan import BatchPlan, Mix, Phase
 from lifecycle.model import build
 from lifecycle.stages.step import metrics as module
+from lifecycle.stages.step.collectives import count_tokens
 from lifecycle.stages.step.metrics import Meter, validation_metrics
 
 PEAK, TOKENS = 1e9, 100
@@ -46,7 +48,7 @@ def started(log_every: int | None = 1, *, phases: tuple[Phase, ...] = (Phase(ste
 def step(meter: Meter, clock: Clock, number: int, seconds: float) -> None:
     clock.now += seconds
     zero = torch.zeros(())
-    counts = torch.tensor([TOKENS, TOKENS])
+    counts = torch.tensor([TOKENS, TOKENS, TOKENS])
     meter.add(step=number, loss=zero, counts=counts, extra={}, grad_norm=zero, lr=0.1, skipped=0)
 
 
@@ -66,6 +68,28 @@ def test_the_share_of_the_peak_is_that_of_the_rows_of_each_step(clock: Clock) ->
             shares.append(meter.latest["perf/mfu"])
     short, long = (flops(length) * TOKENS / 0.5 / PEAK for length in (16, 64))
     assert shares == pytest.approx([short, (short + long) / 2, long])
+
+
+def test_speed_counts_every_token_that_is_read_and_the_records_those_that_are_trained(clock: Clock) -> None:
+    """A conversation costs its prompt too; what pads a row is no token."""
+    meter, zero = started(2), torch.zeros(())
+    for number, (trained, read) in enumerate([(10.0, 40.0), (30.0, 60.0)], 1):
+        clock.now += 0.5
+        counts = torch.tensor([trained, trained, read])
+        meter.add(step=number, loss=zero, counts=counts, extra={}, grad_norm=zero, lr=0.1, skipped=0)
+    assert meter.latest["perf/tokens_per_second"] == pytest.approx(100.0)
+    assert meter.latest["perf/mfu"] == pytest.approx(flops(16) * 100.0 / PEAK)
+    assert meter.latest["train/tokens"] == meter.latest["data/a/tokens"] == 40.0
+
+
+def test_tokens_that_are_read_are_prompts_and_answers_without_padding() -> None:
+    documents = torch.tensor([[1, 1, 1, 2, 2, 0], [1, 1, 0, 0, 0, 0]])
+    labels = torch.where(documents == 1, 5, IGNORED)
+    batch = TokenBatch(
+        input_ids=documents, labels=labels, position_ids=documents, document_ids=documents,
+        source_ids=torch.where(documents > 0, 0, -1),
+    )  # fmt: skip
+    assert count_tokens([batch, batch], 1, torch.device("cpu")).tolist() == [10.0, 10.0, 14.0]
 
 
 @pytest.mark.parametrize("log_every", [1, 2, None])
@@ -105,7 +129,7 @@ def test_waiting_for_data_is_training(clock: Clock) -> None:
 def test_a_sum_is_divided_by_the_count_of_the_loss_or_by_its_own(clock: Clock) -> None:
     meter = started()
     extra = {"z_loss": torch.tensor(50.0), "margin/a": torch.tensor([6.0, 4.0]), "margin/b": torch.zeros(2)}
-    counts, zero = torch.tensor([TOKENS, TOKENS]), torch.zeros(())
+    counts, zero = torch.tensor([TOKENS, TOKENS, TOKENS]), torch.zeros(())
     clock.now += 1.0
     meter.add(step=1, loss=zero, counts=counts, extra=extra, grad_norm=zero, lr=0.1, skipped=0)
     assert meter.latest["train/z_loss"] == 0.5 and meter.latest["margin/a"] == 1.5

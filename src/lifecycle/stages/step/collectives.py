@@ -38,12 +38,15 @@ def gather_values(values: Tensor) -> Tensor:
 
 
 def count_tokens(micro: Sequence[MicroBatch], sources: int, device: torch.device) -> Tensor:
-    """(1 + sources,) float64 over all ranks: what the summed loss of a step is divided by (trained tokens by their
-    weights, pairs, sequences), and the step's trained tokens by source."""
-    counts = torch.zeros(1 + sources, dtype=torch.float64, device="cpu")
+    """(2 + sources,) float64 over all ranks: what the summed loss of a step is divided by (trained tokens by their
+    weights, pairs, sequences), the step's trained tokens by source, and the tokens that the model reads, trained or
+    not, without padding."""
+    counts = torch.zeros(2 + sources, dtype=torch.float64, device="cpu")
     for batch in micro:
         counts[0] += batch.weight_by_source(sources).sum()
-        counts[1:] += batch.tokens_by_source(sources)
+        counts[1:-1] += batch.tokens_by_source(sources)
+        if batch.packed is not None:
+            counts[-1] += (batch.packed.document_ids > 0).sum()
     return sum_over_ranks(counts.to(device))
 
 

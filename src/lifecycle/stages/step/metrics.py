@@ -3,8 +3,9 @@
 Every logger gets one row a step.
 
 `perf/tokens_per_second`, `step_s` and `mfu` are of training, waiting for data included; validation and the saving of
-checkpoints are not in them. `perf/mfu` counts dense peak FLOPs, and 6N + 12LHT FLOPs a trained token at the length T of
-the rows that it stood in (see `ModelConfig.flops_per_token`). `moe/load_max` and
+checkpoints are not in them. The first counts every token that the model reads, prompts too, but no padding;
+`train/tokens` counts the trained ones. `perf/mfu` counts dense peak FLOPs, and 6N + 12LHT FLOPs a token that is read,
+at the length T of its row (`ModelConfig.flops_per_token`); work of a second network is not in it. `moe/load_max` and
 `moe/load_min` are the visits of the busiest and the idlest expert of any layer in a step, 1 being an even load.
 
 Of held-out text, nll being the sum of -log p over its trained tokens, end marks included:
@@ -52,7 +53,7 @@ class Meter:
         self._by_source = [0.0] * len(sources)
         self._rows: list[tuple[int, Tensor, dict[str, Any]]] = []
         self._trainer: pl.Trainer | None = None
-        self._flops = 0.0
+        self._read, self._flops = 0.0, 0.0  # tokens read since the last reading, and the work on them
         self._paused_at: float | None = None
         self._since = time.perf_counter()
         self._waited = 0.0
@@ -134,11 +135,11 @@ class Meter:
         values = torch.stack([row[1] for row in self._rows])
         self._device = values.device
         sums = self._summed(values).tolist()
-        elapsed, before, self._flops = time.perf_counter() - self._since, self.tokens, 0.0
+        elapsed, self._read, self._flops = time.perf_counter() - self._since, 0.0, 0.0
         logged = [self._row(row, v) for row, v in zip(self._rows, sums, strict=True)]
         logged[-1][1].update(self._usage())
         self.seconds += elapsed
-        logged[-1][1].update(self._speed(elapsed, self.tokens - before, len(logged)))
+        logged[-1][1].update(self._speed(elapsed, len(logged)))
         for step, metrics in logged:
             self._log(step, metrics)
         self._rows.clear()
@@ -175,22 +176,23 @@ class Meter:
         step, _, known = row
         sizes = known.pop("extra")
         behind = 2 + sum(sizes.values())
-        counts = values[behind:][: 1 + len(self._sources)]
-        total, tokens = counts[0] or 1.0, sum(counts[1:])
-        self.tokens += tokens
-        self._flops += tokens * self._config.flops_per_token(self._feed.row_length_at(step - 1))
+        *counts, read = values[behind:][: 2 + len(self._sources)]
+        total = counts[0] or 1.0
+        self.tokens += sum(counts[1:])
+        self._read += read
+        self._flops += read * self._config.flops_per_token(self._feed.row_length_at(step - 1))
         self._by_source = [a + b for a, b in zip(self._by_source, counts[1:], strict=True)]
         metrics = {"train/loss": values[0] / total, "train/grad_norm": values[1], "train/tokens": self.tokens, **known}
         metrics |= _means(sizes, values[2:behind], total)
         metrics |= {f"data/{name}/tokens": n for name, n in zip(self._sources, self._by_source, strict=True)}
         # no expert has a limit, so no token is ever dropped: said because users look for it
-        extremes = dict(zip(("moe/load_max", "moe/load_min"), values[behind + len(counts) :], strict=False))
+        extremes = dict(zip(("moe/load_max", "moe/load_min"), values[behind + len(counts) + 1 :], strict=False))
         return step, metrics | extremes | ({"moe/dropped": 0.0} if extremes else {})
 
-    def _speed(self, elapsed: float, tokens: float, steps: int) -> dict[str, float]:
+    def _speed(self, elapsed: float, steps: int) -> dict[str, float]:
         assert self._trainer is not None
         speed = {
-            "perf/tokens_per_second": tokens / elapsed,
+            "perf/tokens_per_second": self._read / elapsed,
             "perf/data_wait": self._waited / elapsed,
             "perf/checkpoint_s": self._checkpoint_s,
             "perf/memory_gb": _memory_gb(),
