@@ -202,9 +202,14 @@ def test_an_answer_behind_another_prompt_by_hand() -> None:
 
 def plain_logp(model: Decoder, ids: Any, asked: int) -> Tensor:
     """Of the answer behind `asked` tokens, one sequence at a time, without packing."""
+    return plain_logps(model, ids, asked).sum()
+
+
+def plain_logps(model: Decoder, ids: Any, asked: int) -> Tensor:
+    """Of each of its tokens."""
     tokens = torch.from_numpy(ids).long()[None]
     logits = model.logits(model(tokens[:, :-1], torch.arange(tokens.shape[1] - 1)[None]))
-    return F.log_softmax(logits.float(), -1).gather(2, tokens[:, 1:, None])[0, asked - 1 :, 0].sum()
+    return F.log_softmax(logits.float(), -1).gather(2, tokens[:, 1:, None])[0, asked - 1 :, 0]
 
 
 def test_three_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
@@ -275,6 +280,19 @@ def test_an_answer_that_was_not_computed_is_an_error_and_no_computation_by_a_pol
     assert made.global_step == 1
 
 
+def test_a_run_that_goes_on_computes_no_reference_and_says_where_it_was(tmp_path: Path) -> None:
+    made = dpo(reference="cached", cache=tmp_path / "cache")
+    went_on = Dpo(
+        model=MODEL,
+        optimization=optimization(1e-3),
+        preference=Walk().construct(PreferenceKeys, KEYS | {"reference": "cached"}, ()),
+        setup=replace(made.setup_facts, read_weights=None),  # a checkpoint has them
+    )
+    with pytest.raises(UserError, match="nothing is there, as on another machine .* Put that folder back"):
+        train(went_on, [[rows_of(pairs(0), "preference")]], tmp_path)
+    assert not files(tmp_path)
+
+
 def test_a_reference_is_kept_by_all_that_it_depends_on(tmp_path: Path) -> None:
     batch = rows_of(pairs(0), "preference")
     assert answer_keys(batch) != answer_keys(rows_of(pairs(1), "preference"))
@@ -308,6 +326,35 @@ def test_metrics_are_means_over_pairs_and_by_source(tmp_path: Path) -> None:
     assert last["preference/margin"] == pytest.approx(
         (last["preference/a/margin"] + last["preference/b/margin"]) / 2, rel=1e-5
     )
+
+
+@pytest.mark.parametrize("tail", [1.0, 0.25])
+def test_what_is_told_is_of_whole_answers_whatever_the_loss_makes_of_their_tails(tail: float, tmp_path: Path) -> None:
+    rows = train(dpo(lr=0.0, tail=tail), [[rows_of(pairs(0), "preference")]], tmp_path)
+    sides: list[Any] = [p.item for p in pairs(0)]
+    for name in ("chosen", "rejected"):
+        logp = [float(plain_logp(parent(), getattr(p, name).ids, len(p.prompt)).detach()) for p in sides]
+        assert rows[1][f"preference/{name}_logprob"] == pytest.approx(sum(logp) / 6, rel=1e-5)
+
+
+def test_the_distance_from_the_reference_is_half_the_mean_square_of_the_log_ratios_of_tokens() -> None:
+    made = dpo()
+    made.configure_model()
+    made.beside.begin(torch.device("cpu"), cast(Any, None))  # type: ignore[union-attr]
+    with torch.no_grad():
+        made.network.embedding.weight.mul_(1.1)
+    batch: PairBatch = rows_of(pairs(0), "preference")
+    _, measured = made._loss_sum(batch, DocumentMask.from_ids(batch.tokens.document_ids, kernel="sdpa"))
+    squares, tokens = 0.0, 0
+    for piece in pairs(0):
+        assert isinstance(piece.item, Pair)
+        for side in (piece.item.chosen, piece.item.rejected):
+            now, then = (
+                plain_logps(model, side.ids, len(piece.item.prompt)).detach() for model in (made.network, parent())
+            )
+            squares, tokens = squares + float((now - then).square().sum()), tokens + len(now)
+    assert tokens == 4 + 2 + 6 + 6 + 3 + 9 + 5 + 1 + 7 + 3 + 2 + 2
+    assert measured["preference/kl"].tolist() == pytest.approx([squares / 2, tokens], rel=1e-4)
 
 
 def test_held_out_pairs_give_a_loss_and_an_accuracy() -> None:
@@ -355,6 +402,7 @@ def test_held_out_pairs_of_a_loss_without_reference_have_no_distance_from_one() 
         ({"loss": {"kto": 1.0, "sigmoid": 1.0}, "view": "unpaired"}, "choose one kind"),
         ({"loss": {"sigmiod": 1.0}}, "stage.loss has sigmiod; wanted some of"),
         ({"loss": []}, "stage.loss has no name"),
+        ({"loss": ["sigmoid", "nll", "sigmoid"]}, "type 'stage.loss={sigmoid: 2.0, nll: 1.0}'"),
         ({"reference": None}, "stage.reference is null, and stage.loss sigmoid compares with one"),
         ({"reference": "adapter"}, "type adapter=lora, or stage.reference=live"),
         ({"loss": "apo_zero", "divergence": "js"}, "apo_zero is none"),

@@ -210,5 +210,11 @@ def test_sums_of_parts_are_those_of_the_whole_and_odd_scores_are_taken() -> None
     assert none["pairs"] == 0 and none["interval"] == (0.0, 1.0)
 
 
+def test_shortened_answers_are_refused_for_they_have_no_end() -> None:
+    assert Reward.faults({"data": {"long_examples": "drop"}}) == []
+    (line,) = Reward.faults({"data": {"long_examples": "shorten"}})
+    assert "type data.long_examples=drop" in line
+
+
 def test_the_keys_of_its_yaml() -> None:
     assert CONF["view"] in Reward.views and {"centring", "margin_scale", "peak_ratio"} < CONF.keys()

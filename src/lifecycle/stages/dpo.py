@@ -100,15 +100,18 @@ class Dpo(Stage):
             answers = AnswerLogprobs(policy=batch.sums(logp_N), reference=batch.sums(reference_N), wanted=batch.wanted)
             measured = told.of_answers(answers, tokens_Q, beta=beta, baseline=step.number)
             return self.objective.of_answers(answers, step), measured
-        pairs = self._pairs(batch, logp_N, reference_N, tokens_Q)
+        pairs = self._pairs(batch, logp_N, reference_N, tokens_Q, tail=1.0)  # what is told is of whole answers
         apart_P = None if reference_N is None else torch.add(*batch.sums((logp_N - reference_N).square()))
         measured = told.of_pairs(pairs, beta=beta, by_mean=self.objective.by_mean, apart_P=apart_P)
-        return self.objective.of_pairs(pairs, step), measured
+        weighed = self._pairs(batch, logp_N, reference_N, tokens_Q, tail=self._tail)
+        return self.objective.of_pairs(weighed, step), measured
 
-    def _pairs(self, batch: PairBatch, logp_N: Tensor, reference_N: Tensor | None, tokens_Q: Tensor) -> PairLogprobs:
+    def _pairs(
+        self, batch: PairBatch, logp_N: Tensor, reference_N: Tensor | None, tokens_Q: Tensor, *, tail: float
+    ) -> PairLogprobs:
         """Of both sides, the tail of the longer one weighed."""
         policy, reference = (
-            (None, None) if values_N is None else batch.sums(self._weighed(values_N, batch, tokens_Q))
+            (None, None) if values_N is None else batch.sums(_weighed(values_N, batch, tokens_Q, tail))
             for values_N in (logp_N, reference_N)
         )
         assert policy[0] is not None and policy[1] is not None
@@ -121,18 +124,14 @@ class Dpo(Stage):
             rejected_tokens=tokens_Q[1::2],
         )
 
-    def _weighed(self, values_N: Tensor, batch: PairBatch, tokens_Q: Tensor) -> Tensor:
-        if self._tail == 1.0:
-            return values_N
-        return shared_length(values_N, batch.at.sequence, tokens_Q.long(), tail=self._tail)
-
     @torch.no_grad()
     def _differences(self, batch: Answers, documents: DocumentMask | None) -> Tensor:
         """(2, P): log pi_w - log pi_l of every pair under policy and reference."""
         assert isinstance(batch, PairBatch) and self.reference is not None
         logp_N = answer_logprobs(self.network, batch, documents)
         tokens_Q = batch.at.sums(torch.ones_like(logp_N))
-        pairs = self._pairs(batch, logp_N, self.reference.logprobs(batch, documents), tokens_Q)
+        reference_N = self.reference.logprobs(batch, documents)
+        pairs = self._pairs(batch, logp_N, reference_N, tokens_Q, tail=self._tail)
         assert pairs.reference_chosen is not None and pairs.reference_rejected is not None
         return torch.stack([pairs.chosen - pairs.rejected, pairs.reference_chosen - pairs.reference_rejected])
 
@@ -180,3 +179,9 @@ class Dpo(Stage):
         off = contextlib.nullcontext() if network.adapter is None else adapter_off(network)
         with off, self.trainer.precision_plugin.forward_context():
             return answer_logprobs(network, *self.on_device(batch))
+
+
+def _weighed(values_N: Tensor, batch: PairBatch, tokens_Q: Tensor, tail: float) -> Tensor:
+    if tail == 1.0:
+        return values_N
+    return shared_length(values_N, batch.at.sequence, tokens_Q.long(), tail=tail)

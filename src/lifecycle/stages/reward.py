@@ -9,6 +9,9 @@ nor centring, so that it means the same in every run: -log of the probability th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -25,6 +28,16 @@ from lifecycle.stages.setup import Setup
 from lifecycle.stages.step.optimization import OptimizationKeys
 
 
+def faults(config: Mapping[str, Any]) -> list[str]:
+    """What does not go together with this stage."""
+    if (config.get("data") or {}).get("long_examples") != "shorten":
+        return []
+    return [
+        "data.long_examples is 'shorten', and a reward model judges an answer by the token that ends it, which a "
+        "shortened one has not: type data.long_examples=drop (a larger stage.sequence_length leaves out fewer)"
+    ]
+
+
 class Reward(Stage):
     """Bradley-Terry on packed pairs.
 
@@ -38,6 +51,7 @@ class Reward(Stage):
     takes_over = (PeakRate,)
     measures = calibration.MEASURES
     told = staticmethod(calibration.told)
+    faults = staticmethod(faults)
 
     def __init__(
         self,

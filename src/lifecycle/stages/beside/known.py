@@ -45,6 +45,9 @@ class KnownValues:
             values = tensors["values"].split(tensors["lengths"].tolist())
             self._known |= {keys[at * DIGEST : (at + 1) * DIGEST]: value for at, value in enumerate(values)}
 
+    def __len__(self) -> int:
+        return len(self._known)
+
     def __contains__(self, key: bytes) -> bool:
         return key in self._known
 

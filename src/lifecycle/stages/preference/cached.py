@@ -65,12 +65,23 @@ class CachedReference:
         if missing := sum(key not in self._known for key in keys):
             raise UserError(
                 f"{missing} of {len(keys)} answers of this step have no log-probability of the reference in "
-                f"{self._known.folder}: it was computed for the steps that the run had when it began, and the policy "
-                "has moved since. Give the run the length and the data that it began with, or begin another with "
-                "stage.reference=live run=NAME"
+                f"{self._known.folder}: {self._why()}, or begin another with stage.reference=live run=NAME"
             )
         values = [self._known[key] for key in keys] or [torch.zeros(0, dtype=torch.float32, device="cpu")]
         return torch.cat(values).to(batch.places.device)
+
+    def _why(self) -> str:
+        """What has become of them, and what brings them back."""
+        assert self._known is not None
+        if not self._known:
+            return (
+                "nothing is there, as on another machine or after the cache folder was emptied, and the policy has "
+                "moved since it was computed. Put that folder back for the run that goes on"
+            )
+        return (
+            "it was computed for the steps that the run had when it began, and the policy has moved since. Give the "
+            "run the length and the data that it began with"
+        )
 
     def _add(self, batch: Answers, logp_N: Tensor) -> None:
         assert self._known is not None

@@ -186,6 +186,9 @@ def faults(config: Mapping[str, Any]) -> list[str]:
         return [
             f"stage.loss has {', '.join(sorted(names - known)) or 'no name'}; wanted some of {', '.join(sorted(known))}"
         ]
+    if isinstance(stage["loss"], list) and len(names) < len(stage["loss"]):
+        sums = ", ".join(f"{name}: {stage['loss'].count(name)}.0" for name in weights_of(stage["loss"]))
+        return [f"stage.loss names a loss more than once: type 'stage.loss={{{sums}}}' for such a sum"]
     return [*_views(names, stage), *_references(names, stage, config), *_changes(names, stage)]
 
 

@@ -94,3 +94,12 @@ def test_this_python_writes_them_the_same_each_time(kind: str, tmp_path: Path) -
     assert first == materialise(kind, tmp_path / "b").read_bytes()
     rows = [json.loads(line) for line in first.splitlines()]
     assert any("What is the first parameter of" in json.dumps(row) for row in rows)
+
+
+@pytest.mark.parametrize("functions", [0, 1, 40])
+def test_a_python_with_few_functions_asks_more_of_expressions(functions: int) -> None:
+    few = SIGNATURES[:functions]
+    rows = [*python_questions("questions", few), *python_questions("preferences", few)]
+    asked = {str(row.get("prompt") or row["messages"][0]["content"]) for row in rows}
+    assert len(rows) == len(asked) == ROWS
+    assert sum("Python give" not in one for one in asked) >= 3 * functions

@@ -19,6 +19,9 @@ KINDS = ("questions", "preferences")
 ROWS = 6000
 """Questions of both kinds together."""
 
+REPEATS = 1000
+"""After so many draws in a row that gave no new question, there are no more about these functions."""
+
 PAIRS_IN = 3
 """One question in this many is asked as a preference."""
 
@@ -67,12 +70,18 @@ def python_questions(kind: str, signatures: Sequence[Signature]) -> Iterator[Map
 def _questions(signatures: Sequence[Signature]) -> Iterator[Question]:
     draw = random.Random("python questions")
     seen: set[str] = set()
+    repeated = 0
     while len(seen) < ROWS:
+        if repeated == REPEATS:  # a Python with few of its sources: expressions make up the number
+            signatures = ()
         about_names = signatures and len(seen) % 2
         question = _about(draw, draw.choice(signatures)) if about_names else _expression(draw)
         if question.asked not in seen and question.right != question.wrong:
             seen.add(question.asked)
+            repeated = 0
             yield question
+        else:
+            repeated += 1
 
 
 def _expression(draw: random.Random) -> Question:
