@@ -174,11 +174,12 @@ class Dpo(Stage):
         return [*choices, self.kernel, self.device.type, repr(self.config)]
 
     @torch.no_grad()
-    def _said(self, batch: Answers) -> Tensor:
+    def _said(self, batch: Answers) -> tuple[Answers, Tensor]:
         network = self.network
         off = contextlib.nullcontext() if network.adapter is None else adapter_off(network)
         with off, self.trainer.precision_plugin.forward_context():
-            return answer_logprobs(network, *self.on_device(batch))
+            moved, documents = self.on_device(batch)
+            return moved, answer_logprobs(network, moved, documents)
 
 
 def _weighed(values_N: Tensor, batch: PairBatch, tokens_Q: Tensor, tail: float) -> Tensor:

@@ -26,15 +26,15 @@ from lifecycle.stages.step.collectives import any_rank
 
 
 class CachedReference:
-    """ask: the log-probabilities (N,) that the policy gives a micro-batch, without gradients. key: what they depend on
-    beside the answers. folder: of the caches of all keys. parent: checks that the weights are those that the run began
-    with, and gives their hash. computes: whether the policy is the reference when the run begins; not in one that goes
-    on."""
+    """ask: a micro-batch as the policy computes it, which may have its pairs in another order, and the log-probability
+    (N,) of each token, without gradients. key: what they depend on beside the answers. folder: of the caches of all
+    keys. parent: checks that the weights are those that the run began with, and gives their hash. computes: whether the
+    policy is the reference when the run begins; not in one that goes on."""
 
     def __init__(
         self,
         *,
-        ask: Callable[[Answers], Tensor],
+        ask: Callable[[Answers], tuple[Answers, Tensor]],
         key: Callable[[], list[str]],
         folder: Callable[[], Path],
         parent: Callable[[], str],
@@ -54,7 +54,7 @@ class CachedReference:
         for batch in _asked_for(feed):
             missing = any(key not in self._known for key in answer_keys(batch))
             if any_rank(torch.tensor(missing, device=device), False)[0]:  # sharded, all ranks compute together
-                self._add(batch, self._ask(batch).cpu())
+                self._add(*self._ask(batch))
         self._known.save()
         self._computes = False
 
@@ -85,7 +85,7 @@ class CachedReference:
 
     def _add(self, batch: Answers, logp_N: Tensor) -> None:
         assert self._known is not None
-        for key, value in zip(answer_keys(batch), logp_N.float().split(_trained(batch).tolist()), strict=True):
+        for key, value in zip(answer_keys(batch), logp_N.cpu().float().split(_trained(batch).tolist()), strict=True):
             self._known.add(key, value.clone())
 
 
