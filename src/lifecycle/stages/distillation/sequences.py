@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from lifecycle.batch import IGNORED, TokenBatch
-from lifecycle.batch import first_fit as fitted
 from lifecycle.stages.beside.known import digest
 
 
@@ -58,7 +57,17 @@ def sequences_of(batch: TokenBatch) -> list[PackedSequence]:
 
 def first_fit(sequences: Sequence[PackedSequence], length: int) -> list[list[PackedSequence]]:
     """Rows of at most `length` positions: each sequence goes into the first that has room for it."""
-    return [[sequences[i] for i in row] for row in fitted([len(one.ids) for one in sequences], length)]
+    rows: list[list[PackedSequence]] = []
+    room: list[int] = []
+    for one in sequences:
+        fits = next((row for row, left in enumerate(room) if left >= len(one.ids)), None)
+        if fits is None:
+            rows.append([])
+            room.append(length)
+            fits = len(rows) - 1
+        rows[fits].append(one)
+        room[fits] -= len(one.ids)
+    return rows
 
 
 def packed(rows: Sequence[Sequence[PackedSequence]], length: int, *, weighted: bool) -> TokenBatch:

@@ -91,7 +91,7 @@ class CachedReference:
 
 def answer_keys(batch: Answers) -> list[bytes]:
     """(Q,) hashes: of an answer with its prompt, and of which of its tokens are trained."""
-    sequences = whole_sequences(batch.tokens)
+    sequences = whole_sequences(batch.tokens, batch.at.ends)
     return [digest(ids.astype(np.int32).tobytes() + labels.astype(np.int32).tobytes()) for ids, labels in sequences]
 
 
