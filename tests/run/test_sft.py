@@ -231,13 +231,14 @@ def test_what_cannot_work_is_refused_with_what_to_type(
 def test_a_run_killed_at_ten_moments_is_the_run_that_was_not(place: Path, talking: Path, replaying: Path) -> None:
     words = (*SFT, *REPLAYING, "checkpoint.every_steps=2")
     lifecycle(place, "run=untouched", *words)
-    run, draw = place / "outputs/killed", random.Random(10)
+    run, draw, resumed = place / "outputs/killed", random.Random(10), 1  # at the end, if not before
     for number in range(10):
         steps = min(1 + number % 3, 22 - newest(run))
+        resumed += newest(run) > 0 and steps > 0  # it comes to a further checkpoint, so it has gone on from one
         how = {"checkpoints": steps, "wait": draw.uniform(0.0, 0.2), "group": number % 2 > 0, "cold": number % 3 == 0}
         assert kill_after(place, "run=killed", *words, **how), "it ended by itself"  # type: ignore[arg-type]
     lifecycle(place, "run=killed", *words)
-    assert facts(run)["resumed"] >= 8
+    assert facts(run)["resumed"] >= resumed >= 4  # a slow machine sees some checkpoints late, and makes fewer of them
     assert_same_run(run, place / "outputs/untouched")
     assert answers(run) == answers(place / "outputs/untouched")
 
