@@ -211,7 +211,7 @@ def test_turns_are_known_by_either_pair_of_names() -> None:
         ("hello", "wrong type of messages: str"),
         (["hello"], "wrong type of messages: list"),
         ([{"role": "critic", "content": "x"}], "unknown role"),
-        ([{"role": "user", "content": None}], "wrong type of content: NoneType"),
+        ([{"role": "user", "content": None}], "a turn without content"),
         ([{"role": "user", "content": "\0"}], "nul bytes"),
     ],
 )

@@ -116,6 +116,12 @@ def parsed(value: Any, what: str) -> Any:
         raise BadRow(f"bad json in {what}") from None
 
 
+def unpacked(value: Any, what: str) -> Any:
+    """The same of a column that may be a text in its own right: one that does not begin as JSON stays as it came."""
+    begins = isinstance(value, str) and value.lstrip()[:1] in ("[", "{")
+    return parsed(value, what) if begins else value
+
+
 def is_plain(value: Any) -> bool:
     """Whether JSON holds the value unchanged, as shards, checkpoints and a template's text need it."""
     if isinstance(value, Mapping):

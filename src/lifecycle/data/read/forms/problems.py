@@ -7,7 +7,7 @@ import string
 from collections.abc import Mapping
 from typing import Any
 
-from lifecycle.data.read.forms.fields import Fields, clean, parsed
+from lifecycle.data.read.forms.fields import Fields, clean, unpacked
 from lifecycle.data.read.row import BadRow
 
 CALCULATOR_MARK = re.compile(r"<<([^<>]*)>>")
@@ -113,7 +113,7 @@ def _steps(reasoning: str, *, tags: bool) -> str:
 
 def _options(row: Fields) -> tuple[list[str], list[str]]:
     """Labels and texts of the options, from a list, a mapping by letter, {label, text} pairs, or single columns."""
-    value = parsed(row.several("options"), row.name("options"))
+    value = unpacked(row.several("options"), row.name("options"))
     if isinstance(value, Mapping) and {"label", "text"} <= set(value):
         labels, texts = value["label"], value["text"]
         if wrong := [one for one in (labels, texts) if not isinstance(one, list)]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from lifecycle.data.read.forms.fields import Fields, clean, is_plain, parsed
+from lifecycle.data.read.forms.fields import Fields, clean, is_plain, parsed, unpacked
 from lifecycle.data.read.row import BadRow
 
 ROLES = {
@@ -61,7 +61,7 @@ def prompt_completion(row: Fields) -> dict[str, Any]:
 def read_turns(value: Any, name: str) -> list[Turn]:
     """The turns of a list of {role, content} or {from, value}, or of its JSON text; name: of the list in the row, for
     errors."""
-    value = parsed(value, name)
+    value = unpacked(value, name)
     if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
         raise BadRow(f"wrong type of {name}: {type(value).__name__}")
     if not value:
