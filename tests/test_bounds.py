@@ -25,6 +25,7 @@ CONFIGS = {
     "phases": "experiment=four_stage/interleaved data=files data.sources.mine.path=x",
     "limits": "hardware.peak_tflops=1 stage.max_steps=1 stage.max_epochs=1",
     "generate": "stage=generate stage.top_k=1 stage.top_p=0.5 stage.min_p=0.1 stage.best_of=1",
+    "traces": "stage=traces stage.top_k=1 stage.top_p=0.5 stage.min_p=0.1",
     "analyze": "stage=analyze",
     "tokenizer": "stage=tokenizer",
 }

@@ -265,7 +265,7 @@ def test_limits_are_read_from_the_stage() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "job"), [("pretrain", False), ("prepare", True), ("analyze", True), ("tokenizer", True)]
+    ("stage", "job"), [("pretrain", False), ("prepare", True), ("analyze", True), ("tokenizer", True), ("traces", True)]
 )
 def test_a_job_is_a_function(stage: str, job: bool) -> None:
     assert config.is_job(config.compose([f"stage={stage}"]).stage) is job

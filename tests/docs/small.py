@@ -34,6 +34,13 @@ MODEL = (
 )
 JOBS = {
     "generate": ("stage.max_new_tokens=8", "hardware.compile=false", "hardware.precision=fp32"),
+    "traces": (
+        "stage.max_new_tokens=4",
+        "stage.samples=1",
+        "data.sources.sums.max_rows=8",
+        "hardware.compile=false",
+        "hardware.precision=fp32",
+    ),
     "analyze": ("stage.processes=1",),
     "prepare": ("stage.processes=1",),
     "tokenizer": ("stage.sample_bytes=20000",),

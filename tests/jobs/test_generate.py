@@ -132,7 +132,7 @@ def test_stops_are_read_as_they_are_typed(place: Path, monkeypatch: pytest.Monke
             asked.append(sampling)
             return super().generate(prompts, sampling, **more)
 
-    monkeypatch.setattr("lifecycle.jobs.generate.Engine", Watched)
+    monkeypatch.setattr("lifecycle.jobs.drawing.Engine", Watched)
     number, name = max((int(i), str(t)) for i, t in TOKENIZER.hf.added_tokens_decoder.items() if t.special)
     generate("stage.prompt=return", f"stage.stop=['{name}',\"\\n\\n\",'END']")
     assert asked[0].stop_strings == ("\n\n", "END") and number in asked[0].stop_ids
@@ -253,7 +253,7 @@ def test_the_engine_is_as_hardware_and_stage_say(place: Path, monkeypatch: pytes
             made.append(settings)
             super().__init__(model, **settings | {"compiled": False})  # it takes a minute
 
-    monkeypatch.setattr("lifecycle.jobs.generate.Engine", Watched)
+    monkeypatch.setattr("lifecycle.jobs.drawing.Engine", Watched)
     for words in ([], ["hardware.compile=true", "stage.slots=3", "stage.prefill_chunk=5"]):
         generate("stage.prompt=return the", *words)
     wanted = [(False, 16, 1024), (True, 3, 5)]

@@ -18,7 +18,9 @@ from lifecycle.errors import UserError
 
 Part = TypeVar("Part")
 
-OF_STAGE = "model setup data folder tokenizer parent_view parent_ends parent_folder seed deterministic compiled"
+OF_STAGE = (
+    "model setup data folder tokenizer parent_view parent_ends parent_folder parent_sha256 seed deterministic compiled"
+)
 SUPPLIED: dict[str, tuple[str, ...]] = {
     "stage": tuple(OF_STAGE.split()),
     "logger": ("folder",),

@@ -110,13 +110,19 @@ def prompt(record: Record, tokenizer: Tokenizer, template: ChatTemplate | None) 
     if template is None:
         ids = tokenizer.documents([question(record)])[0][:-1]  # the document does not end there
     else:
-        turns, said = turns_of(record)
-        if not said and turns[-1]["role"] == "assistant":
-            turns, said = turns[:-1], turns[-1:]
-        if not turns:
-            raise BadRow("no prompt before the answer")
+        turns = asked_of(record)
         ids = encode_prompt(Conversation(turns=turns, tools=_tools(record)), tokenizer, template)
     return Prompt(id=record.id, ids=ids, answer=_known(record), meta=record.meta)
+
+
+def asked_of(record: Record) -> list[Turn]:
+    """The turns before the last answer. Raises BadRow where there is none."""
+    turns, said = turns_of(record)
+    if not said and turns[-1]["role"] == "assistant":
+        turns = turns[:-1]
+    if not turns:
+        raise BadRow("no prompt before the answer")
+    return turns
 
 
 def _known(record: Record) -> str | None:

@@ -18,26 +18,21 @@ import codecs
 import hashlib
 import json
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from lifecycle.batch import Rollout
-from lifecycle.bounds import Count, Keys, NotNegative, PartOrAll, Positive
-from lifecycle.errors import UserError
+from lifecycle.bounds import Count, Keys
+from lifecycle.jobs.drawing import DrawingKeys, EngineKeys, drawn_by
 from lifecycle.model import Decoder
-from lifecycle.model.huggingface import export
 from lifecycle.rollout.display import CompletionDisplay
-from lifecycle.rollout.engine import Engine
 from lifecycle.rollout.sampling.parameters import Sampling
-from lifecycle.rollout.sampling.stop_conditions import read_stops
 from lifecycle.rollout.user_prompts import ChatTokenizer, UserPrompt, encode, read_prompts
-from lifecycle.rollout.vllm import VllmEngine
 from lifecycle.system import atomic, owner
 
 NAME = "completions.jsonl"
@@ -59,46 +54,12 @@ class PromptKeys:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingKeys:
-    """How completions are drawn (`Sampling`). stop: texts, and names of special tokens, that end one."""
+class SamplesKeys:
+    """How many completions a prompt gets, and of how many that are drawn for each."""
 
-    max_new_tokens: Count
-    temperature: NotNegative
-    top_k: Count | None
-    top_p: PartOrAll | None
-    min_p: PartOrAll | None
-    repetition_penalty: Positive
-    stop: list[str]
     samples: Count
     best_of: Count | None
     best_by: Literal["mean", "sum"]
-
-    def sampling(self, tokenizer: ChatTokenizer, end_ids: Sequence[int], vocab: int) -> Sampling:
-        """For a model of `vocab` tokens, whose completions end at `end_ids` and at the tokenizer's own."""
-        named, texts = read_stops(self.stop, _specials(tokenizer))
-        return Sampling(
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-            stop_ids=tuple(dict.fromkeys(i for i in [*tokenizer.end_ids, *end_ids, *named] if 0 <= i < vocab)),
-            stop_strings=tuple(texts),
-            banned_ids=tuple(range(tokenizer.vocab_size, vocab)),  # embeddings that only fill the matrix up
-            samples=self.samples,
-            best_of=self.best_of,
-            best_by=self.best_by,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineKeys:
-    """What computes them. slots: sequences at a time. prefill_chunk: tokens of prompts in one forward pass."""
-
-    engine: Literal["own", "vllm"]
-    slots: Count
-    prefill_chunk: Count
 
 
 def generate(
@@ -113,7 +74,8 @@ def generate(
     compiled: bool | None,
     folder: Path,
     prompts: Keys[PromptKeys],
-    sampling: Keys[SamplingKeys],
+    drawing: Keys[DrawingKeys],
+    several: Keys[SamplesKeys],
     engine: Keys[EngineKeys],
     output: str | None,
 ) -> dict[str, Any]:
@@ -126,14 +88,20 @@ def generate(
     """
     asked = read_prompts(prompts.prompt, prompts.file)
     turns = _by_template(prompts.chat, parent_view, tokenizer)
-    settings = sampling.sampling(tokenizer, parent_ends, model.config.vocab)
+    settings = drawing.sampling(
+        tokenizer,
+        parent_ends,
+        model.config.vocab,
+        samples=several.samples,
+        best_of=several.best_of,
+        best_by=several.best_by,
+    )
     ids = encode(asked, tokenizer, chat=turns, system=prompts.system, begin=parent_view is not None)
     shown = _display(asked, tokenizer, settings, continues=not turns) if output is None else None
     started = time.perf_counter()
-    if engine.engine == "own":
-        draw = _own(model, engine, shown, settings, deterministic=deterministic, compiled=compiled)
-    else:
-        draw = _vllm(model, tokenizer, parent_folder, engine, deterministic=deterministic, compiled=compiled)
+    draw = drawn_by(model, tokenizer, parent_folder, engine, deterministic=deterministic, compiled=compiled)
+    if engine.engine == "own" and shown and settings.best_of is None and sys.stdout.isatty():
+        draw = partial(draw, on_token=shown.token)  # as they grow, where all that are drawn are kept
     rollout = draw(ids, settings, seed=seed, tokenizer=tokenizer)
     done = {"prompts": len(asked), "seconds": round(time.perf_counter() - started, 3), **_mismatch(rollout)}
     done |= _write(_rows(rollout, asked), output, folder)
@@ -147,57 +115,6 @@ def _display(
 ) -> CompletionDisplay:
     openings = [prompt.opening for prompt in asked]
     return CompletionDisplay(sys.stdout, tokenizer, openings, samples=sampling.samples, continues=continues)
-
-
-def _own(
-    model: Decoder,
-    engine: EngineKeys,
-    shown: CompletionDisplay | None,
-    sampling: Sampling,
-    *,
-    deterministic: bool,
-    compiled: bool | None,
-) -> Callable[..., Rollout]:
-    """Our engine's `generate`; on a terminal completions are shown as they grow, where all that are drawn are kept."""
-    ours = Engine(
-        model,
-        slots=engine.slots,
-        prefill_chunk=engine.prefill_chunk,
-        deterministic=deterministic,
-        compiled=bool(compiled),
-    )
-    grows = shown.token if shown and sampling.best_of is None and sys.stdout.isatty() else None
-    return partial(ours.generate, on_token=grows)
-
-
-def _vllm(
-    model: Decoder,
-    tokenizer: ChatTokenizer,
-    folder: Path | None,
-    engine: EngineKeys,
-    *,
-    deterministic: bool,
-    compiled: bool | None,
-) -> Callable[..., Rollout]:
-    """vLLM's `generate`. A model that is not in Hugging Face's form (a checkpoint, GGUF) is exported for vLLM to read.
-
-    Raises UserError for deterministic=true.
-    """
-    if deterministic:
-        raise UserError(
-            "deterministic=true, but vLLM's draws depend on what is computed beside them: type deterministic=false "
-            "or stage.engine=own"
-        )
-    with tempfile.TemporaryDirectory(prefix="lifecycle-") as made:
-        if folder is None:
-            export(model, Path(made), tokenizer=tokenizer)
-        return VllmEngine(
-            folder or Path(made),
-            scorer=model,
-            slots=engine.slots,
-            prefill_chunk=engine.prefill_chunk,
-            compiled=compiled is not False,
-        ).generate
 
 
 def _mismatch(rollout: Rollout) -> dict[str, float]:
@@ -214,11 +131,6 @@ def _by_template(chat: bool | Literal["auto"], parent_view: str | None, tokenize
     if chat != "auto":
         return chat
     return parent_view != TEXT and bool(tokenizer.hf.chat_template)
-
-
-def _specials(tokenizer: ChatTokenizer) -> dict[int, str]:
-    """Names of the special tokens by id."""
-    return {int(i): str(token) for i, token in tokenizer.hf.added_tokens_decoder.items() if token.special}
 
 
 def _rows(rollout: Rollout, prompts: Sequence[UserPrompt]) -> list[dict[str, Any]]:

@@ -23,12 +23,10 @@ from typing import Any
 from rich.progress import track
 
 from lifecycle.bounds import Count
-from lifecycle.data.clean import contamination_report
 from lifecycle.data.clean.bad_rows import BAD, refuse_broken
-from lifecycle.data.clean.filter_row import HELD_OUT, KEPT, FilteredRow, filter_row
+from lifecycle.data.clean.filter_row import HELD_OUT, KEPT, FilteredRow
 from lifecycle.data.clean.held_out import Reach, seed_of
-from lifecycle.data.clean.source import Source, among, text_hash
-from lifecycle.data.clean.walk import walk_rows
+from lifecycle.data.clean.source import Source, text_hash
 from lifecycle.data.corpus import Corpus
 from lifecycle.data.mixture.weight import Weight
 from lifecycle.data.read.begun import listed
@@ -39,6 +37,7 @@ from lifecycle.data.stream.prepared import SIDES, VERSION
 from lifecycle.data.stream.shards import ShardWriter, dtype_of
 from lifecycle.data.views import ITEMS, Maker
 from lifecycle.errors import UserError
+from lifecycle.jobs.rows import usable_rows
 from lifecycle.system import atomic, owner
 
 PARTS = 16
@@ -149,25 +148,14 @@ def _refuse(source: Source, counts: Counter[str], row: Usable, reason: str) -> N
 
 def _filtered(task: _Task, counts: dict[int, Counter[str]]) -> Iterator[tuple[RawRow, str, FilteredRow]]:
     """Usable rows of the parts in `counts`, which are counted there, with their sides."""
-    source = task.source
-    leaves_out = source.leaves_out()
-    seen: Counter[str] = Counter()
-    chosen = among(source.rows) if source.rows is not None else lambda row: True
-    for raw in walk_rows(source, wanted=lambda row: row % PARTS in counts and not leaves_out(row) and chosen(row)):
-        filtered = filter_row(raw, source)
-        verdict, contaminated = filtered.verdict, filtered.contaminated
-        seen[verdict] += 1
-        if verdict.startswith(BAD):
-            if source.quarantine is not None:
-                quarantine(source.quarantine, raw, verdict.removeprefix(BAD))
-            refuse_broken(source, seen, before=raw.ordinal, at_end=False)
-        if contaminated and source.contaminated is not None:
-            contamination_report.record(source.contaminated, raw, contaminated)
-        held = verdict == HELD_OUT
-        if not held:
-            counts[raw.ordinal % PARTS][verdict] += 1
-        if filtered.text is not None:
-            yield raw, ("validation" if held or task.apart else "training"), filtered
+
+    def count(row: RawRow, verdict: str) -> None:
+        if verdict != HELD_OUT:
+            counts[row.ordinal % PARTS][verdict] += 1
+
+    for raw, filtered in usable_rows(task.source, count, wanted=lambda row: row % PARTS in counts):
+        held = filtered.verdict == HELD_OUT
+        yield raw, ("validation" if held or task.apart else "training"), filtered
 
 
 def _finish(

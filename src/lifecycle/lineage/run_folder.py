@@ -47,6 +47,11 @@ class RunFolder:
         """Committed checkpoints, one folder each."""
         return self.path / "checkpoints"
 
+    @property
+    def progress(self) -> Path:
+        """How far a job has come that goes on after a kill."""
+        return self.path / "progress.json"
+
     def lineage(self) -> dict[str, Any]:
         """The content of `run.json`, or an empty mapping for a new run. Errors: `UserError` for what is no lineage."""
         path = self.path / "run.json"

@@ -105,12 +105,13 @@ def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 def is_over(plan: RunPlan) -> bool:
     """Whether the run is finished already, which is then printed. Raises UserError where its config has changed since,
-    and it has a checkpoint or a result."""
+    and it has a checkpoint, a part of its result, or all of it."""
     if plan.replaces_last:
         return False
     folder = plan.folder
     over, changed = _since(plan)
-    if changed and (over or not plan.reads_data or list_committed(folder.checkpoints)):
+    saved = bool(list_committed(folder.checkpoints)) or folder.progress.exists()
+    if changed and (over or not plan.reads_data or saved):
         raise UserError(
             f"run '{folder.path}' was started with other values of: {', '.join(changed)}. Going on would make it "
             f"another run: take the values of {folder.path / 'config.yaml'}, choose another run=NAME, or delete the "

@@ -6,8 +6,8 @@
     tokenizer      the model's; without init_from that of the data
     data           the sources of the config, opened
     folder seed deterministic compiled          as the run has them
-    parent_view parent_ends parent_folder       of init_from: what it was last trained on, what ends a completion, where
-                                                it lies in Hugging Face's form
+    parent_view parent_ends                     of init_from: what it was last trained on, what ends a completion,
+    parent_folder parent_sha256                 where it lies in Hugging Face's form, the hash of its files
 
 Each is made only for a job with such a parameter, in any combination. What the job returns is `result` in run.json.
 
@@ -125,6 +125,11 @@ class Supplies:
         """Where the parent lies in Hugging Face's form."""
         place = self._parent.folder if self._parent else None
         return place if place is not None and (place / "config.json").is_file() else None
+
+    @property
+    def parent_sha256(self) -> str | None:
+        """Of the parent's files."""
+        return self._parent.sha256() if self._parent else None
 
     def facts(self) -> dict[str, Any]:
         """For run.json: the model that the job was about, and the tokenizer."""

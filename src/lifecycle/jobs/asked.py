@@ -1,0 +1,100 @@
+"""Prompts of a corpus whose answer is known, as a model is asked with them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from lifecycle.batch import Prompt, Record
+from lifecycle.data.clean.bad_rows import BAD, refuse_broken
+from lifecycle.data.clean.filter_row import HELD_OUT, KEPT, FilteredRow
+from lifecycle.data.clean.source import Source
+from lifecycle.data.corpus import Corpus
+from lifecycle.data.mixture.weight import Weight
+from lifecycle.data.read.in_words import question
+from lifecycle.data.read.row import RawRow
+from lifecycle.data.views import asked_of
+from lifecycle.errors import UserError
+from lifecycle.jobs.rows import usable_rows
+from lifecycle.tokenizer.chat import Turn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A prompt: its turns, the ids that ask for the next one, and the known answer."""
+
+    id: str
+    source: str
+    turns: list[Turn]
+    ids: list[int]
+    answer: str
+
+
+def known_prompts(data: Corpus, *, room: int, system: str | None) -> tuple[list[Asked], dict[str, Counter[str]]]:
+    """The prompts of the training side of every source that is trained on, each once; by source the number of rows that
+    give none, by reason.
+
+    room: positions of the model. system: a turn before those that have none of its kind. Raises UserError where there
+    is no prompt.
+    """
+    if system is not None and data.template is None:
+        raise UserError("stage.system is a turn, and data.chat_template=none asks with plain text: leave it out")
+    found, seen, counts = list[Asked](), set[tuple[int, ...]](), dict[str, Counter[str]]()
+    for source in data.whole:
+        if not Weight.of(source.spec.weight, source.name).trained:
+            continue
+        count = counts.setdefault(source.name, Counter())
+        for row in _training_rows(source):
+            one = _asked(data, source, row, system)
+            if not isinstance(one, Asked):
+                count[one] += 1
+            elif len(one.ids) >= room:
+                count["too long"] += 1
+            elif tuple(one.ids) in seen:
+                count["asked before"] += 1
+            else:
+                seen.add(tuple(one.ids))
+                found.append(one)
+    if not found:
+        gone = "; ".join(f"{name}: {dict(count) or 'no rows'}" for name, count in counts.items())
+        raise UserError(
+            f"no row is a prompt with a known answer ({gone}): name the columns (data.sources.NAME.fields.answer), or "
+            "the format"
+        )
+    return found, counts
+
+
+def _training_rows(source: Source) -> Iterator[FilteredRow]:
+    verdicts = Counter[str]()
+
+    def count(row: RawRow, verdict: str) -> None:
+        verdicts[verdict] += 1
+
+    for _, filtered in usable_rows(source, count):
+        if filtered.verdict != HELD_OUT:
+            yield filtered
+    refuse_broken(source, verdicts, before=verdicts.total(), at_end=True)
+
+
+def _asked(data: Corpus, source: Source, row: FilteredRow, system: str | None) -> Asked | str:
+    """The prompt of a row, or why it has none."""
+    record = row.record
+    assert record is not None and row.verdict.startswith(KEPT)
+    if system is not None:
+        record = _instructed(record, system)
+    (item,) = data.maker(source)([row._replace(record=record)])
+    if not isinstance(item, Prompt):
+        return f"{BAD}{item}"
+    if item.answer is None:
+        return "no answer"
+    turns = [{"role": "user", "content": question(record)}] if data.template is None else asked_of(row.record)
+    return Asked(id=item.id, source=source.name, turns=turns, ids=item.ids.tolist(), answer=item.answer)
+
+
+def _instructed(record: Record, system: str) -> Record:
+    """With a first turn that instructs, where it has none."""
+    before = record.messages or []
+    if before and before[0]["role"] == "system":
+        return record
+    return replace(record, messages=[{"role": "system", "content": system}, *before])

@@ -1,0 +1,68 @@
+"""The letter that is decided for, and no letter that only stands in the text."""
+
+import pytest
+
+from lifecycle.rewards.choice import choice
+
+RIGHT = [
+    ("A", "A"),
+    ("(A)", "A"),
+    ("A.", "A"),
+    ("**A**", "A"),
+    ("A. Metformin", "A"),
+    ("B. A drug against pain", "B"),
+    ("A. B cells", "A"),
+    ("(C) Aspirin", "C"),
+    ("Answer: A", "A"),
+    ("The answer is (a).", "A"),
+    ("The correct answer is B because of the kidney.", "B"),
+    ("The best option is C.", "C"),
+    (r"\boxed{D}", "D"),
+    (r"\boxed{\text{D}}", "D"),
+    ("#### E", "E"),
+    ("Option A is incorrect. The answer is B.", "B"),
+    ("The answer is A. No, wait. The answer is B.", "B"),
+    ("<think>The answer is A</think>The answer is B", "B"),
+    ("B. Aspirin\n\nIt thins the blood.", "B"),
+    ("The answer is option **C**: Aspirin", "C"),
+    ("Answer: B", "(B)"),
+    ("The answer is A and not B", "A"),
+]
+WRONG = [
+    ("A 45-year-old man", "A"),
+    ("A 45-year-old man comes in.", "A"),
+    ("Not A", "A"),
+    ("The answer is not A", "A"),
+    ("The answer is not (A)", "A"),
+    ("The answer isn't A", "A"),
+    ("The answer is a 45-year-old man", "A"),
+    ("The answer is A 45-year-old man", "A"),
+    ("A or B", "A"),
+    ("The answer is A or B", "A"),
+    ("The answer is (A) or (B)", "B"),
+    ("The answer is A, B and C", "A"),
+    ("Answer: A/B", "A"),
+    ("Aspirin", "A"),
+    ("The answer is Aspirin", "A"),
+    ("The answer is A. The answer is B.", "A"),
+    ("A. Metformin\nB. Aspirin", "A"),
+    ("Answer: A is wrong", "A"),
+    ("<think>The answer is A", "A"),
+    ("<think>The answer is A</think>", "A"),
+    ("I think so", "I"),
+    ("", "A"),
+    ("ABCD", "A"),
+    ("A B C D", "A"),
+    ("Is it A? Is it B?", "A"),
+    ("None of these", "A"),
+]
+
+
+@pytest.mark.parametrize(("completion", "answer"), RIGHT)
+def test_the_letter_that_is_decided_for_is_the_answer(completion: str, answer: str) -> None:
+    assert choice(completion, answer) == 1
+
+
+@pytest.mark.parametrize(("completion", "answer"), WRONG)
+def test_a_letter_that_stands_there_for_another_reason_is_not(completion: str, answer: str) -> None:
+    assert choice(completion, answer) == 0
