@@ -79,16 +79,16 @@ def _training_rows(source: Source) -> Iterator[FilteredRow]:
 
 def _asked(data: Corpus, source: Source, row: FilteredRow, system: str | None) -> Asked | str:
     """The prompt of a row, or why it has none."""
-    record = row.record
-    assert record is not None and row.verdict.startswith(KEPT)
-    if system is not None:
-        record = _instructed(record, system)
+    given = row.record
+    assert given is not None and row.verdict.startswith(KEPT)
+    record = given if system is None else _instructed(given, system)
     (item,) = data.maker(source)([row._replace(record=record)])
     if not isinstance(item, Prompt):
         return f"{BAD}{item}"
     if item.answer is None:
         return "no answer"
-    turns = [{"role": "user", "content": question(record)}] if data.template is None else asked_of(row.record)
+    plain: list[Turn] = [{"role": "user", "content": question(given)}]
+    turns = plain if data.template is None else asked_of(given)
     return Asked(id=item.id, source=source.name, turns=turns, ids=item.ids.tolist(), answer=item.answer)
 
 
