@@ -398,7 +398,9 @@ def test_held_out_pairs_of_a_loss_without_reference_have_no_distance_from_one() 
     ("changed", "words"),
     [
         ({"loss": "kto"}, "stage.view=unpaired"),
-        ({"loss": "sigmoid", "view": "unpaired"}, "type stage.view=preference"),
+        ({"loss": "sigmoid", "view": "unpaired"}, "type stage.view=preference, or another loss (stage.loss=kto)"),
+        ({"loss": "sigmoid", "view": "text"}, "a rejected answer: type stage.view=preference"),
+        ({"loss": "kto", "view": "text"}, "good or bad: type stage.view=unpaired"),
         ({"loss": {"kto": 1.0, "sigmoid": 1.0}, "view": "unpaired"}, "choose one kind"),
         ({"loss": {"sigmiod": 1.0}}, "stage.loss has sigmiod; wanted some of"),
         ({"loss": []}, "stage.loss has no name"),

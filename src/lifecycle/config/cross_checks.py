@@ -29,12 +29,14 @@ def faults_between(plain: Mapping[str, Any], declared: Declared) -> list[str]:
     """All faults of a whole config in plain values, a line each."""
     nodes = {key: value for key, value in plain.items() if isinstance(value, Mapping)}
     actions = nodes.get("guard", {}).get("actions")
+    own = declared.faults(plain)
+    said = any(line.startswith("stage.view is ") for line in own)  # by the stage, which knows the loss too
     return [
-        *_view(nodes.get("stage", {}), declared),
+        *([] if said else _view(nodes.get("stage", {}), declared)),
         *(_guard(actions, declared) if isinstance(actions, list) else []),
         *_copies(nodes.get("stage", {}), nodes.get("hardware", {}), declared),
         *_rate(nodes.get("stage", {}), declared),
-        *declared.faults(plain),
+        *own,
         *(_adapter(nodes, declared) if "_target_" in nodes.get("adapter", {}) else []),
     ]
 

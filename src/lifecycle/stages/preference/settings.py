@@ -200,13 +200,15 @@ def _views(names: set[str], stage: Mapping[str, Any]) -> list[str]:
             f"{', '.join(sorted(names - UNPAIRED))} of pairs: choose one kind"
         ]
     wanted = "unpaired" if names & UNPAIRED else "preference"
-    if stage.get("view") == wanted or stage.get("view") not in ("preference", "unpaired"):
-        return []  # a view of no such data is a fault of its own
-    others = "kto" if wanted == "preference" else "sigmoid"
+    if not isinstance(stage.get("view"), str) or stage["view"] == wanted:
+        return []
     data = "single answers, good or bad" if wanted == "unpaired" else "pairs of a chosen and a rejected answer"
+    others = "sigmoid" if wanted == "unpaired" else "kto"
+    # the other loss is advice only where the view is one of such data
+    instead = f", or another loss (stage.loss={others})" if stage["view"] in ("preference", "unpaired") else ""
     return [
         f"stage.view is '{stage['view']}', and stage.loss {', '.join(sorted(names))} trains on {data}: type "
-        f"stage.view={wanted}, or another loss (stage.loss={others})"
+        f"stage.view={wanted}{instead}"
     ]
 
 
