@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lifecycle.batch import Kept
-from lifecycle.losses import token_logprobs
+from lifecycle.losses import log_collisions, token_logprobs
 
 N, D, V = 11, 6, 17
 
@@ -90,6 +90,21 @@ def test_banned_tokens_weigh_nothing() -> None:
     torch.testing.assert_close(found, token_logprobs(hidden, weight[left], places))
     grad = torch.autograd.grad(sum(x.sum() for x in found), weight)[0]  # type: ignore[arg-type]
     assert not grad[banned].any()
+
+
+def test_collisions_are_the_probability_that_two_draws_agree() -> None:
+    # p = 1/2, 1/4, 1/4: 1/4 + 1/16 + 1/16 = 3/8
+    weight = torch.tensor([[2.0], [1.0], [1.0]], dtype=torch.float64).log()
+    hidden = torch.ones(5, 1, dtype=torch.float64, requires_grad=True)
+    for chunk in (None, 2):
+        found = log_collisions(hidden, weight, chunk_tokens=chunk)
+        torch.testing.assert_close(found, torch.full((5,), 3 / 8, dtype=torch.float64).log())
+        assert not found.requires_grad
+    hidden, weight, _ = inputs()
+    capped = 4.0 * torch.tanh(hidden @ weight.T / 4.0)
+    wanted = capped.softmax(-1).square().sum(-1).log()
+    torch.testing.assert_close(log_collisions(hidden, weight, softcap=4.0, chunk_tokens=3), wanted.detach())
+    assert log_collisions(hidden[:0], weight).shape == (0,)
 
 
 def test_nothing_gives_nothing_and_zero_gradients() -> None:

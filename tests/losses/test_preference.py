@@ -6,6 +6,7 @@ The pair of the hand-worked values has u_w = 1 over 2 tokens and u_l = -2 over 3
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from lifecycle.losses.preference import (
     kto_baseline,
     quantiles_of,
     shared_length,
+    wpo_weights,
 )
 
 TRL = json.loads((Path(__file__).parent / "parity/trl.json").read_text())
@@ -292,6 +294,50 @@ def test_aot_compares_quantiles() -> None:
     )
 
 
+def test_unpaired_aot_compares_the_quantiles_of_both_sides() -> None:
+    made = pairs([-4.0, -1.0, -6.0], [-6.0, -9.0, -5.0], [-5.0, -3.0, -5.5], [-4.0, -7.0, -5.5], ((2, 2, 2), (3, 3, 3)))
+    u_w, u_l = made.chosen_ratio, made.rejected_ratio  # 1, 2, -0.5 and -2, -2, 0.5
+    value = preference.aot_unpaired(made, beta=0.5, smoothing=0.1, quantiles=quantiles_of(u_w, u_l))
+    sorted_apart = [1.0 + 2.0, 2.0 - 0.5, -0.5 + 2.0]  # of each u_w, the u_l at its quantile
+
+    def smoothed(z: float) -> float:
+        return 0.9 * math.log1p(math.exp(-z)) + 0.1 * math.log1p(math.exp(z))
+
+    assert value.tolist() == pytest.approx([smoothed(0.5 * apart) for apart in sorted_apart])
+    turned = replace(made, rejected=made.rejected.roll(1), reference_rejected=made.reference_rejected.roll(1))  # type: ignore[union-attr]
+    again = preference.aot_unpaired(turned, beta=0.5, smoothing=0.1, quantiles=quantiles_of(u_w, u_l))
+    assert torch.equal(again, value)  # which pair an answer is of, plays no part
+    equal = pairs(-4.0, -6.0, -4.0, -6.0)
+    zero = quantiles_of(equal.chosen_ratio, equal.rejected_ratio)
+    assert float(preference.aot_unpaired(equal, beta=0.5, smoothing=0.0, quantiles=zero)) == pytest.approx(LN2)
+
+
+def test_the_gradient_of_unpaired_aot_is_that_of_what_was_sorted() -> None:
+    generator = torch.Generator().manual_seed(4)
+    drawn = -4 * torch.rand(4, 5, generator=generator).double() - 0.5
+    points = [row.clone().requires_grad_() for row in drawn[:2]]
+    made = pairs(points[0], points[1], drawn[2], drawn[3], (torch.ones(5), torch.ones(5)))
+    held = quantiles_of(made.chosen_ratio, made.rejected_ratio)
+    found = torch.autograd.grad(
+        preference.aot_unpaired(made, beta=0.5, smoothing=0.1, quantiles=held).sum(), points, retain_graph=True
+    )
+    z = 0.5 * (made.chosen_ratio.sort().values - made.rejected_ratio.sort().values)
+    wanted = torch.autograd.grad(
+        -(0.9 * torch.log(torch.sigmoid(z)) + 0.1 * torch.log(torch.sigmoid(-z))).sum(), points
+    )
+    torch.testing.assert_close(found, wanted)
+
+
+def test_wpo_weighs_a_pair_by_how_likely_the_policy_writes_it() -> None:
+    """Excesses of -1 over 2 tokens and -3 over 3: exp(-1/2 - 1)."""
+    excess = [torch.tensor([value, 0.0], dtype=torch.float64, requires_grad=True) for value in (-1.0, -3.0)]
+    made = pairs([-4.0, -4.0], [-6.0, -6.0], [-5.0, -5.0], [-4.0, -4.0], ((2, 2), (3, 3)))
+    weights = wpo_weights(excess[0], excess[1], made)
+    assert weights.tolist() == pytest.approx([math.exp(-1.5), 1.0], rel=1e-12) and not weights.requires_grad
+    longer = replace(made, chosen_tokens=2 * made.chosen_tokens, rejected_tokens=2 * made.rejected_tokens)
+    assert torch.equal(wpo_weights(2 * excess[0], 2 * excess[1], longer), weights)  # no answer counts by its length
+
+
 # -- TRL
 
 
@@ -393,6 +439,21 @@ def test_aot_agrees_with_trl() -> None:
     assert made.reference_chosen is not None and made.reference_rejected is not None
     quantiles = quantiles_of(made.chosen - made.rejected, made.reference_chosen - made.reference_rejected)
     agrees("aot", preference.aot(made, quantiles=quantiles, **SMOOTHED).mean(), policy)
+
+
+def test_unpaired_aot_agrees_with_trl() -> None:
+    policy = GIVEN["policy"].clone().requires_grad_()
+    made = summed(policy, GIVEN["reference"])
+    quantiles = quantiles_of(made.chosen_ratio, made.rejected_ratio)
+    agrees("aot_unpaired", preference.aot_unpaired(made, quantiles=quantiles, **SMOOTHED).mean(), policy)
+
+
+def test_wpo_agrees_with_trl() -> None:
+    policy = GIVEN["policy"].clone().requires_grad_()
+    made = summed(policy, GIVEN["reference"])
+    excess = ((policy - GIVEN["collision"]) * GIVEN["mask"]).sum(1).split(P)
+    loss = preference.sigmoid(made, **BETA) * wpo_weights(excess[0], excess[1], made)
+    agrees("sigmoid/wpo", loss.mean(), policy)
 
 
 def test_conservative_is_the_published_formula_of_open_instruct_and_openrlhf() -> None:

@@ -132,6 +132,7 @@ def test_dpo_is_log_2_where_policy_and_reference_are_equal_packed_and_padded(lay
         ("apo_zero", 1.0),
         ("sppo", 50.0),
         ("aot", math.log(2)),
+        ("aot_unpaired", math.log(2)),
     ],
 )
 def test_other_losses_begin_at_their_constants_too(loss: str, value: float, tmp_path: Path) -> None:
@@ -148,10 +149,11 @@ def test_kto_begins_at_half_of_its_weights(tmp_path: Path) -> None:
 # -- layouts
 
 
-@pytest.mark.parametrize("loss", ["sigmoid", "orpo", {"apo_zero": 1.0, "nll": 0.5}, "aot"])
+@pytest.mark.parametrize("loss", ["sigmoid", "orpo", {"apo_zero": 1.0, "nll": 0.5}, "aot", "aot_unpaired", "wpo"])
 def test_splitting_ordering_packing_and_padding_never_change_a_step(loss: Any, tmp_path: Path) -> None:
     steps = [pairs(step) for step in range(STEPS)]
-    whole = dpo(loss)
+    changed = {"loss": "sigmoid", "weighting": "wpo"} if loss == "wpo" else {"loss": loss}
+    whole = dpo(**changed)
     rows = train(whole, [[rows_of(items, "preference")] for items in steps], tmp_path)
     layouts = {
         "split": [apart(rows_of(items, "preference")) for items in steps],
@@ -160,7 +162,7 @@ def test_splitting_ordering_packing_and_padding_never_change_a_step(loss: Any, t
         "other rows": [[rows_of(items, "preference", 64)] for items in steps],
     }
     for name, form in layouts.items():
-        other = dpo(loss)
+        other = dpo(**changed)
         again = train(other, form, tmp_path / name.replace(" ", ""))
         same(whole, other)
         for step in range(1, STEPS + 1):
@@ -306,6 +308,24 @@ def test_a_reference_is_kept_by_all_that_it_depends_on(tmp_path: Path) -> None:
     assert len(list((tmp_path / "cache").iterdir())) == 3
 
 
+def test_wpo_weighs_every_pair_by_what_the_policy_would_write(tmp_path: Path) -> None:
+    """The first loss is log 2 times the mean weight, which is computed here one answer at a time."""
+    rows = train(dpo(weighting="wpo"), [apart(rows_of(pairs(0), "preference"))], tmp_path)
+    weights = []
+    for piece in pairs(0):
+        assert isinstance(piece.item, Pair)
+        means = []
+        for side in (piece.item.chosen, piece.item.rejected):
+            tokens, asked = torch.from_numpy(side.ids).long()[None], len(piece.item.prompt)
+            model = parent()
+            logits = model.logits(model(tokens[:, :-1], torch.arange(tokens.shape[1] - 1)[None]))[0, asked - 1 :]
+            logp = F.log_softmax(logits.detach().double(), -1)
+            own = logp.gather(1, tokens[0, asked:, None])[:, 0]
+            means.append(float((own - torch.logsumexp(2 * logp, -1)).mean()))
+        weights.append(math.exp(sum(means)))
+    assert rows[1]["train/loss"] == pytest.approx(math.log(2) * sum(weights) / len(weights), rel=1e-5)
+
+
 # -- what is told
 
 
@@ -409,6 +429,9 @@ def test_held_out_pairs_of_a_loss_without_reference_have_no_distance_from_one() 
         ({"reference": "adapter"}, "type adapter=lora, or stage.reference=live"),
         ({"loss": "apo_zero", "divergence": "js"}, "apo_zero is none"),
         ({"loss": "kto", "view": "unpaired", "tail": 0.5}, "kto has no pairs"),
+        ({"loss": "kto", "view": "unpaired", "weighting": "wpo"}, "kto compares no two answers of one pair"),
+        ({"loss": "aot", "weighting": "wpo"}, "type stage.weighting=none"),
+        ({"loss": ["aot", "aot_unpaired"]}, "sort a step in two ways"),
     ],
 )
 def test_what_cannot_stand_together_says_what_to_type(changed: dict[str, Any], words: str) -> None:

@@ -56,6 +56,25 @@ def token_logprobs(
     return logp_N, entropy_N
 
 
+@torch.no_grad()
+def log_collisions(
+    hidden_ND: Tensor, weight_VD: Tensor, *, softcap: float | None = None, chunk_tokens: int | None = None
+) -> Tensor:
+    """(N,) log sum over the vocabulary of p^2, of the distributions that follow on the hidden states: the logarithm of
+    the probability that two draws are the same token. A constant, in the dtypes of `token_logprobs`."""
+    compute = compute_dtype(hidden_ND)
+    places_N = hidden_ND.new_zeros(len(hidden_ND), dtype=torch.int64)
+    chunk = chunk_tokens or default_chunk(places_N, vocab=weight_VD.shape[0])
+    with torch.autocast(hidden_ND.device.type, enabled=False):
+        weight = weight_VD.to(compute)
+        room_2CV = _room(weight, min(chunk, len(hidden_ND)))
+        out_N = torch.empty(len(hidden_ND), dtype=room_2CV.dtype, device=hidden_ND.device)
+        for part in chunks(len(hidden_ND), chunk):
+            l_CV, _, _ = _softmax(hidden_ND[part].to(compute), weight, 1.0, softcap, None, room_2CV)
+            out_N[part] = torch.logsumexp(2 * l_CV, -1)
+    return out_N
+
+
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(

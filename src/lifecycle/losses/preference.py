@@ -162,16 +162,26 @@ def discopop(pairs: PairLogprobs, *, beta: float, tau: float) -> Tensor:
 def aot(pairs: PairLogprobs, *, beta: float, smoothing: float, quantiles: Tensor) -> Tensor:
     """`conservative` on d - q: d = log pi_w - log pi_l, q the reference's difference at the same quantile of the step.
     AOT (arXiv 2406.05882) compares distributions of pairs. quantiles: (2, S), from `quantiles_of`."""
-    d, policy, reference = pairs.chosen - pairs.rejected, quantiles[0], quantiles[1]
-    # between two neighbours: what was computed twice may differ in its last bit
-    place = torch.searchsorted((policy[1:] + policy[:-1]) / 2, d.detach())
-    return _smoothed(beta * (d - reference[place]), smoothing)
+    d = pairs.chosen - pairs.rejected
+    return _smoothed(beta * (d - _across(d, quantiles[0], quantiles[1])), smoothing)
 
 
-def quantiles_of(policy: Tensor, reference: Tensor) -> Tensor:
-    """(2, S): the differences log pi_w - log pi_l of all S pairs of a step under policy and reference, each ascending;
-    a constant to the gradient."""
-    return torch.stack([policy.sort().values, reference.sort().values]).detach()
+def aot_unpaired(pairs: PairLogprobs, *, beta: float, smoothing: float, quantiles: Tensor) -> Tensor:
+    """`conservative` on u_w - u_l, each compared with the other side's at the same quantile of the step, whichever pair
+    that is of (AOT for answers that are no pairs). quantiles: (2, S), from `quantiles_of`, of u_w and of u_l.
+
+    Over the step the values are those of the sorted u_w minus the sorted u_l, and so are the gradients of both.
+    """
+    u_w, u_l = pairs.chosen_ratio, pairs.rejected_ratio
+    chosen = _smoothed(beta * (u_w - _across(u_w, quantiles[0], quantiles[1])), smoothing)
+    rejected = _smoothed(beta * (_across(u_l, quantiles[1], quantiles[0]) - u_l), smoothing)
+    return chosen + rejected - rejected.detach()
+
+
+def quantiles_of(one: Tensor, other: Tensor) -> Tensor:
+    """(2, S): what `aot` compares of all S pairs of a step (log pi_w - log pi_l under policy and reference; for
+    `aot_unpaired` u_w and u_l), each ascending; a constant to the gradient."""
+    return torch.stack([one.sort().values, other.sort().values]).detach()
 
 
 # -- without a reference
@@ -225,7 +235,7 @@ def kto_baseline(ratio_sum: Tensor, count: Tensor) -> Tensor:
     return (ratio_sum / count.clamp(min=1)).clamp(min=0).detach()
 
 
-# -- what changes the pairs that a loss is given
+# -- what changes the pairs that a loss is given, and what they count
 
 
 def diverged(pairs: PairLogprobs, divergence: Divergence, *, alpha: float) -> PairLogprobs:
@@ -240,6 +250,17 @@ def diverged(pairs: PairLogprobs, divergence: Divergence, *, alpha: float) -> Pa
     return replace(pairs, chosen=chosen, rejected=rejected, reference_chosen=zero, reference_rejected=zero)
 
 
+def wpo_weights(chosen_excess: Tensor, rejected_excess: Tensor, pairs: PairLogprobs) -> Tensor:
+    """(P,): how likely the policy itself writes both answers, by which WPO (arXiv 2406.11827, eq. 2) weighs the loss of
+    a pair: the product over both of exp(mean over the tokens of log p - log sum_v p_v^2); a constant.
+
+    excess: of each answer, the sum over its tokens of log p - log sum_v p_v^2. Tokens as likely as the policy's draws
+    count about 1, those that it would hardly draw next to nothing.
+    """
+    means = chosen_excess / pairs.chosen_tokens + rejected_excess / pairs.rejected_tokens
+    return means.detach().exp()
+
+
 def shared_length(logp_N: Tensor, sequence_N: Tensor, tokens_Q: Tensor, *, tail: float) -> Tensor:
     """(N,) log-probabilities of tokens, those behind the length of the shorter answer of a pair times `tail`: LD-DPO
     (arXiv 2409.06411). tail 1 is DPO.
@@ -250,6 +271,12 @@ def shared_length(logp_N: Tensor, sequence_N: Tensor, tokens_Q: Tensor, *, tail:
     shared_P = torch.minimum(tokens_Q[0::2], tokens_Q[1::2])
     place_N = torch.arange(len(sequence_N), device=sequence_N.device) - begin_Q[sequence_N]
     return torch.where(place_N < shared_P[sequence_N // 2], logp_N, tail * logp_N)
+
+
+def _across(values: Tensor, own: Tensor, other: Tensor) -> Tensor:
+    """What stands in `other` at the quantile that each value has in `own`; both ascending."""
+    # between two neighbours: what was computed twice may differ in its last bit
+    return other[torch.searchsorted((own[1:] + own[:-1]) / 2, values.detach())]
 
 
 def _smoothed(z: Tensor, smoothing: float) -> Tensor:

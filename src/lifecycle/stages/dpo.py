@@ -17,13 +17,13 @@ from torch import Tensor
 from lifecycle.batch import PairBatch, StepBatch, UnpairedBatch
 from lifecycle.bounds import Keys
 from lifecycle.errors import UserError
-from lifecycle.losses.preference import AnswerLogprobs, PairLogprobs, quantiles_of, shared_length
+from lifecycle.losses.preference import AnswerLogprobs, PairLogprobs, quantiles_of, shared_length, wpo_weights
 from lifecycle.model import DocumentMask, ModelConfig
 from lifecycle.model.adapters import adapter_off
 from lifecycle.stages.base import Stage
 from lifecycle.stages.inheritance import OptimizerState, PeakRate
 from lifecycle.stages.preference import settings, told
-from lifecycle.stages.preference.answers import Answers, answer_logprobs, mismatched
+from lifecycle.stages.preference.answers import Answers, answer_excess, answer_logprobs, mismatched
 from lifecycle.stages.preference.cached import CachedReference
 from lifecycle.stages.preference.objective import Objective, StepFacts
 from lifecycle.stages.preference.reference import LiveReference, Reference, WithoutAdapter
@@ -92,7 +92,11 @@ class Dpo(Stage):
 
     def _judged(self, batch: Answers, documents: DocumentMask | None, step: StepFacts) -> Judged:
         """The loss of every item, and what is told of it."""
-        logp_N = answer_logprobs(self.network, batch, documents)
+        excess_N: Tensor | None = None
+        if self.objective.weighs:
+            logp_N, excess_N = answer_excess(self.network, batch, documents)
+        else:
+            logp_N = answer_logprobs(self.network, batch, documents)
         reference_N = None if self.reference is None else self.reference.logprobs(batch, documents)
         tokens_Q, beta = batch.at.sums(torch.ones_like(logp_N)), self.objective.beta
         if isinstance(batch, UnpairedBatch):
@@ -104,7 +108,10 @@ class Dpo(Stage):
         apart_P = None if reference_N is None else torch.add(*batch.sums((logp_N - reference_N).square()))
         measured = told.of_pairs(pairs, beta=beta, by_mean=self.objective.by_mean, apart_P=apart_P)
         weighed = self._pairs(batch, logp_N, reference_N, tokens_Q, tail=self._tail)
-        return self.objective.of_pairs(weighed, step), measured
+        losses = self.objective.of_pairs(weighed, step)
+        if excess_N is not None:
+            losses = losses * wpo_weights(*batch.sums(excess_N), pairs)
+        return losses, measured
 
     def _pairs(
         self, batch: PairBatch, logp_N: Tensor, reference_N: Tensor | None, tokens_Q: Tensor, *, tail: float
@@ -126,14 +133,12 @@ class Dpo(Stage):
 
     @torch.no_grad()
     def _differences(self, batch: Answers, documents: DocumentMask | None) -> Tensor:
-        """(2, P): log pi_w - log pi_l of every pair under policy and reference."""
+        """(2, P): of every pair, what the quantiles of a step are of."""
         assert isinstance(batch, PairBatch) and self.reference is not None
         logp_N = answer_logprobs(self.network, batch, documents)
         tokens_Q = batch.at.sums(torch.ones_like(logp_N))
         reference_N = self.reference.logprobs(batch, documents)
-        pairs = self._pairs(batch, logp_N, reference_N, tokens_Q, tail=self._tail)
-        assert pairs.reference_chosen is not None and pairs.reference_rejected is not None
-        return torch.stack([pairs.chosen - pairs.rejected, pairs.reference_chosen - pairs.reference_rejected])
+        return self.objective.compared(self._pairs(batch, logp_N, reference_N, tokens_Q, tail=self._tail))
 
     @torch.no_grad()
     def _sums(self, batch: Answers) -> Tensor:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lifecycle.batch import IGNORED, PairBatch, TokenBatch, UnpairedBatch
-from lifecycle.losses import token_logprobs
+from lifecycle.losses import log_collisions, token_logprobs
 from lifecycle.model import Decoder, DocumentMask
 
 Answers = PairBatch | UnpairedBatch
@@ -18,13 +18,27 @@ Answers = PairBatch | UnpairedBatch
 
 def answer_logprobs(network: Decoder, batch: Answers, documents: DocumentMask | None) -> Tensor:
     """(N,) fp32: the log-probability of every trained token of the batch, one answer after the other."""
+    return _logprobs(network, batch, _hidden(network, batch, documents))
+
+
+def answer_excess(network: Decoder, batch: Answers, documents: DocumentMask | None) -> tuple[Tensor, Tensor]:
+    """The same; and (N,) by how much each exceeds log sum_v p_v^2 of its distribution, a constant."""
+    hidden_ND = _hidden(network, batch, documents)
+    logp_N = _logprobs(network, batch, hidden_ND)
+    collisions_N = log_collisions(hidden_ND.detach(), network.head_weight, softcap=network.config.logit_softcap)
+    return logp_N, logp_N.detach() - collisions_N
+
+
+def _hidden(network: Decoder, batch: Answers, documents: DocumentMask | None) -> Tensor:
+    """(N, D): the states that the trained tokens follow on."""
     tokens = batch.tokens
     hidden_BTD = network(tokens.input_ids, tokens.position_ids, documents, counted=tokens.trained)
-    labels_N = tokens.labels.flatten()[batch.places]
-    logp_N, _ = token_logprobs(
-        hidden_BTD.flatten(0, 1)[batch.places], network.head_weight, labels_N, softcap=network.config.logit_softcap
-    )
-    return logp_N
+    return hidden_BTD.flatten(0, 1)[batch.places]
+
+
+def _logprobs(network: Decoder, batch: Answers, hidden_ND: Tensor) -> Tensor:
+    labels_N = batch.tokens.labels.flatten()[batch.places]
+    return token_logprobs(hidden_ND, network.head_weight, labels_N, softcap=network.config.logit_softcap)[0]
 
 
 def pair_scores(network: Decoder, batch: PairBatch, documents: DocumentMask | None) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,9 @@ Kind = Literal["auto"] | Source
 """Where the reference's log-probabilities come from; auto: `adapter` where one is trained, else `live`, and none where
 the loss compares with none."""
 
+Weighting = Literal["none", "wpo"]
+"""What a pair counts: 1, or how likely the policy itself writes both answers (`losses.preference.wpo_weights`)."""
+
 BelowHalf = Annotated[float, Bounds(least=0, below=0.5)]
 
 
@@ -89,6 +92,7 @@ class Losses:
     exo: Softened
     discopop: Modulated
     aot: Flipped
+    aot_unpaired: Flipped
     simpo: Distanced
     cpo: Anchored
     orpo: Strength
@@ -111,6 +115,7 @@ LossName = Literal[
     "exo",
     "discopop",
     "aot",
+    "aot_unpaired",
     "simpo",
     "cpo",
     "orpo",
@@ -119,6 +124,9 @@ LossName = Literal[
 ]
 UNPAIRED = frozenset({"kto"})
 REFERENCE_FREE = frozenset({"simpo", "cpo", "orpo", "nll"})
+SORTING = frozenset({"aot", "aot_unpaired"})
+"""Losses that compare the distributions of a step."""
+
 COUNTING = frozenset({"cpo", "orpo", "nll"})
 """Losses that divide by the tokens of the step's chosen answers."""
 
@@ -130,13 +138,15 @@ OF_RATIOS = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceKeys:
-    """loss: a name, several, or their weights. beta: of the chosen losses; None: their own in `losses`. divergence: of
-    the policy from its reference, with the alpha of `alpha`. tail: weight of the tokens behind the length of a pair's
-    shorter answer. reference: where its log-probabilities come from; None: there is none."""
+    """loss: a name, several, or their weights. beta: of the chosen losses; None: their own in `losses`. weighting: what
+    a pair counts. divergence: of the policy from its reference, with the alpha of `alpha`. tail: weight of the tokens
+    behind the length of a pair's shorter answer. reference: where its log-probabilities come from; None: there is
+    none."""
 
     loss: LossName | list[LossName] | dict[str, Positive]
     beta: Positive | None
     losses: Losses
+    weighting: Weighting
     divergence: Divergence
     divergence_alpha: Part
     tail: Annotated[float, Bounds(least=0, most=1)]
@@ -237,4 +247,11 @@ def _changes(names: set[str], stage: Mapping[str, Any]) -> list[str]:
         )
     if stage.get("tail", 1.0) != 1.0 and names & UNPAIRED:
         found.append("stage.tail is about the longer answer of a pair, and kto has no pairs: type stage.tail=1")
+    if stage.get("weighting", "none") != "none" and (unfit := names & (UNPAIRED | SORTING)):
+        found.append(
+            f"stage.weighting={stage['weighting']} is a weight of a pair, and {', '.join(sorted(unfit))} compares no "
+            "two answers of one pair: type stage.weighting=none"
+        )
+    if SORTING <= names:
+        found.append("stage.loss sums aot and aot_unpaired, which sort a step in two ways: choose one")
     return found
