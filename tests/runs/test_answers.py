@@ -1,13 +1,19 @@
 """Answers to held-out prompts: what is asked, and what counts as a well-formed answer."""
 
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
 import numpy as np
 import pytest
+import torch
 from tests.toy import toy
 
 from lifecycle.batch import Example, Pair, Prompt
 from lifecycle.data.validation import HeldOutQuestion
 from lifecycle.model import build
-from lifecycle.runs.answers import answers, is_well_formed, shares
+from lifecycle.runs.answers import NAME, HeldOutAnswers, answers, is_well_formed, read_answers, shares
 from lifecycle.tokenizer.tokenizer import train_bpe
 
 TOKENIZER = train_bpe(["an answer <think> </think>\n"] * 9, vocab_size=300, digits=1)
@@ -63,3 +69,22 @@ def test_the_same_weights_give_the_same_answers_and_none_of_what_no_token_is() -
     }
     assert 1 <= made[0]["tokens"] <= 5 and shares(made)["rollout/length"] == made[0]["tokens"]
     assert answers(model, [], TOKENIZER, most_tokens=5, step=7) == []
+
+
+def test_rows_of_the_head_that_are_no_token_are_never_drawn() -> None:
+    asked = [("a", HeldOutQuestion(prompt=np.array(ids("an")), answer=np.array(ids("answer"))))]
+    model = build(toy(vocab_size=TOKENIZER.vocab_size + 20), seed=1)
+    before = answers(model, asked, TOKENIZER, most_tokens=5, step=7)
+    with torch.no_grad():
+        model.embedding.weight[TOKENIZER.vocab_size :] *= 1000  # the likeliest by far, at one sign or the other
+    assert answers(model, asked, TOKENIZER, most_tokens=5, step=7) == before
+
+
+def test_answers_of_steps_that_are_taken_again_go_and_a_new_run_is_asked_before_its_first_step(tmp_path: Path) -> None:
+    (tmp_path / NAME).write_text("".join(json.dumps({"step": step}) + "\n" for step in (0, 10, 20)))
+    asks, stage = HeldOutAnswers([], TOKENIZER, folder=tmp_path, most_tokens=5), SimpleNamespace(validation_due=False)
+    for step, left in ((10, [0, 10]), (0, [0])):
+        trainer = SimpleNamespace(is_global_zero=True, global_step=step)
+        asks.on_train_start(cast(Any, trainer), cast(Any, stage))
+        assert [one["step"] for one in read_answers(tmp_path / NAME)] == left
+        assert stage.validation_due == (step == 0)

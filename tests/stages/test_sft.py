@@ -105,6 +105,18 @@ def test_held_out_loss_is_the_likelihood_whichever_loss_is_trained() -> None:
     assert torch.equal(*sums) and float(sums[0][1]) == int(rows.trained.sum())
 
 
+def test_held_out_loss_counts_trained_tokens_by_their_weight_and_no_others() -> None:
+    rows, made = packed(conversations(0), [[0, 1], [3]]), sft("nll")
+    made.model = build(MODEL, seed=1)
+    weighed = [
+        TokenBatch.of({**rows.tensors(), "weights": torch.where(rows.trained, 2.0, others)}) for others in (1.0, 7.0)
+    ]
+    with torch.no_grad():
+        plain, *sums = (made.validation_step(made.on_device(one), 0) for one in (rows, *weighed))
+    for one in sums:
+        torch.testing.assert_close(one, 2 * plain)
+
+
 def test_every_token_but_the_first_is_trained_where_all_of_a_conversation_is() -> None:
     some, whole = (packed(conversations(0), [[0, 1], [3]], train_on) for train_on in ("assistant", "all"))
     assert torch.equal(some.input_ids, whole.input_ids)
