@@ -65,3 +65,9 @@ def test_a_step_of_training_is_sampled_from_and_so_is_the_model_without_its_adap
 def test_dora_is_merged_too() -> None:
     model = adapted(made("qwen2"), lora(dora=True))
     assert words(model) == words(merged(model))
+
+
+def test_dropout_in_training_is_not_in_what_is_sampled() -> None:
+    model = adapted(made("qwen2"), lora(dropout=0.5)).train()
+    assert words(model) == words(merged(model))
+    assert all(module.training for module in model.modules())
