@@ -338,3 +338,18 @@ def test_keys_that_come_or_go_are_changes() -> None:
     assert config.changed_keys(earlier, {"data": {"long_examples": "shorten"}}) == ["data.long_examples"]
     assert config.changed_keys({"a": {}, "ab": 1}, {"a": {"b": 1}}) == ["ab", "a.b"]
     assert OmegaConf.to_container(OmegaConf.create({"a": [1]})) == {"a": [1]}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("adapter.rank=0", "adapter.rank is 0; wanted a whole number from 1 on"),
+        ("adapter.rank=-3", "adapter.rank is -3; wanted a whole number from 1 on"),
+        ("adapter.alpha=0", "adapter.alpha is 0; wanted a number above 0"),
+        ("adapter.dropout=1.0", "adapter.dropout is 1.0; wanted a number from 0 to below 1"),
+        ("adapter.targets=q_proj", "adapter.targets is 'q_proj'; wanted all or a list of"),
+        ("adapter.bits=8", "adapter.bits is 8; wanted 4 or null"),
+    ],
+)
+def test_an_adapter_that_cannot_be_is_refused(override: str, said: str) -> None:
+    assert said in fault("stage=sft", "init_from=x", "adapter=lora", override)

@@ -20,6 +20,7 @@ from lifecycle.model.adapters import (
     matrices,
     places,
     plain_weights,
+    size_of,
 )
 from lifecycle.model.lora import applied, first_factors
 
@@ -51,6 +52,34 @@ def test_set_aside_it_is_the_network_before_to_the_bit(name: str) -> None:
     assert [p.requires_grad for n, p in model.named_parameters()] == [
         ".lora_" in n for n, _ in model.named_parameters()
     ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", ["qwen2", "mixtral"])
+def test_another_default_type_changes_nothing(name: str, dtype: torch.dtype) -> None:
+    wanted = adapted(build(VARIANTS[name], seed=1))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        model = adapted(build(VARIANTS[name], seed=1))
+        with torch.device("meta"):
+            empty = Decoder(VARIANTS[name])
+        add_adapter(empty, lora(), seed=3)
+        assert {p.dtype for one in (model, empty) for p in one.parameters()} == {torch.float32}
+    finally:
+        torch.set_default_dtype(before)
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), wanted.state_dict().values(), strict=True)
+    )
+
+
+def test_a_score_is_trained_beside_it_and_counted() -> None:
+    config = replace(VARIANTS["qwen2"], score_head=True)
+    model = build(config, seed=1)
+    add_adapter(model, lora(), seed=3)
+    trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    assert "score.weight" in trained and all(".lora_" in name for name in trained if name != "score.weight")
+    assert size_of(config, lora()).parameters == sum(trained.values())
 
 
 def base(name: str) -> dict[str, Tensor]:

@@ -168,9 +168,11 @@ def test_what_cannot_be_is_refused_with_what_to_type(
     assert said in lifecycle(place, "run=refused", *given.values(), code=2).err
 
 
-def test_a_changed_adapter_is_another_run(place: Path, tuned: Path) -> None:
-    done = lifecycle(place, "run=tuned", *LORA, "adapter.merge=true", "adapter.alpha=16", code=2)
-    assert "started with other values of: adapter.alpha" in done.err
+@pytest.mark.parametrize("word", ["adapter.alpha=16", "adapter.rank=2", "adapter.targets=[q_proj]"])
+def test_a_changed_adapter_is_another_run(place: Path, tuned: Path, word: str) -> None:
+    given = {one.partition("=")[0]: one for one in (*LORA, "adapter.merge=true", word)}
+    done = lifecycle(place, "run=tuned", *given.values(), code=2)
+    assert f"started with other values of: {word.partition('=')[0]}" in done.err
 
 
 @pytest.mark.slow

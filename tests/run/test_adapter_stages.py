@@ -158,3 +158,19 @@ def test_a_reward_model_of_an_adapter_scores_a_padded_batch_and_goes_on_as_one(p
         assert scores(**batch).logits[:, 0].tolist() == pytest.approx([one["score"] for one in said], abs=1e-5)
     done = lifecycle(place, "run=refused", "stage=midtrain", "init_from=second", code=2)
     assert "is a reward model" in " ".join(done.err.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_ranks_train_the_same_score_and_adapter(strategy: str, place: Path) -> None:
+    words, run = (*LORA, *STAGES["reward"], "init_from=whole"), place / f"outputs/{strategy}"
+    if not (place / "outputs/reward").exists():
+        lifecycle(place, "run=reward", *words)
+    lifecycle(place, f"run={strategy}", *words, "hardware.devices=2", f"hardware.strategy={strategy}", cold=True)
+    here, there = (
+        load_file(place / f"outputs/{name}/adapter/adapter_model.safetensors") for name in ("reward", strategy)
+    )
+    assert here.keys() == there.keys()
+    for name, weight in here.items():
+        torch.testing.assert_close(weight, there[name], rtol=1e-3, atol=2e-4, msg=name)
+    check_exports(run)

@@ -141,6 +141,8 @@ def add_adapter(model: Decoder, adapter: Adapter, *, seed: int) -> None:
         quantise(model, matrices(model.config))
         model.is_loaded_in_4bit = True  # type: ignore[assignment]  # what peft looks at
     inject_adapter_in_model(how, model, low_cpu_mem_usage=empty)
+    if empty:
+        model.float()  # without weights to go by, peft takes the default type
     for module in model.modules():
         if isinstance(module, ParamWrapper):  # it changes the class of what it wraps in every pass: no compiler follows
             module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]

@@ -120,7 +120,7 @@ class Setup:
     ) -> Decoder:
         """Sharded before it has any memory, then filled tensor by tensor: no rank ever holds the whole model."""
         with torch.device("meta"):
-            model = Decoder(config, activation_checkpointing=self.activation_checkpointing)
+            model = Decoder(config, activation_checkpointing=self.activation_checkpointing).float()
         if adapter is not None:
             add_adapter(model, adapter, seed=self.seed)
         if self.compile:
