@@ -16,7 +16,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from lifecycle.lineage.parent import find_parent
 from lifecycle.model import Decoder
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # peft asks transformers
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated"),  # peft asks transformers
+    pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),  # shards, read by one process
+]
 
 LORA = (
     "adapter=lora",

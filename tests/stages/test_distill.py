@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.model.adapted import lora
 from tests.stages.test_step import (
     ADAMW,
     MODEL,
@@ -29,6 +30,7 @@ from torch.nn import functional as F
 from lifecycle.batch import Example, TokenBatch
 from lifecycle.errors import UserError
 from lifecycle.model import Decoder, ModelConfig, build
+from lifecycle.model.adapters import adapter_off
 from lifecycle.stages.distill import Distance, Distill
 from lifecycle.stages.distillation.lesson import Lesson
 from lifecycle.stages.distillation.on_policy import OnPolicy, Sampler
@@ -305,6 +307,33 @@ def test_a_student_that_judges_itself_has_nothing_to_learn(form: Any, tmp_path: 
 
 def written(form: Any, **more: Any) -> Distill:
     return distill(beta=1.0, on_policy=on_policy(form), tokens=64, end_ids=(1,), **more)
+
+
+@torch.no_grad()
+def logprobs(network: Decoder, tokens: TokenBatch) -> Tensor:
+    """(N,) of the trained tokens of packed sequences, each asked alone."""
+    found = []
+    for one in sequences_of(tokens):
+        logp_TV = network.logits(network(one.ids[None], torch.arange(len(one.ids))[None]))[0].log_softmax(-1)
+        trained = one.labels != -100
+        found.append(logp_TV[trained].gather(1, one.labels[trained][:, None])[:, 0])
+    return torch.cat(found)
+
+
+def test_a_student_with_an_adapter_writes_by_the_weights_that_the_last_step_left(tmp_path: Path) -> None:
+    weights = ParentWeights(read=lambda: weights_of(MODEL, 1), sha256=lambda: "1", cache=Path)
+    made = written("policy_gradient", adapter=lora(dropout=0.3), parent=weights, read_weights=weights.read)
+    train(made, [asked(0), asked(1)], tmp_path)
+    assert made.sampler is not None
+    lessons = [one for one in made.sampler.lessons(asked(0), made.network, step=2) if one.sampler_logp is not None]
+    made.network.eval()
+    said, now = (
+        torch.cat([one.sampler_logp for one in lessons]),
+        [logprobs(made.network, one.tokens) for one in lessons],
+    )
+    torch.testing.assert_close(said, torch.cat(now), rtol=1e-4, atol=1e-4)
+    with adapter_off(made.network):
+        assert not torch.allclose(said, torch.cat([logprobs(made.network, one.tokens) for one in lessons]), atol=1e-2)
 
 
 def test_what_it_writes_brings_the_student_nearer_to_its_teacher(tmp_path: Path) -> None:
