@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 
 from lifecycle.callbacks import ProgressDisplay
-from lifecycle.callbacks.progress import Moment, Pace, clock
+from lifecycle.callbacks.progress import Moment, Pace, as_typed, clock
 
 METRICS = {
     "train/loss": 3.21,
@@ -55,6 +55,10 @@ def test_a_line_says_all_that_was_measured() -> None:
         "0:01:05 gone | 0:03:05 left"
     )
     assert "MFU 41.2%" in facts(METRICS, on_cpu=False).line()
+
+
+def test_a_stage_is_named_as_it_is_typed() -> None:
+    assert [as_typed(name) for name in ("Sft", "DistillReason")] == ["sft", "distill_reason"]
 
 
 def test_measures_of_a_loss_that_is_no_likelihood_stand_in_its_place() -> None:

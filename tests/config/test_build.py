@@ -190,6 +190,10 @@ def test_the_toy_experiment_takes_files_of_ones_own() -> None:
         ("model.width='${nowhere}'", "model.width cannot be resolved"),
         ("adapter.rank=8", "adapter._target_ is missing; choose one of the group's files: type adapter=CHOICE"),
         ("logger.projct=x", "there is no such key"),
+        ("stage.learning_rate=3e-4", "did you mean stage.optimizer.lr? Type stage.optimizer.lr=0.0003"),
+        ("num_train_epochs=3", "did you mean stage.max_epochs? Type stage.max_epochs=3"),
+        ("stage.batch_size=32", "here it is stage.global_batch_tokens, in tokens"),
+        ("lora=true", "here it is a choice: adapter=lora"),
     ],
 )
 def test_a_fault_names_the_key_and_what_to_type(override: str, said: str) -> None:

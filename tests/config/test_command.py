@@ -135,6 +135,7 @@ def test_every_worked_example_passes_the_check(line: str) -> None:
         (["model=tinny"], "model=tinny: there is no such choice; did you mean model=tiny? Choices of model: "),
         (["adapter=null"], "adapter=null: a choice is a name. Choices of adapter: lora, none, qlora"),
         (["-m", "adapter=false,none"], "adapter=false: a choice is a name."),
+        (["data=my/rows.jsonl"], "For files of yours type data=files data.sources.mine.path=my/rows.jsonl"),
         (["+model=tiny"], "model is chosen twice; a choice takes no '+': type model=CHOICE"),
         (["foo"], "'foo' cannot be read; wanted KEY=VALUE"),
         (["seed=1,2"], "add --multirun"),

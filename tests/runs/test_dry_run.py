@@ -115,6 +115,29 @@ def test_rows_of_which_none_can_be_read_are_warned_of(chats: Path, capsys: pytes
     assert "60 of 60 rows are broken (missing field answer 60)" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["stage.sequence_length=8"], r"100% of the conversations of mine are longer than a row of 8 .*raise stage"),
+        (["data.sources.mine.format=instruction", "data.sources.mine.fields={output: answer}"], "60 of 60 rows are br"),
+    ],
+)
+def test_passes_over_nothing_are_refused(chats: Path, words: list[str], reason: str) -> None:
+    passes = ["stage.max_tokens=null", "stage.max_steps=null", "stage.max_epochs=2"]
+    with pytest.raises(UserError, match=f"passes over 'mine', of which nothing can be trained on: .*{reason}"):
+        dry_run(make_plan(config.compose([*CHATS, *passes, *words])))
+
+
+def test_rows_that_a_template_cannot_write_count_once(chats: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (chats / "strict.jinja").write_text(
+        "{% for turn in messages %}{% if '7' in turn.content %}{{ raise_exception('no sevens') }}{% endif %}"
+        "[{{ turn.role }}]{% if turn.role == 'assistant' %}{% generation %}{{ turn.content }}<|end|>{% endgeneration %}"
+        "{% else %}{{ turn.content }}<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    dry_run(make_plan(config.compose([*CHATS, "stage.max_tokens=null", "data.chat_template=strict.jinja"])))
+    assert re.search(r"\d of 60 rows are broken \(chat template: no sevens", " ".join(capsys.readouterr().out.split()))
+
+
 def test_shards_of_another_view_are_refused(chats: Path) -> None:
     words = ["experiment=debug", "data=files", "data.sources.mine.path=chats.jsonl", "stage.processes=1"]
     run(config.compose([*words, "stage=prepare", "run=texts"]))

@@ -6,6 +6,7 @@ It only reads numbers that the stage has already brought to the host (`stage.met
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -113,7 +114,7 @@ class ProgressDisplay(Callback):
         total = stage.total_steps
         known = total > step or trainer.max_steps == total
         facts = Moment(
-            stage=type(pl_module).__name__.lower(),
+            stage=as_typed(type(pl_module).__name__),
             step=step,
             total=total if known else None,
             about=trainer.max_steps != total,
@@ -237,3 +238,8 @@ def clock(seconds: float) -> str:
     if whole >= 2 * 86400:
         return f"{whole // 86400} d {whole % 86400 // 3600} h"
     return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
+
+
+def as_typed(name: str) -> str:
+    """A stage as `stage=` takes it, from the name of its class: DistillReason is distill_reason."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()

@@ -145,6 +145,9 @@ def _no_such_choice(file: str, options: list[str]) -> str:
     if not options:
         return f"{group}={choice}: there is no such choice"
     shown = sorted(option for option in options if not option.startswith("_"))  # _x.yaml is shared by choices
+    if group == "data" and re.search(r"[*.]", choice):  # no choice has either: files
+        mine = f"data=files data.sources.mine.path={choice}"
+        return f"data={choice}: no data config has such a name. For files of yours type {mine}"
     near = nearest(choice, shown)
     hint = f"; did you mean {group}={near}?" if near else "."
     return f"{group}={choice}: there is no such choice{hint} Choices of {group}: {', '.join(shown)}"

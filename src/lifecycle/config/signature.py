@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lifecycle.bounds import KEYS
+from lifecycle.config.other_names import OTHER_NAMES, OTHER_WAYS
 from lifecycle.config.targets import TARGETS
 from lifecycle.config.wording import bounds_of, fits, is_dataclass, nearest, shown, typed, wanted
 from lifecycle.errors import UserError
@@ -225,9 +226,14 @@ class Walk:
 
     def _unknown(self, place: KeyPath, value: Any, siblings: Iterable[str]) -> None:
         """No such key: look among its neighbours first, then for the same name elsewhere."""
+        if (instead := OTHER_WAYS.get(place[-1])) is not None:
+            self.faults.append(f"{dotted(place)}: there is no such key; here it is {instead}")
+            return
         near = nearest(place[-1], siblings)
         elsewhere = self._elsewhere(place, isinstance(value, Mapping))
         better = dotted((*place[:-1], near)) if near else elsewhere.get(nearest(place[-1], elsewhere) or "")
+        if (other := OTHER_NAMES.get(place[-1])) in self.known:
+            better = other
         shown = dotted(place) + ("" if isinstance(value, Mapping) else f"={typed(value)}")
         if better is None:
             options = ", ".join(sorted(siblings))

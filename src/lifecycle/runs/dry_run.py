@@ -71,6 +71,11 @@ class _Planned:
                 f"stage.max_epochs counts passes over '{size.name}', whose size is not known here: state "
                 f"data.sources.{size.name}.tokens, or give stage.max_tokens"
             )
+        if size.tokens == 0:
+            raise UserError(
+                f"stage.max_epochs counts passes over '{size.name}', of which nothing can be trained on: "
+                f"{'; '.join(size.warnings) or size.how}"
+            )
         return int(size.tokens)
 
 

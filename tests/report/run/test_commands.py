@@ -57,6 +57,10 @@ def test_the_python_that_samples_is_python(run: RunData) -> None:
     compile(source, "sampling", "exec")
 
 
+def test_a_run_that_takes_its_parents_architecture_is_offered_no_other(run: RunData) -> None:
+    assert not any("model=medium" in line for line in commands(run, parameters=110_000_000, parent={"path": "p"}))
+
+
 @pytest.mark.parametrize("name", LADDER)
 def test_every_offered_model_is_shipped(name: str) -> None:
     assert (MODELS / f"{name}.yaml").exists()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lifecycle.data.clean.bad_rows import BAD, too_broken
-from lifecycle.data.clean.filter_row import FilteredRow
+from lifecycle.data.clean.filter_row import KEPT, FilteredRow
 from lifecycle.data.clean.source import BadRows, HeldOut, Source
 from lifecycle.data.read.files.listing import is_remote, listing
 from lifecycle.data.read.recognise import recognised
@@ -156,7 +156,9 @@ def _measured(source: Source, tokenizer: Tokenizer | None, items: AsItems | None
     counts = Counter(documents.totals()["counts"])
     if items is not None and not items.packing.cuts:
         found = item_sizes(sample, items)
-        counts.update({f"{BAD}{reason}": round(n * rows / found.rows) for reason, n in found.broken.items()})
+        broken = {f"{BAD}{reason}": round(n * rows / found.rows) for reason, n in found.broken.items()}
+        counts.update(broken)
+        counts[KEPT] -= sum(broken.values())  # a row of which its view makes nothing was read all the same
         warnings = [_too_long(source.name, found, items), too_broken(source, counts, before=0, at_end=True)]
         how = (
             f"{'its' if whole else 'about'} {rows / share:,.0f} {ITEMS[items.make.view]}, {_shape(found, items)}{guess}"
@@ -170,7 +172,10 @@ def _measured(source: Source, tokenizer: Tokenizer | None, items: AsItems | None
 
 def _shape(found: ItemSizes, items: AsItems) -> str:
     said = f"of {found.length:,.0f} positions on the mean"
-    return said if not found.too_long else f"{said}, {found.too_long:.0%} of them longer than a row"
+    if not found.too_long:
+        return said
+    share = f"{found.too_long:.0%}" if found.too_long >= WORTH_SAYING else "less than 1%"
+    return f"{said}, {share} of them longer than a row"
 
 
 def _too_long(name: str, found: ItemSizes, items: AsItems) -> str | None:

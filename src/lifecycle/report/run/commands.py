@@ -96,5 +96,8 @@ def _limits(run: RunData) -> list[tuple[str, float]]:
 
 
 def _bigger(run: RunData) -> str | None:
+    """None for a run with a parent, whose architecture it takes: another size is refused."""
+    if run.run.get("parent") is not None:
+        return None
     size = run.run.get("parameters")
     return next((name for name, scale in LADDER.items() if size and scale > 1.5 * size), None)
