@@ -82,9 +82,9 @@ def test_a_run_that_ends_with_its_data_says_about_how_many_steps_it_has() -> Non
         shown.on_train_batch_end(trainer, stage, None, None, 0)
     lines = [line.partition(" | ")[0] for line in out.getvalue().splitlines()]
     assert lines == [
-        "simplenamespace step 1/about 3",
-        "simplenamespace step 2/about 3",
-        *(f"simplenamespace step {step}" for step in (3, 4)),
+        "simple_namespace step 1/about 3",
+        "simple_namespace step 2/about 3",
+        *(f"simple_namespace step {step}" for step in (3, 4)),
     ]
 
 

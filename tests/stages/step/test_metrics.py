@@ -121,9 +121,21 @@ def test_a_pause_before_the_first_step_is_none_of_its_time(clock: Clock) -> None
 
 def test_waiting_for_data_is_training(clock: Clock) -> None:
     meter = started()
+    clock.now += 0.25
     meter.waited(0.25)
-    step(meter, clock, 1, 0.5)
+    step(meter, clock, 1, 0.25)
     assert meter.latest["perf/data_wait"] == 0.5 and meter.latest["perf/step_s"] == 0.5
+
+
+def test_what_a_callback_does_before_the_first_step_is_no_waiting(clock: Clock) -> None:
+    meter = started()
+    clock.now += 1.0  # the first batch comes,
+    meter.pause()
+    clock.now += 100.0  # prompts are answered,
+    meter.go_on()
+    meter.waited(101.0)  # and the step begins
+    step(meter, clock, 1, 0.5)
+    assert meter.latest["perf/data_wait"] == 0.0 and meter.latest["perf/step_s"] == 0.5
 
 
 def test_a_sum_is_divided_by_the_count_of_the_loss_or_by_its_own(clock: Clock) -> None:

@@ -89,8 +89,8 @@ class Meter:
             self._paused_at = None
 
     def waited(self, seconds: float) -> None:
-        """Add seconds that the step waited for its data."""
-        self._waited += seconds
+        """Add seconds, up to now, that the step waited for its data; those in which the clock stood are none of it."""
+        self._waited += min(seconds, time.perf_counter() - self._since)
 
     def checkpointed(self, seconds: float) -> None:
         """Add seconds that a checkpoint blocked training."""
