@@ -193,6 +193,7 @@ def test_the_toy_experiment_takes_files_of_ones_own() -> None:
         ("stage.learning_rate=3e-4", "did you mean stage.optimizer.lr? Type stage.optimizer.lr=0.0003"),
         ("num_train_epochs=3", "did you mean stage.max_epochs? Type stage.max_epochs=3"),
         ("stage.batch_size=32", "here it is stage.global_batch_tokens, in tokens"),
+        ("checkpoint.mode=offline", "there is no such key; here are "),
         ("lora=true", "here it is a choice: adapter=lora"),
     ],
 )

@@ -29,6 +29,7 @@ from lifecycle.errors import UserError
 KeyPath = tuple[str, ...]
 
 RESERVED = ("_target_", "_partial_")
+ALIKE = 0.8  # likeness of a key that was typed to one of another group: below it chance is as good a reason
 
 
 @dataclasses.dataclass
@@ -231,7 +232,7 @@ class Walk:
             return
         near = nearest(place[-1], siblings)
         elsewhere = self._elsewhere(place, isinstance(value, Mapping))
-        better = dotted((*place[:-1], near)) if near else elsewhere.get(nearest(place[-1], elsewhere) or "")
+        better = dotted((*place[:-1], near)) if near else elsewhere.get(nearest(place[-1], elsewhere, ALIKE) or "")
         if (other := OTHER_NAMES.get(place[-1])) in self.known:
             better = other
         shown = dotted(place) + ("" if isinstance(value, Mapping) else f"={typed(value)}")

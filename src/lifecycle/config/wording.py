@@ -25,9 +25,9 @@ WORDS: dict[Any, str] = {
 EXAMPLES: dict[Any, str] = {bool: "true", int: "N", float: "0.1", str: "NAME", Path: "PATH", type(None): "null"}
 
 
-def nearest(word: str, options: Iterable[str]) -> str | None:
-    """The option that `word` was probably meant to be."""
-    close = difflib.get_close_matches(word, list(options), n=1)
+def nearest(word: str, options: Iterable[str], likeness: float = 0.6) -> str | None:
+    """The option that `word` was probably meant to be. likeness: as `difflib` counts it, at least."""
+    close = difflib.get_close_matches(word, list(options), n=1, cutoff=likeness)
     return close[0] if close else None
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lifecycle.report.page.canvas import DARK, LIGHT, smooth
-from lifecycle.report.run.plots import PICTURES, curriculum, draw, loss
+from lifecycle.report.run.plots import PICTURES, curriculum, draw, loss, throughput
 from lifecycle.report.run.run_data import RunData, read_run
 
 
@@ -104,3 +104,10 @@ def test_the_levels_of_a_curriculum_fill_the_whole_at_every_progress(run: RunDat
     assert {(0.0, 1.0), (0.5, 0.1), (1.0, 0.1)} <= {(float(x), round(float(y), 6)) for x, y in easy}
     assert {(0.5, 1.0), (1.0, 1.0), (1.0, 0.1)} <= {(float(x), round(float(y), 6)) for x, y in hard}
     assert curriculum(replace(run, run={}), LIGHT) is None
+
+
+def test_a_speed_that_was_measured_once_is_seen(run: RunData) -> None:
+    last = {name: values[-1:] for name, values in run.metrics.items()}
+    figure = throughput(replace(run, metrics=last), LIGHT)
+    assert figure is not None
+    assert [axes.lines[0].get_marker() for axes in figure.axes] == ["o", "o"]

@@ -156,9 +156,9 @@ def _measured(source: Source, tokenizer: Tokenizer | None, items: AsItems | None
     counts = Counter(documents.totals()["counts"])
     if items is not None and not items.packing.cuts:
         found = item_sizes(sample, items)
-        broken = {f"{BAD}{reason}": round(n * rows / found.rows) for reason, n in found.broken.items()}
-        counts.update(broken)
-        counts[KEPT] -= sum(broken.values())  # a row of which its view makes nothing was read all the same
+        unmade = {f"{BAD}{reason}": round(n * rows / found.rows) for reason, n in found.broken.items()}
+        counts.update(unmade)
+        counts[KEPT] -= sum(unmade.values())  # a row of which its view makes nothing was read all the same
         warnings = [_too_long(source.name, found, items), too_broken(source, counts, before=0, at_end=True)]
         how = (
             f"{'its' if whole else 'about'} {rows / share:,.0f} {ITEMS[items.make.view]}, {_shape(found, items)}{guess}"

@@ -142,7 +142,8 @@ def throughput(run: RunData, theme: Theme) -> Figure | None:
     waits_x, waits = run.series("perf/data_wait", x)
     rows = 2 if waits else 1
     figure, panels = canvas(theme, "Throughput", height=1.4 + 1.5 * rows, rows=rows)
-    panels[0].plot(steps, speed, color=theme.series[0], linewidth=1.6)
+    alone = "o" if len(steps) == 1 else None  # a line of one point is not seen
+    panels[0].plot(steps, speed, color=theme.series[0], linewidth=1.6, marker=alone)
     middle = median(speed)
     level(panels[0], theme, middle, f"median {middle:,.0f}", "--", above=False)
     panels[0].set_ylabel("tokens/s")
@@ -151,7 +152,7 @@ def throughput(run: RunData, theme: Theme) -> Figure | None:
     if waits:
         percent = [100 * wait for wait in waits]
         panels[1].fill_between(waits_x, percent, color=theme.series[1], alpha=0.25, linewidth=0)
-        panels[1].plot(waits_x, percent, color=theme.series[1], linewidth=1.4)
+        panels[1].plot(waits_x, percent, color=theme.series[1], linewidth=1.4, marker=alone)
         panels[1].set_ylabel("data wait, %")
         panels[1].set_ylim(0, max(1.0, max(percent) * 1.3))
     for axes in panels:
