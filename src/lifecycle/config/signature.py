@@ -21,9 +21,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lifecycle.bounds import KEYS
-from lifecycle.config.other_names import OTHER_NAMES, OTHER_WAYS
 from lifecycle.config.targets import TARGETS
-from lifecycle.config.wording import bounds_of, fits, is_dataclass, nearest, shown, typed, wanted
+from lifecycle.config.wording import (
+    OTHER_NAMES,
+    OTHER_WAYS,
+    bounds_of,
+    fits,
+    is_dataclass,
+    nearest,
+    shown,
+    typed,
+    wanted,
+)
 from lifecycle.errors import UserError
 
 KeyPath = tuple[str, ...]
