@@ -164,14 +164,15 @@ DATA_OF = {
     "sft": "offline/questions",
     "distill": "offline/questions",
     "distill_reason": "offline/reasoning",
+    "traces": "offline/questions data.sources.questions.max_rows=8",
 }
-"""Of stages that cannot train on the text of experiment=debug."""
+"""Of stages that cannot work with the text of experiment=debug."""
 
 
 @pytest.mark.parametrize("stage", choices("stage"))
 def test_every_stage_runs_at_toy_size(rows: Path, stage: str) -> None:
     words = ["experiment=debug", f"stage={stage}", "run=toy", "logger=csv"]
-    words += [f"data={DATA_OF[stage]}"] if stage in DATA_OF else []
+    words += f"data={DATA_OF[stage]}".split() if stage in DATA_OF else []
     cfg = config.compose(words)
     made = config.stage_class(cfg.stage)
     if made.starts_from_parent if made else "model" in config.asked_of_run(cfg.stage):
