@@ -133,7 +133,8 @@ def ours(sizes: Sizes, shape: ModelConfig, kind: Kind, inputs: Inputs) -> dict[s
             logger=kept,
             callbacks=[clock],
         )
-        trainer.fit(made_stage(sizes, shape, kind, Path(folder), count), Steps(inputs.micro, count, sizes.row))
+        made = made_stage(sizes, shape, kind, Path(folder), count)
+        trainer.fit(made, Steps(inputs.micro, count, sizes.row))
     return {"seconds": clock.seconds, "first_loss": kept.first, "warm_up_s": clock.warm_up} | peers.memory(sizes)
 
 

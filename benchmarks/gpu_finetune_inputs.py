@@ -41,19 +41,21 @@ class Inputs:
 
 
 def made_inputs(sizes: Sizes, shape: ModelConfig, *, pairs: bool) -> Inputs:
-    """BATCHES micro-batches of the smallest size; a pair fills at most a row."""
-    rows = sizes.micro[0] // sizes.row
+    """BATCHES micro-batches of the smallest size; of pairs half as large, whose logits the loop holds twice. A pair
+    fills at most a row."""
+    rows = sizes.micro[0] // sizes.row // (2 if pairs else 1)
     asked, answered = (max(sizes.row // 128, 2), sizes.row // 16), (sizes.row // 32, int(sizes.row / 2.56))
     ids: Any = np.random.default_rng(0).integers(3, shape.vocab, 1 << 18).astype(np.int32)
     packing = Packing(view="preference" if pairs else "chat")
-    # more than fill the rows, of which the first are taken
+    # more than fill the rows, of which some are taken: best fit begins with the longest
     wanted = BATCHES * rows * sizes.row // (asked[1] + answered[0] * (2 if pairs else 1)) + BATCHES * rows
     pieces = [
         Piece(_pair(*made) if pairs else _example(*made[:2]), 0)
         for made in conversations(ids, wanted, asked=asked, answered=answered)
     ]
-    packed = best_fit(pieces, sizes.row)[: BATCHES * rows]
-    assert len(packed) == BATCHES * rows, "too few conversations to fill the rows"
+    fitted = best_fit(pieces, sizes.row)
+    assert len(fitted) >= BATCHES * rows, "too few conversations to fill the rows"
+    packed = [fitted[at] for at in np.random.default_rng(1).permutation(len(fitted))[: BATCHES * rows]]
     micro, parts = [], []
     for at in range(0, len(packed), rows):
         mine: Sequence[Row] = packed[at : at + rows]

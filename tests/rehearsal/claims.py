@@ -40,6 +40,11 @@ WAITS = {
     "stages/step/bad_steps.py state": "once a checkpoint",
     "runs/trainer.py fit": "once a run: the Trainer takes model and optimizer back to the host",
     "runs/results.py full_weights": "once a run: the weights to export",
+    "stages/preference/cached.py _add": "a micro-batch that a cached reference is computed for, before the first step",
+    "batch/steps.py to": "the same; and a micro-batch of held-out single answers (kto)",
+    "batch/sequences.py to": "the same",
+    "batch/sequences.py _known_on": "the same",
+    "stages/distillation/known.py _add": "a micro-batch that a teacher's output is kept of, before the first step",
     "rollout/decode_step.py run": "once a decode step: the drawn tokens",
     "rollout/decode_step.py tiles": "once a tile of a deterministic decode step",
     "rollout/output.py rollout": "once a call of the engine, at its end",
@@ -186,6 +191,9 @@ class Names(TorchFunctionMode):
             return args[0]
         if function in (Tensor.to, Tensor.cpu, Tensor.cuda):
             return self._moved(function, args, kwargs)
+        if function is Tensor.new_tensor:  # as torch.tensor below
+            made = function(*args, **kwargs)
+            return self._moved(Tensor.to, (made, DEVICE), {}) if self._device.has(args[0]) else made
         if kwargs.get("device") is None:
             return function(*args, **kwargs)
         if function in (torch.tensor, torch.as_tensor):  # they copy behind the back of a dispatch mode

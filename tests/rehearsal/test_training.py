@@ -68,6 +68,7 @@ class Data(Batches):
     """With rows to measure on, and rows of the parent; from step `first` on."""
 
     first = 0
+    validation: dict[str, list[Any]] | None = None
 
     def train_dataloader(self) -> Any:
         steps, first = super().train_dataloader(), self.first
@@ -78,8 +79,8 @@ class Data(Batches):
 
         return Loader()
 
-    def val_dataloader(self) -> dict[str, list[TokenBatch]]:
-        return {"a": whole(7), "b": split(8)}
+    def val_dataloader(self) -> dict[str, list[Any]]:
+        return self.validation or {"a": whole(7), "b": split(8)}
 
     def replayed_rows(self, count: int) -> list[TokenBatch]:
         return split(9)[:count]
@@ -100,10 +101,11 @@ class Looks(pl.Callback):
 
 def fit(
     made: Stage,
-    steps: Sequence[list[TokenBatch]],
+    steps: Sequence[list[Any]],
     folder: Path,
     ckpt_path: Path | None = None,
     first: int = 0,
+    validation: dict[str, list[Any]] | None = None,
     **more: Any,
 ) -> pl.Trainer:
     trainer = pl.Trainer(
@@ -120,7 +122,7 @@ def fit(
         **({"enable_checkpointing": False} | more),
     )
     data = Data(steps)
-    data.first = first
+    data.first, data.validation = first, validation
     trainer.fit(made, data, ckpt_path=ckpt_path)
     assert trainer.global_step == len(steps)
     return trainer

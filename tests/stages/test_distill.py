@@ -33,7 +33,7 @@ from lifecycle.model import Decoder, ModelConfig, build
 from lifecycle.model.adapters import adapter_off
 from lifecycle.stages.distill import Distance, Distill
 from lifecycle.stages.distillation.lesson import Lesson
-from lifecycle.stages.distillation.on_policy import OnPolicy, Sampler
+from lifecycle.stages.distillation.on_policy import OnPolicy, Sampler, few_sizes
 from lifecycle.stages.distillation.sequences import first_fit, packed, sequences_of
 from lifecycle.stages.setup import ParentWeights, TeacherModel
 
@@ -272,6 +272,13 @@ def test_sequences_of_rows_and_rows_of_sequences_are_inverse() -> None:
     again = packed(first_fit(found, rows.labels.shape[1]), rows.labels.shape[1], weighted=False)
     assert sorted(one.key for one in found) == sorted(one.key for one in sequences_of(again)) and len(found) == 8
     assert int(again.trained.sum()) == int(rows.trained.sum())
+
+
+def test_compiled_steps_have_few_numbers_of_rows() -> None:
+    assert [few_sizes(rows, 6) for rows in range(7)] == [1, 1, 2, 4, 4, 6, 6]
+    (rows,) = whole(0)
+    filled = packed([sequences_of(rows)[:1]], rows.labels.shape[1], weighted=False, least=3)
+    assert filled.labels.shape == (3, rows.labels.shape[1]) and not filled.trained[1:].any()
 
 
 def test_what_the_student_writes_does_not_depend_on_rows_and_micro_batches() -> None:

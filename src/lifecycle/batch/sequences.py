@@ -55,10 +55,12 @@ class Places(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sequences:
-    """Packed rows, and where their Q sequences stand."""
+    """Packed rows, and where their Q sequences stand. known: (N,) log-probabilities of the trained tokens, where they
+    are looked up and not computed."""
 
     tokens: TokenBatch
     at: Places
+    known: Tensor | None = None
 
     @property
     def packed(self) -> TokenBatch:
@@ -73,6 +75,9 @@ class _Sequences:
     def tokens_by_source(self, sources: int) -> Tensor:
         """(S,) float64: trained tokens."""
         return self.tokens.tokens_by_source(sources)
+
+    def _known_on(self, device: torch.device, non_blocking: bool) -> Tensor | None:
+        return None if self.known is None else self.known.to(device, non_blocking=non_blocking)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +118,8 @@ class PairBatch(_Sequences):
     def to(self, device: torch.device, non_blocking: bool = False) -> PairBatch:
         """The same batch on `device`."""
         tokens, at = self.tokens.to(device, non_blocking), self.at.to(device, non_blocking)
-        return PairBatch(tokens=tokens, margin=self.margin.to(device, non_blocking=non_blocking), at=at)
+        known, margin = self._known_on(device, non_blocking), self.margin.to(device, non_blocking=non_blocking)
+        return PairBatch(tokens=tokens, margin=margin, at=at, known=known)
 
     def rows(self, start: int, stop: int) -> PairBatch:
         """Rows [start, stop) with their pairs."""
@@ -151,7 +157,8 @@ class UnpairedBatch(_Sequences):
     def to(self, device: torch.device, non_blocking: bool = False) -> UnpairedBatch:
         """The same batch on `device`."""
         tokens, at = self.tokens.to(device, non_blocking), self.at.to(device, non_blocking)
-        return UnpairedBatch(tokens=tokens, wanted=self.wanted.to(device, non_blocking=non_blocking), at=at)
+        known, wanted = self._known_on(device, non_blocking), self.wanted.to(device, non_blocking=non_blocking)
+        return UnpairedBatch(tokens=tokens, wanted=wanted, at=at, known=known)
 
     def rows(self, start: int, stop: int) -> UnpairedBatch:
         """Rows [start, stop) with their sequences."""

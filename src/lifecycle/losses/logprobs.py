@@ -110,9 +110,8 @@ class _TokenLogprobs(torch.autograd.Function):
         weight = weight_VD.to(compute)
         grad_hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
         room_2CV = _room(weight, min(chunk, len(ids_N)))
-        zeros = {"dtype": room_2CV.dtype, "device": weight.device}
-        grad_weight = torch.zeros(weight.shape, **zeros) if ctx.needs_input_grad[1] else None
-        by_logp_N = torch.zeros(len(ids_N), **zeros) if grad_logp_N is None else grad_logp_N / temperature
+        grad_weight = torch.zeros_like(weight, dtype=room_2CV.dtype) if ctx.needs_input_grad[1] else None
+        by_logp_N = room_2CV.new_zeros(len(ids_N)) if grad_logp_N is None else grad_logp_N / temperature
         by_entropy_N = None if grad_entropy_N is None else grad_entropy_N / temperature
         for part in chunks(len(ids_N), chunk):
             hidden = hidden_ND[part].to(compute)
@@ -132,7 +131,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
 def _room(weight: Tensor, tokens: int) -> Tensor:
     """(2, C, V) for the logits of all chunks in turn: on a CPU new memory costs more than what is done in it."""
-    return torch.empty(2, tokens, len(weight), dtype=sum_dtype(weight.dtype), device=weight.device)
+    return weight.new_empty((2, tokens, len(weight)), dtype=sum_dtype(weight.dtype))
 
 
 def _softmax(

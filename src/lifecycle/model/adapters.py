@@ -140,7 +140,8 @@ def add_adapter(model: Decoder, adapter: Adapter, *, seed: int) -> None:
     if adapter.bits is not None:
         quantise(model, matrices(model.config))
         model.is_loaded_in_4bit = True  # type: ignore[assignment]  # what peft looks at
-    inject_adapter_in_model(how, model, low_cpu_mem_usage=empty)
+    with torch.device(model.embedding.weight.device):  # a Trainer builds under another, and peft would copy it back
+        inject_adapter_in_model(how, model, low_cpu_mem_usage=empty)
     if empty:
         model.float()  # without weights to go by, peft takes the default type
     for module in model.modules():

@@ -330,6 +330,8 @@ class Stage(pl.LightningModule, ABC):
         """
         if isinstance(batch, PairBatch) and self.setup_facts.shares_prompts(self.config, self.kernel):
             batch = cast(Micro, with_shared_prompts(batch))
+        if self.beside is not None:
+            batch = self.beside.looked_up(batch)
         packed, moved = batch.packed, batch.to(self.device, non_blocking=True)
         if packed is None or moved.packed is None or (packed.single and not self.setup_facts.compile):
             return moved, None

@@ -183,8 +183,8 @@ class Dpo(Stage):
         network = self.network
         off = contextlib.nullcontext() if network.adapter is None else adapter_off(network)
         with off, self.trainer.precision_plugin.forward_context():
-            moved, documents = self.on_device(batch)
-            return moved, answer_logprobs(network, moved, documents)
+            asked, documents = self.on_device(batch)
+            return asked.to(torch.device("cpu")), answer_logprobs(network, asked, documents)
 
 
 def _weighed(values_N: Tensor, batch: PairBatch, tokens_Q: Tensor, tail: float) -> Tensor:

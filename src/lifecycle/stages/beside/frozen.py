@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from lifecycle.batch import DataFeed
+from lifecycle.batch import DataFeed, Micro
 from lifecycle.model import Decoder, ModelConfig
 from lifecycle.stages.setup import Setup
 
 
 class HeldBeside(Protocol):
-    """An object that a stage holds beside its network; `Stage` calls both methods on every rank."""
+    """An object that a stage holds beside its network; `Stage` calls all methods on every rank."""
 
     def build(self, mesh: DeviceMesh | None) -> None:
         """Called when the stage builds its own network. mesh: the ranks that weights are sharded over; None: one."""
@@ -28,6 +28,10 @@ class HeldBeside(Protocol):
     def begin(self, device: torch.device, feed: DataFeed) -> None:
         """Called before the first step and the first validation of a process, when the stage's network is on
         `device`."""
+
+    def looked_up(self, batch: Micro) -> Micro:
+        """Called with a micro-batch that is still on the CPU, where a look at it waits for nothing: the batch with what
+        is known of it."""
 
 
 class FrozenNetwork:
@@ -52,3 +56,7 @@ class FrozenNetwork:
     def begin(self, device: torch.device, feed: DataFeed) -> None:
         """Move the network to the stage's device."""
         self.network.to(device)
+
+    def looked_up(self, batch: Micro) -> Micro:
+        """It is asked, on the device."""
+        return batch

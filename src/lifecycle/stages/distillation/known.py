@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from lifecycle.batch import DataFeed
+from lifecycle.batch import DataFeed, Micro
 from lifecycle.losses.distillation import TopK
 from lifecycle.stages.beside.known import KnownValues, made_by
 from lifecycle.stages.distillation.lesson import Lesson
@@ -52,6 +52,10 @@ class KnownTeacher:
                 if any_rank(missing, False)[0]:  # sharded, all ranks compute together
                     self._add(lesson, self._ask(lesson))
         self._known.save()
+
+    def looked_up(self, batch: Micro) -> Micro:
+        """`lesson` has done it, before the step: where something is missing, all ranks compute together."""
+        return batch
 
     def lesson(self, lesson: Lesson) -> Lesson:
         """With what the teacher says of it: what is known, where all of it is; else it is asked. Every rank must

@@ -67,7 +67,9 @@ class Sampler:
         for part, count, sampled in zip(parts, most, (False, True), strict=True):
             for at in range(count):
                 mine = part[at] if at < len(part) else []
-                lessons.append(_lesson(mine, packed(mine, length, weighted=weighted and not sampled), sampled=sampled))
+                room = few_sizes(len(mine), rows) if self._setup.compile else 0
+                tokens = packed(mine, length, weighted=weighted and not sampled, least=room)
+                lessons.append(_lesson(mine, tokens, sampled=sampled))
         return lessons
 
     def _is_chosen(self, number: int, step: int) -> bool:
@@ -100,6 +102,11 @@ class Sampler:
             slots=self.keys.slots,
         )
         return [_written(one, prompt, rollout, at, length) for at, (_, one, prompt) in enumerate(able)]
+
+
+def few_sizes(rows: int, most: int) -> int:
+    """At least so many rows, a power of two or `most`: every number of rows is compiled for anew."""
+    return min(1 << max(rows - 1, 0).bit_length(), most)
 
 
 def _numbers(sequences: Sequence[PackedSequence]) -> list[int]:

@@ -70,9 +70,9 @@ def first_fit(sequences: Sequence[PackedSequence], length: int) -> list[list[Pac
     return rows
 
 
-def packed(rows: Sequence[Sequence[PackedSequence]], length: int, *, weighted: bool) -> TokenBatch:
-    """A micro-batch of these rows; at least one, of padding."""
-    shape = (max(len(rows), 1), length)
+def packed(rows: Sequence[Sequence[PackedSequence]], length: int, *, weighted: bool, least: int = 1) -> TokenBatch:
+    """A micro-batch of these rows; at least one, and at least `least`, filled up with padding."""
+    shape = (max(len(rows), least, 1), length)
     tensors = {
         name: torch.zeros(shape, dtype=torch.long, device="cpu")
         for name in ("input_ids", "position_ids", "document_ids")

@@ -9,6 +9,7 @@ does the run that goes on. An answer that is not there is an error: by then the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from lifecycle.batch import DataFeed, UnpairedBatch, whole_sequences
+from lifecycle.batch import DataFeed, Micro, PairBatch, UnpairedBatch, whole_sequences
 from lifecycle.errors import UserError
 from lifecycle.model import DocumentMask
 from lifecycle.stages.beside.known import KnownValues, digest, made_by
@@ -58,8 +59,10 @@ class CachedReference:
         self._known.save()
         self._computes = False
 
-    def logprobs(self, batch: Answers, documents: DocumentMask | None) -> Tensor:
-        """Looked up. Raises UserError for an answer that is not there."""
+    def looked_up(self, batch: Micro) -> Micro:
+        """With the log-probabilities. Raises UserError for an answer that is not there."""
+        if self._computes or not isinstance(batch, PairBatch | UnpairedBatch):  # not computed yet
+            return batch
         assert self._known is not None
         keys = answer_keys(batch)
         if missing := sum(key not in self._known for key in keys):
@@ -68,7 +71,7 @@ class CachedReference:
                 f"{self._known.folder}: {self._why()}, or begin another with stage.reference=live run=NAME"
             )
         values = [self._known[key] for key in keys] or [torch.zeros(0, dtype=torch.float32, device="cpu")]
-        return torch.cat(values).to(batch.places.device)
+        return replace(batch, known=torch.cat(values))
 
     def _why(self) -> str:
         """What has become of them, and what brings them back."""
@@ -83,9 +86,15 @@ class CachedReference:
             "run the length and the data that it began with"
         )
 
-    def _add(self, batch: Answers, logp_N: Tensor) -> None:
+    def logprobs(self, batch: Answers, documents: DocumentMask | None) -> Tensor:
+        """Those that were looked up."""
+        assert batch.known is not None
+        return batch.known
+
+    def _add(self, asked: Answers, logp_N: Tensor) -> None:
         assert self._known is not None
-        for key, value in zip(answer_keys(batch), logp_N.cpu().float().split(_trained(batch).tolist()), strict=True):
+        values = logp_N.float().cpu().split(torch.bincount(asked.at.sequence, minlength=len(asked.at.ends)).tolist())
+        for key, value in zip(answer_keys(asked), values, strict=True):
             self._known.add(key, value.clone())
 
 
@@ -93,11 +102,6 @@ def answer_keys(batch: Answers) -> list[bytes]:
     """(Q,) hashes: of an answer with its prompt, and of which of its tokens are trained."""
     sequences = whole_sequences(batch.tokens, batch.at.ends)
     return [digest(ids.astype(np.int32).tobytes() + labels.astype(np.int32).tobytes()) for ids, labels in sequences]
-
-
-def _trained(batch: Answers) -> Tensor:
-    """(Q,): trained tokens of each answer."""
-    return torch.bincount(batch.at.sequence, minlength=len(batch.at.ends))
 
 
 def _asked_for(feed: DataFeed) -> Iterator[Answers]:

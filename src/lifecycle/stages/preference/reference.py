@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from lifecycle.batch import DataFeed
+from lifecycle.batch import DataFeed, Micro
 from lifecycle.model import Decoder, DocumentMask, ModelConfig
 from lifecycle.model.adapters import adapter_off
 from lifecycle.stages.beside.frozen import FrozenNetwork, HeldBeside
@@ -55,6 +55,10 @@ class WithoutAdapter:
 
     def begin(self, device: torch.device, feed: DataFeed) -> None:
         """Nothing is to be made."""
+
+    def looked_up(self, batch: Micro) -> Micro:
+        """It is asked, on the device."""
+        return batch
 
     @torch.no_grad()
     def logprobs(self, batch: Answers, documents: DocumentMask | None) -> Tensor:
