@@ -1,5 +1,6 @@
 """What holds for every test: no network, no files in the user's home, one thread, nothing left of Hydra."""
 
+import gc
 import os
 import signal
 import tempfile
@@ -23,6 +24,13 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 CACHE = tempfile.TemporaryDirectory(prefix="lifecycle-cache-")
 os.environ.setdefault("LIFECYCLE_USER_CACHE", os.environ.get("LIFECYCLE_CACHE", ""))  # where `make smollm2` put it
 os.environ["LIFECYCLE_CACHE"] = CACHE.name
+
+
+@pytest.fixture(autouse=True)
+def collect_garbage() -> Iterator[None]:
+    """Training turns Python's collector off; a fit that a test ends by an error outside of `run` leaves it so."""
+    yield
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

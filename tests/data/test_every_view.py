@@ -46,7 +46,13 @@ def test_one_pass_gives_each_item_once_and_counts_what_is_too_long(tmp_path: Pat
     rows, positions, too_long = fitting(data, "a")
     assert named(data, steps) == rows and data.fault() is None and data.is_last(len(steps))
     ledger = data.ledger()["sources"]["a"]
-    assert ledger["seen_tokens"] == positions == data.corpus.epoch_positions(40)
+    assert ledger["seen_tokens"] == positions
+    planned = data.corpus.epoch_positions(40)
+    if data.corpus.packing.pads:  # items stay whole: what a pass is planned by has the padding of full rows, no others
+        used = sum(int((step["document_ids"].amax(1) > 0).sum()) for step in steps.values())
+        assert planned % 40 == 0 and positions <= planned <= 40 * used < planned + 40 * 8
+    else:
+        assert planned == positions
     assert sum(ledger.get("too_long", {}).values()) == (0 if view == "text" else too_long)
     assert ledger["rows"] == 40 and ledger["epochs"] == pytest.approx(1.0)
     assert too_long

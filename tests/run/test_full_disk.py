@@ -1,4 +1,4 @@
-"""A disk that fills: the run ends in plain words, what was saved is whole, and the same command goes on."""
+"""Files that cannot grow: the run ends in plain words, what was saved is whole, and the same command goes on."""
 
 import contextlib
 import resource
@@ -12,14 +12,14 @@ from tests.run.cli import assert_same_run, facts, lifecycle, started, step_folde
 from lifecycle.checkpoint import list_committed, verify
 
 
-def test_a_full_disk_ends_the_run_in_plain_words_and_costs_no_checkpoint(place: Path, whole: Path) -> None:
+def test_a_limit_of_file_sizes_ends_the_run_in_plain_words_and_costs_no_checkpoint(place: Path, whole: Path) -> None:
     run = place / "outputs/full"
     with started(place, "run=full") as process:
         wait_for(lambda: step_folder(run, 8).exists(), process)
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (60_000, 60_000))  # from now on no larger file
         done = process.end()
     assert done.code == 2 and "Traceback" not in done.err, done
-    assert "could not be written" in done.err and "bytes are free: make room there" in done.err
+    assert "could not be written" in done.err and "limit of file sizes" in done.err
     assert facts(run)["status"] == "failed" and "could not be written" in facts(run)["error"]
     assert {path.name for path in (run / "checkpoints").iterdir()} <= {"step-00000008", "step-00000016", "best.json"}
     for checkpoint in list_committed(run / "checkpoints"):

@@ -28,6 +28,13 @@ def test_every_piece_is_packed_once_and_rows_never_overflow() -> None:
     assert len(rows) <= 11 / 9 * fewest_possible + 1  # the bound of best-fit decreasing
 
 
+def test_a_pass_of_whole_items_is_as_long_as_their_rows() -> None:
+    sizes = [5, 4, 3, 2]
+    assert Packing(view="chat").positions(sizes, 8) == Packing(view="preference").positions(sizes, 8) == 16
+    assert Packing(view="text").positions(sizes, 8) == 14  # cut, so that rows are full
+    assert Packing(view="chat").positions([], 8) == 0
+
+
 def test_cutting_keeps_every_label() -> None:
     for size in (1, 7, 8, 9, 16, 17, 40):
         parts = cut(piece(size), 8)

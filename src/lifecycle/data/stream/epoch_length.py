@@ -24,8 +24,8 @@ SHOWN_EVERY = 256  # documents between two looks at the progress bar
 
 
 def count_positions(source: Source, make: Maker, *, packing: Packing, row_length: int, cache: Path, seed: int) -> int:
-    """Positions of one pass: tokens of every sequence but its last, as it is in rows. Counted once, then read from the
-    cache.
+    """Positions of one pass: tokens of every sequence but its last, as it is in rows, and the padding of rows that hold
+    whole items. Counted once, then read from the cache.
 
     Raises `UserError` for a source that is not on this machine: a pass over it would be the run itself.
     """
@@ -34,7 +34,11 @@ def count_positions(source: Source, make: Maker, *, packing: Packing, row_length
             f"stage.max_epochs counts passes over data.sources.{source.name}, which is read over the network: give "
             "stage.max_tokens instead, or tokenise it once with stage=prepare and set data.prepared=RUN"
         )
-    form = "" if make.view == "text" else f"-{make.key}-{packing.long_examples}-{row_length}"
+    form = (
+        ""
+        if make.view == "text"
+        else f"-{make.key}-{packing.long_examples}-{row_length}-{'rows' if packing.pads else 'sizes'}"
+    )
     form += "-all" if form and packing.train_on == "all" else ""
     note = cache / "counts" / f"{source.fingerprint}-{make.tokenizer.sha256[:16]}{form}.json"
     if note.exists():
@@ -47,20 +51,26 @@ def count_positions(source: Source, make: Maker, *, packing: Packing, row_length
 def _count(source: Source, make: Maker, packing: Packing, row_length: int, seed: int) -> int:
     once = replace(source, spec=replace(source.spec, max_epochs=1))
     documents = RawDocuments.alone(once, make, seed=seed, buffer=1000, shuffle=False)
+    sizes: list[int] = []
     positions = number = 0
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"counting the tokens of {source.name}", total=1.0)
         while True:
             try:
-                positions += size_in_rows(documents.next(), packing, row_length)
+                found = sizes_in_rows(documents.next(), packing, row_length)
             except Exhausted:
-                return positions
+                return packing.positions(sizes, row_length) if packing.pads else positions
+            positions += sum(found)
+            sizes += found if packing.pads else []  # of a corpus of text there are too many to remember
             number += 1
             if number % SHOWN_EVERY == 0:
                 bar.update(task, completed=documents.totals()["epochs"])
 
 
-def size_in_rows(item: Item, packing: Packing, row_length: int) -> int:
-    """Positions that an item takes in rows of this length: none, where it is left out."""
-    fitting = item if packing.goes_on(item) else packing.fit(item, row_length)
-    return fitting.size if fitting is not None else 0
+def sizes_in_rows(item: Item, packing: Packing, row_length: int) -> list[int]:
+    """Positions of each piece of an item in rows of this length: none, where it is left out."""
+    if packing.goes_on(item):
+        whole, rest = divmod(item.size, row_length)
+        return [row_length] * whole + [rest] * (rest > 0)
+    fitting = packing.fit(item, row_length)
+    return [] if fitting is None else [fitting.size]

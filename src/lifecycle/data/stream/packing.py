@@ -121,6 +121,11 @@ class Packing:
         """What a row holds, in sizes of items."""
         return 1 if self.counts else row_length
 
+    def positions(self, sizes: Sequence[int], row_length: int) -> int:
+        """Positions of the rows that items of these sizes fill, with their padding where items stay whole; of prompts,
+        their number. The rows of a run are packed window by window, and may be a few more."""
+        return len(fitted(sizes, row_length)) * row_length if self.pads else sum(sizes)
+
     def fit(self, item: Item, row_length: int) -> Item | None:
         """A whole item as it stands in a row: itself, shortened, or None where it is left out."""
         if isinstance(item, Prompt):  # a question that is cut is another one; at least one token has to follow it
@@ -209,21 +214,24 @@ def best_fit(pieces: list[Piece], row_length: int) -> list[Row]:
     the list alone.
     """
     sizes = [piece.item.size for piece in pieces]
-    order = sorted(range(len(pieces)), key=lambda i: -sizes[i])
-    rows: list[Row] = []
+    rows = fitted(sizes, row_length)
+    return [Row([pieces[i] for i in row], row_length - sum(sizes[i] for i in row)) for row in rows]
+
+
+def fitted(sizes: Sequence[int], row_length: int) -> list[list[int]]:
+    """The same of sizes alone: rows of their indices."""
+    rows: list[list[int]] = []
     open_rows: list[tuple[int, int]] = []  # (free positions, row index), ascending
-    for i in order:
-        piece, size = pieces[i], sizes[i]
-        at = bisect_left(open_rows, (size, -1))
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        at = bisect_left(open_rows, (sizes[i], -1))
         if at < len(open_rows):
             free, index = open_rows.pop(at)
-            rows[index].pieces.append(piece)
         else:
             free, index = row_length, len(rows)
-            rows.append(Row([piece], row_length))
-        rows[index].free = free - size
-        if free > size:
-            insort(open_rows, (free - size, index))
+            rows.append([])
+        rows[index].append(i)
+        if free > sizes[i]:
+            insort(open_rows, (free - sizes[i], index))
     return rows
 
 

@@ -113,15 +113,17 @@ class Shards:
         return lengths + 1 if self.view == "prompt" else (lengths - 1).reshape(-1, self._sides).sum(1)
 
     def positions(self, packing: Packing, row_length: int) -> int:
-        """Positions of one pass in rows of this length; of prompts, their number."""
+        """Positions of one pass in rows of this length, with their padding; of prompts, their number."""
         if self.view == "text":
             return self.tokens - self.documents
         fits = self._sizes <= row_length
-        whole = int(fits.sum()) if packing.counts else int(self._sizes[fits].sum())
-        if packing.long_examples == "drop":
-            return whole
-        short = (packing.fit(self.item(int(index)), row_length) for index in np.flatnonzero(~fits))
-        return whole + sum(item.size for item in short if item is not None)
+        if packing.counts:
+            return int(fits.sum())
+        sizes: list[int] = self._sizes[fits].tolist()
+        if packing.long_examples == "shorten":
+            short = (packing.fit(self.item(int(index)), row_length) for index in np.flatnonzero(~fits))
+            sizes += [item.size for item in short if item is not None]
+        return packing.positions(sizes, row_length)
 
     def measured(self, tokens: int, share: float) -> list[Item]:
         """The items that `held_out.held_out_items` chooses from the rows that these were made from."""

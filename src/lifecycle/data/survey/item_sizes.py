@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from lifecycle.batch import Item, Prompt
 from lifecycle.data.clean.filter_row import FilteredRow
 from lifecycle.data.read.spec import SourceSpec
-from lifecycle.data.stream.epoch_length import size_in_rows
+from lifecycle.data.stream.epoch_length import sizes_in_rows
 from lifecycle.data.stream.packing import Packing
 from lifecycle.data.views import Maker
 
@@ -44,10 +44,11 @@ def item_sizes(rows: Sequence[FilteredRow], how: AsItems) -> ItemSizes:
     """What `rows` give."""
     made = how.make(rows)
     items = [item for item in made if not isinstance(item, str)]
+    sizes = [size for item in items for size in sizes_in_rows(item, how.packing, how.row_length)]
     number = max(1, len(items))
     return ItemSizes(
         rows=len(rows),
-        size=sum(size_in_rows(item, how.packing, how.row_length) for item in items) / max(1, len(rows)),
+        size=how.packing.positions(sizes, how.row_length) / max(1, len(rows)),
         length=sum(_length(item) for item in items) / number,
         too_long=sum(not _fits(item, how) for item in items) / number,
         broken=Counter(reason for reason in made if isinstance(reason, str)),
