@@ -1,11 +1,11 @@
-"""Learning from reasoning traces, killed at many moments, ends as the run that nobody touched."""
+"""Learning from reasoning traces, end to end: killed, and on two ranks; and distillation on two ranks."""
 
 import json
 import random
 from pathlib import Path
 
 import pytest
-from tests.run.cli import assert_same_run, facts, kill_after, lifecycle, make_texts
+from tests.run.cli import assert_same_run, facts, kill_after, lifecycle, make_texts, metrics
 
 REASON = (
     "stage=distill_reason",
@@ -19,6 +19,8 @@ REASON = (
     "validation.every_steps=8",
     "validation.answers=0",
 )
+DISTILL = ("stage=distill", "stage.view=text", "stage.teacher=whole", "stage.max_steps=12", "validation.every_steps=6")
+SMALLER = ("model.layers=1", "model.width=16", "model.heads=1", "model.ffn_width=32")
 
 
 def thoughts(place: Path) -> None:
@@ -41,3 +43,19 @@ def test_a_run_on_traces_killed_at_ten_moments_ends_as_it_would_have(place: Path
     lifecycle(place, "run=killed", *REASON)
     assert facts(run)["resumed"] >= 4
     assert_same_run(run, place / "outputs/untouched")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", ["distill", "reason"])
+def test_two_ranks_learn_what_one_does(place: Path, whole: Path, name: str, strategy: str) -> None:
+    thoughts(place)
+    words = (*REASON, "stage.max_steps=8") if name == "reason" else (*DISTILL, *SMALLER)
+    words = (*words, "validation.tokens=2000", "hardware.workers=1")
+    one, two = place / f"outputs/{name}-one", place / f"outputs/{name}-{strategy}"
+    lifecycle(place, f"run={one.name}", *words)
+    lifecycle(place, f"run={two.name}", *words, "hardware.devices=2", f"hardware.strategy={strategy}")
+    here, there = metrics(one), metrics(two)
+    assert here["step"] == there["step"]
+    for metric in ("train/loss", "valid/loss"):
+        assert [v or 0.0 for v in here[metric]] == pytest.approx([v or 0.0 for v in there[metric]], rel=1e-4), metric

@@ -221,3 +221,14 @@ def test_what_has_weight_0_is_measured_though_nothing_else_is(place: Path, whole
     assert [m["step"] for m in measured] == [0, 4, 8] and set(measured[-1]["forgetting"]) == {"long", "short", "tiny"}
     assert {"valid/long/perplexity", "guard/long/forgetting"} <= set(metrics(run)) and "valid/loss" not in metrics(run)
     assert not (run / "checkpoints/best.json").exists()
+
+
+def test_it_watches_a_student_that_leaves_what_it_knew(place: Path, whole: Path) -> None:
+    words = [word for word in HARSH if not word.startswith(("stage=", "stage.replay", "stage.peak_ratio"))]
+    student = ("stage=distill", "stage.view=text", "stage.teacher=whole", "stage.cross_entropy=1.0")
+    own = "data.sources.replay={path: long.jsonl, weight: 0, validation: {ratio: 0.1, seed: 1}}"
+    high = ("stage.optimizer.lr=0.01", "stage.max_steps=16", "guard.actions=[rate]")
+    done = lifecycle(place, "run=student", *words, *student, own, *high)
+    measured = facts(place / "outputs/student", "forgetting.json")["measurements"]
+    assert [m["step"] for m in measured] == list(range(0, 17, 4))
+    assert any(m["action"] == "rate" for m in measured) and "rate" in done.err
