@@ -96,6 +96,13 @@ def test_what_a_notebook_does_with_a_run() -> None:
     assert done.status == "finished" and done.model is None and done.result["completions"] == 1
 
 
+def test_data_of_no_use_to_a_stage_is_refused_before_a_hub_is_asked() -> None:
+    run(composed("run=mine"))
+    with pytest.raises(UserError, match=r"view 'preference', but data.sources.medqa \(format 'multiple_choice'\)"):
+        run(config.compose(["stage=dpo", "data=usmle", "init_from=mine", "run=pairs", "stage.sequence_length=16"]))
+    assert not Path("outputs/pairs").exists()
+
+
 def test_a_dry_run_does_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     planned = run(composed("run=mine", "dry_run=true"))
     assert planned.status == "planned" and planned.model is None and not planned.metrics

@@ -141,7 +141,7 @@ class Corpus:
             view=view,
         )
         held = {s.name: held_out_source(s, root=root, cache=self.cache, begun=begun, view=view) for s in whole}
-        check_views(whole, view)
+        check_views({source.name: source.spec for source in whole}, view)
         return whole, held
 
     def _maker(self, begun: Begun | None) -> Maker:

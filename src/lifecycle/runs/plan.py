@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from lifecycle import config
 from lifecycle.config import Command
 from lifecycle.data.corpus import DataConfig
+from lifecycle.data.stream.open_sources import check_views
 from lifecycle.duration import Limits
 from lifecycle.errors import UserError
 from lifecycle.hardware import Hardware
@@ -86,7 +87,7 @@ def make_plan(cfg: DictConfig) -> RunPlan:
     folder, parent, teacher = RunFolder(Path(command.folder)), adopted(cfg), teacher_of(cfg)
     made, stage = settled(cfg, parent, teacher), config.stage_class(cfg.stage)
     check_guard(made, parent)
-    pinned = pin(made, folder) if config.reads_data(cfg.stage) and not cfg.dry_run else {}
+    pinned = _fetched(made, folder) if config.reads_data(cfg.stage) and not cfg.dry_run else {}
     made = with_revisions(made, pinned)
     OmegaConf.set_readonly(made, True)
     model: ModelConfig = config.build(made.model)
@@ -113,6 +114,15 @@ def make_plan(cfg: DictConfig) -> RunPlan:
         revisions=pinned,
         adapter=None if made.adapter is None else _adapter(made, model),
     )
+
+
+def _fetched(cfg: DictConfig, folder: RunFolder) -> Pinned:
+    """The commits of hub data sets, once it is known that they are of use: a source whose format is named may not give
+    what the stage trains on."""
+    data: DataConfig = config.build(cfg.data)
+    if "view" in cfg.stage and data.prepared is None:
+        check_views({name: spec for name, spec in data.sources.items() if spec.format != "auto"}, cfg.stage.view)
+    return pin(cfg, folder)
 
 
 def _adapter(cfg: DictConfig, model: ModelConfig) -> Adapter:

@@ -186,24 +186,24 @@ def held_out_source(
     )
 
 
-def check_views(sources: Sequence[Source], view: str) -> None:
+def check_views(specs: Mapping[str, SourceSpec], view: str) -> None:
     """Raise UserError if a source cannot give the view that the stage trains on, or its own cannot stand beside it."""
     known = dict.fromkeys(one for form in LIST for one in sorted(form.views))
     if view not in known:
         raise UserError(f"stage.view is '{view}'; wanted one of {', '.join(known)}")
     able = [form.name for form in LIST if view in form.views]
     forms = f"format{'s' * (len(able) > 1)} {', '.join(able)}"
-    for source in sources:
-        given, where = views(source.spec), f"data.sources.{source.name}"
-        if source.spec.view is not None and view not in ("chat", source.spec.view):
+    for name, spec in specs.items():
+        given, where = views(spec), f"data.sources.{name}"
+        if spec.view is not None and view not in ("chat", spec.view):
             raise UserError(
-                f"{where}.view is '{source.spec.view}', but documents stand in rows with conversations and with other "
+                f"{where}.view is '{spec.view}', but documents stand in rows with conversations and with other "
                 f"documents alone, and the stage trains on the view '{view}': take the source out ('~{where}')"
             )
-        if source.spec.view_in(view) not in given:
+        if spec.view_in(view) not in given:
             gives = ", ".join(sorted(given))
             raise UserError(
-                f"the stage trains on the view '{view}', but {where} (format '{source.spec.format}') gives {gives}. "
+                f"the stage trains on the view '{view}', but {where} (format '{spec.format}') gives {gives}. "
                 f"'{view}' is given by the {forms}: set {where}.format where its rows have such a form, take the "
                 f"source out ('~{where}'), or choose another data config, or a stage that trains on {gives}"
             )

@@ -72,7 +72,7 @@ def look_at(
         found.append(
             Source(name=name, index=0, spec=spec, files=tuple(files), bad_rows=bad_rows, held_out=HeldOut.of(spec))
         )
-    check_views(found, view)
+    check_views({source.name: source.spec for source in found}, view)
     return found
 
 
