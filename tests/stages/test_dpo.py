@@ -348,6 +348,14 @@ def test_metrics_are_means_over_pairs_and_by_source(tmp_path: Path) -> None:
     )
 
 
+def test_the_likelihood_in_a_sum_is_a_mean_over_the_chosen_tokens_of_the_step(tmp_path: Path) -> None:
+    chosen = [piece.item for piece in pairs(0) if isinstance(piece.item, Pair)]
+    nll = sum(-float(plain_logp(parent(), p.chosen.ids, len(p.prompt)).detach()) for p in chosen)
+    tokens = sum(len(p.chosen.ids) - len(p.prompt) for p in chosen)
+    rows = train(dpo({"sigmoid": 1.0, "nll": 0.5}), [[rows_of(pairs(0), "preference")]], tmp_path)
+    assert rows[1]["train/loss"] == pytest.approx(math.log(2) + 0.5 * nll / tokens, rel=1e-5)
+
+
 @pytest.mark.parametrize("tail", [1.0, 0.25])
 def test_what_is_told_is_of_whole_answers_whatever_the_loss_makes_of_their_tails(tail: float, tmp_path: Path) -> None:
     rows = train(dpo(lr=0.0, tail=tail), [[rows_of(pairs(0), "preference")]], tmp_path)
