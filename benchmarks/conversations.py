@@ -31,6 +31,23 @@ def conversations(
         yield some(*asked), some(*answered), some(*answered)
 
 
+def trainer_keys(folder: str, steps: int, size: int) -> dict[str, Any]:
+    """Arguments of TRL's configs that every measured run of its trainers has. size: of a batch."""
+    return dict(
+        output_dir=folder,
+        per_device_train_batch_size=size,
+        max_steps=steps,
+        max_grad_norm=1.0,
+        logging_steps=1000,
+        save_strategy="no",
+        report_to=[],
+        optim="adamw_torch_fused",
+        disable_tqdm=True,
+        gradient_checkpointing=False,
+        seed=0,
+    )
+
+
 def counting(collate: Callable[[Any], Any], counts: list[tuple[int, int]]) -> Callable[[Any], Any]:
     """The collator, which notes of each batch its tokens without padding, and those with a label."""
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import machine, main, peak_mb, spread, undisturbed
-from benchmarks.conversations import conversations, counting
+from benchmarks.conversations import conversations, counting, trainer_keys
 from benchmarks.reference import VOCABULARY, our_config
 
 INPUTS = "LIFECYCLE_FINETUNE_INPUTS"
@@ -176,23 +176,8 @@ def trl(stage: str, kind: str, runs: int) -> dict[str, Any]:
 
 def trl_arguments(out: str, steps: int, precision: str) -> dict[str, Any]:
     """What its trainers share with ours, as arguments of their configs."""
-    return dict(
-        output_dir=out,
-        per_device_train_batch_size=ROWS,
-        max_steps=steps,
-        learning_rate=1e-4,
-        max_grad_norm=1.0,
-        logging_steps=1000,
-        save_strategy="no",
-        report_to=[],
-        use_cpu=True,
-        bf16=precision == "bf16",
-        optim="adamw_torch_fused",
-        disable_tqdm=True,
-        max_length=LENGTH,
-        gradient_checkpointing=False,
-        seed=0,
-    )
+    own = dict(learning_rate=1e-4, use_cpu=True, bf16=precision == "bf16", max_length=LENGTH)
+    return trainer_keys(out, steps, ROWS) | own
 
 
 def sft_trainer(form: str, arguments: Mapping[str, Any]) -> Any:

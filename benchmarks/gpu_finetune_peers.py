@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.conversations import counting
+from benchmarks.conversations import counting, trainer_keys
 from benchmarks.gpu_finetune_inputs import Inputs
 from benchmarks.gpu_sizes import Sizes
 from lifecycle.model import DocumentMask, ModelConfig, build
@@ -187,7 +187,7 @@ def sft_trainer(sizes: Sizes, shape: ModelConfig, inputs: Inputs, folder: str, s
 
     said = [words(part) for parts in inputs.parts for part in parts]
     rows = [{"prompt": prompt, "completion": answer} for prompt, answer in said] * -(-steps // len(inputs.parts))
-    keys = trainer_keys(sizes, folder, steps, sizes.micro[0] // sizes.row)
+    keys = trl_keys(sizes, folder, steps, sizes.micro[0] // sizes.row)
     config = SFTConfig(**keys, packing=True, max_length=sizes.row, completion_only_loss=True)
     model = model_of(sizes, shape, seed=1)
     return SFTTrainer(
@@ -203,31 +203,16 @@ def dpo_trainer(sizes: Sizes, shape: ModelConfig, inputs: Inputs, folder: str, s
     sides = zip(said[0::2], said[1::2], strict=True)
     rows = [{"prompt": one[0], "chosen": one[1], "rejected": other[1]} for one, other in sides]
     pairs = len(rows) // len(inputs.parts)
-    config = DPOConfig(**trainer_keys(sizes, folder, steps, pairs), max_length=sizes.row, beta=BETA)
+    config = DPOConfig(**trl_keys(sizes, folder, steps, pairs), max_length=sizes.row, beta=BETA)
     models = {"model": model_of(sizes, shape, seed=1), "ref_model": model_of(sizes, shape, seed=2)}
     data = Dataset.from_list(rows * -(-steps // len(inputs.parts)))
     return DPOTrainer(**models, args=config, train_dataset=data, processing_class=tokenizer(shape.vocab))
 
 
-def trainer_keys(sizes: Sizes, folder: str, steps: int, size: int) -> dict[str, Any]:
+def trl_keys(sizes: Sizes, folder: str, steps: int, size: int) -> dict[str, Any]:
     on_gpu = sizes.device.type == "cuda"
-    return dict(
-        output_dir=folder,
-        per_device_train_batch_size=size,
-        max_steps=steps,
-        learning_rate=1e-5,
-        max_grad_norm=1.0,
-        logging_steps=1000,
-        save_strategy="no",
-        report_to=[],
-        use_cpu=not on_gpu,
-        bf16=on_gpu,
-        torch_compile=on_gpu,
-        optim="adamw_torch_fused",
-        disable_tqdm=True,
-        gradient_checkpointing=False,
-        seed=0,
-    )
+    own = dict(learning_rate=1e-5, use_cpu=not on_gpu, bf16=on_gpu, torch_compile=on_gpu)
+    return trainer_keys(folder, steps, size) | own
 
 
 def words(part: tuple[list[int], list[int]]) -> tuple[str, str]:

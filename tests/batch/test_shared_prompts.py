@@ -9,7 +9,7 @@ import torch
 from tests.batch.test_micro_batches import example, packed, pair
 from tests.model.variants import VARIANTS
 
-from lifecycle.batch import IGNORED, Pair, PairBatch, whole_sequences, with_shared_prompts
+from lifecycle.batch import IGNORED, Pair, PairBatch, TokenBatch, with_shared_prompts
 from lifecycle.losses import token_logprobs
 from lifecycle.model import DocumentMask, ModelConfig, build
 
@@ -18,6 +18,18 @@ MODELS = {
     for name, config in VARIANTS.items()
     if config.sliding_window is None  # which counts distances in a row
 }
+
+
+def whole_sequences(tokens: TokenBatch, ends: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Ids and labels of the sequences that end there, with the prompt that they share."""
+    shared = torch.zeros_like(tokens.labels) if tokens.shared is None else tokens.shared
+    out = []
+    for row, last in (divmod(end, tokens.labels.shape[1]) for end in ends.tolist()):
+        mine = tokens.document_ids[row] == tokens.document_ids[row, last]
+        if shared[row, last] < 0:
+            mine |= shared[row] == -shared[row, last]
+        out.append((tokens.input_ids[row, mine], tokens.labels[row, mine]))
+    return out
 
 
 def logprobs(config: ModelConfig, batch: PairBatch) -> tuple[torch.Tensor, list[torch.Tensor]]:

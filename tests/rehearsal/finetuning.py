@@ -107,8 +107,6 @@ def _singles(make: Callable[..., Stage], **waits: int) -> Case:
 
 
 DRAWN = {"rollout/decode_step.py run": 48, "rollout/output.py rollout": 6}
-COMPUTED = {"stages/preference/cached.py _add": 6, "batch/steps.py to": 36, "batch/sequences.py to": 24}
-"""Before the first step, of six micro-batches: tensors of rows, places and judgements."""
 
 CASES = {
     "sft": _chat(lambda folder, **facts: plain("nll", **facts)),
@@ -126,7 +124,8 @@ CASES = {
     "distill_reason": _chat(lambda folder, **facts: reasons(**facts)),
     "dpo": _pairs(lambda folder, **facts: _with(dpo(), facts)),
     "dpo, known": _pairs(
-        lambda folder, **facts: _with(dpo(reference="cached", cache=folder), facts), **COMPUTED, **{ANY: 8}
+        lambda folder, **facts: _with(dpo(reference="cached", cache=folder), facts),
+        **{"stages/preference/cached.py _add": 6, ANY: 8},
     ),
     "dpo, adapter": _pairs(lambda folder, **facts: _with(dpo(adapter=ADAPTER), facts)),
     "dpo, no reference": _pairs(lambda folder, **facts: _with(dpo("simpo"), facts)),
@@ -136,7 +135,7 @@ CASES = {
     ),
     "kto, known": _singles(
         lambda folder, **facts: _with(dpo("kto", reference="cached", cache=folder), facts),
-        **{"stages/preference/cached.py _add": 12, "batch/steps.py to": 80, "batch/sequences.py to": 64},
+        **{"stages/preference/cached.py _add": 12, "batch/steps.py to": 20, "batch/sequences.py to": 16},
         **{"batch/sequences.py _known_on": 4, ANY: 16},
     ),
     "reward": Case(make=lambda folder, **facts: _with(reward(), facts), items=compared, view="comparison"),

@@ -34,7 +34,7 @@ from lifecycle.model.adapters import adapter_off
 from lifecycle.stages.distill import Distance, Distill
 from lifecycle.stages.distillation.lesson import Lesson
 from lifecycle.stages.distillation.on_policy import OnPolicy, Sampler, few_sizes
-from lifecycle.stages.distillation.sequences import first_fit, packed, sequences_of
+from lifecycle.stages.distillation.sequences import in_rows, packed, sequences_of
 from lifecycle.stages.setup import ParentWeights, TeacherModel
 
 LARGER = toy(layers=3, width=48, heads=3, kv_heads=1, head_dim=16, ffn_width=96, vocab_size=64, init_std=0.1)
@@ -269,7 +269,7 @@ def asked(step: int) -> list[TokenBatch]:
 def test_sequences_of_rows_and_rows_of_sequences_are_inverse() -> None:
     (rows,) = whole(0)
     found = sequences_of(rows)
-    again = packed(first_fit(found, rows.labels.shape[1]), rows.labels.shape[1], weighted=False)
+    again = packed(in_rows(found, rows.labels.shape[1]), rows.labels.shape[1], weighted=False)
     assert sorted(one.key for one in found) == sorted(one.key for one in sequences_of(again)) and len(found) == 8
     assert int(again.trained.sum()) == int(rows.trained.sum())
 

@@ -5,7 +5,7 @@ from lifecycle.batch.items import Example, Ids, Item, Pair, Prompt, Record
 from lifecycle.batch.prompts import PromptBatch
 from lifecycle.batch.rollout import Kept, Rollout, StopReason, listed
 from lifecycle.batch.sequences import PairBatch, UnpairedBatch
-from lifecycle.batch.shared_prompts import whole_sequences, with_shared_prompts
+from lifecycle.batch.shared_prompts import first_fit, with_shared_prompts
 from lifecycle.batch.steps import IGNORED, Cursor, Micro, MicroBatch, StepBatch, TokenBatch
 
 __all__ = [
@@ -28,7 +28,7 @@ __all__ = [
     "StopReason",
     "TokenBatch",
     "UnpairedBatch",
+    "first_fit",
     "listed",
-    "whole_sequences",
     "with_shared_prompts",
 ]

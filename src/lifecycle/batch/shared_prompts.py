@@ -10,12 +10,12 @@ each label has a position of its own, and experts count the same tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lifecycle.batch.sequences import PairBatch, Places
 from lifecycle.batch.steps import IGNORED, TokenBatch
@@ -40,11 +40,11 @@ class _Pair(NamedTuple):
 
 
 def with_shared_prompts(batch: PairBatch) -> PairBatch:
-    """The pairs of a batch on the CPU in rows of no more positions, and no more rows; `margin` and `at` keep the order
-    of the pairs, whichever row they have come to."""
+    """The pairs of a batch on the CPU in rows of no more positions, and no more rows; `margin`, `at` and `known` keep
+    the order of the pairs, whichever row they have come to."""
     given = {name: tensor.numpy() for name, tensor in batch.tokens.tensors().items()}
     pairs = [pair for row in range(len(batch.tokens.labels)) for pair in _pairs(given, row)]
-    rows = _first_fit([pair.size for pair in pairs], batch.tokens.labels.shape[1])
+    rows = first_fit([pair.size for pair in pairs], batch.tokens.labels.shape[1])
     used = max((sum(pairs[i].size for i in row) for row in rows), default=1)
     made = {name: np.full((max(len(rows), 1), used), fill, dtype=np.int64) for name, fill in PADDING.items()}
     for number, row in enumerate(rows):
@@ -54,20 +54,21 @@ def with_shared_prompts(batch: PairBatch) -> PairBatch:
             at += pairs[i].size
     tokens = TokenBatch.of({name: torch.from_numpy(array) for name, array in made.items()})
     sides = [2 * i + side for row in rows for i in row for side in (0, 1)]
-    return PairBatch(tokens=tokens, margin=batch.margin, at=_in_order(Places.of(tokens), sides))
+    return replace(batch, tokens=tokens, at=_in_order(Places.of(tokens), sides))
 
 
-def whole_sequences(tokens: TokenBatch, ends: Tensor) -> list[tuple[Array, Array]]:
-    """Ids and labels of the sequences that end at `ends` (Q,) of the flattened rows, with the prompt they share."""
-    ids, labels, documents = (t.cpu().numpy() for t in (tokens.input_ids, tokens.labels, tokens.document_ids))
-    shared = np.zeros_like(ids) if tokens.shared is None else tokens.shared.cpu().numpy()
-    out = []
-    for row, last in (divmod(end, ids.shape[1]) for end in ends.tolist()):
-        mine = documents[row] == documents[row, last]
-        if shared[row, last] < 0:
-            mine = mine | (shared[row] == -shared[row, last])
-        out.append((ids[row, mine], labels[row, mine]))
-    return out
+def first_fit(sizes: Sequence[int], room: int) -> list[list[int]]:
+    """Numbers of things by row: each goes into the first row of `room` that has so much left."""
+    rows: list[list[int]] = []
+    left: list[int] = []
+    for number, size in enumerate(sizes):
+        row = next((row for row, free in enumerate(left) if free >= size), len(rows))
+        if row == len(rows):
+            rows.append([])
+            left.append(room)
+        rows[row].append(number)
+        left[row] -= size
+    return rows
 
 
 def _segments(documents: Array) -> list[slice]:
@@ -85,20 +86,6 @@ def _pairs(given: dict[str, Array], row: int) -> list[_Pair]:
         same = ids[chosen][:untrained] == ids[rejected][:untrained]
         out.append(_Pair(row, chosen, rejected, int(np.argmin(np.append(same, False)))))
     return out
-
-
-def _first_fit(sizes: Sequence[int], room: int) -> list[list[int]]:
-    """Numbers of things by row: each goes into the first row of `room` that has so much left."""
-    rows: list[list[int]] = []
-    left: list[int] = []
-    for number, size in enumerate(sizes):
-        row = next((row for row, free in enumerate(left) if free >= size), len(rows))
-        if row == len(rows):
-            rows.append([])
-            left.append(room)
-        rows[row].append(number)
-        left[row] -= size
-    return rows
 
 
 def _in_order(at: Places, numbers: Sequence[int]) -> Places:

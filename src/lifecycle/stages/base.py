@@ -328,10 +328,10 @@ class Stage(pl.LightningModule, ABC):
         None stands for rows of one document each, and for none at all; compiled code always gets the mask, or it would
         be compiled twice.
         """
-        if isinstance(batch, PairBatch) and self.setup_facts.shares_prompts(self.config, self.kernel):
-            batch = cast(Micro, with_shared_prompts(batch))
         if self.beside is not None:
             batch = self.beside.looked_up(batch)
+        if isinstance(batch, PairBatch) and self.setup_facts.shares_prompts(self.config, self.kernel):
+            batch = cast(Micro, with_shared_prompts(batch))
         packed, moved = batch.packed, batch.to(self.device, non_blocking=True)
         if packed is None or moved.packed is None or (packed.single and not self.setup_facts.compile):
             return moved, None

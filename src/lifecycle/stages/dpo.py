@@ -179,12 +179,11 @@ class Dpo(Stage):
         return [*choices, self.kernel, self.device.type, repr(self.config)]
 
     @torch.no_grad()
-    def _said(self, batch: Answers) -> tuple[Answers, Tensor]:
+    def _said(self, batch: Answers) -> Tensor:
         network = self.network
         off = contextlib.nullcontext() if network.adapter is None else adapter_off(network)
         with off, self.trainer.precision_plugin.forward_context():
-            asked, documents = self.on_device(batch)
-            return asked.to(torch.device("cpu")), answer_logprobs(network, asked, documents)
+            return answer_logprobs(network, *self.on_device(batch))
 
 
 def _weighed(values_N: Tensor, batch: PairBatch, tokens_Q: Tensor, tail: float) -> Tensor:

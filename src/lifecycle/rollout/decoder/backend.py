@@ -11,7 +11,8 @@ Shapes: B sequences, each in a row of the cache, T = 1 position, V vocabulary.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
 import torch
@@ -66,17 +67,15 @@ def cache_dtype(model: Decoder, step: DecodeBackend) -> torch.dtype:
     return torch.float32 if emulated and isinstance(step, Fused | Joined) else dtype
 
 
-def as_sampled(model: Decoder) -> AbstractContextManager[object]:
+@contextmanager
+def as_sampled(model: Decoder) -> Iterator[None]:
     """Run a model that is being trained without its adapter's dropout, and eagerly where it was compiled: it would be
     compiled again for every shape."""
     compiled = any(module._compiled_call_impl is not None for module in model.modules())
+    drops = model.adapter is not None and model.adapter.dropout > 0
     eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-    if model.adapter is None or not model.adapter.dropout:
-        return eager
-    stack = ExitStack()
-    stack.enter_context(eager)
-    stack.enter_context(dropout_off(model))
-    return stack
+    with eager, dropout_off(model) if drops else nullcontext():
+        yield
 
 
 def is_plain(model: Decoder) -> bool:

@@ -21,7 +21,7 @@ from lifecycle.model import Decoder
 from lifecycle.rollout.engine import generate
 from lifecycle.rollout.sampling.parameters import Sampling, sequence_seed, uniforms
 from lifecycle.stages.distillation.lesson import Lesson
-from lifecycle.stages.distillation.sequences import PackedSequence, first_fit, packed, sequences_of
+from lifecycle.stages.distillation.sequences import PackedSequence, in_rows, packed, sequences_of
 from lifecycle.stages.setup import Setup
 from lifecycle.stages.step.collectives import highest_of_ranks
 
@@ -59,8 +59,8 @@ class Sampler:
             for i, number in enumerate(numbers)
             if self._is_chosen(number, step) and self._can_be_written(found[i], network)
         }
-        kept = first_fit([one for i, one in enumerate(found) if i not in chosen], length)
-        own = first_fit(self._sampled([(numbers[i], found[i]) for i in sorted(chosen)], network, step, length), length)
+        kept = in_rows([one for i, one in enumerate(found) if i not in chosen], length)
+        own = in_rows(self._sampled([(numbers[i], found[i]) for i in sorted(chosen)], network, step, length), length)
         parts = [[every[at : at + rows] for at in range(0, len(every), rows)] for every in (kept, own)]
         most = highest_of_ranks([len(part) for part in parts], network.embedding.weight.device)
         lessons = []

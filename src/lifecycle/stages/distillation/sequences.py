@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lifecycle.batch import IGNORED, TokenBatch
+from lifecycle.batch import IGNORED, TokenBatch, first_fit
 from lifecycle.stages.beside.known import digest
 
 
@@ -55,19 +55,9 @@ def sequences_of(batch: TokenBatch) -> list[PackedSequence]:
     return out
 
 
-def first_fit(sequences: Sequence[PackedSequence], length: int) -> list[list[PackedSequence]]:
+def in_rows(sequences: Sequence[PackedSequence], length: int) -> list[list[PackedSequence]]:
     """Rows of at most `length` positions: each sequence goes into the first that has room for it."""
-    rows: list[list[PackedSequence]] = []
-    room: list[int] = []
-    for one in sequences:
-        fits = next((row for row, left in enumerate(room) if left >= len(one.ids)), None)
-        if fits is None:
-            rows.append([])
-            room.append(length)
-            fits = len(rows) - 1
-        rows[fits].append(one)
-        room[fits] -= len(one.ids)
-    return rows
+    return [[sequences[i] for i in row] for row in first_fit([len(one.ids) for one in sequences], length)]
 
 
 def packed(rows: Sequence[Sequence[PackedSequence]], length: int, *, weighted: bool, least: int = 1) -> TokenBatch:

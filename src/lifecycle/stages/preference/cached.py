@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from lifecycle.batch import DataFeed, Micro, PairBatch, UnpairedBatch, whole_sequences
+from lifecycle.batch import DataFeed, Micro, PairBatch, UnpairedBatch
 from lifecycle.errors import UserError
 from lifecycle.model import DocumentMask
 from lifecycle.stages.beside.known import KnownValues, digest, made_by
@@ -27,15 +27,15 @@ from lifecycle.stages.step.collectives import any_rank
 
 
 class CachedReference:
-    """ask: a micro-batch as the policy computes it, which may have its pairs in another order, and the log-probability
-    (N,) of each token, without gradients. key: what they depend on beside the answers. folder: of the caches of all
-    keys. parent: checks that the weights are those that the run began with, and gives their hash. computes: whether the
-    policy is the reference when the run begins; not in one that goes on."""
+    """ask: the log-probabilities (N,) that the policy gives a micro-batch, without gradients. key: what they depend on
+    beside the answers. folder: of the caches of all keys. parent: checks that the weights are those that the run began
+    with, and gives their hash. computes: whether the policy is the reference when the run begins; not in one that goes
+    on."""
 
     def __init__(
         self,
         *,
-        ask: Callable[[Answers], tuple[Answers, Tensor]],
+        ask: Callable[[Answers], Tensor],
         key: Callable[[], list[str]],
         folder: Callable[[], Path],
         parent: Callable[[], str],
@@ -55,7 +55,7 @@ class CachedReference:
         for batch in _asked_for(feed):
             missing = any(key not in self._known for key in answer_keys(batch))
             if any_rank(torch.tensor(missing, device=device), False)[0]:  # sharded, all ranks compute together
-                self._add(*self._ask(batch))
+                self._add(batch, self._ask(batch))
         self._known.save()
         self._computes = False
 
@@ -91,17 +91,23 @@ class CachedReference:
         assert batch.known is not None
         return batch.known
 
-    def _add(self, asked: Answers, logp_N: Tensor) -> None:
+    def _add(self, batch: Answers, logp_N: Tensor) -> None:
         assert self._known is not None
-        values = logp_N.float().cpu().split(torch.bincount(asked.at.sequence, minlength=len(asked.at.ends)).tolist())
-        for key, value in zip(answer_keys(asked), values, strict=True):
+        values = logp_N.float().cpu().split(torch.bincount(batch.at.sequence, minlength=len(batch.at.ends)).tolist())
+        for key, value in zip(answer_keys(batch), values, strict=True):
             self._known.add(key, value.clone())
 
 
 def answer_keys(batch: Answers) -> list[bytes]:
-    """(Q,) hashes: of an answer with its prompt, and of which of its tokens are trained."""
-    sequences = whole_sequences(batch.tokens, batch.at.ends)
-    return [digest(ids.astype(np.int32).tobytes() + labels.astype(np.int32).tobytes()) for ids, labels in sequences]
+    """(Q,) hashes: of an answer with its prompt, and of which of its tokens are trained. Of a batch on the CPU, whose
+    prompts are not shared."""
+    tokens = batch.tokens
+    ids, labels, documents, positions = (
+        tensor.flatten().numpy().astype(np.int32)
+        for tensor in (tokens.input_ids, tokens.labels, tokens.document_ids, tokens.position_ids)
+    )
+    begins, ends = np.flatnonzero((positions == 0) & (documents > 0)), batch.at.ends.numpy() + 1
+    return [digest(ids[at:end].tobytes() + labels[at:end].tobytes()) for at, end in zip(begins, ends, strict=True)]
 
 
 def _asked_for(feed: DataFeed) -> Iterator[Answers]:
