@@ -20,6 +20,12 @@ MODELS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def widths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows as wide as they have to be."""
+    monkeypatch.setattr("lifecycle.batch.shared_prompts.WIDTHS", 1)
+
+
 def whole_sequences(tokens: TokenBatch, ends: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Ids and labels of the sequences that end there, with the prompt that they share."""
     shared = torch.zeros_like(tokens.labels) if tokens.shared is None else tokens.shared
@@ -128,3 +134,13 @@ def test_rows_of_padding_alone_stay_a_batch() -> None:
     _, batch = packed("preference", [pair(np.random.default_rng(0), margin=1.0)], 32)
     empty = PairBatch.of(batch.rows(0, 0).tokens, torch.zeros(0, 32))
     assert len(with_shared_prompts(empty)) == 0 and with_shared_prompts(empty).tokens.labels.shape == (1, 1)
+
+
+def test_rows_have_few_widths_and_never_more_than_they_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lifecycle.batch.shared_prompts.WIDTHS", 8)
+    rng = np.random.default_rng(3)
+    for row_length in (20, 64):
+        _, batch = packed("preference", [pair(rng, margin=1.0) for _ in range(3)], row_length)
+        width = with_shared_prompts(batch).tokens.labels.shape[1]
+        assert width % 8 == 0 or width == row_length
+        assert width <= row_length

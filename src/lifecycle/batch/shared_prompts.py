@@ -24,6 +24,9 @@ Array = NDArray[np.int64]
 
 PADDING = {"input_ids": 0, "labels": IGNORED, "position_ids": 0, "document_ids": 0, "source_ids": -1, "shared": 0}
 
+WIDTHS = 64
+"""Rows are as wide as a multiple of this: kernels prepare themselves for every shape, which takes time and memory."""
+
 
 class _Pair(NamedTuple):
     """Where the sides stand in row `row`, and how many tokens in front are shared."""
@@ -44,9 +47,11 @@ def with_shared_prompts(batch: PairBatch) -> PairBatch:
     the order of the pairs, whichever row they have come to."""
     given = {name: tensor.numpy() for name, tensor in batch.tokens.tensors().items()}
     pairs = [pair for row in range(len(batch.tokens.labels)) for pair in _pairs(given, row)]
-    rows = first_fit([pair.size for pair in pairs], batch.tokens.labels.shape[1])
+    length = batch.tokens.labels.shape[1]
+    rows = first_fit([pair.size for pair in pairs], length)
     used = max((sum(pairs[i].size for i in row) for row in rows), default=1)
-    made = {name: np.full((max(len(rows), 1), used), fill, dtype=np.int64) for name, fill in PADDING.items()}
+    width = min(-(-used // WIDTHS) * WIDTHS, length)
+    made = {name: np.full((max(len(rows), 1), width), fill, dtype=np.int64) for name, fill in PADDING.items()}
     for number, row in enumerate(rows):
         at = 0
         for place, i in enumerate(row):
