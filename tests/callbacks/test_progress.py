@@ -38,7 +38,9 @@ def run(shown: ProgressDisplay, steps: int, latest: dict[str, float], *, rank: i
     """What Lightning would call, with the little of a trainer and a stage that the display reads."""
     trainer: Any = SimpleNamespace(is_global_zero=rank == 0, global_step=0, max_steps=steps)
     meter = SimpleNamespace(latest=latest)
-    stage: Any = SimpleNamespace(meter=meter, total_steps=steps, device=torch.device("cpu"))
+    stage: Any = SimpleNamespace(
+        meter=meter, setup_facts=SimpleNamespace(timeline=SimpleNamespace(steps=steps)), device=torch.device("cpu")
+    )
     shown.on_train_start(trainer, stage)
     for step in range(1, steps + 1):
         trainer.global_step = step
@@ -75,7 +77,11 @@ def test_a_run_that_ends_with_its_data_says_about_how_many_steps_it_has() -> Non
     """And none that it has passed: rows are padded, so that their number is known when they are packed."""
     shown, out = display(terminal=False)
     trainer: Any = SimpleNamespace(is_global_zero=True, global_step=0, max_steps=-1)
-    stage: Any = SimpleNamespace(meter=SimpleNamespace(latest={}), total_steps=3, device=torch.device("cpu"))
+    stage: Any = SimpleNamespace(
+        meter=SimpleNamespace(latest={}),
+        setup_facts=SimpleNamespace(timeline=SimpleNamespace(steps=3)),
+        device=torch.device("cpu"),
+    )
     shown.on_train_start(trainer, stage)
     for step in (1, 2, 3, 4):
         trainer.global_step = step

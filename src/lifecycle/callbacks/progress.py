@@ -111,7 +111,7 @@ class ProgressDisplay(Callback):
     def _show(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._shown_at = time.monotonic()
         stage, step = cast(Stage, pl_module), trainer.global_step
-        total = stage.total_steps
+        total = stage.setup_facts.timeline.steps
         known = total > step or trainer.max_steps == total
         facts = Moment(
             stage=as_typed(type(pl_module).__name__),

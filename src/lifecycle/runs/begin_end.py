@@ -59,7 +59,7 @@ def begin(plan: RunPlan, start: Start, stage: Stage, data: DataModule) -> None:
         tokenizer=data.tokenizer.sha256,
         parameters=stage.config.parameters(),
         peak_lr=plan.config.stage.optimizer.lr,
-        total_steps=stage.total_steps,
+        total_steps=stage.setup_facts.timeline.steps,
         **({} if plan.adapter is None else {"adapter": _adapter(plan.adapter, stage.config)}),
         choice=start.facts(),
         device=device_name(plan.hardware.device_type()),

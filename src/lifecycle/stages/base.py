@@ -25,17 +25,19 @@ from torch import Tensor
 from lifecycle.batch import DataFeed, Micro, PairBatch, StepBatch, with_shared_prompts
 from lifecycle.bounds import due
 from lifecycle.errors import UserError
-from lifecycle.model import Decoder, DocumentMask, ModelConfig, count_pieces
+from lifecycle.model import Decoder, DocumentMask, ModelConfig
 from lifecycle.model.adapters import seed_dropout
 from lifecycle.model.layers.attention import Kernel
 from lifecycle.stages.beside.frozen import HeldBeside
 from lifecycle.stages.setup import Setup
 from lifecycle.stages.step.collectives import any_rank, count_tokens
-from lifecycle.stages.step.gradients import Sums, add_gradients
+from lifecycle.stages.step.gradients import Sums, add_gradients, added
+from lifecycle.stages.step.held_out import held_out_sums
 from lifecycle.stages.step.metrics import Meter, validation_metrics
+from lifecycle.stages.step.on_device import on_device
 from lifecycle.stages.step.optimization import Optimization, OptimizationKeys
 from lifecycle.stages.step.penalty import Penalty, saved_penalty
-from lifecycle.stages.watched import Best, GuardState
+from lifecycle.stages.watched import Best, Carried, GuardState
 
 LossSum = Callable[[Micro, DocumentMask | None], tuple[Tensor, dict[str, Tensor]]]
 
@@ -46,7 +48,7 @@ class Stage(pl.LightningModule, ABC):
 
     optimization: optimizer, schedule and limits of bad steps. penalty: a term that depends on the weights alone, whose
     gradient is added once a step; None for none. beside: frozen networks and the like that the stage holds beside its
-    own, in no checkpoint; None for none.
+    own, in no checkpoint; None for none. carried: what a checkpoint holds of the stage besides, by name.
 
     What a class declares for the run. views: those that it can train on; empty: any. starts_from_parent: whether it
     needs `init_from`. ends_in_score: its network ends in a score, not in a vocabulary. takes_over: the dataclasses
@@ -77,6 +79,7 @@ class Stage(pl.LightningModule, ABC):
         setup: Setup,
         penalty: Penalty | None = None,
         beside: HeldBeside | None = None,
+        carried: Mapping[str, Carried] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -87,6 +90,7 @@ class Stage(pl.LightningModule, ABC):
         self.model: Decoder | None = None
         self.meter = Meter(log_every=setup.log_every, peak_flops=setup.peak_flops, sources=setup.source_names)
         self.guard, self.best = GuardState(), Best()
+        self._carried: dict[str, Carried] = {"best": self.best, "meter": self.meter, **(carried or {})}
         self.stop_asked = False  # set by a signal, at any moment, on this rank
         self.preempted = False  # what the ranks agreed on from it, at one place of a step
         self.validation_due = False
@@ -104,11 +108,6 @@ class Stage(pl.LightningModule, ABC):
     def feed(self) -> DataFeed:
         """The data of the run that trains this stage."""
         return cast(DataFeed, self.trainer.datamodule)  # type: ignore[attr-defined]
-
-    @property
-    def total_steps(self) -> int:
-        """The step at which the run ends, as far as it is known before its data comes to an end."""
-        return self.setup_facts.timeline.steps
 
     # -- building (Lightning's order)
 
@@ -144,23 +143,32 @@ class Stage(pl.LightningModule, ABC):
 
     def take_step(self, batch: StepBatch[Micro], loss_sum: LossSum[Micro]) -> None:
         """One optimizer step on `batch`; `loss_sum` gives a micro-batch's summed loss and summed metrics."""
+        self.take_updates(batch, [batch.micro], loss_sum)
+
+    def take_updates(self, batch: StepBatch[Any], updates: Sequence[Sequence[Micro]], loss_sum: LossSum[Micro]) -> None:
+        """The same for a step that changes the weights several times, once on the micro-batches of each of `updates`,
+        in turn: Lightning counts it as one. Every rank must call with equally many micro-batches in each."""
         self.enter(batch.step)
         seed_dropout(self.network, self.setup_facts.seed, step=batch.step, rank=self.global_rank)
         optimizer = self.optimizer()
         rate = self.optimization.set_rates(optimizer.param_groups, batch.step, scale=self.guard.lr_scale)
-        counts = count_tokens(batch.micro, len(self.setup_facts.source_names), self.device)
-        sums = add_gradients(
-            self.trainer,
-            self.network,
-            batch.micro,
-            count=counts[0],
-            loss_of=lambda micro: loss_sum(*self.on_device(micro)),
-            backward=self.manual_backward,
-            penalty=self.penalty,
-        )
-        norm = self.optimization.clip(self.parameters())
-        self._update(optimizer, batch, sums, norm)
+        taken = []
+        for number, micro in enumerate(updates, start=1):
+            counts = count_tokens(micro, len(self.setup_facts.source_names), self.device)
+            sums = add_gradients(
+                self.trainer,
+                self.network,
+                micro,
+                count=counts[0],
+                loss_of=lambda one: loss_sum(*self.on_device(one)),
+                backward=self.manual_backward,
+                penalty=self.penalty,
+            )
+            norm = self.optimization.clip(self.parameters())
+            self._update(optimizer, batch, sums, norm, last=number == len(updates))
+            taken.append((counts, sums, norm))
         self.feed.consumed(batch.cursor)
+        counts, sums, norm = added(taken)
         self.meter.add(
             step=batch.step + 1,
             loss=sums.loss,
@@ -173,8 +181,9 @@ class Stage(pl.LightningModule, ABC):
         )
         self._after(batch)
 
-    def _update(self, optimizer: LightningOptimizer, batch: StepBatch, sums: Sums, norm: Tensor) -> None:
-        """Take the step, or skip it: weights and optimizer stay then. Either counts as one of Lightning's."""
+    def _update(self, optimizer: LightningOptimizer, batch: StepBatch, sums: Sums, norm: Tensor, *, last: bool) -> None:
+        """Change the weights, or skip it: weights and optimizer stay then. The last of a step is one of Lightning's
+        steps either way."""
         skipping = self.optimization.skipping
         stop = self.stop_asked or self.feed.fails_after(batch.step + 1)  # what is trained is saved before an error
         bad, self.preempted = any_rank(skipping.bad(norm, sums.loss), stop)
@@ -185,7 +194,7 @@ class Stage(pl.LightningModule, ABC):
             skipping.take(norm)
             if sums.loads is not None and self.network.adapter is None:
                 self.network.move_router_biases(sums.loads)
-        optimizer.step()
+        (optimizer if last else optimizer.optimizer).step()
         self.network.weights_changed()
         optimizer.zero_grad(set_to_none=True)
         torch.clear_autocast_cache()  # the cached bf16 copies are of the weights before the step
@@ -252,19 +261,20 @@ class Stage(pl.LightningModule, ABC):
     def _held_out_sums(self, step: int) -> dict[str, Tensor] | None:
         """Each domain's sums on this rank, from `validation_step`; None where a preemption cut it short, which it does
         not after the last step. Every rank must call."""
-        sums = {}
+
+        def cut_short() -> bool:
+            fine = torch.zeros((), dtype=torch.bool, device=self.device)
+            _, self.preempted = any_rank(fine, self.stop_asked)
+            return self.preempted and not self.feed.is_last(step)
+
         self.network.eval()
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            for domain, batches in self.feed.val_dataloader().items():
-                size = 2 + len(self.measures or ())
-                sums[domain] = torch.zeros(size, dtype=torch.float64, device=self.device)
-                for number, batch in enumerate(batches):
-                    sums[domain] += self.validation_step(self.on_device(batch), number)
-                    fine = torch.zeros((), dtype=torch.bool, device=self.device)
-                    _, self.preempted = any_rank(fine, self.stop_asked)
-                    if self.preempted and not self.feed.is_last(step):
-                        self.network.train()
-                        return None
+            sums = held_out_sums(
+                self.feed.val_dataloader(),
+                lambda batch, number: self.validation_step(self.on_device(batch), number),
+                zeros=torch.zeros(2 + len(self.measures or ()), dtype=torch.float64, device=self.device),
+                cut_short=cut_short,
+            )
         self.network.train()
         return sums
 
@@ -291,8 +301,7 @@ class Stage(pl.LightningModule, ABC):
             **self.guard.state(),
             "validation_due": self.validation_due,
             "rope_theta": self.config.rope_theta,
-            "best": self.best.state(),
-            "meter": self.meter.state(),
+            **{name: one.state() for name, one in self._carried.items()},
         }
         if self.penalty is not None and (penalty := self.penalty.state()) is not None:
             checkpoint["stage"]["penalty"] = penalty
@@ -307,8 +316,8 @@ class Stage(pl.LightningModule, ABC):
         self.guard.restore(state)
         self.validation_due = state["validation_due"]
         self.enter(checkpoint["global_step"] - 1)  # a run may have no step to take, only to validate or to export
-        self.best.restore(state["best"])
-        self.meter.restore(state["meter"])
+        for name, one in self._carried.items():
+            one.restore(state[name])
         turn = self.optimization.restore(state, checkpoint["global_step"], self.device)
         if turn is not None and self.trainer.is_global_zero:
             self.meter.say(turn)
@@ -323,21 +332,13 @@ class Stage(pl.LightningModule, ABC):
     # -- micro-batches
 
     def on_device(self, batch: Micro) -> tuple[Micro, DocumentMask | None]:
-        """A micro-batch on the stage's device, and which positions of its packed rows see each other.
-
-        None stands for rows of one document each, and for none at all; compiled code always gets the mask, or it would
-        be compiled twice.
-        """
+        """A micro-batch on the stage's device, and which positions of its packed rows see each other (see
+        `step.on_device`)."""
         if self.beside is not None:
             batch = self.beside.looked_up(batch)
         if isinstance(batch, PairBatch) and self.setup_facts.shares_prompts(self.config, self.kernel):
             batch = cast(Micro, with_shared_prompts(batch))
-        packed, moved = batch.packed, batch.to(self.device, non_blocking=True)
-        if packed is None or moved.packed is None or (packed.single and not self.setup_facts.compile):
-            return moved, None
-        pieces = count_pieces(packed.document_ids)  # here on the CPU, where counting waits for nothing
-        ids, shared = moved.packed.document_ids, moved.packed.shared
-        return moved, DocumentMask.from_ids(ids, kernel=self.kernel, pieces=pieces, shared_BT=shared)
+        return on_device(batch, self.device, kernel=self.kernel, compiled=self.setup_facts.compile)
 
     @cached_property
     def kernel(self) -> Kernel:

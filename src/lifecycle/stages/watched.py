@@ -5,10 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 Measured = tuple[int, dict[str, float]]
 """Steps taken before a validation, and its metrics."""
+
+
+class Carried(Protocol):
+    """What moves in a run and cannot be derived, so that every checkpoint holds it."""
+
+    def state(self) -> Any:
+        """Tensors and plain containers."""
+
+    def restore(self, state: Any) -> None:
+        """Go on from `state`."""
 
 
 @dataclass(kw_only=True)

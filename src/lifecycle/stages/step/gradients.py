@@ -68,6 +68,22 @@ def add_gradients(
     return Sums(total, sums, None if loads is None else sum_over_ranks(loads))
 
 
+def added(updates: Sequence[tuple[Tensor, Sums, Tensor]]) -> tuple[Tensor, Sums, Tensor]:
+    """Counts and sums of all updates of a step together, and the mean of the norms of their gradients."""
+    if len(updates) == 1:
+        return updates[0]
+    counts, parts, norms = zip(*updates, strict=True)
+    metrics: dict[str, Tensor] = {}
+    for part in parts:
+        for name, value in part.metrics.items():
+            metrics[name] = metrics.get(name, 0) + value
+    loads = [part.loads for part in parts if part.loads is not None]
+    whole = Sums(
+        torch.stack([part.loss for part in parts]).sum(), metrics, torch.stack(loads).sum(0) if loads else None
+    )
+    return torch.stack(counts).sum(0), whole, torch.stack(norms).mean()
+
+
 def _balanced(
     model: Decoder, loss: Tensor, metrics: dict[str, Tensor], loads: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
