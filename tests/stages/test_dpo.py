@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -295,6 +296,24 @@ def test_a_run_that_goes_on_computes_no_reference_and_says_where_it_was(tmp_path
     assert not files(tmp_path)
 
 
+def test_a_damaged_reference_is_computed_again_or_named_by_the_run_that_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = [[rows_of(pairs(0), "preference")]]
+    first, again, went_on = (dpo(reference="cached", cache=tmp_path / "cache") for _ in range(3))
+    train(first, steps, tmp_path / "first")
+    (file,) = files(tmp_path / "cache")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    train(again, steps, tmp_path / "again")
+    same(first, again)
+    assert f"{file} is damaged" in capsys.readouterr().err and file.read_bytes() == whole
+    file.write_bytes(whole[:-1])
+    went_on.reference._computes = False  # type: ignore[union-attr]  # a checkpoint has its weights
+    with pytest.raises(UserError, match=f"{file.name} are damaged, .* Put copies of them back"):
+        train(went_on, steps, tmp_path / "on")
+
+
 def test_a_reference_is_kept_by_all_that_it_depends_on(tmp_path: Path) -> None:
     batch = rows_of(pairs(0), "preference")
     assert answer_keys(batch) != answer_keys(rows_of(pairs(1), "preference"))
@@ -417,6 +436,30 @@ def test_held_out_pairs_of_a_loss_without_reference_have_no_distance_from_one() 
         _, count, *sums = made.validation_step((batch, seen), 0).tolist()
     means = dict(zip(made.measures, (value / count for value in sums), strict=True))
     assert made.told(means) == {"accuracy": means["accuracy"], "margin": means["margin"]}
+
+
+@pytest.mark.parametrize("loss", ["cpo", "orpo", {"apo_zero": 1.0, "nll": 0.5}, "aot", "aot_unpaired", "kto"])
+def test_the_held_out_loss_is_that_of_the_domain_whatever_its_micro_batches(loss: Any, tmp_path: Path) -> None:
+    """Also of losses that have to know of all items: as a step of these would have it, before that is taken."""
+    view, made = ("unpaired", partial(singles, bad=False)) if loss == "kto" else ("preference", pairs)
+    steps, held = [[rows_of(made(step), view)] for step in range(2)], rows_of(made(1), view)
+
+    class Measured(Batches):
+        held_out: list[Any]
+
+        def val_dataloader(self) -> Any:
+            return {"a": self.held_out}
+
+    said = []
+    for number, form in enumerate(([held], apart(held), [*apart(held)[::-1], held.rows(0, 0)])):
+        stage = dpo(loss, lr=1e-2)
+        stage.setup_facts = replace(stage.setup_facts, validate_every=1, domains={"a": (1.0, None)})
+        feed, logger = Measured(cast(Any, steps)), Kept()
+        feed.held_out = form
+        trainer_of(2, tmp_path / str(number), logger=logger).fit(stage, feed)
+        said.append({key: value for key, value in logger.rows[1].items() if key.startswith("valid/")})
+        assert said[-1]["valid/a/loss"] == pytest.approx(logger.rows[2]["train/loss"], rel=1e-5)
+    assert said[1] == pytest.approx(said[0], rel=1e-5, abs=1e-6) == said[2]
 
 
 # -- the loss and what it needs

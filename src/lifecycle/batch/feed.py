@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -31,7 +31,7 @@ class DataFeed(Protocol):
     def usage(self) -> Tensor:
         """(sources, 2) float64: epochs begun and rows left out, this rank's part: ranks add up to the whole."""
 
-    def val_dataloader(self) -> Mapping[str, Iterable[Any]]:
+    def val_dataloader(self) -> Mapping[str, Sequence[Any]]:
         """This rank's held-out micro-batches by domain, of the view's kind, the same number on every rank."""
 
     def whole_run(self) -> Iterator[StepBatch[Any]]:

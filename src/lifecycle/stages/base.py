@@ -48,7 +48,8 @@ class Stage(pl.LightningModule, ABC):
 
     optimization: optimizer, schedule and limits of bad steps. penalty: a term that depends on the weights alone, whose
     gradient is added once a step; None for none. beside: frozen networks and the like that the stage holds beside its
-    own, in no checkpoint; None for none. carried: what a checkpoint holds of the stage besides, by name.
+    own, in no checkpoint; None for none. carried: what a checkpoint holds of the stage besides, by name. look_over: is
+    given all held-out micro-batches of a domain before the first is validated, on every rank; None: nothing is asked.
 
     What a class declares for the run. views: those that it can train on; empty: any. starts_from_parent: whether it
     needs `init_from`. ends_in_score: its network ends in a score, not in a vocabulary. takes_over: the dataclasses
@@ -80,12 +81,13 @@ class Stage(pl.LightningModule, ABC):
         penalty: Penalty | None = None,
         beside: HeldBeside | None = None,
         carried: Mapping[str, Carried] | None = None,
+        look_over: Callable[[Sequence[Any]], None] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.config, self.setup_facts = model, setup
         self.optimization = Optimization(optimization, setup.timeline)
-        self.penalty, self.beside = penalty, beside
+        self.penalty, self.beside, self._look_over = penalty, beside, look_over
         self._rope_theta = model.rope_theta
         self.model: Decoder | None = None
         self.meter = Meter(log_every=setup.log_every, peak_flops=setup.peak_flops, sources=setup.source_names)
@@ -210,8 +212,7 @@ class Stage(pl.LightningModule, ABC):
         """Validate if due, and stop when asked to."""
         done = batch.step + 1
         every = self.setup_facts.validate_every
-        if due(done, every) or (every and self.feed.is_last(done)):
-            self.validation_due = True
+        self.validation_due |= due(done, every) or bool(every and self.feed.is_last(done))
         self.validate_if_due(done)
         if self.preempted or self.feed.is_last(done):
             self.trainer.should_stop = True
@@ -263,8 +264,7 @@ class Stage(pl.LightningModule, ABC):
         not after the last step. Every rank must call."""
 
         def cut_short() -> bool:
-            fine = torch.zeros((), dtype=torch.bool, device=self.device)
-            _, self.preempted = any_rank(fine, self.stop_asked)
+            _, self.preempted = any_rank(torch.zeros((), dtype=torch.bool, device=self.device), self.stop_asked)
             return self.preempted and not self.feed.is_last(step)
 
         self.network.eval()
@@ -272,6 +272,7 @@ class Stage(pl.LightningModule, ABC):
             sums = held_out_sums(
                 self.feed.val_dataloader(),
                 lambda batch, number: self.validation_step(self.on_device(batch), number),
+                before=self._look_over,
                 zeros=torch.zeros(2 + len(self.measures or ()), dtype=torch.float64, device=self.device),
                 cut_short=cut_short,
             )
@@ -321,8 +322,7 @@ class Stage(pl.LightningModule, ABC):
         turn = self.optimization.restore(state, checkpoint["global_step"], self.device)
         if turn is not None and self.trainer.is_global_zero:
             self.meter.say(turn)
-        penalty = saved_penalty(state)
-        if self.penalty is not None and penalty is not None:
+        if self.penalty is not None and (penalty := saved_penalty(state)) is not None:
             self.penalty.restore(penalty)
 
     def _trained(self) -> list[str]:

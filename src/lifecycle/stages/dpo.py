@@ -10,6 +10,7 @@ answers behind prompts that are not theirs. What is divided by, is counted over 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -57,7 +58,13 @@ class Dpo(Stage):
     ) -> None:
         kind = reference_of(preference.reference, preference.weights, adapter=setup.adapter is not None)
         reference = None if kind is None else self._reference(kind, model, setup)
-        super().__init__(model=model, optimization=optimization, setup=setup, beside=reference)
+        super().__init__(
+            model=model,
+            optimization=optimization,
+            setup=setup,
+            beside=reference,
+            look_over=self._count_over,
+        )
         self.reference = reference
         self.objective, self._tail = Objective(preference), preference.tail
         self._of_step = StepFacts(torch.zeros((), dtype=torch.float64, device="cpu"))
@@ -65,32 +72,32 @@ class Dpo(Stage):
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
         """One optimizer step on this rank's pairs or answers."""
         self.enter(batch.step)
-        sums = torch.stack([self._sums(micro) for micro in batch.micro]).sum(0)
-        self._of_step = self.objective.of_step(sum_over_ranks(sums.to(self.device)))
-        if self.objective.sorts:
-            ours, theirs = torch.cat([self._differences(*self.on_device(micro)) for micro in batch.micro], 1)
-            quantiles = quantiles_of(gather_values(ours), gather_values(theirs))
-            self._of_step = self._of_step._replace(quantiles=quantiles)
+        self._count_over(batch.micro)
         self.take_step(batch, self._loss_sum)
 
     def validation_step(self, batch: tuple[Answers, DocumentMask | None], batch_idx: int) -> Tensor:
-        """(2 + HELD_OUT,) float64: the summed loss, the items, and the sums of what is measured. What a step counts
-        over all of its micro-batches is here that of the one."""
-        micro, documents = batch
-        step = self.objective.of_step(self._sums(micro).to(self.device))
-        if self.objective.sorts:
-            step = step._replace(quantiles=quantiles_of(*self._differences(micro, documents)))
-        losses, measured = self._judged(micro, documents, step)
+        """(2 + HELD_OUT,) float64: the summed loss, the items, and the sums of what is measured. What a loss has to
+        know of a whole step, is here of all held-out items of the domain."""
+        losses, measured = self._judged(*batch)
         loss = losses.double().sum()
-        return torch.cat([loss[None], loss.new_tensor([len(micro)]), told.held_out_sums(measured)])
+        return torch.cat([loss[None], loss.new_tensor([len(batch[0])]), told.held_out_sums(measured)])
+
+    def _count_over(self, micros: Sequence[Answers]) -> None:
+        """Note what the loss has to know of all of a step's micro-batches, or of a domain's. Every rank must call."""
+        sums = torch.stack([self._sums(micro) for micro in micros]).sum(0)
+        self._of_step = self.objective.of_step(sum_over_ranks(sums.to(self.device)))
+        if self.objective.sorts:
+            ours, theirs = torch.cat([self._differences(*self.on_device(micro)) for micro in micros], 1)
+            quantiles = quantiles_of(gather_values(ours), gather_values(theirs))
+            self._of_step = self._of_step._replace(quantiles=quantiles)
 
     def _loss_sum(self, batch: Answers, documents: DocumentMask | None) -> tuple[Tensor, dict[str, Tensor]]:
-        losses, measured = self._judged(batch, documents, self._of_step)
+        losses, measured = self._judged(batch, documents)
         ends = batch.at.ends[0::2] if self.objective.paired else batch.at.ends
         sources = batch.tokens.source_ids.flatten()[ends]
         return losses.sum(), told.summed(measured, sources, self.setup_facts.source_names)
 
-    def _judged(self, batch: Answers, documents: DocumentMask | None, step: StepFacts) -> Judged:
+    def _judged(self, batch: Answers, documents: DocumentMask | None) -> Judged:
         """The loss of every item, and what is told of it."""
         excess_N: Tensor | None = None
         if self.objective.weighs:
@@ -102,13 +109,13 @@ class Dpo(Stage):
         if isinstance(batch, UnpairedBatch):
             assert reference_N is not None
             answers = AnswerLogprobs(policy=batch.sums(logp_N), reference=batch.sums(reference_N), wanted=batch.wanted)
-            measured = told.of_answers(answers, tokens_Q, beta=beta, baseline=step.number)
-            return self.objective.of_answers(answers, step), measured
+            measured = told.of_answers(answers, tokens_Q, beta=beta, baseline=self._of_step.number)
+            return self.objective.of_answers(answers, self._of_step), measured
         pairs = self._pairs(batch, logp_N, reference_N, tokens_Q, tail=1.0)  # what is told is of whole answers
         apart_P = None if reference_N is None else torch.add(*batch.sums((logp_N - reference_N).square()))
         measured = told.of_pairs(pairs, beta=beta, by_mean=self.objective.by_mean, apart_P=apart_P)
         weighed = self._pairs(batch, logp_N, reference_N, tokens_Q, tail=self._tail)
-        losses = self.objective.of_pairs(weighed, step)
+        losses = self.objective.of_pairs(weighed, self._of_step)
         if excess_N is not None:
             losses = losses * wpo_weights(*batch.sums(excess_N), pairs)
         return losses, measured

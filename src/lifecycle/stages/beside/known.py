@@ -1,13 +1,15 @@
 """What a network that is never trained gives for the sequences of a run, computed once and kept on disk.
 
 A folder belongs to all that the values depend on beside the sequence (`made_by`): weights, precision, kernel. Later
-epochs, a resumed run and other runs with the same parent or teacher find them there.
+epochs, a resumed run and other runs with the same parent or teacher find them there. A file is named by its content, so
+that one that a disk has damaged is known, and not read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from lifecycle.system import atomic
 DIGEST = 16
 """Bytes of a sequence's hash."""
 
+SUFFIX = ".safetensors"
+
 
 def digest(content: bytes) -> bytes:
     """The hash of a sequence from the bytes that it consists of."""
@@ -33,13 +37,20 @@ def made_by(facts: Sequence[Any]) -> str:
 
 
 class KnownValues:
-    """One-dimensional tensors by the hash of their sequence (`digest`), from the files of a folder."""
+    """One-dimensional tensors by the hash of their sequence (`digest`), from the files of a folder.
+
+    damaged: names of files that were not read.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._known: dict[bytes, Tensor] = {}
         self._unsaved: list[bytes] = []
-        for part in sorted(folder.glob("*.safetensors")):
+        self.damaged: list[str] = []
+        for part in sorted(folder.glob(f"*{SUFFIX}")):
+            if not _is_whole(part):
+                self.damaged.append(part.name)
+                continue
             tensors = load_file(part)
             keys = tensors["keys"].numpy().tobytes()
             values = tensors["values"].split(tensors["lengths"].tolist())
@@ -71,5 +82,22 @@ class KnownValues:
             "values": torch.cat(values),
         }
         content = save(tensors)
-        atomic.write(self.folder / f"{hashlib.sha256(content).hexdigest()[:16]}.safetensors", content)
+        atomic.write(self.folder / _named(hashlib.sha256(content).hexdigest()), content)
         self._unsaved = []
+
+
+def _named(sha256: str) -> str:
+    return sha256[:16] + SUFFIX
+
+
+def _is_whole(part: Path) -> bool:
+    """Whether a file holds what was written there; says so of one that does not."""
+    with part.open("rb") as opened:
+        whole = part.name == _named(hashlib.file_digest(opened, "sha256").hexdigest())
+    if not whole:
+        print(
+            f"{part} is damaged (cut off, or changed) and is not read: what stood there is computed again where it can "
+            "be. The file may be deleted",
+            file=sys.stderr,
+        )
+    return whole

@@ -76,6 +76,11 @@ class CachedReference:
     def _why(self) -> str:
         """What has become of them, and what brings them back."""
         assert self._known is not None
+        if self._known.damaged:
+            return (
+                f"of its files {', '.join(self._known.damaged)} are damaged, and the policy has moved since they were "
+                "written. Put copies of them back for the run that goes on"
+            )
         if not self._known:
             return (
                 "nothing is there, as on another machine or after the cache folder was emptied, and the policy has "
