@@ -179,7 +179,7 @@ def test_only_the_entry_imports_run(name: str) -> None:
 
 def test_losses_need_torch_and_nothing_else() -> None:
     allowed = {"torch", "lifecycle", *sys.stdlib_module_names}
-    for file in (SOURCE / "losses").glob("*.py"):
+    for file in (SOURCE / "losses").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []

@@ -23,7 +23,7 @@ from lifecycle.batch import StepBatch, TokenBatch
 from lifecycle.bounds import Count, Keys, Positive, Share
 from lifecycle.losses import linear_cross_entropy, token_logprobs
 from lifecycle.losses.distillation import Head, TopK, divergence, top_k
-from lifecycle.losses.policy_gradient import importance_sampling, teacher_advantage
+from lifecycle.losses.policy.objectives import importance_sampling, teacher_advantage
 from lifecycle.model import DocumentMask, ModelConfig
 from lifecycle.stages.base import Stage
 from lifecycle.stages.distillation.known import KnownTeacher

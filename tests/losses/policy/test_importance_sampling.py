@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lifecycle.losses.policy_gradient import importance_sampling, teacher_advantage
+from lifecycle.losses.policy.objectives import importance_sampling, teacher_advantage
 
 
 def test_by_hand() -> None:
