@@ -131,15 +131,19 @@ def test_no_folder_is_a_users_error(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "no run at" in capsys.readouterr().err
 
 
-def test_a_folder_that_may_not_be_written_is_said_in_words(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(errno.EROFS, r"\(Read-only file system\)$"), (errno.EFBIG, r"\(File too large\): .*`ulimit -f`")],
+)
+def test_a_file_that_may_not_be_written_is_said_in_words(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int, words: str
 ) -> None:
-    def read_only(path: Path, content: object) -> None:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+    def refused(path: Path, content: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr(atomic, "write", read_only)
+    monkeypatch.setattr(atomic, "write", refused)
     assert main([str(folder)]) == 2
-    assert "cannot be written or read (Read-only file system)" in capsys.readouterr().err
+    assert re.search(f"cannot be written or read {words}", capsys.readouterr().err)
 
 
 def test_a_report_can_be_written_anew_from_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

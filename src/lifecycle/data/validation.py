@@ -19,6 +19,7 @@ from lifecycle.data.clean.source import Source
 from lifecycle.data.stream.packing import Packing, Piece, best_fit, is_document
 from lifecycle.data.stream.pieces import Documents, Exhausted
 from lifecycle.errors import UserError
+from lifecycle.system.say_once import say_read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,8 +140,24 @@ def held_out_sets(
             pieces += found
         if pieces:
             held = pack(domain, pieces, row_length, packing, byte_count)
-            packed |= {domain: replace(held, wanted=asked)} if held.tokens else {}  # all may be longer than a row
+            if held.tokens:
+                packed[domain] = replace(held, wanted=asked)
+                continue
+        if any(asked.values()) and any(s.spec.validation is not None for s in members):
+            _say_unmeasured(domain, members, len(pieces), row_length)
     return packed
+
+
+def _say_unmeasured(domain: str, members: Sequence[Source], found: int, row_length: int) -> None:
+    """Say why nothing of a domain is measured that something was to be held out of."""
+    names = ", ".join(source.name for source in members)
+    why = (
+        f"none of its {found:,} held-out items fits into a row of stage.sequence_length={row_length} with a trained "
+        "token: raise that"
+        if found
+        else f"no row of {names} is held out: raise data.sources.NAME.validation.ratio, or name a split or a file there"
+    )
+    say_read(f"warning: nothing is measured of '{domain}'", why)
 
 
 def _by_text(members: Sequence[Source]) -> list[list[Source]]:

@@ -24,12 +24,16 @@ from lifecycle.report.page.marked import show
 from lifecycle.system import atomic
 
 
-def analyze(data: Corpus, folder: Path, budget_tokens: Count, processes: Count, samples: FromZero) -> dict[str, Any]:
-    """Measure the mixture of `data` for a run of `budget_tokens` and write the analysis into `folder`.
+def analyze(
+    data: Corpus, folder: Path, budget_tokens: Count | None, processes: Count, samples: FromZero
+) -> dict[str, Any]:
+    """Measure the mixture of `data`, for a run of `budget_tokens` where one is planned, and write the analysis into
+    `folder`.
 
-    Returns documents, tokens and epochs by source. Raises UserError for a budget or a number that cannot be meant.
+    Returns documents, tokens and (of a planned run) epochs by source. Raises UserError for a budget or a
+    number that cannot be meant.
     """
-    if budget_tokens < 1 or samples < 0:
+    if (budget_tokens is not None and budget_tokens < 1) or samples < 0:
         raise UserError(f"stage.budget_tokens is {budget_tokens} and stage.samples {samples}; wanted at least 1 and 0")
     found = measure(data, budget_tokens=budget_tokens, processes=processes, samples=samples)
     atomic.write(folder / "analysis.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
@@ -37,5 +41,5 @@ def analyze(data: Corpus, folder: Path, budget_tokens: Count, processes: Count, 
     shown = examples(found)
     firsts = {block.caption.partition(",")[0]: block for block in reversed(shown)}
     show(list(firsts.values())[::-1], Console())
-    told = ("documents", "tokens", "epochs")
+    told = ("documents", "tokens", *(() if budget_tokens is None else ("epochs",)))
     return {name: {key: source[key] for key in told} for name, source in found["sources"].items()}

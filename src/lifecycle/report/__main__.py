@@ -8,12 +8,13 @@ python -m lifecycle.report --stages FOLDER RUN_FOLDER ...: the same of the stage
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from pathlib import Path
 
 from rich.console import Console
 
-from lifecycle.errors import DISK_FULL, NO_ACCESS, UserError
+from lifecycle.errors import DISK_FULL, NO_ACCESS, TOO_LARGE, UserError
 from lifecycle.report import comparison, stages, terminal_summary, write_report
 from lifecycle.report.write import sheet, turned
 
@@ -49,7 +50,8 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         if error.errno not in (*DISK_FULL, *NO_ACCESS):
             raise
-        print(f"{error.filename} cannot be written or read ({error.strerror})", file=sys.stderr)
+        what = f"{error.filename or 'the report'} cannot be written or read ({error.strerror})"
+        print(f"{what}: {TOO_LARGE}" if error.errno == errno.EFBIG else what, file=sys.stderr)
         return 2
     return 0
 

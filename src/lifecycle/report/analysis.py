@@ -39,11 +39,13 @@ def terminal(found: Analysis) -> str:
     """A line a source, and one for each of the most frequent reasons for rows that are left out."""
     lines = []
     for name, source in found["sources"].items():
-        rows, kept = sum(source["rows"].values()), kinds(source)["training"]
+        rows, kept, held = sum(source["rows"].values()), kinds(source)["training"], kinds(source)["held out"]
         lines.append(
             f"{name:20} {count(source['documents'])} {found['items']}, {short(source['tokens'])} tokens, "
-            f"{number(source['bytes_per_token'])} bytes a token, {number(source['epochs'])} epochs at the budget, "
-            f"{share(kept / rows if rows else None)} of {count(rows)} rows trained on"
+            f"{number(source['bytes_per_token'])} bytes a token, "
+            + (f"{number(source['epochs'])} epochs at the budget, " if found["budget_tokens"] else "")
+            + f"{share(kept / rows if rows else None)} of {count(rows)} rows trained on"
+            + (f", {count(held)} held out" if held else "")
         )
         reasons = [(n, kind) for kind, n in kinds(source).items() if n and kind not in ("training", "held out")]
         lines += [f"{'':20} {count(n)} left out, {kind}" for n, kind in sorted(reasons, reverse=True)[:REASONS]]
@@ -79,9 +81,10 @@ def blocks(found: Analysis) -> list[Element]:
 
 
 def _shares(found: Analysis) -> list[Element]:
-    """What each source gives to the planned run, and a warning where it is read too often."""
-    sources, items = found["sources"], found["items"]
-    heads = ("source", "share", items, "tokens", "trained", "bytes a token", "planned tokens", "epochs")
+    """What each source gives, to the planned run where there is one, and a warning where it is read too often."""
+    sources, items, budget = found["sources"], found["items"], found["budget_tokens"]
+    planned_heads = ("planned tokens", "epochs") if budget else ()
+    heads = ("source", "share", items, "tokens", "trained", "bytes a token", *planned_heads)
     rows = [
         (
             name,
@@ -90,18 +93,23 @@ def _shares(found: Analysis) -> list[Element]:
             count(s["tokens"]),
             share(s["trained"] / s["tokens"] if s["tokens"] else None),
             number(s["bytes_per_token"]),
-            count(s["planned_tokens"]),
-            number(s["epochs"]),
+            *((count(s["planned_tokens"]), number(s["epochs"])) if budget else ()),
         )
         for name, s in sources.items()
     ]
     beside = " (of its prompts: completions are not known yet)" if found["view"] == "prompt" else ""
-    planned = f"A run of {short(found['budget_tokens'])} tokens is planned{beside}."
+    planned = (
+        f"A run of {short(budget)} tokens is planned{beside}."
+        if budget
+        else "No run is planned: stage.budget_tokens=2e9, its trained tokens, says how often each source would be read."
+    )
     out: list[Element] = [Paragraph(planned, "lead"), Sheet(heads, rows)]
     for name, s in sources.items():
-        if s["epochs"] is None or s["epochs"] > WORTH_SAYING:
-            often = f"has no {items} to train on" if s["epochs"] is None else f"is read {number(s['epochs'], 1)} times"
-            out.append(Paragraph(f"{name} {often}: past about four passes, text teaches less and less.", "warning"))
+        if not s["documents"]:
+            out.append(Paragraph(f"{name} has no {items} to train on.", "warning"))
+        elif (s["epochs"] or 0) > WORTH_SAYING:
+            often = f"{name} is read {number(s['epochs'], 1)} times"
+            out.append(Paragraph(f"{often}: past about four passes, text teaches less and less.", "warning"))
     return [*out, Picture("tokens", "tokens by source")]
 
 
@@ -190,16 +198,16 @@ def draw(found: Analysis, theme: Theme) -> dict[str, bytes]:
 
 
 def tokens(found: Analysis, theme: Theme) -> Figure:
-    """Tokens that each source has (solid) beside those that the budget asks of it (pale)."""
-    sources = found["sources"]
-    title = "Tokens of each source (solid: one pass, pale: planned)"
+    """Tokens that each source has (solid) beside those that the budget asks of it (pale), where there is one."""
+    sources, budget = found["sources"], found["budget_tokens"]
+    title = "Tokens of each source" + (" (solid: one pass, pale: planned)" if budget else "")
     figure, (axes,) = canvas(theme, title, height=0.75 + 0.55 * len(sources))
-    most = max(max(s["tokens"], s["planned_tokens"]) for s in sources.values()) or 1
+    most = max(max(s["tokens"], s["planned_tokens"] or 0) for s in sources.values()) or 1
     for place, (s, color) in enumerate(zip(sources.values(), colors(found, theme), strict=True)):
-        axes.barh(place, s["planned_tokens"], height=0.66, color=color, alpha=0.28, linewidth=0)
+        axes.barh(place, s["planned_tokens"] or 0, height=0.66, color=color, alpha=0.28, linewidth=0)
         axes.barh(place, s["tokens"], height=0.36, color=color, linewidth=0)
-        note = f"{short(s['tokens'], 3)}, {number(s['epochs'])} epochs"
-        place_of_note = max(s["tokens"], s["planned_tokens"]) + most * 0.015
+        note = short(s["tokens"], 3) + (f", {number(s['epochs'])} epochs" if budget else "")
+        place_of_note = max(s["tokens"], s["planned_tokens"] or 0) + most * 0.015
         axes.text(place_of_note, place, note, va="center", color=theme.muted, fontsize=9.5)
     axes.set_yticks(range(len(sources)), list(sources), color=theme.ink)
     axes.grid(visible=False, axis="y")

@@ -17,10 +17,11 @@ from lifecycle.data.clean.held_out import ORDER, first, held_out_items, share_re
 from lifecycle.data.clean.source import BadRows, HeldOut, Source
 from lifecycle.data.read.files.listing import resolve
 from lifecycle.data.read.spec import SourceSpec, ValidationRatio
-from lifecycle.data.stream.packing import TEXT
-from lifecycle.data.validation import held_out_sets
+from lifecycle.data.stream.packing import TEXT, Packing
+from lifecycle.data.validation import HeldOutSet, held_out_sets
 from lifecycle.data.views import Maker
 from lifecycle.errors import UserError
+from lifecycle.system import say_once
 from lifecycle.tokenizer.tokenizer import Tokenizer, train_bpe
 
 BAD = BadRows(max_share=0.01, min_rows=10)
@@ -174,3 +175,31 @@ def test_one_text_under_two_names_is_measured_once_and_as_its_parent_did(tmp_pat
     assert both[0] == alone[0] and both[1] == {"mine": 200, "replay.mine": 200}
     assert measured(mine, again, other)[1] == {"mine": 200, "replay.mine": 200, "other": 300}
     assert measured(mine, other)[1] == {"mine": 450, "other": 450}
+
+
+def test_a_domain_of_which_nothing_can_be_measured_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, files=1, documents=20)
+    source, long = opened(tmp_path, domain="d"), np.arange(90, dtype=np.int32)
+
+    def measured(*items: Item, tokens: int = 900) -> tuple[dict[str, HeldOutSet], str]:
+        say_once.begin_anew()
+        found = held_out_sets(
+            [source],
+            {source.name: 1.0},
+            lambda source, wanted: items,
+            tokens=tokens,
+            row_length=64,
+            packing=Packing(view="chat", long_examples="drop"),
+            byte_count=len,
+        )
+        return found, capsys.readouterr().err
+
+    example = Example(ids=long, trained=long > 50)
+    found, said = measured(example, example)
+    assert found == {} and "warning: nothing is measured of 'd': none of its 2 held-out items fits into a row" in said
+    assert "stage.sequence_length=64" in said
+    found, said = measured()
+    assert found == {} and f"no row of {source.name} is held out" in said and "validation.ratio" in said
+    assert measured(tokens=0) == ({}, "")  # none was asked for
+    found, said = measured(Example(ids=long[:60], trained=long[:60] > 50))
+    assert list(found) == ["d"] and said == ""

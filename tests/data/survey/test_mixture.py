@@ -135,6 +135,16 @@ def test_the_page_says_what_was_found(data: Corpus, tmp_path: Path, capsys: Any)
     assert "15 documents" in said and "10 left out, dropped: too short\n" in said
 
 
+def test_without_a_planned_run_no_passes_are_counted(data: Corpus, tmp_path: Path, capsys: Any) -> None:
+    result = analyze(data, tmp_path / "run", budget_tokens=None, processes=1, samples=1)
+    assert result["b"].keys() == {"documents", "tokens"}
+    text = (tmp_path / "run" / "analysis.md").read_text()
+    assert "No run is planned: stage.budget_tokens=2e9" in text
+    assert "| source | share | documents | tokens | trained | bytes a token |" in text
+    for words in (text, capsys.readouterr().out):
+        assert "epochs" not in words and "is read" not in words and "–" not in words
+
+
 @pytest.mark.parametrize(("budget", "samples"), [(0, 1), (10, -1)])
 def test_budgets_that_cannot_be_meant_are_refused(data: Corpus, tmp_path: Path, budget: int, samples: int) -> None:
     with pytest.raises(UserError, match=f"stage.budget_tokens is {budget} and stage.samples {samples}"):

@@ -1,6 +1,8 @@
 """Laws of what a dry run says of sources: as many as the run would read, and refused what the run would refuse."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.data.every_view import VIEWS, module, write
@@ -44,6 +46,20 @@ def test_rows_for_which_the_run_would_be_refused_are_warned_of(tmp_path: Path) -
     (found,) = survey(look_at({"s": spec}, root=None, cache=tmp_path, bad_rows=bears), tokenizer=None)
     (warning,) = found.warnings
     assert "1 of 2 rows are broken (missing field text 1)" in warning and "map the fields" in warning
+    assert f'The first one is {tmp_path / "a.jsonl"}, line 2: {{"body": "a"}} ...;' in warning
+
+
+def test_a_row_of_which_the_view_makes_nothing_is_shown(tmp_path: Path) -> None:
+    write(tmp_path, "chat", "a", SIZES)
+    path = next(tmp_path.rglob("a*.jsonl"))
+    turns = [{"role": "user", "content": "say nothing"}, {"role": "assistant", "content": "Yes."}]
+    path.write_text(path.read_text() + json.dumps({"messages": turns, "tools": [{"name": "<|end|>"}]}) + "\n")
+    data = module(tmp_path, "chat", {"a": None})
+    items = AsItems(make=data.corpus.make, packing=data.corpus.packing, row_length=ROW)
+    bears, specs = BadRows(max_share=0.01, min_rows=1), {"a": data.corpus.config.sources["a"]}
+    looked = look_at(specs, root=None, cache=tmp_path / "cache", bad_rows=bears, view="chat")
+    (found,) = survey(looked, tokenizer=data.corpus.tokenizer, items=items)
+    assert any(f"line {len(SIZES) + 1}: " in warning and "say nothing" in warning for warning in found.warnings)
 
 
 @pytest.mark.parametrize("form", ["auto", "instruction"])
@@ -54,6 +70,25 @@ def test_a_view_that_a_source_cannot_give_is_refused_where_its_rows_are_here_or_
     for spec in specs:
         with pytest.raises(UserError, match=r"view 'preference'.*gives chat, prompt, text"):
             look_at({"s": spec}, root=None, cache=tmp_path, view="preference")
+
+
+@pytest.mark.parametrize(
+    ("view", "row", "advice"),
+    [
+        (
+            "preference",
+            {"prompt": "q", "completion": "a", "label": True},
+            "stage=dpo stage.view=unpaired stage.loss=kto",
+        ),
+        ("unpaired", {"prompt": "q", "chosen": "a", "rejected": "b"}, r"stage=dpo \(stage.view=preference\)"),
+    ],
+)
+def test_judged_answers_under_the_other_view_say_what_trains_on_them(
+    view: str, row: dict[str, Any], advice: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=f"a stage that trains on .*: on .*, {advice}$"):
+        look_at({"s": SourceSpec(path=str(tmp_path / "a.jsonl"), format="auto")}, root=None, cache=tmp_path, view=view)
 
 
 def test_a_view_that_there_is_not_is_refused_with_those_that_there_are(tmp_path: Path) -> None:

@@ -64,3 +64,20 @@ def test_a_run_that_takes_its_parents_architecture_is_offered_no_other(run: RunD
 @pytest.mark.parametrize("name", LADDER)
 def test_every_offered_model_is_shipped(name: str) -> None:
     assert (MODELS / f"{name}.yaml").exists()
+
+
+@pytest.mark.parametrize("judges", [False, True])
+def test_an_adapter_that_was_not_merged_has_commands_that_read_its_parent_too(
+    run: RunData, tmp_path: Path, judges: bool
+) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    found = going_on(replace(run, folder=tmp_path, calibration={"bins": []} if judges else {}))
+    (source,) = [command for _, command, language in found if language == "python"]
+    compile(source, "adapter", "exec")
+    assert repr(str(tmp_path / "adapter")) in source and "/model'" not in source
+    assert ("AutoPeftModelForSequenceClassification" in source) == judges
+    writing = [command for _, command, _ in found if f"stage=generate init_from={tmp_path}" in command]
+    assert len(writing) == (0 if judges else 1)
+    whole = [command for _, command, _ in going_on(run)]
+    assert not any("peft" in command for command in whole)

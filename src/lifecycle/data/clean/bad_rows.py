@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lifecycle.data.clean.source import Source
 from lifecycle.data.read.forms.preferences import NEAR_TIE, SAME
-from lifecycle.data.read.quarantine import first
+from lifecycle.data.read.quarantine import first, shown
+from lifecycle.data.read.row import RawRow
 from lifecycle.errors import UserError
 
 BAD = "bad:"
@@ -28,9 +29,19 @@ def refuse_broken(source: Source, counts: Mapping[str, int], *, before: int, at_
         raise UserError(fault)
 
 
-def too_broken(source: Source, counts: Mapping[str, int], *, before: int, at_end: bool) -> str | None:
+def too_broken(
+    source: Source,
+    counts: Mapping[str, int],
+    *,
+    before: int,
+    at_end: bool,
+    find: Callable[[str], RawRow | None] | None = None,
+) -> str | None:
     """The message of `refuse_broken`; None where the share of broken rows is within the limit. Empty rows count neither
-    as broken nor in the total."""
+    as broken nor in the total.
+
+    find: the first row that is broken for a reason, where the source has no quarantine that lists it.
+    """
     limits = source.bad_rows
     bad = {verdict.removeprefix(BAD): n for verdict, n in counts.items() if verdict.startswith(BAD)}
     total = sum(n for verdict, n in counts.items() if verdict != EMPTY)
@@ -41,9 +52,10 @@ def too_broken(source: Source, counts: Mapping[str, int], *, before: int, at_end
         return None
     reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(bad.items(), key=lambda item: -item[1]))
     most = max(bad, key=lambda one: bad[one])
+    found = _listed(source.quarantine, most) if find is None else _found(find(most))
     return (
         f"data.sources.{source.name}: {sum(bad.values()):,} of {total:,} rows are broken ({reasons}), more than the "
-        f"share data.bad_rows.max_share={limits.max_share}.{_listed(source.quarantine, most)} "
+        f"share data.bad_rows.max_share={limits.max_share}.{found} "
         f"{_advice(source.name, most)}, or raise the share"
     )
 
@@ -55,8 +67,16 @@ def _listed(path: Path | None, reason: str) -> str:
     entry = first(path, reason)
     if entry is None:
         return f" They are listed in {path};"
-    row = "".join(letter if letter.isprintable() else " " for letter in entry["content"])  # nothing that moves a cursor
-    return f" They are listed in {path}, such as {entry['file']}, line {entry['line']}: {row} ...;"
+    return f" They are listed in {path}, such as {_row(entry['file'], entry['line'], entry['content'])};"
+
+
+def _found(raw: RawRow | None) -> str:
+    return "" if raw is None else f" The first one is {_row(raw.file, raw.line, shown(raw.payload))};"
+
+
+def _row(file: str, line: int, content: str) -> str:
+    printed = "".join(letter if letter.isprintable() else " " for letter in content)  # nothing that moves a cursor
+    return f"{file}, line {line}: {printed} ..."
 
 
 def _advice(name: str, reason: str) -> str:

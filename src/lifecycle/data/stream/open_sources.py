@@ -26,6 +26,11 @@ from lifecycle.data.read.spec import SourceSpec
 from lifecycle.errors import UserError
 from lifecycle.system.say_once import say_read
 
+TRAINED_BY = {
+    "unpaired": "on answers labelled good or bad, stage=dpo stage.view=unpaired stage.loss=kto",
+    "preference": "on pairs, stage=dpo (stage.view=preference)",
+}
+"""By a view that a source gives: what trains on it, where it is not plain."""
 LISTED = 100  # files of a source in run.json, read or passed over
 
 
@@ -206,4 +211,5 @@ def check_views(specs: Mapping[str, SourceSpec], view: str) -> None:
                 f"the stage trains on the view '{view}', but {where} (format '{spec.format}') gives {gives}. "
                 f"'{view}' is given by the {forms}: set {where}.format where its rows have such a form, take the "
                 f"source out ('~{where}'), or choose another data config, or a stage that trains on {gives}"
+                f"{next((f': {typed}' for one, typed in TRAINED_BY.items() if one in given), '')}"
             )

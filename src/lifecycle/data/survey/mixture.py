@@ -27,8 +27,9 @@ PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 BINS_PER_DOUBLING = 2
 
 
-def measure(data: Corpus, *, budget_tokens: int, processes: int, samples: int) -> dict[str, Any]:
-    """The analysis of the mixture of `data` for a run of `budget_tokens`: the content of analysis.json."""
+def measure(data: Corpus, *, budget_tokens: int | None, processes: int, samples: int) -> dict[str, Any]:
+    """The analysis of the mixture of `data`, for a run of `budget_tokens` where one is planned: the content of
+    analysis.json."""
     sources = {}
     for source in data.sources:
         work = Measure(data.maker(source), data.seed, samples)
@@ -36,7 +37,7 @@ def measure(data: Corpus, *, budget_tokens: int, processes: int, samples: int) -
         for part, _ in scan(source, work, processes=processes, doing="measuring"):
             whole.add(part, samples)
         lengths = np.concatenate([np.zeros(0, np.int32), *whole.lengths])
-        planned = data.weights[source.name] * budget_tokens
+        planned = None if budget_tokens is None else data.weights[source.name] * budget_tokens
         sources[source.name] = {
             "domain": source.domain,
             "weight": data.weights[source.name],
@@ -58,8 +59,9 @@ def measure(data: Corpus, *, budget_tokens: int, processes: int, samples: int) -
     }
 
 
-def amounts(lengths: NDArray[np.int32], whole: Measured, planned: float) -> dict[str, Any]:
-    """Documents (items of the view), tokens, passes at the budget, percentiles and histogram of the lengths (N,).
+def amounts(lengths: NDArray[np.int32], whole: Measured, planned: float | None) -> dict[str, Any]:
+    """Documents (items of the view), tokens, passes at the budget (None without one), percentiles and histogram of the
+    lengths (N,).
 
     A document of n tokens gives n - 1 positions, of which a pass has as many as all documents give.
     """
@@ -71,8 +73,8 @@ def amounts(lengths: NDArray[np.int32], whole: Measured, planned: float) -> dict
         "trained": whole.trained,
         "bytes": size,
         "bytes_per_token": size / max(tokens, 1),
-        "planned_tokens": round(planned),
-        "epochs": planned / positions if positions else None,
+        "planned_tokens": None if planned is None else round(planned),
+        "epochs": planned / positions if planned is not None and positions else None,
         "length": {str(p): int(np.percentile(lengths, p, method="inverted_cdf")) for p in ranks},
         "histogram": histogram(lengths),
     }

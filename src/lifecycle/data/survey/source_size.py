@@ -9,19 +9,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from lifecycle.data.clean.bad_rows import BAD, too_broken
-from lifecycle.data.clean.filter_row import KEPT, FilteredRow
+from lifecycle.data.clean.filter_row import KEPT, FilteredRow, filter_row
 from lifecycle.data.clean.source import BadRows, HeldOut, Source
+from lifecycle.data.clean.walk import walk_rows
 from lifecycle.data.read.files.listing import is_remote, listing
 from lifecycle.data.read.recognise import recognised
+from lifecycle.data.read.row import RawRow
 from lifecycle.data.read.rows.first_look import look
 from lifecycle.data.read.spec import SourceSpec
 from lifecycle.data.stream.documents import RawDocuments
 from lifecycle.data.stream.open_sources import check_views
 from lifecycle.data.survey.item_sizes import AsItems, ItemSizes, item_sizes
-from lifecycle.data.views import ITEMS
+from lifecycle.data.views import ITEMS, Maker
 from lifecycle.errors import UserError
 from lifecycle.system.say_once import say_read
 from lifecycle.tokenizer.tokenizer import Tokenizer, TokenizerRecipe, load, place_of
@@ -159,15 +162,25 @@ def _measured(source: Source, tokenizer: Tokenizer | None, items: AsItems | None
         unmade = {f"{BAD}{reason}": round(n * rows / found.rows) for reason, n in found.broken.items()}
         counts.update(unmade)
         counts[KEPT] -= sum(unmade.values())  # a row of which its view makes nothing was read all the same
-        warnings = [_too_long(source.name, found, items), too_broken(source, counts, before=0, at_end=True)]
+        broken = too_broken(source, counts, before=0, at_end=True, find=partial(_first_broken, source, items.make))
+        warnings = [_too_long(source.name, found, items), broken]
         how = (
             f"{'its' if whole else 'about'} {rows / share:,.0f} {ITEMS[items.make.view]}, {_shape(found, items)}{guess}"
         )
         return rows / share * found.size, how, tuple(filter(None, warnings))
     ratio = _bytes_per_token([row.text or "" for row in sample], tokenizer)
     how = f"{'its' if whole else 'its first'} {size / 1e6:,.1f} MB of text at {ratio:.2f} bytes a token{guess}"
-    broken = too_broken(source, counts, before=0, at_end=True)
+    broken = too_broken(source, counts, before=0, at_end=True, find=partial(_first_broken, source, None))
     return size / share / ratio, how, (broken,) if broken else ()
+
+
+def _first_broken(source: Source, make: Maker | None, reason: str) -> RawRow | None:
+    """The first row that is broken for that reason, as it is read, or as `make` finds it."""
+    for raw in walk_rows(source):
+        row = filter_row(raw, source)
+        if row.verdict == f"{BAD}{reason}" or (make and row.record is not None and make([row]) == [reason]):
+            return raw
+    return None
 
 
 def _shape(found: ItemSizes, items: AsItems) -> str:

@@ -19,6 +19,8 @@ def going_on(run: RunData) -> list[tuple[str, str, str]]:
     if (run.folder / "model" / "config.json").exists():
         words = f"Let the model {'judge' if run.calibration else 'write'}, with nothing but `transformers`:"
         steps.append((words, _scoring(run) if run.calibration else _sampling(run), "python"))
+    elif (run.folder / "adapter" / "adapter_config.json").exists():
+        steps += _with_adapter(run)
     overrides = run.run.get("overrides")
     if overrides is None:
         return [*steps, ("See what can be run:", "python -m lifecycle", "bash")]
@@ -43,21 +45,60 @@ def going_on(run: RunData) -> list[tuple[str, str, str]]:
     return steps
 
 
+def _with_adapter(run: RunData) -> list[tuple[str, str, str]]:
+    """What to do with an adapter that was not merged, whose parent has the other weights."""
+    if run.calibration:
+        words = "Let the adapter judge, beside the weights of its parent (with `transformers` and `peft`):"
+        return [(words, _scoring(run), "python")]
+    writing = f"python -m lifecycle stage=generate init_from={shlex.quote(str(run.folder))} stage.prompt=Hello"
+    return [
+        ("Let it write, the adapter merged into the weights of its parent as they are read:", writing, "bash"),
+        (
+            "The same with `transformers` and `peft`; behind merge_and_unload() it is a plain model, which "
+            "save_pretrained(FOLDER) writes (adapter.merge=true lets a run leave such a model/ itself):",
+            _merging(run),
+            "python",
+        ),
+    ]
+
+
+def _merging(run: RunData) -> str:
+    return (
+        "from peft import AutoPeftModelForCausalLM\n"
+        "from transformers import AutoTokenizer, pipeline\n"
+        f"folder = {str(run.folder / 'adapter')!r}\n"
+        "model = AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload()\n"
+        "write = pipeline('text-generation', model=model, tokenizer=AutoTokenizer.from_pretrained(folder))\n"
+        f"print(write({json.dumps(_prompt(run))}, max_new_tokens=100)[0]['generated_text'])"
+    )
+
+
+def _prompt(run: RunData) -> str:
+    return str(run.samples[0].get("prompt", "")) if run.samples else "The"
+
+
 def _sampling(run: RunData) -> str:
-    prompt = str(run.samples[0].get("prompt", "")) if run.samples else "The"
     return (
         "from transformers import pipeline\n"
         f"write = pipeline('text-generation', model={str(run.folder / 'model')!r})\n"
-        f"print(write({json.dumps(prompt)}, max_new_tokens=100)[0]['generated_text'])"
+        f"print(write({json.dumps(_prompt(run))}, max_new_tokens=100)[0]['generated_text'])"
     )
 
 
 def _scoring(run: RunData) -> str:
+    """A whole model's score of a text, or that of an adapter, whose class reads its parent too."""
+    adapted = not (run.folder / "model" / "config.json").exists()
+    automatic = "AutoPeftModelForSequenceClassification" if adapted else "AutoModelForSequenceClassification"
+    imports = (
+        f"from peft import {automatic}\nfrom transformers import AutoTokenizer\n"
+        if adapted
+        else f"from transformers import {automatic}, AutoTokenizer\n"
+    )
+    more = ", num_labels=1" if adapted else ""
     text = "".join(str(run.samples[0].get(key, "")) for key in ("prompt", "completion")) if run.samples else "The"
     return (
-        "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n"
-        f"folder = {str(run.folder / 'model')!r}\n"
-        "model = AutoModelForSequenceClassification.from_pretrained(folder)\n"
+        f"{imports}folder = {str(run.folder / ('adapter' if adapted else 'model'))!r}\n"
+        f"model = {automatic}.from_pretrained(folder{more})\n"
         "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
         f"inputs = tokenizer({json.dumps(text)}, add_special_tokens=False, return_tensors='pt')\n"
         "print(model(**inputs).logits[0, 0])"

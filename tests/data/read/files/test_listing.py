@@ -73,6 +73,19 @@ def test_a_path_per_split(tmp_path: Path) -> None:
         find(tmp_path, path, split="test")
 
 
+def test_without_a_root_a_relative_path_that_matches_nothing_says_how_to_name_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "texts/stories.jsonl")
+    monkeypatch.chdir(tmp_path)
+    fault = r"nothing matches .*none\.jsonl; .* has texts"
+    with pytest.raises(UserError, match=rf"{fault}\. Relative paths start .*: data\.root=FOLDER names another one"):
+        resolve(SourceSpec(path="none.jsonl"), name="mine", cache=tmp_path)
+    for path, root in (("none.jsonl", str(tmp_path)), (str(tmp_path / "none.jsonl"), None)):
+        with pytest.raises(UserError, match=rf"{fault}$"):
+            resolve(SourceSpec(path=path), name="mine", root=root, cache=tmp_path)
+
+
 def test_a_pattern_without_a_match_names_what_is_near(tmp_path: Path) -> None:
     make(tmp_path, "texts/stories.jsonl", "texts/other.bin")
     with pytest.raises(

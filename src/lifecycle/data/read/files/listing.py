@@ -34,6 +34,9 @@ READING = 2
 MOST_ROW_BYTES = 10_000_000
 """A longer row is a bad row: it is skipped without being held in memory."""
 
+HERE = ". Relative paths start in the folder where the command was typed: data.root=FOLDER names another one"
+"""What to do where nothing is at a relative path, and no root is named."""
+
 
 @dataclass(frozen=True, slots=True)
 class File:
@@ -160,7 +163,8 @@ def _files(urls: list[str], *, source: str, split: str, root: str | None, cache:
             remote, others = find_remote(placed, where=where, split=split)
             found, passed = found | remote, passed | others
         else:
-            paths, others = find_local(placed, where=where, split=split)
+            advice = HERE if not root and not os.path.isabs(os.path.expanduser(url)) else ""
+            paths, others = find_local(placed, where=where, split=split, advice=advice)
             local, passed = local + paths, passed | others
     local, again = once(local)
     found |= {path: (os.stat(path).st_size, "") for path in local}

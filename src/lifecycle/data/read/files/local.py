@@ -22,8 +22,11 @@ Local = tuple[list[str], dict[str, str]]
 """Paths that are read, and why others that were met are not."""
 
 
-def find_local(pattern: str, *, where: str, split: str) -> Local:
-    """The files that an absolute path or pattern stands for. Raises UserError, which names the key `where`, if none."""
+def find_local(pattern: str, *, where: str, split: str, advice: str = "") -> Local:
+    """The files that an absolute path or pattern stands for. Raises UserError, which names the key `where`, if none.
+
+    advice: what to do where nothing is there, behind what is.
+    """
     pattern = _as_on_disk(pattern)
     if os.path.isdir(pattern):
         return _in_folder(pattern, where, split)
@@ -41,7 +44,7 @@ def find_local(pattern: str, *, where: str, split: str) -> Local:
     if not found:
         folders = sum(os.path.isdir(path) for path in met)
         only = f", but {folders} folder(s): end it in /**" if folders else f"; {excused(passed)}" if passed else None
-        raise UserError(f"{where}: nothing matches {pattern}{_nearest(pattern) if only is None else only}")
+        raise UserError(f"{where}: nothing matches {pattern}{_nearest(pattern) if only is None else only}{advice}")
     return found, passed
 
 
