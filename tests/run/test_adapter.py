@@ -137,6 +137,14 @@ def test_the_next_stage_and_jobs_begin_with_the_merged_model(
     assert found(place / "outputs/second").weights.keys() == merged.keys()
 
 
+@pytest.mark.parametrize("parent", ["whole@8", "apart"])
+def test_a_base_that_peft_cannot_load_is_told_by_its_whole_name(place: Path, apart: Path, parent: str) -> None:
+    done = lifecycle(place, f"run=on-{parent}", *LORA, f"init_from={parent}", "stage.max_steps=2")
+    base = f"{place / 'outputs' / parent}"
+    assert f"the adapter sits on {base}, of which there is no Hugging Face folder" in done.err
+    assert facts(place / f"outputs/on-{parent}", "adapter/adapter_config.json")["base_model_name_or_path"] == base
+
+
 def test_a_dry_run_counts_what_is_trained(place: Path, whole: Path) -> None:
     whole_run = lifecycle(place, "run=planned", *LORA[:2], *LORA[4:], "dry_run=true").out
     done = lifecycle(place, "run=planned", *LORA, "dry_run=true").out

@@ -21,7 +21,7 @@ from lifecycle.data.module import DataModule
 from lifecycle.data.survey.ngram_baselines import baselines
 from lifecycle.data.validation import described
 from lifecycle.errors import UserError
-from lifecycle.lineage.parent import history
+from lifecycle.lineage.parent import Parent, history
 from lifecycle.lineage.run_folder import RunFolder
 from lifecycle.loggers import read_metrics
 from lifecycle.model import Decoder
@@ -181,13 +181,29 @@ def _write_adapter(
     with atomic.replace_files(folder, marker=ADAPTER, stale=()) as aside:
         data.tokenizer.save(aside)
         _write_json(aside / GENERATION, generation_config(data.tokenizer, plan.generation))
-        here = parent.commit is None and (parent.folder / "config.json").is_file()
-        base = str(parent.folder.resolve()) if here else parent.name
+        base = _base_name(parent, merged=adapter.merge)
         if score is not None:
             write_padding(data.tokenizer, aside)
         write_adapter(aside, model, adapter, found, base=base, score=score)
     whole = base_of(weights) if adapter.bits is None else frozen.read()
     return merged(whole if score is None else ending_in(whole, score), found, adapter)
+
+
+def _base_name(parent: Parent, *, merged: bool) -> str:
+    """What `peft` loads before the adapter: a folder or a hub id. Says so where there is none."""
+    if parent.commit is not None:
+        return parent.name
+    if (parent.folder / "config.json").is_file():
+        return str(parent.folder.resolve())
+    step = step_of(parent.folder)
+    name = parent.name if step is None else f"{parent.name}@{step}"
+    if not merged:
+        print(
+            f"the adapter sits on {name}, of which there is no Hugging Face folder: a run can go on from it, but peft "
+            "has nothing to load (adapter.merge=true would write the whole model)",
+            file=sys.stderr,
+        )
+    return name
 
 
 def restored_weights(folder: RunFolder, stage: Stage) -> dict[str, Tensor]:
