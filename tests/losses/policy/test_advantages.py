@@ -107,6 +107,9 @@ def test_equal_groups_and_groups_of_one_have_exactly_0(kind: AdvantageName, valu
     groups = torch.zeros(size, dtype=torch.int64)
     for dtype in (torch.float64, torch.float32):
         assert advantages(rewards.to(dtype), doubles(1, 0.3), groups, kind=kind).tolist() == [0] * size
+    others = torch.tensor([[0.1, 0.7], [0.3, 0.9], [0.8, 0.2]], dtype=torch.float64)
+    beside = advantages(torch.cat([rewards, others]), doubles(1, 0.3), torch.tensor([0] * size + [1] * 3), kind=kind)
+    assert beside[:size].tolist() == [0] * size
     assert not varying_groups(total_rewards(rewards, doubles(1, 0.3), groups), groups).any()
 
 

@@ -4,7 +4,7 @@
     group_mean      R - mean of the group                                  Dr. GRPO, 2503.20783; V3.2, 2512.02556
     batch_std       (R - mean of the group) / (std of all R + eps)         2508.08221
     leave_one_out   R - mean of the others of the group                    RLOO, 2402.14740
-    gdpo            the same as group_std for each reward apart, their weighted sum, then as `batch`     2601.05242
+    gdpo            each reward apart as by group_std, their weighted sum / (std of all sums + eps)      2601.05242
     batch           (R - mean of all R) / (std of all R + eps)             REINFORCE++, 2501.03262; SPO, 2509.13232
     none            R
 
@@ -63,7 +63,9 @@ def advantages(rewards_SR: Tensor, weights_R: Tensor, group_S: Tensor, *, kind: 
             found_S = (total_S - mean_S) / (std_B + EPSILON)
         case "leave_one_out":
             found_S = (total_S - mean_S) * count_S / (count_S - 1).clamp(min=1)
-        case "gdpo" | "batch":
+        case "gdpo":  # every group sums to 0, so that the mean is 0; subtracted, its rounding would move equal groups
+            found_S = total_S / (std_B + EPSILON)
+        case "batch":
             found_S = (total_S - mean_B) / (std_B + EPSILON)
         case "none":
             found_S = total_S
