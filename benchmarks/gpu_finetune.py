@@ -34,7 +34,7 @@ from lifecycle.optim import AdamW, Schedule
 from lifecycle.stages.base import Stage
 from lifecycle.stages.dpo import Dpo
 from lifecycle.stages.preference.settings import PreferenceKeys
-from lifecycle.stages.setup import ParentWeights, Setup
+from lifecycle.stages.run.setup import ParentWeights, Setup
 from lifecycle.stages.sft import Sft
 from lifecycle.stages.step.optimization import OptimizationKeys
 

@@ -61,9 +61,9 @@ def test_fewer_tokens_than_a_step_are_refused() -> None:
         limits(max_tokens=1000).timeline(never, never)
 
 
-def run(*lines: dict[str, Any], **limit: int) -> Timeline:
+def run(*lines: dict[str, Any], **limit: int | None) -> Timeline:
     """The timeline of a run of 1,024 tokens a step, in rows of at most 512."""
-    none = {"max_steps": None, "max_tokens": None, "max_epochs": None}
+    none: dict[str, Any] = {"max_steps": None, "max_tokens": None, "max_epochs": None}
     made = Limits(
         view="text",
         global_batch_tokens=1024,

@@ -59,11 +59,13 @@ class PhaseSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """A phase of a run whose length is known: from `step` on, `rows` rows of `row_length` positions."""
+    """A phase of a run whose length is known: from `step` on, `rows` rows of `row_length` positions; or `rows` prompts,
+    with `samples` completions of each, which have so many positions with their prompt at most."""
 
     step: int
     row_length: int
     rows: int
+    samples: int = 1
     rate: float = 1.0
     weights: dict[str, float] | None = None
     rope_theta: float | None = None
@@ -71,7 +73,7 @@ class Segment:
     @property
     def tokens(self) -> int:
         """Positions of a step."""
-        return self.rows * self.row_length
+        return self.rows * self.row_length * self.samples
 
 
 @dataclass(frozen=True)
@@ -132,24 +134,36 @@ class Timeline:
 class Limits:
     """The keys of `stage` for the length of the run and the size of its steps.
 
-    view: that the stage trains on. global_batch_tokens: positions of a step over all ranks. sequence_length: positions
-    of a row. phases: changes of that on the way. Raises UserError where they do not fit together.
+    view: that the stage trains on. global_batch_tokens: positions of a step over all ranks; None in a stage that
+    samples, whose step is prompts_per_step prompts with samples_per_prompt completions of each. sequence_length:
+    positions of a row, or of a prompt with its completion. phases: changes of that on the way. Raises UserError where
+    they do not fit together.
     """
 
     view: str
     max_steps: Count | None
     max_tokens: Count | None
     max_epochs: Positive | None
-    global_batch_tokens: Count
+    global_batch_tokens: Count | None
     sequence_length: Annotated[int, Bounds(least=2)]
     phases: list[PhaseSpec] = field(default_factory=list)
+    prompts_per_step: Count | None = None
+    samples_per_prompt: Count = 1
 
     def __post_init__(self) -> None:
-        if self.global_batch_tokens < self.sequence_length or self.global_batch_tokens % self.sequence_length:
-            near = max(1, round(self.global_batch_tokens / self.sequence_length)) * self.sequence_length
+        if (tokens := self.global_batch_tokens) is None:
+            if self.prompts_per_step is None:
+                raise UserError("stage.global_batch_tokens is null: give the positions of a step, 16384 for example")
+        elif self.prompts_per_step is not None:
             raise UserError(
-                f"stage.global_batch_tokens is {self.global_batch_tokens}; it must be a multiple of "
-                f"stage.sequence_length ({self.sequence_length}): try {near}"
+                f"stage.global_batch_tokens is {tokens}, but a step of this stage is stage.prompts_per_step="
+                f"{self.prompts_per_step} prompts: type stage.global_batch_tokens=null"
+            )
+        elif tokens < self.sequence_length or tokens % self.sequence_length:
+            near = max(1, round(tokens / self.sequence_length)) * self.sequence_length
+            raise UserError(
+                f"stage.global_batch_tokens is {tokens}; it must be a multiple of stage.sequence_length "
+                f"({self.sequence_length}): try {near}"
             )
         if self.max_steps is None and self.max_tokens is None and self.max_epochs is None:
             raise UserError("the run has no end: give one of stage.max_steps, stage.max_tokens, stage.max_epochs")
@@ -169,7 +183,7 @@ class Limits:
                 f"{where}.sequence_length is {length}; wanted at most {self.sequence_length}, the longest rows of the "
                 "run (stage.sequence_length)"
             )
-        if phase.rows is None and self.global_batch_tokens % length:
+        if phase.rows is None and self.global_batch_tokens is not None and self.global_batch_tokens % length:
             raise UserError(
                 f"{where}.sequence_length is {length}, which does not divide stage.global_batch_tokens="
                 f"{self.global_batch_tokens}: choose another, or give {where}.rows"
@@ -178,6 +192,28 @@ class Limits:
     def length_of(self, phase: PhaseSpec) -> int:
         """Positions of a row in `phase`."""
         return phase.sequence_length or self.sequence_length
+
+    def rows_of(self, length: int) -> int:
+        """Rows of a step that are `length` positions long; prompts, where these are counted."""
+        if self.prompts_per_step is not None:
+            return self.prompts_per_step
+        assert self.global_batch_tokens is not None
+        return self.global_batch_tokens // length
+
+    @property
+    def positions(self) -> int:
+        """Positions of a step without phases."""
+        return self.rows_of(self.sequence_length) * self.sequence_length * self.samples_per_prompt
+
+    @property
+    def size_of_step(self) -> str:
+        """The keys that say how large a step is, for messages."""
+        if self.prompts_per_step is None:
+            return f"stage.global_batch_tokens={self.global_batch_tokens}"
+        return (
+            f"{self.positions:,} positions: stage.prompts_per_step={self.prompts_per_step}, stage.samples_per_prompt="
+            f"{self.samples_per_prompt}, stage.sequence_length={self.sequence_length}"
+        )
 
     def timeline(self, epoch_positions: Callable[[], int], epoch_tokens: Callable[[Timeline], float]) -> Timeline:
         """The run, step by step.
@@ -236,7 +272,8 @@ class Limits:
         return Segment(
             step=step,
             row_length=length,
-            rows=phase.rows or self.global_batch_tokens // length,
+            rows=phase.rows or self.rows_of(length),
+            samples=self.samples_per_prompt,
             rate=phase.rate,
             weights=phase.weights,
             rope_theta=phase.rope_theta,
@@ -263,8 +300,7 @@ class Limits:
         steps = line.steps_of(tokens + 1) - 1
         if steps < 1:
             raise UserError(
-                f"stage.max_tokens is {tokens}, less than one step "
-                f"(stage.global_batch_tokens={self.global_batch_tokens}): raise it, or lower the other"
+                f"stage.max_tokens is {tokens}, less than one step ({self.size_of_step}): raise it, or lower the other"
             )
         return steps
 

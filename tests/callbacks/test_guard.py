@@ -9,7 +9,7 @@ import pytest
 from lifecycle.callbacks.guard import ForgettingGuard
 from lifecycle.checkpoint import CommittedCheckpointIO
 from lifecycle.config.schema import Action, Guard
-from lifecycle.stages.watched import GuardState
+from lifecycle.stages.step.watched import GuardState
 
 
 def guard(folder: Path, *actions: Action) -> ForgettingGuard:

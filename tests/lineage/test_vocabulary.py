@@ -14,7 +14,7 @@ from lifecycle.lineage.inherit import adopted, settled
 from lifecycle.lineage.parent import Parent, find_parent
 from lifecycle.lineage.vocabulary import extended
 from lifecycle.model.huggingface import export
-from lifecycle.stages.inheritance import Vocabulary
+from lifecycle.stages.run.inheritance import Vocabulary
 from lifecycle.tokenizer.extend import extend
 from lifecycle.tokenizer.tokenizer import Tokenizer, load, train_bpe
 

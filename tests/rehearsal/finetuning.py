@@ -22,7 +22,7 @@ from lifecycle.stages.base import Stage
 from lifecycle.stages.beside.frozen import FrozenNetwork
 from lifecycle.stages.distill_reason import DistillReason
 from lifecycle.stages.distillation.on_policy import OnPolicy
-from lifecycle.stages.setup import ParentWeights, Setup
+from lifecycle.stages.run.setup import ParentWeights, Setup
 from lifecycle.stages.sft import Sft
 
 ANY = "stages/step/collectives.py any_rank"

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from lifecycle import config
 from lifecycle.run import run
-from lifecycle.stages.inheritance import TeacherName
+from lifecycle.stages.run.inheritance import TeacherName
 
 CONF = config.conf_dir()
 WORDS = ["a patient with a fever asks what the cause of it may be and the answer depends on more than one thing"]

@@ -35,7 +35,7 @@ from lifecycle.stages.distill import Distance, Distill
 from lifecycle.stages.distillation.lesson import Lesson
 from lifecycle.stages.distillation.on_policy import OnPolicy, Sampler, few_sizes
 from lifecycle.stages.distillation.sequences import in_rows, packed, sequences_of
-from lifecycle.stages.setup import ParentWeights, TeacherModel
+from lifecycle.stages.run.setup import ParentWeights, TeacherModel
 
 LARGER = toy(layers=3, width=48, heads=3, kv_heads=1, head_dim=16, ffn_width=96, vocab_size=64, init_std=0.1)
 

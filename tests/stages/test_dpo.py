@@ -26,7 +26,7 @@ from lifecycle.stages.preference.answers import mismatched
 from lifecycle.stages.preference.cached import answer_keys
 from lifecycle.stages.preference.reference import WithoutAdapter
 from lifecycle.stages.preference.settings import PreferenceKeys, faults
-from lifecycle.stages.setup import ParentWeights
+from lifecycle.stages.run.setup import ParentWeights
 
 STEPS, LENGTH = 3, 40
 CONF: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "conf/stage/dpo.yaml").read_text())

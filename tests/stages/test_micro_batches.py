@@ -17,7 +17,7 @@ from lifecycle.data.stream.packing import Packing, Piece, best_fit
 from lifecycle.losses import token_logprobs
 from lifecycle.model import DocumentMask
 from lifecycle.stages.base import Stage
-from lifecycle.stages.next_token import held_out_loss
+from lifecycle.stages.step.next_token import held_out_loss
 
 STEPS, LENGTH = 2, 24
 

@@ -21,7 +21,7 @@ from lifecycle.data.views import _read_whole
 from lifecycle.model import Decoder, DocumentMask, build
 from lifecycle.stages.preference import calibration
 from lifecycle.stages.reward import Reward
-from lifecycle.stages.setup import ParentWeights
+from lifecycle.stages.run.setup import ParentWeights
 
 STEPS = 3
 CONF: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "conf/stage/reward.yaml").read_text())

@@ -15,7 +15,7 @@ from lifecycle.batch import Example, TokenBatch
 from lifecycle.data.stream.packing import Packing, Piece, Row, TrainOn
 from lifecycle.duration import Timeline
 from lifecycle.model import build
-from lifecycle.stages.setup import Setup
+from lifecycle.stages.run.setup import Setup
 from lifecycle.stages.sft import Sft
 
 LR = 1e-2

@@ -20,7 +20,7 @@ from lifecycle.losses import token_losses
 from lifecycle.model import DocumentMask, ModelConfig, build
 from lifecycle.optim import AdamW, Schedule
 from lifecycle.stages.pretrain import Pretrain
-from lifecycle.stages.setup import Setup
+from lifecycle.stages.run.setup import Setup
 from lifecycle.stages.step.optimization import OptimizationKeys
 
 MODEL = toy(width=32, heads=2, kv_heads=1, head_dim=16, ffn_width=64, vocab_size=64, init_std=0.05)

@@ -4,12 +4,15 @@ from lifecycle.batch.feed import DataFeed
 from lifecycle.batch.items import Example, Ids, Item, Pair, Prompt, Record
 from lifecycle.batch.prompts import PromptBatch
 from lifecycle.batch.rollout import Kept, Rollout, StopReason, listed
-from lifecycle.batch.sequences import PairBatch, UnpairedBatch
-from lifecycle.batch.shared_prompts import first_fit, with_shared_prompts
+from lifecycle.batch.samples import SampleBatch
+from lifecycle.batch.sequences import PairBatch, Places, UnpairedBatch
+from lifecycle.batch.shared_prompts import PADDING, WIDTHS, first_fit, with_shared_prompts
 from lifecycle.batch.steps import IGNORED, Cursor, Micro, MicroBatch, StepBatch, TokenBatch
 
 __all__ = [
     "IGNORED",
+    "PADDING",
+    "WIDTHS",
     "Cursor",
     "DataFeed",
     "Example",
@@ -21,9 +24,11 @@ __all__ = [
     "Pair",
     "PairBatch",
     "Prompt",
+    "Places",
     "PromptBatch",
     "Record",
     "Rollout",
+    "SampleBatch",
     "StepBatch",
     "StopReason",
     "TokenBatch",

@@ -49,6 +49,19 @@ class PromptBatch:
             source_ids=torch.tensor([source for _, source in prompts], dtype=torch.long, device="cpu"),
         )
 
+    @classmethod
+    def joined(cls, parts: Iterable[PromptBatch]) -> PromptBatch:
+        """The prompts of all parts, one part after the other; at least one part."""
+        parts = list(parts)
+        return cls(
+            number=torch.cat([part.number for part in parts]),
+            id=[one for part in parts for one in part.id],
+            ids=[one for part in parts for one in part.ids],
+            answer=[one for part in parts for one in part.answer],
+            meta=[one for part in parts for one in part.meta],
+            source_ids=torch.cat([part.source_ids for part in parts]),
+        )
+
     def __len__(self) -> int:
         return len(self.ids)
 

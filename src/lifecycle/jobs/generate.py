@@ -28,9 +28,10 @@ from typing import Any, Literal
 
 from lifecycle.batch import Rollout
 from lifecycle.bounds import Count, Keys
-from lifecycle.jobs.drawing import DrawingKeys, EngineKeys, drawn_by
+from lifecycle.jobs.drawing import EngineKeys, drawn_by
 from lifecycle.model import Decoder
 from lifecycle.rollout.display import CompletionDisplay
+from lifecycle.rollout.drawing import DrawingKeys
 from lifecycle.rollout.sampling.parameters import Sampling
 from lifecycle.rollout.user_prompts import ChatTokenizer, UserPrompt, encode, read_prompts
 from lifecycle.system import atomic, owner

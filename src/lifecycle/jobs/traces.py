@@ -29,13 +29,14 @@ from lifecycle.bounds import Count, Keys
 from lifecycle.data.corpus import Corpus
 from lifecycle.errors import UserError
 from lifecycle.jobs.asked import Asked, known_prompts
-from lifecycle.jobs.drawing import DrawingKeys, EngineKeys, drawn_by
+from lifecycle.jobs.drawing import EngineKeys, drawn_by
 from lifecycle.lineage.run_folder import RunFolder
 from lifecycle.model import Decoder
 from lifecycle.rewards.choice import choice
 from lifecycle.rewards.exact_match import exact_match
 from lifecycle.rewards.number import number
 from lifecycle.rewards.stated import THOUGHTS_BEGIN, behind_thoughts
+from lifecycle.rollout.drawing import DrawingKeys
 from lifecycle.runs.answers import is_well_formed
 from lifecycle.system import atomic, owner
 from lifecycle.tokenizer.tokenizer import Tokenizer

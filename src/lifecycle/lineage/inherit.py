@@ -31,7 +31,7 @@ from lifecycle.lineage.run_folder import RunFolder
 from lifecycle.lineage.score_head import refuse_score, with_score
 from lifecycle.lineage.vocabulary import extended
 from lifecycle.optim.carry import forget_rows
-from lifecycle.stages.inheritance import OptimizerState, PeakRate, ReplayedData, Vocabulary
+from lifecycle.stages.run.inheritance import OptimizerState, PeakRate, ReplayedData, Vocabulary
 
 
 def adopted(cfg: DictConfig) -> Parent | None:

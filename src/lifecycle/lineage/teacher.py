@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from lifecycle import config
 from lifecycle.errors import UserError
 from lifecycle.lineage.parent import Parent, find_parent, finished_runs
-from lifecycle.stages.inheritance import TeacherName
+from lifecycle.stages.run.inheritance import TeacherName
 from lifecycle.tokenizer.tokenizer import Tokenizer, load
 
 

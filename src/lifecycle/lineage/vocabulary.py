@@ -19,7 +19,7 @@ from pathlib import Path
 from lifecycle.errors import UserError
 from lifecycle.lineage.parent import Parent
 from lifecycle.model.grow import grow_config, grow_embeddings
-from lifecycle.stages.inheritance import Vocabulary
+from lifecycle.stages.run.inheritance import Vocabulary
 from lifecycle.system.atomic import publish_folder
 from lifecycle.system.cache import cache_folder
 from lifecycle.tokenizer.extend import extend

@@ -15,7 +15,7 @@ from lifecycle.lineage.parent_loss import ParentLoss
 from lifecycle.runs.guarded import check_reach
 from lifecycle.runs.plan import RunPlan
 from lifecycle.runs.resume import begun
-from lifecycle.stages.next_token import TrainedTokens
+from lifecycle.stages.step.next_token import TrainedTokens
 
 SHOWN = 200
 """Characters of an example in a message."""

@@ -181,13 +181,13 @@ def _in_shards(data: DataConfig, metas: Mapping[str, Any], items: AsItems | None
 def _estimate(plan: RunPlan, limits: Limits, model: ModelConfig, timeline: Timeline, planned: _Planned) -> Estimate:
     cfg, hardware, devices, tokens = plan.config, plan.hardware, _devices(plan.hardware), planned.tokens(timeline)
     copies = plan.stage.weight_copies if plan.stage else {}
-    rows = limits.global_batch_tokens // limits.sequence_length // devices
+    rows = limits.positions // limits.sequence_length // devices
     micro_rows = max(micro_batch_rows(hardware.micro_batch_tokens)(limits.sequence_length, max(1, rows)))
     return estimate(
         model,
         timeline=timeline,
         unit="prompts" if limits.view == PROMPT else "tokens",
-        batch=BatchShape(tokens=limits.global_batch_tokens, length=limits.sequence_length, micro_rows=micro_rows),
+        batch=BatchShape(tokens=limits.positions, length=limits.sequence_length, micro_rows=micro_rows),
         sources=[
             SourceEstimate(
                 name=s.name, domain=s.domain, weight=tokens[s.name], tokens=s.tokens, max_epochs=s.max_epochs

@@ -19,7 +19,7 @@ from lifecycle.lineage.teacher import check_tokenizer
 from lifecycle.runs.plan import RunPlan
 from lifecycle.runs.resume import Start
 from lifecycle.stages.base import Stage
-from lifecycle.stages.setup import ParentWeights, Setup, TeacherModel
+from lifecycle.stages.run.setup import ParentWeights, Setup, TeacherModel
 from lifecycle.system.cache import made_cache_folder
 
 
@@ -48,6 +48,9 @@ def build_stage(plan: RunPlan, data: DataModule, timeline: Timeline, start: Star
         teacher=_teacher(plan.teacher, start.checkpoint) if plan.teacher else None,
         tokens=data.tokenizer.vocab_size,
         end_ids=data.tokenizer.end_ids,
+        tokenizer=data.tokenizer,
+        micro_batch_tokens=plan.hardware.micro_batch_tokens,
+        source_rewards=[source.spec.rewards for source in data.sources],
         token_id=data.tokenizer.hf.get_vocab().get,
         folder=plan.folder.path,
     )

@@ -29,15 +29,15 @@ from lifecycle.model import Decoder, DocumentMask, ModelConfig
 from lifecycle.model.adapters import seed_dropout
 from lifecycle.model.layers.attention import Kernel
 from lifecycle.stages.beside.frozen import HeldBeside
-from lifecycle.stages.setup import Setup
+from lifecycle.stages.run.setup import Setup
 from lifecycle.stages.step.collectives import any_rank, count_tokens
-from lifecycle.stages.step.gradients import Sums, add_gradients, added
+from lifecycle.stages.step.gradients import Sums, Told, Updates, add_gradients, added
 from lifecycle.stages.step.held_out import held_out_sums
 from lifecycle.stages.step.metrics import Meter, validation_metrics
 from lifecycle.stages.step.on_device import on_device
 from lifecycle.stages.step.optimization import Optimization, OptimizationKeys
-from lifecycle.stages.step.penalty import Penalty, saved_penalty
-from lifecycle.stages.watched import Best, Carried, GuardState
+from lifecycle.stages.step.penalty import Penalty
+from lifecycle.stages.step.watched import Best, Carried, GuardState, carried_in
 
 LossSum = Callable[[Micro, DocumentMask | None], tuple[Tensor, dict[str, Tensor]]]
 
@@ -93,6 +93,7 @@ class Stage(pl.LightningModule, ABC):
         self.meter = Meter(log_every=setup.log_every, peak_flops=setup.peak_flops, sources=setup.source_names)
         self.guard, self.best = GuardState(), Best()
         self._carried: dict[str, Carried] = {"best": self.best, "meter": self.meter, **(carried or {})}
+        self._carried |= {} if penalty is None else {"penalty": penalty}
         self.stop_asked = False  # set by a signal, at any moment, on this rank
         self.preempted = False  # what the ranks agreed on from it, at one place of a step
         self.validation_due = False
@@ -147,9 +148,12 @@ class Stage(pl.LightningModule, ABC):
         """One optimizer step on `batch`; `loss_sum` gives a micro-batch's summed loss and summed metrics."""
         self.take_updates(batch, [batch.micro], loss_sum)
 
-    def take_updates(self, batch: StepBatch[Any], updates: Sequence[Sequence[Micro]], loss_sum: LossSum[Micro]) -> None:
+    def take_updates(
+        self, batch: StepBatch[Any], updates: Updates[Micro], loss_sum: LossSum[Micro], told: Told = dict
+    ) -> None:
         """The same for a step that changes the weights several times, once on the micro-batches of each of `updates`,
-        in turn: Lightning counts it as one. Every rank must call with equally many micro-batches in each."""
+        in turn: Lightning counts it as one. Every rank must call with equally many micro-batches in each. told: gives
+        further metrics of the step when it is over, the same names on every rank."""
         self.enter(batch.step)
         seed_dropout(self.network, self.setup_facts.seed, step=batch.step, rank=self.global_rank)
         optimizer = self.optimizer()
@@ -170,7 +174,7 @@ class Stage(pl.LightningModule, ABC):
             self._update(optimizer, batch, sums, norm, last=number == len(updates))
             taken.append((counts, sums, norm))
         self.feed.consumed(batch.cursor)
-        counts, sums, norm = added(taken)
+        counts, sums, norm = added(taken, told())
         self.meter.add(
             step=batch.step + 1,
             loss=sums.loss,
@@ -304,8 +308,6 @@ class Stage(pl.LightningModule, ABC):
             "rope_theta": self.config.rope_theta,
             **{name: one.state() for name, one in self._carried.items()},
         }
-        if self.penalty is not None and (penalty := self.penalty.state()) is not None:
-            checkpoint["stage"]["penalty"] = penalty
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what `on_save_checkpoint` added."""
@@ -318,12 +320,10 @@ class Stage(pl.LightningModule, ABC):
         self.validation_due = state["validation_due"]
         self.enter(checkpoint["global_step"] - 1)  # a run may have no step to take, only to validate or to export
         for name, one in self._carried.items():
-            one.restore(state[name])
+            one.restore(carried_in(state, name))
         turn = self.optimization.restore(state, checkpoint["global_step"], self.device)
         if turn is not None and self.trainer.is_global_zero:
             self.meter.say(turn)
-        if self.penalty is not None and (penalty := saved_penalty(state)) is not None:
-            self.penalty.restore(penalty)
 
     def _trained(self) -> list[str]:
         """Names of the trained parameters in the state dict."""

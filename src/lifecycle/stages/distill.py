@@ -30,9 +30,9 @@ from lifecycle.stages.distillation.known import KnownTeacher
 from lifecycle.stages.distillation.lesson import Lesson
 from lifecycle.stages.distillation.on_policy import OnPolicy, Sampler
 from lifecycle.stages.distillation.teacher import Rows, Teacher, head_of
-from lifecycle.stages.inheritance import TeacherName
-from lifecycle.stages.next_token import NEXT_TOKEN, held_out_loss
-from lifecycle.stages.setup import Setup
+from lifecycle.stages.run.inheritance import TeacherName
+from lifecycle.stages.run.setup import Setup
+from lifecycle.stages.step.next_token import NEXT_TOKEN, held_out_loss
 from lifecycle.stages.step.optimization import OptimizationKeys
 
 

@@ -16,9 +16,9 @@ from lifecycle.errors import UserError
 from lifecycle.model import DocumentMask, ModelConfig
 from lifecycle.stages.base import Stage
 from lifecycle.stages.distillation.thoughts import TraceWeights
-from lifecycle.stages.inheritance import OptimizerState, PeakRate, ReplayedData, Vocabulary
-from lifecycle.stages.next_token import held_out_loss, next_token_loss
-from lifecycle.stages.setup import Setup
+from lifecycle.stages.run.inheritance import OptimizerState, PeakRate, ReplayedData, Vocabulary
+from lifecycle.stages.run.setup import Setup
+from lifecycle.stages.step.next_token import held_out_loss, next_token_loss
 from lifecycle.stages.step.optimization import OptimizationKeys
 
 

@@ -22,14 +22,14 @@ from lifecycle.losses.preference import AnswerLogprobs, PairLogprobs, quantiles_
 from lifecycle.model import DocumentMask, ModelConfig
 from lifecycle.model.adapters import adapter_off
 from lifecycle.stages.base import Stage
-from lifecycle.stages.inheritance import OptimizerState, PeakRate
 from lifecycle.stages.preference import settings, told
 from lifecycle.stages.preference.answers import Answers, answer_excess, answer_logprobs, mismatched
 from lifecycle.stages.preference.cached import CachedReference
 from lifecycle.stages.preference.objective import Objective, StepFacts
 from lifecycle.stages.preference.reference import LiveReference, Reference, WithoutAdapter
 from lifecycle.stages.preference.settings import PreferenceKeys, Source, reference_of
-from lifecycle.stages.setup import Setup
+from lifecycle.stages.run.inheritance import OptimizerState, PeakRate
+from lifecycle.stages.run.setup import Setup
 from lifecycle.stages.step.collectives import gather_values, sum_over_ranks
 from lifecycle.stages.step.optimization import OptimizationKeys
 

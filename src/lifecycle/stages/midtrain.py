@@ -17,9 +17,9 @@ from lifecycle.batch import StepBatch, TokenBatch
 from lifecycle.bounds import Count, Keys, NotNegative, Positive
 from lifecycle.model import DocumentMask, ModelConfig
 from lifecycle.stages.base import Stage
-from lifecycle.stages.inheritance import OptimizerState, PeakRate, ReplayedData, Vocabulary
-from lifecycle.stages.next_token import NEXT_TOKEN, held_out_loss, next_token_loss
-from lifecycle.stages.setup import Setup
+from lifecycle.stages.run.inheritance import OptimizerState, PeakRate, ReplayedData, Vocabulary
+from lifecycle.stages.run.setup import Setup
+from lifecycle.stages.step.next_token import NEXT_TOKEN, held_out_loss, next_token_loss
 from lifecycle.stages.step.optimization import OptimizationKeys
 from lifecycle.stages.step.penalty import EwcPenalty
 

@@ -12,8 +12,8 @@ from lifecycle.batch import StepBatch, TokenBatch
 from lifecycle.bounds import Keys, NotNegative
 from lifecycle.model import DocumentMask, ModelConfig
 from lifecycle.stages.base import Stage
-from lifecycle.stages.next_token import NEXT_TOKEN, held_out_loss, next_token_loss
-from lifecycle.stages.setup import Setup
+from lifecycle.stages.run.setup import Setup
+from lifecycle.stages.step.next_token import NEXT_TOKEN, held_out_loss, next_token_loss
 from lifecycle.stages.step.optimization import OptimizationKeys
 
 

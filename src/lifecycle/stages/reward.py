@@ -20,11 +20,11 @@ from lifecycle.bounds import Keys, NotNegative
 from lifecycle.losses.ranking import bradley_terry, centring
 from lifecycle.model import DocumentMask, ModelConfig
 from lifecycle.stages.base import Stage
-from lifecycle.stages.inheritance import PeakRate
 from lifecycle.stages.preference import calibration
 from lifecycle.stages.preference.answers import pair_scores
 from lifecycle.stages.preference.told import summed
-from lifecycle.stages.setup import Setup
+from lifecycle.stages.run.inheritance import PeakRate
+from lifecycle.stages.run.setup import Setup
 from lifecycle.stages.step.optimization import OptimizationKeys
 
 

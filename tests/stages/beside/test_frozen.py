@@ -12,7 +12,7 @@ from tests.stages.test_step import MODEL, Batches, stage, trainer_of, whole
 from lifecycle.model import DocumentMask, ModelConfig, build
 from lifecycle.stages.beside.frozen import FrozenNetwork
 from lifecycle.stages.pretrain import Pretrain
-from lifecycle.stages.setup import Setup
+from lifecycle.stages.run.setup import Setup
 
 
 def frozen_of(config: ModelConfig, setup: Setup) -> FrozenNetwork:

@@ -56,7 +56,7 @@ class SourceSpec:
     validation_tokens: its held-out tokens that are measured; None: its share, by weight, of `validation.tokens` for its
         domain. What is replayed has the number that the run measured which it comes from.
     tokens: published size of the source, for the dry run of rows that are not on this machine.
-    rewards: rewards of its prompts; refused until a stage grades samples.
+    rewards: names of the rewards of its samples with their weights, in place of the stage's (`stage.rewards`).
     """
 
     hub: str | None = None
@@ -81,7 +81,7 @@ class SourceSpec:
     validation: str | ValidationRatio | dict[str, Any] | None = ValidationRatio()
     validation_tokens: Count | None = None
     tokens: NotNegative | None = None
-    rewards: dict[str, Any] | None = None
+    rewards: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.validation, dict) and set(self.validation) <= {"ratio", "seed"}:  # else `check` says why not
@@ -121,10 +121,6 @@ class SourceSpec:
         self._check_form(where)
         self._check_amounts(where)
         self._check_validation(where)
-        if self.rewards is not None:
-            raise UserError(
-                f"{where}.rewards is set, and no stage reads it: nothing grades samples yet. Type {where}.rewards=null"
-            )
         self.filters.check(f"{where}.filters")
 
     def _check_place(self, where: str) -> None:

@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from lifecycle.batch import DataFeed, Micro
 from lifecycle.model import Decoder, ModelConfig
-from lifecycle.stages.setup import Setup
+from lifecycle.stages.run.setup import Setup
 
 
 class HeldBeside(Protocol):

@@ -22,7 +22,7 @@ from lifecycle.rollout.engine import generate
 from lifecycle.rollout.sampling.parameters import Sampling, sequence_seed, uniforms
 from lifecycle.stages.distillation.lesson import Lesson
 from lifecycle.stages.distillation.sequences import PackedSequence, in_rows, packed, sequences_of
-from lifecycle.stages.setup import Setup
+from lifecycle.stages.run.setup import Setup
 from lifecycle.stages.step.collectives import highest_of_ranks
 
 CHOICE = 1

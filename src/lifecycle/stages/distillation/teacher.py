@@ -12,7 +12,7 @@ from lifecycle.losses.distillation import Head
 from lifecycle.model import DocumentMask, ModelConfig
 from lifecycle.stages.beside.frozen import FrozenNetwork
 from lifecycle.stages.distillation.lesson import Lesson
-from lifecycle.stages.setup import Setup
+from lifecycle.stages.run.setup import Setup
 
 Rows = Literal["same", "renormalise"]
 """Of two vocabularies of different sizes: refused, or the ids that both have, with the distributions of these alone."""

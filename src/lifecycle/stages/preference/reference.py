@@ -21,7 +21,7 @@ from lifecycle.model import Decoder, DocumentMask, ModelConfig
 from lifecycle.model.adapters import adapter_off
 from lifecycle.stages.beside.frozen import FrozenNetwork, HeldBeside
 from lifecycle.stages.preference.answers import Answers, answer_logprobs
-from lifecycle.stages.setup import Setup
+from lifecycle.stages.run.setup import Setup
 
 
 class Reference(HeldBeside, Protocol):

@@ -59,6 +59,13 @@ def highest_of_ranks(values: Sequence[int], device: torch.device) -> list[int]:
     return [int(value) for value in highest]
 
 
+def greatest_of_ranks(value: Tensor) -> Tensor:
+    """The greatest of all ranks, in place: every rank must call."""
+    if many_ranks():
+        torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
+    return value
+
+
 def any_rank(bad: Tensor, stop: bool) -> tuple[bool, bool]:
     """(bad, stop): whether each is true on any rank. One all-reduce and one synchronisation with the device."""
     flags = torch.stack([bad, torch.tensor(stop, device=bad.device)]).float()

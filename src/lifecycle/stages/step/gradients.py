@@ -10,7 +10,7 @@ its balance loss to each summed loss.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import lightning.pytorch as pl
@@ -26,6 +26,13 @@ from lifecycle.stages.step.penalty import Penalty
 
 LossOf = Callable[[Micro], tuple[Tensor, dict[str, Tensor]]]
 """A micro-batch's summed loss, and its summed metrics by name."""
+
+
+Updates = Sequence[Sequence[Micro]]
+"""The micro-batches of every update of a step."""
+
+Told = Callable[[], Mapping[str, Tensor]]
+"""Gives metrics by name, (2,) each: this rank's sum, and what it is divided by."""
 
 
 class Sums(NamedTuple):
@@ -49,8 +56,10 @@ def add_gradients(
 ) -> Sums:
     """Add the gradients of a step to those of `model`. Every rank must call.
 
-    count: what the summed loss is divided by, over all ranks. backward: Lightning's `manual_backward`.
+    count: what the summed loss is divided by, over all ranks; where that is 0, the loss is, and so is its gradient.
+    backward: Lightning's `manual_backward`.
     """
+    count = torch.where(count > 0, count, 1)
     total = torch.zeros((), dtype=torch.float32, device=count.device)
     sums: dict[str, Tensor] = {}
     loads: Tensor | None = None
@@ -68,12 +77,11 @@ def add_gradients(
     return Sums(total, sums, None if loads is None else sum_over_ranks(loads))
 
 
-def added(updates: Sequence[tuple[Tensor, Sums, Tensor]]) -> tuple[Tensor, Sums, Tensor]:
-    """Counts and sums of all updates of a step together, and the mean of the norms of their gradients."""
-    if len(updates) == 1:
-        return updates[0]
+def added(updates: Sequence[tuple[Tensor, Sums, Tensor]], told: Mapping[str, Tensor]) -> tuple[Tensor, Sums, Tensor]:
+    """Counts and sums of all updates of a step together, with what else is told of it, and the mean of the norms of
+    their gradients."""
     counts, parts, norms = zip(*updates, strict=True)
-    metrics: dict[str, Tensor] = {}
+    metrics = {name: value.to(norms[0].device) for name, value in told.items()}
     for part in parts:
         for name, value in part.metrics.items():
             metrics[name] = metrics.get(name, 0) + value

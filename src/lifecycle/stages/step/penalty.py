@@ -66,13 +66,8 @@ class EwcPenalty:
         """The weights at the beginning, and the Fisher information of each."""
         return None if self._anchors is None else {"anchors": self._anchors, "fisher": self._fisher}
 
-    def restore(self, state: Mapping[str, list[Tensor]]) -> None:
-        """Go on from `state`."""
-        self._anchors, self._fisher = list(state["anchors"]), list(state["fisher"])
-
-
-def saved_penalty(stage: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The state of the penalty in what a checkpoint holds of a stage; None where there is none."""
-    if (older := stage.get("springs")) is not None:  # the key in checkpoints of older versions
-        return {"anchors": older[0], "fisher": older[1]}
-    return stage.get("penalty")
+    def restore(self, state: Mapping[str, list[Tensor]] | Sequence[list[Tensor]] | None) -> None:
+        """Go on from `state`; in checkpoints of older versions both lists, one after the other."""
+        if state is not None:
+            both = state.values() if isinstance(state, Mapping) else state
+            self._anchors, self._fisher = (list(part) for part in both)

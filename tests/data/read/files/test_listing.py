@@ -239,7 +239,6 @@ def test_parts_of_a_hub_data_set_may_be_its_folders(tmp_path: Path) -> None:
         ({"path": []}, "path is empty"),
         ({"path": "a", "config": "en"}, "only a hub data set has configurations"),
         ({"path": "a", "step_tags": True}, "step_tags is for format word_problem; this is text"),
-        ({"path": "a", "rewards": {"right": 1.0}}, r"\.rewards is set, and no stage reads it.*rewards=null"),
         ({"path": "a", "data_dir": "en"}, "only a hub data set has folders of its own"),
         ({"path": {"valid": "a"}}, "split is 'train'; path has the splits valid"),
         ({"path": "a", "format": "txt"}, r"format is 'txt'; wanted one of .*\(did you mean text\?\)"),

@@ -20,6 +20,7 @@ from lifecycle.model.layers.attention import Kernel
 from lifecycle.model.lora import Adapter
 from lifecycle.model.precision import dtype_of
 from lifecycle.model.sharding import load_sharded, shard
+from lifecycle.rollout.user_prompts import ChatTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +56,10 @@ class Setup:
     whose checkpoint has its own. parent: the weights that the run began with; None without a parent. adapter:
     trained in place of the weights, which are then the parent's at every start; None: all weights are trained.
     teacher: of a stage that learns from one. tokens: of the tokenizer, which may be fewer than the model has rows for;
-    None where no text is sampled. end_ids: those of them that end a completion. token_id: of a token
-    by its name; None where there is none. folder: of the run.
+    None where no text is sampled. end_ids: those of them that end a completion. tokenizer: of the run. token_id: of a
+    token by its name; None where there is none. micro_batch_tokens: positions that a device computes on at once.
+    source_rewards: of each source, the weights of its own rewards by name; None: those of the stage. folder: of the
+    run.
     """
 
     timeline: Timeline
@@ -77,6 +80,9 @@ class Setup:
     teacher: TeacherModel | None = None
     tokens: int | None = None
     end_ids: tuple[int, ...] = ()
+    tokenizer: ChatTokenizer | None = None
+    micro_batch_tokens: int = 0
+    source_rewards: Sequence[Mapping[str, float] | None] = ()
     token_id: Callable[[str], int | None] = lambda name: None
     folder: Path | None = None
 

@@ -1,6 +1,6 @@
 """What a guard decided and the best validation, from one process of a run to the next."""
 
-from lifecycle.stages.watched import Best, GuardState
+from lifecycle.stages.step.watched import Best, GuardState
 
 
 def test_decisions_go_on_and_measurements_are_given_once() -> None:

@@ -21,6 +21,15 @@ class Carried(Protocol):
         """Go on from `state`."""
 
 
+OLDER = {"penalty": "springs"}
+"""Names in checkpoints of older versions."""
+
+
+def carried_in(stage: Mapping[str, Any], name: str) -> Any:
+    """The state of one of `Stage`'s carried objects in what a checkpoint holds of a stage; None where it has none."""
+    return stage.get(OLDER.get(name, name), stage.get(name))
+
+
 @dataclass(kw_only=True)
 class GuardState:
     """Decisions of a forgetting guard, and the validations that it has not judged yet.

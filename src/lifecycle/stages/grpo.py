@@ -1,0 +1,94 @@
+"""Group relative policy optimisation and its relatives: samples of a prompt are compared with one another.
+
+    prompts of the step -> samples (`rollout`) -> rewards -> advantages within each group -> updates
+
+All of that is one step of the run: a checkpoint falls between rollouts only, and a step that is taken again draws,
+grades and trains on the same samples. Advantage, ratio objective, normaliser and KL are chosen by their names
+(`losses.policy`); conf/stage/ has the combinations that have names of their own (dapo, gspo, ...).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lifecycle.batch import PromptBatch, StepBatch
+from lifecycle.bounds import Keys
+from lifecycle.losses.policy.advantages import advantages
+from lifecycle.model import DocumentMask, ModelConfig
+from lifecycle.stages.base import Stage
+from lifecycle.stages.reinforcement import settings, told
+from lifecycle.stages.reinforcement.experience import Experience, of_all_ranks
+from lifecycle.stages.reinforcement.grading import Graded, Grading
+from lifecycle.stages.reinforcement.learner import Learner
+from lifecycle.stages.reinforcement.sampler import PolicySampler
+from lifecycle.stages.reinforcement.settings import PolicyKeys, RewardKeys, SamplingKeys
+from lifecycle.stages.run.inheritance import OptimizerState, PeakRate
+from lifecycle.stages.run.setup import Setup
+from lifecycle.stages.step.optimization import OptimizationKeys
+
+
+class Grpo(Stage):
+    """Reinforcement learning on groups of samples."""
+
+    views = frozenset({"prompt"})
+    starts_from_parent = True
+    takes_over = (PeakRate, OptimizerState)
+    measures = told.HELD_OUT
+    faults = staticmethod(settings.faults)
+    frozen_copies = staticmethod(settings.frozen_copies)
+
+    def __init__(
+        self,
+        *,
+        model: ModelConfig,
+        optimization: Keys[OptimizationKeys],
+        drawn: Keys[SamplingKeys],
+        graded: Keys[RewardKeys],
+        policy: Keys[PolicyKeys],
+        setup: Setup,
+    ) -> None:
+        learner = Learner(model=model, policy=policy, drawn=drawn, setup=setup)
+        super().__init__(
+            model=model,
+            optimization=optimization,
+            setup=setup,
+            beside=learner.reference,
+            carried={"kl_coefficient": learner.coefficient},
+        )
+        self.learner, self.sampler, self.grading = learner, PolicySampler(drawn, setup), Grading(graded, setup)
+        self.policy = policy
+
+    def training_step(self, batch: StepBatch[PromptBatch], batch_idx: int) -> None:
+        """One rollout, and the updates on it."""
+        self.enter(batch.step)
+        prompts = PromptBatch.joined(batch.micro)
+        rollout = self.sampler.rollout(prompts, self.network, step=batch.step)
+        graded = self.grading.graded(rollout, prompts)
+        experience = Experience.of(
+            prompts, rollout, self._advantages(graded), mask_unfinished=self.policy.mask_unfinished
+        )
+        self.take_updates(
+            batch,
+            self.learner.updates(self, experience),
+            self.learner.loss_sum(self),
+            told=lambda: {**told.of_rollout(rollout, graded), **self.learner.end_step(len(rollout))},
+        )
+
+    def validation_step(self, batch: tuple[PromptBatch, DocumentMask | None], batch_idx: int) -> Tensor:
+        """(2 + HELD_OUT,) float64: minus the summed reward of greedy answers, their number, and what is measured of
+        them."""
+        prompts, _ = batch
+        rollout = self.sampler.greedy(prompts, self.network)
+        return told.held_out_sums(rollout, self.grading.graded(rollout, prompts)).to(self.device)
+
+    def _advantages(self, graded: Graded) -> Tensor:
+        """(N,) of this rank's samples, each compared with the others of its prompt, and with all of the step."""
+        (rewards_SR, place_S), mine = of_all_ranks([graded.rewards, graded.place], self.device)
+        _, group_S = place_S.unique(return_inverse=True)
+        return advantages(
+            rewards_SR,
+            torch.tensor(graded.weights, dtype=torch.float64, device="cpu"),
+            group_S,
+            kind=self.policy.advantage,
+        )[mine]

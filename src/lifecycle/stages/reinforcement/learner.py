@@ -1,0 +1,137 @@
+"""Updates of a policy on the samples of a step: what is asked before the first, and the loss of each."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lifecycle.batch import SampleBatch
+from lifecycle.losses.policy.kl import AdaptiveKl
+from lifecycle.model import Decoder, DocumentMask, ModelConfig
+from lifecycle.model.adapters import adapter_off
+from lifecycle.stages.base import LossSum, Stage
+from lifecycle.stages.beside.frozen import FrozenNetwork
+from lifecycle.stages.reinforcement.experience import Experience, RowsOfSamples, micro_batches
+from lifecycle.stages.reinforcement.policy import policy_loss, sample_logprobs
+from lifecycle.stages.reinforcement.settings import KlKeys, PolicyKeys, SamplingKeys
+from lifecycle.stages.run.setup import Setup
+from lifecycle.stages.step.collectives import greatest_of_ranks, sum_over_ranks
+
+
+class KlCoefficient:
+    """The weight of the KL, which may be moved towards a target after every step; a checkpoint holds it."""
+
+    def __init__(self, keys: KlKeys) -> None:
+        self.value = keys.coefficient
+        self._adaptive = None if keys.target is None else AdaptiveKl(target=keys.target, horizon=keys.horizon)
+
+    def measured(self, kl_2: Tensor, samples: int) -> None:
+        """Move it, where it has a target. kl_2: (2,) sum and count of the step on this rank. Every rank must call."""
+        if self._adaptive is not None:
+            total, count, number = sum_over_ranks(torch.cat([kl_2, kl_2.new_tensor([samples])])).tolist()
+            if count:
+                self.value = self._adaptive.adapted(self.value, total / count, samples=int(number))
+
+    def state(self) -> float:
+        """For the checkpoint."""
+        return self.value
+
+    def restore(self, state: float) -> None:
+        """Go on from `state`."""
+        self.value = state
+
+
+class Learner:
+    """What turns the samples of a step into updates; a stage holds one."""
+
+    def __init__(self, *, model: ModelConfig, policy: PolicyKeys, drawn: SamplingKeys, setup: Setup) -> None:
+        self._keys = replace(policy, length=policy.length or drawn.sampling.max_new_tokens)
+        self._drawn, self._setup = drawn, setup
+        self.coefficient = KlCoefficient(policy.kl)
+        self._asks = policy.kl.coefficient > 0
+        self._kl: Tensor | None = None  # of the step so far: sum and count ...
+        self._deviation = torch.zeros((), dtype=torch.float32, device="cpu")  # ... and the largest of a ratio from 1
+        beside = self._asks and setup.adapter is None
+        assert setup.parent is not None or not beside
+        self.reference = (
+            FrozenNetwork(config=model, read=setup.parent.read, setup=setup) if beside and setup.parent else None
+        )
+
+    def updates(self, stage: Stage, experience: Experience) -> list[list[SampleBatch]]:
+        """The micro-batches of every update of the step, in turn. Every rank must call."""
+        setup, config = self._setup, stage.config
+        layout = RowsOfSamples(
+            width=config.width,
+            most=setup.micro_batch_tokens,
+            shared=setup.shares_prompts(config, stage.kernel),
+        )
+        parts, passes = self._drawn.updates_per_rollout, self._drawn.passes_per_rollout
+        asked = [experience.update(number, parts) for number in range(parts)]
+        made = [micro_batches(experience, one, self._keys, layout, device=stage.device) for one in asked]
+        made = [[self._known(stage, micro, old=parts * passes > 1) for micro in update] for update in made]
+        return made * passes
+
+    def loss_sum(self, stage: Stage) -> LossSum[SampleBatch]:
+        """What gives the summed loss of a micro-batch, and what is told of it."""
+        self._kl, self._deviation = None, torch.zeros((), dtype=torch.float32, device=stage.device)
+
+        def judged(batch: SampleBatch, documents: DocumentMask | None) -> tuple[Tensor, dict[str, Tensor]]:
+            logp_N, entropy_N = self._said(stage, stage.network, batch, documents)
+            loss, told = policy_loss(batch, logp_N, entropy_N, self._keys, kl_coefficient=self.coefficient.value)
+            if "policy/kl" in told:
+                self._kl = told["policy/kl"] if self._kl is None else self._kl + told["policy/kl"]
+            if len(logp_N):
+                drawn_N = logp_N.detach() if batch.old_logp is None else batch.old_logp
+                apart = ((drawn_N - batch.sampler_logp).exp() - 1).abs().max()
+                self._deviation = torch.maximum(self._deviation, apart)
+            return loss, told
+
+        return judged
+
+    def end_step(self, samples: int) -> dict[str, Tensor]:
+        """What is told when all updates are done; a coefficient of the KL with a target is moved. samples: of the step
+        on this rank. Every rank must call."""
+        if self._kl is not None:
+            self.coefficient.measured(self._kl, samples)
+        greatest = torch.stack([greatest_of_ranks(self._deviation), torch.ones_like(self._deviation)])
+        told = {"policy/ratio_max_deviation": greatest}
+        if self._asks:
+            value = torch.tensor([self.coefficient.value, 1.0], dtype=torch.float64, device="cpu")
+            told["policy/kl_coefficient"] = value
+        return told
+
+    @torch.no_grad()
+    def _known(self, stage: Stage, micro: SampleBatch, *, old: bool) -> SampleBatch:
+        """With what is asked before the first update. old: the policy, which is about to change."""
+        if not (old or self._asks):
+            return micro
+        moved, documents = stage.on_device(micro)
+        found: dict[str, Any] = {}
+        with stage.trainer.precision_plugin.forward_context():
+            if old:
+                found["old_logp"] = self._said(stage, stage.network, moved, documents)[0]
+            if self._asks:
+                with self._frozen(stage) as network:
+                    found["reference_logp"] = self._said(stage, network, moved, documents)[0]
+        return replace(micro, **found)
+
+    @contextlib.contextmanager
+    def _frozen(self, stage: Stage) -> Iterator[Decoder]:
+        if self.reference is not None:
+            yield self.reference.network
+        else:
+            with adapter_off(stage.network):
+                yield stage.network
+
+    def _said(
+        self, stage: Stage, network: Decoder, batch: SampleBatch, documents: DocumentMask | None
+    ) -> tuple[Tensor, Tensor]:
+        tokens, vocab = self._setup.tokens or stage.config.vocab, stage.config.vocab
+        banned = torch.arange(tokens, vocab, device=stage.device) if tokens < vocab else None
+        temperature = self._drawn.sampling.temperature
+        return sample_logprobs(network, batch, documents, temperature=temperature, banned=banned)

@@ -1,0 +1,83 @@
+"""The loss of a policy on graded samples, and what is told of it.
+
+    loss = - sum over trained tokens of w [ objective(r, A) - k KL + e H ]  /  sum over samples of d
+
+r: ratio to the policy before the first update of the step; KL: to the reference; H: entropy; w, d: the normaliser.
+
+policy/ratio_max_deviation    largest |p / p_sampler - 1| of a token under the weights that drew it: 0 but for rounding
+policy/ratio                  mean ratio to the policy before the first update of the step
+policy/clipped                share of the tokens whose gradient a bound cut
+policy/kl                     mean KL to the reference, by the estimator of the loss
+policy/entropy                mean entropy of the next token, in nats, over the whole vocabulary
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lifecycle.batch import SampleBatch
+from lifecycle.losses import token_logprobs
+from lifecycle.losses.policy.kl import kl
+from lifecycle.losses.policy.objectives import objective, token_objective
+from lifecycle.model import Decoder, DocumentMask
+from lifecycle.stages.reinforcement.settings import PolicyKeys
+
+CLAMP = 20.0
+"""Of a logarithm of a ratio to the reference, as in verl."""
+
+
+def sample_logprobs(
+    network: Decoder,
+    batch: SampleBatch,
+    documents: DocumentMask | None,
+    *,
+    temperature: float,
+    banned: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """(N,) each: log-probabilities of the trained tokens as the sampler would draw them now, from the sets that it drew
+    them from; and entropies."""
+    tokens = batch.tokens
+    hidden_BTD = network(tokens.input_ids, tokens.position_ids, documents, counted=tokens.trained)
+    return token_logprobs(
+        hidden_BTD.flatten(0, 1)[batch.at.places],
+        network.head_weight,
+        batch.labels,
+        temperature=temperature,
+        kept=batch.kept,
+        softcap=network.config.logit_softcap,
+        banned_ids=banned,
+    )
+
+
+def policy_loss(
+    batch: SampleBatch, logp_N: Tensor, entropy_N: Tensor, keys: PolicyKeys, *, kl_coefficient: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The summed loss of a micro-batch, and (2,) sums and counts of the metrics."""
+    old_N = logp_N.detach() if batch.old_logp is None else batch.old_logp
+    found = objective(keys.bounded, logp_N, old_N, batch.advantage, batch.at.sequence, sequences=len(batch))
+    kl_N = None
+    if batch.reference_logp is not None:
+        kl_N = kl(logp_N, batch.reference_logp, kind=keys.kl.kind, old_logp_N=old_N, clamp_log_ratio=CLAMP)
+    total_N = token_objective(
+        found.value_N,
+        weight_N=None,
+        kl_N=kl_N,
+        kl_coefficient=kl_coefficient,
+        entropy_N=entropy_N if keys.entropy else None,
+        entropy_coefficient=keys.entropy,
+    )
+    told = {
+        "policy/ratio": _mean(found.ratio_N),
+        "policy/clipped": _mean(found.clipped_N),
+        "policy/entropy": _mean(entropy_N),
+    }
+    if kl_N is not None:
+        told["policy/kl"] = _mean(kl_N)
+    return -(batch.weight * total_N).sum(), told
+
+
+def _mean(values_N: Tensor) -> Tensor:
+    """(2,) float64: the sum, and how many there are."""
+    summed = values_N.detach().double().sum()
+    return torch.stack([summed, torch.full_like(summed, len(values_N))])

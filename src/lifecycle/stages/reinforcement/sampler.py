@@ -1,0 +1,56 @@
+"""Samples of a step: completions of its prompts, drawn from the policy as it stands.
+
+Every draw follows from (seed of the run, step, number of the prompt in the step, number of the sample) alone: a step
+that is taken again draws the same samples, on any number of ranks. The engine is made anew in each step, so that
+nothing of it has to be kept, and what it computes together follows from the step as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lifecycle.batch import PromptBatch, Rollout
+from lifecycle.model import Decoder
+from lifecycle.rollout.engine import generate
+from lifecycle.rollout.sampling.parameters import Sampling
+from lifecycle.stages.reinforcement.settings import SamplingKeys
+from lifecycle.stages.run.setup import Setup
+
+PREFILL = 1024
+"""Tokens of prompts in one forward pass."""
+
+
+class PolicySampler:
+    """Draws from a policy."""
+
+    def __init__(self, keys: SamplingKeys, setup: Setup) -> None:
+        self._keys, self._setup = keys, setup
+
+    def rollout(self, prompts: PromptBatch, network: Decoder, *, step: int) -> Rollout:
+        """`samples_per_prompt` completions of each prompt, those of a prompt together. Every rank must call."""
+        samples = self._setup.timeline.at(step).samples
+        return self._drawn(prompts, network, self._sampling(network, samples=samples), step=step)
+
+    def greedy(self, prompts: PromptBatch, network: Decoder) -> Rollout:
+        """The most probable completion of each prompt. Every rank must call."""
+        sampling = self._sampling(network, samples=1)
+        return self._drawn(prompts, network, replace(sampling, temperature=0.0, top_k=None, top_p=None, min_p=None))
+
+    def _sampling(self, network: Decoder, *, samples: int) -> Sampling:
+        setup = self._setup
+        assert setup.tokenizer is not None
+        drawing, vocab = self._keys.sampling, network.config.vocab
+        return drawing.sampling(setup.tokenizer, setup.end_ids, vocab, samples=samples)
+
+    def _drawn(self, prompts: PromptBatch, network: Decoder, sampling: Sampling, *, step: int = 0) -> Rollout:
+        return generate(
+            network,
+            prompts.ids,
+            sampling,
+            seed=self._setup.seed,
+            step=step,
+            tokenizer=self._setup.tokenizer,
+            prompt_ids=prompts.number.tolist(),
+            slots=self._keys.slots,
+            prefill_chunk=PREFILL,
+        )

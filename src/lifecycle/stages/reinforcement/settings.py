@@ -1,0 +1,125 @@
+"""The keys that the stages of reinforcement learning share, and what of them does not work together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lifecycle.bounds import Count, NotNegative, PartOrAll, Positive
+from lifecycle.losses.policy.advantages import AdvantageName
+from lifecycle.losses.policy.kl import KlName
+from lifecycle.losses.policy.normalisers import NormaliserName
+from lifecycle.losses.policy.objectives import Ratio, RatioName
+from lifecycle.rollout.drawing import DrawingKeys
+
+
+@dataclass(frozen=True, kw_only=True)
+class KlKeys:
+    """Distance from a frozen reference, the parent. kind: how it is estimated. coefficient: its weight in the loss; 0:
+    no reference is asked. target: KL of a token in nats that the coefficient is moved towards; None: it stays. horizon:
+    samples, the more the slower it moves."""
+
+    kind: KlName
+    coefficient: NotNegative
+    target: Positive | None
+    horizon: Positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingKeys:
+    """How a step's samples come about. slots: sequences that are decoded at a time. updates_per_rollout: updates of the
+    weights, each on an equal part of the step's prompts. passes_per_rollout: how often each sample is used."""
+
+    sampling: DrawingKeys
+    slots: Count
+    updates_per_rollout: Count
+    passes_per_rollout: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardKeys:
+    """Rewards whose sum is that of a sample: a name, or several with their weights; a source may name its own."""
+
+    rewards: str | dict[str, float]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Each with its weight."""
+        return {self.rewards: 1.0} if isinstance(self.rewards, str) else self.rewards
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyKeys:
+    """What the policy is trained on: see `losses.policy`. length: of the normaliser `constant`; None: the most new
+    tokens. mask_unfinished: whether samples that were cut off are trained on. entropy: weight of the entropy."""
+
+    advantage: AdvantageName
+    ratio: RatioName
+    clip_low: PartOrAll | None
+    clip_high: Positive | None
+    dual_clip: Positive | None
+    ratio_cap: Positive | None
+    tau_positive: Positive
+    tau_negative: Positive
+    normaliser: NormaliserName
+    length: Count | None
+    entropy: NotNegative
+    mask_unfinished: bool
+    kl: KlKeys
+
+    @property
+    def bounded(self) -> Ratio:
+        """The objective with its bounds."""
+        return Ratio(
+            kind=self.ratio,
+            clip_low=self.clip_low,
+            clip_high=self.clip_high,
+            dual_clip=self.dual_clip,
+            ratio_cap=self.ratio_cap,
+            tau_positive=self.tau_positive,
+            tau_negative=self.tau_negative,
+        )
+
+
+def frozen_copies(config: Mapping[str, Any]) -> int:
+    """Of the weights, that a run of this config holds beside its own: a reference."""
+    stage = config["stage"]
+    return int(bool((stage.get("kl") or {}).get("coefficient")) and not config.get("adapter"))
+
+
+def faults(config: Mapping[str, Any]) -> list[str]:
+    """Values that do not work together."""
+    stage = config["stage"]
+    found = []
+    sampling = stage.get("sampling") or {}
+    prompts, updates = stage.get("prompts_per_step"), stage.get("updates_per_rollout")
+    if _numbers(prompts, updates) and updates > prompts:
+        found.append(
+            f"stage.updates_per_rollout is {updates}, and each update takes an equal part of the step's {prompts} "
+            f"prompts: type stage.updates_per_rollout={prompts} or less (stage.passes_per_rollout uses them again)"
+        )
+    new, length = sampling.get("max_new_tokens"), stage.get("sequence_length")
+    if _numbers(new, length) and new >= length:
+        found.append(
+            f"stage.sampling.max_new_tokens is {new}, and a prompt with its completion has at most "
+            f"stage.sequence_length={length} positions: raise that, or lower the other"
+        )
+    if sampling.get("temperature") == 0:
+        found.append(
+            "stage.sampling.temperature is 0, which draws one completion for all samples of a prompt: there would "
+            "be nothing to compare; type stage.sampling.temperature=1"
+        )
+    if sampling.get("repetition_penalty", 1) != 1:
+        found.append(
+            "stage.sampling.repetition_penalty changes the distribution that samples are drawn from, and the policy's "
+            "own is trained: type stage.sampling.repetition_penalty=1"
+        )
+    rewards = stage.get("rewards")
+    if rewards is not None and not isinstance(rewards, str) and not any(rewards.values()):
+        found.append("stage.rewards names nothing that counts: type stage.rewards=choice, or another of its names")
+    return found
+
+
+def _numbers(*values: Any) -> bool:
+    return all(isinstance(value, int) and not isinstance(value, bool) for value in values)

@@ -1,0 +1,51 @@
+"""What is told of the samples of a step, and of greedy answers to held-out prompts: sums, each with what it is divided
+by.
+
+rollout/reward            weighted sum of the rewards of a sample
+reward/<name>             each reward, where it is not missing
+rollout/length            tokens of a completion
+rollout/stopped           share of the completions that came to their own end
+rollout/groups_varying    share of the prompts whose samples differ in their reward: the others teach nothing
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lifecycle.batch import Rollout
+from lifecycle.losses.policy.advantages import varying_groups
+from lifecycle.stages.reinforcement.experience import finished
+from lifecycle.stages.reinforcement.grading import Graded
+
+HELD_OUT = ("reward", "stopped", "length")
+"""What is added up over greedy answers, in this order."""
+
+
+def of_rollout(rollout: Rollout, graded: Graded) -> dict[str, Tensor]:
+    """(2,) float64 by name: the same names on every rank."""
+    _, group_N = graded.place.unique(return_inverse=True)
+    total_N = graded.total
+    told = {
+        "rollout/reward": _mean(total_N),
+        "rollout/length": _mean(rollout.length.double()),
+        "rollout/stopped": _mean(torch.tensor(finished(rollout), dtype=torch.float64, device="cpu")),
+        "rollout/groups_varying": _mean(varying_groups(total_N, group_N).double()),
+    }
+    for name in dict.fromkeys(graded.names):
+        columns = [r for r, one in enumerate(graded.names) if one == name]
+        told[f"reward/{name}"] = _mean(graded.rewards[:, columns].flatten())
+    return told
+
+
+def held_out_sums(rollout: Rollout, graded: Graded) -> Tensor:
+    """(2 + HELD_OUT,) float64: minus the summed reward, the number of answers, and the sums of what is measured."""
+    reward, count = _mean(graded.total)
+    stopped, length = float(sum(finished(rollout))), float(rollout.length.sum())
+    return torch.tensor([-reward, count, reward, stopped, length], dtype=torch.float64, device="cpu")
+
+
+def _mean(values_N: Tensor) -> Tensor:
+    """(2,) float64: the sum of what there is, and how many there are."""
+    there = ~values_N.isnan()
+    return torch.stack([values_N.nan_to_num(0.0).sum(), there.sum().double()])

@@ -1,0 +1,124 @@
+"""A stage on groups of samples, at toy size: prompts, a tokenizer of letters, and a reward that differs by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from tests.stages.test_step import MODEL, optimization, stage
+from tests.toy import toy
+from torch import Tensor
+
+from lifecycle.batch import PromptBatch, Rollout
+from lifecycle.batch.prompts import PLACES
+from lifecycle.duration import Timeline
+from lifecycle.model import ModelConfig, build
+from lifecycle.rollout.drawing import DrawingKeys
+from lifecycle.stages.grpo import Grpo
+from lifecycle.stages.reinforcement.experience import place_of
+from lifecycle.stages.reinforcement.grading import Graded
+from lifecycle.stages.reinforcement.settings import KlKeys, PolicyKeys, RewardKeys, SamplingKeys
+from lifecycle.stages.run.setup import ParentWeights
+
+POLICY: ModelConfig = replace(MODEL, init_std=0.3)
+LONG = toy(width=32, heads=2, kv_heads=1, head_dim=16, ffn_width=64, vocab_size=64, init_std=0.3, max_positions=256)
+DRAWING = DrawingKeys(
+    max_new_tokens=9, temperature=0.8, top_k=None, top_p=None, min_p=None, repetition_penalty=1.0, stop=[]
+)
+EPS = 1e-3
+"""Of AdamW: without it the first step of a gradient that is all rounding would be as large as any."""
+
+KEYS = PolicyKeys(
+    advantage="group_mean",
+    ratio="token",
+    clip_low=0.2,
+    clip_high=0.2,
+    dual_clip=None,
+    ratio_cap=None,
+    tau_positive=1.0,
+    tau_negative=1.05,
+    normaliser="token",
+    length=None,
+    entropy=0.0,
+    mask_unfinished=False,
+    kl=KlKeys(kind="unbiased", coefficient=0.0, target=None, horizon=100.0),
+)
+
+
+class Letters:
+    """A tokenizer of 62 letters; what is above fills the matrix up."""
+
+    vocab_size = 62
+    end_ids = (0,)
+
+    class hf:  # noqa: N801
+        added_tokens_decoder: dict[int, Any] = {}
+
+    def decode(self, ids: Sequence[int], *, specials: bool = False) -> str:
+        return "".join(chr(65 + i) for i in ids if i)
+
+
+class ByTokens:
+    """A reward that every completion has by its own tokens."""
+
+    def graded(self, rollout: Rollout, prompts: PromptBatch) -> Graded:
+        value = ((rollout.token_ids * rollout.exists).sum(1) % 7).double() / 7
+        return Graded(names=["sum"], weights=[1.0], rewards=value[:, None], place=place_of(rollout))
+
+
+def prompts(step: int, sizes: Sequence[int] = (3, 7, 1, 5), *, first: int = 0) -> PromptBatch:
+    drawn = torch.Generator().manual_seed(step)
+    whole = [torch.randint(1, 62, (size,), generator=drawn).tolist() for size in sizes]
+    return PromptBatch(
+        number=step * PLACES + torch.arange(len(sizes)),
+        id=[str(i) for i in range(len(sizes))],
+        ids=whole,
+        answer=["x"] * len(sizes),
+        meta=[{} for _ in sizes],
+        source_ids=torch.arange(len(sizes)) % 2,
+    )
+
+
+def parent(config: ModelConfig = POLICY, seed: int = 3) -> ParentWeights:
+    def read() -> dict[str, Tensor]:
+        return build(config, seed=seed).state_dict()
+
+    return ParentWeights(read=read, sha256=lambda: "", cache=lambda: None)  # type: ignore[arg-type,return-value]
+
+
+def grpo(
+    *,
+    samples: int = 4,
+    steps: int = 3,
+    drawing: DrawingKeys = DRAWING,
+    updates: int = 1,
+    passes: int = 1,
+    micro_tokens: int = 4096,
+    model: ModelConfig = POLICY,
+    lr: float = 1e-2,
+    setup: dict[str, Any] | None = None,
+    **keys: Any,
+) -> Grpo:
+    line = Timeline.even(steps, rows=4, row_length=24)
+    line = replace(line, segments=tuple(replace(one, samples=samples) for one in line.segments))
+    facts: dict[str, Any] = {
+        "timeline": line,
+        "tokenizer": Letters(),
+        "tokens": 62,
+        "micro_batch_tokens": micro_tokens,
+        "source_rewards": [None, None],
+        "parent": parent(model),
+        **(setup or {}),
+    }
+    made = Grpo(
+        model=model,
+        optimization=optimization(lr, eps=EPS),
+        drawn=SamplingKeys(sampling=drawing, slots=5, updates_per_rollout=updates, passes_per_rollout=passes),
+        graded=RewardKeys(rewards={"exact_match": 1.0}),
+        policy=replace(KEYS, **keys),
+        setup=replace(stage().setup_facts, **facts),
+    )
+    made.grading = ByTokens()  # type: ignore[assignment]
+    return made

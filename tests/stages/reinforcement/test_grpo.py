@@ -1,0 +1,193 @@
+"""Laws of group relative policy optimisation in its stage: a plain loop, ratios of 1, and that no layout matters."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.model.adapted import lora
+from tests.stages.reinforcement.made import DRAWING, EPS, POLICY, grpo, prompts
+from tests.stages.test_step import ADAMW, Batches, Kept, trainer_of
+from torch import Tensor
+from torch.nn import functional as F
+
+from lifecycle.batch import PromptBatch, Rollout
+from lifecycle.model import Decoder, build
+from lifecycle.rollout.engine import generate
+from lifecycle.rollout.sampling.parameters import Sampling
+from lifecycle.stages.grpo import Grpo
+
+STEPS = 3
+
+
+def train(made: Grpo, folder: Path, steps: int = STEPS, parts: Any = None) -> dict[int, dict[str, float]]:
+    logger = Kept()
+    batches: Any = [[prompts(step)] if parts is None else parts(prompts(step)) for step in range(steps)]
+    trainer_of(steps, folder, logger=logger).fit(made, Batches(batches))
+    return logger.rows
+
+
+def weights(made: Grpo) -> list[Tensor]:
+    return [p.detach().clone() for p in made.network.parameters()]
+
+
+# -- a plain loop
+
+
+def drawn(model: Decoder, step: int, given: PromptBatch, **more: Any) -> Rollout:
+    banned, more = tuple(range(62, 64)), {"temperature": 0.8, **more}
+    sampling = Sampling(max_new_tokens=9, samples=4, stop_ids=(0,), banned_ids=banned, **more)
+    return generate(model, given.ids, sampling, seed=1, step=step, prompt_ids=given.number.tolist(), slots=5)
+
+
+def plain_logp(model: Decoder, rollout: Rollout, n: int) -> Tensor:
+    """Of the tokens of one completion, at the temperature of the draw, without the rows that only fill the matrix."""
+    ids = torch.tensor([*rollout.prompts[n], *rollout.completion(n)])
+    logits = model.logits(model(ids[None, :-1], torch.arange(len(ids) - 1)[None]))[0]
+    logits = logits.masked_fill(torch.arange(64) >= 62, -torch.inf) / 0.8
+    return F.log_softmax(logits, -1).gather(1, ids[1:, None])[len(rollout.prompts[n]) - 1 :, 0]
+
+
+def plain_loss(model: Decoder, reference: Decoder, rollout: Rollout, advantage: Tensor, kind: str) -> Tensor:
+    total, count = torch.zeros(()), 0.0
+    for n in range(len(rollout)):
+        logp = plain_logp(model, rollout, n)
+        with torch.no_grad():
+            u = plain_logp(reference, rollout, n)
+        ratio = (logp - logp.detach()).exp()
+        objective = torch.minimum(ratio * advantage[n], ratio.clamp(0.8, 1.2) * advantage[n])
+        kl = ratio * ((u - logp).exp() + logp - u - 1)
+        tokens = objective - 0.3 * kl
+        if kind == "token":
+            total, count = total - tokens.sum(), count + len(logp)
+        else:
+            total, count = total - tokens.mean(), count + 1
+    return total / count
+
+
+@pytest.mark.parametrize("kind", ["token", "sequence"])
+def test_three_steps_are_those_of_a_plain_loop(kind: Any, tmp_path: Path) -> None:
+    made = grpo(normaliser=kind, kl=replace(grpo().policy.kl, coefficient=0.3))
+    rows = train(made, tmp_path)
+    model, reference = build(POLICY, seed=1), build(POLICY, seed=3)
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in model.parameters() if p.dim() > 1]},
+        {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=ADAMW.betas, eps=EPS, weight_decay=ADAMW.weight_decay)
+    for step in range(STEPS):
+        rollout = drawn(model, step, prompts(step))
+        reward = ((rollout.token_ids * rollout.exists).sum(1) % 7) / 7
+        advantage = (reward.view(4, 4) - reward.view(4, 4).mean(1, keepdim=True)).flatten()
+        loss = plain_loss(model, reference, rollout, advantage, kind)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        row = rows[step + 1]
+        assert row["rollout/reward"] == pytest.approx(float(reward.mean()), abs=1e-6)
+        assert row["train/loss"] == pytest.approx(loss.item(), abs=2e-5)
+        assert row["train/grad_norm"] == pytest.approx(norm.item(), rel=1e-3)
+        assert row["rollout/length"] == pytest.approx(float(rollout.length.float().mean()))
+    for mine, theirs in zip(weights(made), model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=2e-4)
+
+
+# -- ratios
+
+
+@pytest.mark.parametrize("truncated", [{}, {"top_k": 7}, {"top_p": 0.7}, {"min_p": 0.1}])
+@pytest.mark.parametrize("updates", [1, 2])
+def test_the_policy_gives_its_samples_the_probabilities_with_which_they_were_drawn(
+    truncated: dict[str, Any], updates: int, tmp_path: Path
+) -> None:
+    made = grpo(drawing=replace(DRAWING, **truncated), updates=updates)
+    for row in train(made, tmp_path).values():
+        assert row["policy/ratio_max_deviation"] < 2e-5
+        assert (row["policy/ratio"] == 1) == (updates == 1)
+
+
+# -- layouts
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"micro_tokens": 64}, {"micro_tokens": 128}, {"setup": {"attention": "sdpa", "compile": False}}],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["token", "sequence", "prompt", "constant"])
+def test_the_split_into_micro_batches_changes_nothing(kind: Any, other: dict[str, Any], tmp_path: Path) -> None:
+    first, second = grpo(normaliser=kind, steps=1), grpo(normaliser=kind, steps=1, **other)
+    a, b = train(first, tmp_path / "a", 1), train(second, tmp_path / "b", 1)
+    assert a[1]["train/loss"] == pytest.approx(b[1]["train/loss"], abs=1e-6)
+    assert a[1]["train/grad_norm"] == pytest.approx(b[1]["train/grad_norm"], rel=1e-4)
+
+
+def test_the_split_of_the_prompts_changes_nothing(tmp_path: Path) -> None:
+    first, second = grpo(), grpo()
+    a = train(first, tmp_path / "a")
+    b = train(second, tmp_path / "b", parts=lambda whole: [whole.rows(0, 1), whole.rows(1, 4)])
+    assert a == {step: {**row, **{k: a[step][k] for k in row if k.startswith("perf/")}} for step, row in b.items()}
+
+
+def test_each_sample_is_used_as_often_as_asked_and_one_step_counts_as_one(tmp_path: Path) -> None:
+    once, more = grpo(steps=1), grpo(steps=1, updates=2, passes=3)
+    a, b = train(once, tmp_path / "a", 1)[1], train(more, tmp_path / "b", 1)[1]
+    assert b["train/tokens"] == 3 * a["train/tokens"] and more.global_step == 1
+    moved = [(x - y).abs().max() for x, y in zip(weights(more), weights(once), strict=True)]
+    assert max(moved) > 1e-3
+
+
+# -- a reference, an adapter
+
+
+def test_a_reference_that_is_the_policy_has_no_distance(tmp_path: Path) -> None:
+    made = grpo(
+        steps=1,
+        kl=replace(grpo().policy.kl, coefficient=0.5),
+        setup={"read_weights": lambda: build(POLICY, seed=3).state_dict()},
+    )
+    assert abs(train(made, tmp_path, 1)[1]["policy/kl"]) < 1e-6
+
+
+def test_the_coefficient_of_the_kl_moves_towards_its_target_and_is_saved(tmp_path: Path) -> None:
+    made = grpo(kl=replace(grpo().policy.kl, coefficient=0.5, target=1e-3, horizon=100.0))
+    rows = train(made, tmp_path)
+    values = [rows[step]["policy/kl_coefficient"] for step in (1, 2, 3)]
+    assert values == pytest.approx([0.5 * (1 + 0.2 * 16 / 100) ** n for n in (1, 2, 3)])
+    saved: dict[str, Any] = {"state_dict": {}}
+    made.on_save_checkpoint(saved)
+    again = grpo(kl=replace(grpo().policy.kl, coefficient=0.5, target=1e-3, horizon=100.0))
+    again.learner.coefficient.restore(saved["stage"]["kl_coefficient"])
+    assert again.learner.coefficient.value == made.learner.coefficient.value
+
+
+def test_the_reference_of_an_adapter_is_the_model_without_it(tmp_path: Path) -> None:
+    made = grpo(kl=replace(grpo().policy.kl, coefficient=0.5), setup={"adapter": lora()})
+    rows = train(made, tmp_path)
+    assert made.learner.reference is None and abs(rows[1]["policy/kl"]) < 1e-6 < rows[3]["policy/kl"]
+
+
+# -- nothing to learn
+
+
+def test_equal_rewards_change_nothing_and_are_no_bad_step(tmp_path: Path) -> None:
+    class Equal:
+        def graded(self, rollout: Rollout, given: PromptBatch) -> Any:
+            from tests.stages.reinforcement.made import ByTokens
+
+            return replace(ByTokens().graded(rollout, given), rewards=torch.full((len(rollout), 1), 0.3).double())
+
+    made = grpo(steps=1)
+    made.grading = Equal()  # type: ignore[assignment]
+    row = train(made, tmp_path, 1)[1]
+    assert row["train/loss"] == 0 and row["train/grad_norm"] == 0 and row["rollout/groups_varying"] == 0
+    assert row["train/skipped"] == 0
+
+
+def test_a_step_of_which_all_is_masked_is_none_of_the_bad_ones(tmp_path: Path) -> None:
+    drawing = replace(DRAWING, max_new_tokens=1)
+    made = grpo(steps=1, drawing=drawing, mask_unfinished=True, samples=1)
+    row = train(made, tmp_path, 1)[1]
+    assert row["train/skipped"] == 0 and row["train/loss"] == 0
