@@ -78,6 +78,14 @@ def test_gradcheck_and_constants(kind: KlName) -> None:
     assert [grad is None for grad in grads] == [False, True, True]
 
 
+@pytest.mark.parametrize("kind", ["k3", "unbiased"])
+def test_near_the_reference_fp32_keeps_its_digits(kind: KlName) -> None:
+    """u of 1e-4: u^2 / 2 = 5e-9, which is less than the last digit of 1."""
+    reference = torch.tensor([0.0, 0.0])
+    found = kl(torch.tensor([1e-4, -1e-4]), reference, kind=kind, old_logp_N=torch.tensor([1e-4, -1e-4]))
+    assert found.tolist() == pytest.approx([5e-9, 5e-9], rel=1e-2) and found.dtype == torch.float32
+
+
 def test_clamps() -> None:
     logp = doubles(-50.0, -1, -1).requires_grad_()
     reference = doubles(-1, -50, -1.5)

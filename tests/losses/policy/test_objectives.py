@@ -255,6 +255,7 @@ WRONG = {
     "clip_low of 0": ({"kind": "token", "clip_low": 0.0}, "clip_low is 0"),
     "clip_high": ({"kind": "token", "clip_high": -0.2}, "clip_high is -0.2"),
     "dual_clip": ({"kind": "token", "clip_high": 0.28, "dual_clip": 1.2}, "above 1 \\+ clip_high"),
+    "a tau of nan": ({"kind": "sapo", "tau_positive": 1.0, "tau_negative": math.nan}, "1.0 and 1.05"),
     "nan": ({"kind": "token", "clip_high": math.nan}, "clip_high"),
 }
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from lifecycle.errors import UserError
@@ -49,12 +50,12 @@ def kl(
         case "k2":
             found_N = u_N.square() / 2
         case "k3":
-            found_N = (-u_N).exp() + u_N - 1
+            found_N = torch.expm1(-u_N) + u_N  # not exp - 1: near the reference fp32 would keep no digit of it
         case "unbiased":
             if old_logp_N is None:
                 raise ValueError("kl: `unbiased` wants old_logp_N, the log-probabilities that the ratio is taken to")
             log_r_N = (logp_N - old_logp_N.detach()).clamp(-GREATEST_LOG_RATIO, GREATEST_LOG_RATIO)
-            found_N = log_r_N.exp() * ((-u_N).exp() + u_N - 1)
+            found_N = log_r_N.exp() * (torch.expm1(-u_N) + u_N)
     return found_N if clamp_value is None else found_N.clamp(-clamp_value, clamp_value)
 
 

@@ -77,7 +77,7 @@ class Ratio:
             )
         if self.kind == "cispo":
             self._check_cispo()
-        if self.kind == "sapo" and not min(self.tau_positive or 0, self.tau_negative or 0) > 0:
+        if self.kind == "sapo" and not all(tau and tau > 0 for tau in (self.tau_positive, self.tau_negative)):
             raise UserError(
                 f"sapo has tau_positive={self.tau_positive} and tau_negative={self.tau_negative}; wanted both above 0 "
                 "(its paper: 1.0 and 1.05)"

@@ -50,7 +50,8 @@ class Tracker(NamedTuple):
 
 
 def started(reward_P: Tensor, samples_P: Tensor, *, variant: SpoVariant) -> Tracker:
-    """From rewards that were sampled before training. reward_P: summed over the `samples_P` samples of each prompt.
+    """From rewards that were sampled before training. reward_P: summed over the `samples_P` samples of each prompt that
+    have a reward.
 
     These samples count where methods are compared at equal numbers of samples.
     """
