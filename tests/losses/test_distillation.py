@@ -19,11 +19,11 @@ TRL = json.loads(Path(__file__).with_name("parity").joinpath("trl_divergence.jso
 
 
 def heads(seed: int = 0, *, cap: float | None = None) -> tuple[Head, Head]:
-    """A student's and a teacher's, of other widths, float64."""
+    """A student's and a teacher's, of other widths, float64. cap: of the student; half of it is the teacher's."""
     torch.manual_seed(seed)
     student, teacher = torch.randn(N, D).double(), torch.randn(N, E).double()
     matrices = torch.randn(V, D).double(), torch.randn(V, E).double()
-    return Head(student, matrices[0], cap), Head(teacher, matrices[1], cap)
+    return Head(student, matrices[0], cap), Head(teacher, matrices[1], cap and cap / 2)
 
 
 def logits(head: Head) -> Tensor:
@@ -99,6 +99,7 @@ def test_kept_tokens_and_the_tail_are_as_many_tokens(beta: float, k: int) -> Non
     student, teacher = heads(1)
     said = top_k(teacher, k, temperature=1.3, chunk_tokens=2)
     torch.testing.assert_close(said.logp.exp().sum(-1), torch.ones(N, dtype=torch.float64))
+    assert torch.equal(said.ids, logits(teacher).argsort(-1, descending=True)[:, :k])
     inputs = [student.hidden_ND.requires_grad_(), student.weight_VD.requires_grad_()]
     ours = divergence(student, said, beta=beta, temperature=1.3, chunk_tokens=3)
     mine = F.log_softmax(logits(student) / 1.3, -1)

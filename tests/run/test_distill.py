@@ -87,7 +87,7 @@ def test_a_student_that_writes_goes_on_bit_for_bit_and_finds_what_its_teacher_sa
     words = (*chats(place), "stage.top_k=16", "stage.max_steps=8")
     lifecycle(place, "run=writes", *words)
     run = place / "outputs/writes"
-    assert any(length for length in metrics(run)["rollout/length"])
+    assert any(length for length in metrics(run)["train/answer_length"])
     cut_back(run, place / "outputs/writes-again", 4)
     lifecycle(place, "run=writes-again", *words)
     assert_same_run(place / "outputs/writes-again", run)

@@ -46,6 +46,7 @@ def weights_of(config: ModelConfig, seed: int = 7) -> dict[str, Tensor]:
 
 def distill(
     *,
+    student: ModelConfig = MODEL,
     teacher: ModelConfig = LARGER,
     seed: int = 7,
     beta: float = 0.0,
@@ -61,7 +62,7 @@ def distill(
     weights = ParentWeights(read=lambda: weights_of(teacher, seed), sha256=lambda: f"{seed}", cache=lambda: cache)
     named = TeacherModel(name="large", config=teacher, weights=weights)
     return Distill(
-        model=MODEL,
+        model=student,
         optimization=optimization(lr),
         divergence=Distance(beta=beta, temperature=temperature),
         cross_entropy=cross_entropy,
@@ -202,12 +203,27 @@ def test_renormalised_are_the_ids_that_both_have(tmp_path: Path) -> None:
     assert rows[1]["train/loss"] == pytest.approx(apart / count, rel=1e-5)
 
 
+def test_both_have_soft_caps_of_their_own(tmp_path: Path) -> None:
+    """In the divergence and in the likelihood of the labels."""
+    capped, teacher = replace(MODEL, logit_softcap=2.0, init_std=0.5), replace(LARGER, logit_softcap=3.0, init_std=0.5)
+    made = distill(student=capped, teacher=teacher, temperature=1.5, cross_entropy=0.5)
+    rows = train(made, [whole(0)], tmp_path)
+    apart, nll, count = 0.0, 0.0, 0
+    for piece in documents(0):
+        ids = torch.from_numpy(piece.item.ids).long()  # type: ignore[union-attr]
+        ours, theirs = (plain_logits(build(c, seed=s), ids).detach() for c, s in ((capped, 1), (teacher, 7)))
+        apart += float(plain_divergence(ours, theirs, 0.0, 1.5))
+        nll, count = nll + float(F.cross_entropy(ours, ids[1:], reduction="sum")), count + len(ids) - 1
+    assert rows[1]["train/divergence"] == pytest.approx(apart / count, rel=1e-5)
+    assert rows[1]["train/cross_entropy"] == pytest.approx(nll / count, rel=1e-5)
+
+
 # -- what the teacher said before
 
 
 def test_the_likeliest_tokens_are_computed_once_and_are_what_the_teacher_says(tmp_path: Path) -> None:
-    live = distill(beta=0.3)
-    known, again = (distill(beta=0.3, top_k=63, cache=tmp_path / "c") for _ in range(2))
+    live = distill(beta=0.3, temperature=1.5)
+    known, again = (distill(beta=0.3, temperature=1.5, top_k=63, cache=tmp_path / "c") for _ in range(2))
     rows = train(live, [split(step) for step in range(STEPS)], tmp_path / "live")
     steps = [split(step) for step in range(STEPS)]
     mine = train(known, steps, tmp_path / "known")
@@ -238,10 +254,19 @@ def test_a_sequence_that_is_not_known_is_computed_by_the_teacher(tmp_path: Path)
 
 def test_other_settings_of_what_is_kept_are_kept_apart(tmp_path: Path) -> None:
     for number, changed in enumerate(
-        ({"top_k": 3}, {"top_k": 4}, {"top_k": 4, "temperature": 2.0}, {"top_k": 4, "seed": 8})
+        (
+            {"top_k": 3},
+            {"top_k": 4},
+            {"top_k": 4, "temperature": 2.0},
+            {"top_k": 4, "seed": 8},
+            {"top_k": 4, "bf16": True},
+            {"top_k": 4, "student": replace(MODEL, vocab_size=48), "rows": "renormalise"},
+        )
     ):
-        train(distill(cache=tmp_path / "c", **changed), [whole(0)], tmp_path / str(number))  # type: ignore[arg-type]
-    assert len(list((tmp_path / "c").iterdir())) == 4
+        (one,) = whole(0)
+        steps = [[replace(one, input_ids=one.input_ids % 48, labels=one.labels.where(one.labels < 0, one.labels % 48))]]
+        train(distill(cache=tmp_path / "c", **changed), steps, tmp_path / str(number))  # type: ignore[arg-type]
+    assert len(list((tmp_path / "c").iterdir())) == 6
 
 
 def test_all_tokens_are_no_top_k() -> None:
@@ -309,7 +334,7 @@ def test_a_student_that_judges_itself_has_nothing_to_learn(form: Any, tmp_path: 
     made = distill(teacher=MODEL, seed=1, beta=1.0, on_policy=on_policy(form), **facts)
     rows = train(made, [asked(0)], tmp_path)
     assert abs(rows[1]["train/loss"]) < 1e-5 and rows[1]["train/grad_norm"] < 1e-4
-    assert 1 <= rows[1]["rollout/length"] <= 6
+    assert 1 <= rows[1]["train/answer_length"] <= 6
 
 
 def written(form: Any, **more: Any) -> Distill:

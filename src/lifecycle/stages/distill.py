@@ -45,14 +45,20 @@ class Distance:
 
 
 def _faults(config: Mapping[str, Any]) -> list[str]:
-    """Answers are sampled to what stands before them, which documents do not have."""
-    stage = config["stage"]
-    if not stage.get("on_policy") or stage.get("view") == "chat":
-        return []
-    return [
-        f"stage.on_policy samples answers to prompts, and stage.view is '{stage.get('view')}': type stage.view=chat, "
-        "or stage.on_policy=null"
-    ]
+    """Answers are sampled to what stands before them, which documents do not have; and only to learn from them."""
+    stage, found = config["stage"], []
+    written = stage.get("on_policy")
+    if written and stage.get("view") != "chat":
+        found.append(
+            f"stage.on_policy samples answers to prompts, and stage.view is '{stage.get('view')}': type "
+            "stage.view=chat, or stage.on_policy=null"
+        )
+    if written and written.get("form") == "supervised" and stage.get("cross_entropy") == 1:
+        found.append(
+            "stage.cross_entropy is 1, so that the divergence counts nothing, which is all that is learnt from answers "
+            "of the student: type stage.cross_entropy=0.5, or stage.on_policy=null"
+        )
+    return found
 
 
 class Distill(Stage):
@@ -167,7 +173,7 @@ class Distill(Stage):
             drawn = lesson.sampler_logp is not None
             count = lesson.tokens.document_ids.amax(-1).sum() if drawn else zero
             length = lesson.places.new_tensor(len(lesson.places)) if drawn else zero
-            told["rollout/length"] = torch.stack([length.double(), count.double()])
+            told["train/answer_length"] = torch.stack([length.double(), count.double()])
         return told
 
     # -- what the teacher said before
