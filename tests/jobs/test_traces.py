@@ -127,6 +127,27 @@ def test_prompts_without_a_known_answer_are_refused_by_their_number(place: Path)
     (place / "asked.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n' * 3)
     with pytest.raises(UserError, match="no row is a prompt with a known answer.*'no answer': 3"):
         sample()
+    (place / "asked.jsonl").write_text('{"prompt": "a", "completion": ""}\n' * 3)
+    with pytest.raises(UserError, match="no row is a prompt with a known answer.*mine: {'[^']*': 3}"):
+        sample("run=empty")
+
+
+@pytest.mark.parametrize("kept", [None, 20])
+def test_what_was_saved_and_is_there_no_more_is_told(
+    kept: int | None, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Written, "end", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sample("stage.max_new_tokens=4")
+    file = place / "outputs/traces/.traces.jsonl.partial"
+    content = file.read_bytes()
+    if kept is None:
+        file.unlink()
+    else:
+        file.write_bytes(content[:kept])
+    words = "is gone" if kept is None else f"has {kept} bytes"
+    with pytest.raises(UserError, match=f"{words}, and {len(content):,} were saved .* delete the folder"):
+        sample("stage.max_new_tokens=4")
 
 
 def test_held_out_prompts_are_never_asked(place: Path) -> None:

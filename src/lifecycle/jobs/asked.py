@@ -41,11 +41,12 @@ def known_prompts(data: Corpus, *, room: int, system: str | None) -> tuple[list[
     if system is not None and data.template is None:
         raise UserError("stage.system is a turn, and data.chat_template=none asks with plain text: leave it out")
     found, seen, counts = list[Asked](), set[tuple[int, ...]](), dict[str, Counter[str]]()
+    verdicts = dict[str, Counter[str]]()
     for source in data.whole:
         if not Weight.of(source.spec.weight, source.name).trained:
             continue
         count = counts.setdefault(source.name, Counter())
-        for row in _training_rows(source):
+        for row in _training_rows(source, verdicts.setdefault(source.name, Counter())):
             one = _asked(data, source, row, system)
             if not isinstance(one, Asked):
                 count[one] += 1
@@ -57,7 +58,7 @@ def known_prompts(data: Corpus, *, room: int, system: str | None) -> tuple[list[
                 seen.add(tuple(one.ids))
                 found.append(one)
     if not found:
-        gone = "; ".join(f"{name}: {dict(count) or 'no rows'}" for name, count in counts.items())
+        gone = "; ".join(f"{name}: {dict(count or verdicts[name]) or 'no rows'}" for name, count in counts.items())
         raise UserError(
             f"no row is a prompt with a known answer ({gone}): name the columns (data.sources.NAME.fields.answer), or "
             "the format"
@@ -65,8 +66,8 @@ def known_prompts(data: Corpus, *, room: int, system: str | None) -> tuple[list[
     return found, counts
 
 
-def _training_rows(source: Source) -> Iterator[FilteredRow]:
-    verdicts = Counter[str]()
+def _training_rows(source: Source, verdicts: Counter[str]) -> Iterator[FilteredRow]:
+    """verdicts: of all rows, which are counted there."""
 
     def count(row: RawRow, verdict: str) -> None:
         verdicts[verdict] += 1

@@ -39,6 +39,7 @@ from lifecycle.rewards.stated import THOUGHTS_BEGIN, behind_thoughts
 from lifecycle.rollout.drawing import DrawingKeys
 from lifecycle.runs.answers import is_well_formed
 from lifecycle.system import atomic, owner
+from lifecycle.system.foreign import read_object
 from lifecycle.tokenizer.tokenizer import Tokenizer
 
 NAME = "traces.jsonl"
@@ -167,7 +168,7 @@ class Written:
             owner.check(self._path)
             self._path.write_bytes(b"")
             return self
-        note = json.loads(self._note.read_text())
+        note = read_object(self._note)
         changed = [name for name, value in made_by.items() if note["made_by"].get(name) != value]
         if changed:
             raise UserError(
@@ -176,9 +177,19 @@ class Written:
             )
         self.parts, self._size = note["parts"], note["bytes"]
         self.counts = {name: Counter(found) for name, found in note["counts"].items()}
-        if self._path.exists():  # not renamed yet
-            owner.check(self._path)
-            os.truncate(self._path, self._size)
+        if self._path.exists():
+            held = self._path.stat().st_size
+        elif self._path.with_name(NAME).exists():  # renamed already
+            return self
+        else:
+            held = -1
+        if held < self._size:
+            raise UserError(
+                f"{self._path} {'is gone' if held < 0 else f'has {held:,} bytes'}, and {self._size:,} were saved there "
+                f"before this start: put it back, or delete the folder {folder} to sample anew"
+            )
+        owner.check(self._path)
+        os.truncate(self._path, self._size)
         return self
 
     def add(self, rows: Sequence[Mapping[str, Any]], counts: Mapping[str, Counter[str]]) -> None:
