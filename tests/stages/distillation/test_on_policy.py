@@ -9,7 +9,6 @@ import pytest
 import torch
 from tests.stages.test_distill import LARGER, distill, train
 from tests.stages.test_step import LENGTH, MODEL, stage
-from torch.nn import functional as F
 
 from lifecycle.batch import IGNORED, TokenBatch
 from lifecycle.model import Decoder, build
@@ -110,12 +109,12 @@ def test_what_has_no_room_no_prompt_or_no_beginning_is_learnt_as_it_is() -> None
 
 def test_every_draw_follows_from_step_and_content_and_not_from_the_order() -> None:
     chats = [chat((3, 4), seed=s) for s in range(6)]
-    made = sampler(share=0.5)
+    made = sampler(share=0.7)
 
     def said(order: Sequence[PackedSequence], step: int) -> set[tuple[int, ...]]:
         return {tuple(one.ids.tolist() + answer(one)) for one in written(made, [rows_of(order)], even(), step=step)}
 
-    assert said(chats, 1) == said(chats[::-1], 1) != said(chats, 2)
+    assert said(chats, 0) == said(chats[::-1], 0) != said(chats, 4) and len(said(chats, 0)) > 2
     chosen = {tuple(sorted(ids[:3] for ids in said(chats, step))) for step in range(6)}
     assert len(chosen) > 1  # other sequences, not only other draws
 
@@ -132,6 +131,13 @@ def test_whether_a_sequence_is_chosen_says_nothing_of_its_first_token() -> None:
     assert 12 <= len(first) <= 40 and max(first) > 0.8 * TOKENS
 
 
+def test_a_sequence_is_known_by_its_ids_its_trained_tokens_and_its_place() -> None:
+    one = chat((3, 4))
+    less = replace(one, labels=torch.where(torch.arange(len(one.labels)) < 4, IGNORED, one.labels))
+    found = {one.key, less.key, replace(one, position=5).key, chat((3, 4), seed=1).key, replace(one, source=0).key}
+    assert len(found) == 4  # whichever source it is of
+
+
 # -- what is learnt from it
 
 
@@ -139,7 +145,8 @@ def test_answers_have_no_weights_and_the_datas_keep_theirs() -> None:
     rows = [rows_of([chat((3, 2), seed=s, weights=True) for s in range(8)], weighted=True)]
     lessons = sampler(share=0.5).lessons(rows, even(), step=0)
     kinds = {lesson.sampler_logp is None: lesson.weights_N for lesson in lessons}
-    assert kinds[False] is None and kinds[True] is not None and set(kinds[True].tolist()) == {2.0}
+    assert kinds[False] is None
+    assert (data := kinds[True]) is not None and set(data.tolist()) == {2.0}
 
 
 def test_labels_count_for_answers_of_the_data_alone(tmp_path: Path) -> None:
@@ -155,26 +162,21 @@ def test_policy_gradient_is_at_the_temperature_and_over_the_tokens_of_the_draws(
 ) -> None:
     """Its loss is what the teacher finds of each token, less than who drew it; by one forward pass of each sequence."""
     capped, teacher = replace(MODEL, logit_softcap=2.0, init_std=0.5), replace(LARGER, logit_softcap=3.0, init_std=0.5)
-    form = keys(form="policy_gradient", temperature=temperature)
+    form, data = (
+        keys(form="policy_gradient", temperature=temperature),
+        [rows_of([chat((3, 2), seed=s) for s in range(4)])],
+    )
     made = distill(student=capped, teacher=teacher, on_policy=form, tokens=TOKENS)
-    rows = train(made, [[rows_of([chat((3, 2), seed=s) for s in range(4)])]], tmp_path)
-    models = build(capped, seed=1), build(teacher, seed=7)
-    lessons = [
-        one for one in made.sampler.lessons([rows_of([chat((3, 2), seed=s) for s in range(4)])], models[0], step=0)
-    ]  # type: ignore[union-attr]
-    total, count = 0.0, 0
-    for one in (one for lesson in lessons for one in sequences_of(lesson.tokens)):
+    rows = train(made, [data], tmp_path)
+    models, total, count = (build(capped, seed=1), build(teacher, seed=7)), 0.0, 0
+    assert made.sampler is not None
+    for one in written(made.sampler, data, models[0]):
+        at, place = one.labels != IGNORED, torch.arange(len(one.ids))[None]
         ours, theirs = (
-            F.log_softmax(
-                model.logits(model(one.ids[None], torch.arange(len(one.ids))[None]))[0][:, :TOKENS].detach()
-                / temperature,
-                -1,
-            )
+            (model.logits(model(one.ids[None], place))[0, at, :TOKENS] / temperature).detach().log_softmax(-1)
             for model in models
         )
-        at = one.labels != IGNORED
-        difference = (ours - theirs)[at].gather(1, one.labels[at][:, None])
-        total, count = total + float(difference.sum()), count + int(at.sum())
+        total, count = total + float((ours - theirs).gather(1, one.labels[at][:, None]).sum()), count + int(at.sum())
     assert rows[1]["train/loss"] == pytest.approx(total / count, rel=1e-4)
     assert rows[1]["train/reverse_kl"] == pytest.approx(rows[1]["train/loss"], rel=1e-5)
 
