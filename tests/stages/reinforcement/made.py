@@ -14,6 +14,7 @@ from torch import Tensor
 from lifecycle.batch import PromptBatch, Rollout
 from lifecycle.batch.prompts import PLACES
 from lifecycle.duration import Timeline
+from lifecycle.losses.policy.masks import SamplerMasks
 from lifecycle.model import ModelConfig, build
 from lifecycle.rollout.drawing import DrawingKeys
 from lifecycle.stages.grpo import Grpo
@@ -43,6 +44,8 @@ KEYS = PolicyKeys(
     length=None,
     entropy=0.0,
     mask_unfinished=False,
+    overlong_buffer=None,
+    masks=SamplerMasks(),
     kl=KlKeys(kind="unbiased", coefficient=0.0, target=None, horizon=100.0),
 )
 

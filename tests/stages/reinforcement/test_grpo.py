@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lifecycle.batch import PromptBatch, Rollout
+from lifecycle.losses.policy.masks import SamplerMasks
 from lifecycle.model import Decoder, build
 from lifecycle.rollout.engine import generate
 from lifecycle.rollout.sampling.parameters import Sampling
@@ -191,3 +192,19 @@ def test_a_step_of_which_all_is_masked_is_none_of_the_bad_ones(tmp_path: Path) -
     made = grpo(steps=1, drawing=drawing, mask_unfinished=True, samples=1)
     row = train(made, tmp_path, 1)[1]
     assert row["train/skipped"] == 0 and row["train/loss"] == 0
+
+
+# -- masks against the sampler
+
+
+def test_masks_act_on_what_has_moved_and_are_told(tmp_path: Path) -> None:
+    """At one update a rollout the off-policy mask cannot fire; later updates move away from the sampler."""
+    masks = SamplerMasks(off_policy_threshold=0.01, truncate_between=(0.0, 1.0))
+    one = train(grpo(masks=masks), tmp_path / "a")
+    assert [row["policy/off_policy_masked"] for row in one.values()] == [0, 0, 0]
+    many = train(grpo(masks=masks, passes=6, lr=3e-2), tmp_path / "b")
+    assert many[3]["policy/off_policy_masked"] > 0
+    free = train(grpo(passes=6, lr=3e-2), tmp_path / "c")
+    assert free[1]["train/grad_norm"] != many[1]["train/grad_norm"]
+    assert one[1]["policy/sampler_ratio"] == pytest.approx(1, abs=1e-5)
+    assert one[1]["policy/sampler_effective"] == pytest.approx(1, abs=1e-5)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lifecycle.batch import SampleBatch
 from lifecycle.losses.policy.kl import AdaptiveKl
+from lifecycle.losses.policy.masks import RatioFacts, ratio_facts
 from lifecycle.model import Decoder, DocumentMask, ModelConfig
 from lifecycle.model.adapters import adapter_off
 from lifecycle.stages.base import LossSum, Stage
@@ -55,6 +56,7 @@ class Learner:
         self.coefficient = KlCoefficient(policy.kl)
         self._asks = policy.kl.coefficient > 0
         self._kl: Tensor | None = None  # of the step so far: sum and count ...
+        self._facts: RatioFacts | None = None  # ... ratios to the sampler ...
         self._deviation = torch.zeros((), dtype=torch.float32, device="cpu")  # ... and the largest of a ratio from 1
         beside = self._asks and setup.adapter is None
         assert setup.parent is not None or not beside
@@ -78,7 +80,7 @@ class Learner:
 
     def loss_sum(self, stage: Stage) -> LossSum[SampleBatch]:
         """What gives the summed loss of a micro-batch, and what is told of it."""
-        self._kl, self._deviation = None, torch.zeros((), dtype=torch.float32, device=stage.device)
+        self._kl, self._facts, self._deviation = None, None, torch.zeros((), dtype=torch.float32, device=stage.device)
 
         def judged(batch: SampleBatch, documents: DocumentMask | None) -> tuple[Tensor, dict[str, Tensor]]:
             logp_N, entropy_N = self._said(stage, stage.network, batch, documents)
@@ -87,6 +89,8 @@ class Learner:
                 self._kl = told["policy/kl"] if self._kl is None else self._kl + told["policy/kl"]
             if len(logp_N):
                 drawn_N = logp_N.detach() if batch.old_logp is None else batch.old_logp
+                facts = ratio_facts(drawn_N, batch.sampler_logp)
+                self._facts = facts if self._facts is None else self._facts.joined(facts)
                 apart = ((drawn_N - batch.sampler_logp).exp() - 1).abs().max()
                 self._deviation = torch.maximum(self._deviation, apart)
             return loss, told
@@ -99,11 +103,23 @@ class Learner:
         if self._kl is not None:
             self.coefficient.measured(self._kl, samples)
         greatest = torch.stack([greatest_of_ranks(self._deviation), torch.ones_like(self._deviation)])
-        told = {"policy/ratio_max_deviation": greatest}
+        told = {"policy/ratio_max_deviation": greatest, **self._ratios()}
         if self._asks:
             value = torch.tensor([self.coefficient.value, 1.0], dtype=torch.float64, device="cpu")
             told["policy/kl_coefficient"] = value
         return told
+
+    def _ratios(self) -> dict[str, Tensor]:
+        sums = torch.zeros(3, dtype=torch.float64, device=self._deviation.device)
+        if self._facts is not None:
+            sums += torch.stack(self._facts[:3])
+        tokens, total, squares = sum_over_ranks(sums).unbind()
+        facts = RatioFacts(tokens, total, squares, self._deviation)
+        there = (facts.tokens > 0).double()
+        return {
+            "policy/sampler_ratio": torch.stack([facts.mean * there, there]),
+            "policy/sampler_effective": torch.stack([facts.effective_share * there, there]),
+        }
 
     @torch.no_grad()
     def _known(self, stage: Stage, micro: SampleBatch, *, old: bool) -> SampleBatch:

@@ -1,12 +1,16 @@
 """The loss of a policy on graded samples, and what is told of it.
 
-    loss = - sum over trained tokens of w [ objective(r, A) - k KL + e H ]  /  sum over samples of d
+    loss = - sum over trained tokens of w [ M objective(r, A) - k KL + e H ]  /  sum over samples of d
 
-r: ratio to the policy before the first update of the step; KL: to the reference; H: entropy; w, d: the normaliser.
+r: ratio to the policy before the first update of the step; M: masks against the sampler; KL: to the reference; H:
+entropy; w, d: the normaliser.
 
 policy/ratio_max_deviation    largest |p / p_sampler - 1| of a token under the weights that drew it: 0 but for rounding
 policy/ratio                  mean ratio to the policy before the first update of the step
 policy/clipped                share of the tokens whose gradient a bound cut
+policy/<mask>_masked          share of the tokens that a mask against the sampler cut (off_policy, truncated, ...)
+policy/sampler_ratio          mean of rho = p / p_sampler before the first update, before any mask cuts it
+policy/sampler_effective      effective share of the tokens under those ratios: 1 where all are equal
 policy/kl                     mean KL to the reference, by the estimator of the loss
 policy/entropy                mean entropy of the next token, in nats, over the whole vocabulary
 """
@@ -19,6 +23,7 @@ from torch import Tensor
 from lifecycle.batch import SampleBatch
 from lifecycle.losses import token_logprobs
 from lifecycle.losses.policy.kl import kl
+from lifecycle.losses.policy.masks import product
 from lifecycle.losses.policy.objectives import objective, token_objective
 from lifecycle.model import Decoder, DocumentMask
 from lifecycle.stages.reinforcement.settings import PolicyKeys
@@ -59,9 +64,17 @@ def policy_loss(
     kl_N = None
     if batch.reference_logp is not None:
         kl_N = kl(logp_N, batch.reference_logp, kind=keys.kl.kind, old_logp_N=old_N, clamp_log_ratio=CLAMP)
+    masks = keys.masks.of(
+        logp_N=logp_N,
+        old_logp_N=old_N,
+        sampler_logp_N=batch.sampler_logp,
+        advantage_N=batch.advantage,
+        sequence_N=batch.at.sequence,
+        sequences=len(batch),
+    )
     total_N = token_objective(
         found.value_N,
-        weight_N=None,
+        weight_N=product(masks),
         kl_N=kl_N,
         kl_coefficient=kl_coefficient,
         entropy_N=entropy_N if keys.entropy else None,
@@ -71,6 +84,7 @@ def policy_loss(
         "policy/ratio": _mean(found.ratio_N),
         "policy/clipped": _mean(found.clipped_N),
         "policy/entropy": _mean(entropy_N),
+        **{f"policy/{name}_masked": _mean(mask.cut_N) for name, mask in masks.items()},
     }
     if kl_N is not None:
         told["policy/kl"] = _mean(kl_N)

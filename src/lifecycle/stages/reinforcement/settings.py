@@ -9,6 +9,7 @@ from typing import Any
 from lifecycle.bounds import Count, NotNegative, PartOrAll, Positive
 from lifecycle.losses.policy.advantages import AdvantageName
 from lifecycle.losses.policy.kl import KlName
+from lifecycle.losses.policy.masks import SamplerMasks
 from lifecycle.losses.policy.normalisers import NormaliserName
 from lifecycle.losses.policy.objectives import Ratio, RatioName
 from lifecycle.rollout.drawing import DrawingKeys
@@ -52,7 +53,8 @@ class RewardKeys:
 @dataclass(frozen=True, kw_only=True)
 class PolicyKeys:
     """What the policy is trained on: see `losses.policy`. length: of the normaliser `constant`; None: the most new
-    tokens. mask_unfinished: whether samples that were cut off are trained on. entropy: weight of the entropy."""
+    tokens. mask_unfinished: whether samples that were cut off are left out. overlong_buffer: tokens before the most new
+    ones over which a penalty for length grows to 1; None: there is none. entropy: weight of the entropy."""
 
     advantage: AdvantageName
     ratio: RatioName
@@ -66,6 +68,8 @@ class PolicyKeys:
     length: Count | None
     entropy: NotNegative
     mask_unfinished: bool
+    overlong_buffer: Count | None
+    masks: SamplerMasks
     kl: KlKeys
 
     @property
@@ -92,7 +96,8 @@ def faults(config: Mapping[str, Any]) -> list[str]:
     """Values that do not work together."""
     stage = config["stage"]
     found = []
-    sampling = stage.get("sampling") or {}
+    sampling: Mapping[str, Any] = stage.get("sampling") or {}
+    new: Any
     prompts, updates = stage.get("prompts_per_step"), stage.get("updates_per_rollout")
     if _numbers(prompts, updates) and updates > prompts:
         found.append(
@@ -114,6 +119,12 @@ def faults(config: Mapping[str, Any]) -> list[str]:
         found.append(
             "stage.sampling.repetition_penalty changes the distribution that samples are drawn from, and the policy's "
             "own is trained: type stage.sampling.repetition_penalty=1"
+        )
+    buffer = stage.get("overlong_buffer")
+    if _numbers(buffer, new) and buffer > new:
+        found.append(
+            f"stage.overlong_buffer is {buffer} tokens of the {new} that a completion may have "
+            f"(stage.sampling.max_new_tokens): type stage.overlong_buffer={max(1, new // 5)}"
         )
     rewards = stage.get("rewards")
     if rewards is not None and not isinstance(rewards, str) and not any(rewards.values()):
