@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from lifecycle.batch import Example, TokenBatch
 from lifecycle.errors import UserError
+from lifecycle.losses.distillation import TopK
 from lifecycle.model import Decoder, ModelConfig, build
 from lifecycle.model.adapters import adapter_off
 from lifecycle.stages.distill import Distance, Distill
@@ -238,6 +239,29 @@ def test_the_likeliest_tokens_are_computed_once_and_are_what_the_teacher_says(tm
     train(again, steps, tmp_path / "again")
     assert {file: file.stat().st_mtime_ns for file in place.iterdir()} == written
     assert all(torch.equal(v, again.network.state_dict()[name]) for name, v in known.network.state_dict().items())
+
+
+def test_the_teacher_is_asked_before_the_steps_in_the_precision_that_it_has_in_them(tmp_path: Path) -> None:
+    said = []
+    for name, k in (("live", None), ("known", 63)):
+        logger, made = Kept(), distill(beta=0.3, top_k=k, cache=tmp_path / "c", bf16=True)
+        trainer_of(1, tmp_path / name, logger=logger, precision="bf16-mixed").fit(made, Batches([whole(0)]))
+        said.append(logger.rows[1]["train/loss"])
+    assert said[1] == pytest.approx(said[0], rel=1e-5)
+
+
+def test_a_part_of_a_lesson_has_what_is_known_of_its_rows() -> None:
+    (rows,) = whole(0)
+    lesson = Lesson.of(rows)
+    count = len(lesson.places)
+    numbers = torch.arange(count)
+    known = replace(lesson, said=TopK(numbers[:, None], numbers[:, None].float()), sampler_logp=numbers.float())
+    parts = [known.rows(at, stop) for at, stop in ((0, 1), (1, 3), (3, 4))]
+    for part, (at, stop) in zip(parts, ((0, 1), (1, 3), (3, 4)), strict=True):
+        assert torch.equal(part.places, Lesson.of(rows.rows(at, stop)).places)
+        assert part.said is not None and torch.equal(part.said.ids[:, 0], part.said.logp[:, 0].long())
+    assert torch.equal(torch.cat([part.sampler_logp for part in parts]), numbers.float())  # type: ignore[misc]
+    assert torch.equal(torch.cat([part.said.ids[:, 0] for part in parts]), numbers)  # type: ignore[union-attr]
 
 
 def _never(lesson: Any) -> Any:
