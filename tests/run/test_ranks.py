@@ -1,5 +1,6 @@
 """Several processes by the real command line, on gloo: the tokens of one process, stopped and resumed on any number."""
 
+import json
 import os
 import shutil
 import signal
@@ -25,7 +26,9 @@ from tests.run.cli import (
 )
 from tests.run.processes import assert_all_end, children, processes
 
+from lifecycle.__main__ import LOST
 from lifecycle.checkpoint import CheckpointError, list_committed, load
+from lifecycle.system.owner import LOCK
 
 STEPS = 60
 LONG = 4000  # steps of a run that is stopped before
@@ -190,3 +193,22 @@ def test_sigterm_while_the_ranks_start_ends_them_all(place: Path) -> None:
         os.kill(process.pid, signal.SIGTERM)
         assert process.end(seconds=60).code == 143
         assert_all_end(process.pid)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_ranks_whose_folder_was_taken_over_end_together_and_write_nothing_more(place: Path, strategy: str) -> None:
+    run = place / "outputs" / f"taken-{strategy}"
+    with started(place, f"run={run.name}", *ranks(2, strategy, steps=LONG)) as process:
+        wait_for(lambda: newest(run) >= 8 and list_committed(run / "checkpoints"), process)
+        os.killpg(process.pid, signal.SIGSTOP)  # as a laptop that sleeps
+        other = {**facts(run, LOCK), "host": "far", "token": "another"}
+        (run / LOCK).write_text(json.dumps(other))
+        saved, told = list_committed(run / "checkpoints"), (run / "run.json").read_bytes()
+        os.killpg(process.pid, signal.SIGCONT)
+        done = process.end(seconds=60)
+        assert done.code == LOST and "was taken over by process" in done.err and "on far" in done.err, done
+        assert "Traceback" not in done.err
+        assert_all_end(process.pid)
+    assert list_committed(run / "checkpoints") == saved and (run / "run.json").read_bytes() == told
+    assert facts(run, LOCK) == other

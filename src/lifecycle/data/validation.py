@@ -6,7 +6,7 @@ are made of: `held_out.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -121,15 +121,9 @@ def held_out_sets(
         domains.setdefault(source.domain, []).append(source)
     packed = dict[str, HeldOutSet]()
     for domain, members in domains.items():
-        trained = [weights[s.name] for s in members if weights[s.name]]
-        mean = sum(trained) / len(trained) if trained else 1.0
-        parts = {s.name: weights[s.name] or mean for s in members}  # of weight 0: measured, never trained on
         pieces, asked = list[Piece](), dict[str, int]()
-        for twins in _by_text(members):
+        for twins, wanted in _shares(members, weights, tokens):
             source = twins[0]
-            wanted = int(tokens * sum(parts[s.name] for s in twins) / sum(parts.values()))
-            if tokens and source.spec.validation_tokens is not None:
-                wanted = source.spec.validation_tokens
             found = [Piece(item, source.index) for item in read(source, wanted)]
             asked |= dict.fromkeys((s.name for s in twins), wanted)
             if isinstance(source.spec.validation, str) and wanted and not found:
@@ -138,14 +132,22 @@ def held_out_sets(
                     "that passes the source's format and filters: name another split or file, or null for none"
                 )
             pieces += found
-        if pieces:
-            held = pack(domain, pieces, row_length, packing, byte_count)
-            if held.tokens:
-                packed[domain] = replace(held, wanted=asked)
-                continue
-        if any(asked.values()) and any(s.spec.validation is not None for s in members):
+        if pieces and (held := pack(domain, pieces, row_length, packing, byte_count)).tokens:
+            packed[domain] = replace(held, wanted=asked)
+        elif any(asked.values()) and any(s.spec.validation is not None for s in members):
             _say_unmeasured(domain, members, len(pieces), row_length)
     return packed
+
+
+def _shares(members: Sequence[Source], weights: Mapping[str, float], tokens: int) -> Iterator[tuple[list[Source], int]]:
+    """The sources of a domain, by their text, and how many of its `tokens` are asked of each."""
+    trained = [weights[s.name] for s in members if weights[s.name]]
+    mean = sum(trained) / len(trained) if trained else 1.0
+    parts = {s.name: weights[s.name] or mean for s in members}  # of weight 0: measured, never trained on
+    for twins in _by_text(members):
+        wanted = int(tokens * sum(parts[s.name] for s in twins) / sum(parts.values()))
+        stated = twins[0].spec.validation_tokens
+        yield twins, stated if tokens and stated is not None else wanted
 
 
 def _say_unmeasured(domain: str, members: Sequence[Source], found: int, row_length: int) -> None:
