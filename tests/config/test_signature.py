@@ -69,6 +69,9 @@ def test_what_fits_is_read_as_the_annotation_says(value: Any, hint: Any, result:
     assert type(got) is type(result)
 
 
+Many = Literal["sigmoid", "robust", "hinge", "ipo", "kto", "nll"]
+
+
 @pytest.mark.parametrize(
     ("value", "hint", "said"),
     [
@@ -81,6 +84,12 @@ def test_what_fits_is_read_as_the_annotation_says(value: Any, hint: Any, result:
         (True, str, "key is true; wanted text"),
         ("bf32", Literal["auto", "fp32", "bf16"], "wanted auto or fp32 or bf16: type key=fp32"),
         ("x", int | None, "wanted a whole number or null"),
+        (
+            "dpo",
+            Many | list[Many],
+            "wanted sigmoid, robust, hinge, ipo, kto or nll or a list of them: type key=sigmoid",
+        ),
+        (3, Literal["all"] | list[str], "wanted all or a list of (text)"),
         ([1], tuple[int, int], "wanted a list of 2: a whole number, a whole number"),
         ([1, "b"], list[int], "key.1 is 'b'; wanted a whole number"),
         ({"ratoi": 1}, Leaf, "key.ratoi=1: there is no such key; did you mean key.ratio? Type key.ratio=1"),

@@ -243,6 +243,10 @@ def test_a_parent_that_is_nowhere_is_answered_with_those_that_are() -> None:
     for word in ("nowhere", "outputs/dmeo", "./dmeo", "folder/of/mine"):
         with pytest.raises(UserError, match="finished runs here: demo"):
             find_parent(word)
+    Path("outputs/tuned/adapter").mkdir(parents=True)
+    Path("outputs/tuned/adapter/adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="finished runs here: demo, tuned$"):
+        find_parent("nowhere")
 
 
 def test_a_model_that_is_not_the_parents_is_refused() -> None:

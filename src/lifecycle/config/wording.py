@@ -63,6 +63,9 @@ OTHER_WAYS = {
 }
 """By the same names: what is counted or chosen in another way here."""
 
+FEW = 5  # choices with "or" between all of them
+ALIKE = 0.7  # a word of three letters with another one is no slip: dpo is not ipo
+
 
 def nearest(word: str, options: Iterable[str], likeness: float = 0.6) -> str | None:
     """The option that `word` was probably meant to be. likeness: as `difflib` counts it, at least."""
@@ -76,9 +79,10 @@ def describe(hint: Any) -> str:
     if origin is Annotated:
         return " ".join([describe(inner[0]), *map(str, bounds_of(hint))])
     if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(describe(member) for member in inner))
+        return _either(inner)
     if origin is Literal:
-        return " or ".join(typed(choice) for choice in inner)
+        choices = [typed(choice) for choice in inner]
+        return " or ".join(choices if len(choices) <= FEW else [", ".join(choices[:-1]), choices[-1]])
     if origin is tuple and inner[-1] is not Ellipsis:
         return f"a list of {len(inner)}: {', '.join(describe(member) for member in inner)}"
     if origin in (list, tuple, collections.abc.Sequence):
@@ -88,6 +92,15 @@ def describe(hint: Any) -> str:
     if is_dataclass(hint):
         return f"a mapping with {', '.join(field.name for field in dataclasses.fields(hint))}"
     return WORDS.get(hint, "a value" if hint is Any else getattr(hint, "__name__", str(hint)))
+
+
+def _either(members: Iterable[Any]) -> str:
+    """Types of which each will do; a list of what was named before is one "of them"."""
+    said = list[str]()
+    for member in members:
+        words = describe(member)
+        said.append("a list of them" if any(words == f"a list of ({one})" for one in said) else words)
+    return " or ".join(dict.fromkeys(said))
 
 
 def wanted(hint: Any, key: str, value: Any = None, default: Any = None) -> str:
@@ -101,7 +114,7 @@ def wanted(hint: Any, key: str, value: Any = None, default: Any = None) -> str:
 def _meant(hint: Any, value: Any) -> str | None:
     """The choice that `value` is nearly spelt as."""
     choices = [one for member in (hint, *get_args(hint)) if get_origin(member) is Literal for one in get_args(member)]
-    return nearest(str(value), map(str, choices)) if isinstance(value, str) else None
+    return nearest(str(value), map(str, choices), ALIKE) if isinstance(value, str) else None
 
 
 def _plain(value: Any) -> str | None:
@@ -120,7 +133,7 @@ def _example(hint: Any, value: Any) -> str | None:
     if origin in (Union, types.UnionType):
         return next((example for member in inner if (example := _example(member, value))), None)
     if origin is Literal:
-        return nearest(str(value), [str(choice) for choice in inner]) or typed(inner[0])
+        return nearest(str(value), [str(choice) for choice in inner], ALIKE) or typed(inner[0])
     if origin in (list, tuple, collections.abc.Sequence):
         items = [_example(member, None) for member in inner if member is not Ellipsis]
         return f"'[{','.join(item for item in items if item)}]'"

@@ -49,6 +49,17 @@ def test_rows_for_which_the_run_would_be_refused_are_warned_of(tmp_path: Path) -
     assert f'The first one is {tmp_path / "a.jsonl"}, line 2: {{"body": "a"}} ...;' in warning
 
 
+def test_documents_among_conversations_are_cut_and_none_is_said_to_be_left_out(tmp_path: Path) -> None:
+    write(tmp_path, "chat", "a", [3, 9, 4])
+    data = module(tmp_path, "chat", {"a": None})
+    (tmp_path / "d.jsonl").write_text(json.dumps({"text": "word " * 900}) + "\n")
+    spec = SourceSpec(path=str(tmp_path / "d.jsonl"), format="text", view="text")
+    items = AsItems(make=data.corpus.make, packing=data.corpus.packing, row_length=ROW)
+    looked = look_at({"d": spec}, root=None, cache=tmp_path / "cache", view="chat")
+    (found,) = survey(looked, tokenizer=data.corpus.tokenizer, items=items)
+    assert found.warnings == () and found.tokens is not None and found.tokens > 20 * ROW
+
+
 def test_a_row_of_which_the_view_makes_nothing_is_shown(tmp_path: Path) -> None:
     write(tmp_path, "chat", "a", SIZES)
     path = next(tmp_path.rglob("a*.jsonl"))

@@ -60,4 +60,4 @@ def _length(item: Item) -> int:
 
 
 def _fits(item: Item, how: AsItems) -> bool:
-    return how.packing.cuts or how.packing.fit(item, how.row_length) is item
+    return how.packing.goes_on(item) or how.packing.fit(item, how.row_length) is item

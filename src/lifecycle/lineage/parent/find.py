@@ -65,5 +65,6 @@ def find_parent(name: str, *, key: str = "init_from") -> Parent:
 
 def finished_runs() -> str:
     """The runs under outputs/ that can be a parent, as the end of a message."""
-    runs = sorted(p.parent.parent.name for p in Path("outputs").glob("*/model/config.json"))
+    whole, adapted = Path("outputs").glob("*/model/config.json"), Path("outputs").glob(f"*/adapter/{ADAPTER}")
+    runs = sorted({place.parent.parent.name for place in (*whole, *adapted)})
     return f"finished runs here: {', '.join(runs)}" if runs else "there is no finished run under outputs/ here"
