@@ -127,11 +127,12 @@ RANKS = ("hardware.workers=0", "stage.max_steps=6", "checkpoint.every_steps=6", 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("form", "strategy"), [("live", "ddp"), ("live", "fsdp"), ("cached", "ddp"), ("cached", "fsdp"), ("kto", "ddp")]
+    ("form", "strategy"),
+    [("live", "ddp"), ("live", "fsdp"), ("cached", "ddp"), ("cached", "fsdp"), ("kto", "ddp"), ("aot", "ddp")],
 )
 def test_two_ranks_take_the_steps_of_one(form: str, strategy: str, place: Path) -> None:
-    summed = () if form == "kto" else ("stage.loss={apo_zero: 1.0, nll: 0.5}",)
-    words = (*DPO, *FORMS[form], *summed, *RANKS)
+    summed = {"kto": (), "aot": ("stage.loss=aot",)}.get(form, ("stage.loss={apo_zero: 1.0, nll: 0.5}",))
+    words = (*DPO, *FORMS.get(form, ()), *summed, *RANKS)
     one, two = place / f"outputs/one-{form}", place / f"outputs/two-{form}-{strategy}"
     if not one.exists():
         lifecycle(place, f"run=one-{form}", *words)
