@@ -130,13 +130,10 @@ CASES = {
     "dpo, adapter": _pairs(lambda folder, **facts: _with(dpo(adapter=ADAPTER), facts)),
     "dpo, no reference": _pairs(lambda folder, **facts: _with(dpo("simpo"), facts)),
     "dpo, sorted": _pairs(lambda folder, **facts: _with(dpo("aot"), facts)),
-    "kto": _singles(
-        lambda folder, **facts: _with(dpo("kto"), facts), **{"batch/steps.py to": 20, "batch/sequences.py to": 16}
-    ),
+    "kto": _singles(lambda folder, **facts: _with(dpo("kto"), facts)),
     "kto, known": _singles(
         lambda folder, **facts: _with(dpo("kto", reference="cached", cache=folder), facts),
-        **{"stages/preference/cached.py _add": 12, "batch/steps.py to": 20, "batch/sequences.py to": 16},
-        **{"batch/sequences.py _known_on": 4, ANY: 16},
+        **{"stages/preference/cached.py _add": 12, ANY: 16},
     ),
     "reward": Case(make=lambda folder, **facts: _with(reward(), facts), items=compared, view="comparison"),
 }

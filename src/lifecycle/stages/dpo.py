@@ -154,7 +154,7 @@ class Dpo(Stage):
         if isinstance(batch, PairBatch):
             tokens = (batch.at.sequence % 2 == 0).sum().double()
             return torch.stack([tokens, torch.full_like(tokens, len(batch))])
-        apart, documents = self.on_device(mismatched(batch.to(torch.device("cpu"))))
+        apart, documents = self.on_device(mismatched(batch))
         assert self.reference is not None
         logp_N = answer_logprobs(self.network, apart, documents)
         ratios_N = logp_N - self.reference.logprobs(apart, documents)
