@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "losses": {"errors", "batch"},
     "model": {"bounds", "errors", "system"},
     "optim": {"bounds", "errors"},
-    "rewards": {"errors"},
+    "rewards": {"bounds", "errors"},
     "tokenizer": {"bounds", "errors", "system"},
     "rollout": {"bounds", "errors", "batch", "model", "system"},
     # Data and stages meet in batch/ alone.
@@ -66,6 +66,7 @@ BY_A_STRING = {
     "config.signature": "what a configuration names as its `_target_`",
     "rollout.vllm": "a package that may be absent",
     "data.quality.classifier": "a user's own function",
+    "rewards.programs.judge": "modules of Python that tests use",
     "data.read.files.builtin_text": "Python's own library, for its texts",
 }
 """Modules that import by a name in a string, and what."""

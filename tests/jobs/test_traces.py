@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.toy import toy
 
 from lifecycle import config
@@ -19,6 +20,8 @@ from lifecycle.jobs import traces as job
 from lifecycle.jobs.traces import Written
 from lifecycle.model import build
 from lifecycle.model.huggingface import export
+from lifecycle.rewards.graded import Graded, Rewards
+from lifecycle.rewards.record import Answered
 from lifecycle.run import run
 from lifecycle.tokenizer.tokenizer import train_bpe
 
@@ -31,7 +34,7 @@ WORDS = (
     "data=files",
     "data.sources.mine.path=asked.jsonl",
     "data.sources.mine.validation=null",
-    "stage.verifier=exact",
+    "stage.verifier=exact_match",
     "stage.max_new_tokens=16",
     "stage.temperature=1.0",
     "stage.samples=6",
@@ -41,16 +44,24 @@ WORDS = (
 )
 
 
-def lenient(completion: str, answer: str) -> float:
+def lenient(completion: str) -> float:
     """A verifier that a model without training meets in half of its answers."""
     return float(len(completion) % 2 == 0)
+
+
+class Lenient(Rewards):
+    """Marks by `lenient`, in this process."""
+
+    def graded(self, completions: Sequence[str], records: Sequence[Answered], sources: Sequence[str]) -> Graded:
+        marks_SR = torch.tensor([[lenient(one)] for one in completions], dtype=torch.float64).reshape(-1, 1)
+        return Graded(names=self.names, marks_SR=marks_SR, weights_SR=torch.ones_like(marks_SR))
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with `theirs`, a model that often ends, and prompts, of which one stands there twice."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(job.VERIFIERS, "exact", lenient)
+    monkeypatch.setattr(job, "Rewards", Lenient)
     model = build(MODEL, seed=3)
     model.embedding.weight.data[list(TOKENIZER.end_ids)] *= 6.0  # tied: their logits are large, of either sign
     model.embedding.weight.data[270:] = 0
@@ -76,7 +87,7 @@ def result(place: Path, name: str = "traces") -> dict[str, Any]:
 def test_what_is_right_is_kept_up_to_so_many_a_prompt_and_none_of_them_twice(place: Path) -> None:
     sample("stage.keep=2")
     found, told = rows(place), result(place)
-    assert found and all(lenient(row["messages"][-1]["content"], "") for row in found)
+    assert found and all(lenient(row["messages"][-1]["content"]) for row in found)
     assert [turn["role"] for turn in found[0]["messages"]] == ["user", "assistant"]
     by_prompt: dict[str, list[str]] = {}
     for row in found:

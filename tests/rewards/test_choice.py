@@ -3,6 +3,7 @@
 import pytest
 
 from lifecycle.rewards.choice import choice
+from lifecycle.rewards.record import Answered
 
 RIGHT = [
     ("A", "A"),
@@ -60,9 +61,9 @@ WRONG = [
 
 @pytest.mark.parametrize(("completion", "answer"), RIGHT)
 def test_the_letter_that_is_decided_for_is_the_answer(completion: str, answer: str) -> None:
-    assert choice(completion, answer) == 1
+    assert choice(completion, Answered(answer=answer)) == 1
 
 
 @pytest.mark.parametrize(("completion", "answer"), WRONG)
 def test_a_letter_that_stands_there_for_another_reason_is_not(completion: str, answer: str) -> None:
-    assert choice(completion, answer) == 0
+    assert choice(completion, Answered(answer=answer)) == 0

@@ -6,6 +6,7 @@ import pytest
 from tests.real import rows
 
 from lifecycle.rewards.number import final_number, number
+from lifecycle.rewards.record import Answered
 
 RIGHT = [
     ("She has 9 * 2 = <<9*2=18>>18 dollars.\n#### 18", "18"),
@@ -64,12 +65,12 @@ WRONG = [
 
 @pytest.mark.parametrize(("completion", "answer"), RIGHT)
 def test_the_number_that_is_stated_last_is_the_answer(completion: str, answer: str) -> None:
-    assert number(completion, answer) == 1
+    assert number(completion, Answered(answer=answer)) == 1
 
 
 @pytest.mark.parametrize(("completion", "answer"), WRONG, ids=[one[:30] for one, _ in WRONG])
 def test_another_number_and_a_hint_of_the_right_one_are_wrong(completion: str, answer: str) -> None:
-    assert number(completion, answer) == 0
+    assert number(completion, Answered(answer=answer)) == 0
 
 
 def test_a_number_is_exact() -> None:
@@ -81,5 +82,5 @@ def test_published_labels_of_what_models_wrote_are_ours() -> None:
     agreed = []
     for row in rows("math/gsm8k_model_solutions.test_part1"):
         truth, told = row["ground_truth"].rpartition("A: ")[2], [one for one in row.values() if isinstance(one, dict)]
-        agreed += [(number(one["solution"], truth) == 1) == one["is_correct"] for one in told]
+        agreed += [(number(one["solution"], Answered(answer=truth)) == 1) == one["is_correct"] for one in told]
     assert len(agreed) == 2640 and sum(agreed) / len(agreed) >= 0.995

@@ -18,11 +18,11 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lifecycle.batch import Rollout
 from lifecycle.bounds import Count, Keys
@@ -32,10 +32,10 @@ from lifecycle.jobs.asked import Asked, known_prompts
 from lifecycle.jobs.drawing import EngineKeys, drawn_by
 from lifecycle.lineage.run_folder import RunFolder
 from lifecycle.model import Decoder
-from lifecycle.rewards.choice import choice
-from lifecycle.rewards.exact_match import exact_match
-from lifecycle.rewards.number import number
-from lifecycle.rewards.stated import THOUGHTS_BEGIN, behind_thoughts
+from lifecycle.rewards.graded import Grading, Rewards
+from lifecycle.rewards.graders import GraderName
+from lifecycle.rewards.record import Answered
+from lifecycle.rewards.stated import THOUGHTS_BEGIN
 from lifecycle.rollout.drawing import DrawingKeys
 from lifecycle.runs.answers import is_well_formed
 from lifecycle.system import atomic, owner
@@ -43,18 +43,18 @@ from lifecycle.system.foreign import read_object
 from lifecycle.tokenizer.tokenizer import Tokenizer
 
 NAME = "traces.jsonl"
-VERIFIERS: dict[str, Callable[[str, str], float]] = {"number": number, "choice": choice, "exact": exact_match}
 SAID_EVERY = 10.0
 """Seconds between two lines about how far it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeepKeys:
-    """Which completions are kept: at most `keep` of the `samples` of a prompt, that `verifier` accepts. system:
-    instruction before each conversation, which the traces do not hold. part_prompts: prompts that are sampled together,
-    and saved."""
+    """Which completions are kept: at most `keep` of the `samples` of a prompt, which the grader `verifier` gives its
+    highest mark; grading: how it runs. system: instruction before each conversation, which the traces do not hold.
+    part_prompts: prompts that are sampled together, and saved."""
 
-    verifier: Literal["number", "choice", "exact"]
+    verifier: GraderName
+    grading: Grading
     samples: Count
     keep: Count
     system: str | None
@@ -81,7 +81,7 @@ def traces(
     Raises UserError where no prompt has a known answer, and for a folder with traces of another teacher or of other
     prompts.
     """
-    prompts, counts = known_prompts(data, room=model.config.max_positions, system=kept.system)
+    prompts, counts = known_prompts(data, grader=kept.verifier, room=model.config.max_positions, system=kept.system)
     settings = drawing.sampling(data.tokenizer, parent_ends, model.config.vocab, samples=kept.samples)
     made_by = _made_by(model, parent_sha256, prompts)
     written = Written.begin(folder, made_by, counts)
@@ -89,12 +89,13 @@ def traces(
     if written.parts < len(parts):
         draw = drawn_by(model, data.tokenizer, parent_folder, engine, deterministic=deterministic, compiled=compiled)
         said = Progress(prompts=len(prompts), parts=len(parts), before=written.parts)
-        while written.parts < len(parts):
-            part, first = parts[written.parts], written.parts * kept.part_prompts
-            ids, numbers = [one.ids for one in part], list(range(first, first + len(part)))
-            rollout = draw(ids, settings, seed=seed, tokenizer=data.tokenizer, prompt_ids=numbers)
-            written.add(*_accepted(part, rollout, kept, data.tokenizer))
-            said.say(written)
+        with Rewards({kept.verifier: 1.0}, by_source={}, grading=kept.grading) as rewards:
+            while written.parts < len(parts):
+                part, first = parts[written.parts], written.parts * kept.part_prompts
+                ids, numbers = [one.ids for one in part], list(range(first, first + len(part)))
+                rollout = draw(ids, settings, seed=seed, tokenizer=data.tokenizer, prompt_ids=numbers)
+                written.add(*_accepted(part, rollout, kept, data.tokenizer, rewards))
+                said.say(written)
     return written.end()
 
 
@@ -108,18 +109,18 @@ def _made_by(model: Decoder, sha256: str | None, prompts: Sequence[Asked]) -> di
 
 
 def _accepted(
-    part: Sequence[Asked], rollout: Rollout, kept: KeepKeys, tokenizer: Tokenizer
+    part: Sequence[Asked], rollout: Rollout, kept: KeepKeys, tokenizer: Tokenizer, rewards: Rewards
 ) -> tuple[list[dict[str, Any]], dict[str, Counter[str]]]:
     """The traces of some prompts, and what became of every completion, by source."""
-    verify, rows, counts = VERIFIERS[kept.verifier], list[dict[str, Any]](), dict[str, Counter[str]]()
+    texts = [_whole(part[at // kept.samples], rollout, at, tokenizer) for at in range(len(part) * kept.samples)]
+    marks = iter(_marks(part, texts, kept, tokenizer, rewards))
+    rows, counts = list[dict[str, Any]](), dict[str, Counter[str]]()
     for n, prompt in enumerate(part):
         count, found = counts.setdefault(prompt.source, Counter()), list[str]()
         count["asked"] += 1
-        for sample in range(kept.samples):
+        for sample, text in enumerate(texts[n * kept.samples : (n + 1) * kept.samples]):
             count["sampled"] += 1
-            at = n * kept.samples + sample
-            text = _whole(prompt, rollout, at, tokenizer)
-            if text is None or not verify(behind_thoughts(text), prompt.answer):
+            if text is None or not next(marks) >= 1:
                 count["unfinished" if text is None else "wrong"] += 1
                 continue
             count["accepted"] += 1
@@ -135,6 +136,21 @@ def _accepted(
         count["solved"] += bool(found)
         count["kept"] += len(found)
     return rows, counts
+
+
+def _marks(
+    part: Sequence[Asked], texts: Sequence[str | None], kept: KeepKeys, tokenizer: Tokenizer, rewards: Rewards
+) -> list[float]:
+    """Of the texts that are there, in their order; a mark that is missing is no mark."""
+    asked = [(part[at // kept.samples], text) for at, text in enumerate(texts) if text is not None]
+    records = [
+        Answered(answer=one.answer, prompt=tokenizer.decode(one.ids, specials=True), meta=one.meta) for one, _ in asked
+    ]
+    graded = rewards.graded([text for _, text in asked], records, [one.source for one, _ in asked])
+    for name, said in graded.said.items():
+        print(f"the verifier {name} failed {graded.failed[name]} times: {said}", file=sys.stderr)
+    marks: list[float] = graded.marks_SR[:, 0].nan_to_num(nan=0.0).tolist()
+    return marks
 
 
 def _whole(prompt: Asked, rollout: Rollout, at: int, tokenizer: Tokenizer) -> str | None:

@@ -1,8 +1,8 @@
 r"""number: 1 where the last number that a completion states as its answer equals the known one exactly, else 0.
 
-Stated is what stands behind `####`, `\boxed{`, "answer is", "Answer:" or "A:"; without such a mark it is the last
-number of the text. 1,000 and 1000.0 are one number, and so are 3/4, \frac{3}{4} and 0.75; units and signs of currency
-are nothing.
+Stated is what stands behind `####`, `\boxed{`, `<answer>`, "answer is", "Answer:" or "A:"; without such a mark it
+is the last number of the text. 1,000 and 1000.0 are one number, and so are 3/4, \frac{3}{4} and 0.75; units and signs
+of currency are nothing.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from lifecycle.rewards.stated import CALCULATOR, behind_thoughts, stated
+from lifecycle.rewards.record import Answered
+from lifecycle.rewards.stated import CALCULATOR, said, stated
 
-DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]{1,30})(?:\.[0-9]{1,30})?|\.[0-9]{1,30}"
+DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3}){1,10}(?![0-9])|[0-9]{1,30})(?:\.[0-9]{1,30})?|\.[0-9]{1,30}"
 SIGN = r"(?<![0-9.)])[-+]?"
 NUMBER = re.compile(rf"(?<![0-9.])(?<![0-9][,:])({SIGN})({DIGITS})(?:\s?/\s?([0-9]{{1,30}}))?(?![0-9]|[.,:/^][0-9])")
 FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*([0-9]{1,30})\s*\}\s*\{\s*([0-9]{1,30})\s*\}")
@@ -22,17 +23,17 @@ OPERATOR = re.compile(r"\s*[a-zA-Z]*\s*[-+*/x\u00d7\u00f7=]\s*\(?[-+$]?[0-9]")
 """What makes of one number the beginning of a sum."""
 
 
-def number(completion: str, answer: str) -> float:
+def number(completion: str, record: Answered) -> float:
     """The mark of a completion."""
-    wanted, said = _only(answer), final_number(completion)
-    return float(said is not None and said == wanted)
+    wanted, found = _only(record.answer), final_number(completion)
+    return float(found is not None and found == wanted)
 
 
 def final_number(completion: str) -> Fraction | None:
     """The number that a completion ends with as its answer; None where it states none, or several."""
     statement = stated(completion)
     if statement is None:
-        found = list(NUMBER.finditer(_plain(CALCULATOR.sub("", behind_thoughts(completion)))))
+        found = list(NUMBER.finditer(_plain(CALCULATOR.sub("", said(completion)))))
         return _value(found[-1]) if found else None
     text = _plain(statement)
     first = NUMBER.search(text)

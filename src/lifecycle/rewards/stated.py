@@ -4,7 +4,8 @@ r"""Where a completion states its final answer, for the graders that look for on
     The answer is \boxed{18}.                                    ->   "18"
     The answer is 17. Wait: Answer: **18**                       ->   " 18"
 
-The last statement counts. What is thought aloud between <think> tags states nothing.
+The last statement counts. What is thought aloud between <think> tags states nothing; where there are <answer> tags,
+only what is between the last of them does.
 """
 
 from __future__ import annotations
@@ -13,24 +14,32 @@ import re
 
 THOUGHTS_END = "</think>"
 THOUGHTS_BEGIN = "<think>"
+ANSWER_BEGIN = "<answer>"
+ANSWER_END = "</answer>"
 CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 """Marks of GSM8K beside its sums."""
 SAYS = r"\s*(?:(?:is|was|would be|must be|should be)\b(?!n.t)\s*:?|:|=|(?=\s(?:isn.t|cannot|can.t)\b))"
-MARK = re.compile(rf"####|\\boxed\s*\{{|\banswer{SAYS}|^\s*a\s*:(?=\s)", re.IGNORECASE | re.MULTILINE)
+MARK = re.compile(rf"####|\\boxed\s*\{{|\banswer{SAYS}|^[^\S\n]*a[^\S\n]*:(?=\s)", re.IGNORECASE | re.MULTILINE)
 OPTION_MARK = re.compile(rf"####|\\boxed\s*\{{|\b(?:answer|option|choice){SAYS}", re.IGNORECASE)
 
 
 def behind_thoughts(completion: str) -> str:
     """The completion without its thoughts; nothing of one whose thoughts have no end."""
     _, end, answer = completion.rpartition(THOUGHTS_END)
-    said = answer if end else completion
-    return "" if THOUGHTS_BEGIN in said else said.strip()
+    rest = answer if end else completion
+    return "" if THOUGHTS_BEGIN in rest else rest.strip()
+
+
+def said(completion: str) -> str:
+    """The completion without its thoughts and without what is outside its answer tags, where it has such."""
+    _, begin, inside = behind_thoughts(completion).rpartition(ANSWER_BEGIN)
+    return inside.partition(ANSWER_END)[0].strip() if begin else inside
 
 
 def stated(completion: str, mark: re.Pattern[str] = MARK) -> str | None:
     """What stands behind the last mark of an answer, up to the end of its line or of its braces, without signs of
     emphasis; None where there is no mark."""
-    text = CALCULATOR.sub("", behind_thoughts(completion))
+    text = CALCULATOR.sub("", said(completion))
     marks = list(mark.finditer(text))
     if not marks:
         return None

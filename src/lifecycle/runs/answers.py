@@ -28,7 +28,6 @@ from lifecycle.batch import PairBatch
 from lifecycle.data.module import DataModule
 from lifecycle.data.validation import HeldOutQuestion
 from lifecycle.model import Decoder, DocumentMask
-from lifecycle.rewards.exact_match import exact_match
 from lifecycle.rollout.engine import generate
 from lifecycle.rollout.sampling.parameters import Sampling
 from lifecycle.stages.base import Stage
@@ -119,7 +118,7 @@ def answers(
     for n, (domain, one) in enumerate(asked):
         ids, stopped = rollout.token_ids[n][: int(rollout.length[n])].tolist(), rollout.stop_reason[n] == "stop_id"
         well_formed = stopped and is_well_formed(ids[:-1], tokenizer)
-        right = well_formed and exact_match(tokenizer.decode(ids), tokenizer.decode(one.answer)) == 1
+        right = well_formed and tokenizer.decode(ids).strip() == tokenizer.decode(one.answer).strip()
         made.append(
             {
                 "step": step,

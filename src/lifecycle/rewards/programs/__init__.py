@@ -1,0 +1,1 @@
+"""The grader of programs: what a completion defines, and whether it passes the tests of its record."""
