@@ -20,7 +20,7 @@ from lifecycle.jobs import traces as job
 from lifecycle.jobs.traces import Written
 from lifecycle.model import build
 from lifecycle.model.huggingface import export
-from lifecycle.rewards.graded import Graded, Rewards
+from lifecycle.rewards.graded import Marks, Rewards
 from lifecycle.rewards.record import Answered
 from lifecycle.run import run
 from lifecycle.tokenizer.tokenizer import train_bpe
@@ -52,9 +52,9 @@ def lenient(completion: str) -> float:
 class Lenient(Rewards):
     """Marks by `lenient`, in this process."""
 
-    def graded(self, completions: Sequence[str], records: Sequence[Answered], sources: Sequence[str]) -> Graded:
+    def graded(self, completions: Sequence[str], records: Sequence[Answered], sources: Sequence[str]) -> Marks:
         marks_SR = torch.tensor([[lenient(one)] for one in completions], dtype=torch.float64).reshape(-1, 1)
-        return Graded(names=self.names, marks_SR=marks_SR, weights_SR=torch.ones_like(marks_SR))
+        return Marks(names=self.names, marks_SR=marks_SR, weights_SR=torch.ones_like(marks_SR))
 
 
 @pytest.fixture

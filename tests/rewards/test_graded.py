@@ -5,11 +5,11 @@ import math
 import pytest
 
 from lifecycle.errors import UserError
-from lifecycle.rewards.graded import Grading, Rewards
+from lifecycle.rewards.graded import GradingKeys, Rewards
 from lifecycle.rewards.graders import GRADERS
 from lifecycle.rewards.record import Answered
 
-GRADING = Grading(
+GRADING = GradingKeys(
     workers=2, cpu_s=1, wall_s=10, memory_mb=512, file_mb=4, tags=["think", "answer"], target_words=4, repeat_words=2
 )
 

@@ -32,7 +32,7 @@ from lifecycle.jobs.asked import Asked, known_prompts
 from lifecycle.jobs.drawing import EngineKeys, drawn_by
 from lifecycle.lineage.run_folder import RunFolder
 from lifecycle.model import Decoder
-from lifecycle.rewards.graded import Grading, Rewards
+from lifecycle.rewards.graded import GradingKeys, Rewards
 from lifecycle.rewards.graders import GraderName
 from lifecycle.rewards.record import Answered
 from lifecycle.rewards.stated import THOUGHTS_BEGIN
@@ -54,7 +54,7 @@ class KeepKeys:
     part_prompts: prompts that are sampled together, and saved."""
 
     verifier: GraderName
-    grading: Grading
+    grading: GradingKeys
     samples: Count
     keep: Count
     system: str | None

@@ -29,7 +29,7 @@ from lifecycle.rewards.sandbox.limits import SandboxLimits
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grading:
+class GradingKeys:
     """How completions are marked: the keys of `grading`.
 
     workers: processes. cpu_s, wall_s, memory_mb, file_mb: of a grader, or of a program that it runs (`SandboxLimits`).
@@ -62,7 +62,7 @@ class Grading:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Graded:
+class Marks:
     """Marks of S completions. names: of the R rewards. weights_SR: 0 where a reward is none of the source; of rewards
     that are, also where the mark is missing. failed, timed_out: by reward, how often. said: by reward, what the first
     failure said."""
@@ -91,7 +91,7 @@ class Rewards:
         weights: Mapping[str, float],
         *,
         by_source: Mapping[str, Mapping[str, float]],
-        grading: Grading,
+        grading: GradingKeys,
     ) -> None:
         check(weights, "the rewards")
         for source, own in by_source.items():
@@ -115,7 +115,7 @@ class Rewards:
         """Weights of the rewards of a source."""
         return self._by_source.get(source, self._weights)
 
-    def graded(self, completions: Sequence[str], records: Sequence[Answered], sources: Sequence[str]) -> Graded:
+    def graded(self, completions: Sequence[str], records: Sequence[Answered], sources: Sequence[str]) -> Marks:
         """The marks of completions, each with the record and the source of its prompt."""
         shape = (len(completions), len(self.names))
         marks_SR = torch.full(shape, torch.nan, dtype=torch.float64, device="cpu")
@@ -138,7 +138,7 @@ class Rewards:
                 continue
             timed_out[self.names[r]] += outcome.state == TIMED_OUT
             marks_SR[s, r] = outcome.mark or 0.0
-        return Graded(
+        return Marks(
             names=self.names,
             marks_SR=marks_SR,
             weights_SR=weights_SR,

@@ -15,7 +15,7 @@ class Answered:
     """A prompt as graders know it.
 
     answer: the known one; "" where there is none. prompt: its text, marks of turns included. meta: plain values of the
-    record (`options` of a choice, `tests` of a program), and the settings of graders (`Grading`).
+    record (`options` of a choice, `tests` of a program), and the settings of graders (`GradingKeys`).
     """
 
     answer: str = ""
