@@ -4,7 +4,7 @@
     length        1 at `target_words` words, falling in a straight line to 0 at none and at twice as many
     repetition    share of the groups of `repeat_words` words that did not stand in the completion before; 1: none did
 
-The settings stand in the record's meta, where `GradingKeys` puts them. A word is what is between spaces, or one sign of a
+The settings stand in the record's meta, where `GradingKeys` puts them. A word is what is between spaces, or a sign of a
 script that writes without them.
 """
 

@@ -5,7 +5,6 @@ Shapes: N samples of this rank, R rewards.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,12 +14,12 @@ from lifecycle.batch import PromptBatch, Rollout
 from lifecycle.rewards.choice import choice
 from lifecycle.rewards.exact_match import exact_match
 from lifecycle.rewards.number import number
-from lifecycle.rewards.stated import behind_thoughts
+from lifecycle.rewards.record import Answered, Grader
 from lifecycle.stages.reinforcement.experience import place_of, prompt_of
 from lifecycle.stages.reinforcement.settings import RewardKeys
 from lifecycle.stages.run.setup import Setup
 
-GRADERS: dict[str, Callable[[str, str], float]] = {"number": number, "choice": choice, "exact_match": exact_match}
+GRADERS: dict[str, Grader] = {"number": number, "choice": choice, "exact_match": exact_match}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +58,7 @@ class Grading:
                 continue
             for r, column in enumerate(self._columns):
                 if column in self._of_source[source]:
-                    rewards_NR[n, r] = GRADERS[column[0]](behind_thoughts(rollout.text[n]), answer)
+                    record = Answered(answer=answer, meta=prompts.meta[i])
+                    rewards_NR[n, r] = GRADERS[column[0]](rollout.text[n], record)
         names, weights = [name for name, _ in self._columns], [weight for _, weight in self._columns]
         return Graded(names=names, weights=weights, rewards=rewards_NR, place=place_of(rollout))
