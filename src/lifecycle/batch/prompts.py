@@ -84,12 +84,17 @@ class PromptBatch:
 
     def rows(self, start: int, stop: int) -> PromptBatch:
         """Prompts [start, stop)."""
-        part = slice(start, stop)
+        return self.at(range(len(self))[start:stop])
+
+    def at(self, indices: Iterable[int]) -> PromptBatch:
+        """The prompts at `indices`, in that order."""
+        chosen = list(indices)
+        part = torch.tensor(chosen, dtype=torch.long, device="cpu")
         return PromptBatch(
             number=self.number[part],
-            id=self.id[part],
-            ids=self.ids[part],
-            answer=self.answer[part],
-            meta=self.meta[part],
+            id=[self.id[i] for i in chosen],
+            ids=[self.ids[i] for i in chosen],
+            answer=[self.answer[i] for i in chosen],
+            meta=[self.meta[i] for i in chosen],
             source_ids=self.source_ids[part],
         )

@@ -157,6 +157,27 @@ class Rollout:
                 parts[f.name] = value
         return Rollout(**parts)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Rollout]) -> Rollout:
+        """The completions of all parts, one part after the other; at least one part, all of one version of the weights.
+        The meta is that of the first."""
+        if len(parts) == 1:
+            return parts[0]
+        T = max(part.token_ids.shape[1] for part in parts)
+        made: dict[str, Any] = {}
+        for f in fields(cls):
+            values = [getattr(part, f.name) for part in parts]
+            if f.name == "kept":
+                counts = [_widened(part.kept.counts.view(part.token_ids.shape), T).flatten() for part in parts]
+                made["kept"] = Kept.of_counts(torch.cat(counts), torch.cat([kept.ids for kept in values]))
+            elif isinstance(values[0], Tensor):
+                made[f.name] = torch.cat([_widened(value, T) if value.dim() == 2 else value for value in values])
+            elif isinstance(values[0], list):
+                made[f.name] = [one for value in values for one in value]
+            else:
+                made[f.name] = values[0]
+        return cls(**made)
+
     def state(self) -> dict[str, Any]:
         """Tensors and plain containers, for a checkpoint."""
         state = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -166,3 +187,8 @@ class Rollout:
     def of_state(cls, state: Mapping[str, Any]) -> Rollout:
         """The inverse of `state`."""
         return cls(**{**state, "kept": Kept(**state["kept"])})
+
+
+def _widened(values_NT: Tensor, T: int) -> Tensor:
+    """With zeros behind the end of each row."""
+    return F.pad(values_NT, (0, T - values_NT.shape[1]))

@@ -16,10 +16,11 @@ from lifecycle.batch.prompts import PLACES
 from lifecycle.duration import Timeline
 from lifecycle.losses.policy.masks import SamplerMasks
 from lifecycle.model import ModelConfig, build
+from lifecycle.rewards.graded import Grading
 from lifecycle.rollout.drawing import DrawingKeys
 from lifecycle.stages.grpo import Grpo
 from lifecycle.stages.reinforcement.experience import place_of
-from lifecycle.stages.reinforcement.grading import Graded
+from lifecycle.stages.reinforcement.scoring import Scores
 from lifecycle.stages.reinforcement.settings import KlKeys, PolicyKeys, RewardKeys, SamplingKeys
 from lifecycle.stages.run.setup import ParentWeights
 
@@ -27,6 +28,9 @@ POLICY: ModelConfig = replace(MODEL, init_std=0.3)
 LONG = toy(width=32, heads=2, kv_heads=1, head_dim=16, ffn_width=64, vocab_size=64, init_std=0.3, max_positions=256)
 DRAWING = DrawingKeys(
     max_new_tokens=9, temperature=0.8, top_k=None, top_p=None, min_p=None, repetition_penalty=1.0, stop=[]
+)
+GRADING = Grading(
+    workers=1, cpu_s=5, wall_s=30.0, memory_mb=512, file_mb=1, tags=["think"], target_words=4, repeat_words=3
 )
 EPS = 1e-3
 """Of AdamW: without it the first step of a gradient that is all rounding would be as large as any."""
@@ -44,7 +48,6 @@ KEYS = PolicyKeys(
     length=None,
     entropy=0.0,
     mask_unfinished=False,
-    overlong_buffer=None,
     masks=SamplerMasks(),
     kl=KlKeys(kind="unbiased", coefficient=0.0, target=None, horizon=100.0),
 )
@@ -66,9 +69,10 @@ class Letters:
 class ByTokens:
     """A reward that every completion has by its own tokens."""
 
-    def graded(self, rollout: Rollout, prompts: PromptBatch) -> Graded:
+    def scores(self, rollout: Rollout, prompts: PromptBatch) -> Scores:
         value = ((rollout.token_ids * rollout.exists).sum(1) % 7).double() / 7
-        return Graded(names=["sum"], weights=[1.0], rewards=value[:, None], place=place_of(rollout))
+        place = place_of(rollout)
+        return Scores(names=["sum"], weights=[1.0], rewards=value[:, None], place=place, failed={}, timed_out={})
 
 
 def prompts(step: int, sizes: Sequence[int] = (3, 7, 1, 5), *, first: int = 0) -> PromptBatch:
@@ -98,6 +102,9 @@ def grpo(
     drawing: DrawingKeys = DRAWING,
     updates: int = 1,
     passes: int = 1,
+    drop_solved: bool = False,
+    varying_prompts: int | None = None,
+    keep_rollouts: int | None = None,
     micro_tokens: int = 4096,
     model: ModelConfig = POLICY,
     lr: float = 1e-2,
@@ -118,10 +125,18 @@ def grpo(
     made = Grpo(
         model=model,
         optimization=optimization(lr, eps=EPS),
-        drawn=SamplingKeys(sampling=drawing, slots=5, updates_per_rollout=updates, passes_per_rollout=passes),
-        graded=RewardKeys(rewards={"exact_match": 1.0}),
+        drawn=SamplingKeys(
+            sampling=drawing,
+            slots=5,
+            updates_per_rollout=updates,
+            passes_per_rollout=passes,
+            drop_solved=drop_solved,
+            varying_prompts=varying_prompts,
+            keep_rollouts=keep_rollouts,
+        ),
+        graded=RewardKeys(rewards={"exact_match": 1.0}, grading=GRADING, overlong_buffer=None),
         policy=replace(KEYS, **keys),
         setup=replace(stage().setup_facts, **facts),
     )
-    made.grading = ByTokens()  # type: ignore[assignment]
+    made.scoring = ByTokens()  # type: ignore[assignment]
     return made

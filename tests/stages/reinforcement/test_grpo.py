@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tests.model.adapted import lora
-from tests.stages.reinforcement.made import DRAWING, EPS, POLICY, grpo, prompts
+from tests.stages.reinforcement.made import DRAWING, EPS, GRADING, POLICY, ByTokens, grpo, prompts
 from tests.stages.test_step import ADAMW, Batches, Kept, trainer_of
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,6 +18,10 @@ from lifecycle.model import Decoder, build
 from lifecycle.rollout.engine import generate
 from lifecycle.rollout.sampling.parameters import Sampling
 from lifecycle.stages.grpo import Grpo
+from lifecycle.stages.reinforcement.choice_of_prompts import Solved
+from lifecycle.stages.reinforcement.kept_rollouts import read
+from lifecycle.stages.reinforcement.scoring import Scoring
+from lifecycle.stages.reinforcement.settings import RewardKeys
 
 STEPS = 3
 
@@ -175,13 +179,11 @@ def test_the_reference_of_an_adapter_is_the_model_without_it(tmp_path: Path) -> 
 
 def test_equal_rewards_change_nothing_and_are_no_bad_step(tmp_path: Path) -> None:
     class Equal:
-        def graded(self, rollout: Rollout, given: PromptBatch) -> Any:
-            from tests.stages.reinforcement.made import ByTokens
-
-            return replace(ByTokens().graded(rollout, given), rewards=torch.full((len(rollout), 1), 0.3).double())
+        def scores(self, rollout: Rollout, given: PromptBatch) -> Any:
+            return replace(ByTokens().scores(rollout, given), rewards=torch.full((len(rollout), 1), 0.3).double())
 
     made = grpo(steps=1)
-    made.grading = Equal()  # type: ignore[assignment]
+    made.scoring = Equal()  # type: ignore[assignment]
     row = train(made, tmp_path, 1)[1]
     assert row["train/loss"] == 0 and row["train/grad_norm"] == 0 and row["rollout/groups_varying"] == 0
     assert row["train/skipped"] == 0
@@ -208,3 +210,72 @@ def test_masks_act_on_what_has_moved_and_are_told(tmp_path: Path) -> None:
     assert free[1]["train/grad_norm"] != many[1]["train/grad_norm"]
     assert one[1]["policy/sampler_ratio"] == pytest.approx(1, abs=1e-5)
     assert one[1]["policy/sampler_effective"] == pytest.approx(1, abs=1e-5)
+
+
+# -- which prompts
+
+
+def test_only_prompts_whose_samples_differ_are_trained_on_and_sampling_ends_with_enough_of_them(tmp_path: Path) -> None:
+    made = grpo(steps=1, varying_prompts=2, samples=3)
+    row = train(made, tmp_path / "a", 1)[1]
+    assert row["rollout/prompts_kept"] == 2 and row["train/tokens"] <= 2 * 3 * 9
+    every = train(grpo(steps=1, samples=3), tmp_path / "b", 1)[1]
+    assert row["train/tokens"] < every["train/tokens"]
+
+    class Half(ByTokens):
+        """Prompts 0 and 2 teach nothing."""
+
+        def scores(self, rollout: Rollout, given: PromptBatch) -> Any:
+            found = super().scores(rollout, given)
+            return replace(found, rewards=found.rewards.masked_fill((found.place % 2 == 0)[:, None], 1.0))
+
+    made = grpo(steps=1, varying_prompts=4, samples=3)
+    made.scoring = Half()  # type: ignore[assignment]
+    row = train(made, tmp_path / "c", 1)[1]
+    assert row["rollout/prompts_kept"] == 2 and row["rollout/groups_varying"] == 0.5
+
+
+def test_solved_prompts_are_not_asked_again_and_checkpoints_know_them(tmp_path: Path) -> None:
+    class First(ByTokens):
+        """Prompt 0 is solved each time."""
+
+        def scores(self, rollout: Rollout, given: PromptBatch) -> Any:
+            found = super().scores(rollout, given)
+            return replace(found, rewards=found.rewards.masked_fill((found.place == 0)[:, None], 1.0))
+
+    made = grpo(drop_solved=True, samples=3)
+    made.scoring = First()  # type: ignore[assignment]
+    rows = train(made, tmp_path)
+    assert [row["train/tokens"] for row in rows.values()][0] > 81  # all four, once
+    assert rows[3]["train/tokens"] - rows[2]["train/tokens"] <= 81
+    again = Solved(drops=True)
+    again.restore(made.solved.state())
+    assert [len(again.without(prompts(1))), len(made.solved.state())] == [3, 1]
+
+
+# -- kept rollouts
+
+
+def test_kept_rollouts_hold_every_sample_with_its_worth_and_its_tokens(tmp_path: Path) -> None:
+    made = grpo(keep_rollouts=2, drawing=replace(DRAWING, top_k=5), setup={"folder": tmp_path})
+    train(made, tmp_path / "run")
+    assert [file.name for file in (tmp_path / "rollouts").glob("*")] == ["step-00000002.parquet"]
+    found = read(tmp_path).to_pylist()
+    assert len(found) == 16 and {row["step"] for row in found} == {2}
+    for row in found:
+        assert row["reward"] == row["rewards"]["sum"] == sum(row["token_ids"]) % 7 / 7
+        assert len(row["token_ids"]) == len(row["logprobs"]) == len(row["kept_counts"])
+        assert set(row["kept_counts"]) == {5} and len(row["kept_ids"]) == 5 * len(row["token_ids"])
+    of_first = [row for row in found if row["place"] == 0]
+    assert sum(row["advantage"] for row in of_first) == pytest.approx(0, abs=1e-6)
+
+
+def test_an_overlong_completion_loses_up_to_its_whole_reward() -> None:
+    given = prompts(0)
+    rollout = drawn(build(POLICY, seed=1), 0, given)
+    keys = RewardKeys(rewards={"length": 1.0}, grading=GRADING, overlong_buffer=4)
+    scoring = Scoring(keys, grpo().setup_facts, longest=12)
+    scores = scoring.scores(replace(rollout, text=["a b c d"] * len(rollout)), given)
+    assert scores.names == ["length", "overlong"]
+    assert scores.total.tolist() == pytest.approx([1 + min(0.0, (8 - n) / 4) for n in rollout.length.tolist()])
+    scoring.close()

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lifecycle.bounds import Count, NotNegative, PartOrAll, Positive
+from lifecycle.bounds import Count, Every, NotNegative, PartOrAll, Positive
 from lifecycle.losses.policy.advantages import AdvantageName
 from lifecycle.losses.policy.kl import KlName
 from lifecycle.losses.policy.masks import SamplerMasks
 from lifecycle.losses.policy.normalisers import NormaliserName
 from lifecycle.losses.policy.objectives import Ratio, RatioName
+from lifecycle.rewards.graded import Grading
 from lifecycle.rollout.drawing import DrawingKeys
 
 
@@ -29,20 +30,31 @@ class KlKeys:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingKeys:
-    """How a step's samples come about. slots: sequences that are decoded at a time. updates_per_rollout: updates of the
-    weights, each on an equal part of the step's prompts. passes_per_rollout: how often each sample is used."""
+    """How a step's samples come about.
+
+    slots: sequences that are decoded at a time. updates_per_rollout: updates of the weights, each on an equal part of
+    the step's prompts. passes_per_rollout: how often each sample is used. drop_solved, varying_prompts: which prompts
+    are asked, and which are trained on (`choice_of_prompts.py`). keep_rollouts: steps from one whose samples are
+    written to a file to the next; None: none are.
+    """
 
     sampling: DrawingKeys
     slots: Count
     updates_per_rollout: Count
     passes_per_rollout: Count
+    drop_solved: bool
+    varying_prompts: Count | None
+    keep_rollouts: Every
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardKeys:
-    """Rewards whose sum is that of a sample: a name, or several with their weights; a source may name its own."""
+    """Rewards whose sum is that of a sample: a name, or several with their weights; a source may name its own.
+    overlong_buffer: tokens before the most new ones over which a penalty for length grows to 1; None: there is none."""
 
     rewards: str | dict[str, float]
+    grading: Grading
+    overlong_buffer: Count | None
 
     @property
     def weights(self) -> dict[str, float]:
@@ -53,8 +65,7 @@ class RewardKeys:
 @dataclass(frozen=True, kw_only=True)
 class PolicyKeys:
     """What the policy is trained on: see `losses.policy`. length: of the normaliser `constant`; None: the most new
-    tokens. mask_unfinished: whether samples that were cut off are left out. overlong_buffer: tokens before the most new
-    ones over which a penalty for length grows to 1; None: there is none. entropy: weight of the entropy."""
+    tokens. mask_unfinished: whether samples that were cut off are left out. entropy: weight of the entropy."""
 
     advantage: AdvantageName
     ratio: RatioName
@@ -68,7 +79,6 @@ class PolicyKeys:
     length: Count | None
     entropy: NotNegative
     mask_unfinished: bool
-    overlong_buffer: Count | None
     masks: SamplerMasks
     kl: KlKeys
 

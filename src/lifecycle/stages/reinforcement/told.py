@@ -5,6 +5,8 @@ rollout/reward            weighted sum of the rewards of a sample
 reward/<name>             each reward, where it is not missing
 rollout/length            tokens of a completion
 rollout/stopped           share of the completions that came to their own end
+reward/<name>/failed      samples that a grader failed on, whose reward is missing
+reward/<name>/timed_out   samples that it took too long for, whose reward is 0
 rollout/groups_varying    share of the prompts whose samples differ in their reward: the others teach nothing
 """
 
@@ -16,31 +18,33 @@ from torch import Tensor
 from lifecycle.batch import Rollout
 from lifecycle.losses.policy.advantages import varying_groups
 from lifecycle.stages.reinforcement.experience import finished
-from lifecycle.stages.reinforcement.grading import Graded
+from lifecycle.stages.reinforcement.scoring import Scores
 
 HELD_OUT = ("reward", "stopped", "length")
 """What is added up over greedy answers, in this order."""
 
 
-def of_rollout(rollout: Rollout, graded: Graded) -> dict[str, Tensor]:
+def of_rollout(rollout: Rollout, scores: Scores) -> dict[str, Tensor]:
     """(2,) float64 by name: the same names on every rank."""
-    _, group_N = graded.place.unique(return_inverse=True)
-    total_N = graded.total
+    _, group_N = scores.place.unique(return_inverse=True)
+    total_N = scores.total
     told = {
         "rollout/reward": _mean(total_N),
         "rollout/length": _mean(rollout.length.double()),
         "rollout/stopped": _mean(torch.tensor(finished(rollout), dtype=torch.float64, device="cpu")),
         "rollout/groups_varying": _mean(varying_groups(total_N, group_N).double()),
     }
-    for name in dict.fromkeys(graded.names):
-        columns = [r for r, one in enumerate(graded.names) if one == name]
-        told[f"reward/{name}"] = _mean(graded.rewards[:, columns].flatten())
+    for name in dict.fromkeys(scores.names):
+        columns = [r for r, one in enumerate(scores.names) if one == name]
+        told[f"reward/{name}"] = _mean(scores.rewards[:, columns].flatten())
+        for kind, counts in (("failed", scores.failed), ("timed_out", scores.timed_out)):
+            told[f"reward/{name}/{kind}"] = torch.tensor([counts.get(name, 0), 1], dtype=torch.float64, device="cpu")
     return told
 
 
-def held_out_sums(rollout: Rollout, graded: Graded) -> Tensor:
+def held_out_sums(rollout: Rollout, scores: Scores) -> Tensor:
     """(2 + HELD_OUT,) float64: minus the summed reward, the number of answers, and the sums of what is measured."""
-    reward, count = _mean(graded.total)
+    reward, count = _mean(scores.total)
     stopped, length = float(sum(finished(rollout))), float(rollout.length.sum())
     return torch.tensor([-reward, count, reward, stopped, length], dtype=torch.float64, device="cpu")
 

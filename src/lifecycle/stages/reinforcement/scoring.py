@@ -1,0 +1,118 @@
+"""What a step's samples are worth: named rewards, whose weighted sum is that of a sample.
+
+Shapes: N samples of this rank, R rewards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lifecycle.batch import PromptBatch, Rollout
+from lifecycle.losses.policy.shaping import overlong_penalty
+from lifecycle.rewards.graded import Rewards
+from lifecycle.rewards.record import Answered
+from lifecycle.stages.reinforcement.experience import place_of, prompt_of
+from lifecycle.stages.reinforcement.settings import RewardKeys
+from lifecycle.stages.run.setup import Setup
+
+OVERLONG = "overlong"
+"""Name of the penalty for length, which is 0 to -1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """names, weights: of the R rewards; one that sources weigh differently stands there once for each weight. rewards:
+    (N, R) float64, NaN where one is missing. place: (N,) int64, of each sample's prompt in the step. failed, timed_out:
+    by name, how many samples a grader failed on, or took too long for."""
+
+    names: list[str]
+    weights: list[float]
+    rewards: Tensor
+    place: Tensor
+    failed: dict[str, int]
+    timed_out: dict[str, int]
+
+    @property
+    def weights_R(self) -> Tensor:
+        """(R,) float64."""
+        return torch.tensor(self.weights, dtype=torch.float64, device="cpu")
+
+    @property
+    def total(self) -> Tensor:
+        """(N,) float64: the weighted sum of what there is; NaN of a sample without any."""
+        missing = self.rewards.isnan()
+        return (self.rewards.nan_to_num(0.0) * self.weights_R).sum(1).masked_fill(missing.all(1), torch.nan)
+
+    @property
+    def is_full(self) -> Tensor:
+        """(N,) bool: whether no reward of a sample could be higher."""
+        graded = [r for r, name in enumerate(self.names) if name != OVERLONG and self.weights[r] > 0]
+        marks = self.rewards[:, graded]
+        return ((marks >= 1) | marks.isnan()).all(1) & ~marks.isnan().all(1)
+
+    def rows(self, indices: Sequence[int]) -> Scores:
+        """Of the samples at `indices`; what failed is told of all."""
+        chosen = torch.tensor(list(indices), dtype=torch.long, device="cpu")
+        return replace(self, rewards=self.rewards[chosen], place=self.place[chosen])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Scores]) -> Scores:
+        """Of the samples of all parts, one part after the other."""
+        rewards, place = torch.cat([part.rewards for part in parts]), torch.cat([part.place for part in parts])
+        return replace(parts[0], rewards=rewards, place=place)
+
+
+class Scoring:
+    """Marks samples by the rewards of their sources. longest: tokens of a completion at most."""
+
+    def __init__(self, keys: RewardKeys, setup: Setup, *, longest: int) -> None:
+        self._keys, self._setup, self._longest = keys, setup, longest
+        own = [keys.weights if of is None else of for of in setup.source_rewards]
+        self._columns = list(dict.fromkeys(column for of in own for column in of.items()))
+        self._of_source = [{*of.items()} for of in own]
+        by_source = {
+            name: of for name, of in zip(setup.source_names, setup.source_rewards, strict=True) if of is not None
+        }
+        self._rewards = Rewards(keys.weights, by_source=by_source, grading=keys.grading)
+
+    def close(self) -> None:
+        """End the processes that grade; the next call starts new ones."""
+        self._rewards.close()
+
+    def scores(self, rollout: Rollout, prompts: PromptBatch) -> Scores:
+        """Of every sample."""
+        index = prompt_of(rollout, prompts)
+        sources = prompts.source_ids[torch.tensor(index, dtype=torch.long, device="cpu")].tolist()
+        records = [self._record(prompts, i) for i in range(len(prompts))]
+        names = self._setup.source_names
+        graded = self._rewards.graded(rollout.text, [records[i] for i in index], [names[s] for s in sources])
+        rewards_NR = torch.full((len(rollout), len(self._columns)), torch.nan, dtype=torch.float64, device="cpu")
+        for r, (name, weight) in enumerate(self._columns):
+            mine = torch.tensor([(name, weight) in self._of_source[s] for s in sources], dtype=torch.bool, device="cpu")
+            marks_N = graded.marks_SR[:, graded.names.index(name)]
+            rewards_NR[:, r] = torch.where(mine, marks_N, torch.nan)
+        found = Scores(
+            names=[name for name, _ in self._columns],
+            weights=[weight for _, weight in self._columns],
+            rewards=rewards_NR,
+            place=place_of(rollout),
+            failed=dict(graded.failed),
+            timed_out=dict(graded.timed_out),
+        )
+        return found if self._keys.overlong_buffer is None else self._shortened(found, rollout)
+
+    def _shortened(self, found: Scores, rollout: Rollout) -> Scores:
+        assert self._keys.overlong_buffer is not None
+        penalty_N = overlong_penalty(rollout.length, longest=self._longest, buffer=self._keys.overlong_buffer)
+        rewards = torch.cat([found.rewards, penalty_N[:, None]], 1)
+        return replace(found, names=[*found.names, OVERLONG], weights=[*found.weights, 1.0], rewards=rewards)
+
+    def _record(self, prompts: PromptBatch, i: int) -> Answered:
+        tokenizer = self._setup.tokenizer
+        assert tokenizer is not None
+        text = tokenizer.decode(prompts.ids[i], specials=True)
+        return Answered(answer=prompts.answer[i] or "", prompt=text, meta=prompts.meta[i])

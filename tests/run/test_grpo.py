@@ -1,0 +1,77 @@
+"""Reinforcement learning from a finished run, end to end: killed or stopped, it goes on as the run that was not."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.run.cli import assert_same_run, cut_back, facts, kill_after, lifecycle, make_texts, metrics, newest
+
+GRPO = (
+    "stage=grpo",
+    "data=asked",
+    "init_from=whole",
+    "stage.rewards={exact_match: 1, length: 0.5}",
+    "stage.grading.target_words=4",
+    "stage.global_batch_tokens=null",
+    "stage.prompts_per_step=4",
+    "stage.samples_per_prompt=3",
+    "stage.sequence_length=48",
+    "stage.sampling.max_new_tokens=12",
+    "stage.sampling.top_k=20",
+    "stage.updates_per_rollout=2",
+    "stage.kl={coefficient: 0.1, target: 0.01}",
+    "stage.max_epochs=null",
+    "stage.max_steps=8",
+    "stage.optimizer.lr=1e-3",
+    "checkpoint.every_steps=4",
+    "validation.every_steps=4",
+    "checkpoint.keep_last=99",
+)
+FORMS = {"all": (), "solved": ("stage.drop_solved=true", "stage.max_steps=12")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def new_data(place: Path, whole: Path) -> None:
+    """Prompts with a known answer."""
+    rows = [{"prompt": text[:12], "completion": text[12:20] or "."} for text in make_texts("asked", 60, 20)]
+    (place / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"path": "asked.jsonl", "format": "prompt_completion", "validation": {"ratio": 0.2, "seed": 1}}
+    node = {"defaults": ["_engine", "_self_"], "tokenizer": "unused", "shuffle_buffer": 64, "sources": {"asked": source}}
+    (place / "conf/data/asked.yaml").write_text(yaml.safe_dump(node, sort_keys=False))
+
+
+def assert_same(run: Path, other: Path) -> None:
+    """The same run, and what was told of its samples."""
+    assert_same_run(run, other)
+    here, there = metrics(run), metrics(other)
+    told = [name for name in here if name.startswith(("policy/", "rollout/", "reward/"))]
+    assert len(told) >= 9 and all(here[name] == there[name] for name in told if "per_second" not in name)
+
+
+def test_a_run_that_was_stopped_goes_on_as_the_run_that_was_not(place: Path) -> None:
+    whole, parts = place / "outputs/taught", place / "outputs/taught-parts"
+    lifecycle(place, "run=taught", *GRPO)
+    told = metrics(whole)
+    assert facts(whole)["parent"]["path"] == str(place / "outputs/whole")
+    assert max(value or 0 for value in told["policy/ratio_max_deviation"]) < 0.05  # bf16, where the machine has it
+    assert told["valid/asked/reward"][-1] is not None
+    cut_back(whole, parts, 4)
+    lifecycle(place, "run=taught-parts", *GRPO)
+    assert_same(parts, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_a_run_killed_at_random_moments_is_the_run_that_was_not(form: str, place: Path) -> None:
+    draw, longer = random.Random(5), (*GRPO, "stage.max_steps=60", "checkpoint.every_steps=2", *FORMS[form][:1])
+    lifecycle(place, f"run=long-{form}", *longer)
+    run = place / f"outputs/killed-{form}"
+    for number in range(20):
+        done, soon = newest(run), number % 2 == 0
+        wait = draw.uniform(0.2, 1.5) if soon else 0.0
+        kill_after(place, f"run=killed-{form}", *longer, checkpoints=not soon, wait=wait)
+        assert soon or newest(run) > done or newest(run) == 60
+    lifecycle(place, f"run=killed-{form}", *longer)
+    assert_same(run, place / f"outputs/long-{form}")
