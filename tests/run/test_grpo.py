@@ -38,7 +38,12 @@ def new_data(place: Path, whole: Path) -> None:
     rows = [{"prompt": text[:12], "completion": text[12:20] or "."} for text in make_texts("asked", 60, 20)]
     (place / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = {"path": "asked.jsonl", "format": "prompt_completion", "validation": {"ratio": 0.2, "seed": 1}}
-    node = {"defaults": ["_engine", "_self_"], "tokenizer": "unused", "shuffle_buffer": 64, "sources": {"asked": source}}
+    node = {
+        "defaults": ["_engine", "_self_"],
+        "tokenizer": "unused",
+        "shuffle_buffer": 64,
+        "sources": {"asked": source},
+    }
     (place / "conf/data/asked.yaml").write_text(yaml.safe_dump(node, sort_keys=False))
 
 
@@ -75,3 +80,23 @@ def test_a_run_killed_at_random_moments_is_the_run_that_was_not(form: str, place
         assert soon or newest(run) > done or newest(run) == 60
     lifecycle(place, f"run=killed-{form}", *longer)
     assert_same(run, place / f"outputs/long-{form}")
+
+
+RANKS = ("hardware.workers=0", "hardware.precision=fp32", "stage.max_steps=4", "checkpoint.every_steps=4")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("form", ["all", "solved", "varying"])
+def test_two_ranks_take_the_steps_of_one(form: str, strategy: str, place: Path) -> None:
+    more = {"varying": ("stage.varying_prompts=2",), "solved": ("stage.drop_solved=true",)}.get(form, ())
+    words = (*GRPO, *RANKS, "stage.normaliser=prompt", "stage.advantage=batch_std", *more)
+    one, two = place / f"outputs/one-{form}", place / f"outputs/two-{form}-{strategy}"
+    if not one.exists():
+        lifecycle(place, f"run=one-{form}", *words)
+    lifecycle(place, f"run={two.name}", *words, "hardware.devices=2", f"hardware.strategy={strategy}", cold=True)
+    here, there = metrics(one), metrics(two)
+    names = ["train/loss", "train/grad_norm", "rollout/reward", "policy/kl", "policy/kl_coefficient", "valid/loss"]
+    for name in names:
+        assert there[name] == [None if v is None else pytest.approx(v, rel=1e-3, abs=1e-5) for v in here[name]], name
+    assert facts(one, "ledger.json") == facts(two, "ledger.json")

@@ -22,7 +22,7 @@ from lifecycle.stages.reinforcement.experience import Experience, of_all_ranks
 from lifecycle.stages.reinforcement.kept_rollouts import keep
 from lifecycle.stages.reinforcement.learner import Learner
 from lifecycle.stages.reinforcement.sampler import PolicySampler
-from lifecycle.stages.reinforcement.scoring import Scores, Scoring
+from lifecycle.stages.reinforcement.scoring import SampleScores, Scoring
 from lifecycle.stages.reinforcement.settings import PolicyKeys, RewardKeys, SamplingKeys
 from lifecycle.stages.run.inheritance import OptimizerState, PeakRate
 from lifecycle.stages.run.setup import Setup
@@ -89,7 +89,7 @@ class Grpo(Stage):
     def _sampled(self, prompts: PromptBatch, step: int) -> tuple[Sampled, dict[str, Tensor]]:
         """The samples that are trained on, and what is told of all that were drawn."""
 
-        def draw(part: PromptBatch) -> tuple[Rollout, Scores]:
+        def draw(part: PromptBatch) -> tuple[Rollout, SampleScores]:
             rollout = self.sampler.rollout(part, self.network, step=step)
             return rollout, self.scoring.scores(rollout, part)
 
@@ -101,7 +101,7 @@ class Grpo(Stage):
             device=self.device,
         )
 
-    def _advantages(self, scores: Scores) -> Tensor:
+    def _advantages(self, scores: SampleScores) -> Tensor:
         """(N,) of this rank's samples, each compared with the others of its prompt, and with all of the step."""
         (rewards_SR, place_S), mine = of_all_ranks([scores.rewards, scores.place], self.device)
         _, group_S = place_S.unique(return_inverse=True)

@@ -20,7 +20,7 @@ from lifecycle.rewards.graded import Grading
 from lifecycle.rollout.drawing import DrawingKeys
 from lifecycle.stages.grpo import Grpo
 from lifecycle.stages.reinforcement.experience import place_of
-from lifecycle.stages.reinforcement.scoring import Scores
+from lifecycle.stages.reinforcement.scoring import SampleScores
 from lifecycle.stages.reinforcement.settings import KlKeys, PolicyKeys, RewardKeys, SamplingKeys
 from lifecycle.stages.run.setup import ParentWeights
 
@@ -69,10 +69,10 @@ class Letters:
 class ByTokens:
     """A reward that every completion has by its own tokens."""
 
-    def scores(self, rollout: Rollout, prompts: PromptBatch) -> Scores:
+    def scores(self, rollout: Rollout, prompts: PromptBatch) -> SampleScores:
         value = ((rollout.token_ids * rollout.exists).sum(1) % 7).double() / 7
         place = place_of(rollout)
-        return Scores(names=["sum"], weights=[1.0], rewards=value[:, None], place=place, failed={}, timed_out={})
+        return SampleScores(names=["sum"], weights=[1.0], rewards=value[:, None], place=place, failed={}, timed_out={})
 
 
 def prompts(step: int, sizes: Sequence[int] = (3, 7, 1, 5), *, first: int = 0) -> PromptBatch:

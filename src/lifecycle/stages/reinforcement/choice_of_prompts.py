@@ -18,12 +18,12 @@ from lifecycle.batch import PromptBatch, Rollout
 from lifecycle.batch.prompts import PLACES
 from lifecycle.losses.policy.advantages import varying_groups
 from lifecycle.stages.reinforcement.experience import of_all_ranks, place_of
-from lifecycle.stages.reinforcement.scoring import Scores
+from lifecycle.stages.reinforcement.scoring import SampleScores
 from lifecycle.stages.reinforcement.told import of_rollout
 from lifecycle.stages.step.collectives import gather_values
 from lifecycle.system.seeds import derive
 
-Sampled = tuple[PromptBatch, Rollout, Scores]
+Sampled = tuple[PromptBatch, Rollout, SampleScores]
 """Prompts, their samples, and what these are worth."""
 
 
@@ -62,7 +62,7 @@ class Solved:
 
 def sampled(
     prompts: PromptBatch,
-    draw: Callable[[PromptBatch], tuple[Rollout, Scores]],
+    draw: Callable[[PromptBatch], tuple[Rollout, SampleScores]],
     *,
     prompts_per_step: int,
     varying_prompts: int | None,
@@ -89,13 +89,13 @@ def sampled(
     joined = (
         PromptBatch.joined(k[0] for k in kept),
         Rollout.joined([k[1] for k in kept]),
-        Scores.joined([k[2] for k in kept]),
+        SampleScores.joined([k[2] for k in kept]),
     )
     told["rollout/prompts_kept"] = torch.tensor([found, 1], dtype=torch.float64, device="cpu")
     return joined, told
 
 
-def _varying(scores: Scores, *, most: int, device: torch.device) -> tuple[list[int], int]:
+def _varying(scores: SampleScores, *, most: int, device: torch.device) -> tuple[list[int], int]:
     """The places of this rank's groups that vary, of the first `most` of all ranks; and how many these are."""
     (total_S, place_S), _ = of_all_ranks([scores.total, scores.place], device)
     places, group_S = place_S.unique(return_inverse=True)
@@ -104,7 +104,7 @@ def _varying(scores: Scores, *, most: int, device: torch.device) -> tuple[list[i
     return [place for place in chosen if place in mine], len(chosen)
 
 
-def _only(prompts: PromptBatch, rollout: Rollout, scores: Scores, places: list[int]) -> Sampled:
+def _only(prompts: PromptBatch, rollout: Rollout, scores: SampleScores, places: list[int]) -> Sampled:
     wanted = torch.tensor(places, dtype=torch.long, device="cpu")
     of_prompt = torch.isin(prompts.number % PLACES, wanted).nonzero()[:, 0].tolist()
     of_sample = torch.isin(place_of(rollout), wanted).nonzero()[:, 0].tolist()

@@ -18,14 +18,14 @@ from typing import Any
 
 from lifecycle.batch.prompts import PLACES
 from lifecycle.stages.reinforcement.experience import Experience, prompt_of
-from lifecycle.stages.reinforcement.scoring import Scores
+from lifecycle.stages.reinforcement.scoring import SampleScores
 from lifecycle.stages.run.setup import Setup
 from lifecycle.system import atomic
 
 FOLDER = "rollouts"
 
 
-def keep(experience: Experience, scores: Scores, setup: Setup, *, step: int, rank: int, world: int) -> None:
+def keep(experience: Experience, scores: SampleScores, setup: Setup, *, step: int, rank: int, world: int) -> None:
     """Write the samples of step `step`, counted from 1."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -38,7 +38,7 @@ def keep(experience: Experience, scores: Scores, setup: Setup, *, step: int, ran
     atomic.write(folder / f"step-{step:08d}{f'-{rank}' if world > 1 else ''}.parquet", out.getvalue())
 
 
-def rows(experience: Experience, scores: Scores, setup: Setup, *, step: int) -> list[dict[str, Any]]:
+def rows(experience: Experience, scores: SampleScores, setup: Setup, *, step: int) -> list[dict[str, Any]]:
     """A row for each sample."""
     rollout, prompts, decode = experience.rollout, experience.prompts, setup.tokenizer
     assert decode is not None

@@ -24,7 +24,7 @@ OVERLONG = "overlong"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
+class SampleScores:
     """names, weights: of the R rewards; one that sources weigh differently stands there once for each weight. rewards:
     (N, R) float64, NaN where one is missing. place: (N,) int64, of each sample's prompt in the step. failed, timed_out:
     by name, how many samples a grader failed on, or took too long for."""
@@ -54,13 +54,13 @@ class Scores:
         marks = self.rewards[:, graded]
         return ((marks >= 1) | marks.isnan()).all(1) & ~marks.isnan().all(1)
 
-    def rows(self, indices: Sequence[int]) -> Scores:
+    def rows(self, indices: Sequence[int]) -> SampleScores:
         """Of the samples at `indices`; what failed is told of all."""
         chosen = torch.tensor(list(indices), dtype=torch.long, device="cpu")
         return replace(self, rewards=self.rewards[chosen], place=self.place[chosen])
 
     @classmethod
-    def joined(cls, parts: Sequence[Scores]) -> Scores:
+    def joined(cls, parts: Sequence[SampleScores]) -> SampleScores:
         """Of the samples of all parts, one part after the other."""
         rewards, place = torch.cat([part.rewards for part in parts]), torch.cat([part.place for part in parts])
         return replace(parts[0], rewards=rewards, place=place)
@@ -83,7 +83,7 @@ class Scoring:
         """End the processes that grade; the next call starts new ones."""
         self._rewards.close()
 
-    def scores(self, rollout: Rollout, prompts: PromptBatch) -> Scores:
+    def scores(self, rollout: Rollout, prompts: PromptBatch) -> SampleScores:
         """Of every sample."""
         index = prompt_of(rollout, prompts)
         sources = prompts.source_ids[torch.tensor(index, dtype=torch.long, device="cpu")].tolist()
@@ -95,7 +95,7 @@ class Scoring:
             mine = torch.tensor([(name, weight) in self._of_source[s] for s in sources], dtype=torch.bool, device="cpu")
             marks_N = graded.marks_SR[:, graded.names.index(name)]
             rewards_NR[:, r] = torch.where(mine, marks_N, torch.nan)
-        found = Scores(
+        found = SampleScores(
             names=[name for name, _ in self._columns],
             weights=[weight for _, weight in self._columns],
             rewards=rewards_NR,
@@ -105,7 +105,7 @@ class Scoring:
         )
         return found if self._keys.overlong_buffer is None else self._shortened(found, rollout)
 
-    def _shortened(self, found: Scores, rollout: Rollout) -> Scores:
+    def _shortened(self, found: SampleScores, rollout: Rollout) -> SampleScores:
         assert self._keys.overlong_buffer is not None
         penalty_N = overlong_penalty(rollout.length, longest=self._longest, buffer=self._keys.overlong_buffer)
         rewards = torch.cat([found.rewards, penalty_N[:, None]], 1)

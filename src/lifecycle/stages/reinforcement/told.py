@@ -18,13 +18,13 @@ from torch import Tensor
 from lifecycle.batch import Rollout
 from lifecycle.losses.policy.advantages import varying_groups
 from lifecycle.stages.reinforcement.experience import finished
-from lifecycle.stages.reinforcement.scoring import Scores
+from lifecycle.stages.reinforcement.scoring import SampleScores
 
 HELD_OUT = ("reward", "stopped", "length")
 """What is added up over greedy answers, in this order."""
 
 
-def of_rollout(rollout: Rollout, scores: Scores) -> dict[str, Tensor]:
+def of_rollout(rollout: Rollout, scores: SampleScores) -> dict[str, Tensor]:
     """(2,) float64 by name: the same names on every rank."""
     _, group_N = scores.place.unique(return_inverse=True)
     total_N = scores.total
@@ -42,7 +42,7 @@ def of_rollout(rollout: Rollout, scores: Scores) -> dict[str, Tensor]:
     return told
 
 
-def held_out_sums(rollout: Rollout, scores: Scores) -> Tensor:
+def held_out_sums(rollout: Rollout, scores: SampleScores) -> Tensor:
     """(2 + HELD_OUT,) float64: minus the summed reward, the number of answers, and the sums of what is measured."""
     reward, count = _mean(scores.total)
     stopped, length = float(sum(finished(rollout))), float(rollout.length.sum())
