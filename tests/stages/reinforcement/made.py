@@ -16,7 +16,7 @@ from lifecycle.batch.prompts import PLACES
 from lifecycle.duration import Timeline
 from lifecycle.losses.policy.masks import SamplerMasks
 from lifecycle.model import ModelConfig, build
-from lifecycle.rewards.graded import Grading
+from lifecycle.rewards.graded import GradingKeys
 from lifecycle.rollout.drawing import DrawingKeys
 from lifecycle.stages.grpo import Grpo
 from lifecycle.stages.reinforcement.experience import place_of
@@ -29,7 +29,7 @@ LONG = toy(width=32, heads=2, kv_heads=1, head_dim=16, ffn_width=64, vocab_size=
 DRAWING = DrawingKeys(
     max_new_tokens=9, temperature=0.8, top_k=None, top_p=None, min_p=None, repetition_penalty=1.0, stop=[]
 )
-GRADING = Grading(
+GRADING = GradingKeys(
     workers=1, cpu_s=5, wall_s=30.0, memory_mb=512, file_mb=1, tags=["think"], target_words=4, repeat_words=3
 )
 EPS = 1e-3

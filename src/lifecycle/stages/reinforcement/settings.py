@@ -12,7 +12,7 @@ from lifecycle.losses.policy.kl import KlName
 from lifecycle.losses.policy.masks import SamplerMasks
 from lifecycle.losses.policy.normalisers import NormaliserName
 from lifecycle.losses.policy.objectives import Ratio, RatioName
-from lifecycle.rewards.graded import Grading
+from lifecycle.rewards.graded import GradingKeys
 from lifecycle.rollout.drawing import DrawingKeys
 
 
@@ -53,7 +53,7 @@ class RewardKeys:
     overlong_buffer: tokens before the most new ones over which a penalty for length grows to 1; None: there is none."""
 
     rewards: str | dict[str, float]
-    grading: Grading
+    grading: GradingKeys
     overlong_buffer: Count | None
 
     @property
