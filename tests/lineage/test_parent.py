@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from tests.model.huggingface.families import CONFIGS, DEEPSEEK, LLAMA, made
 from tests.model.huggingface.test_gguf import head_of, tensors_of, write_gguf
 
@@ -20,6 +21,8 @@ from lifecycle.lineage.parent import find_parent, history, parent
 from lifecycle.lineage.run_folder import RunFolder
 from lifecycle.model import ModelConfig
 from lifecycle.model.huggingface import export
+
+CONF = Path(__file__).parents[2] / "conf"
 
 
 @pytest.fixture(autouse=True)
@@ -234,6 +237,19 @@ def test_generation_settings_that_cannot_be_read_are_named() -> None:
     (folder / "model/generation_config.json").write_text('{"eos_token_id": 2,}')
     with pytest.raises(UserError, match=r"generation_config.json is not JSON: the comma before line 1, column 20"):
         find_parent("demo").generation  # noqa: B018
+
+
+def test_an_adapter_whose_parent_is_gone_is_said_to_be_one() -> None:
+    folder = Path("outputs/tuned")
+    (folder / "adapter").mkdir(parents=True)
+    (folder / "adapter/adapter_config.json").write_text("{}")
+    written = {"adapter": yaml.safe_load((CONF / "adapter/lora.yaml").read_text())}
+    (folder / "config.yaml").write_text(yaml.safe_dump(written))
+    RunFolder(folder).update(status="finished", stage="sft", parent={"path": "outputs/gone", "sha256": "0"})
+    with pytest.raises(
+        UserError, match="the adapter of run outputs/tuned is .*: init_from=outputs/gone is neither a run"
+    ):
+        find_parent("tuned")
 
 
 def test_a_parent_that_is_nowhere_is_answered_with_those_that_are() -> None:

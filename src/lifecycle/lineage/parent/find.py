@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from lifecycle.errors import UserError
@@ -39,7 +41,7 @@ def find_parent(name: str, *, key: str = "init_from") -> Parent:
         if (place / "model" / "config.json").is_file():
             return from_files(place / "model", run=RunFolder(place))
         if (place / "adapter" / ADAPTER).is_file():
-            return from_adapter(RunFolder(place), asked, find_parent)
+            return from_adapter(RunFolder(place), asked, _beside(place))
         if (place / "run.json").is_file():
             status = RunFolder(place).lineage().get("status")
             raise UserError(
@@ -49,7 +51,7 @@ def find_parent(name: str, *, key: str = "init_from") -> Parent:
     stem, mark, which = name.rpartition("@")
     for place in (Path(stem), Path("outputs") / stem) if mark else ():
         if (place / "run.json").is_file():
-            return from_checkpoint(RunFolder(place), which, asked, find_parent)
+            return from_checkpoint(RunFolder(place), which, asked, _beside(place))
     if (Path(name) / ADAPTER).is_file():
         raise UserError(
             f"{asked} holds an adapter: name the run that trained it, or merge it into its base model with "
@@ -61,6 +63,11 @@ def find_parent(name: str, *, key: str = "init_from") -> Parent:
         f"{asked} is neither a run, nor a checkpoint (RUN@best, RUN@STEP), nor a folder with config.json "
         f"and safetensors, nor a GGUF file, nor a hub id (OWNER/NAME); {finished_runs()}"
     )
+
+
+def _beside(run: Path) -> Callable[[str], Parent]:
+    """Finds the parent that the adapter of `run` belongs to; the message says so where it is gone."""
+    return partial(find_parent, key=f"the adapter of run {run} is nothing without the weights beside it: init_from")
 
 
 def finished_runs() -> str:
