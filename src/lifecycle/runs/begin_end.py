@@ -32,6 +32,7 @@ from lifecycle.runs.data import timeline_of
 from lifecycle.runs.plan import RunPlan
 from lifecycle.runs.resume import Start
 from lifecycle.stages.base import Stage
+from lifecycle.stages.reinforcement.settings import notices
 from lifecycle.system import atomic
 from lifecycle.system.lock import hold
 from lifecycle.system.ranks import rank
@@ -76,7 +77,7 @@ def begin(plan: RunPlan, start: Start, stage: Stage, data: DataModule) -> None:
         )
     idle = data.plan.idle_workers(plan.data.streams, plan.hardware.world_size(), plan.hardware.workers)
     sits = [] if plan.adapter is None else [_in_words(plan.adapter, stage.config)]
-    for line in [*start.lines(), *sits, *idle]:
+    for line in [*start.lines(), *sits, *idle, *notices(plan.config)]:
         say(f"[dim]{line}[/dim]")
     assert plan.limits is not None
     for line in ended_by_config(plan.limits, plan.command.typed, lambda limits: timeline_of(limits, data.corpus)):

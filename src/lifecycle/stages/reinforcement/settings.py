@@ -142,5 +142,18 @@ def faults(config: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def notices(config: Mapping[str, Any]) -> list[str]:
+    """What is set and cannot do anything, though it is no fault."""
+    stage = config["stage"]
+    masks, updates = stage.get("masks") or {}, (stage.get("updates_per_rollout"), stage.get("passes_per_rollout"))
+    if masks.get("off_policy_threshold") is None or updates != (1, 1):
+        return []
+    return [
+        "one update a rollout (stage.updates_per_rollout=1): the weights that are trained are those that drew the "
+        "samples, so the ratio is 1, nothing is clipped, and the off-policy mask "
+        f"(stage.masks.off_policy_threshold={masks['off_policy_threshold']}) cannot fire"
+    ]
+
+
 def _numbers(*values: Any) -> bool:
     return all(isinstance(value, int) and not isinstance(value, bool) for value in values)
