@@ -11,6 +11,8 @@ from lifecycle.stages.reinforcement.settings import notices
 CHANGES: dict[str, dict[str, Any]] = {
     "dr_grpo": {"advantage": "group_mean", "normaliser": "constant", "updates_per_rollout": 4},
     "dapo": {
+        "prompts_per_step": 32,
+        "varying_prompts": 16,
         "samples_per_prompt": 16,
         "clip_high": 0.28,
         "mask_unfinished": True,
