@@ -105,7 +105,10 @@ def test_what_would_change_the_training_must_be_decided_before_its_end(parent: P
         parent, {"new": source("new.jsonl")}, "guard.actions=[replay,restore]", "validation.every_steps=50"
     )
     check_reach(cfg, parent, 51)
-    with pytest.raises(UserError, match=r"first when its 50 steps are over.*type guard.actions=\[restore\]"):
+    with pytest.raises(
+        UserError,
+        match=r"first when its 50 steps.*more often .validation.every_steps=12.*type guard.actions=\[restore\]",
+    ):
         check_reach(cfg, parent, 50)
     cfg.guard.actions = ["restore"]  # also a run that is over can be found too bad
     check_reach(cfg, parent, 50)

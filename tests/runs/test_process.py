@@ -1,6 +1,7 @@
 """A run as a guest of its process: in any thread, beside another, and afterwards the process is what it was before."""
 
 import contextlib
+import errno
 import gc
 import json
 import logging
@@ -28,6 +29,7 @@ from lifecycle.callbacks.saving import SaveOnEvents
 from lifecycle.errors import FolderLost, Terminated, UserError
 from lifecycle.run import run
 from lifecycle.runs.results import RunResult
+from lifecycle.system import lock
 from lifecycle.system.lock import hold
 from lifecycle.system.owner import LOCK
 
@@ -195,6 +197,21 @@ def test_a_run_whose_folder_was_taken_over_raises_and_writes_nothing_more(
         assert contents(folder) == before
     assert json.loads((folder / "run.json").read_text())["status"] == "running"
     assert losses(started("run=mine", "stage.max_steps=6")) == losses(started("run=whole", "stage.max_steps=6"))
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.EFBIG, "see `ulimit -f`"), (errno.ENOSPC, r"No space .*make room there")]
+)
+def test_a_lock_that_cannot_be_written_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    def refused(path: Path, me: object) -> bool:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(lock, "_made", refused)
+    with pytest.raises(UserError, match=rf"outputs/mine/\.lock .*{words}") as raised:
+        started("run=mine", "stage.max_steps=6")
+    assert ("make room" in str(raised.value)) == (number == errno.ENOSPC)
 
 
 def test_the_program_ends_at_once_where_its_folder_was_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:

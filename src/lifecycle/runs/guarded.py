@@ -55,9 +55,10 @@ def check_reach(cfg: DictConfig, parent: Parent | None, steps: int) -> None:
     actions = [] if cfg.guard is None or parent is None else cfg.guard.actions
     changing = [action for action in actions if action in ("replay", "rate")]
     if changing and cfg.validation.every_steps >= steps:
+        more = f" (validation.every_steps={max(1, steps // 4)})" if steps > 1 else ""
         raise UserError(
             f"guard.actions has {', '.join(changing)}, and the run is measured first when its {steps} steps are over "
-            f"(validation.every_steps={cfg.validation.every_steps}): measure it more often, or type "
+            f"(validation.every_steps={cfg.validation.every_steps}): measure it more often{more}, or type "
             f"guard.actions=[{','.join(action for action in actions if action not in changing)}]"
         )
 
