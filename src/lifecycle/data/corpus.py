@@ -24,6 +24,7 @@ from lifecycle.data.curriculum.scores import DocumentLoss
 from lifecycle.data.mixture.batch_plan import BatchPlan, Phase, largest, mixture
 from lifecycle.data.read.begun import Begun, Listed, listed
 from lifecycle.data.read.files.listing import place
+from lifecycle.data.read.in_words import ASKED, PLAIN
 from lifecycle.data.read.spec import SourceSpec
 from lifecycle.data.stream.documents import raw_documents
 from lifecycle.data.stream.epoch_length import count_positions
@@ -53,6 +54,7 @@ class DataConfig:
     tokenizer: str | TokenizerRecipe
     root: str | None
     chat_template: str
+    plain_prompt: str = PLAIN
     prepared: str | None
     streams: Count | None
     shuffle_buffer: Count
@@ -62,6 +64,16 @@ class DataConfig:
     bad_rows: BadRows
     decontaminate: Decontaminate | None
     curriculum: Curriculum | None = None
+
+    def __post_init__(self) -> None:
+        if self.plain_prompt.count(ASKED) != 1:
+            raise UserError(f"data.plain_prompt is {self.plain_prompt!r}; wanted {ASKED} in it, once: the question")
+        again = [name for name, source in self.sources.items() if source.shuffle_options]
+        if self.prepared and again:
+            raise UserError(
+                f"data.sources.{again[0]}.shuffle_options is true, and shards hold each prompt in one order: leave out "
+                "data.prepared, or type shuffle_options=false"
+            )
 
 
 class Corpus:
@@ -157,7 +169,7 @@ class Corpus:
         )
         view = self.packing.view
         tokenizer, template = open_template(config.chat_template, tokenizer, view=view, begun=begun is not None)
-        return Maker(view=view, tokenizer=tokenizer, template=template)
+        return Maker(view=view, tokenizer=tokenizer, template=template, plain=config.plain_prompt)
 
     def _levels(self, parent_loss: DocumentLoss | None) -> dict[str, list[Bucket]]:
         config, never, tokenizer = self.config, self.whole_mix.replay, self.make.tokenizer

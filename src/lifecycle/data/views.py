@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from lifecycle.data.conversation.ids import encode_conversation, encode_prompt
 from lifecycle.data.conversation.rendering import Conversation
 from lifecycle.data.conversation.template_check import PROMPT, TEXT
 from lifecycle.data.read.forms.preferences import SAME
-from lifecycle.data.read.in_words import answered, as_text, question
+from lifecycle.data.read.in_words import PLAIN, answered, as_text, question
 from lifecycle.data.read.row import BadRow
 from lifecycle.errors import UserError
 from lifecycle.tokenizer.chat import ChatTemplate, Turn
@@ -105,10 +106,10 @@ def unpaired(record: Record, tokenizer: Tokenizer, template: ChatTemplate | None
     return Example(ids=encoded.ids, trained=encoded.trained, wanted=record.label)
 
 
-def prompt(record: Record, tokenizer: Tokenizer, template: ChatTemplate | None) -> Prompt:
+def prompt(record: Record, tokenizer: Tokenizer, template: ChatTemplate | None, plain: str = PLAIN) -> Prompt:
     """The ids that a model is asked with, the known answer, and what the record says beside it."""
     if template is None:
-        ids = tokenizer.documents([question(record)])[0][:-1]  # the document does not end there
+        ids = tokenizer.documents([question(record, plain)])[0][:-1]  # the document does not end there
     else:
         turns = asked_of(record)
         ids = encode_prompt(Conversation(turns=turns, tools=_tools(record)), tokenizer, template)
@@ -185,24 +186,30 @@ VIEWS: dict[str, View] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Maker:
-    """Makes items of `view` from rows under `tokenizer` and a chat template; it can be sent to other processes."""
+    """Makes items of `view` from rows under `tokenizer` and a chat template (plain: what a prompt is without one); it
+    can be sent to other processes."""
 
     view: str
     tokenizer: Tokenizer
     template: ChatTemplate | None = None
+    plain: str = PLAIN
 
     def __call__(self, rows: Sequence[FilteredRow]) -> list[Item | str]:
         """The item of each row that passed the filters; in its place the reason why none can be made."""
         if self.view == TEXT:  # its text is there already, masked
             texts = [row.text for row in rows if row.text is not None]
             return [Example(ids=ids) for ids in self.tokenizer.documents(texts)]
-        return VIEWS[self.view]([row.record for row in rows if row.record is not None], self.tokenizer, self.template)
+        records = [row.record for row in rows if row.record is not None]
+        view = _each(partial(prompt, plain=self.plain)) if self.view == PROMPT else VIEWS[self.view]
+        return view(records, self.tokenizer, self.template)
 
     def in_view(self, view: str) -> Maker:
         """What makes items of another view; documents need no template."""
-        return Maker(view=view, tokenizer=self.tokenizer, template=None if view == TEXT else self.template)
+        return replace(self, view=view, template=None if view == TEXT else self.template)
 
     @property
     def key(self) -> str:
         """What the items depend on beside the rows and the tokenizer."""
-        return f"{self.view} {self.template.sha256}" if self.template else self.view
+        if self.template:
+            return f"{self.view} {self.template.sha256}"
+        return self.view if self.view != PROMPT or self.plain == PLAIN else f"{self.view} {self.plain}"

@@ -16,6 +16,10 @@ from lifecycle.data.read.forms.turns import thinking
 from lifecycle.data.read.row import BadRow
 
 BLANK_LINE = "\n\n"
+ASKED = "{prompt}"
+"""What a question, with its options, stands for in a plain prompt."""
+PLAIN = f"Question: {ASKED}\nAnswer:"
+"""The beginning of a document with a question and its known answer."""
 
 
 def as_text(record: Record) -> str:
@@ -36,8 +40,9 @@ def as_text(record: Record) -> str:
     return f"{question(record)}{between}{answered(record)}"
 
 
-def question(record: Record) -> str:
-    """The beginning of the document, up to the answer. Raises BadRow for a record that is only a text."""
+def question(record: Record, plain: str = PLAIN) -> str:
+    """The beginning of the document, up to the answer; plain: of one with a known answer. Raises BadRow for a record
+    that is only a text."""
     if record.text is not None:
         raise BadRow("no prompt in a text")
     if record.prompt is None:
@@ -46,7 +51,7 @@ def question(record: Record) -> str:
             turns.pop()
         return f"{_turns(turns)}\n\nAssistant:".lstrip()
     if record.completion is None:
-        return f"Question: {record.prompt}\nAnswer:"
+        return plain.replace(ASKED, record.prompt)
     before = f"{_turns(record.messages)}\n\n" if record.messages else ""
     joins = record.prompt[-1:].isspace() or record.completion[:1].isspace()
     return f"{before}{record.prompt}{'' if joins else BLANK_LINE}"

@@ -57,6 +57,7 @@ class SourceSpec:
         domain. What is replayed has the number that the run measured which it comes from.
     tokens: published size of the source, for the dry run of rows that are not on this machine.
     rewards: names of the rewards of its samples with their weights, in place of the stage's (`stage.rewards`).
+    shuffle_options: options of a question stand in another order in each pass of training (see `forms/options.py`).
     """
 
     hub: str | None = None
@@ -82,6 +83,7 @@ class SourceSpec:
     validation_tokens: Count | None = None
     tokens: NotNegative | None = None
     rewards: dict[str, float] | None = None
+    shuffle_options: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.validation, dict) and set(self.validation) <= {"ratio", "seed"}:  # else `check` says why not
@@ -155,6 +157,8 @@ class SourceSpec:
             raise UserError(
                 f"{where}.encoding is {self.encoding!r}; wanted a text encoding that Python knows, as utf-16"
             )
+        if self.shuffle_options and self.format not in ("multiple_choice", AUTO):
+            raise UserError(f"{where}.shuffle_options is for multiple_choice; this is {self.format}: remove it")
         if self.step_tags and self.format not in ("word_problem", AUTO):
             raise UserError(f"{where}.step_tags is for format word_problem; this is {self.format}: remove it")
         for key, value in self.fields.items():

@@ -18,6 +18,7 @@ from lifecycle.data.clean import contamination_report
 from lifecycle.data.clean.bad_rows import BAD, refuse_broken
 from lifecycle.data.clean.filter_row import HELD_OUT, FilteredRow, filter_row
 from lifecycle.data.clean.source import Source
+from lifecycle.data.read.forms.options import shuffled
 from lifecycle.data.read.quarantine import beginning, quarantine
 from lifecycle.data.read.rows.readers import Position, RawRow
 from lifecycle.data.stream.pieces import Exhausted, LeftOut
@@ -63,13 +64,17 @@ def raw_documents(
         buffer=buffer,
         reading=reading,
     )
-    return {stream: RawDocuments(reader, make, stream=stream, state=state) for stream, state in states.items()}
+    return {
+        stream: RawDocuments(reader, make, stream=stream, state=state, options_by=seed)
+        for stream, state in states.items()
+    }
 
 
 class RawDocuments:
     """Items of `source` that stream `stream` reads; see the module's text.
 
     `held` chooses the side of the held-out split: False gives training documents, True validation documents.
+    options_by: the seed that options are shuffled by, where the source asks for it; None: they stay as they are.
     """
 
     def __init__(
@@ -80,8 +85,10 @@ class RawDocuments:
         stream: int,
         held: bool = False,
         state: dict[str, Any] | None = None,
+        options_by: int | None = None,
     ) -> None:
         self.source, self.name = reader.source, reader.source.name
+        self._options_by = options_by if reader.source.spec.shuffle_options else None
         self._reader, self._make, self._stream, self._held = reader, make, stream, held
         known = self.source.left_out_counts if stream == 0 else {}
         self._counts = Counter(state["counts"] if state else known)
@@ -117,13 +124,19 @@ class RawDocuments:
                 if self._index >= len(self._usable):
                     self._read_block()
                 chunk = self._usable[self._index : self._index + ENCODE_AT_ONCE]
-                self._ready.extend(self._make([row.filtered for row in chunk]))
+                self._ready.extend(self._make([self._in_order(row.filtered) for row in chunk]))
             self._index += 1
             made = self._ready.popleft()
             if not isinstance(made, str):
                 self._left_out.given()
                 return made
             self._refuse(self._usable[self._index - 1], made)
+
+    def _in_order(self, row: FilteredRow) -> FilteredRow:
+        """The row with its options in the order of this pass, where they are shuffled."""
+        if self._options_by is None or row.record is None:
+            return row
+        return row._replace(record=shuffled(row.record, seed=self._options_by, visit=self._anchor["epoch"]))
 
     def texts(self) -> Iterator[str]:
         """The texts themselves, untokenised, until the source is exhausted."""

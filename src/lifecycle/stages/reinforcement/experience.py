@@ -37,7 +37,7 @@ class Experience:
         """All that the policy drew is trained; mask_unfinished: but for completions that were cut off."""
         trained = rollout.sampled
         if mask_unfinished:
-            trained = trained & torch.tensor(finished(rollout), device="cpu")[:, None]
+            trained = trained & torch.tensor(finished(rollout), dtype=torch.bool, device="cpu")[:, None]
         return cls(prompts=prompts, rollout=rollout, trained=trained, advantage=advantage)
 
     @property

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lifecycle.data.read.forms.fields import Fields, clean, unpacked
+from lifecycle.data.read.forms.options import listed
 from lifecycle.data.read.row import BadRow
 
 CALCULATOR_MARK = re.compile(r"<<([^<>]*)>>")
@@ -24,9 +25,8 @@ def multiple_choice(row: Fields) -> Parts:
     labels, options = _options(row)
     index = _answer_index(row.required("answer"), labels, options, row.answer_base)
     letters = string.ascii_uppercase[: len(options)]
-    listed = "\n".join(f"{letter}. {option}" for letter, option in zip(letters, options, strict=True))
     meta = {"options": options, "answer_text": options[index], "explanation": row.text_if_named("explanation")}
-    return {"prompt": f"{question}\n{listed}", "answer": letters[index], "meta": meta}
+    return {"prompt": f"{question}\n{listed(options)}", "answer": letters[index], "meta": meta}
 
 
 def word_problem(row: Fields) -> Parts:
