@@ -48,7 +48,7 @@ def final_number(completion: str) -> Fraction | None:
 
 def _may_stand_before(text: str) -> bool:
     """Whether what is said before the number leaves it the answer."""
-    return not re.search(r"\b(?:not|isn't|never)\b|[0-9]", text, re.IGNORECASE)
+    return not re.search(r"\b(?:not|isn't|never)\b|\\neq?\b|\u2260|!=|[0-9]", text, re.IGNORECASE)
 
 
 def _only(answer: str) -> Fraction | None:

@@ -28,7 +28,7 @@ PASSED, WRONG, OVER, FAULTY = 70, 71, 72, 73
 CHECK = "check"
 HELPERS = frozenset(
     "bisect cmath collections copy datetime decimal fractions functools heapq itertools math operator random re "
-    "statistics string typing".split()
+    "statistics string sys typing".split()
 )
 """Modules that tests use as the program imports them."""
 

@@ -1,6 +1,7 @@
 """Values and calls between two processes that trust each other with nothing but plain values.
 
-    plain        None, bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict: sent as they are
+    plain        None, bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict; types
+                 of Python itself: sent as they are
     the rest     stays where it is, and the other side has a `Remote`, whose calls, attributes and items are asked for
 
 So an object that says of itself that it equals everything is equal to nothing on the other side.
@@ -100,6 +101,8 @@ class Peer:
             return value
         if isinstance(value, Remote):
             return {"yours": value._remote_number}
+        if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
+            return {"type": value.__name__}
         for kind, write in WRITTEN.items():
             if isinstance(value, kind):
                 return {kind.__name__: write(value)}
@@ -139,6 +142,7 @@ ITEMS: dict[type, Callable[[Any], Iterator[Any]]] = {
     list: list.__iter__, tuple: tuple.__iter__, set: set.__iter__, frozenset: frozenset.__iter__,
 }  # fmt: skip
 READ: dict[str, Callable[[Any], Any]] = {
+    "type": lambda name: {kind.__name__: kind for kind in vars(builtins).values() if isinstance(kind, type)}[name],
     "str": str,
     "int": lambda text: int(text, 16),
     "float": float.fromhex,

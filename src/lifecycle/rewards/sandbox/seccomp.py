@@ -1,7 +1,8 @@
 """A filter of system calls: what a worker never needs, and what a program may not do.
 
     worker     no network, no mounts, no namespaces, no look into another process, no shared memory, no kernel keys
-    program    besides: no new processes (threads are), no other program in its place, no signals, no group of its own
+    program    besides: no new processes (threads are), no other program in its place, no signals, no group of its own,
+               no rights, owners or times of files (which Landlock leaves alone)
 
 A filter is inherited and cannot be taken off; it needs no rights. Forbidden calls fail as if rights were missing.
 """
@@ -39,6 +40,11 @@ PROGRAM = {
     "tkill": (200, 130), "tgkill": (234, 131), "pidfd_send_signal": (424, 424), "rt_sigqueueinfo": (129, 138),
     "rt_tgsigqueueinfo": (297, 240), "setpriority": (141, 140), "sched_setaffinity": (203, 122),
     "setsid": (112, 157), "setpgid": (109, 154),
+    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452),
+    "chown": (92, None), "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54),
+    "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "setxattrat": (463, 463),
+    "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16), "utime": (132, None),
+    "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88),
 }  # fmt: skip
 CLONE, CLONE3, PRLIMIT, PRCTL = (56, 220), 435, (302, 261), (157, 167)
 CLONE_THREAD = 0x00010000
