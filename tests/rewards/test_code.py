@@ -22,7 +22,7 @@ CHECK = {
     "begun": "from typing import List\n\ndef back(text: str) -> str:\n    '''Backwards.'''\n",
 }
 SUM = {"inputs": ["1 2\n", "3 4\n"], "outputs": ["3\n", "7"]}
-RIGHT = [
+RIGHT: list[tuple[str, dict[str, Any]]] = [
     ("def f(x): return x * 2", DOUBLE),
     ("Here it is:\n```python\ndef f(x):\n    return x + x\n```\nIt doubles.", DOUBLE),
     ("<think>```python\ndef f(x): return 1\n```</think>\n```\nf = lambda x: 2 * x\n```", DOUBLE),
@@ -45,7 +45,7 @@ RIGHT = [
     ("def f(): return '\\ud800\\u00e9\U0001f600', float('inf'), 10**5000", {"tests": ["assert len(f()) == 3"]}),
 ]
 NEVER = "class A:\n    __eq__ = __le__ = __bool__ = lambda *a: True\n    __hash__ = None\n"
-WRONG = [
+WRONG: list[tuple[str, dict[str, Any]]] = [
     ("def f(x): return x", DOUBLE),
     ("", DOUBLE),
     ("def f(x: return", DOUBLE),
@@ -85,7 +85,7 @@ WRONG = [
     ("print(3)", SUM),
     ("while True: print('a' * 10**6)", SUM),
 ]
-OVER = [
+OVER: list[tuple[str, dict[str, Any]]] = [
     ("while True: pass", DOUBLE),
     ("def f(x):\n    while True: pass", DOUBLE),
     ("def f(x):\n  while True:\n    try:\n      while True: pass\n    except BaseException: pass", DOUBLE),
@@ -123,10 +123,8 @@ def test_programs_that_fail_or_forge_are_wrong_and_nothing_else(pool: GradingPoo
 def test_programs_without_an_end_are_counted_as_such_by_their_own_time(
     pool: GradingPool, cases: list[tuple[str, dict[str, Any]]]
 ) -> None:
-    assert pool.layers
-    before = pool.pids
-    assert {one.state for one in outcomes(pool, cases)} == {"timed_out"}
-    assert before == pool.pids[: len(before)]  # the kernel ends the program alone
+    # the kernel ends the program alone, and the worker says so
+    assert {(one.state, one.text) for one in outcomes(pool, cases)} == {("timed_out", "OverLimit")}
 
 
 def test_results_keep_the_order_of_the_tasks_whatever_ends_first(pool: GradingPool) -> None:

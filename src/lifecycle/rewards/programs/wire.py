@@ -101,8 +101,8 @@ class Peer:
             return value
         if isinstance(value, Remote):
             return {"yours": value._remote_number}
-        if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
-            return {"type": value.__name__}
+        if (name := TYPES.get(id(value))) is not None:
+            return {"type": name}
         for kind, write in WRITTEN.items():
             if isinstance(value, kind):
                 return {kind.__name__: write(value)}
@@ -141,8 +141,10 @@ WRITTEN: dict[type, Callable[[Any], Any]] = {
 ITEMS: dict[type, Callable[[Any], Iterator[Any]]] = {
     list: list.__iter__, tuple: tuple.__iter__, set: set.__iter__, frozenset: frozenset.__iter__,
 }  # fmt: skip
+TYPES = {id(kind): name for name, kind in vars(builtins).items() if isinstance(kind, type)}
+"""Python's own, by identity: one of a program's may say that it has another's name."""
 READ: dict[str, Callable[[Any], Any]] = {
-    "type": lambda name: {kind.__name__: kind for kind in vars(builtins).values() if isinstance(kind, type)}[name],
+    "type": lambda name: getattr(builtins, name if name in TYPES.values() else ""),
     "str": str,
     "int": lambda text: int(text, 16),
     "float": float.fromhex,
