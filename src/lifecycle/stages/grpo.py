@@ -21,6 +21,7 @@ from lifecycle.stages.reinforcement.choice_of_prompts import Sampled, Solved, sa
 from lifecycle.stages.reinforcement.experience import Experience, of_all_ranks
 from lifecycle.stages.reinforcement.kept_rollouts import keep
 from lifecycle.stages.reinforcement.learner import Learner
+from lifecycle.stages.reinforcement.phases import Phases
 from lifecycle.stages.reinforcement.sampler import PolicySampler
 from lifecycle.stages.reinforcement.scoring import SampleScores, Scoring
 from lifecycle.stages.reinforcement.settings import PolicyKeys, RewardKeys, SamplingKeys
@@ -89,17 +90,24 @@ class Grpo(Stage):
     def _sampled(self, prompts: PromptBatch, step: int) -> tuple[Sampled, dict[str, Tensor]]:
         """The samples that are trained on, and what is told of all that were drawn."""
 
-        def draw(part: PromptBatch) -> tuple[Rollout, SampleScores]:
-            rollout = self.sampler.rollout(part, self.network, step=step)
-            return rollout, self.scoring.scores(rollout, part)
+        phases = Phases()
 
-        return sampled(
+        def draw(part: PromptBatch) -> tuple[Rollout, SampleScores]:
+            with phases.of("sampling"):
+                rollout = self.sampler.rollout(part, self.network, step=step)
+            with phases.of("grading"):
+                scores = self.scoring.scores(rollout, part)
+            phases.tokens += int(rollout.length.sum())
+            return rollout, scores
+
+        found, facts = sampled(
             self.solved.without(prompts),
             draw,
             prompts_per_step=self.setup_facts.timeline.at(step).rows,
             varying_prompts=self.drawn.varying_prompts,
             device=self.device,
         )
+        return found, {**facts, **phases.told()}
 
     def _advantages(self, scores: SampleScores) -> Tensor:
         """(N,) of this rank's samples, each compared with the others of its prompt, and with all of the step."""

@@ -133,7 +133,9 @@ def test_the_split_of_the_prompts_changes_nothing(tmp_path: Path) -> None:
     first, second = grpo(), grpo()
     a = train(first, tmp_path / "a")
     b = train(second, tmp_path / "b", parts=lambda whole: [whole.rows(0, 1), whole.rows(1, 4)])
-    assert a == {step: {**row, **{k: a[step][k] for k in row if k.startswith("perf/")}} for step, row in b.items()}
+    timed = [name for name in a[1] if "perf/" in name or "per_second" in name]
+    assert "perf/sampling_s" in timed and "rollout/tokens_per_second" in timed
+    assert a == {step: {**row, **{name: a[step][name] for name in timed if name in row}} for step, row in b.items()}
 
 
 def test_each_sample_is_used_as_often_as_asked_and_one_step_counts_as_one(tmp_path: Path) -> None:

@@ -25,14 +25,14 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def gather_values(values: Tensor) -> Tensor:
-    """The (n,) values of all ranks, one rank after the other; n may differ. Every rank must call."""
+    """The values (n, ...) of all ranks, one rank after the other; n may differ. Every rank must call."""
     if not many_ranks():
         return values
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     counts = values.new_zeros(world, dtype=torch.int64)
     counts[rank] = len(values)
     ends = sum_over_ranks(counts).cumsum(0).tolist()
-    whole = values.new_zeros(ends[-1])
+    whole = values.new_zeros(ends[-1], *values.shape[1:])
     whole[ends[rank] - len(values) : ends[rank]] = values
     return sum_over_ranks(whole)
 
