@@ -42,6 +42,7 @@ def test_a_solution_may_go_on_where_the_prompt_ends() -> None:
     }
     made = record(row)
     assert made.prompt == 'def f():\n    """One."""' and made.meta["entry_point"] == "f"
+    assert made.meta["begun"].startswith("def f():")
     assert made.completion == as_text(made) == 'def f():\n    """One."""\n    return 1'
     assert made.meta["tests"] == ["assert f() == 1"]
 

@@ -67,7 +67,7 @@ def code_problem(row: Fields) -> Parts:
     """A programming task, a solution where the row has one, and in `meta` the tests that a solution must pass.
 
     Tests in a list are shown with the task, since they name the function. A solution that begins with a space continues
-    the text of the prompt.
+    the text of the prompt, which is in `meta` too where it begins the function.
     """
     task = row.text("prompt", strip=False).replace("\r\n", "\n")
     tests = row.required("tests")
@@ -84,6 +84,8 @@ def code_problem(row: Fields) -> Parts:
         "setup": row.text_if_there("setup", strip=False).replace("\r\n", "\n"),
         "entry_point": row.text_if_there("entry_point"),
     }
+    if meta["entry_point"] and re.search(rf"^def {re.escape(meta['entry_point'])}\b", task, re.MULTILINE):
+        meta["begun"] = task  # what is asked for goes on with it
     shown = "\n\nThe code must pass these tests:\n" + "\n".join(tests) if listed else ""
     return {
         "prompt": f"{task.strip()}{shown}".strip(),
