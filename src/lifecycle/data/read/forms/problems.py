@@ -79,12 +79,13 @@ def code_problem(row: Fields) -> Parts:
     code = row.text_if_there("code", strip=False).replace("\r\n", "\n").rstrip()
     if code[:1].isspace():
         code = task + code
-    meta = {
+    entry_point = row.text_if_there("entry_point")
+    meta: dict[str, Any] = {
         "tests": list(tests) if listed else [tests],
         "setup": row.text_if_there("setup", strip=False).replace("\r\n", "\n"),
-        "entry_point": row.text_if_there("entry_point"),
+        "entry_point": entry_point,
     }
-    if meta["entry_point"] and re.search(rf"^def {re.escape(meta['entry_point'])}\b", task, re.MULTILINE):
+    if entry_point and re.search(rf"^def {re.escape(entry_point)}\b", task, re.MULTILINE):
         meta["begun"] = task  # what is asked for goes on with it
     shown = "\n\nThe code must pass these tests:\n" + "\n".join(tests) if listed else ""
     return {
