@@ -30,6 +30,10 @@ ROW = {
     "problem": "What is the sum of two and two?",
     "solution": "It is four.",
     "level": "Level 2",
+    "choices": {"label": ["A", "B"], "text": ["cold", "heat"]},
+    "answerKey": "A",
+    "test_list": ["assert True"],
+    "code": "x = 1",
     "long_answer": "It is the fever.",
     "messages": [{"role": "user", "content": "And why?"}, {"role": "assistant", "content": "<think>So.</think> Thus."}],
 }
