@@ -31,23 +31,31 @@ SHORT = [
 TEXTS = ["data.sources.prose.max_rows=200", "data.sources.code.max_rows=200"]
 # so short a parent has learned little: a rate like its own, and half of its data again
 AFTER = ["stage.peak_ratio=0.5", "stage.replay.share=0.5"]
+# a toy draws no right answer that it could learn from: what moves its weights is the entropy
+GROUPS = [
+    "stage.prompts_per_step=4",
+    "stage.samples_per_prompt=4",
+    "stage.sampling.max_new_tokens=6",
+    "stage.entropy=1",
+]
 LIFE = {
     "demo": ["experiment=demo", *MODEL, *TEXTS],
     "demo-midtrain": ["experiment=demo/midtrain", *TEXTS, *AFTER],
     "demo-sft": ["experiment=demo/sft", *AFTER],
     "demo-dpo": ["experiment=demo/dpo", "stage.peak_ratio=0.1"],
+    "demo-grpo": ["experiment=demo/grpo", "stage.global_batch_tokens=null", *GROUPS],
 }
 
 
 @pytest.fixture(scope="module")
 def life(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """The four runs, by name."""
+    """The five runs, by name."""
     place = tmp_path_factory.mktemp("life")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setattr("lifecycle.runs.results.write_report", lambda folder: None)
         for words in LIFE.values():
-            assert run(config.compose([*words, *SHORT])).status == "finished"
+            assert run(config.compose([*SHORT, *words])).status == "finished"
     return {name: place / "outputs" / name for name in LIFE}
 
 
@@ -66,7 +74,7 @@ def answers(folder: Path) -> dict[int, dict[str, str]]:
 
 
 def test_each_stage_learns(life: Mapping[str, Path]) -> None:
-    for folder in life.values():
+    for folder in [*life.values()][:-1]:  # a loss of a policy does not fall with what it learns
         losses = [loss for loss in read_metrics(folder / "metrics.csv")["train/loss"] if loss is not None]
         assert sum(losses[-3:]) < sum(losses[:3]), folder
 
@@ -108,9 +116,9 @@ def test_no_stage_trains_on_what_is_asked(life: Mapping[str, Path]) -> None:
 
 
 def test_transformers_asks_the_last_model_by_its_own_template(life: Mapping[str, Path]) -> None:
-    tokenizer: Any = AutoTokenizer.from_pretrained(life["demo-dpo"] / "model")
-    model: Any = AutoModelForCausalLM.from_pretrained(life["demo-dpo"] / "model")
-    for prompt, completion in answers(life["demo-dpo"])[10].items():
+    tokenizer: Any = AutoTokenizer.from_pretrained(life["demo-grpo"] / "model")
+    model: Any = AutoModelForCausalLM.from_pretrained(life["demo-grpo"] / "model")
+    for prompt, completion in answers(life["demo-grpo"])[10].items():
         asked = prompt.partition("<|user|>\n")[2].partition("<|end|>")[0]
         turns = [{"role": "user", "content": asked}]
         ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt")["input_ids"]
@@ -122,5 +130,5 @@ def test_transformers_asks_the_last_model_by_its_own_template(life: Mapping[str,
 def test_one_page_tells_of_all_stages(life: Mapping[str, Path], tmp_path: Path) -> None:
     page = write_stages(list(life.values()), tmp_path).read_text()
     assert "Right answers to 5 held-out questions" in page and (tmp_path / "stages.html").is_file()
-    for stage in ("pretrain", "midtrain", "sft", "dpo"):
+    for stage in ("pretrain", "midtrain", "sft", "dpo", "grpo"):
         assert f"| {stage} | " in page

@@ -110,3 +110,16 @@ def test_on_a_narrow_terminal_the_table_breaks_no_number(
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no run that took a step"):
         read_stages([tmp_path / "none"])
+
+
+def test_what_a_stage_gained_on_its_own_questions_is_told_with_its_interval(tmp_path: Path) -> None:
+    own = [answer(step, n, right=n < 20 + 3 * step, domain="own") for step in (0, 5, 10) for n in range(100)]
+    page = write_stages([made(tmp_path / "g", "grpo", [answer(0, 0, right=True)])], tmp_path / "one").read_text()
+    assert "paired bootstrap" not in page
+    runs = [
+        made(tmp_path / "s", "sft", [answer(step, 0, right=True) for step in (0, 10)]),
+        made(tmp_path / "r", "grpo", [*(answer(step, 0, right=True) for step in (0, 10)), *own]),
+    ]
+    page = write_stages(runs, tmp_path / "two").read_text()
+    assert "After grpo, 50.0 % (40 to 60) of 100 answers to `own` are right; before it, 20.0 % (13 to 29) were" in page
+    assert "+30.0 points (+21.0 to +39.0, by a paired bootstrap)" in page

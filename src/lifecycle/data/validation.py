@@ -24,14 +24,18 @@ from lifecycle.system.say_once import say_read
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOutQuestion:
-    """Of a held-out conversation: the ids that a model is asked with, and what stands there as the answer."""
+    """Of a held-out conversation or prompt: the ids that a model is asked with, and what stands there as the answer;
+    of a prompt its text."""
 
     prompt: Ids
-    answer: Ids
+    answer: Ids | str
 
     @classmethod
     def of(cls, item: Item) -> HeldOutQuestion | None:
-        """The first answer of a conversation, or the chosen one of a pair; None of a text, and of a prompt alone."""
+        """The first answer of a conversation, the chosen one of a pair, the known one of a prompt; None of a text, and
+        of a prompt without an answer."""
+        if isinstance(item, Prompt):
+            return None if item.answer is None else cls(prompt=item.ids, answer=item.answer)
         if isinstance(item, Pair):
             return cls(prompt=item.prompt, answer=item.chosen.ids[len(item.prompt) :])
         if not isinstance(item, Example) or is_document(item):

@@ -24,7 +24,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig
 from torch import Tensor
 
-from lifecycle.batch import PairBatch
+from lifecycle.batch import Ids, PairBatch
 from lifecycle.data.module import DataModule
 from lifecycle.data.validation import HeldOutQuestion
 from lifecycle.model import Decoder, DocumentMask
@@ -118,14 +118,14 @@ def answers(
     for n, (domain, one) in enumerate(asked):
         ids, stopped = rollout.token_ids[n][: int(rollout.length[n])].tolist(), rollout.stop_reason[n] == "stop_id"
         well_formed = stopped and is_well_formed(ids[:-1], tokenizer)
-        right = well_formed and tokenizer.decode(ids).strip() == tokenizer.decode(one.answer).strip()
+        right = well_formed and tokenizer.decode(ids).strip() == _text(one.answer, tokenizer).strip()
         made.append(
             {
                 "step": step,
                 "domain": domain,
                 "prompt": tokenizer.decode(prompts[n], specials=True),
                 "completion": tokenizer.decode(ids, specials=True),
-                "reference": tokenizer.decode(one.answer, specials=True),
+                "reference": _text(one.answer, tokenizer, specials=True),
                 "tokens": len(ids),
                 "stopped": stopped,
                 "well_formed": well_formed,
@@ -133,6 +133,10 @@ def answers(
             }
         )
     return made
+
+
+def _text(answer: Ids | str, tokenizer: Tokenizer, *, specials: bool = False) -> str:
+    return answer if isinstance(answer, str) else tokenizer.decode(answer, specials=specials)
 
 
 def is_well_formed(ids: Sequence[int], tokenizer: Tokenizer) -> bool:

@@ -12,6 +12,7 @@ from lifecycle.report.page.format import count, number, share, span
 from lifecycle.report.page.render import Element, Heading, Paragraph, Picture, Sheet, to_html, to_markdown
 from lifecycle.report.stages.picture import draw
 from lifecycle.report.stages.results import Answer, Counted, StageResult, counted, documents, question, read_stages
+from lifecycle.rewards.interval import gain
 from lifecycle.system import atomic
 
 PICTURE = "stages"
@@ -86,13 +87,25 @@ def _notes(stages: Sequence[StageResult]) -> list[str]:
     for stage in stages:
         for domain, answers in stage.others.items():
             right = _with_interval(counted(answers, "right"))
-            notes.append(f"After {stage.name}, {right} of {count(len(answers))} answers to `{domain}` are right.")
+            words = f"After {stage.name}, {right} of {count(len(answers))} answers to `{domain}` are right"
+            notes.append(f"{words}{_gained(stage.before.get(domain), answers)}.")
         if stage.pairs:
             notes.append(
                 f"Pairs told apart: held-out pairs of which {stage.name} has made the chosen answer likelier, measured "
                 "from the model that it began with; that model itself tells none apart, and chance would half of them."
             )
     return notes
+
+
+def _gained(before: Sequence[Answer] | None, after: Sequence[Answer]) -> str:
+    """What a stage gained on the same questions, of which it answered some before its first step."""
+    if not before or not any(one["right"] for one in before):
+        return ""
+    more, low, high = gain(*([bool(one["right"]) for one in said] for said in (before, after)))
+    return (
+        f"; before it, {_with_interval(counted(before, 'right'))} were: {100 * more:+.1f} points "
+        f"({100 * low:+.1f} to {100 * high:+.1f}, by a paired bootstrap)"
+    )
 
 
 def _examples(stages: Sequence[StageResult]) -> list[Element]:

@@ -40,11 +40,13 @@ class Counted:
 @dataclass(frozen=True, kw_only=True)
 class StageResult:
     """A run in its place. answers: by step, those to the questions that all runs were asked; others: by domain, the
-    last ones to further questions."""
+    last ones to further questions; before: by domain, the first ones to these, where they were asked more than once,
+    in the same order."""
 
     run: RunData
     answers: Mapping[int, Sequence[Answer]]
     others: Mapping[str, Sequence[Answer]]
+    before: Mapping[str, Sequence[Answer]]
 
     @property
     def name(self) -> str:
@@ -98,15 +100,22 @@ def question(answer: Answer) -> tuple[str, str]:
 
 def _placed(run: RunData, answers: Sequence[Answer], common: set[tuple[str, str]]) -> StageResult:
     by_step: dict[int, list[Answer]] = {}
-    others: dict[str, list[Answer]] = {}
-    newest = max((int(one["step"]) for one in answers), default=0)
+    further: dict[int, dict[str, list[Answer]]] = {}
+    asked_at = sorted({int(one["step"]) for one in answers}) or [0]
     for one in answers:
         if question(one) in common:
             by_step.setdefault(int(one["step"]), []).append(one)
-        elif one["step"] == newest:
-            others.setdefault(str(one["domain"]), []).append(one)
+        else:
+            further.setdefault(int(one["step"]), {}).setdefault(str(one["domain"]), []).append(one)
     in_order = {step: sorted(by_step[step], key=question) for step in sorted(by_step)}
-    return StageResult(run=run, answers=in_order, others=others)
+    first, last = (further.get(asked_at[place], {}) for place in (0, -1))
+    before = {domain: said for domain, said in first.items() if len(asked_at) > 1 and _same(said, last.get(domain, []))}
+    return StageResult(run=run, answers=in_order, others=last, before=before)
+
+
+def _same(before: Sequence[Answer], after: Sequence[Answer]) -> bool:
+    """Whether both answer the same questions in the same order."""
+    return [question(one) for one in before] == [question(one) for one in after]
 
 
 def documents(stages: Sequence[StageResult]) -> list[str]:

@@ -6,7 +6,7 @@ library and of the interpreter's built-in modules, a module a document. `code`: 
 library, without their docstrings: those are in `prose`, and what is held out of one domain must not be trained on in
 the other.
 Sources are parsed, not imported. The exercises are generated (`exercises.py`), and so are the questions, whose answers
-Python computes (`python_questions.py`).
+Python computes (`python_questions.py`, `expressions.py`).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from types import ModuleType
 
 import orjson
 
-from lifecycle.data.read.files import exercises, python_questions
+from lifecycle.data.read.files import exercises, expressions, python_questions
 from lifecycle.data.read.files.python_questions import Signature
 
-KINDS = ("prose", "code", *exercises.KINDS, *python_questions.KINDS)
+KINDS = ("prose", "code", *exercises.KINDS, *python_questions.KINDS, *expressions.KINDS)
 LEAST_CHARACTERS = 200
 """A shorter text is no document."""
 
@@ -69,9 +69,20 @@ def _rows(kind: str) -> Iterator[Mapping[str, object]]:
     if kind in python_questions.KINDS:
         yield from python_questions.python_questions(kind, list(_signatures()))
         return
+    if kind in expressions.KINDS:
+        yield from expressions.expressions(kind, _asked())
+        return
     for name, text in _prose() if kind == "prose" else _code():
         if len(text) >= LEAST_CHARACTERS:
             yield {"id": name, "text": text}
+
+
+def _asked() -> set[str]:
+    """All questions of `python_questions`."""
+    signatures = list(_signatures())
+    pairs = [row["prompt"] for row in python_questions.python_questions("preferences", signatures)]
+    turns = [row["messages"] for row in python_questions.python_questions("questions", signatures)]
+    return {*pairs, *(asked["content"] for asked, _ in turns)}
 
 
 def _prose() -> Iterator[tuple[str, str]]:
