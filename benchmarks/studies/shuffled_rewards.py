@@ -15,18 +15,18 @@ import torch
 
 from lifecycle.__main__ import main
 from lifecycle.batch import PromptBatch, Rollout
-from lifecycle.stages.reinforcement.grading import Graded, Grading
+from lifecycle.stages.reinforcement.scoring import SampleScores, Scoring
 
-TRUE = Grading.graded
+TRUE = Scoring.scores
 
 
-def shuffled(self: Grading, rollout: Rollout, prompts: PromptBatch) -> Graded:
+def shuffled(self: Scoring, rollout: Rollout, prompts: PromptBatch) -> SampleScores:
     """The true rewards in another order, the same for the same samples."""
-    graded = TRUE(self, rollout, prompts)
+    scores = TRUE(self, rollout, prompts)
     draw = torch.Generator(device="cpu").manual_seed(int(rollout.prompt_id.sum()) % 2**31)
-    return replace(graded, rewards=graded.rewards[torch.randperm(len(rollout), generator=draw, device="cpu")])
+    return replace(scores, rewards=scores.rewards[torch.randperm(len(rollout), generator=draw, device="cpu")])
 
 
 if __name__ == "__main__":
-    Grading.graded = shuffled  # type: ignore[method-assign]
+    Scoring.scores = shuffled  # type: ignore[method-assign]
     main()
