@@ -46,14 +46,22 @@ def example(trained: list[int]) -> Example:
 
 def test_the_first_answer_of_a_conversation_is_asked_for() -> None:
     asked = HeldOutQuestion.of(example([0, 0, 1, 1, 0, 1]))
-    assert asked is not None and asked.prompt.tolist() == [1, 2] and asked.answer.tolist() == [3, 4]
+    assert asked is not None and asked.prompt.tolist() == [1, 2] and list(asked.answer) == [3, 4]
     to_the_end = HeldOutQuestion.of(example([0, 1, 1]))
-    assert to_the_end is not None and to_the_end.answer.tolist() == [2, 3]
+    assert to_the_end is not None and list(to_the_end.answer) == [2, 3]
     pair = Pair(prompt=np.array([1, 2], np.int32), chosen=example([0, 0, 1]), rejected=example([0, 0, 1, 1]))
     judged = HeldOutQuestion.of(pair)
-    assert judged is not None and judged.prompt.tolist() == [1, 2] and judged.answer.tolist() == [3]
+    assert judged is not None and judged.prompt.tolist() == [1, 2] and list(judged.answer) == [3]
     assert HeldOutQuestion.of(Example(ids=np.arange(3, dtype=np.int32))) is None
     assert HeldOutQuestion.of(Prompt(id="a", ids=np.arange(3, dtype=np.int32))) is None
+
+
+def test_a_prompt_is_asked_for_its_known_answer() -> None:
+    asked = HeldOutQuestion.of(Prompt(id="a", ids=np.array(ids("an"), np.int32), answer="answer"))
+    assert asked is not None
+    model = build(toy(vocab_size=TOKENIZER.vocab_size), seed=1)
+    (said,) = answers(model, [("a", asked)], TOKENIZER, most_tokens=5, step=0)
+    assert (said["prompt"], said["reference"], said["right"]) == ("an", "answer", False)
 
 
 def test_the_same_weights_give_the_same_answers_and_none_of_what_no_token_is() -> None:
