@@ -9,6 +9,7 @@ import pytest
 
 from lifecycle.report.page.canvas import DARK, LIGHT, smooth
 from lifecycle.report.run.plots import PICTURES, curriculum, draw, loss, throughput
+from lifecycle.report.run.reward_plot import rewards
 from lifecycle.report.run.run_data import RunData, read_run
 
 
@@ -25,7 +26,7 @@ def size(png: bytes) -> tuple[int, int]:
 
 def test_a_finished_run_has_every_picture_of_one_width(run: RunData) -> None:
     drawn = draw(run, LIGHT)
-    assert list(drawn) == list(PICTURES)
+    assert list(drawn) == [name for name in PICTURES if name != "rewards"]  # it samples nothing
     assert {size(png)[0] for png in drawn.values()} == {1280}
 
 
@@ -111,3 +112,14 @@ def test_a_speed_that_was_measured_once_is_seen(run: RunData) -> None:
     figure = throughput(replace(run, metrics=last), LIGHT)
     assert figure is not None
     assert [axes.lines[0].get_marker() for axes in figure.axes] == ["o", "o"]
+
+
+def test_rewards_are_drawn_of_a_run_that_samples(run: RunData) -> None:
+    steps = [float(step) for step in range(1, 6)]
+    told: dict[str, list[float | None]] = {"step": list(steps), "rollout/reward": [0.1, 0.2, 0.4, 0.5, 0.6]}
+    told |= {"valid/asked/loss": [-0.3] * 5, "valid/asked/reward": [0.3] * 5, "policy/entropy": [1.0] * 5}
+    figure = rewards(replace(run, metrics=told), LIGHT)
+    assert figure is not None
+    upper, lower = figure.axes
+    assert [line.get_label() for line in upper.lines[1:]] == ["samples, smoothed", "greedy, held out: asked"]
+    assert list(upper.lines[0].get_ydata()) == told["rollout/reward"] and len(lower.lines) == 1

@@ -15,6 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentF
 from lifecycle.report.page.canvas import Theme, canvas, legend, level, png, smooth, style, ticks, tokens_axis
 from lifecycle.report.page.format import short
 from lifecycle.report.run.forgetting_section import forgetting
+from lifecycle.report.run.reward_plot import rewards
 from lifecycle.report.run.run_data import RunData, dig
 
 BASELINE_STYLES = {"unigram": ":", "bigram": "--"}
@@ -230,6 +231,7 @@ def _levels_panel(axes: Axes, theme: Theme, source: str, levels: Mapping[str, An
 
 PICTURES: dict[str, Callable[[RunData, Theme], Figure | None]] = {
     "loss": loss,
+    "rewards": rewards,
     "perplexity": perplexity,
     "forgetting": forgetting,
     "ledger": ledger,

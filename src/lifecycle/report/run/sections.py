@@ -23,6 +23,8 @@ from lifecycle.report.run.run_data import RunData
 
 PICTURE_WORDS = {
     "loss": "Loss over tokens: training, held-out, and what counting words reaches",
+    "rewards": "Reward of the samples of each step and of greedy answers to held-out prompts; below, the share of the "
+    "prompts whose samples differ in their reward, which are those that teach, and the entropy of the policy",
     "perplexity": "Held-out perplexity of every domain, beside its unigram and bigram baselines",
     "forgetting": "What was gained and what was forgotten of what the parent knew, with every action of the guard",
     "ledger": "Planned and seen tokens of every source",
