@@ -25,8 +25,9 @@ class SampleBatch:
     advantage: (N,) fp32. weight: (N,) fp32, what each token's objective is multiplied by, and divisor: (Q,) fp64, what
     each sample adds to what the sum of all is divided by (`losses.policy.normalisers`). sampler_logp: (N,) fp32, with
     which the sampler drew the token; old_logp: the policy's before the first update of the step, None where that is the
-    one to come; reference_logp: of a frozen reference, None where there is none, or it is still to be asked. kept: the
-    tokens that each was drawn from; None: the whole vocabulary each time.
+    one to come; reference_logp: of a frozen reference, None where there is none, or it is still to be asked. old_value:
+    (N,) fp32 of a critic before the first update, returns: what its values are trained to; None without a critic. kept:
+    the tokens that each was drawn from; None: the whole vocabulary each time.
     """
 
     tokens: TokenBatch
@@ -37,6 +38,8 @@ class SampleBatch:
     sampler_logp: Tensor
     old_logp: Tensor | None = None
     reference_logp: Tensor | None = None
+    old_value: Tensor | None = None
+    returns: Tensor | None = None
     kept: Kept | None = None
 
     def __len__(self) -> int:
@@ -79,7 +82,7 @@ class SampleBatch:
         mine_Q = (self.at.ends >= start * length) & (self.at.ends < stop * length)
         tokens = self.tokens.rows(start, stop)
         parts: dict[str, Any] = {}
-        for name in ("advantage", "weight", "sampler_logp", "old_logp", "reference_logp"):
+        for name in ("advantage", "weight", "sampler_logp", "old_logp", "reference_logp", "old_value", "returns"):
             value = getattr(self, name)
             parts[name] = None if value is None else value[mine_N]
         kept = None if self.kept is None else self.kept.take(mine_N.nonzero()[:, 0])

@@ -11,6 +11,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lifecycle.errors import UserError
 
+CRITIC = "critic_"
+"""How the names of groups begin that are of a critic, which nothing goes on from."""
+
 
 @torch.no_grad()
 def carry_over(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
@@ -19,7 +22,8 @@ def carry_over(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> No
     Groups are matched by name and parameters by their place in it; the rates stay the new ones. A parameter that has
     more rows than it had keeps its moments, and its new rows start at zero. Raises UserError where they do not fit.
     """
-    theirs = {group["name"]: group["params"] for group in state["param_groups"]}
+    groups = [group for group in state["param_groups"] if not group["name"].startswith(CRITIC)]
+    theirs = {group["name"]: group["params"] for group in groups}
     ours = {group["name"]: group["params"] for group in optimizer.param_groups}
     if {name: len(params) for name, params in theirs.items()} != {name: len(params) for name, params in ours.items()}:
         raise UserError(

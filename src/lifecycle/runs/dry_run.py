@@ -203,7 +203,8 @@ def _estimate(plan: RunPlan, limits: Limits, model: ModelConfig, timeline: Timel
             milestones=len(cfg.checkpoint.milestones) + (cfg.guard is not None and "restore" in cfg.guard.actions),
             every_steps=cfg.checkpoint.every_steps,
         ),
-        kept_copies=sum(number for key, number in copies.items() if cfg.stage.get(key) is not None),
+        kept_copies=sum(number for key, number in copies.items() if cfg.stage.get(key) is not None)
+        + (plan.stage.trained_copies(config.resolved(cfg)) if plan.stage else 0),
         frozen=_frozen(plan, model),
         adapter=None if plan.adapter is None else _adapter(plan.adapter, model),
         free_disk=shutil.disk_usage(_existing(Path.cwd())).free,

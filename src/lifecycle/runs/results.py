@@ -216,7 +216,8 @@ def restored_weights(folder: RunFolder, stage: Stage) -> dict[str, Tensor]:
             f"{folder.checkpoints} any more: put it back and start the same command again, or take another checkpoint "
             f"(init_from={folder.path.name}@STEP)"
         )
-    return {name.removeprefix("model."): value.float() for name, value in load_weights(path).items()}
+    state = load_weights(path).items()
+    return {name.removeprefix("model."): value.float() for name, value in state if name.startswith("model.")}
 
 
 def full_weights(stage: Stage) -> dict[str, Tensor]:

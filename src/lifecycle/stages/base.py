@@ -5,7 +5,7 @@ One call of `training_step` is one optimizer step (manual optimization). `Stage.
     count trained tokens over micro-batches and ranks  ->  gradients (`gradients.py`), clipped
     ->  all finite? step : skip  ->  validate if due, stop if asked
 
-So splitting a step differently changes nothing, `global_step` means what users think, and a bad batch can be skipped.
+So splitting a step differently changes nothing, and `global_step` means what users think.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from lifecycle.errors import UserError
 from lifecycle.model import Decoder, DocumentMask, ModelConfig
 from lifecycle.model.adapters import seed_dropout
 from lifecycle.model.layers.attention import Kernel
+from lifecycle.stages.beside.critic import Critic
 from lifecycle.stages.beside.frozen import HeldBeside
 from lifecycle.stages.run.setup import Setup
 from lifecycle.stages.step.collectives import any_rank, count_tokens
@@ -47,18 +48,18 @@ class Stage(pl.LightningModule, ABC):
     no method that has a body here (`tests/stages/test_stages.py`); what only some add is an object, as `penalty`.
 
     optimization: optimizer, schedule and limits of bad steps. penalty: a term that depends on the weights alone, whose
-    gradient is added once a step; None for none. beside: frozen networks and the like that the stage holds beside its
-    own, in no checkpoint; None for none. carried: what a checkpoint holds of the stage besides, by name. look_over: is
-    given all held-out micro-batches of a domain before the first is validated, on every rank; None: nothing is asked.
+    gradient is added once a step. beside: frozen networks and the like, in no checkpoint. critic: is trained beside the
+    network, and in every checkpoint. None for none. carried: what a checkpoint holds of the stage besides, by name.
+    look_over: is given all held-out micro-batches of a domain before the first is validated, on every rank.
 
     What a class declares for the run. views: those that it can train on; empty: any. starts_from_parent: whether it
     needs `init_from`. ends_in_score: its network ends in a score, not in a vocabulary. takes_over: the dataclasses
     whose keys it has and the run reads for it, those of `inheritance.py` and `TrainedTokens`. guard_actions: actions
     that a forgetting guard may take. weight_copies: key of `stage` that may be null -> copies of the whole weights that
     every device keeps where it is set. frozen_copies: copies of the parent's weights that a run of this config holds
-    frozen beside its own. faults: a line for each combination of valid values that does not work; both get the whole
-    config in plain values. measures: names of what is measured on held-out data beside the loss; None where the loss is
-    the likelihood of text, which has units of its own. told: what is logged of the means of `measures`.
+    frozen beside its own, trained_copies: fp32 numbers of each weight that it keeps to train others. faults: a line for
+    each combination of values that does not work. All three get the whole config in plain values. measures: what is
+    measured on held-out data beside the loss; None where that is the likelihood of text. told: what is logged of it.
     """
 
     views: ClassVar[frozenset[str]] = frozenset()
@@ -68,6 +69,7 @@ class Stage(pl.LightningModule, ABC):
     guard_actions: ClassVar[frozenset[str]] = frozenset({"rate", "restore"})
     weight_copies: ClassVar[Mapping[str, int]] = {}
     frozen_copies: ClassVar[staticmethod[[Mapping[str, Any]], int]] = staticmethod(lambda config: 0)
+    trained_copies: ClassVar[staticmethod[[Mapping[str, Any]], int]] = staticmethod(lambda config: 0)
     measures: ClassVar[Sequence[str] | None] = None
     told: ClassVar[staticmethod[[Mapping[str, float]], Mapping[str, float]]] = staticmethod(lambda means: means)
     faults: ClassVar[staticmethod[[Mapping[str, Any]], list[str]]] = staticmethod(lambda config: [])
@@ -80,6 +82,7 @@ class Stage(pl.LightningModule, ABC):
         setup: Setup,
         penalty: Penalty | None = None,
         beside: HeldBeside | None = None,
+        critic: Critic | None = None,
         carried: Mapping[str, Carried] | None = None,
         look_over: Callable[[Sequence[Any]], None] | None = None,
     ) -> None:
@@ -87,7 +90,7 @@ class Stage(pl.LightningModule, ABC):
         self.automatic_optimization = False
         self.config, self.setup_facts = model, setup
         self.optimization = Optimization(optimization, setup.timeline)
-        self.penalty, self.beside, self._look_over = penalty, beside, look_over
+        self.penalty, self.beside, self.critic, self._look_over = penalty, beside, critic, look_over
         self._rope_theta = model.rope_theta
         self.model: Decoder | None = None
         self.meter = Meter(log_every=setup.log_every, peak_flops=setup.peak_flops, sources=setup.source_names)
@@ -112,16 +115,15 @@ class Stage(pl.LightningModule, ABC):
         """The data of the run that trains this stage."""
         return cast(DataFeed, self.trainer.datamodule)  # type: ignore[attr-defined]
 
-    # -- building (Lightning's order)
-
     def configure_model(self) -> None:
         """Build the weights, sharded at birth where the strategy shards."""
         if self.model is not None:
             return
         mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]  # of strategies that shard
         self.model = self.setup_facts.build(self.config, mesh)
-        if self.beside is not None:
-            self.beside.build(mesh)
+        for held in (self.beside, self.critic):
+            if held is not None:
+                held.build(mesh)
 
     @abstractmethod
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
@@ -134,7 +136,8 @@ class Stage(pl.LightningModule, ABC):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer of the config; its rates are set before every step."""
-        return self.optimization.build(self.network, self.setup_facts.initial_optimizer)
+        own = None if self.critic is None else self.critic.keys.lr
+        return self.optimization.build(self.network, self.setup_facts.initial_optimizer, self.critic, own)
 
     def optimizer(self) -> LightningOptimizer:
         """The one optimizer, wrapped so that Lightning counts its steps."""
@@ -151,9 +154,8 @@ class Stage(pl.LightningModule, ABC):
     def take_updates(
         self, batch: StepBatch[Any], updates: Updates[Micro], loss_sum: LossSum[Micro], told: Told = dict
     ) -> None:
-        """The same for a step that changes the weights several times, once on the micro-batches of each of `updates`,
-        in turn: Lightning counts it as one. Every rank must call with equally many micro-batches in each. told: gives
-        further metrics of the step when it is over, the same names on every rank."""
+        """The same for a step that changes the weights several times, once on each of `updates`, in which every rank
+        has equally many micro-batches. told: gives further metrics of the step, the same names on every rank."""
         self.enter(batch.step)
         seed_dropout(self.network, self.setup_facts.seed, step=batch.step, rank=self.global_rank)
         optimizer = self.optimizer()
@@ -170,6 +172,7 @@ class Stage(pl.LightningModule, ABC):
                 backward=self.manual_backward,
                 penalty=self.penalty,
             )
+            sums = sums if self.critic is None else self.critic.alone(self.network, sums, step=batch.step)
             norm = self.optimization.clip(self.parameters())
             self._update(optimizer, batch, sums, norm, last=number == len(updates))
             taken.append((counts, sums, norm))
@@ -234,8 +237,7 @@ class Stage(pl.LightningModule, ABC):
     # -- validation
 
     def on_train_start(self) -> None:
-        """Prepare the penalty, and finish a validation that a preemption interrupted; a preemption here ends the
-        run."""
+        """Prepare the penalty, finish a validation that a preemption interrupted; a preemption here ends the run."""
         if self.beside is not None:
             self.beside.begin(self.device, self.feed)
         if self.penalty is not None:
@@ -250,10 +252,8 @@ class Stage(pl.LightningModule, ABC):
         self.meter.stop()
 
     def validate_if_due(self, step: int) -> None:
-        """Measure every domain's held-out rows; a preemption in the middle leaves the validation due.
-
-        The one after the last step goes on to its end: a run that has taken all its steps is not taken up again.
-        """
+        """Measure every domain's held-out rows; a preemption in the middle leaves the validation due, but the one after
+        the last step goes on to its end."""
         if not self.validation_due:
             return
         self.meter.pause()
@@ -329,11 +329,8 @@ class Stage(pl.LightningModule, ABC):
         """Names of the trained parameters in the state dict."""
         return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
-    # -- micro-batches
-
     def on_device(self, batch: Micro) -> tuple[Micro, DocumentMask | None]:
-        """A micro-batch on the stage's device, and which positions of its packed rows see each other (see
-        `step.on_device`)."""
+        """A micro-batch on the stage's device, and which positions of its rows see each other (`step.on_device`)."""
         if self.beside is not None:
             batch = self.beside.looked_up(batch)
         if isinstance(batch, PairBatch) and self.setup_facts.shares_prompts(self.config, self.kernel):

@@ -18,10 +18,13 @@ from lifecycle.losses.policy.masks import SamplerMasks
 from lifecycle.model import ModelConfig, build
 from lifecycle.rewards.graded import GradingKeys
 from lifecycle.rollout.drawing import DrawingKeys
+from lifecycle.stages.beside.critic import CriticKeys
 from lifecycle.stages.grpo import Grpo
+from lifecycle.stages.ppo import Ppo
 from lifecycle.stages.reinforcement.experience import place_of
 from lifecycle.stages.reinforcement.scoring import SampleScores
 from lifecycle.stages.reinforcement.settings import KlKeys, PolicyKeys, RewardKeys, SamplingKeys
+from lifecycle.stages.reinforcement.values import ValueKeys
 from lifecycle.stages.run.setup import ParentWeights
 
 POLICY: ModelConfig = replace(MODEL, init_std=0.3)
@@ -139,4 +142,39 @@ def grpo(
         setup=replace(stage().setup_facts, **facts),
     )
     made.scoring = ByTokens()  # type: ignore[assignment]
+    return made
+
+
+HEAD = CriticKeys(kind="head", lr=None, coefficient=0.5, clip=0.5, warmup_steps=0)
+VALUES = ValueKeys(gamma=0.97, lam=0.9, whiten=True, kl_in="reward")
+
+
+def ppo(
+    *,
+    steps: int = 3,
+    updates: int = 1,
+    passes: int = 1,
+    micro_tokens: int = 4096,
+    critic: CriticKeys = HEAD,
+    values: ValueKeys = VALUES,
+    lr: float = 1e-2,
+    setup: dict[str, Any] | None = None,
+    **keys: Any,
+) -> Ppo:
+    """With the facts of `grpo`, and a critic."""
+    facts: dict[str, Any] = {"read_weights": lambda: build(POLICY, seed=3).state_dict(), **(setup or {})}
+    like = grpo(steps=steps, micro_tokens=micro_tokens, setup=facts)
+    made = Ppo(
+        model=POLICY,
+        optimization=optimization(lr, eps=EPS),
+        drawn=SamplingKeys(sampling=DRAWING, slots=5, updates_per_rollout=updates, passes_per_rollout=passes),
+        graded=RewardKeys(rewards={"exact_match": 1.0}),
+        policy=replace(
+            KEYS, **{"advantage": "none", "kl": KlKeys(kind="k1", coefficient=0, target=None, horizon=1), **keys}
+        ),
+        values=values,
+        critic=critic,
+        setup=like.setup_facts,
+    )
+    made.grading = ByTokens()  # type: ignore[assignment]
     return made

@@ -53,8 +53,9 @@ def _merged(path: Path, base: Base) -> dict[str, Tensor]:
 
 
 def _stripped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """fp32 weights by the names of the network: those in a checkpoint begin with `model.`, its name in the stage."""
-    return {name.removeprefix("model."): value.float() for name, value in state.items()}
+    """fp32 weights by the names of the network: those in a checkpoint begin with `model.`, its name in the stage; a
+    critic's are left out."""
+    return {name.removeprefix("model."): w.float() for name, w in state.items() if name.startswith("model.")}
 
 
 def after_the_at(place: Path) -> str:

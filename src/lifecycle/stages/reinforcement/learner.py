@@ -18,8 +18,9 @@ from lifecycle.model.adapters import adapter_off
 from lifecycle.stages.base import LossSum, Stage
 from lifecycle.stages.beside.frozen import FrozenNetwork
 from lifecycle.stages.reinforcement.experience import Experience, RowsOfSamples, micro_batches
-from lifecycle.stages.reinforcement.policy import policy_loss, sample_logprobs
+from lifecycle.stages.reinforcement.policy import policy_loss, sample_logprobs, sample_states
 from lifecycle.stages.reinforcement.settings import KlKeys, PolicyKeys, SamplingKeys
+from lifecycle.stages.reinforcement.values import ValueLearner
 from lifecycle.stages.run.setup import Setup
 from lifecycle.stages.step.collectives import greatest_of_ranks, sum_over_ranks
 
@@ -48,11 +49,20 @@ class KlCoefficient:
 
 
 class Learner:
-    """What turns the samples of a step into updates; a stage holds one."""
+    """What turns the samples of a step into updates; a stage holds one. values: of a stage with a critic, for which the
+    advantage of a sample is its score."""
 
-    def __init__(self, *, model: ModelConfig, policy: PolicyKeys, drawn: SamplingKeys, setup: Setup) -> None:
+    def __init__(
+        self,
+        *,
+        model: ModelConfig,
+        policy: PolicyKeys,
+        drawn: SamplingKeys,
+        setup: Setup,
+        values: ValueLearner | None = None,
+    ) -> None:
         self._keys = replace(policy, length=policy.length or drawn.sampling.max_new_tokens)
-        self._drawn, self._setup = drawn, setup
+        self._drawn, self._setup, self._values = drawn, setup, values
         self.coefficient = KlCoefficient(policy.kl)
         self._asks = policy.kl.coefficient > 0
         self._kl: Tensor | None = None  # of the step so far: sum and count ...
@@ -75,7 +85,10 @@ class Learner:
         parts, passes = self._drawn.updates_per_rollout, self._drawn.passes_per_rollout
         asked = [experience.update(number, parts) for number in range(parts)]
         made = [micro_batches(experience, one, self._keys, layout, device=stage.device) for one in asked]
-        made = [[self._known(stage, micro, old=parts * passes > 1) for micro in update] for update in made]
+        old = parts * passes > 1 or self._values is not None
+        made = [[self._known(stage, micro, old=old) for micro in update] for update in made]
+        if self._values is not None:
+            made = self._values.estimated(made, kl_coefficient=self.coefficient.value)
         return made * passes
 
     def loss_sum(self, stage: Stage) -> LossSum[SampleBatch]:
@@ -83,7 +96,8 @@ class Learner:
         self._kl, self._facts, self._deviation = None, None, torch.zeros((), dtype=torch.float32, device=stage.device)
 
         def judged(batch: SampleBatch, documents: DocumentMask | None) -> tuple[Tensor, dict[str, Tensor]]:
-            logp_N, entropy_N = self._said(stage, stage.network, batch, documents)
+            hidden_ND = sample_states(stage.network, batch, documents)
+            logp_N, entropy_N = self._said(stage, stage.network, hidden_ND, batch)
             loss, told = policy_loss(batch, logp_N, entropy_N, self._keys, kl_coefficient=self.coefficient.value)
             if "policy/kl" in told:
                 self._kl = told["policy/kl"] if self._kl is None else self._kl + told["policy/kl"]
@@ -93,6 +107,9 @@ class Learner:
                 self._facts = facts if self._facts is None else self._facts.joined(facts)
                 apart = ((drawn_N - batch.sampler_logp).exp() - 1).abs().max()
                 self._deviation = torch.maximum(self._deviation, apart)
+            if self._values is not None:
+                of_values, more = self._values.loss(stage.network, hidden_ND, batch, documents)
+                loss, told = loss + of_values, told | more
             return loss, told
 
         return judged
@@ -100,6 +117,8 @@ class Learner:
     def end_step(self, samples: int) -> dict[str, Tensor]:
         """What is told when all updates are done; a coefficient of the KL with a target is moved. samples: of the step
         on this rank. Every rank must call."""
+        if self._values is not None and self._values.kl is not None:
+            self._kl = self._values.kl
         if self._kl is not None:
             self.coefficient.measured(self._kl, samples)
         greatest = torch.stack([greatest_of_ranks(self._deviation), torch.ones_like(self._deviation)])
@@ -107,7 +126,7 @@ class Learner:
         if self._asks:
             value = torch.tensor([self.coefficient.value, 1.0], dtype=torch.float64, device="cpu")
             told["policy/kl_coefficient"] = value
-        return told
+        return told if self._values is None else told | self._values.told()
 
     def _ratios(self) -> dict[str, Tensor]:
         sums = torch.zeros(3, dtype=torch.float64, device=self._deviation.device)
@@ -130,10 +149,14 @@ class Learner:
         found: dict[str, Any] = {}
         with stage.trainer.precision_plugin.forward_context():
             if old:
-                found["old_logp"] = self._said(stage, stage.network, moved, documents)[0]
+                hidden_ND = sample_states(stage.network, moved, documents)
+                found["old_logp"] = self._said(stage, stage.network, hidden_ND, moved)[0]
+                if self._values is not None:
+                    found["old_value"] = self._values.critic.values(stage.network, hidden_ND, moved, documents)
             if self._asks:
                 with self._frozen(stage) as network:
-                    found["reference_logp"] = self._said(stage, network, moved, documents)[0]
+                    hidden_ND = sample_states(network, moved, documents)
+                    found["reference_logp"] = self._said(stage, network, hidden_ND, moved)[0]
         return replace(micro, **found)
 
     @contextlib.contextmanager
@@ -144,10 +167,8 @@ class Learner:
             with adapter_off(stage.network):
                 yield stage.network
 
-    def _said(
-        self, stage: Stage, network: Decoder, batch: SampleBatch, documents: DocumentMask | None
-    ) -> tuple[Tensor, Tensor]:
+    def _said(self, stage: Stage, network: Decoder, hidden_ND: Tensor, batch: SampleBatch) -> tuple[Tensor, Tensor]:
         tokens, vocab = self._setup.tokens or stage.config.vocab, stage.config.vocab
         banned = torch.arange(tokens, vocab, device=stage.device) if tokens < vocab else None
         temperature = self._drawn.sampling.temperature
-        return sample_logprobs(network, batch, documents, temperature=temperature, banned=banned)
+        return sample_logprobs(network, hidden_ND, batch, temperature=temperature, banned=banned)

@@ -32,20 +32,20 @@ CLAMP = 20.0
 """Of a logarithm of a ratio to the reference, as in verl."""
 
 
+def sample_states(network: Decoder, batch: SampleBatch, documents: DocumentMask | None) -> Tensor:
+    """(N, D): the hidden states that the trained tokens follow on."""
+    tokens = batch.tokens
+    hidden_BTD: Tensor = network(tokens.input_ids, tokens.position_ids, documents, counted=tokens.trained)
+    return hidden_BTD.flatten(0, 1)[batch.at.places]
+
+
 def sample_logprobs(
-    network: Decoder,
-    batch: SampleBatch,
-    documents: DocumentMask | None,
-    *,
-    temperature: float,
-    banned: Tensor | None,
+    network: Decoder, hidden_ND: Tensor, batch: SampleBatch, *, temperature: float, banned: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """(N,) each: log-probabilities of the trained tokens as the sampler would draw them now, from the sets that it drew
-    them from; and entropies."""
-    tokens = batch.tokens
-    hidden_BTD = network(tokens.input_ids, tokens.position_ids, documents, counted=tokens.trained)
+    them from; and entropies. hidden_ND: `sample_states`."""
     return token_logprobs(
-        hidden_BTD.flatten(0, 1)[batch.at.places],
+        hidden_ND,
         network.head_weight,
         batch.labels,
         temperature=temperature,

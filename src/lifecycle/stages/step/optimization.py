@@ -8,7 +8,7 @@ Made once a run, with the state that a checkpoint holds of it; the optimizer's o
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lifecycle.bounds import FromZero
 from lifecycle.duration import Timeline
 from lifecycle.optim import AdamW, Muon, Schedule, clip_gradients
-from lifecycle.optim.carry import carry_over
+from lifecycle.optim.carry import CRITIC, carry_over
 from lifecycle.optim.schedule import of_another_length
 from lifecycle.stages.step.bad_steps import NormRatio, Skipping
 
@@ -36,6 +36,15 @@ class OptimizationKeys:
     max_norm_ratio: NormRatio | None
 
 
+def _at_rate(spec: AdamW | Muon, lr: float | None) -> AdamW | Muon:
+    """The settings with one rate for all parameters; None: as they are."""
+    if lr is None:
+        return spec
+    if isinstance(spec, Muon):
+        return replace(spec, lr=lr, adamw_lr=None, embedding_lr=None)
+    return replace(spec, lr=lr, embedding_lr=None)
+
+
 class Optimization:
     """Optimizer, schedule and skipping of bad steps: everything between the gradients of a step and its weights.
 
@@ -48,11 +57,21 @@ class Optimization:
         self._spec, self._timeline = keys.optimizer, timeline
         self._course = keys.schedule.course(timeline.steps, timeline.steps_of, timeline.last_steps_of)
 
-    def build(self, model: nn.Module, initial: Mapping[str, Any] | None) -> torch.optim.Optimizer:
-        """The optimizer over the trained parameters of `model`; `initial`: the state of a parent's, to go on with."""
+    def build(
+        self,
+        model: nn.Module,
+        initial: Mapping[str, Any] | None,
+        critic: nn.Module | None = None,
+        critic_lr: float | None = None,
+    ) -> torch.optim.Optimizer:
+        """The optimizer over the trained parameters of `model`; `initial`: the state of a parent's, to go on with.
+        critic: is trained beside it, at `critic_lr` where that is not None, in groups named `critic_...`."""
         optimizer = self._spec.build(model)
         if initial is not None:
             carry_over(initial, optimizer)
+        if critic is not None:
+            for group in _at_rate(self._spec, critic_lr).build(critic).param_groups:
+                optimizer.add_param_group({**group, "name": f"{CRITIC}{group['name']}"})
         return optimizer
 
     def set_rates(self, groups: Iterable[dict[str, Any]], step: int, *, scale: float) -> float:

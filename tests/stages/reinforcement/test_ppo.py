@@ -1,0 +1,226 @@
+"""Laws of proximal policy optimisation in its stage: a plain loop, layouts, the critic's place, and warm-up."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.stages.reinforcement.made import EPS, HEAD, POLICY, VALUES, ppo, prompts
+from tests.stages.reinforcement.test_grpo import drawn, plain_logp
+from tests.stages.test_step import ADAMW, Batches, Kept, trainer_of
+from torch import Tensor, nn
+
+from lifecycle.batch import Rollout
+from lifecycle.model import Decoder, build
+from lifecycle.model.layers.initial import ending_in, fresh_score
+from lifecycle.optim.carry import carry_over
+from lifecycle.stages.beside.critic import CriticKeys
+from lifecycle.stages.ppo import Ppo, critic_copies, faults
+
+STEPS = 3
+SCORED = replace(POLICY, score_head=True)
+SEPARATE = replace(HEAD, kind="separate", lr=3e-3)
+KL = replace(ppo().policy.kl, coefficient=0.3)
+
+
+def train(made: Ppo, folder: Path, steps: int = STEPS, parts: Any = None) -> dict[int, dict[str, float]]:
+    logger = Kept()
+    batches: Any = [[prompts(step)] if parts is None else parts(prompts(step)) for step in range(steps)]
+    trainer_of(steps, folder, logger=logger).fit(made, Batches(batches))
+    return logger.rows
+
+
+# -- a plain loop, from the formulas that verl publishes
+
+
+class PlainCritic(nn.Module):
+    """A score on a decoder: that of the policy, or one of its own."""
+
+    def __init__(self, policy: Decoder, kind: str) -> None:
+        super().__init__()
+        self.own = None if kind == "head" else build(POLICY, seed=3)
+        self.score = nn.Parameter(fresh_score(SCORED, seed=1)[0].clone())
+        self.trunk = [policy if self.own is None else self.own]
+
+    def values(self, rollout: Rollout, n: int) -> Tensor:
+        ids = torch.tensor([*rollout.prompts[n], *rollout.completion(n)])[None, :-1]
+        hidden = self.trunk[0](ids, torch.arange(ids.shape[1])[None])[0]
+        return (hidden[len(rollout.prompts[n]) - 1 :] * self.score).sum(-1)
+
+
+def plain_gae(reward: Tensor, value: Tensor, gamma: float, lam: float) -> Tensor:
+    out, last, ahead = torch.zeros_like(reward), 0.0, 0.0
+    for t in reversed(range(len(reward))):
+        last = float(reward[t] + gamma * ahead - value[t]) + gamma * lam * last
+        out[t], ahead = last, float(value[t])
+    return out
+
+
+def plain_step(model: Decoder, reference: Decoder, critic: PlainCritic, rollout: Rollout) -> tuple[Tensor, float]:
+    """The loss, and the explained variance."""
+    score = ((rollout.token_ids * rollout.exists).sum(1) % 7) / 7
+    with torch.no_grad():
+        old = [plain_logp(model, rollout, n) for n in range(len(rollout))]
+        value = [critic.values(rollout, n) for n in range(len(rollout))]
+        advantage = []
+        for n in range(len(rollout)):
+            reward = -0.3 * (old[n] - plain_logp(reference, rollout, n))
+            reward[-1] += score[n]
+            advantage.append(plain_gae(reward, value[n], VALUES.gamma, VALUES.lam))
+        returns = [a + v for a, v in zip(advantage, value, strict=True)]
+        flat = torch.cat(advantage)
+        advantage = [(a - flat.mean()) / (flat.var() + 1e-8).sqrt() for a in advantage]
+        explained = 1 - (torch.cat(returns) - torch.cat(value)).var() / torch.cat(returns).var()
+    total, tokens = torch.zeros(()), sum(map(len, old))
+    for n in range(len(rollout)):
+        ratio = (plain_logp(model, rollout, n) - old[n]).exp()
+        total = total - torch.minimum(ratio * advantage[n], ratio.clamp(0.8, 1.2) * advantage[n]).sum()
+        now = critic.values(rollout, n)
+        near = value[n] + (now - value[n]).clamp(-0.5, 0.5)
+        total = total + 0.5 * 0.5 * torch.maximum((now - returns[n]) ** 2, (near - returns[n]) ** 2).sum()
+    return total / tokens, float(explained)
+
+
+@pytest.mark.parametrize("keys", [HEAD, SEPARATE], ids=lambda keys: keys.kind)
+def test_three_steps_are_those_of_a_plain_loop(keys: CriticKeys, tmp_path: Path) -> None:
+    made = ppo(critic=keys, kl=KL)
+    rows = train(made, tmp_path)
+    model, reference = build(POLICY, seed=3), build(POLICY, seed=3)
+    critic = PlainCritic(model, keys.kind)
+    groups = []
+    for part, rate in ((model, 1e-2), (critic, 1e-2 if keys.lr is None else keys.lr)):
+        decayed = [p for name, p in part.named_parameters() if p.dim() > 1 or name == "score"]
+        plain = [p for name, p in part.named_parameters() if not (p.dim() > 1 or name == "score")]
+        groups += [{"params": decayed, "lr": rate}, {"params": plain, "lr": rate, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=ADAMW.betas, eps=EPS, weight_decay=ADAMW.weight_decay)
+    for step in range(STEPS):
+        rollout = drawn(model, step, prompts(step))
+        loss, explained = plain_step(model, reference, critic, rollout)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 1.0)
+        optimizer.step()
+        row = rows[step + 1]
+        assert row["train/loss"] == pytest.approx(loss.item(), abs=2e-5)
+        assert row["train/grad_norm"] == pytest.approx(norm.item(), rel=1e-3)
+        assert row["critic/explained_variance"] == pytest.approx(explained, abs=1e-4)
+    for mine, theirs in zip(made.network.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=2e-4)
+    assert made.critic is not None
+    own = made.critic.score if made.critic.network is None else made.critic.network.score
+    assert own is not None
+    torch.testing.assert_close(own.weight[0], critic.score, rtol=1e-3, atol=2e-4)
+    if made.critic.network is not None and critic.own is not None:
+        theirs_of = dict(critic.own.named_parameters())
+        for name, parameter in made.critic.network.named_parameters():
+            if name in theirs_of:
+                torch.testing.assert_close(parameter, theirs_of[name], rtol=1e-3, atol=2e-4)
+
+
+# -- layouts
+
+
+@pytest.mark.parametrize(
+    "other", [{"micro_tokens": 64}, {"setup": {"attention": "sdpa", "compile": False}}, {"parts": True}], ids=str
+)
+@pytest.mark.parametrize("keys", [HEAD, SEPARATE], ids=lambda keys: keys.kind)
+def test_the_split_of_a_step_changes_nothing(keys: CriticKeys, other: dict[str, Any], tmp_path: Path) -> None:
+    more = {name: value for name, value in other.items() if name != "parts"}
+    first, second = ppo(critic=keys, kl=KL, updates=2), ppo(critic=keys, kl=KL, updates=2, **more)
+    halves = (lambda whole: [whole.rows(0, 1), whole.rows(1, 4)]) if "parts" in other else None
+    a, b = train(first, tmp_path / "a", 1)[1], train(second, tmp_path / "b", 1, halves)[1]
+    for name in ("train/loss", "critic/explained_variance", "critic/return", "critic/loss", "policy/kl"):
+        assert a[name] == pytest.approx(b[name], abs=1e-5), name
+    assert a["train/grad_norm"] == pytest.approx(b["train/grad_norm"], rel=1e-3)
+
+
+def test_the_split_into_updates_leaves_advantages_and_returns_as_they_are(tmp_path: Path) -> None:
+    a, b = (train(ppo(updates=n), tmp_path / str(n), 1)[1] for n in (1, 4))
+    for name in ("critic/explained_variance", "critic/return", "critic/value"):
+        assert a[name] == pytest.approx(b[name], abs=1e-6)
+    assert a["policy/ratio"] == 1 != b["policy/ratio"]
+
+
+# -- the distance from the parent
+
+
+def test_the_distance_is_in_the_reward_or_in_the_loss_and_moves_the_coefficient(tmp_path: Path) -> None:
+    moving = replace(KL, target=1e-3, horizon=100.0)
+    inside = train(ppo(kl=moving), tmp_path / "reward")
+    beside = train(ppo(kl=replace(moving, kind="k2"), values=replace(VALUES, kl_in="loss")), tmp_path / "loss")
+    for rows in (inside, beside):
+        assert abs(rows[1]["policy/kl"]) < 1e-6
+        assert rows[1]["policy/kl_coefficient"] == pytest.approx(0.3 * (1 - 0.2 * 16 / 100))
+    free = train(ppo(), tmp_path / "free")
+    assert inside[3]["critic/return"] != free[3]["critic/return"] and "policy/kl" not in free[3]
+
+
+# -- warm-up
+
+
+@pytest.mark.parametrize("keys", [HEAD, SEPARATE], ids=lambda keys: keys.kind)
+def test_the_policy_stands_still_while_its_critic_warms_up(keys: CriticKeys, tmp_path: Path) -> None:
+    made = ppo(critic=replace(keys, warmup_steps=3))
+    train(made, tmp_path)
+    for mine, theirs in zip(made.network.parameters(), build(POLICY, seed=3).parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert made.critic is not None
+    score = made.critic.state_dict()["score.weight" if keys.kind == "head" else "network.score.weight"]
+    assert not torch.equal(score, fresh_score(SCORED, seed=1))
+    moving = ppo(critic=replace(keys, warmup_steps=2))
+    train(moving, tmp_path / "after")
+    assert not torch.equal(moving.network.embedding.weight, made.network.embedding.weight)
+
+
+# -- what it explains
+
+
+def test_a_critic_that_is_right_explains_all(tmp_path: Path) -> None:
+    made = ppo(values=replace(VALUES, gamma=1.0, lam=1.0))
+
+    class Right(nn.Module):
+        keys = HEAD
+
+        def values(self, policy: Any, hidden_ND: Tensor, batch: Any, documents: Any) -> Tensor:
+            return batch.advantage.clone() if batch.returns is None else batch.returns + 0 * hidden_ND.sum(-1)
+
+        def balance(self) -> None:
+            return None
+
+    made.learner._values.critic = Right()  # type: ignore[union-attr,assignment]
+    row = train(made, tmp_path, 1)[1]
+    assert row["critic/explained_variance"] == pytest.approx(1) and row["critic/loss"] == pytest.approx(0, abs=1e-12)
+
+
+# -- what becomes of the critic
+
+
+def test_what_goes_on_from_the_policy_sees_nothing_of_the_critic(tmp_path: Path) -> None:
+    made = ppo(critic=SEPARATE)
+    train(made, tmp_path)
+    state = made.configure_optimizers().state_dict()
+    carry_over(state, ADAMW.build(build(POLICY, seed=1)))
+    saved = made.state_dict()
+    own = {name.removeprefix("model.") for name in saved if name.startswith("model.")}
+    assert own == {*build(POLICY, seed=1).state_dict()} and any(name.startswith("critic.network.") for name in saved)
+    again = ppo(critic=SEPARATE)
+    again.configure_model()
+    again.load_state_dict(saved)
+
+
+def test_a_critic_of_its_own_is_counted_and_goes_with_no_adapter_and_no_shards() -> None:
+    stage = {"stage": {"critic": {"kind": "separate"}}}
+    assert critic_copies(stage) == 4 and critic_copies({"stage": {"critic": {"kind": "head"}}}) == 0
+    assert "stage.critic.kind=head" in faults({**stage, "adapter": {"rank": 8}})[0]
+    assert "hardware.strategy=ddp" in faults({**stage, "hardware": {"strategy": "fsdp"}})[0]
+    assert faults(stage) == []
+
+
+def test_a_separate_critic_begins_as_the_parent_with_a_fresh_score() -> None:
+    made = ppo(critic=SEPARATE)
+    made.configure_model()
+    assert made.critic is not None and made.critic.network is not None
+    wanted = ending_in(build(POLICY, seed=3).state_dict(), fresh_score(SCORED, seed=1))
+    found = made.critic.network.state_dict()
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
