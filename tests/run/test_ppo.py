@@ -5,16 +5,20 @@ import random
 from pathlib import Path
 
 import pytest
+import yaml
 from safetensors.torch import load_file
 from tests.run.cli import assert_same_run, cut_back, facts, kill_after, lifecycle, metrics, step_folder
 
 
-def words(place: Path, kind: str, steps: int) -> tuple[str, ...]:
+def words(place: Path, kind: str, steps: int, *, parent: str = "whole") -> tuple[str, ...]:
     rows = [{"prompt": f"{n} and {n + 1}", "answer": str(n)} for n in range(40)]
     (place / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = {"asked": {"path": "asked.jsonl", "weight": 1}}
+    node = {"defaults": ["_engine", "_self_"], "tokenizer": "unused", "shuffle_buffer": 64, "sources": sources}
+    (place / "conf/data/asked.yaml").write_text(yaml.safe_dump(node, sort_keys=False))
     return (
         "stage=ppo",
-        "init_from=whole",
+        f"init_from={parent}",
         f"stage.critic.kind={kind}",
         "stage.critic.warmup_steps=1",
         "stage.critic.lr=1e-3",
@@ -28,9 +32,9 @@ def words(place: Path, kind: str, steps: int) -> tuple[str, ...]:
         "stage.sequence_length=64",
         "stage.optimizer.lr=1e-4",
         "stage.max_epochs=null",
+        "stage.global_batch_tokens=null",
         f"stage.max_steps={steps}",
-        "~data.sources",
-        "+data.sources={asked: {path: asked.jsonl, weight: 1}}",
+        "data=asked",
         "checkpoint.every_steps=2",
         "checkpoint.keep_last=99",
         "validation.every_steps=null",
@@ -50,9 +54,8 @@ def test_it_goes_on_bit_for_bit_and_leaves_a_plain_model(place: Path, whole: Pat
     theirs = {name for file in (whole / "model").glob("*.safetensors") for name in load_file(file)}
     assert ours == theirs and metrics(run)["critic/explained_variance"][-1] is not None
     assert any(name.startswith("critic.") for name in load_file(step_folder(run, 4) / "weights.safetensors"))
-    after = ("stage.optimizer_state=parent", "stage.max_steps=2")
     for number, parent in enumerate((kind, f"{kind}@2")):
-        lifecycle(place, f"run={kind}-{number}", *given, *after, f"init_from={parent}")
+        lifecycle(place, f"run={kind}-{number}", *words(place, kind, 1, parent=parent), "stage.optimizer_state=parent")
 
 
 @pytest.mark.slow
