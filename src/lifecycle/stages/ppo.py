@@ -12,20 +12,21 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from lifecycle.batch import PromptBatch, StepBatch
-from lifecycle.bounds import Keys
+from lifecycle.batch import PromptBatch, Rollout, StepBatch
+from lifecycle.bounds import Keys, due
 from lifecycle.losses.policy.advantages import advantages
 from lifecycle.model import DocumentMask, ModelConfig
 from lifecycle.stages.base import Stage
 from lifecycle.stages.beside.critic import Critic, CriticKeys
 from lifecycle.stages.reinforcement import settings, told
+from lifecycle.stages.reinforcement.choice_of_prompts import Sampled, Solved, sampled
 from lifecycle.stages.reinforcement.experience import Experience, of_all_ranks
-from lifecycle.stages.reinforcement.grading import Graded, Grading
+from lifecycle.stages.reinforcement.kept_rollouts import keep
 from lifecycle.stages.reinforcement.learner import Learner
 from lifecycle.stages.reinforcement.sampler import PolicySampler
+from lifecycle.stages.reinforcement.scoring import SampleScores, Scoring
 from lifecycle.stages.reinforcement.settings import PolicyKeys, RewardKeys, SamplingKeys
 from lifecycle.stages.reinforcement.values import ValueKeys, ValueLearner
 from lifecycle.stages.run.inheritance import OptimizerState, PeakRate
@@ -80,30 +81,35 @@ class Ppo(Stage):
         beside = Critic(config=model, keys=critic, setup=setup)
         judge = ValueLearner(critic=beside, keys=values, kl_kind=policy.kl.kind)
         learner = Learner(model=model, policy=policy, drawn=drawn, setup=setup, values=judge)
+        solved = Solved(drops=drawn.drop_solved)
         super().__init__(
             model=model,
             optimization=optimization,
             setup=setup,
             beside=learner.reference,
             critic=beside,
-            carried={"kl_coefficient": learner.coefficient},
+            carried={"kl_coefficient": learner.coefficient, "solved": solved},
         )
-        self.learner, self.sampler, self.grading = learner, PolicySampler(drawn, setup), Grading(graded, setup)
-        self.policy = policy
+        self.learner, self.solved, self.sampler = learner, solved, PolicySampler(drawn, setup)
+        self.scoring = Scoring(graded, setup, longest=drawn.sampling.max_new_tokens)
+        self.policy, self.drawn = policy, drawn
 
     def training_step(self, batch: StepBatch[PromptBatch], batch_idx: int) -> None:
         """One rollout, and the updates on it."""
         self.enter(batch.step)
-        prompts = PromptBatch.joined(batch.micro)
-        rollout = self.sampler.rollout(prompts, self.network, step=batch.step)
-        graded = self.grading.graded(rollout, prompts)
-        experience = Experience.of(prompts, rollout, self._scores(graded), mask_unfinished=self.policy.mask_unfinished)
-        trained = experience.trained & ~graded.total.isnan()[:, None]  # without a reward there is nothing to learn from
+        (prompts, rollout, scores), facts = self._sampled(PromptBatch.joined(batch.micro), batch.step)
+        self.solved.note((prompts, rollout, scores), self.device)
+        experience = Experience.of(prompts, rollout, self._scores(scores), mask_unfinished=self.policy.mask_unfinished)
+        trained = experience.trained & ~scores.total.isnan()[:, None]  # without a reward there is nothing to learn from
+        experience = replace(experience, trained=trained)
+        if due(batch.step + 1, self.drawn.keep_rollouts):
+            world = self.trainer.world_size
+            keep(experience, scores, self.setup_facts, step=batch.step + 1, rank=self.global_rank, world=world)
         self.take_updates(
             batch,
-            self.learner.updates(self, replace(experience, trained=trained)),
+            self.learner.updates(self, experience),
             self.learner.loss_sum(self),
-            told=lambda: {**told.of_rollout(rollout, graded), **self.learner.end_step(len(rollout))},
+            told=lambda: {**facts, **self.learner.end_step(len(rollout))},
         )
 
     def validation_step(self, batch: tuple[PromptBatch, DocumentMask | None], batch_idx: int) -> Tensor:
@@ -111,11 +117,25 @@ class Ppo(Stage):
         them."""
         prompts, _ = batch
         rollout = self.sampler.greedy(prompts, self.network)
-        return told.held_out_sums(rollout, self.grading.graded(rollout, prompts)).to(self.device)
+        return told.held_out_sums(rollout, self.scoring.scores(rollout, prompts)).to(self.device)
 
-    def _scores(self, graded: Graded) -> Tensor:
+    def _sampled(self, prompts: PromptBatch, step: int) -> tuple[Sampled, dict[str, Tensor]]:
+        """The samples that are trained on, and what is told of all that were drawn."""
+
+        def draw(part: PromptBatch) -> tuple[Rollout, SampleScores]:
+            rollout = self.sampler.rollout(part, self.network, step=step)
+            return rollout, self.scoring.scores(rollout, part)
+
+        return sampled(
+            self.solved.without(prompts),
+            draw,
+            prompts_per_step=self.setup_facts.timeline.at(step).rows,
+            varying_prompts=self.drawn.varying_prompts,
+            device=self.device,
+        )
+
+    def _scores(self, scores: SampleScores) -> Tensor:
         """(N,) of this rank's samples: what the last token of each is rewarded with."""
-        (rewards_SR, place_S), mine = of_all_ranks([graded.rewards, graded.place], self.device)
+        (rewards_SR, place_S), mine = of_all_ranks([scores.rewards, scores.place], self.device)
         _, group_S = place_S.unique(return_inverse=True)
-        weights_R = torch.tensor(graded.weights, dtype=torch.float64, device="cpu")
-        return advantages(rewards_SR, weights_R, group_S, kind=self.policy.advantage)[mine]
+        return advantages(rewards_SR, scores.weights_R, group_S, kind=self.policy.advantage)[mine]
