@@ -11,9 +11,9 @@ from tests.run.cli import assert_same_run, cut_back, facts, kill_after, lifecycl
 
 
 def words(place: Path, kind: str, steps: int, *, parent: str = "whole") -> tuple[str, ...]:
-    rows = [{"prompt": f"{n} and {n + 1}", "answer": str(n)} for n in range(40)]
+    rows = [{"instruction": f"{n} and {n + 1}?", "output": str(n)} for n in range(40)]
     (place / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    sources = {"asked": {"path": "asked.jsonl", "weight": 1}}
+    sources = {"asked": {"path": "asked.jsonl", "format": "instruction", "validation": {"ratio": 0.1, "seed": 1}}}
     node = {"defaults": ["_engine", "_self_"], "tokenizer": "unused", "shuffle_buffer": 64, "sources": sources}
     (place / "conf/data/asked.yaml").write_text(yaml.safe_dump(node, sort_keys=False))
     return (

@@ -119,7 +119,7 @@ class Muon:
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon on the group named `muon`, AdamW on every other; made by `Muon.build`.
+    """Muon on groups named `muon` or `..._muon`, AdamW on every other; made by `Muon.build`.
 
     A parameter without a gradient is not changed, nor is its state. Sharded parameters (DTensor) have sharded momenta;
     a matrix is gathered for its orthogonalisation only, which every rank computes, keeping its own shard of the result.
@@ -137,7 +137,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 loss = closure()
         for entry in self.param_groups:
             parameters = [parameter for parameter in entry["params"] if parameter.grad is not None]
-            if parameters and entry["name"] == "muon":
+            if parameters and entry["name"].endswith("muon"):
                 self._muon(entry, parameters)
             elif parameters:
                 self._adamw(entry, parameters)

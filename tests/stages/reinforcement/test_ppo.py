@@ -8,15 +8,17 @@ import pytest
 import torch
 from tests.stages.reinforcement.made import EPS, HEAD, POLICY, VALUES, ppo, prompts
 from tests.stages.reinforcement.test_grpo import drawn, plain_logp
-from tests.stages.test_step import ADAMW, Batches, Kept, trainer_of
+from tests.stages.test_step import ADAMW, Batches, Kept, optimization, trainer_of
 from torch import Tensor, nn
 
 from lifecycle.batch import Rollout
 from lifecycle.model import Decoder, build
 from lifecycle.model.layers.initial import ending_in, fresh_score
+from lifecycle.optim import Muon
 from lifecycle.optim.carry import carry_over
 from lifecycle.stages.beside.critic import CriticKeys
 from lifecycle.stages.ppo import Ppo, critic_copies, faults
+from lifecycle.stages.step.optimization import Optimization
 
 STEPS = 3
 SCORED = replace(POLICY, score_head=True)
@@ -88,8 +90,9 @@ def test_three_steps_are_those_of_a_plain_loop(keys: CriticKeys, tmp_path: Path)
     rows = train(made, tmp_path)
     model, reference = build(POLICY, seed=3), build(POLICY, seed=3)
     critic = PlainCritic(model, keys.kind)
-    groups = []
-    for part, rate in ((model, 1e-2), (critic, 1e-2 if keys.lr is None else keys.lr)):
+    groups: list[dict[str, Any]] = []
+    parts: list[tuple[nn.Module, float]] = [(model, 1e-2), (critic, 1e-2 if keys.lr is None else keys.lr)]
+    for part, rate in parts:
         decayed = [p for name, p in part.named_parameters() if p.dim() > 1 or name == "score"]
         plain = [p for name, p in part.named_parameters() if not (p.dim() > 1 or name == "score")]
         groups += [{"params": decayed, "lr": rate}, {"params": plain, "lr": rate, "weight_decay": 0.0}]
@@ -188,7 +191,7 @@ def test_a_critic_that_is_right_explains_all(tmp_path: Path) -> None:
         def balance(self) -> None:
             return None
 
-    made.learner._values.critic = Right()  # type: ignore[union-attr,assignment]
+    made.learner._values.critic = Right()  # type: ignore[union-attr]
     row = train(made, tmp_path, 1)[1]
     assert row["critic/explained_variance"] == pytest.approx(1) and row["critic/loss"] == pytest.approx(0, abs=1e-12)
 
@@ -224,3 +227,31 @@ def test_a_separate_critic_begins_as_the_parent_with_a_fresh_score() -> None:
     wanted = ending_in(build(POLICY, seed=3).state_dict(), fresh_score(SCORED, seed=1))
     found = made.critic.network.state_dict()
     assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_muon_moves_the_matrices_of_a_critic_too() -> None:
+    muon = Muon(
+        lr=1e-2,
+        adamw_lr=None,
+        embedding_lr=None,
+        weight_decay=0.0,
+        momentum=0.9,
+        nesterov=True,
+        newton_schulz_steps=5,
+        scale="match_rms_adamw",
+        betas=(0.9, 0.95),
+        eps=1e-8,
+        grad_clip=1.0,
+    )
+    made = ppo(critic=SEPARATE)
+    made.configure_model()
+    made.optimization = Optimization(replace(optimization(1e-2), optimizer=muon), made.setup_facts.timeline)
+    optimizer, critic = made.configure_optimizers(), made.critic
+    assert critic is not None
+    before = {name: p.detach().clone() for name, p in critic.named_parameters()}
+    for parameter in critic.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert all(not torch.equal(before[name], p) for name, p in critic.named_parameters())
+    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert rates["muon"] == 1e-2 and rates["critic_muon"] == SEPARATE.lr
