@@ -37,7 +37,7 @@ def words(place: Path, kind: str, steps: int, *, parent: str = "whole") -> tuple
         "data=asked",
         "checkpoint.every_steps=2",
         "checkpoint.keep_last=99",
-        "validation.every_steps=null",
+        "validation.every_steps=2",
     )
 
 
