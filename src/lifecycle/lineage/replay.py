@@ -28,7 +28,7 @@ from lifecycle.errors import UserError
 from lifecycle.lineage.parent import Parent
 from lifecycle.lineage.run_folder import RunFolder
 
-AMOUNTS = ("domain", "weight", "max_epochs", "tokens", "validation_tokens", "rewards")
+AMOUNTS = ("domain", "weight", "max_epochs", "tokens", "prompts", "validation_tokens", "rewards", "shuffle_options")
 """Keys of a source that do not change its text: its domain, and how much of it is read and measured."""
 
 

@@ -69,7 +69,7 @@ class _Planned:
         if size.tokens is None:
             raise UserError(
                 f"stage.max_epochs counts passes over '{size.name}', whose size is not known here: state "
-                f"data.sources.{size.name}.tokens, or give stage.max_tokens"
+                f"data.sources.{size.name}.{'prompts' if self.view == PROMPT else 'tokens'}, or give stage.max_tokens"
             )
         if size.tokens == 0:
             raise UserError(
@@ -138,7 +138,9 @@ def _sizes(data: DataConfig, limits: Limits, tokenizer: Tokenizer | None) -> lis
         view=limits.view,
     )
     items = _items(data, limits, tokenizer, sources)
-    return survey(sources, tokenizer=tokenizer, shards=_in_shards(data, metas, items), items=items)
+    return survey(
+        sources, tokenizer=tokenizer, shards=_in_shards(data, metas, items), items=items, counts=limits.view == PROMPT
+    )
 
 
 def _items(data: DataConfig, limits: Limits, tokenizer: Tokenizer | None, sources: Sequence[Source]) -> AsItems | None:

@@ -111,3 +111,9 @@ def test_a_source_that_is_far_away_is_as_large_as_it_states(tmp_path: Path) -> N
     specs = {"a": SourceSpec(hub="some/where", tokens=900), "b": SourceSpec(hub="some/where")}
     sizes = survey(look_at(specs, root=None, cache=tmp_path), tokenizer=None)
     assert [(size.tokens, size.how) for size in sizes] == [(900, "stated in the config"), (None, "unknown: on the hub")]
+
+
+def test_a_run_that_counts_prompts_reads_the_stated_number_of_prompts(tmp_path: Path) -> None:
+    spec = SourceSpec(hub="nobody/set", format="multiple_choice", tokens=2e6, prompts=10_178)
+    looked = look_at({"s": spec}, root=None, cache=tmp_path)
+    assert [survey(looked, tokenizer=None, counts=counts)[0].tokens for counts in (False, True)] == [2e6, 10_178]

@@ -21,7 +21,7 @@ from lifecycle.data.read.spec import SourceSpec, ValidationRatio
 
 ELSEWHERE = (
     *("hub", "config", "data_dir", "revision", "path", "split", "validation"),
-    *("domain", "weight", "max_epochs", "validation_tokens", "tokens", "rewards", "shuffle_options"),
+    *("domain", "weight", "max_epochs", "validation_tokens", "tokens", "prompts", "rewards", "shuffle_options"),
 )
 """Keys of a source that do not change how a row is read: where the rows lie, and how they are used."""
 

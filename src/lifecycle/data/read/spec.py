@@ -57,6 +57,7 @@ class SourceSpec:
     validation_tokens: its held-out tokens that are measured; None: its share, by weight, of `validation.tokens` for its
         domain. What is replayed has the number that the run measured which it comes from.
     tokens: published size of the source, for the dry run of rows that are not on this machine.
+    prompts: the same in rows, for stages that count prompts.
     rewards: names of the rewards of its samples with their weights, in place of the stage's (`stage.rewards`).
     shuffle_options: options of a question stand in another order in each pass of training (see `forms/options.py`).
     """
@@ -83,6 +84,7 @@ class SourceSpec:
     validation: str | ValidationRatio | dict[str, Any] | None = ValidationRatio()
     validation_tokens: Count | None = None
     tokens: NotNegative | None = None
+    prompts: NotNegative | None = None
     rewards: dict[str, float] | None = None
     shuffle_options: bool = False
 

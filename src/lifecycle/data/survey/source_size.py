@@ -85,13 +85,17 @@ def survey(
     tokenizer: Tokenizer | None,
     shards: Mapping[str, int] | None = None,
     items: AsItems | None = None,
+    counts: bool = False,
 ) -> list[SourceSize]:
     """The size of every source that was looked at: of its prepared shards (`shards`: what a pass holds), else from its
     rows where they are on this machine, else from `tokens` in its config.
 
-    items: how the run makes items of rows; None: they are measured as documents.
+    items: how the run makes items of rows; None: they are measured as documents. counts: whether the run counts
+    prompts, whose number stands in `prompts` of the config.
     """
-    return [_size(source, tokenizer, shards or {}, items and items.of(source.spec)) for source in sources]
+    return [
+        _size(source, tokenizer, shards or {}, items and items.of(source.spec), counts=counts) for source in sources
+    ]
 
 
 def known_tokenizer(wanted: str | TokenizerRecipe) -> Tokenizer | None:
@@ -118,10 +122,12 @@ def beginning(source: Source) -> list[FilteredRow]:
     return rows
 
 
-def _size(source: Source, tokenizer: Tokenizer | None, shards: Mapping[str, int], items: AsItems | None) -> SourceSize:
+def _size(
+    source: Source, tokenizer: Tokenizer | None, shards: Mapping[str, int], items: AsItems | None, *, counts: bool
+) -> SourceSize:
     spec, warnings = source.spec, tuple[str, ...]()
-    unit = ITEMS["prompt"] if items and items.packing.counts else "tokens"
-    tokens: float | None = shards.get(source.name, spec.tokens)
+    unit = ITEMS["prompt"] if counts else "tokens"
+    tokens: float | None = shards.get(source.name, spec.prompts if counts else spec.tokens)
     how = f"its shards hold {tokens:,} {unit}" if source.name in shards else "stated in the config"
     if tokens is None:
         how = "unknown: on the hub" if spec.hub is not None else "unknown: read over the network"
