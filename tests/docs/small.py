@@ -45,13 +45,12 @@ JOBS = {
     "prepare": ("stage.processes=1",),
     "tokenizer": ("stage.sample_bytes=20000",),
 }
-SAMPLED = (
-    "stage.prompts_per_step=2",
-    "stage.samples_per_prompt=2",
-    "stage.sequence_length=256",
-    "stage.sampling.max_new_tokens=8",
-)
-"""In place of positions, for a stage whose steps are prompts and their samples."""
+_ANSWERS = ("stage.prompts_per_step=2", "stage.sequence_length=256", "stage.sampling.max_new_tokens=8")
+SAMPLED = {
+    "grpo": (*_ANSWERS, "stage.samples_per_prompt=2"),
+    "spo": (*_ANSWERS, "stage.chosen_per_step=2", "stage.start_samples=2"),
+}
+"""In place of positions, for stages whose steps are prompts and their samples."""
 RECIPE = ("data.tokenizer.vocab_size=400", "data.tokenizer.max_bytes=50000")
 PAPERS = ("data.sources.papers.path.train=papers.jsonl", "data.sources.papers.path.validation=papers.jsonl")
 """In place of hf://, an address that no folder here can have."""
@@ -75,9 +74,9 @@ def small(words: Sequence[str]) -> list[str]:
             added = [
                 "stage.sequence_length=256" if word.startswith("stage.sequence_length=") else word for word in added
             ]
-        if stage == "grpo":
+        if stage in SAMPLED:
             sizes = ("stage.global_batch_tokens=", "stage.sequence_length=")
-            added = [*(word for word in added if not word.startswith(sizes)), *SAMPLED]
+            added = [*(word for word in added if not word.startswith(sizes)), *SAMPLED[stage]]
         if stage not in JOBS and not goes_on and not experiment.startswith("four_stage"):
             added += MODEL
         if data in ("files", "mine", "python_stdlib") and not (

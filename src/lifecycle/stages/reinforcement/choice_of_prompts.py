@@ -37,7 +37,7 @@ class Solved:
         """The prompts that are not solved."""
         if not self._drops:
             return prompts
-        return prompts.at(i for i, key in enumerate(_keys(prompts)) if key not in self._solved)
+        return prompts.at(i for i, key in enumerate(keys_of(prompts)) if key not in self._solved)
 
     def note(self, sampled: Sampled, device: torch.device) -> None:
         """Of every prompt, whether all its samples have the full reward. Every rank must call."""
@@ -47,7 +47,7 @@ class Solved:
         full = dict.fromkeys(prompts.number.tolist(), True)
         for number, total in zip(rollout.prompt_id.tolist(), scores.is_full.tolist(), strict=True):
             full[number] &= total
-        keys = [key for key, number in zip(_keys(prompts), full, strict=True) if full[number]]
+        keys = [key for key, number in zip(keys_of(prompts), full, strict=True) if full[number]]
         mine = torch.tensor(keys, dtype=torch.long, device=device)
         self._solved |= set(gather_values(mine).tolist())
 
@@ -111,6 +111,6 @@ def _only(prompts: PromptBatch, rollout: Rollout, scores: SampleScores, places: 
     return prompts.at(of_prompt), rollout.rows(of_sample), scores.rows(of_sample)
 
 
-def _keys(prompts: PromptBatch) -> list[int]:
+def keys_of(prompts: PromptBatch) -> list[int]:
     """A number of each prompt by its record; equal questions of two records are two prompts."""
     return [derive(0, "prompt", int(s), name) for s, name in zip(prompts.source_ids, prompts.id, strict=True)]

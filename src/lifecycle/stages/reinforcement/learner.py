@@ -76,12 +76,7 @@ class Learner:
 
     def updates(self, stage: Stage, experience: Experience) -> list[list[SampleBatch]]:
         """The micro-batches of every update of the step, in turn. Every rank must call."""
-        setup, config = self._setup, stage.config
-        layout = RowsOfSamples(
-            width=config.width,
-            most=setup.micro_batch_tokens,
-            shared=setup.shares_prompts(config, stage.kernel),
-        )
+        layout = self._layout(stage)
         parts, passes = self._drawn.updates_per_rollout, self._drawn.passes_per_rollout
         asked = [experience.update(number, parts) for number in range(parts)]
         made = [micro_batches(experience, one, self._keys, layout, device=stage.device) for one in asked]
@@ -139,6 +134,25 @@ class Learner:
             "policy/sampler_ratio": torch.stack([facts.mean * there, there]),
             "policy/sampler_effective": torch.stack([facts.effective_share * there, there]),
         }
+
+    @torch.no_grad()
+    def said_now(self, stage: Stage, experience: Experience) -> list[tuple[SampleBatch, Tensor]]:
+        """Micro-batches of samples, and the log-probabilities of their trained tokens under the policy as it stands.
+        Every rank must call."""
+        samples = range(len(experience.rollout))
+        made = micro_batches(experience, samples, self._keys, self._layout(stage), device=stage.device)
+        out = []
+        with stage.trainer.precision_plugin.forward_context():
+            for micro in made:
+                moved, documents = stage.on_device(micro)
+                hidden_ND = sample_states(stage.network, moved, documents)
+                out.append((moved, self._said(stage, stage.network, hidden_ND, moved)[0]))
+        return out
+
+    def _layout(self, stage: Stage) -> RowsOfSamples:
+        setup, config = self._setup, stage.config
+        shared = setup.shares_prompts(config, stage.kernel)
+        return RowsOfSamples(width=config.width, most=setup.micro_batch_tokens, shared=shared)
 
     @torch.no_grad()
     def _known(self, stage: Stage, micro: SampleBatch, *, old: bool) -> SampleBatch:

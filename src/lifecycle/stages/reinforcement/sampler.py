@@ -15,6 +15,7 @@ from lifecycle.rollout.engine import generate
 from lifecycle.rollout.sampling.parameters import Sampling
 from lifecycle.stages.reinforcement.settings import SamplingKeys
 from lifecycle.stages.run.setup import Setup
+from lifecycle.system.seeds import derive
 
 PREFILL = 1024
 """Tokens of prompts in one forward pass."""
@@ -31,6 +32,11 @@ class PolicySampler:
         samples = self._setup.timeline.at(step).samples
         return self._drawn(prompts, network, self._sampling(network, samples=samples), step=step)
 
+    def apart(self, prompts: PromptBatch, network: Decoder, *, step: int, samples: int, purpose: str) -> Rollout:
+        """So many completions of each prompt, whose draws are none of `rollout`'s. Every rank must call."""
+        sampling = self._sampling(network, samples=samples)
+        return self._drawn(prompts, network, sampling, step=step, seed=derive(self._setup.seed, purpose))
+
     def greedy(self, prompts: PromptBatch, network: Decoder) -> Rollout:
         """The most probable completion of each prompt. Every rank must call."""
         sampling = self._sampling(network, samples=1)
@@ -42,12 +48,14 @@ class PolicySampler:
         drawing, vocab = self._keys.sampling, network.config.vocab
         return drawing.sampling(setup.tokenizer, setup.end_ids, vocab, samples=samples)
 
-    def _drawn(self, prompts: PromptBatch, network: Decoder, sampling: Sampling, *, step: int = 0) -> Rollout:
+    def _drawn(
+        self, prompts: PromptBatch, network: Decoder, sampling: Sampling, *, step: int = 0, seed: int | None = None
+    ) -> Rollout:
         return generate(
             network,
             prompts.ids,
             sampling,
-            seed=self._setup.seed,
+            seed=self._setup.seed if seed is None else seed,
             step=step,
             tokenizer=self._setup.tokenizer,
             prompt_ids=prompts.number.tolist(),

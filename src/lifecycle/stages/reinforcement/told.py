@@ -27,12 +27,16 @@ HELD_OUT = ("reward", "stopped", "length")
 def of_rollout(rollout: Rollout, scores: SampleScores) -> dict[str, Tensor]:
     """(2,) float64 by name: the same names on every rank."""
     _, group_N = scores.place.unique(return_inverse=True)
-    total_N = scores.total
+    varying_G = varying_groups(scores.total, group_N).double()
+    return {**of_samples(rollout, scores), "rollout/groups_varying": _mean(varying_G)}
+
+
+def of_samples(rollout: Rollout, scores: SampleScores) -> dict[str, Tensor]:
+    """The same without what is told of groups."""
     told = {
-        "rollout/reward": _mean(total_N),
+        "rollout/reward": _mean(scores.total),
         "rollout/length": _mean(rollout.length.double()),
         "rollout/stopped": _mean(torch.tensor(finished(rollout), dtype=torch.float64, device="cpu")),
-        "rollout/groups_varying": _mean(varying_groups(total_N, group_N).double()),
     }
     for name in dict.fromkeys(scores.names):
         columns = [r for r, one in enumerate(scores.names) if one == name]

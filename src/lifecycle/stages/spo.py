@@ -1,0 +1,104 @@
+"""Single-stream policy optimisation: one answer to a prompt, compared with what its tracker expects of it.
+
+    candidates of the step -> trackers of new ones -> the prompts that teach most -> an answer to each -> rewards
+    ->  advantages over the whole step -> trackers and updates
+
+All of that is one step of the run, and trackers are in every checkpoint. `losses.policy.spo` has the formulas.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lifecycle.batch import PromptBatch, StepBatch
+from lifecycle.bounds import Keys, due
+from lifecycle.losses.policy.advantages import advantages
+from lifecycle.model import DocumentMask, ModelConfig
+from lifecycle.stages.base import Stage
+from lifecycle.stages.reinforcement import settings, told
+from lifecycle.stages.reinforcement.experience import Experience, of_all_ranks
+from lifecycle.stages.reinforcement.kept_rollouts import keep
+from lifecycle.stages.reinforcement.learner import Learner
+from lifecycle.stages.reinforcement.sampler import PolicySampler
+from lifecycle.stages.reinforcement.scoring import Scoring
+from lifecycle.stages.reinforcement.settings import PolicyKeys, RewardKeys, SamplingKeys
+from lifecycle.stages.reinforcement.single_stream.faults import faults
+from lifecycle.stages.reinforcement.single_stream.stream import SingleStream, StreamKeys, in_bounds, in_order
+from lifecycle.stages.run.inheritance import OptimizerState, PeakRate
+from lifecycle.stages.run.setup import Setup
+from lifecycle.stages.step.optimization import OptimizationKeys
+
+
+class Spo(Stage):
+    """Reinforcement learning on single samples."""
+
+    views = frozenset({"prompt"})
+    starts_from_parent = True
+    takes_over = (PeakRate, OptimizerState)
+    measures = told.HELD_OUT
+    faults = staticmethod(faults)
+    frozen_copies = staticmethod(settings.frozen_copies)
+
+    def __init__(
+        self,
+        *,
+        model: ModelConfig,
+        optimization: Keys[OptimizationKeys],
+        drawn: Keys[SamplingKeys],
+        graded: Keys[RewardKeys],
+        policy: Keys[PolicyKeys],
+        stream: Keys[StreamKeys],
+        setup: Setup,
+    ) -> None:
+        learner, sampler = Learner(model=model, policy=policy, drawn=drawn, setup=setup), PolicySampler(drawn, setup)
+        single_stream = SingleStream(stream, sampler)
+        super().__init__(
+            model=model,
+            optimization=optimization,
+            setup=setup,
+            beside=learner.reference,
+            carried={"kl_coefficient": learner.coefficient, "trackers": single_stream.trackers},
+        )
+        self.learner, self.sampler, self.stream = learner, sampler, single_stream
+        self.scoring = Scoring(graded, setup, longest=drawn.sampling.max_new_tokens)
+        self.policy, self.drawn, self.tracks_first = policy, drawn, stream.variant == "paper"
+
+    def training_step(self, batch: StepBatch[PromptBatch], batch_idx: int) -> None:
+        """One answer to each chosen prompt, and the updates on them."""
+        self.enter(batch.step)
+        prompts, facts = self.stream.chosen(self, self.scoring, PromptBatch.joined(batch.micro), batch.step)
+        rollout = self.sampler.rollout(prompts, self.network, step=batch.step)
+        rollout, scores = in_order(rollout, self.scoring.scores(rollout, prompts), prompts)
+        reward_P = in_bounds(scores)
+        advantage_P = self._advantages(reward_P - self.stream.values(prompts))
+        experience = Experience.of(prompts, rollout, advantage_P, mask_unfinished=self.policy.mask_unfinished)
+        if due(batch.step + 1, self.drawn.keep_rollouts):
+            world = self.trainer.world_size
+            keep(experience, scores, self.setup_facts, step=batch.step + 1, rank=self.global_rank, world=world)
+        facts |= told.of_samples(rollout, scores)
+
+        def note() -> dict[str, Tensor]:
+            return self.stream.note(self, self.learner, prompts, rollout, reward_P)
+
+        if self.tracks_first:
+            facts |= note()
+        self.take_updates(
+            batch,
+            self.learner.updates(self, experience),
+            self.learner.loss_sum(self),
+            told=lambda: {**facts, **self.learner.end_step(len(rollout)), **({} if self.tracks_first else note())},
+        )
+
+    def validation_step(self, batch: tuple[PromptBatch, DocumentMask | None], batch_idx: int) -> Tensor:
+        """(2 + HELD_OUT,) float64: minus the summed reward of greedy answers, their number, and what is measured of
+        them."""
+        prompts, _ = batch
+        rollout = self.sampler.greedy(prompts, self.network)
+        return told.held_out_sums(rollout, self.scoring.scores(rollout, prompts)).to(self.device)
+
+    def _advantages(self, above_P: Tensor) -> Tensor:
+        """(P,) of this rank's answers, from what each gave above its tracker, in units of the whole step."""
+        (above_S,), mine = of_all_ranks([above_P], self.device)
+        one, each = torch.ones(1, dtype=torch.float64, device="cpu"), torch.arange(len(above_S), device="cpu")
+        return advantages(above_S[:, None], one, each, kind="batch")[mine]

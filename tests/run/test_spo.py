@@ -1,0 +1,104 @@
+"""Single-stream policy optimisation from a finished run, end to end: killed or stopped, it goes on as the run that was
+not."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tests.run.cli import assert_same_run, cut_back, facts, kill_after, lifecycle, make_texts, metrics, newest
+
+SPO = (
+    "stage=spo",
+    "data=told",
+    "init_from=whole",
+    "stage.rewards={exact_match: 0.5, length: 0.5}",
+    "stage.grading.target_words=4",
+    "stage.global_batch_tokens=null",
+    "stage.prompts_per_step=8",
+    "stage.chosen_per_step=4",
+    "stage.start_samples=2",
+    "stage.half_life=1.0",
+    "stage.sequence_length=48",
+    "stage.sampling.max_new_tokens=12",
+    "stage.sampling.top_k=20",
+    "stage.updates_per_rollout=2",
+    "stage.kl={coefficient: 0.1, target: 0.01}",
+    "stage.max_epochs=null",
+    "stage.max_steps=12",
+    "stage.optimizer.lr=1e-3",
+    "checkpoint.every_steps=4",
+    "validation.every_steps=4",
+    "checkpoint.keep_last=99",
+    "logging.every_steps=1",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def new_data(place: Path, whole: Path) -> None:
+    """Few prompts, which come again."""
+    rows = [{"prompt": text[:12], "completion": text[12:20] or "."} for text in make_texts("told", 60, 20)]
+    (place / "told.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"path": "told.jsonl", "format": "prompt_completion", "validation": {"ratio": 0.2, "seed": 1}}
+    node = {
+        "defaults": ["_engine", "_self_"],
+        "tokenizer": "unused",
+        "shuffle_buffer": 64,
+        "sources": {"told": source},
+    }
+    (place / "conf/data/told.yaml").write_text(yaml.safe_dump(node, sort_keys=False))
+
+
+def assert_same(run: Path, other: Path) -> None:
+    """The same run, and what was told of its samples and prompts."""
+    assert_same_run(run, other)
+    here, there = metrics(run), metrics(other)
+    told = [name for name in here if name.startswith(("policy/", "rollout/", "reward/", "spo/"))]
+    assert len(told) >= 14 and all(here[name] == there[name] for name in told if "per_second" not in name)
+
+
+@pytest.mark.parametrize("variant", ["paper", "recipe"])
+def test_a_run_that_was_stopped_goes_on_as_the_run_that_was_not(variant: str, place: Path) -> None:
+    whole, parts = place / f"outputs/spo-{variant}", place / f"outputs/spo-parts-{variant}"
+    words = (*SPO, f"stage.variant={variant}")
+    lifecycle(place, f"run={whole.name}", *words)
+    told = metrics(whole)
+    started = [int(value or 0) for value in told["spo/start_samples"]]
+    assert started[0] > started[-1] and sum(started) == 2 * int(told["spo/prompts"][-1] or 0)
+    cut_back(whole, parts, 4)
+    lifecycle(place, f"run={parts.name}", *words)
+    assert_same(parts, whole)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_is_the_run_that_was_not(place: Path) -> None:
+    draw, longer = random.Random(6), (*SPO, "stage.max_steps=60", "checkpoint.every_steps=2")
+    lifecycle(place, "run=spo-long", *longer)
+    run = place / "outputs/spo-killed"
+    for number in range(20):
+        done, soon = newest(run), number % 2 == 0
+        wait = draw.uniform(0.2, 1.5) if soon else 0.0
+        kill_after(place, "run=spo-killed", *longer, checkpoints=not soon, wait=wait)
+        assert soon or newest(run) > done or newest(run) == 60
+    lifecycle(place, "run=spo-killed", *longer)
+    assert_same(run, place / "outputs/spo-long")
+
+
+RANKS = ("hardware.workers=0", "hardware.precision=fp32", "stage.max_steps=6", "checkpoint.every_steps=6")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_take_the_steps_of_one(strategy: str, place: Path) -> None:
+    one, two = place / "outputs/spo-one", place / f"outputs/spo-two-{strategy}"
+    if not one.exists():
+        lifecycle(place, "run=spo-one", *SPO, *RANKS)
+    lifecycle(place, f"run={two.name}", *SPO, *RANKS, "hardware.devices=2", f"hardware.strategy={strategy}", cold=True)
+    here, there = metrics(one), metrics(two)
+    names = ["train/loss", "train/grad_norm", "rollout/reward", "spo/value", "spo/kept", "spo/start_samples"]
+    for name in names:
+        assert there[name] == [None if v is None else pytest.approx(v, rel=1e-3, abs=1e-4) for v in here[name]], name
+    assert facts(one, "ledger.json") == facts(two, "ledger.json")
+    assert torch.isfinite(torch.tensor([v for v in there["train/loss"] if v is not None])).all()
