@@ -66,7 +66,7 @@ def test_a_run_that_was_stopped_goes_on_as_the_run_that_was_not(variant: str, pl
     lifecycle(place, f"run={whole.name}", *words)
     told = metrics(whole)
     started = [int(value or 0) for value in told["spo/start_samples"]]
-    assert started[0] > started[-1] and sum(started) == 2 * int(told["spo/prompts"][-1] or 0)
+    assert 0 < sum(started) == 2 * max(int(value or 0) for value in told["spo/prompts"])
     cut_back(whole, parts, 4)
     lifecycle(place, f"run={parts.name}", *words)
     assert_same(parts, whole)
