@@ -12,16 +12,14 @@ import torch
 from torch import Tensor
 
 from lifecycle.batch import PromptBatch, StepBatch
-from lifecycle.bounds import Keys, due
+from lifecycle.bounds import Keys
 from lifecycle.losses.policy.advantages import advantages
 from lifecycle.model import DocumentMask, ModelConfig
 from lifecycle.stages.base import Stage
 from lifecycle.stages.reinforcement import settings, told
+from lifecycle.stages.reinforcement.actor import Actor
 from lifecycle.stages.reinforcement.experience import Experience, of_all_ranks
-from lifecycle.stages.reinforcement.kept_rollouts import keep
 from lifecycle.stages.reinforcement.learner import Learner
-from lifecycle.stages.reinforcement.sampler import PolicySampler
-from lifecycle.stages.reinforcement.scoring import Scoring
 from lifecycle.stages.reinforcement.settings import PolicyKeys, RewardKeys, SamplingKeys
 from lifecycle.stages.reinforcement.single_stream.faults import faults
 from lifecycle.stages.reinforcement.single_stream.stream import SingleStream, StreamKeys, in_bounds, in_order
@@ -51,8 +49,8 @@ class Spo(Stage):
         stream: Keys[StreamKeys],
         setup: Setup,
     ) -> None:
-        learner, sampler = Learner(model=model, policy=policy, drawn=drawn, setup=setup), PolicySampler(drawn, setup)
-        single_stream = SingleStream(stream, sampler)
+        learner, actor = Learner(model=model, policy=policy, drawn=drawn, setup=setup), Actor(drawn, graded, setup)
+        single_stream = SingleStream(stream, actor.sampler)
         super().__init__(
             model=model,
             optimization=optimization,
@@ -60,22 +58,19 @@ class Spo(Stage):
             beside=learner.reference,
             carried={"kl_coefficient": learner.coefficient, "trackers": single_stream.trackers},
         )
-        self.learner, self.sampler, self.stream = learner, sampler, single_stream
-        self.scoring = Scoring(graded, setup, longest=drawn.sampling.max_new_tokens)
-        self.policy, self.drawn, self.tracks_first = policy, drawn, stream.variant == "paper"
+        self.learner, self.actor, self.stream = learner, actor, single_stream
+        self.policy, self.tracks_first = policy, stream.variant == "paper"
 
     def training_step(self, batch: StepBatch[PromptBatch], batch_idx: int) -> None:
         """One answer to each chosen prompt, and the updates on them."""
         self.enter(batch.step)
-        prompts, facts = self.stream.chosen(self, self.scoring, PromptBatch.joined(batch.micro), batch.step)
-        rollout = self.sampler.rollout(prompts, self.network, step=batch.step)
-        rollout, scores = in_order(rollout, self.scoring.scores(rollout, prompts), prompts)
+        prompts, facts = self.stream.chosen(self, self.actor.scoring, PromptBatch.joined(batch.micro), batch.step)
+        rollout = self.actor.sampler.rollout(prompts, self.network, step=batch.step)
+        rollout, scores = in_order(rollout, self.actor.scoring.scores(rollout, prompts), prompts)
         reward_P = in_bounds(scores)
         advantage_P = self._advantages(reward_P - self.stream.values(prompts))
         experience = Experience.of(prompts, rollout, advantage_P, mask_unfinished=self.policy.mask_unfinished)
-        if due(batch.step + 1, self.drawn.keep_rollouts):
-            world = self.trainer.world_size
-            keep(experience, scores, self.setup_facts, step=batch.step + 1, rank=self.global_rank, world=world)
+        self.actor.keep(self, experience, scores, batch.step)
         facts |= told.of_samples(rollout, scores)
 
         def note() -> dict[str, Tensor]:
@@ -93,9 +88,7 @@ class Spo(Stage):
     def validation_step(self, batch: tuple[PromptBatch, DocumentMask | None], batch_idx: int) -> Tensor:
         """(2 + HELD_OUT,) float64: minus the summed reward of greedy answers, their number, and what is measured of
         them."""
-        prompts, _ = batch
-        rollout = self.sampler.greedy(prompts, self.network)
-        return told.held_out_sums(rollout, self.scoring.scores(rollout, prompts)).to(self.device)
+        return self.actor.held_out_sums(self, batch[0])
 
     def _advantages(self, above_P: Tensor) -> Tensor:
         """(P,) of this rank's answers, from what each gave above its tracker, in units of the whole step."""

@@ -141,7 +141,7 @@ def grpo(
         policy=replace(KEYS, **keys),
         setup=replace(stage().setup_facts, **facts),
     )
-    made.scoring = ByTokens()  # type: ignore[assignment]
+    made.actor.scoring = ByTokens()  # type: ignore[assignment]
     return made
 
 
@@ -167,7 +167,7 @@ def ppo(
     made = Ppo(
         model=POLICY,
         optimization=optimization(lr, eps=EPS),
-        drawn=replace(like.drawn, updates_per_rollout=updates, passes_per_rollout=passes),
+        drawn=replace(like.actor.drawn, updates_per_rollout=updates, passes_per_rollout=passes),
         graded=RewardKeys(rewards={"exact_match": 1.0}, grading=GRADING, overlong_buffer=None),
         policy=replace(
             KEYS, **{"advantage": "none", "kl": KlKeys(kind="k1", coefficient=0, target=None, horizon=1), **keys}
@@ -176,5 +176,5 @@ def ppo(
         critic=critic,
         setup=like.setup_facts,
     )
-    made.scoring = ByTokens()  # type: ignore[assignment]
+    made.actor.scoring = ByTokens()  # type: ignore[assignment]
     return made

@@ -185,7 +185,7 @@ def test_equal_rewards_change_nothing_and_are_no_bad_step(tmp_path: Path) -> Non
             return replace(ByTokens().scores(rollout, given), rewards=torch.full((len(rollout), 1), 0.3).double())
 
     made = grpo(steps=1)
-    made.scoring = Equal()  # type: ignore[assignment]
+    made.actor.scoring = Equal()  # type: ignore[assignment]
     row = train(made, tmp_path, 1)[1]
     assert row["train/loss"] == 0 and row["train/grad_norm"] == 0 and row["rollout/groups_varying"] == 0
     assert row["train/skipped"] == 0
@@ -232,7 +232,7 @@ def test_only_prompts_whose_samples_differ_are_trained_on_and_sampling_ends_with
             return replace(found, rewards=found.rewards.masked_fill((found.place % 2 == 0)[:, None], 1.0))
 
     made = grpo(steps=1, varying_prompts=4, samples=3)
-    made.scoring = Half()  # type: ignore[assignment]
+    made.actor.scoring = Half()  # type: ignore[assignment]
     row = train(made, tmp_path / "c", 1)[1]
     assert row["rollout/prompts_kept"] == 2 and row["rollout/groups_varying"] == 0.5
 
@@ -246,13 +246,13 @@ def test_solved_prompts_are_not_asked_again_and_checkpoints_know_them(tmp_path: 
             return replace(found, rewards=found.rewards.masked_fill((found.place == 0)[:, None], 1.0))
 
     made = grpo(drop_solved=True, samples=3)
-    made.scoring = First()  # type: ignore[assignment]
+    made.actor.scoring = First()  # type: ignore[assignment]
     rows = train(made, tmp_path)
     assert [row["train/tokens"] for row in rows.values()][0] > 81  # all four, once
     assert rows[3]["train/tokens"] - rows[2]["train/tokens"] <= 81
     again = Solved(drops=True)
-    again.restore(made.solved.state())
-    assert [len(again.without(prompts(1))), len(made.solved.state())] == [3, 1]
+    again.restore(made.actor.solved.state())
+    assert [len(again.without(prompts(1))), len(made.actor.solved.state())] == [3, 1]
 
 
 # -- kept rollouts

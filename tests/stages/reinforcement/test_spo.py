@@ -72,7 +72,7 @@ def spo(
         stream=StreamKeys(variant=variant, chosen_per_step=chosen, start_samples=start, half_life=half_life),
         setup=replace(stage().setup_facts, **facts),
     )
-    made.scoring = ByTokens()  # type: ignore[assignment]
+    made.actor.scoring = ByTokens()  # type: ignore[assignment]
     return made
 
 
@@ -205,7 +205,7 @@ def test_chosen_prompts_are_split_evenly_among_the_updates(tmp_path: Path) -> No
     made = spo(updates=2, steps=1, chosen=2)
     train(made, tmp_path, 1)
     given = prompts(0)
-    chosen, _ = made.stream.chosen(made, made.scoring, given.at([3, 1, 0, 2]), 1)
+    chosen, _ = made.stream.chosen(made, made.actor.scoring, given.at([3, 1, 0, 2]), 1)
     assert (chosen.number - PLACES).sort().values.tolist() == [0, 1]
 
 
@@ -262,7 +262,7 @@ def test_a_missing_reward_leaves_its_tracker_and_has_no_advantage(tmp_path: Path
             return replace(super().scores(rollout, given), rewards=torch.full((len(rollout), 1), math.nan).double())
 
     made = spo(chosen=4, steps=1)
-    made.scoring = Lost()  # type: ignore[assignment]
+    made.actor.scoring = Lost()  # type: ignore[assignment]
     row = train(made, tmp_path, 1)[1]
     state = made.stream.trackers.state()
     assert row["train/loss"] == 0 and row["train/skipped"] == 0
@@ -275,7 +275,7 @@ def test_rewards_of_another_scale_are_refused(tmp_path: Path) -> None:
             return replace(super().scores(rollout, given), weights=[7.0])
 
     made = spo(steps=1)
-    made.scoring = Large()  # type: ignore[assignment]
+    made.actor.scoring = Large()  # type: ignore[assignment]
     with pytest.raises(UserError, match="0 to 1"):
         train(made, tmp_path, 1)
 
@@ -344,6 +344,6 @@ def test_fewer_prompts_than_updates_are_none_of_the_bad_steps(tmp_path: Path) ->
     rows = train(made, tmp_path, 2, parts=one_record)
     assert len(made.stream.trackers) == 1 and rows[2]["train/skipped"] == 0
     nobody = prompts(0).at([])
-    rollout = made.sampler.apart(nobody, made.network, step=0, samples=2, purpose="x")
-    assert len(rollout) == len(of_rollout(made.sampler.rollout(nobody, made.network, step=0))) == 0
+    rollout = made.actor.sampler.apart(nobody, made.network, step=0, samples=2, purpose="x")
+    assert len(rollout) == len(of_rollout(made.actor.sampler.rollout(nobody, made.network, step=0))) == 0
     assert len(made.stream.note(made, made.learner, nobody, rollout, torch.zeros(0).double())) == 2

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from lifecycle.batch import PromptBatch, Rollout
+from lifecycle.losses.policy.advantages import AdvantageName, advantages
 from lifecycle.losses.policy.shaping import overlong_penalty
 from lifecycle.rewards.graded import Rewards
 from lifecycle.rewards.record import Answered
-from lifecycle.stages.reinforcement.experience import place_of, prompt_of
+from lifecycle.stages.reinforcement.experience import of_all_ranks, place_of, prompt_of
 from lifecycle.stages.reinforcement.settings import RewardKeys
 from lifecycle.stages.run.setup import Setup
 
@@ -116,3 +117,11 @@ class Scoring:
         assert tokenizer is not None
         text = tokenizer.decode(prompts.ids[i], specials=True)
         return Answered(answer=prompts.answer[i] or "", prompt=text, meta=prompts.meta[i])
+
+
+def compared(scores: SampleScores, *, kind: AdvantageName, device: torch.device) -> Tensor:
+    """(N,) advantages of this rank's samples, each compared with the others of its prompt, and with all of the step.
+    Every rank must call."""
+    (rewards_SR, place_S), mine = of_all_ranks([scores.rewards, scores.place], device)
+    _, group_S = place_S.unique(return_inverse=True)
+    return advantages(rewards_SR, scores.weights_R, group_S, kind=kind)[mine]

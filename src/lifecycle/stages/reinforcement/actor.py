@@ -1,0 +1,92 @@
+"""Samples of a step, drawn from the policy and marked, with what it took.
+
+perf/sampling_s, perf/grading_s    seconds of the step; the rest of perf/step_s is scoring by policy and reference, and
+                                   the updates
+rollout/tokens_per_second          tokens of completions over the seconds of sampling
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from lifecycle.batch import PromptBatch, Rollout, StepBatch
+from lifecycle.bounds import due
+from lifecycle.stages.base import Stage
+from lifecycle.stages.reinforcement import told
+from lifecycle.stages.reinforcement.choice_of_prompts import Sampled, Solved, sampled
+from lifecycle.stages.reinforcement.experience import Experience
+from lifecycle.stages.reinforcement.kept_rollouts import keep
+from lifecycle.stages.reinforcement.sampler import PolicySampler
+from lifecycle.stages.reinforcement.scoring import SampleScores, Scoring
+from lifecycle.stages.reinforcement.settings import RewardKeys, SamplingKeys
+from lifecycle.stages.run.setup import Setup
+
+
+class Actor:
+    """What a stage holds to have samples. drawn: how. solved: the prompts that are not asked again, for its
+    checkpoints."""
+
+    def __init__(self, drawn: SamplingKeys, graded: RewardKeys, setup: Setup) -> None:
+        self.drawn, self._setup = drawn, setup
+        self.sampler, self.solved = PolicySampler(drawn, setup), Solved(drops=drawn.drop_solved)
+        self.scoring = Scoring(graded, setup, longest=drawn.sampling.max_new_tokens)
+
+    def act(self, stage: Stage, batch: StepBatch[PromptBatch]) -> tuple[Sampled, dict[str, Tensor]]:
+        """The samples that are trained on, and what is told of all that were drawn. Every rank must call."""
+        phases, prompts = Phases(), PromptBatch.joined(batch.micro)
+
+        def draw(part: PromptBatch) -> tuple[Rollout, SampleScores]:
+            with phases.of("sampling"):
+                rollout = self.sampler.rollout(part, stage.network, step=batch.step)
+            with phases.of("grading"):
+                scores = self.scoring.scores(rollout, part)
+            phases.tokens += int(rollout.length.sum())
+            return rollout, scores
+
+        found, facts = sampled(
+            self.solved.without(prompts),
+            draw,
+            prompts_per_step=self._setup.timeline.at(batch.step).rows,
+            varying_prompts=self.drawn.varying_prompts,
+            device=stage.device,
+        )
+        self.solved.note(found, stage.device)
+        return found, {**facts, **phases.told()}
+
+    def keep(self, stage: Stage, experience: Experience, scores: SampleScores, step: int) -> None:
+        """Write the samples of step `step`, counted from 0, to a file, where that is due."""
+        if due(step + 1, self.drawn.keep_rollouts):
+            rank, world = stage.global_rank, stage.trainer.world_size
+            keep(experience, scores, self._setup, step=step + 1, rank=rank, world=world)
+
+    def held_out_sums(self, stage: Stage, prompts: PromptBatch) -> Tensor:
+        """(2 + HELD_OUT,) float64: minus the summed reward of greedy answers, their number, and what is measured of
+        them. Every rank must call."""
+        rollout = self.sampler.greedy(prompts, stage.network)
+        return told.held_out_sums(rollout, self.scoring.scores(rollout, prompts)).to(stage.device)
+
+
+class Phases:
+    """A clock for the phases of one step. tokens: that this rank has sampled."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {"sampling": 0.0, "grading": 0.0}
+        self.tokens = 0
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Count what is done inside to a phase."""
+        began = time.perf_counter()
+        yield
+        self._seconds[name] += time.perf_counter() - began
+
+    def told(self) -> dict[str, Tensor]:
+        """(2,) sums and counts."""
+        found = {f"perf/{name}_s": [seconds, 1.0] for name, seconds in self._seconds.items()}
+        found["rollout/tokens_per_second"] = [float(self.tokens), self._seconds["sampling"]]
+        return {name: torch.tensor(pair, dtype=torch.float64, device="cpu") for name, pair in found.items()}
