@@ -167,7 +167,9 @@ DATA_OF = {
     "reward": "offline/preferences",
     "sft": "offline/questions",
     "distill": "offline/questions",
-    **dict.fromkeys(("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "grpo_usmle", "spo"), "offline/questions"),
+    **dict.fromkeys(
+        ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "grpo_usmle", "ppo", "spo"), "offline/questions"
+    ),
     "distill_reason": "offline/reasoning",
     "traces": "offline/questions data.sources.questions.max_rows=8",
 }
