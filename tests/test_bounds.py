@@ -31,8 +31,9 @@ CONFIGS = {
 }
 """Between them they have every kind of key."""
 
-ANY = {"seed", "validation.seed", "levels", "value", "threshold"}
-"""Labels of a draw, levels that rows carry, scores of a function of the user's: any number may be meant."""
+ANY = {"seed", "validation.seed", "levels", "value", "threshold", "rewards"}
+"""Labels of a draw, levels that rows carry, scores of a function of the user's, weights of rewards: any number may be
+meant."""
 
 
 def leaves(node: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

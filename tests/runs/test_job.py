@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from omegaconf import DictConfig
 from tests.model.huggingface.families import CONFIGS, made
 
@@ -118,4 +119,8 @@ def test_every_name_that_a_job_may_ask_for_is_supplied() -> None:
 @pytest.mark.parametrize("choice", help.choices(config.conf_dir(), "stage"))
 def test_a_stage_or_job_stands_in_the_file_of_its_name(choice: str) -> None:
     module = str(config.compose([f"stage={choice}"]).stage._target_).rpartition(".")[0]
-    assert module in (f"lifecycle.stages.{choice}", f"lifecycle.jobs.{choice}")
+    made = yaml.safe_load((config.conf_dir() / f"stage/{choice}.yaml").read_text())
+    names = [name for name in made.get("defaults", []) if isinstance(name, str)]
+    like = [name for name in names if not name.startswith("_")]  # a preset begins with its stage
+    assert module in [f"lifecycle.{room}.{name}" for room in ("stages", "jobs") for name in (choice, *like)]
+    assert len(like) <= 1

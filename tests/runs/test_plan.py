@@ -18,6 +18,11 @@ ENDS_THE_PROCESS = {
     "config/command.py",
     "report/__main__.py",
     "system/ranks.py",  # a rank beside rank 0, at the entry
+    "rewards/pool/worker.py",  # processes of their own, in which completions are graded and programs run
+    "rewards/programs/judge.py",
+    "rewards/programs/solution.py",
+    "rewards/programs/zygote.py",
+    "rewards/sandbox/kernel.py",
 }
 
 

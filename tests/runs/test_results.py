@@ -40,7 +40,7 @@ def test_held_out_items_are_continued_or_answered_under_every_view(
     stage = cast(Any, SimpleNamespace(config=config, setup_facts=SimpleNamespace(seed=1), global_step=3))
     model = build(config, seed=1).eval()
     made = samples(model, data, stage)
-    if view not in ("chat", "preference", "unpaired"):  # beginnings are continued
+    if view not in ("chat", "preference", "unpaired", "prompt"):  # beginnings are continued
         assert len(made) == 2 and all(one["domain"] == "a" and one["completion"] for one in made)
         assert all("<|" not in one["prompt"] and one["prompt"].strip() for one in made)
     else:  # questions are answered instead
