@@ -80,6 +80,8 @@ def test_bf16_is_chosen_where_it_was_measured_to_be_faster() -> None:
 def test_a_short_run_is_not_compiled_and_a_long_one_is() -> None:
     assert choose(CPU, FAST_BF16, **SHORT).compile is False
     assert choose(CPU, FAST_BF16, **LONG).compile is True
+    assert choose(CPU, FAST_BF16, **LONG, samples=True).compile is False  # a shape of its own in every step
+    assert choose(replace(CPU, compile=True), FAST_BF16, **LONG, samples=True).compile is True
 
 
 def test_compilation_is_chosen_at_the_length_where_it_finishes_first() -> None:

@@ -170,10 +170,12 @@ def choose(
     tokens_per_step: int,
     flops_per_token: float,
     compile_seconds: float | None = None,
+    samples: bool = False,
     begun: Mapping[str, Any] | None = None,
 ) -> Choice:
-    """Settle what the config left at `auto`. `tokens_per_step` is one device's share of a step; `begun` has what was
-    settled when the run began, which stays."""
+    """Settle what the config left at `auto`. `tokens_per_step` is one device's share of a step; `samples`: whether its
+    rows are samples of the model, which have other shapes in every step; `begun` has what was settled when the run
+    began, which stays."""
     kept = {key: value for key, value in (begun or {}).items() if getattr(hardware, key) == "auto"}
     hardware = replace(hardware, **kept)
     precision, why_precision = _choose_precision(hardware, machine)
@@ -187,6 +189,8 @@ def choose(
         source = f"unknown device {machine.name}: set hardware.peak_tflops to see MFU"
     work = steps * tokens_per_step * flops_per_token
     compiled, why_compile = _choose_compile(hardware, machine, precision, work, peak, compile_seconds)
+    if samples and compiled and hardware.compile == "auto":
+        compiled, why_compile = False, "compile false: samples have other shapes in every step, each compiled for anew"
     said = {"precision": why_precision, "compile": why_compile}
     said |= {key: f"{key} {str(value).lower()}: as it was when the run began" for key, value in kept.items()}
     return Choice(

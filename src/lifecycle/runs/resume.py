@@ -95,6 +95,7 @@ def _work(plan: RunPlan, timeline: Timeline, vocab_size: int) -> dict[str, Any]:
         "steps": timeline.steps,
         "tokens_per_step": timeline.tokens() // timeline.steps // plan.hardware.world_size(),
         "flops_per_token": model.flops_per_token(plan.limits.sequence_length),
+        "samples": plan.limits.prompts_per_step is not None,
     }
 
 
