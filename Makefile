@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 # Each stage begins from the one before. One that is finished says so and does nothing: a demo that was stopped goes on.
-demo: $(STAMP) ## a small model's life, from this machine's own Python library: five stages and a report (6 to 9 minutes, and those of grpo)
+demo: $(STAMP) ## a small model's life, from this machine's own Python library: five stages and a report (some 10 minutes)
 	$(BIN)/python -m lifecycle experiment=demo
 	$(BIN)/python -m lifecycle experiment=demo/midtrain
 	$(BIN)/python -m lifecycle experiment=demo/sft
