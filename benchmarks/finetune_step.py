@@ -27,7 +27,7 @@ from typing import Any
 
 from benchmarks.common import machine, main, peak_mb, spread, undisturbed
 from benchmarks.conversations import conversations, counting, trainer_keys
-from benchmarks.reference import VOCABULARY, our_config
+from benchmarks.reference import export_with_tokenizer
 
 INPUTS = "LIFECYCLE_FINETUNE_INPUTS"
 """The folder that both sides read: `model/`, a Hugging Face folder, `chat.jsonl` and `pairs.jsonl`."""
@@ -49,15 +49,7 @@ VARIANTS = {
 
 def make_inputs(folder: Path) -> None:
     """A model with fresh weights and a trained tokenizer, conversations, and pairs."""
-    from lifecycle.data.read.files.builtin_text import materialise
-    from lifecycle.model import build
-    from lifecycle.model.huggingface import export
-    from lifecycle.tokenizer.tokenizer import train_bpe
-
-    lines = materialise("prose", folder / "texts").read_text().splitlines()
-    texts = [json.loads(line)["text"] for line in lines]
-    tokenizer = train_bpe(texts, vocab_size=VOCABULARY, digits=1)
-    export(build(our_config(), seed=0), folder / "model", tokenizer=tokenizer)
+    texts, _ = export_with_tokenizer(folder / "model")
     words = " ".join(texts).split()
     with (folder / "chat.jsonl").open("w") as chat, (folder / "pairs.jsonl").open("w") as pairs:
         for parts in conversations(words, CONVERSATIONS):

@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks.common import machine, main, peak_mb, spread, undisturbed
 from benchmarks.conversations import trainer_keys
-from benchmarks.reference import VOCABULARY, our_config
+from benchmarks.reference import export_with_tokenizer
 
 INPUTS = "LIFECYCLE_GRPO_INPUTS"
 """The folder that both sides read: `model/`, a Hugging Face folder, and `prompts.jsonl`."""
@@ -40,15 +40,7 @@ VARIANTS = {
 
 def make_inputs(folder: Path) -> None:
     """A model with fresh weights, a trained tokenizer, and prompts of `LENGTH` of its tokens."""
-    from lifecycle.data.read.files.builtin_text import materialise
-    from lifecycle.model import build
-    from lifecycle.model.huggingface import export
-    from lifecycle.tokenizer.tokenizer import train_bpe
-
-    lines = materialise("prose", folder / "texts").read_text().splitlines()
-    texts = [json.loads(line)["text"] for line in lines]
-    tokenizer = train_bpe(texts, vocab_size=VOCABULARY, digits=1)
-    export(build(our_config(), seed=0), folder / "model", tokenizer=tokenizer)
+    texts, tokenizer = export_with_tokenizer(folder / "model")
     ids = [int(i) for text in texts for i in tokenizer.encode_batch([text])[0]]
     with (folder / "prompts.jsonl").open("w") as file:
         for at in range(0, 400 * LENGTH, LENGTH):

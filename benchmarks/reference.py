@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,3 +59,18 @@ def litgpt_model(**changes: Any) -> Any:
     model = GPT(config)
     model.lm_head.weight = model.transformer.wte.weight  # no switch ties them there
     return model
+
+
+def export_with_tokenizer(folder: Path) -> tuple[list[str], Any]:
+    """Write the model with fresh weights as a Hugging Face folder, with a tokenizer trained on Python's own
+    documentation; the texts of that, and the tokenizer. Texts lie beside the folder."""
+    from lifecycle.data.read.files.builtin_text import materialise
+    from lifecycle.model import build
+    from lifecycle.model.huggingface import export
+    from lifecycle.tokenizer.tokenizer import train_bpe
+
+    lines = materialise("prose", folder.parent / "texts").read_text().splitlines()
+    texts = [json.loads(line)["text"] for line in lines]
+    tokenizer = train_bpe(texts, vocab_size=VOCABULARY, digits=1)
+    export(build(our_config(), seed=0), folder, tokenizer=tokenizer)
+    return texts, tokenizer

@@ -1,12 +1,11 @@
 """Reinforcement learning from a finished run, end to end: killed or stopped, it goes on as the run that was not."""
 
-import json
 import random
 from pathlib import Path
 
 import pytest
-import yaml
-from tests.run.cli import assert_same_run, cut_back, facts, kill_after, lifecycle, make_texts, metrics, newest
+from tests.run.cli import assert_same_run, cut_back, facts, kill_after, lifecycle, metrics, newest
+from tests.run.prompts import write_prompts
 
 GRPO = (
     "stage=grpo",
@@ -35,16 +34,7 @@ FORMS = {"all": (), "solved": ("stage.drop_solved=true", "stage.max_steps=12")}
 @pytest.fixture(scope="module", autouse=True)
 def new_data(place: Path, whole: Path) -> None:
     """Prompts with a known answer."""
-    rows = [{"prompt": text[:12], "completion": text[12:20] or "."} for text in make_texts("asked", 60, 20)]
-    (place / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = {"path": "asked.jsonl", "format": "prompt_completion", "validation": {"ratio": 0.2, "seed": 1}}
-    node = {
-        "defaults": ["_engine", "_self_"],
-        "tokenizer": "unused",
-        "shuffle_buffer": 64,
-        "sources": {"asked": source},
-    }
-    (place / "conf/data/asked.yaml").write_text(yaml.safe_dump(node, sort_keys=False))
+    write_prompts(place, "asked")
 
 
 def assert_same(run: Path, other: Path) -> None:

@@ -1,14 +1,13 @@
 """Single-stream policy optimisation from a finished run, end to end: killed or stopped, it goes on as the run that was
 not."""
 
-import json
 import random
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from tests.run.cli import assert_same_run, cut_back, facts, kill_after, lifecycle, make_texts, metrics, newest
+from tests.run.cli import assert_same_run, cut_back, facts, kill_after, lifecycle, metrics, newest
+from tests.run.prompts import write_prompts
 
 SPO = (
     "stage=spo",
@@ -39,16 +38,7 @@ SPO = (
 @pytest.fixture(scope="module", autouse=True)
 def new_data(place: Path, whole: Path) -> None:
     """Few prompts, which come again."""
-    rows = [{"prompt": text[:12], "completion": text[12:20] or "."} for text in make_texts("told", 60, 20)]
-    (place / "told.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = {"path": "told.jsonl", "format": "prompt_completion", "validation": {"ratio": 0.2, "seed": 1}}
-    node = {
-        "defaults": ["_engine", "_self_"],
-        "tokenizer": "unused",
-        "shuffle_buffer": 64,
-        "sources": {"told": source},
-    }
-    (place / "conf/data/told.yaml").write_text(yaml.safe_dump(node, sort_keys=False))
+    write_prompts(place, "told")
 
 
 def assert_same(run: Path, other: Path) -> None:

@@ -64,12 +64,7 @@ class Grpo(Stage):
         advantage = compared(scores, kind=self.policy.advantage, device=self.device)
         experience = Experience.of(prompts, rollout, advantage, mask_unfinished=self.policy.mask_unfinished)
         self.actor.keep(self, experience, scores, batch.step)
-        self.take_updates(
-            batch,
-            self.learner.updates(self, experience),
-            self.learner.loss_sum(self),
-            told=lambda: {**facts, **self.learner.end_step(len(rollout))},
-        )
+        self.learner.learn(self, batch, experience, facts)
 
     def validation_step(self, batch: tuple[PromptBatch, DocumentMask | None], batch_idx: int) -> Tensor:
         """(2 + HELD_OUT,) float64: minus the summed reward of greedy answers, their number, and what is measured of

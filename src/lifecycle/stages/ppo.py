@@ -98,12 +98,7 @@ class Ppo(Stage):
         trained = experience.trained & ~scores.total.isnan()[:, None]  # without a reward there is nothing to learn from
         experience = replace(experience, trained=trained)
         self.actor.keep(self, experience, scores, batch.step)
-        self.take_updates(
-            batch,
-            self.learner.updates(self, experience),
-            self.learner.loss_sum(self),
-            told=lambda: {**facts, **self.learner.end_step(len(rollout))},
-        )
+        self.learner.learn(self, batch, experience, facts)
 
     def validation_step(self, batch: tuple[PromptBatch, DocumentMask | None], batch_idx: int) -> Tensor:
         """(2 + HELD_OUT,) float64: minus the summed reward of greedy answers, their number, and what is measured of

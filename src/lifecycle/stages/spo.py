@@ -78,12 +78,7 @@ class Spo(Stage):
 
         if self.tracks_first:
             facts |= note()
-        self.take_updates(
-            batch,
-            self.learner.updates(self, experience),
-            self.learner.loss_sum(self),
-            told=lambda: {**facts, **self.learner.end_step(len(rollout)), **({} if self.tracks_first else note())},
-        )
+        self.learner.learn(self, batch, experience, facts, afterwards=dict if self.tracks_first else note)
 
     def validation_step(self, batch: tuple[PromptBatch, DocumentMask | None], batch_idx: int) -> Tensor:
         """(2 + HELD_OUT,) float64: minus the summed reward of greedy answers, their number, and what is measured of

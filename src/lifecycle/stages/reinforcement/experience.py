@@ -87,7 +87,8 @@ def micro_batches(
     """Those of an update on some samples, equally many on every rank. Every rank must call."""
     rollout, trained_NT = experience.rollout.rows(samples), experience.trained[list(samples)]
     found = normalised(trained_NT.sum(1), experience.place[list(samples)], keys, device=device)
-    sources = [experience.sources[n] for n in samples]
+    of_sample = experience.sources
+    sources = [of_sample[n] for n in samples]
     width = layout.most
     if len(rollout):
         lengths = rollout.length.tolist()

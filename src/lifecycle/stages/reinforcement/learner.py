@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lifecycle.batch import SampleBatch
+from lifecycle.batch import PromptBatch, SampleBatch, StepBatch
 from lifecycle.losses.policy.kl import AdaptiveKl
 from lifecycle.losses.policy.masks import RatioFacts, ratio_facts
 from lifecycle.model import Decoder, DocumentMask, ModelConfig
@@ -23,6 +23,7 @@ from lifecycle.stages.reinforcement.settings import KlKeys, PolicyKeys, Sampling
 from lifecycle.stages.reinforcement.values import ValueLearner
 from lifecycle.stages.run.setup import Setup
 from lifecycle.stages.step.collectives import greatest_of_ranks, sum_over_ranks
+from lifecycle.stages.step.gradients import Told
 
 
 class KlCoefficient:
@@ -72,6 +73,23 @@ class Learner:
         assert setup.parent is not None or not beside
         self.reference = (
             FrozenNetwork(config=model, read=setup.parent.read, setup=setup) if beside and setup.parent else None
+        )
+
+    def learn(
+        self,
+        stage: Stage,
+        batch: StepBatch[PromptBatch],
+        experience: Experience,
+        facts: Mapping[str, Tensor],
+        afterwards: Told = dict,
+    ) -> None:
+        """All updates of a step. facts: what is told of its samples; afterwards: what is told besides when the updates
+        are done. Every rank must call."""
+        stage.take_updates(
+            batch,
+            self.updates(stage, experience),
+            self.loss_sum(stage),
+            told=lambda: {**facts, **self.end_step(len(experience.rollout)), **afterwards()},
         )
 
     def updates(self, stage: Stage, experience: Experience) -> list[list[SampleBatch]]:
