@@ -15,7 +15,7 @@ import torch
 
 from lifecycle.__main__ import main
 from lifecycle.batch import PromptBatch, Rollout
-from lifecycle.stages.reinforcement.scoring import SampleScores, Scoring
+from lifecycle.stages.reinforcement.acting.scoring import SampleScores, Scoring
 
 TRUE = Scoring.scores
 

@@ -15,11 +15,12 @@ from lifecycle.batch import PromptBatch, StepBatch
 from lifecycle.bounds import Keys
 from lifecycle.model import DocumentMask, ModelConfig
 from lifecycle.stages.base import Stage
-from lifecycle.stages.reinforcement import settings, told
-from lifecycle.stages.reinforcement.actor import Actor
-from lifecycle.stages.reinforcement.experience import Experience
-from lifecycle.stages.reinforcement.learner import Learner
-from lifecycle.stages.reinforcement.scoring import compared
+from lifecycle.stages.reinforcement import settings
+from lifecycle.stages.reinforcement.acting import told
+from lifecycle.stages.reinforcement.acting.actor import Actor
+from lifecycle.stages.reinforcement.acting.scoring import compared
+from lifecycle.stages.reinforcement.learning.experience import Experience
+from lifecycle.stages.reinforcement.learning.learner import Learner
 from lifecycle.stages.reinforcement.settings import PolicyKeys, RewardKeys, SamplingKeys
 from lifecycle.stages.run.inheritance import OptimizerState, PeakRate
 from lifecycle.stages.run.setup import Setup

@@ -16,10 +16,11 @@ from lifecycle.bounds import Keys
 from lifecycle.losses.policy.advantages import advantages
 from lifecycle.model import DocumentMask, ModelConfig
 from lifecycle.stages.base import Stage
-from lifecycle.stages.reinforcement import settings, told
-from lifecycle.stages.reinforcement.actor import Actor
-from lifecycle.stages.reinforcement.experience import Experience, of_all_ranks
-from lifecycle.stages.reinforcement.learner import Learner
+from lifecycle.stages.reinforcement import settings
+from lifecycle.stages.reinforcement.acting import told
+from lifecycle.stages.reinforcement.acting.actor import Actor
+from lifecycle.stages.reinforcement.learning.experience import Experience, of_all_ranks
+from lifecycle.stages.reinforcement.learning.learner import Learner
 from lifecycle.stages.reinforcement.settings import PolicyKeys, RewardKeys, SamplingKeys
 from lifecycle.stages.reinforcement.single_stream.faults import faults
 from lifecycle.stages.reinforcement.single_stream.stream import SingleStream, StreamKeys, in_bounds, in_order

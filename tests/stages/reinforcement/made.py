@@ -21,10 +21,10 @@ from lifecycle.rollout.drawing import DrawingKeys
 from lifecycle.stages.beside.critic import CriticKeys
 from lifecycle.stages.grpo import Grpo
 from lifecycle.stages.ppo import Ppo
-from lifecycle.stages.reinforcement.experience import place_of
-from lifecycle.stages.reinforcement.scoring import SampleScores
+from lifecycle.stages.reinforcement.acting.scoring import SampleScores
+from lifecycle.stages.reinforcement.learning.experience import place_of
+from lifecycle.stages.reinforcement.learning.values import ValueKeys
 from lifecycle.stages.reinforcement.settings import KlKeys, PolicyKeys, RewardKeys, SamplingKeys
-from lifecycle.stages.reinforcement.values import ValueKeys
 from lifecycle.stages.run.setup import ParentWeights
 
 POLICY: ModelConfig = replace(MODEL, init_std=0.3)

@@ -18,9 +18,9 @@ from lifecycle.model import Decoder, build
 from lifecycle.rollout.engine import generate
 from lifecycle.rollout.sampling.parameters import Sampling
 from lifecycle.stages.grpo import Grpo
-from lifecycle.stages.reinforcement.choice_of_prompts import Solved
-from lifecycle.stages.reinforcement.kept_rollouts import read
-from lifecycle.stages.reinforcement.scoring import Scoring
+from lifecycle.stages.reinforcement.acting.choice_of_prompts import Solved
+from lifecycle.stages.reinforcement.acting.kept_rollouts import read
+from lifecycle.stages.reinforcement.acting.scoring import Scoring
 from lifecycle.stages.reinforcement.settings import RewardKeys
 
 STEPS = 3

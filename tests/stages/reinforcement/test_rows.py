@@ -11,7 +11,7 @@ from torch import Tensor
 from lifecycle.batch import IGNORED, Kept, Places, Rollout
 from lifecycle.losses import token_logprobs
 from lifecycle.model import Decoder, DocumentMask, build
-from lifecycle.stages.reinforcement.rows import laid, row_width
+from lifecycle.stages.reinforcement.learning.rows import laid, row_width
 
 
 def rollout(groups: Sequence[tuple[list[int], list[list[int]]]]) -> Rollout:

@@ -21,7 +21,7 @@ from lifecycle.losses.policy.spo import SpoVariant
 from lifecycle.model import Decoder, build
 from lifecycle.rollout.engine import generate
 from lifecycle.rollout.sampling.parameters import Sampling
-from lifecycle.stages.reinforcement.choice_of_prompts import keys_of
+from lifecycle.stages.reinforcement.acting.choice_of_prompts import keys_of
 from lifecycle.stages.reinforcement.settings import RewardKeys, SamplingKeys
 from lifecycle.stages.reinforcement.single_stream.choice import drawn
 from lifecycle.stages.reinforcement.single_stream.faults import faults

@@ -31,11 +31,11 @@ from lifecycle.losses.policy.spo import (
     updated,
 )
 from lifecycle.stages.base import Stage
-from lifecycle.stages.reinforcement.choice_of_prompts import keys_of
-from lifecycle.stages.reinforcement.experience import Experience, of_all_ranks, prompt_of
-from lifecycle.stages.reinforcement.learner import Learner
-from lifecycle.stages.reinforcement.sampler import PolicySampler
-from lifecycle.stages.reinforcement.scoring import SampleScores, Scoring
+from lifecycle.stages.reinforcement.acting.choice_of_prompts import keys_of
+from lifecycle.stages.reinforcement.acting.sampler import PolicySampler
+from lifecycle.stages.reinforcement.acting.scoring import SampleScores, Scoring
+from lifecycle.stages.reinforcement.learning.experience import Experience, of_all_ranks, prompt_of
+from lifecycle.stages.reinforcement.learning.learner import Learner
 from lifecycle.stages.reinforcement.single_stream import last_answers
 from lifecycle.stages.reinforcement.single_stream.choice import drawn
 from lifecycle.stages.reinforcement.single_stream.last_answers import NONE, as_rollout, of_rollout

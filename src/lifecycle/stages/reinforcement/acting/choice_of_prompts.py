@@ -17,9 +17,9 @@ from torch import Tensor
 from lifecycle.batch import PromptBatch, Rollout
 from lifecycle.batch.prompts import PLACES
 from lifecycle.losses.policy.advantages import varying_groups
-from lifecycle.stages.reinforcement.experience import of_all_ranks, place_of
-from lifecycle.stages.reinforcement.scoring import SampleScores
-from lifecycle.stages.reinforcement.told import of_rollout
+from lifecycle.stages.reinforcement.acting.scoring import SampleScores
+from lifecycle.stages.reinforcement.acting.told import of_rollout
+from lifecycle.stages.reinforcement.learning.experience import of_all_ranks, place_of
 from lifecycle.stages.step.collectives import gather_values
 from lifecycle.system.seeds import derive
 

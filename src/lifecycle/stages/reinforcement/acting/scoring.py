@@ -16,7 +16,7 @@ from lifecycle.losses.policy.advantages import AdvantageName, advantages
 from lifecycle.losses.policy.shaping import overlong_penalty
 from lifecycle.rewards.graded import Rewards
 from lifecycle.rewards.record import Answered
-from lifecycle.stages.reinforcement.experience import of_all_ranks, place_of, prompt_of
+from lifecycle.stages.reinforcement.learning.experience import of_all_ranks, place_of, prompt_of
 from lifecycle.stages.reinforcement.settings import RewardKeys
 from lifecycle.stages.run.setup import Setup
 

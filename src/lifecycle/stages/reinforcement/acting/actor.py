@@ -17,12 +17,12 @@ from torch import Tensor
 from lifecycle.batch import PromptBatch, Rollout, StepBatch
 from lifecycle.bounds import due
 from lifecycle.stages.base import Stage
-from lifecycle.stages.reinforcement import told
-from lifecycle.stages.reinforcement.choice_of_prompts import Sampled, Solved, sampled
-from lifecycle.stages.reinforcement.experience import Experience
-from lifecycle.stages.reinforcement.kept_rollouts import keep
-from lifecycle.stages.reinforcement.sampler import PolicySampler
-from lifecycle.stages.reinforcement.scoring import SampleScores, Scoring
+from lifecycle.stages.reinforcement.acting import told
+from lifecycle.stages.reinforcement.acting.choice_of_prompts import Sampled, Solved, sampled
+from lifecycle.stages.reinforcement.acting.kept_rollouts import keep
+from lifecycle.stages.reinforcement.acting.sampler import PolicySampler
+from lifecycle.stages.reinforcement.acting.scoring import SampleScores, Scoring
+from lifecycle.stages.reinforcement.learning.experience import Experience
 from lifecycle.stages.reinforcement.settings import RewardKeys, SamplingKeys
 from lifecycle.stages.run.setup import Setup
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from lifecycle.batch import Places, PromptBatch, Rollout, SampleBatch, TokenBatch
 from lifecycle.batch.prompts import PLACES
 from lifecycle.losses.policy.normalisers import Normaliser, normaliser
-from lifecycle.stages.reinforcement.rows import laid, row_width
+from lifecycle.stages.reinforcement.learning.rows import laid, row_width
 from lifecycle.stages.reinforcement.settings import PolicyKeys
 from lifecycle.stages.step.collectives import gather_values, highest_of_ranks
 

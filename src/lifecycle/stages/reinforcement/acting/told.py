@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lifecycle.batch import Rollout
 from lifecycle.losses.policy.advantages import varying_groups
-from lifecycle.stages.reinforcement.experience import finished
-from lifecycle.stages.reinforcement.scoring import SampleScores
+from lifecycle.stages.reinforcement.acting.scoring import SampleScores
+from lifecycle.stages.reinforcement.learning.experience import finished
 
 HELD_OUT = ("reward", "stopped", "length")
 """What is added up over greedy answers, in this order."""

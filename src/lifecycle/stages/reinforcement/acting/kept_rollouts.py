@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from lifecycle.batch.prompts import PLACES
-from lifecycle.stages.reinforcement.experience import Experience, prompt_of
-from lifecycle.stages.reinforcement.scoring import SampleScores
+from lifecycle.stages.reinforcement.acting.scoring import SampleScores
+from lifecycle.stages.reinforcement.learning.experience import Experience, prompt_of
 from lifecycle.stages.run.setup import Setup
 from lifecycle.system import atomic
 

@@ -17,10 +17,10 @@ from lifecycle.model import Decoder, DocumentMask, ModelConfig
 from lifecycle.model.adapters import adapter_off
 from lifecycle.stages.base import LossSum, Stage
 from lifecycle.stages.beside.frozen import FrozenNetwork
-from lifecycle.stages.reinforcement.experience import Experience, RowsOfSamples, micro_batches
-from lifecycle.stages.reinforcement.policy import policy_loss, sample_logprobs, sample_states
+from lifecycle.stages.reinforcement.learning.experience import Experience, RowsOfSamples, micro_batches
+from lifecycle.stages.reinforcement.learning.policy import policy_loss, sample_logprobs, sample_states
+from lifecycle.stages.reinforcement.learning.values import ValueLearner
 from lifecycle.stages.reinforcement.settings import KlKeys, PolicyKeys, SamplingKeys
-from lifecycle.stages.reinforcement.values import ValueLearner
 from lifecycle.stages.run.setup import Setup
 from lifecycle.stages.step.collectives import greatest_of_ranks, sum_over_ranks
 from lifecycle.stages.step.gradients import Told

@@ -29,7 +29,7 @@ from lifecycle.losses.policy.shaping import token_rewards
 from lifecycle.losses.value import explained_variance, gae, moments, value_loss, whitened
 from lifecycle.model import Decoder, DocumentMask
 from lifecycle.stages.beside.critic import Critic
-from lifecycle.stages.reinforcement.policy import CLAMP
+from lifecycle.stages.reinforcement.learning.policy import CLAMP
 from lifecycle.stages.step.collectives import sum_over_ranks
 
 

@@ -1,0 +1,1 @@
+"""What a step learns from its samples: rows, log-probabilities, the loss, the updates."""
