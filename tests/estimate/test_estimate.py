@@ -59,6 +59,7 @@ def of(
     free_disk: float | None = None,
     kept_copies: int = 0,
     frozen: int = 0,
+    repeats: float = 1.0,
 ) -> Estimate:
     return estimate(
         model,
@@ -73,6 +74,7 @@ def of(
         free_disk=free_disk,
         kept_copies=kept_copies,
         frozen=frozen,
+        repeats=repeats,
     )
 
 

@@ -74,3 +74,11 @@ def test_a100_of_40_gb_is_told_apart() -> None:
 def test_measured_peak_is_the_rate_of_a_matrix_product() -> None:
     rate = measure_peak(torch.float32, seconds=0.2)
     assert 1e9 < rate < 1e14
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"), [("NVIDIA H200", 4.8), ("NVIDIA H100 80GB HBM3", 3.35), ("NVIDIA A100-PCIE-40GB", 1.555)]
+)
+def test_the_table_gives_how_fast_memory_is_read(name: str, rate: float) -> None:
+    device = find_device(name)
+    assert device is not None and device.bandwidth == rate

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -265,8 +265,20 @@ def test_a_parent_that_is_nowhere_is_answered_with_those_that_are() -> None:
         find_parent("nowhere")
 
 
+def test_the_parents_own_architecture_may_be_named_beside_it(here: Path) -> None:
+    (here / "mine/model").mkdir(parents=True)
+    stated = {key: value for key, value in asdict(LLAMA).items() if value is not None}
+    text = yaml.safe_dump({"_target_": "lifecycle.model.ModelConfig", **stated, "vocab_size": 50_304})
+    (here / "mine/model/mine.yaml").write_text(text)
+    finished_run("demo")
+    found = adopted(config.compose(["init_from=demo", "model=mine"], config_dirs=[here / "mine"]))
+    assert found is not None and found.model == LLAMA  # how many tokens it has is the tokenizer's
+
+
 def test_a_model_that_is_not_the_parents_is_refused() -> None:
     finished_run("demo")
     with pytest.raises(UserError, match=r"but model.layers=4 asks for another"):
         adopted(config.compose(["init_from=demo", "model.layers=4"]))
+    with pytest.raises(UserError, match=r"but data.tokenizer.vocab_size=300 asks for another"):
+        adopted(config.compose(["init_from=demo", "data.tokenizer.vocab_size=300"]))
     assert json.loads(Path("outputs/demo/run.json").read_text())["status"] == "finished"

@@ -143,3 +143,32 @@ def test_shards_of_another_view_are_refused(chats: Path) -> None:
     run(config.compose([*words, "stage=prepare", "run=texts"]))
     with pytest.raises(UserError, match="mine: its shards were made for stage.view=text, and this run reads chat"):
         dry_run(make_plan(config.compose([*CHATS, "data.prepared=texts"])))
+
+
+USMLE = ["model=medium_large", "data=usmle", "hardware=a100", "dry_run=true"]
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        # 182,822 prompts at 0.7 of 16 a step; 128 x 512 positions of 2.825 GFLOP at half of 312 TFLOP/s
+        (["stage=grpo"], [r"steps +16,324", r"samples a step +128 = 16 x 8", r"50% .*5\.4 h", r"medmcqa .* 1\.00 "]),
+        # 2 x 10,178 prompts at 0.3 of 16 a step; 256 x 1,024 of 2.967 GFLOP, and a third more for the reference
+        (["stage=grpo_usmle"], [r"steps +4,241", r"samples +1,085,696", r"50% .*7\.8 h", r"medqa .* 2\.00 "]),
+        (
+            ["stage=grpo_usmle", "stage.max_epochs=null", "stage.max_tokens=600e6"],
+            [r"steps +2,288", r"tokens at most +599,785,472", r"50% .*4\.2 h", r"frozen weights .* 0\.89"],
+        ),
+        # two updates: a forward pass more, before the first
+        (["stage=grpo", "stage.updates_per_rollout=2"], [r"steps +16,324", r"50% .*7\.2 h"]),
+    ],
+)
+def test_reinforcement_of_half_a_billion_is_planned_from_its_files(
+    place: Path, capsys: pytest.CaptureFixture[str], words: list[str], wanted: list[str]
+) -> None:
+    dry_run(make_plan(config.compose([*USMLE, *words])))
+    said = capsys.readouterr().out
+    assert re.search(r"parameters +447\.28 M", said) and not any(place.glob("outputs/*"))
+    assert "weights (fp32)" in said and "would be read" not in said  # no source more often than it may be
+    for line in wanted:
+        assert re.search(line, said), line

@@ -11,6 +11,7 @@ from typing import Literal
 
 from lifecycle.duration import Timeline
 from lifecycle.estimate.memory import FP32, GB, WORKSPACE_GUESS, Memory, ModelLike, TrainedAdapter, memory_of
+from lifecycle.estimate.sampling import Sampling
 from lifecycle.hardware import Hardware
 from lifecycle.hardware.device_specs import find_device
 
@@ -118,7 +119,8 @@ class Estimate:
 
     trained: parameters, those of an adapter where there is one. embedding: parameters of the embedding and the head.
     steps, tokens: of the whole run. rows_that_fit: sequences of a micro-batch that the device's memory holds, None
-    where that is unknown. hours: share of the peak -> hours of the whole run, None without a peak. free_disk: bytes.
+    where that is unknown. hours: share of the peak -> hours of the whole run, None without a peak; of a run that draws
+    samples without that. sampling: of such a run. free_disk: bytes.
     """
 
     parameters: int
@@ -139,6 +141,7 @@ class Estimate:
     hours: dict[float, float] | None
     disk: Disk
     free_disk: float | None
+    sampling: Sampling | None = None
 
     @property
     def micro_batches(self) -> int:
@@ -162,14 +165,18 @@ def estimate(
     adapter: TrainedAdapter | None = None,
     free_disk: float | None = None,
     unit: str = "tokens",
+    repeats: float = 1.0,
+    sampling: Sampling | None = None,
 ) -> Estimate:
     """Count everything; start nothing. kept_copies: of the weights, in memory and in every checkpoint. frozen:
     parameters of networks that only make a forward pass for every token, and are in no checkpoint. adapter: what is
-    trained; None: all weights. free_disk: bytes. unit: what sources are counted in; of prompts, a row is one."""
+    trained; None: all weights. free_disk: bytes. unit: what sources are counted in; of prompts, a row is one. repeats:
+    how often each position is trained on, a forward pass alone counted as a third. sampling: of a run that draws."""
     found, tokens, shards = device.looked_up(hardware), timeline.tokens(), world_size if sharded else 1
     memory, per_row = _memory(
         model, batch, hardware, device, shards=shards, kept=kept_copies, frozen=frozen, adapter=adapter
     )
+    memory = replace(memory, cache=sampling.cache if sampling else 0.0)
     return Estimate(
         parameters=model.parameters(),
         trained=model.parameters() if adapter is None else adapter.parameters,
@@ -187,10 +194,16 @@ def estimate(
         sources=_sources(sources, tokens if unit == "tokens" else sum(source.weight for source in sources)),
         unit=unit,
         hours=_hours(
-            model, timeline, found.peak_flops, world_size, asked=frozen / 3 / model.parameters(), adapter=adapter
+            model,
+            timeline,
+            found.peak_flops,
+            world_size,
+            repeats=repeats + frozen / 3 / model.parameters(),
+            adapter=adapter,
         ),
         disk=_disk(model, OPTIMIZER_STATES + kept_copies, checkpoints, timeline.steps, adapter),
         free_disk=free_disk,
+        sampling=sampling,
     )
 
 
@@ -230,19 +243,19 @@ def _hours(
     peak_flops: float | None,
     world_size: int,
     *,
-    asked: float,
+    repeats: float,
     adapter: TrainedAdapter | None,
 ) -> dict[float, float] | None:
-    """Hours of the run at each share of the peak that training may reach. asked: the work of the networks that are only
-    asked, which have no backward pass, as a share of the training's. Frozen weights need no gradients of their own, a
-    third of the work of their products; an adapter's own products are counted as those of weights."""
+    """Hours of the run at each share of the peak that training may reach. repeats: how often each position is computed;
+    networks that are only asked have no backward pass, and count a third. Frozen weights need no gradients of their
+    own, a third of the work of their products; an adapter's own products are counted as those of weights."""
     if peak_flops is None:
         return None
     less = 0 if adapter is None else 2 * model.active_parameters() - 6 * adapter.parameters
     trained = sum(
         count * (model.flops_per_token(length) - less) for length, count in timeline.tokens_by_length().items()
     )
-    work = trained * (1 + asked)
+    work = trained * repeats
     return {share: work / (peak_flops * world_size * share) / 3600 for share in MFU_ROWS}
 
 

@@ -66,7 +66,8 @@ class ModelLike(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class Memory:
     """Bytes on one device, by part. `kept_copies`: of the whole weights, beside them. `frozen`: networks that are only
-    asked. `checkpointed`: what the activations are with hardware.activation_checkpointing."""
+    asked. `checkpointed`: what the activations are with hardware.activation_checkpointing. `cache`: keys and values of
+    the samples that are drawn, which is over when training on them begins."""
 
     weights: float
     gradients: float
@@ -79,12 +80,13 @@ class Memory:
     logits: float
     workspace: float
     checkpointing: bool
+    cache: float = 0.0
 
     @property
     def total(self) -> float:
-        """The sum of the parts, with activations as the config has them."""
+        """The sum of the parts, with activations as the config has them; of cache and activations the larger."""
         kept = self.checkpointed if self.checkpointing else self.activations
-        return self.state + kept + self.logits
+        return self.state + max(kept + self.logits, self.cache)
 
     @property
     def state(self) -> float:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lifecycle.estimate.estimate import CHECKPOINT_BYTES_PER_S, GB, Estimate
+from lifecycle.estimate.sampling import Sampling
 from lifecycle.hardware.device_specs import FLOPS_CONVENTION
 
 CONVENTION = (
@@ -19,7 +20,8 @@ CONVENTION = (
 
 def tables(estimate: Estimate) -> Group:
     """All parts as one rich renderable. `warnings` are apart: they belong at the very end, where they are seen."""
-    parts = [_model(estimate), _time(estimate), _sources(estimate), _memory(estimate), _disk(estimate)]
+    drawn = [] if estimate.sampling is None else [_sampling(estimate.sampling)]
+    parts = [_model(estimate), _time(estimate), *drawn, _sources(estimate), _memory(estimate), _disk(estimate)]
     return Group(*parts, Text(CONVENTION, style="dim"))
 
 
@@ -52,6 +54,11 @@ def warnings(estimate: Estimate) -> list[str]:
         )
     if estimate.device.peak_flops is None:
         found.append(f"the peak of {estimate.device.name} is not in the table: set hardware.peak_tflops to see hours")
+    if estimate.sampling is not None and estimate.sampling.hours is None:
+        found.append(
+            f"how fast {estimate.device.name} reads its memory is not in the table, so that the hours of sampling are not "
+            "known: they come on top of the others, and a step tells its seconds as perf/sampling_s"
+        )
     return found
 
 
@@ -79,7 +86,7 @@ def _facts(title: str) -> Table:
 
 
 def _model(e: Estimate) -> Table:
-    sheet = _facts("Model and batch")
+    sheet, most = _facts("Model and batch"), " at most" if e.sampling else ""
     share = f" ({e.active / 1e6:,.2f} M active)" if e.active != e.parameters else ""
     sheet.add_row("parameters", f"{e.parameters / 1e6:,.2f} M{share}")
     if e.trained != e.parameters:
@@ -87,19 +94,20 @@ def _model(e: Estimate) -> Table:
     sheet.add_row("  of these embedding and head", f"{e.embedding / 1e6:,.2f} M")
     sheet.add_row(f"FLOPs a token at {e.batch.length:,}", f"{e.flops_per_token / 1e9:,.3f} GFLOP")
     rows = e.batch.tokens // e.batch.length
-    sheet.add_row("tokens a step", f"{e.batch.tokens:,} = {rows:,} sequences x {e.batch.length:,}")
+    sheet.add_row(f"tokens a step{most}", f"{e.batch.tokens:,} = {rows:,} sequences x {e.batch.length:,}")
     sheet.add_row(
         "micro-batches a step",
         f"{e.micro_batches:,} x {e.batch.micro_rows:,} sequences, on {e.world_size:,} device{'s' * (e.world_size > 1)}",
     )
     sheet.add_row("steps", f"{e.steps:,}")
-    sheet.add_row("tokens", f"{e.tokens:,}")
+    sheet.add_row(f"tokens{most}", f"{e.tokens:,}")
     return sheet
 
 
 def _time(e: Estimate) -> Table:
+    what = "Time of the updates" if e.sampling else "Time"
     sheet = _sheet(
-        f"Time on {e.world_size:,} x {e.device.name} ({e.device.precision})", "share of peak", "tokens/s", "time"
+        f"{what} on {e.world_size:,} x {e.device.name} ({e.device.precision})", "share of peak", "tokens/s", "time"
     )
     if e.hours is None or e.device.peak_flops is None:
         sheet.add_row("unknown", "", "")
@@ -108,6 +116,19 @@ def _time(e: Estimate) -> Table:
         sheet.add_row(
             f"{share:.0%} of {_flops(e.device.peak_flops)}", f"{e.tokens / (hours * 3600):,.0f}", _hours(hours)
         )
+    return sheet
+
+
+def _sampling(one: Sampling) -> Table:
+    sheet = _facts("Sampling")
+    sheet.add_row("prompts a step", f"{one.prompts:,}")
+    each = f" = {one.prompts:,} x {one.samples // one.prompts:,}" if one.samples % one.prompts == 0 else ""
+    sheet.add_row("samples a step", f"{one.samples:,}{each}")
+    sheet.add_row("samples", f"{one.total:,}")
+    sheet.add_row("tokens of a sample at most", f"{one.tokens:,}")
+    sheet.add_row("decoded at a time (stage.slots)", f"{one.rows:,}, keys and values {_gb(one.cache)}")
+    for share, hours in (one.hours or {}).items():
+        sheet.add_row(f"time at {share:.0%} of {one.bandwidth:g} TB/s", f"{_hours(hours)}, besides that of the updates")
     return sheet
 
 
@@ -144,6 +165,8 @@ def _memory(e: Estimate) -> Table:
         _number(used[memory.checkpointing]),
     )
     sheet.add_row("logits of one chunk", _number(memory.logits))
+    if memory.cache:
+        sheet.add_row("or, before these, keys and values of samples", _number(memory.cache))
     sheet.add_row("workspace (guess)", _number(memory.workspace), end_section=True)
     room = f" of {e.device.memory / GB:,.0f}" if e.device.memory is not None else ""
     sheet.add_row("total", _number(memory.total) + room, style="bold")

@@ -1,6 +1,7 @@
 """What a run takes over from its parent besides weights: architecture, tokenizer, optimizer, data to replay.
 
-    init_from=RUN                            the parent's architecture and tokenizer (grown: `vocabulary.py`)
+    init_from=RUN                            the parent's architecture and tokenizer (grown: `vocabulary.py`); model=NAME
+                                             beside it must be that architecture
     optimizer=                               none named: the parent's kind, in the stages that go on from a parent; for
                                              an adapter that of the config, since Muon's rates mean nothing there
     stage.optimizer.lr: null                 the parent's peak rate times stage.peak_ratio
@@ -15,6 +16,7 @@ used. What a stage takes over is declared on its class (`Stage.takes_over`).
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from lifecycle.lineage.replay import kept_out, replayed_sources, told_apart
 from lifecycle.lineage.run_folder import RunFolder
 from lifecycle.lineage.score_head import refuse_score, with_score
 from lifecycle.lineage.vocabulary import extended
+from lifecycle.model import ModelConfig
 from lifecycle.optim.carry import forget_rows
 from lifecycle.stages.run.inheritance import OptimizerState, PeakRate, ReplayedData, Vocabulary
 
@@ -38,12 +41,13 @@ def adopted(cfg: DictConfig) -> Parent | None:
     """The parent that `init_from` names, with the tokens that the stage adds to its vocabulary, and with a score in
     place of its head for a stage that ends in one; None for fresh weights.
 
-    Raises UserError where there is no such parent, or the command names another model or tokenizer than the parent's.
+    Raises UserError where there is no such parent, or the command names another model than the parent's, or a tokenizer.
     """
     if cfg.init_from is None:
         return None
     parent = find_parent(str(cfg.init_from))
-    if typed := config.command_of(cfg).names("model=", "model.", "data.tokenizer"):
+    typed = config.command_of(cfg).names("model=", "model.", "data.tokenizer")
+    if typed and not _names_the_parents_own(cfg, parent):
         raise UserError(
             f"init_from={cfg.init_from} brings its own architecture and tokenizer, but {', '.join(typed)} asks for "
             "another: leave it out"
@@ -56,6 +60,15 @@ def adopted(cfg: DictConfig) -> Parent | None:
     if stage is not None or "model" in config.asked_of_run(cfg.stage):
         refuse_score(parent, config.command_of(cfg).choices.get("stage") or "NAME")
     return parent
+
+
+def _names_the_parents_own(cfg: DictConfig, parent: Parent) -> bool:
+    """Whether the command names the architecture that the parent has, and no tokenizer; how many tokens it has is the
+    tokenizer's."""
+    if config.command_of(cfg).names("data.tokenizer", "model.vocab_size"):
+        return False
+    named: ModelConfig = config.build(cfg.model)
+    return replace(named, vocab_size=parent.model.vocab_size) == parent.model
 
 
 def settled(cfg: DictConfig, parent: Parent | None, teacher: Parent | None = None) -> DictConfig:

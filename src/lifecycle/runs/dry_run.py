@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from lifecycle import config
@@ -26,10 +27,12 @@ from lifecycle.duration import Limits, Timeline, ended_by_config
 from lifecycle.errors import UserError
 from lifecycle.estimate import curriculum_table, table
 from lifecycle.estimate.estimate import BatchShape, CheckpointPlan, Estimate, RunDevice, SourceEstimate, estimate
-from lifecycle.estimate.memory import TrainedAdapter
+from lifecycle.estimate.memory import BF16, FP32, TrainedAdapter
+from lifecycle.estimate.sampling import Sampling, sampling_of
 from lifecycle.hardware import Hardware, device_name, probe
+from lifecycle.hardware.device_specs import find_device
 from lifecycle.lineage.inherit import goes_on_with_optimizer, optimizer_checkpoint
-from lifecycle.model import ModelConfig
+from lifecycle.model import Cache, ModelConfig
 from lifecycle.model.adapters import matrices, size_of
 from lifecycle.model.lora import Adapter
 from lifecycle.runs.guarded import check_reach
@@ -210,7 +213,43 @@ def _estimate(plan: RunPlan, limits: Limits, model: ModelConfig, timeline: Timel
         frozen=_frozen(plan, model),
         adapter=None if plan.adapter is None else _adapter(plan.adapter, model),
         free_disk=shutil.disk_usage(_existing(Path.cwd())).free,
+        repeats=_repeats(plan),
+        sampling=_sampling(plan, limits, model, timeline),
     )
+
+
+def _sampling(plan: RunPlan, limits: Limits, model: ModelConfig, timeline: Timeline) -> Sampling | None:
+    """Of a stage that draws samples for its prompts; None of others."""
+    stage, device = plan.config.stage, _device(plan)
+    if (drawing := stage.get("sampling")) is None or limits.prompts_per_step is None:
+        return None
+    prompts, size = (
+        stage.get("chosen_per_step") or limits.prompts_per_step,
+        BF16 if device.precision == "bf16" else FP32,
+    )
+    entry = find_device(device.name)
+    return sampling_of(
+        prompts=prompts,
+        samples=prompts * limits.samples_per_prompt,
+        steps=timeline.steps,
+        tokens=drawing.max_new_tokens,
+        longest=limits.sequence_length,
+        slots=stage.slots,
+        devices=_devices(plan.hardware),
+        weights=float(size * model.parameters()),
+        position=float(Cache.position_bytes(model, torch.bfloat16 if size == BF16 else torch.float32)),
+        bandwidth=entry.bandwidth if entry else None,
+    )
+
+
+def _repeats(plan: RunPlan) -> float:
+    """How often each position is trained on; a forward pass alone is a third. Samples that are used in more than one
+    update are asked for their log-probabilities first; and a model that is its own reference, without its adapter."""
+    stage = plan.config.stage
+    passes = int(stage.get("passes_per_rollout") or 1)
+    again = passes * int(stage.get("updates_per_rollout") or 1) > 1 or stage.get("critic") is not None
+    own = plan.adapter is not None and bool((stage.get("kl") or {}).get("coefficient"))
+    return passes + (again + own) / 3
 
 
 def _adapter(adapter: Adapter, model: ModelConfig) -> TrainedAdapter:
