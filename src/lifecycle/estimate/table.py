@@ -56,8 +56,8 @@ def warnings(estimate: Estimate) -> list[str]:
         found.append(f"the peak of {estimate.device.name} is not in the table: set hardware.peak_tflops to see hours")
     if estimate.sampling is not None and estimate.sampling.hours is None:
         found.append(
-            f"how fast {estimate.device.name} reads its memory is not in the table, so that the hours of sampling are not "
-            "known: they come on top of the others, and a step tells its seconds as perf/sampling_s"
+            f"how fast {estimate.device.name} reads its memory is not in the table, so the hours of sampling are not "
+            "known: they come on top of the others, and every step tells its seconds as perf/sampling_s"
         )
     return found
 

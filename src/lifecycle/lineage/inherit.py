@@ -1,6 +1,6 @@
 """What a run takes over from its parent besides weights: architecture, tokenizer, optimizer, data to replay.
 
-    init_from=RUN                            the parent's architecture and tokenizer (grown: `vocabulary.py`); model=NAME
+    init_from=RUN                            the parent's architecture and tokenizer (grown: `vocabulary.py`); a model=
                                              beside it must be that architecture
     optimizer=                               none named: the parent's kind, in the stages that go on from a parent; for
                                              an adapter that of the config, since Muon's rates mean nothing there
@@ -41,7 +41,7 @@ def adopted(cfg: DictConfig) -> Parent | None:
     """The parent that `init_from` names, with the tokens that the stage adds to its vocabulary, and with a score in
     place of its head for a stage that ends in one; None for fresh weights.
 
-    Raises UserError where there is no such parent, or the command names another model than the parent's, or a tokenizer.
+    Raises UserError where there is no such parent, or the command names another model than its own, or a tokenizer.
     """
     if cfg.init_from is None:
         return None
