@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from tests.estimate.test_estimate import of
 
-from lifecycle.estimate.sampling import Sampling, sampling_of
+from lifecycle.estimate.sampling import SamplingPlan, sampling_of
 from lifecycle.estimate.table import plain, warnings
 
 
-def drawn(**changes: Any) -> Sampling:
+def drawn(**changes: Any) -> SamplingPlan:
     """256 samples a step of up to 512 tokens behind prompts of 512, 32 at a time, on 2 TB/s."""
     given = {"prompts": 16, "samples": 256, "steps": 100, "tokens": 512, "longest": 1024, "slots": 32, "devices": 1}
     return sampling_of(**{**given, "weights": 1e9, "position": 30_000.0, "bandwidth": 2.0, **changes})

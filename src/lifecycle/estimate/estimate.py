@@ -11,7 +11,7 @@ from typing import Literal
 
 from lifecycle.duration import Timeline
 from lifecycle.estimate.memory import FP32, GB, WORKSPACE_GUESS, Memory, ModelLike, TrainedAdapter, memory_of
-from lifecycle.estimate.sampling import Sampling
+from lifecycle.estimate.sampling import SamplingPlan
 from lifecycle.hardware import Hardware
 from lifecycle.hardware.device_specs import find_device
 
@@ -141,7 +141,7 @@ class Estimate:
     hours: dict[float, float] | None
     disk: Disk
     free_disk: float | None
-    sampling: Sampling | None = None
+    sampling: SamplingPlan | None = None
 
     @property
     def micro_batches(self) -> int:
@@ -166,7 +166,7 @@ def estimate(
     free_disk: float | None = None,
     unit: str = "tokens",
     repeats: float = 1.0,
-    sampling: Sampling | None = None,
+    sampling: SamplingPlan | None = None,
 ) -> Estimate:
     """Count everything; start nothing. kept_copies: of the weights, in memory and in every checkpoint. frozen:
     parameters of networks that only make a forward pass for every token, and are in no checkpoint. adapter: what is

@@ -18,7 +18,7 @@ SHARES = (0.1, 0.25, 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
+class SamplingPlan:
     """prompts, samples: of a step, over all devices. total: samples of the run. tokens: of a sample at most. rows:
     samples that one device decodes at a time. cache: bytes of their keys and values. hours: share of the bandwidth ->
     hours of the run; None where the bandwidth is not known. bandwidth: TB/s."""
@@ -45,7 +45,7 @@ def sampling_of(
     weights: float,
     position: float,
     bandwidth: float | None,
-) -> Sampling:
+) -> SamplingPlan:
     """prompts, samples: of a step. tokens: of a completion at most; longest: positions with its prompt. slots: samples
     decoded at a time on each of `devices`. weights, position: bytes of the weights, and of the keys and values of one
     position of one sample. bandwidth: TB/s."""
@@ -53,7 +53,7 @@ def sampling_of(
     rows = min(slots, mine)
     read = weights + rows * position * (longest - tokens / 2)  # the mean position of a token
     moved = steps * -(-mine // rows) * tokens * read
-    return Sampling(
+    return SamplingPlan(
         prompts=prompts,
         samples=samples,
         total=steps * samples,

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lifecycle.estimate.estimate import CHECKPOINT_BYTES_PER_S, GB, Estimate
-from lifecycle.estimate.sampling import Sampling
+from lifecycle.estimate.sampling import SamplingPlan
 from lifecycle.hardware.device_specs import FLOPS_CONVENTION
 
 CONVENTION = (
@@ -119,7 +119,7 @@ def _time(e: Estimate) -> Table:
     return sheet
 
 
-def _sampling(one: Sampling) -> Table:
+def _sampling(one: SamplingPlan) -> Table:
     sheet = _facts("Sampling")
     sheet.add_row("prompts a step", f"{one.prompts:,}")
     each = f" = {one.prompts:,} x {one.samples // one.prompts:,}" if one.samples % one.prompts == 0 else ""

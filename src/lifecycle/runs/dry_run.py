@@ -28,7 +28,7 @@ from lifecycle.errors import UserError
 from lifecycle.estimate import curriculum_table, table
 from lifecycle.estimate.estimate import BatchShape, CheckpointPlan, Estimate, RunDevice, SourceEstimate, estimate
 from lifecycle.estimate.memory import BF16, FP32, TrainedAdapter
-from lifecycle.estimate.sampling import Sampling, sampling_of
+from lifecycle.estimate.sampling import SamplingPlan, sampling_of
 from lifecycle.hardware import Hardware, device_name, probe
 from lifecycle.hardware.device_specs import find_device
 from lifecycle.lineage.inherit import goes_on_with_optimizer, optimizer_checkpoint
@@ -218,7 +218,7 @@ def _estimate(plan: RunPlan, limits: Limits, model: ModelConfig, timeline: Timel
     )
 
 
-def _sampling(plan: RunPlan, limits: Limits, model: ModelConfig, timeline: Timeline) -> Sampling | None:
+def _sampling(plan: RunPlan, limits: Limits, model: ModelConfig, timeline: Timeline) -> SamplingPlan | None:
     """Of a stage that draws samples for its prompts; None of others."""
     stage, device = plan.config.stage, _device(plan)
     if (drawing := stage.get("sampling")) is None or limits.prompts_per_step is None:
