@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 Ids = NDArray[np.int32]
 """Token ids of one sequence."""
 
+TURNS = "turns"
+"""Key of a prompt's `meta` for its turns, as a list of role and content: for who reads it in another form."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:

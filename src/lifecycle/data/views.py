@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from lifecycle.batch import Example, Item, Pair, Prompt, Record
+from lifecycle.batch import TURNS, Example, Item, Pair, Prompt, Record
 from lifecycle.data.clean.filter_row import FilteredRow
 from lifecycle.data.conversation.ids import encode_conversation, encode_prompt
 from lifecycle.data.conversation.rendering import Conversation
@@ -109,11 +109,13 @@ def unpaired(record: Record, tokenizer: Tokenizer, template: ChatTemplate | None
 def prompt(record: Record, tokenizer: Tokenizer, template: ChatTemplate | None, plain: str = PLAIN) -> Prompt:
     """The ids that a model is asked with, the known answer, and what the record says beside it."""
     if template is None:
-        ids = tokenizer.documents([question(record, plain)])[0][:-1]  # the document does not end there
+        asked = question(record, plain)
+        ids = tokenizer.documents([asked])[0][:-1]  # the document does not end there
+        turns: list[Turn] = [{"role": "user", "content": asked}]
     else:
         turns = asked_of(record)
         ids = encode_prompt(Conversation(turns=turns, tools=_tools(record)), tokenizer, template)
-    return Prompt(id=record.id, ids=ids, answer=_known(record), meta=record.meta)
+    return Prompt(id=record.id, ids=ids, answer=_known(record), meta={**record.meta, TURNS: turns})
 
 
 def asked_of(record: Record) -> list[Turn]:

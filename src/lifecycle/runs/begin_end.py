@@ -55,6 +55,7 @@ def begin(plan: RunPlan, start: Start, stage: Stage, data: DataModule) -> None:
         stage=plan.name,
         **({} if "parent" in before else parent.lineage() if parent else {"parent": None, "ancestors": []}),
         **({"teacher": plan.teacher.lineage()["parent"]} if plan.teacher and "teacher" not in before else {}),
+        **{key: one.lineage()["parent"] for key, one in plan.models.items() if key not in before},
         domain=",".join(data.held_out),
         data={"config": config.resolved(plan.config)["data"], **sources, "validation": described(data.held_out)},
         tokenizer=data.tokenizer.sha256,

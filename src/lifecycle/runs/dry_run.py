@@ -258,9 +258,10 @@ def _adapter(adapter: Adapter, model: ModelConfig) -> TrainedAdapter:
 
 
 def _frozen(plan: RunPlan, model: ModelConfig) -> int:
-    """Parameters of the networks that the stage only asks: copies of its own, and a teacher of any size."""
+    """Parameters of the networks that the stage only asks: copies of its own, and others of any size."""
     copies = plan.stage.frozen_copies(config.resolved(plan.config)) if plan.stage else 0
-    return copies * model.parameters() + (plan.teacher.model.parameters() if plan.teacher else 0)
+    others = [*([plan.teacher] if plan.teacher else []), *plan.models.values()]
+    return copies * model.parameters() + sum(one.model.parameters() for one in others)
 
 
 def _levels(data: DataConfig, tokenizer: Tokenizer | None) -> dict[str, list[BucketSize]]:

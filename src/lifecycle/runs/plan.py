@@ -22,6 +22,7 @@ from lifecycle.data.stream.open_sources import check_views
 from lifecycle.duration import Limits
 from lifecycle.errors import UserError
 from lifecycle.hardware import Hardware
+from lifecycle.lineage.asked import asked_models
 from lifecycle.lineage.inherit import adopted, replay_share, settled
 from lifecycle.lineage.parent import Parent
 from lifecycle.lineage.revisions import Pinned, pin, with_revisions
@@ -55,6 +56,7 @@ class RunPlan:
     asked: frozenset[str]
     parent: Parent | None
     teacher: Parent | None
+    models: Mapping[str, Parent]
     hardware: Hardware
     model: ModelConfig
     data: DataConfig
@@ -105,6 +107,7 @@ def make_plan(cfg: DictConfig) -> RunPlan:
         asked=config.asked_of_run(made.stage),
         parent=parent,
         teacher=teacher,
+        models=asked_models(cfg),
         hardware=config.build(made.hardware),
         model=model,
         data=config.build(made.data),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from lifecycle import config
+from lifecycle.data.conversation.answered import answered_ids
 from lifecycle.data.module import DataModule
 from lifecycle.duration import Timeline
 from lifecycle.errors import UserError
@@ -19,8 +21,10 @@ from lifecycle.lineage.teacher import check_tokenizer
 from lifecycle.runs.plan import RunPlan
 from lifecycle.runs.resume import Start
 from lifecycle.stages.base import Stage
-from lifecycle.stages.run.setup import ParentWeights, Setup, TeacherModel
+from lifecycle.stages.run.setup import AskedModel, ParentWeights, Setup, TeacherModel
 from lifecycle.system.cache import made_cache_folder
+from lifecycle.tokenizer.chat import AUTO, ChatTemplate
+from lifecycle.tokenizer.tokenizer import Tokenizer, load
 
 
 def build_stage(plan: RunPlan, data: DataModule, timeline: Timeline, start: Start) -> Stage:
@@ -46,6 +50,7 @@ def build_stage(plan: RunPlan, data: DataModule, timeline: Timeline, start: Star
         parent=began_with(plan.parent, start.checkpoint) if plan.parent else None,
         adapter=plan.adapter,
         teacher=_teacher(plan.teacher, start.checkpoint) if plan.teacher else None,
+        asked={key: _asked(one, key, data.tokenizer, start.checkpoint) for key, one in plan.models.items()},
         tokens=data.tokenizer.vocab_size,
         end_ids=data.tokenizer.end_ids,
         tokenizer=data.tokenizer,
@@ -71,6 +76,24 @@ def _at_rate(plan: RunPlan) -> DictConfig:
 def _teacher(teacher: Parent, checkpoint: str | None) -> TeacherModel:
     weights = began_with(teacher, checkpoint, entry="teacher")
     return TeacherModel(name=teacher.name, config=teacher.model, weights=weights)
+
+
+def _asked(model: Parent, key: str, ours: Tokenizer, checkpoint: str | None) -> AskedModel:
+    assert model.tokenizer is not None
+    tokenizer = load(model.tokenizer)
+    template = ChatTemplate.of(AUTO, tokenizer.hf)
+    own = ChatTemplate.of(AUTO, ours.hf) if ours.hf.chat_template else None
+    assert template is not None
+    return AskedModel(
+        name=model.name,
+        config=model.model,
+        weights=began_with(model, checkpoint, entry=key),
+        tokenizer=tokenizer,
+        end_ids=tokenizer.end_ids,
+        same_tokens=tokenizer.sha256 == ours.sha256 and own is not None and own.source == template.source,
+        of_run=model.run is not None,
+        read=partial(answered_ids, tokenizer=tokenizer, template=template),
+    )
 
 
 def began_with(parent: Parent, checkpoint: str | None, *, entry: str = "parent") -> ParentWeights:

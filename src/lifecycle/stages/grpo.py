@@ -15,6 +15,7 @@ from lifecycle.batch import PromptBatch, StepBatch
 from lifecycle.bounds import Keys
 from lifecycle.model import DocumentMask, ModelConfig
 from lifecycle.stages.base import Stage
+from lifecycle.stages.beside.frozen import Together
 from lifecycle.stages.reinforcement import settings
 from lifecycle.stages.reinforcement.acting import told
 from lifecycle.stages.reinforcement.acting.actor import Actor
@@ -53,7 +54,7 @@ class Grpo(Stage):
             model=model,
             optimization=optimization,
             setup=setup,
-            beside=learner.reference,
+            beside=Together.of(learner.reference, *actor.scoring.beside),
             carried={"kl_coefficient": learner.coefficient, "solved": actor.solved},
         )
         self.learner, self.actor, self.policy = learner, actor, policy

@@ -19,6 +19,7 @@ from lifecycle.bounds import Keys
 from lifecycle.model import DocumentMask, ModelConfig
 from lifecycle.stages.base import Stage
 from lifecycle.stages.beside.critic import Critic, CriticKeys
+from lifecycle.stages.beside.frozen import Together
 from lifecycle.stages.reinforcement import settings
 from lifecycle.stages.reinforcement.acting import told
 from lifecycle.stages.reinforcement.acting.actor import Actor
@@ -84,7 +85,7 @@ class Ppo(Stage):
             model=model,
             optimization=optimization,
             setup=setup,
-            beside=learner.reference,
+            beside=Together.of(learner.reference, *actor.scoring.beside),
             critic=beside,
             carried={"kl_coefficient": learner.coefficient, "solved": actor.solved},
         )

@@ -16,6 +16,7 @@ from lifecycle.bounds import Keys
 from lifecycle.losses.policy.advantages import advantages
 from lifecycle.model import DocumentMask, ModelConfig
 from lifecycle.stages.base import Stage
+from lifecycle.stages.beside.frozen import Together
 from lifecycle.stages.reinforcement import settings
 from lifecycle.stages.reinforcement.acting import told
 from lifecycle.stages.reinforcement.acting.actor import Actor
@@ -56,7 +57,7 @@ class Spo(Stage):
             model=model,
             optimization=optimization,
             setup=setup,
-            beside=learner.reference,
+            beside=Together.of(learner.reference, *actor.scoring.beside),
             carried={"kl_coefficient": learner.coefficient, "trackers": single_stream.trackers},
         )
         self.learner, self.actor, self.stream = learner, actor, single_stream
@@ -67,7 +68,7 @@ class Spo(Stage):
         self.enter(batch.step)
         prompts, facts = self.stream.chosen(self, self.actor.scoring, PromptBatch.joined(batch.micro), batch.step)
         rollout = self.actor.sampler.rollout(prompts, self.network, step=batch.step)
-        rollout, scores = in_order(rollout, self.actor.scoring.scores(rollout, prompts), prompts)
+        rollout, scores = in_order(rollout, self.actor.scoring.scores(self, rollout, prompts), prompts)
         reward_P = in_bounds(scores)
         advantage_P = self._advantages(reward_P - self.stream.values(prompts))
         experience = Experience.of(prompts, rollout, advantage_P, mask_unfinished=self.policy.mask_unfinished)

@@ -18,13 +18,14 @@ from lifecycle.losses.policy.masks import SamplerMasks
 from lifecycle.model import ModelConfig, build
 from lifecycle.rewards.graded import GradingKeys
 from lifecycle.rollout.drawing import DrawingKeys
+from lifecycle.stages.base import Stage
 from lifecycle.stages.beside.critic import CriticKeys
 from lifecycle.stages.grpo import Grpo
 from lifecycle.stages.ppo import Ppo
 from lifecycle.stages.reinforcement.acting.scoring import SampleScores
 from lifecycle.stages.reinforcement.learning.experience import place_of
 from lifecycle.stages.reinforcement.learning.values import ValueKeys
-from lifecycle.stages.reinforcement.settings import KlKeys, PolicyKeys, RewardKeys, SamplingKeys
+from lifecycle.stages.reinforcement.settings import KlKeys, PolicyKeys, RewardKeys, RewardModelKeys, SamplingKeys
 from lifecycle.stages.run.setup import ParentWeights
 
 POLICY: ModelConfig = replace(MODEL, init_std=0.3)
@@ -35,6 +36,8 @@ DRAWING = DrawingKeys(
 GRADING = GradingKeys(
     workers=1, cpu_s=5, wall_s=30.0, memory_mb=512, file_mb=1, tags=["think"], target_words=4, repeat_words=3
 )
+NO_MODEL = RewardModelKeys(path=None, reads_to="auto", mean=0.0, std=1.0, clip=None, sigmoid=False, unfinished=None)
+GRADED = RewardKeys(rewards={"exact_match": 1.0}, grading=GRADING, overlong_buffer=None, reward_model=NO_MODEL)
 EPS = 1e-3
 """Of AdamW: without it the first step of a gradient that is all rounding would be as large as any."""
 
@@ -72,7 +75,7 @@ class Letters:
 class ByTokens:
     """A reward that every completion has by its own tokens."""
 
-    def scores(self, rollout: Rollout, prompts: PromptBatch) -> SampleScores:
+    def scores(self, stage: Stage, rollout: Rollout, prompts: PromptBatch) -> SampleScores:
         value = ((rollout.token_ids * rollout.exists).sum(1) % 7).double() / 7
         place = place_of(rollout)
         return SampleScores(names=["sum"], weights=[1.0], rewards=value[:, None], place=place, failed={}, timed_out={})
@@ -137,7 +140,7 @@ def grpo(
             varying_prompts=varying_prompts,
             keep_rollouts=keep_rollouts,
         ),
-        graded=RewardKeys(rewards={"exact_match": 1.0}, grading=GRADING, overlong_buffer=None),
+        graded=GRADED,
         policy=replace(KEYS, **keys),
         setup=replace(stage().setup_facts, **facts),
     )
@@ -168,7 +171,7 @@ def ppo(
         model=POLICY,
         optimization=optimization(lr, eps=EPS),
         drawn=replace(like.actor.drawn, updates_per_rollout=updates, passes_per_rollout=passes),
-        graded=RewardKeys(rewards={"exact_match": 1.0}, grading=GRADING, overlong_buffer=None),
+        graded=GRADED,
         policy=replace(
             KEYS, **{"advantage": "none", "kl": KlKeys(kind="k1", coefficient=0, target=None, horizon=1), **keys}
         ),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tests.model.adapted import lora
-from tests.stages.reinforcement.made import DRAWING, EPS, GRADING, POLICY, ByTokens, grpo, prompts
+from tests.stages.reinforcement.made import DRAWING, EPS, GRADED, POLICY, ByTokens, grpo, prompts
 from tests.stages.test_step import ADAMW, Batches, Kept, trainer_of
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,7 +21,6 @@ from lifecycle.stages.grpo import Grpo
 from lifecycle.stages.reinforcement.acting.choice_of_prompts import Solved
 from lifecycle.stages.reinforcement.acting.kept_rollouts import read
 from lifecycle.stages.reinforcement.acting.scoring import Scoring
-from lifecycle.stages.reinforcement.settings import RewardKeys
 
 STEPS = 3
 
@@ -181,8 +180,10 @@ def test_the_reference_of_an_adapter_is_the_model_without_it(tmp_path: Path) -> 
 
 def test_equal_rewards_change_nothing_and_are_no_bad_step(tmp_path: Path) -> None:
     class Equal:
-        def scores(self, rollout: Rollout, given: PromptBatch) -> Any:
-            return replace(ByTokens().scores(rollout, given), rewards=torch.full((len(rollout), 1), 0.3).double())
+        def scores(self, stage: Any, rollout: Rollout, given: PromptBatch) -> Any:
+            return replace(
+                ByTokens().scores(stage, rollout, given), rewards=torch.full((len(rollout), 1), 0.3).double()
+            )
 
     made = grpo(steps=1)
     made.actor.scoring = Equal()  # type: ignore[assignment]
@@ -227,8 +228,8 @@ def test_only_prompts_whose_samples_differ_are_trained_on_and_sampling_ends_with
     class Half(ByTokens):
         """Prompts 0 and 2 teach nothing."""
 
-        def scores(self, rollout: Rollout, given: PromptBatch) -> Any:
-            found = super().scores(rollout, given)
+        def scores(self, stage: Any, rollout: Rollout, given: PromptBatch) -> Any:
+            found = super().scores(stage, rollout, given)
             return replace(found, rewards=found.rewards.masked_fill((found.place % 2 == 0)[:, None], 1.0))
 
     made = grpo(steps=1, varying_prompts=4, samples=3)
@@ -241,8 +242,8 @@ def test_solved_prompts_are_not_asked_again_and_checkpoints_know_them(tmp_path: 
     class First(ByTokens):
         """Prompt 0 is solved each time."""
 
-        def scores(self, rollout: Rollout, given: PromptBatch) -> Any:
-            found = super().scores(rollout, given)
+        def scores(self, stage: Any, rollout: Rollout, given: PromptBatch) -> Any:
+            found = super().scores(stage, rollout, given)
             return replace(found, rewards=found.rewards.masked_fill((found.place == 0)[:, None], 1.0))
 
     made = grpo(drop_solved=True, samples=3)
@@ -275,9 +276,9 @@ def test_kept_rollouts_hold_every_sample_with_its_worth_and_its_tokens(tmp_path:
 def test_an_overlong_completion_loses_up_to_its_whole_reward() -> None:
     given = prompts(0)
     rollout = drawn(build(POLICY, seed=1), 0, given)
-    keys = RewardKeys(rewards={"length": 1.0}, grading=GRADING, overlong_buffer=4)
+    keys = replace(GRADED, rewards={"length": 1.0}, overlong_buffer=4)
     scoring = Scoring(keys, grpo().setup_facts, longest=12)
-    scores = scoring.scores(replace(rollout, text=["a b c d"] * len(rollout)), given)
+    scores = scoring.scores(grpo(), replace(rollout, text=["a b c d"] * len(rollout)), given)
     assert scores.names == ["length", "overlong"]
     assert scores.total.tolist() == pytest.approx([1 + min(0.0, (8 - n) / 4) for n in rollout.length.tolist()])
     scoring.close()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.stages.reinforcement.made import DRAWING, EPS, GRADING, KEYS, POLICY, ByTokens, Letters, parent, prompts
+from tests.stages.reinforcement.made import DRAWING, EPS, GRADED, KEYS, POLICY, ByTokens, Letters, parent, prompts
 from tests.stages.test_step import ADAMW, Batches, Kept, optimization, stage, trainer_of
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,7 +22,7 @@ from lifecycle.model import Decoder, build
 from lifecycle.rollout.engine import generate
 from lifecycle.rollout.sampling.parameters import Sampling
 from lifecycle.stages.reinforcement.acting.choice_of_prompts import keys_of
-from lifecycle.stages.reinforcement.settings import RewardKeys, SamplingKeys
+from lifecycle.stages.reinforcement.settings import SamplingKeys
 from lifecycle.stages.reinforcement.single_stream.choice import drawn
 from lifecycle.stages.reinforcement.single_stream.faults import faults
 from lifecycle.stages.reinforcement.single_stream.last_answers import NONE, of_rollout, packed, unpacked
@@ -67,7 +67,7 @@ def spo(
             varying_prompts=None,
             keep_rollouts=None,
         ),
-        graded=RewardKeys(rewards={"exact_match": 1.0}, grading=GRADING, overlong_buffer=None),
+        graded=GRADED,
         policy=replace(KEYS, **{"clip_high": 0.28, **keys}),
         stream=StreamKeys(variant=variant, chosen_per_step=chosen, start_samples=start, half_life=half_life),
         setup=replace(stage().setup_facts, **facts),
@@ -258,8 +258,10 @@ def test_without_start_samples_trackers_begin_at_a_half(tmp_path: Path) -> None:
 
 def test_a_missing_reward_leaves_its_tracker_and_has_no_advantage(tmp_path: Path) -> None:
     class Lost(ByTokens):
-        def scores(self, rollout: Rollout, given: PromptBatch) -> Any:
-            return replace(super().scores(rollout, given), rewards=torch.full((len(rollout), 1), math.nan).double())
+        def scores(self, stage: Any, rollout: Rollout, given: PromptBatch) -> Any:
+            return replace(
+                super().scores(stage, rollout, given), rewards=torch.full((len(rollout), 1), math.nan).double()
+            )
 
     made = spo(chosen=4, steps=1)
     made.actor.scoring = Lost()  # type: ignore[assignment]
@@ -271,8 +273,8 @@ def test_a_missing_reward_leaves_its_tracker_and_has_no_advantage(tmp_path: Path
 
 def test_rewards_of_another_scale_are_refused(tmp_path: Path) -> None:
     class Large(ByTokens):
-        def scores(self, rollout: Rollout, given: PromptBatch) -> Any:
-            return replace(super().scores(rollout, given), weights=[7.0])
+        def scores(self, stage: Any, rollout: Rollout, given: PromptBatch) -> Any:
+            return replace(super().scores(stage, rollout, given), weights=[7.0])
 
     made = spo(steps=1)
     made.actor.scoring = Large()  # type: ignore[assignment]

@@ -67,6 +67,12 @@ def encode_prompt(conversation: Conversation, tokenizer: Tokenizer, template: Ch
     return np.array([one for part in _parts(rendering, set(), tokenizer) for one in part.ids], np.int32)
 
 
+def encode_whole(conversation: Conversation, tokenizer: Tokenizer, template: ChatTemplate) -> Ids:
+    """(n,) int32: the ids of all that the template writes of a conversation. Raises BadRow as `encode_prompt` does."""
+    rendering = rendered(conversation, tokenizer, template)
+    return np.array([one for part in _parts(rendering, set(), tokenizer) for one in part.ids], np.int32)
+
+
 def _stops(tokenizer: Tokenizer, template: ChatTemplate) -> tuple[int, ...]:
     """The ids of the tokens that end a turn; the tokenizer stores those of the run's own template."""
     own = tokenizer.hf.chat_template == template.source

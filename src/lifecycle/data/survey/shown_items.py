@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lifecycle.batch import Example, Ids, Item, Pair, Prompt
+from lifecycle.batch import TURNS, Example, Ids, Item, Pair, Prompt
 from lifecycle.tokenizer.tokenizer import Tokenizer
 
 MOST_TOKENS = 600  # of a part that is shown whole
@@ -33,7 +33,7 @@ def shown_item(item: Item, tokenizer: Tokenizer) -> Shown:
         ]
         return {"parts": parts, "facts": {} if item.margin is None else {"margin": f"{item.margin:g}"}}
     if isinstance(item, Prompt):
-        facts = {"answer": item.answer, **item.meta}
+        facts = {"answer": item.answer, **{key: value for key, value in item.meta.items() if key != TURNS}}
         shown = {key: _fact(value) for key, value in facts.items() if value not in (None, "", [], {})}
         return {"parts": [_part("prompt", item.ids, np.zeros(len(item.ids), np.bool_), tokenizer)], "facts": shown}
     name = "" if item.wanted is None else "a good answer" if item.wanted else "a bad answer"

@@ -7,7 +7,7 @@ same precision, so that equal weights give equal log-probabilities.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -32,6 +32,35 @@ class HeldBeside(Protocol):
     def looked_up(self, batch: Micro) -> Micro:
         """Called with a micro-batch that is still on the CPU, where a look at it waits for nothing: the batch with what
         is known of it."""
+
+
+class Together:
+    """Several objects beside one network."""
+
+    def __init__(self, held: Sequence[HeldBeside]) -> None:
+        self._held = held
+
+    @classmethod
+    def of(cls, *held: HeldBeside | None) -> HeldBeside | None:
+        """Those that there are, as one; None where there are none."""
+        there = [one for one in held if one is not None]
+        return cls(there) if len(there) > 1 else there[0] if there else None
+
+    def build(self, mesh: DeviceMesh | None) -> None:
+        """Build each."""
+        for one in self._held:
+            one.build(mesh)
+
+    def begin(self, device: torch.device, feed: DataFeed) -> None:
+        """Begin each."""
+        for one in self._held:
+            one.begin(device, feed)
+
+    def looked_up(self, batch: Micro) -> Micro:
+        """With what each knows of the batch."""
+        for one in self._held:
+            batch = one.looked_up(batch)
+        return batch
 
 
 class FrozenNetwork:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from lifecycle.bounds import Count, Every, NotNegative, PartOrAll, Positive
 from lifecycle.losses.policy.advantages import AdvantageName
@@ -48,12 +48,33 @@ class SamplingKeys:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RewardModelKeys:
+    """The reward `reward_model`: what a model of stage=reward, or one like it, gives an answer.
+
+    path: the model; None where no reward is by one. reads_to: where its score is read: at the token that ends the
+    answer (`turn`), or at the last one that its chat template writes (`text`); auto: `turn` for a run of ours, else
+    `text`. mean, std: the mark is (score - mean) / std, ... clip: ... within minus and plus this; None: no bound.
+    sigmoid: the mark is that of it, 0 to 1. unfinished: mark of an answer that was cut off; None: it is read as if it
+    had ended there.
+    """
+
+    path: str | None
+    reads_to: Literal["auto", "turn", "text"]
+    mean: float
+    std: Positive
+    clip: Positive | None
+    sigmoid: bool
+    unfinished: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RewardKeys:
     """Rewards whose sum is that of a sample: a name, or several with their weights; a source may name its own.
     overlong_buffer: tokens before the most new ones over which a penalty for length grows to 1; None: there is none."""
 
     rewards: str | dict[str, float]
     grading: GradingKeys
+    reward_model: RewardModelKeys
     overlong_buffer: Count | None
 
     @property
@@ -139,7 +160,36 @@ def faults(config: Mapping[str, Any]) -> list[str]:
     rewards = stage.get("rewards")
     if rewards is not None and not isinstance(rewards, str) and not any(rewards.values()):
         found.append("stage.rewards names nothing that counts: type stage.rewards=choice, or another of its names")
-    return found
+    return [*found, *_unbounded(config)]
+
+
+def reward_names(config: Mapping[str, Any]) -> set[str]:
+    """The rewards of a stage and of its sources."""
+    data = config.get("data") or {}
+    sources = (data.get("sources") or {}).values()
+    named = [config["stage"].get("rewards"), *(one.get("rewards") for one in sources if isinstance(one, Mapping))]
+    return {name for one in named for name in ([one] if isinstance(one, str) else one or ())}
+
+
+def _unbounded(config: Mapping[str, Any]) -> list[str]:
+    """A reward that has no full mark, where one is asked for."""
+    model = config["stage"].get("reward_model") or {}
+    if "reward_model" not in reward_names(config):
+        path = model.get("path")
+        return [] if path is None else [_unused(path)]
+    if config["stage"].get("drop_solved") is True:
+        return [
+            "stage.drop_solved leaves out prompts whose answers all have the full reward, and a reward model gives "
+            "none: type stage.drop_solved=false"
+        ]
+    return []
+
+
+def _unused(path: Any) -> str:
+    return (
+        f"stage.reward_model.path is {path}, and no reward is reward_model: type stage.rewards=reward_model, or "
+        "stage.reward_model.path=null"
+    )
 
 
 def notices(config: Mapping[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ whole or sharded, compiled or not, with fresh weights or a parent's."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +46,27 @@ class TeacherModel:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AskedModel:
+    """A trained model that a stage asks, for scores or for answers: its sizes, its weights, its tokenizer, and what to
+    call it in messages.
+
+    end_ids: of its tokens, those that end a completion, the last one a turn. same_tokens: whether tokenizer and chat
+    template are those of the run, so that ids of the one are ids of the other. of_run: whether a run of ours has made
+    it. read: the ids of a conversation by its own template, from the turns of the prompt and the answer, up to the
+    token that ends the answer, or (True) to the end of what the template writes; or the reason why there are none.
+    """
+
+    name: str
+    config: ModelConfig
+    weights: ParentWeights
+    tokenizer: ChatTokenizer
+    end_ids: tuple[int, ...]
+    same_tokens: bool
+    of_run: bool
+    read: Callable[[Sequence[Mapping[str, Any]], str, bool], list[int] | str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Setup:
     """What every stage gets from the run, beside its config.
 
@@ -55,7 +76,8 @@ class Setup:
     initial_optimizer: state of the parent's optimizer; None: zero moments. Both are None in a run that is resumed,
     whose checkpoint has its own. parent: the weights that the run began with; None without a parent. adapter:
     trained in place of the weights, which are then the parent's at every start; None: all weights are trained.
-    teacher: of a stage that learns from one. tokens: of the tokenizer, which may be fewer than the model has rows for;
+    teacher: of a stage that learns from one. asked: other models that the stage asks, by the key of `stage` that names
+    each. tokens: of the tokenizer, which may be fewer than the model has rows for;
     None where no text is sampled. end_ids: those of them that end a completion. tokenizer: of the run. token_id: of a
     token by its name; None where there is none. micro_batch_tokens: positions that a device computes on at once.
     source_rewards: of each source, the weights of its own rewards by name; None: those of the stage. folder: of the
@@ -78,6 +100,7 @@ class Setup:
     parent: ParentWeights | None = None
     adapter: Adapter | None = None
     teacher: TeacherModel | None = None
+    asked: Mapping[str, AskedModel] = field(default_factory=dict)
     tokens: int | None = None
     end_ids: tuple[int, ...] = ()
     tokenizer: ChatTokenizer | None = None

@@ -44,7 +44,7 @@ class Actor:
             with phases.of("sampling"):
                 rollout = self.sampler.rollout(part, stage.network, step=batch.step)
             with phases.of("grading"):
-                scores = self.scoring.scores(rollout, part)
+                scores = self.scoring.scores(stage, rollout, part)
             phases.tokens += int(rollout.length.sum())
             return rollout, scores
 
@@ -68,7 +68,7 @@ class Actor:
         """(2 + HELD_OUT,) float64: minus the summed reward of greedy answers, their number, and what is measured of
         them. Every rank must call."""
         rollout = self.sampler.greedy(prompts, stage.network)
-        return told.held_out_sums(rollout, self.scoring.scores(rollout, prompts)).to(stage.device)
+        return told.held_out_sums(rollout, self.scoring.scores(stage, rollout, prompts)).to(stage.device)
 
 
 class Phases:

@@ -14,8 +14,11 @@ from torch import Tensor
 from lifecycle.batch import PromptBatch, Rollout
 from lifecycle.losses.policy.advantages import AdvantageName, advantages
 from lifecycle.losses.policy.shaping import overlong_penalty
-from lifecycle.rewards.graded import Rewards
 from lifecycle.rewards.record import Answered
+from lifecycle.stages.base import Stage
+from lifecycle.stages.beside.frozen import HeldBeside
+from lifecycle.stages.reinforcement.acting.scorers.by_name import scorers_of
+from lifecycle.stages.reinforcement.acting.scorers.scorer import SamplesToMark
 from lifecycle.stages.reinforcement.learning.experience import of_all_ranks, place_of, prompt_of
 from lifecycle.stages.reinforcement.settings import RewardKeys
 from lifecycle.stages.run.setup import Setup
@@ -50,7 +53,8 @@ class SampleScores:
 
     @property
     def is_full(self) -> Tensor:
-        """(N,) bool: whether no reward of a sample could be higher."""
+        """(N,) bool: whether no reward of a sample could be higher (stages refuse a reward model, whose marks have no
+        bound, where this is asked)."""
         graded = [r for r, name in enumerate(self.names) if name != OVERLONG and self.weights[r] > 0]
         marks = self.rewards[:, graded]
         return ((marks >= 1) | marks.isnan()).all(1) & ~marks.isnan().all(1)
@@ -74,37 +78,62 @@ class Scoring:
         self._keys, self._setup, self._longest = keys, setup, longest
         own = [keys.weights if of is None else of for of in setup.source_rewards]
         self._columns = list(dict.fromkeys(column for of in own for column in of.items()))
-        self._of_source = [{*of.items()} for of in own]
+        self._of_source = own
         by_source = {
             name: of for name, of in zip(setup.source_names, setup.source_rewards, strict=True) if of is not None
         }
-        self._rewards = Rewards(keys.weights, by_source=by_source, grading=keys.grading)
+        self._scorers, self._told = scorers_of(keys, setup, by_source), set[str]()
+
+    @property
+    def beside(self) -> list[HeldBeside]:
+        """The networks that mark, for the stage to hold."""
+        return [one.beside for one in self._scorers if one.beside is not None]
 
     def close(self) -> None:
         """End the processes that grade; the next call starts new ones."""
-        self._rewards.close()
+        for one in self._scorers:
+            one.close()
 
-    def scores(self, rollout: Rollout, prompts: PromptBatch) -> SampleScores:
-        """Of every sample."""
-        index = prompt_of(rollout, prompts)
-        sources = prompts.source_ids[torch.tensor(index, dtype=torch.long, device="cpu")].tolist()
-        records = [self._record(prompts, i) for i in range(len(prompts))]
-        names = self._setup.source_names
-        graded = self._rewards.graded(rollout.text, [records[i] for i in index], [names[s] for s in sources])
-        rewards_NR = torch.full((len(rollout), len(self._columns)), torch.nan, dtype=torch.float64, device="cpu")
-        for r, (name, weight) in enumerate(self._columns):
-            mine = torch.tensor([(name, weight) in self._of_source[s] for s in sources], dtype=torch.bool, device="cpu")
-            marks_N = graded.marks_SR[:, graded.names.index(name)]
-            rewards_NR[:, r] = torch.where(mine, marks_N, torch.nan)
-        found = SampleScores(
+    def scores(self, stage: Stage, rollout: Rollout, prompts: PromptBatch) -> SampleScores:
+        """Of every sample. Every rank must call."""
+        asked = self._asked(stage, rollout, prompts)
+        found = [one.marked(asked) for one in self._scorers]
+        marks = {name: marks_N for one in found for name, marks_N in one.marks.items()}
+        for name, text in ((name, text) for one in found for name, text in one.said.items()):
+            if name not in self._told:  # the first of a process; the others are counted
+                self._told.add(name)
+                stage.meter.say(f"the reward {name} has failed on an answer, which has no mark of it: {text}")
+        sources = [self._of_source[self._setup.source_names.index(name)] for name in asked.sources]
+        mine_NR = [[column in of.items() for column in self._columns] for of in sources]
+        shape = (len(rollout), len(self._columns))
+        there_NR = torch.tensor(mine_NR, dtype=torch.bool, device="cpu").view(shape)
+        rewards_NR = torch.stack([marks[name] for name, _ in self._columns], 1)
+        scores = SampleScores(
             names=[name for name, _ in self._columns],
             weights=[weight for _, weight in self._columns],
-            rewards=rewards_NR,
+            rewards=rewards_NR.where(there_NR, torch.nan),
             place=place_of(rollout),
-            failed=dict(graded.failed),
-            timed_out=dict(graded.timed_out),
+            failed={name: count for one in found for name, count in one.failed.items()},
+            timed_out={name: count for one in found for name, count in one.timed_out.items()},
         )
-        return found if self._keys.overlong_buffer is None else self._shortened(found, rollout)
+        return scores if self._keys.overlong_buffer is None else self._shortened(scores, rollout)
+
+    def _asked(self, stage: Stage, rollout: Rollout, prompts: PromptBatch) -> SamplesToMark:
+        index = prompt_of(rollout, prompts)
+        source_N = prompts.source_ids[torch.tensor(index, dtype=torch.long, device="cpu")].tolist()
+        wanted = {
+            name: torch.tensor([name in self._of_source[s] for s in source_N], dtype=torch.bool, device="cpu")
+            for name, _ in self._columns
+        }
+        return SamplesToMark(
+            stage=stage,
+            rollout=rollout,
+            prompts=prompts,
+            index=index,
+            records=[self._record(prompts, i) for i in range(len(prompts))],
+            sources=[self._setup.source_names[s] for s in source_N],
+            wanted=wanted,
+        )
 
     def _shortened(self, found: SampleScores, rollout: Rollout) -> SampleScores:
         assert self._keys.overlong_buffer is not None

@@ -38,6 +38,17 @@ def faults(config: Mapping[str, Any]) -> list[str]:
             "stage.overlong_buffer gives rewards below 0, and stage=spo counts rewards from 0 to 1 as successes: type "
             "stage.overlong_buffer=null"
         )
+    model = stage.get("reward_model") or {}
+    if "reward_model" in settings.reward_names(config) and not model.get("sigmoid"):
+        found.append(
+            "a reward is reward_model, whose marks have no bounds, and stage=spo counts rewards from 0 to 1 as "
+            "successes: type stage.reward_model.sigmoid=true"
+        )
+    if isinstance(least := model.get("unfinished"), int | float) and not 0 <= least <= 1:
+        found.append(
+            f"stage.reward_model.unfinished is {least}, and stage=spo counts rewards from 0 to 1 as successes: type "
+            "stage.reward_model.unfinished=0"
+        )
     rewards = stage.get("rewards")
     if isinstance(rewards, Mapping):
         weights = [w for w in rewards.values() if isinstance(w, int | float)]

@@ -129,7 +129,7 @@ class SingleStream:
             if samples:
                 rollout = self._sampler.apart(part, stage.network, step=step, samples=samples, purpose="start trackers")
                 reward_P, there_P = _by_prompt(
-                    in_bounds(scoring.scores(rollout, part)), prompt_of(rollout, part), len(part)
+                    in_bounds(scoring.scores(stage, rollout, part)), prompt_of(rollout, part), len(part)
                 )
                 firsts = {i: n for n, i in reversed(list(enumerate(prompt_of(rollout, part))))}
                 answers = of_rollout(rollout.rows([firsts[i] for i in range(len(part))]))

@@ -1,0 +1,1 @@
+"""What marks the samples of a step: graders, and networks."""
