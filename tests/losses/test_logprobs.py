@@ -114,6 +114,22 @@ def test_nothing_gives_nothing_and_zero_gradients() -> None:
     assert not torch.autograd.grad(logp.sum(), weight)[0].any()
 
 
+def test_under_autocast_a_wider_product_is_that_of_the_wider_numbers() -> None:
+    whole, weight, ids = inputs(torch.float32)
+    hidden, found = whole.detach().bfloat16().requires_grad_(), []
+    for mine in (hidden, hidden.detach().float().requires_grad_()):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mine is hidden):
+            logp, entropy = token_logprobs(mine, weight, ids, product_dtype=torch.float32, chunk_tokens=4)
+        found.append((logp, entropy, *torch.autograd.grad((logp * 2 + entropy).sum(), (mine, weight))))
+    (logp, entropy, by_hidden, by_weight), wanted = found
+    assert torch.equal(logp, wanted[0]) and torch.equal(entropy, wanted[1]) and torch.equal(by_weight, wanted[3])
+    assert torch.equal(by_hidden, wanted[2].bfloat16())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert float((token_logprobs(hidden, weight, ids)[0] - logp).detach().abs().max()) > 1e-3
+    narrower = token_logprobs(hidden.detach().double(), weight.double(), ids, product_dtype=torch.float32)[0]
+    assert narrower.dtype == torch.float64
+
+
 def test_under_autocast_products_are_bf16_and_sums_fp32() -> None:
     hidden, weight, ids = inputs(torch.float32)
     wanted = textbook(hidden.double(), weight.double(), ids, None, 1.0, None)

@@ -37,16 +37,20 @@ def token_logprobs(
     softcap: float | None = None,
     banned_ids: Tensor | None = None,
     chunk_tokens: int | None = None,
+    product_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(logp, entropy), each (N,) fp32 (fp64 for fp64 inputs): of `ids_N` given the hidden states before them.
 
     temperature: that of the draw; 0 counts as 1, as in drawing. kept: the sets of the N tokens (`Rollout.kept_of`),
     None for the whole vocabulary; they are constants to the gradient. banned_ids: int64, tokens without weight. The
     entropy, in nats, is the untruncated distribution's. Products run in the autocast dtype where autocast is on,
-    else in that of hidden; the rest is fp32. Differentiable once, in hidden and weight. Memory: a few chunks of logits.
+    else in that of hidden, in product_dtype where that is wider; the rest is fp32. Differentiable once, in hidden and
+    weight. Memory: a few chunks of logits.
     """
     check_tokens(ids_N, vocab=weight_VD.shape[0], ignored=False)
     compute = compute_dtype(hidden_ND)
+    if product_dtype is not None and product_dtype.itemsize > compute.itemsize:
+        compute = product_dtype
     chunk = chunk_tokens or default_chunk(ids_N, vocab=weight_VD.shape[0])
     kept = None if kept is None or not len(kept.ids) else kept.to(hidden_ND.device)
     with torch.autocast(hidden_ND.device.type, enabled=False):

@@ -220,9 +220,13 @@ class Decoder(nn.Module):
             assert bias_E is not None
             bias_E.copy_(balanced(bias_E, loads_E, moe.bias_rate))
 
-    def logits(self, hidden_BTD: Tensor) -> Tensor:
-        """(B, T, V), whole: for sampling and comparison; training goes through `losses.linear_cross_entropy`."""
-        return self.capped(F.linear(hidden_BTD, self.head_weight))
+    def logits(self, hidden_BTD: Tensor, head_VD: Tensor | None = None) -> Tensor:
+        """(B, T, V), whole: for sampling and comparison; training goes through `losses.linear_cross_entropy`. head_VD:
+        in place of the model's own, in its dtype whatever autocast says."""
+        if head_VD is None:
+            return self.capped(F.linear(hidden_BTD, self.head_weight))
+        with torch.autocast(hidden_BTD.device.type, enabled=False):
+            return self.capped(F.linear(hidden_BTD.to(head_VD.dtype), head_VD))
 
     def scores(self, hidden_ND: Tensor) -> Tensor:
         """(N,) fp32, also where the hidden states are not: differences of scores are small beside them."""

@@ -59,10 +59,11 @@ def generate(
     slots: int = 32,
     prefill_chunk: int = 1024,
     deterministic: bool = False,
+    head_dtype: torch.dtype | None = None,
     on_token: OnToken | None = None,
 ) -> Rollout:
     """One call of `Engine.generate` of a new `Engine`; arguments, result and errors are those of the two."""
-    engine = Engine(model, slots=slots, prefill_chunk=prefill_chunk, deterministic=deterministic)
+    engine = Engine(model, slots=slots, prefill_chunk=prefill_chunk, deterministic=deterministic, head_dtype=head_dtype)
     return engine.generate(
         prompts,
         sampling,
@@ -81,7 +82,7 @@ class Engine:
     slots: sequences decoded at a time. prefill_chunk: tokens of prompts in one forward pass. deterministic: no sequence
     depends on the others in any bit. compiled: the decode step goes through torch.compile. graphs: it is recorded as
     CUDA graphs (None: on CUDA, for a model without experts on one device). dtype: of the cache; None is the compute
-    dtype.
+    dtype. head_dtype: of the product that gives logits, where it is the wider; None is the compute dtype.
 
     Call it under autocast for bf16 over fp32 weights, or give it bf16 weights. Over a sharded model every rank calls,
     with prompts of its own, and all step until all are done.
@@ -97,13 +98,14 @@ class Engine:
         compiled: bool = False,
         graphs: bool | None = None,
         dtype: torch.dtype | None = None,
+        head_dtype: torch.dtype | None = None,
     ) -> None:
         if slots < 1 or prefill_chunk < 1:
             raise UserError(f"the engine has slots={slots}, prefill_chunk={prefill_chunk}; both must be 1 or more")
         if deterministic and (compiled or graphs):
             raise UserError("deterministic steps run eagerly: leave out compiled (hardware.compile=false) and graphs")
         self._model, self._slots, self._prefill_chunk, self._deterministic = model, slots, prefill_chunk, deterministic
-        self._compiled, self._dtype = compiled, dtype
+        self._compiled, self._dtype, self._head_dtype = compiled, dtype, head_dtype
         self._device = model.embedding.weight.device
         self._plain = is_plain(model)
         self._shared = not self._plain and distributed.is_available() and distributed.is_initialized()
@@ -210,7 +212,9 @@ class Engine:
         wanted = compute_dtype(self._model), self._model.config  # a stage moves the rotary base of the latter
         if self._step is None or self._prepared_for != wanted:
             rows = TILE if self._deterministic else self._slots
-            self._prefill_model, decode = prepare(self._model, rows=rows, packed=not self._compiled, cache=self._dtype)
+            self._prefill_model, decode = prepare(
+                self._model, rows=rows, packed=not self._compiled, cache=self._dtype, head=self._head_dtype
+            )
             self._step = DecodeStep(
                 decode, slots=self._slots, device=self._device, compiled=self._compiled, graphs=self._graphs
             )

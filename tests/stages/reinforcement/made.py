@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tests.stages.test_step import MODEL, optimization, stage
@@ -111,6 +111,7 @@ def grpo(
     drop_solved: bool = False,
     varying_prompts: int | None = None,
     keep_rollouts: int | None = None,
+    head_dtype: Literal["float32"] | None = None,
     micro_tokens: int = 4096,
     model: ModelConfig = POLICY,
     lr: float = 1e-2,
@@ -139,6 +140,7 @@ def grpo(
             drop_solved=drop_solved,
             varying_prompts=varying_prompts,
             keep_rollouts=keep_rollouts,
+            head_dtype=head_dtype,
         ),
         graded=GRADED,
         policy=replace(KEYS, **keys),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tests.model.adapted import lora
-from tests.stages.reinforcement.made import DRAWING, EPS, GRADED, POLICY, ByTokens, grpo, prompts
+from tests.stages.reinforcement.made import DRAWING, EPS, GRADED, POLICY, ByTokens, grpo, parent, prompts
 from tests.stages.test_step import ADAMW, Batches, Kept, trainer_of
 from torch import Tensor
 from torch.nn import functional as F
@@ -110,6 +110,28 @@ def test_the_policy_gives_its_samples_the_probabilities_with_which_they_were_dra
     for row in train(made, tmp_path).values():
         assert row["policy/ratio_max_deviation"] < 2e-5
         assert (row["policy/ratio"] == 1) == (updates == 1)
+
+
+def silent_blocks() -> dict[str, Tensor]:
+    """Weights whose blocks add nothing: hidden states are norms of embeddings, to the bit."""
+    ends = ("o_proj.weight", "down_proj.weight")
+    return {name: w * (not name.endswith(ends)) for name, w in build(POLICY, seed=1).state_dict().items()}
+
+
+def test_a_head_in_fp32_is_one_in_sampler_policy_and_reference(tmp_path: Path, monkeypatch: Any) -> None:
+    for name in ("fused.fits", "is_dense"):  # a norm in another order may more often round a hidden state otherwise
+        monkeypatch.setattr(f"lifecycle.rollout.decoder.backend.{name}", lambda model: False)
+    facts: dict[str, Any] = {"bf16": True, "read_weights": silent_blocks}
+    facts["parent"] = replace(parent(), read=silent_blocks)
+    found = {}
+    for head in ("float32", None):
+        made = grpo(steps=1, head_dtype=head, setup=facts, kl=replace(grpo().policy.kl, coefficient=0.3))
+        logger = Kept()
+        trainer = trainer_of(1, tmp_path / str(head), logger=logger, precision="bf16-mixed")
+        trainer.fit(made, Batches([[prompts(0)]]))  # type: ignore[list-item]
+        found[head] = logger.rows[1]
+    assert found["float32"]["policy/ratio_max_deviation"] < 2e-3 and found[None]["policy/ratio_max_deviation"] > 1e-2
+    assert found["float32"]["policy/kl"] == 0
 
 
 # -- layouts

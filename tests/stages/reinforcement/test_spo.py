@@ -66,6 +66,7 @@ def spo(
             drop_solved=False,
             varying_prompts=None,
             keep_rollouts=None,
+            head_dtype=None,
         ),
         graded=GRADED,
         policy=replace(KEYS, **{"clip_high": 0.28, **keys}),

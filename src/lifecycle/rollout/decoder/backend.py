@@ -86,34 +86,42 @@ def is_plain(model: Decoder) -> bool:
 
 
 def prepare(
-    model: Decoder, *, rows: int, packed: bool = True, cache: torch.dtype | None = None
+    model: Decoder,
+    *,
+    rows: int,
+    packed: bool = True,
+    cache: torch.dtype | None = None,
+    head: torch.dtype | None = None,
 ) -> tuple[Decoder, DecodeBackend]:
     """The model to prefill with, and the backend to decode with; rows: most sequences that are decoded together.
 
     packed: lay matrices out for the CPU, where that is known to help; compilers cannot look into the layout. cache: the
-    dtype of the keys and values, None where the step may choose (see `cache_dtype`).
+    dtype of the keys and values, None where the step may choose (see `cache_dtype`). head: the dtype of its product,
+    where that is wider than those of the others; None: theirs.
     """
     dtype = compute_dtype(model)
+    head = None if head is None or head.itemsize <= dtype.itemsize else head
     if not is_plain(model):
-        return model, AsItIs(model)
-    as_it_is = dtype == model.embedding.weight.dtype and model.adapter is None
-    cast = None if as_it_is else Cast(model, dtype)
-    ready = model if cast is None else cast.model
+        return model, AsItIs(model, head=head)
+    as_it_is = dtype == model.embedding.weight.dtype and model.adapter is None and head is None
+    cast = None if as_it_is else Cast(model, dtype, head=head)
+    ready, exact = (model, None) if cast is None else (cast.model, cast.head)
     size = sum(p.numel() for p in ready.parameters()) * dtype.itemsize
     refresh_model = cast.refresh if cast else None
     if size <= JOINED_BYTES and packed and cache in (None, *fused.DTYPES) and fused.fits(ready):
-        return ready, Fused(ready, refresh_model=refresh_model)
+        return ready, Fused(ready, refresh_model=refresh_model, head=exact)
     if size <= JOINED_BYTES and is_dense(ready):
-        return ready, Joined(ready, rows=rows if packed else None, refresh_model=refresh_model)
+        return ready, Joined(ready, rows=rows if packed else None, refresh_model=refresh_model, head=exact)
     return ready, AsItIs(ready, cast=cast)
 
 
 class Cast:
     """A copy of a model whose matrices are in the compute dtype, as autocast would cast them at every product, and hold
-    what its adapter adds."""
+    what its adapter adds. head: a copy of its head in another dtype besides; None: there is none."""
 
-    def __init__(self, model: Decoder, dtype: torch.dtype) -> None:
+    def __init__(self, model: Decoder, dtype: torch.dtype, *, head: torch.dtype | None = None) -> None:
         self._source = model
+        self.head = None if head is None else model.head_weight.detach().to(head, copy=True)
         with torch.device("meta"):
             self.model = Decoder(model.config)
         weights = {
@@ -126,15 +134,18 @@ class Cast:
         present = plain_weights(self._source)
         for name, mine in self.model.state_dict().items():
             mine.copy_(present[name])
+        if self.head is not None:
+            self.head.copy_(self._source.head_weight.detach())
 
 
 class AsItIs:
-    """The model itself, with its own cached forward pass."""
+    """The model itself, with its own cached forward pass. head: the dtype of the head's product; None: that of the
+    others."""
 
     shares_prefix = False
 
-    def __init__(self, model: Decoder, *, cast: Cast | None = None) -> None:
-        self._model, self._cast = model, cast
+    def __init__(self, model: Decoder, *, cast: Cast | None = None, head: torch.dtype | None = None) -> None:
+        self._model, self._cast, self._head = model, cast, head
 
     def __call__(
         self,
@@ -146,7 +157,10 @@ class AsItIs:
     ) -> Tensor:
         with as_sampled(self._model):
             hidden_B1D = self._model(ids_B1, positions_B1, cache=cache, rows=rows_B)
-        return self._model.logits(hidden_B1D)[:, 0]
+        exact = None if self._cast is None else self._cast.head
+        if self._head is not None:
+            exact = self._model.head_weight.to(self._head)
+        return self._model.logits(hidden_B1D, exact)[:, 0]
 
     def refresh(self) -> None:
         """Lay out changed weights."""

@@ -28,6 +28,7 @@ typedef struct {
   long E, A, X, groups, active_groups;       /* experts; 0: none */
   long sigmoid, normalise;                   /* router: sigmoid scores (else softmax); weights of a row sum to 1 */
   long half;       /* matrices are bf16, and every result is rounded to it */
+  long half_head;  /* ... and so is the head; its results are fp32 either way */
   long half_cache; /* keys and values are bf16 */
   float eps, inner_eps, scale, routed_scale; /* of norms, those inside latent attention, its scores, experts */
   const float *norm;
@@ -93,7 +94,11 @@ void decode(const Model *m, const Layer *layers, const Step *s, int threads) {
       feed_forward(m, layer, s, y, shared, rest);
     }
 #pragma omp for schedule(static)
-    for (long b = 0; b < B; b++) norm(s->x + b * D, m->norm, D, m->eps, half, 1, y + b * D);
-    linear(half, y, m->head, 0, B, D, m->V, s->logits, 0);
+    for (long b = 0; b < B; b++)
+      if (m->half_head == half)
+        norm(s->x + b * D, m->norm, D, m->eps, half, 1, y + b * D);
+      else /* bf16 numbers, as the floats that the product with an fp32 head reads */
+        norm(s->x + b * D, m->norm, D, m->eps, half, 0, y + b * D);
+    linear(m->half_head, y, m->head, 0, B, D, m->V, s->logits, 0);
   }
 }

@@ -55,7 +55,7 @@ class _Model(ctypes.Structure):
         *((name, _Long) for name in ("layers", "D", "H", "G", "K", "P", "V", "C", "F")),
         *((name, _Long) for name in ("rank", "q_rank", "nope", "value", "kept")),
         *((name, _Long) for name in ("E", "A", "X", "groups", "active_groups", "sigmoid", "normalise")),
-        *((name, _Long) for name in ("half", "half_cache")),
+        *((name, _Long) for name in ("half", "half_head", "half_cache")),
         *((name, ctypes.c_float) for name in ("eps", "inner_eps", "scale", "routed_scale")),
         ("norm", _Pointer),
         ("head", _Pointer),
@@ -94,21 +94,23 @@ def fits(model: Decoder) -> bool:
 class Fused:
     """The model's blocks with their matrices laid out for fused.c.
 
-    refresh_model: brings the model's own weights up to date first, where it is a cast copy.
+    refresh_model: brings the model's own weights up to date first, where it is a cast copy. head: fp32, in place of the
+    model's own; its product is not rounded.
     """
 
     shares_prefix = True
 
-    def __init__(self, model: Decoder, *, refresh_model: Callable[[], None] | None) -> None:
+    def __init__(self, model: Decoder, *, refresh_model: Callable[[], None] | None, head: Tensor | None = None) -> None:
         found = library("fused")
         assert found is not None
-        self._library, self._source, self._refresh_model = found, model, refresh_model
+        self._library, self._source, self._refresh_model, self._head = found, model, refresh_model, head
         self._library.scratch_size.restype = _Long
         config = model.config
         self._model = _Model(
             **{"layers": config.layers, "D": config.width, "H": config.heads, "G": config.kv_heads},
             **{"K": config.head_dim, "P": config.rotary_dim, "V": config.vocab, "eps": config.norm_eps},
             half=model.embedding.weight.dtype == torch.bfloat16,
+            half_head=(model.embedding.weight if head is None else head).dtype == torch.bfloat16,
             **_latent_sizes(config),
             **_experts_sizes(config),
         )
@@ -137,7 +139,7 @@ class Fused:
         addresses = (x.data_ptr() for x in (*cache.angles, x_BD, logits_BV, scratch))
         step = _Step(B, rows_B.data_ptr(), positions_B.data_ptr(), *prefix, *addresses)
         self._library.decode(ctypes.byref(self._model), self._layers, ctypes.byref(step), torch.get_num_threads())
-        return model.capped(logits_BV.to(model.embedding.weight.dtype))
+        return model.capped(logits_BV.to((model.embedding.weight if self._head is None else self._head).dtype))
 
     def refresh(self) -> None:
         """Lay out changed weights."""
@@ -155,7 +157,8 @@ class Fused:
     def _lay_out(self) -> None:
         self._kept = []  # before new ones are made, not after: they are as large as the model
         model = self._source
-        self._model.norm, self._model.head = self._vector(model.norm.weight), self._matrix([model.head_weight])
+        head = model.head_weight if self._head is None else self._head
+        self._model.norm, self._model.head = self._vector(model.norm.weight), self._matrix([head])
         for layer, block in zip(self._layers, model.blocks, strict=True):
             assert isinstance(block, Block)
             layer.attention_norm = self._vector(block.attention_norm.weight)
@@ -209,9 +212,8 @@ class Fused:
     def _matrix(self, weights: Sequence[Tensor]) -> int:
         """Address of weights (N, K), stacked along N, as panels: (N / PANEL, K, PANEL), or (N / PANEL, K / 2, PANEL, 2)
         in bf16."""
-        dtype = torch.bfloat16 if self._model.half else torch.float32
-        panels = joined(weights).to(dtype).unflatten(0, (-1, PANEL)).transpose(1, 2)
-        if self._model.half:
+        panels = joined(weights).unflatten(0, (-1, PANEL)).transpose(1, 2)
+        if panels.dtype == torch.bfloat16:
             panels = panels.unflatten(1, (-1, 2)).transpose(2, 3)
         self._kept.append(panels.contiguous())
         return self._kept[-1].data_ptr()

@@ -33,15 +33,23 @@ def is_dense(model: Decoder) -> bool:
 class Joined:
     """The model's blocks with joined matrices, laid out for `rows` rows (None: not laid out).
 
-    refresh_model: brings the model's own weights up to date first, where it is a cast copy.
+    refresh_model: brings the model's own weights up to date first, where it is a cast copy. head: fp32, in place of the
+    model's own, which `refresh_model` keeps up to date; its product is not rounded.
     """
 
     shares_prefix = False
 
-    def __init__(self, model: Decoder, *, rows: int | None, refresh_model: Callable[[], None] | None) -> None:
-        self._model, self._refresh_model = model, refresh_model
+    def __init__(
+        self,
+        model: Decoder,
+        *,
+        rows: int | None,
+        refresh_model: Callable[[], None] | None,
+        head: Tensor | None = None,
+    ) -> None:
+        self._model, self._refresh_model, self._head_weight = model, refresh_model, head
         self._blocks = [JoinedBlock(block, number, rows=rows) for number, block in enumerate(_blocks(model))]
-        self._head = matrix([model.head_weight], [], rows)
+        self._head = matrix([self._matrix_of_head()], [], rows)
 
     def __call__(
         self,
@@ -57,7 +65,8 @@ class Joined:
         x_BD = F.embedding(ids_B1[:, 0], model.embedding.weight)
         for block in self._blocks:
             x_BD = block(x_BD, place)
-        return model.capped(self._head(rms_norm(x_BD, model.norm)))
+        x_BD = rms_norm(x_BD, model.norm)
+        return model.capped(self._head(x_BD if self._head_weight is None else x_BD.to(self._head_weight.dtype)))
 
     def refresh(self) -> None:
         """Lay out changed weights."""
@@ -65,7 +74,10 @@ class Joined:
             self._refresh_model()
         for block in self._blocks:
             block.refresh()
-        self._head.refresh([self._model.head_weight], [])
+        self._head.refresh([self._matrix_of_head()], [])
+
+    def _matrix_of_head(self) -> Tensor:
+        return self._model.head_weight if self._head_weight is None else self._head_weight
 
 
 class JoinedBlock:

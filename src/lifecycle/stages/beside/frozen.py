@@ -65,10 +65,17 @@ class Together:
 
 class FrozenNetwork:
     """The decoder of `config` with the weights that `read` returns: fp32, by the names of `Decoder.state_dict`. `build`
-    raises the `UserError` of `read` where they cannot be read."""
+    raises the `UserError` of `read` where they cannot be read. head: dtype that its head is kept in at least."""
 
-    def __init__(self, *, config: ModelConfig, read: Callable[[], Mapping[str, Tensor]], setup: Setup) -> None:
-        self._config, self._read, self._setup = config, read, setup
+    def __init__(
+        self,
+        *,
+        config: ModelConfig,
+        read: Callable[[], Mapping[str, Tensor]],
+        setup: Setup,
+        head: torch.dtype | None = None,
+    ) -> None:
+        self._config, self._read, self._setup, self._head = config, read, setup, head
         self._network: Decoder | None = None
 
     @property
@@ -80,7 +87,7 @@ class FrozenNetwork:
     def build(self, mesh: DeviceMesh | None) -> None:
         """Read the weights; with a mesh, each rank keeps its own shards of them."""
         if self._network is None:
-            self._network = self._setup.build_frozen(self._config, mesh, self._read)
+            self._network = self._setup.build_frozen(self._config, mesh, self._read, head=self._head)
 
     def begin(self, device: torch.device, feed: DataFeed) -> None:
         """Move the network to the stage's device."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+
 from lifecycle.bounds import Count, Every, NotNegative, PartOrAll, Positive
 from lifecycle.losses.policy.advantages import AdvantageName
 from lifecycle.losses.policy.kl import KlName
@@ -35,7 +37,8 @@ class SamplingKeys:
     slots: sequences that are decoded at a time. updates_per_rollout: updates of the weights, each on an equal part of
     the step's prompts. passes_per_rollout: how often each sample is used. drop_solved, varying_prompts: which prompts
     are asked, and which are trained on (`choice_of_prompts.py`). keep_rollouts: steps from one whose samples are
-    written to a file to the next; None: none are.
+    written to a file to the next; None: none are. head_dtype: of the product that gives logits, where that is wider
+    than those of the others, in sampling and in training; None: theirs.
     """
 
     sampling: DrawingKeys
@@ -45,6 +48,12 @@ class SamplingKeys:
     drop_solved: bool
     varying_prompts: Count | None
     keep_rollouts: Every
+    head_dtype: Literal["float32"] | None
+
+    @property
+    def head(self) -> torch.dtype | None:
+        """The dtype of the product that gives logits; None: that of the others."""
+        return None if self.head_dtype is None else torch.float32
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,17 +125,24 @@ class Setup:
         return model
 
     def build_frozen(
-        self, config: ModelConfig, mesh: DeviceMesh | None, read: Callable[[], Mapping[str, Tensor]]
+        self,
+        config: ModelConfig,
+        mesh: DeviceMesh | None,
+        read: Callable[[], Mapping[str, Tensor]],
+        *,
+        head: torch.dtype | None = None,
     ) -> Decoder:
         """A decoder with the weights that `read` gives, which is only asked: it computes as the trained one does, in
-        the same precision and with the same kernels, and where it is whole its weights have the type of the products.
-        """
+        the same precision and with the same kernels, and where it is whole its weights have the type of the products
+        (head: that of the product with the head; None: that of the others)."""
         if mesh is not None:
             return self._build_sharded(config, mesh, read, None).eval().requires_grad_(False)
         with torch.device("meta"):
             model = Decoder(config)
         kept = torch.bfloat16 if self.bf16 else torch.float32
-        model.load_state_dict({name: w.to(dtype_of(name, kept)) for name, w in read().items()}, assign=True)
+        of_head = "embedding.weight" if config.tied_head else "head.weight"
+        dtypes = {name: (head if name == of_head else None) or dtype_of(name, kept) for name in model.state_dict()}
+        model.load_state_dict({name: w.to(dtypes[name]) for name, w in read().items()}, assign=True)
         if self.compile:
             compile_model(model, unit="model")
         return model.eval().requires_grad_(False)

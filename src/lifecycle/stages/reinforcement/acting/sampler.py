@@ -61,4 +61,5 @@ class PolicySampler:
             prompt_ids=prompts.number.tolist(),
             slots=self._keys.slots,
             prefill_chunk=PREFILL,
+            head_dtype=self._keys.head,
         )

@@ -72,7 +72,9 @@ class Learner:
         beside = self._asks and setup.adapter is None
         assert setup.parent is not None or not beside
         self.reference = (
-            FrozenNetwork(config=model, read=setup.parent.read, setup=setup) if beside and setup.parent else None
+            FrozenNetwork(config=model, read=setup.parent.read, setup=setup, head=drawn.head)
+            if beside and setup.parent
+            else None
         )
 
     def learn(
@@ -203,4 +205,4 @@ class Learner:
         tokens, vocab = self._setup.tokens or stage.config.vocab, stage.config.vocab
         banned = torch.arange(tokens, vocab, device=stage.device) if tokens < vocab else None
         temperature = self._drawn.sampling.temperature
-        return sample_logprobs(network, hidden_ND, batch, temperature=temperature, banned=banned)
+        return sample_logprobs(network, hidden_ND, batch, temperature=temperature, banned=banned, head=self._drawn.head)

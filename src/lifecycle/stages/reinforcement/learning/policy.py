@@ -40,10 +40,16 @@ def sample_states(network: Decoder, batch: SampleBatch, documents: DocumentMask 
 
 
 def sample_logprobs(
-    network: Decoder, hidden_ND: Tensor, batch: SampleBatch, *, temperature: float, banned: Tensor | None
+    network: Decoder,
+    hidden_ND: Tensor,
+    batch: SampleBatch,
+    *,
+    temperature: float,
+    banned: Tensor | None,
+    head: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
     """(N,) each: log-probabilities of the trained tokens as the sampler would draw them now, from the sets that it drew
-    them from; and entropies. hidden_ND: `sample_states`."""
+    them from; and entropies. hidden_ND: `sample_states`. head: `SamplingKeys.head`."""
     return token_logprobs(
         hidden_ND,
         network.head_weight,
@@ -52,6 +58,7 @@ def sample_logprobs(
         kept=batch.kept,
         softcap=network.config.logit_softcap,
         banned_ids=banned,
+        product_dtype=head,
     )
 
 
