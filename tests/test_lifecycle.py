@@ -37,6 +37,7 @@ GROUPS = [
     "stage.samples_per_prompt=4",
     "stage.sampling.max_new_tokens=6",
     "stage.entropy=1",
+    "stage.preflight.prompts=0",
 ]
 LIFE = {
     "demo": ["experiment=demo", *MODEL, *TEXTS],

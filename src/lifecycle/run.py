@@ -14,6 +14,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from lifecycle import config
+from lifecycle.callbacks.rollouts import watching_rollouts
 from lifecycle.loggers import CsvLogger
 from lifecycle.runs.answers import answering
 from lifecycle.runs.at_work import at_work
@@ -65,6 +66,7 @@ def train(plan: RunPlan) -> RunResult:
     start = agree(plan, length.timeline, last=length.last, vocab_size=data.tokenizer.vocab_size)
     stage = build_stage(plan, data, length.timeline, start)
     watching = [
+        *watching_rollouts(stage, plan.folder.path),
         *guards(plan.config, plan.folder.path, data, plan.parent),
         *answering(plan.config, plan.folder.path, data),
     ]

@@ -45,7 +45,12 @@ JOBS = {
     "prepare": ("stage.processes=1",),
     "tokenizer": ("stage.sample_bytes=20000",),
 }
-_ANSWERS = ("stage.prompts_per_step=2", "stage.sequence_length=256", "stage.sampling.max_new_tokens=8")
+_ANSWERS = (
+    "stage.prompts_per_step=2",
+    "stage.sequence_length=256",
+    "stage.sampling.max_new_tokens=8",
+    "stage.preflight.prompts=0",
+)
 SAMPLED = {
     "grpo": (*_ANSWERS, "stage.samples_per_prompt=2"),
     "spo": (*_ANSWERS, "stage.chosen_per_step=2", "stage.start_samples=2"),

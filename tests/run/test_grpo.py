@@ -13,6 +13,7 @@ GRPO = (
     "init_from=whole",
     "stage.rewards={exact_match: 1, length: 0.5}",
     "stage.grading.target_words=4",
+    "stage.preflight.prompts=0",
     "stage.global_batch_tokens=null",
     "stage.prompts_per_step=4",
     "stage.samples_per_prompt=3",

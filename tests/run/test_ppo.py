@@ -23,6 +23,7 @@ def words(place: Path, kind: str, steps: int, *, parent: str = "whole") -> tuple
         "stage.critic.warmup_steps=1",
         "stage.critic.lr=1e-3",
         "stage.rewards=exact_match",
+        "stage.preflight.prompts=0",
         "stage.kl.coefficient=0.1",
         "stage.kl.target=0.05",
         "stage.prompts_per_step=2",

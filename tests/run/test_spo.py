@@ -15,6 +15,7 @@ SPO = (
     "init_from=whole",
     "stage.rewards={exact_match: 0.5, length: 0.5}",
     "stage.grading.target_words=4",
+    "stage.preflight.prompts=0",
     "stage.global_batch_tokens=null",
     "stage.prompts_per_step=8",
     "stage.chosen_per_step=4",

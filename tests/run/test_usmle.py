@@ -29,6 +29,7 @@ def test_three_steps_of_the_preset_on_real_questions(tmp_path: Path, monkeypatch
     run(config.compose([*SMALL, *MODEL, "stage.max_steps=2", "run=parent"]))
     words = ["stage=grpo_usmle", "init_from=parent", "run=taught", "stage.max_steps=3", "stage.prompts_per_step=4"]
     words += ["stage.samples_per_prompt=4", "stage.sampling.max_new_tokens=16", "hardware.micro_batch_tokens=4096"]
+    words += ["stage.preflight.prompts=0"]
     run(config.compose([*SMALL, *words]))
     told = read_metrics(tmp_path / "outputs/taught/metrics.csv")
     assert told["step"][-1] == 3

@@ -72,6 +72,9 @@ class Batches(pl.LightningDataModule):
     def usage(self) -> Tensor:
         return torch.zeros(2, 2, dtype=torch.float64)
 
+    def too_long(self, cursor: Cursor) -> Tensor:
+        return torch.tensor([[1.0, 4.0], [0.0, 3.0]], dtype=torch.float64)
+
     def val_dataloader(self) -> Any:
         return {}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -31,10 +31,14 @@ class DataFeed(Protocol):
     def usage(self) -> Tensor:
         """(sources, 2) float64: epochs begun and rows left out, this rank's part: ranks add up to the whole."""
 
+    def too_long(self, cursor: Cursor) -> Tensor:
+        """(sources, 2) float64: rows that were left out for their length up to `cursor`, and those that were not left
+        out for anything else, this rank's part."""
+
     def val_dataloader(self) -> Mapping[str, Sequence[Any]]:
         """This rank's held-out micro-batches by domain, of the view's kind, the same number on every rank."""
 
-    def whole_run(self) -> Iterator[StepBatch[Any]]:
+    def whole_run(self) -> Generator[StepBatch[Any]]:
         """This rank's batches from the first step to the last as it is planned, read beside the training, whose place
         in the data stays. Every rank must call."""
 

@@ -47,6 +47,17 @@ def usage(states: Iterable[Mapping[str, Any]], sources: Sequence[str], streams: 
     return out
 
 
+def too_long(states: Iterable[Mapping[str, Any]], sources: Sequence[str]) -> Tensor:
+    """(sources, 2) float64, over some streams: rows left out for their length, and those left out for nothing else."""
+    out = torch.zeros(len(sources), 2, dtype=torch.float64, device="cpu")
+    for state in states:
+        for i, name in enumerate(sources):
+            totals = state["totals"][name]
+            kept = sum(n for verdict, n in totals["counts"].items() if verdict.startswith("kept:"))
+            out[i] += torch.tensor([totals.get("too_long", {}).get("dropped", 0), kept], dtype=torch.float64, device="cpu")
+    return out
+
+
 def _rows(totals: list[Mapping[str, Any]], streams: int) -> dict[str, Any]:
     counts, too_long = Counter[str](), Counter[str]()
     for total in totals:

@@ -9,7 +9,7 @@ the cursors of all logical streams, so a run resumes at the same token on any nu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from lifecycle.batch import Cursor, PairBatch, PromptBatch, StepBatch, TokenBatch, UnpairedBatch
 from lifecycle.data.corpus import Corpus
 from lifecycle.data.curriculum.buckets import refuse_weighed
-from lifecycle.data.ledger import Ledger, merge, usage
+from lifecycle.data.ledger import Ledger, merge, too_long, usage
 from lifecycle.data.mixture.batch_plan import BatchPlan, Phase
 from lifecycle.data.stream.loading.cursors import check_streams, cursor_in, gathered, states_of
 from lifecycle.data.stream.loading.ends import Ending, Ends, fault_of
@@ -129,7 +129,7 @@ class DataModule(pl.LightningDataModule):
         self._loader = self._batches_from(self._loaded)
         return self._loader
 
-    def whole_run(self) -> Iterator[StepBatch[Any]]:
+    def whole_run(self) -> Generator[StepBatch[Any]]:
         """This rank's batches from the first step to the last as it is planned, read beside the training, whose place
         in the data stays. Every rank must call."""
         yield from self._batches_from(None)
@@ -237,6 +237,11 @@ class DataModule(pl.LightningDataModule):
         """(sources, 2) float64: epochs begun and rows left out, this rank's part of them: ranks add up to the whole."""
         streams, mine = self._share()  # a cursor that was loaded holds the streams of all ranks
         return usage(states_of(self._cursor or self._loaded, mine).values(), self.source_names, streams)
+
+    def too_long(self, cursor: Cursor) -> Tensor:
+        """(sources, 2) float64: rows that were left out for their length up to `cursor`, and those that were not left
+        out for anything else, this rank's part."""
+        return too_long(states_of(cursor, self._share()[1]).values(), self.source_names)
 
     def ledger(self) -> Ledger:
         """Planned and seen tokens, epochs and dropped rows by source, over all ranks: every rank must call."""

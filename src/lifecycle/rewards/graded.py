@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lifecycle.bounds import Count, Positive
 from lifecycle.errors import UserError
-from lifecycle.rewards.graders import READ_OF_META, can_mark, check
+from lifecycle.rewards.graders import READ_OF_META, READERS, STATED, can_mark, check
 from lifecycle.rewards.pool.pool import GradingPool
 from lifecycle.rewards.pool.task import FAILED, TIMED_OUT, Task
 from lifecycle.rewards.record import Answered
@@ -115,8 +115,16 @@ class Rewards:
         """Weights of the rewards of a source."""
         return self._by_source.get(source, self._weights)
 
-    def graded(self, completions: Sequence[str], records: Sequence[Answered], sources: Sequence[str]) -> Marks:
-        """The marks of completions, each with the record and the source of its prompt."""
+    def stated(self, completions: Sequence[str], records: Sequence[Answered], sources: Sequence[str]) -> Marks:
+        """The same, where a mark of 1 says that a grader found an answer to mark, right or wrong; missing of graders
+        that mark any text."""
+        return self.graded(completions, records, sources, asked=STATED)
+
+    def graded(
+        self, completions: Sequence[str], records: Sequence[Answered], sources: Sequence[str], *, asked: str = ""
+    ) -> Marks:
+        """The marks of completions, each with the record and the source of its prompt. asked: behind a grader's name;
+        nothing: what it is named for."""
         shape = (len(completions), len(self.names))
         marks_SR = torch.full(shape, torch.nan, dtype=torch.float64, device="cpu")
         weights_SR = torch.zeros(shape, dtype=torch.float64, device="cpu")
@@ -127,9 +135,9 @@ class Rewards:
             for name, weight in self.of(source).items():
                 r = self.names.index(name)
                 weights_SR[s, r] = weight
-                if can_mark(name, record):
+                if can_mark(name, record) and (not asked or f"{name}{asked}" in READERS):
                     places.append((s, r))
-                    tasks.append(Task(grader=name, completion=completion, record=told))
+                    tasks.append(Task(grader=f"{name}{asked}", completion=completion, record=told))
         failed, timed_out, said = Counter[str](), Counter[str](), dict[str, str]()
         for (s, r), outcome in zip(places, self._pool.map(tasks), strict=True):
             if outcome.state == FAILED:

@@ -1,4 +1,4 @@
-"""Every grader by its name, and what a record must have for it."""
+"""Every grader by its name, what a record must have for it, and which of them can tell that they read an answer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Literal, get_args
 
 from lifecycle.errors import UserError
+from lifecycle.rewards import readable
 from lifecycle.rewards.choice import choice
 from lifecycle.rewards.exact_match import exact_match
 from lifecycle.rewards.math import check_math, load, math
@@ -27,6 +28,20 @@ GRADERS: dict[str, Grader] = {
 }
 ANSWER = ("choice", "number", "math", "exact_match")
 """Graders that compare with the known answer."""
+
+KNOW_THE_ANSWER = (*ANSWER, "code")
+"""Graders whose 1 says that a completion is right, whatever it looks like."""
+
+STATED = "/stated"
+"""Behind the name of a grader: whether it finds an answer to mark, right or wrong."""
+READERS: dict[str, Grader] = {
+    f"choice{STATED}": readable.choice,
+    f"number{STATED}": readable.number,
+    f"math{STATED}": readable.math,
+    f"exact_match{STATED}": readable.text,
+    f"code{STATED}": readable.program,
+}
+"""Graders of shape have none: they mark any text."""
 
 READ_OF_META = ("options", "tests", "setup", "entry_point", "begun", "inputs", "outputs")
 """What of a record's meta graders read; the rest is not sent to them."""

@@ -1,8 +1,9 @@
 """The intervals that a share of marked completions, or of pairs told apart, and what it gained lie in: wilson, and
-gain."""
+gain; and pass@k, with its own."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,3 +28,25 @@ def gain(before: Sequence[bool], after: Sequence[bool], *, draws: int = 10_000) 
     counted = np.random.default_rng(0).multinomial(len(change), each, size=draws)  # as questions drawn with replacement
     low, high = np.percentile((counted[:, 2] - counted[:, 0]) / len(change), (2.5, 97.5))
     return float(change.mean()), float(low), float(high)
+
+
+def pass_at(k: int, by_count: Sequence[float]) -> float:
+    """The chance that one of k samples of a prompt is right, without bias, over prompts of which n samples were drawn:
+    the mean of 1 - C(n - c, k) / C(n, k) (Chen 2021, arXiv 2107.03374). by_count: how many prompts have c right ones,
+    for c from 0 to n."""
+    n = len(by_count) - 1
+    return sum(share * count for share, count in zip(_chances(k, n), by_count, strict=True)) / sum(by_count)
+
+
+def pass_at_interval(k: int, by_count: Sequence[float], *, draws: int = 10_000) -> tuple[float, float]:
+    """Its 95 % interval by the bootstrap over prompts: they are drawn anew, each with its samples."""
+    counts = np.array(by_count, np.float64)
+    prompts = round(float(counts.sum()))
+    drawn = np.random.default_rng(0).multinomial(prompts, counts / counts.sum(), size=draws)
+    low, high = np.percentile(drawn @ np.array(_chances(k, len(by_count) - 1)) / prompts, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _chances(k: int, n: int) -> list[float]:
+    """Of k of n samples, of which c are right, that one is; for c from 0 to n."""
+    return [1 - math.comb(n - c, k) / math.comb(n, k) for c in range(n + 1)]

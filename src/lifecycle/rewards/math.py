@@ -41,13 +41,21 @@ def math(completion: str, record: Answered) -> float:
     """The mark of a completion."""
     if number(completion, record):
         return 1.0
-    text = DISPLAYED.sub("$", completion)
-    statement, (parse, verify) = stated(text), load()
-    if statement is not None and (len(statement) > LONGEST or DENIED.search(statement)):
+    stands = found(completion)
+    if not stands:
         return 0.0
-    found = parse(said(text)[-LONGEST:] if statement is None else _as_formula(statement), parsing_timeout=None)
+    parse, verify = load()
     wanted = parse(_as_formula(DISPLAYED.sub("$", record.answer)), parsing_timeout=None)
-    return float(bool(wanted) and bool(found) and verify(wanted, found, timeout_seconds=None))
+    return float(bool(wanted) and verify(wanted, stands, timeout_seconds=None))
+
+
+def found(completion: str) -> list[Any]:
+    """What math-verify reads where a completion states its answer; nothing where there is none to read."""
+    text = DISPLAYED.sub("$", completion)
+    statement, (parse, _) = stated(text), load()
+    if statement is not None and (len(statement) > LONGEST or DENIED.search(statement)):
+        return []
+    return parse(said(text)[-LONGEST:] if statement is None else _as_formula(statement), parsing_timeout=None)
 
 
 def _as_formula(text: str) -> str:

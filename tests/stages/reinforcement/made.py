@@ -25,7 +25,14 @@ from lifecycle.stages.ppo import Ppo
 from lifecycle.stages.reinforcement.acting.scoring import SampleScores
 from lifecycle.stages.reinforcement.learning.experience import place_of
 from lifecycle.stages.reinforcement.learning.values import ValueKeys
-from lifecycle.stages.reinforcement.settings import KlKeys, PolicyKeys, RewardKeys, RewardModelKeys, SamplingKeys
+from lifecycle.stages.reinforcement.settings import (
+    KlKeys,
+    PolicyKeys,
+    PreflightKeys,
+    RewardKeys,
+    RewardModelKeys,
+    SamplingKeys,
+)
 from lifecycle.stages.run.setup import ParentWeights
 
 POLICY: ModelConfig = replace(MODEL, init_std=0.3)
@@ -36,8 +43,11 @@ DRAWING = DrawingKeys(
 GRADING = GradingKeys(
     workers=1, cpu_s=5, wall_s=30.0, memory_mb=512, file_mb=1, tags=["think"], target_words=4, repeat_words=3
 )
+PREFLIGHT = PreflightKeys(prompts=32, samples=8, refuse_below=0.02, warn_below=0.2)
 NO_MODEL = RewardModelKeys(path=None, reads_to="auto", mean=0.0, std=1.0, clip=None, sigmoid=False, unfinished=None)
-GRADED = RewardKeys(rewards={"exact_match": 1.0}, grading=GRADING, overlong_buffer=None, reward_model=NO_MODEL)
+GRADED = RewardKeys(
+    rewards={"exact_match": 1.0}, grading=GRADING, overlong_buffer=None, reward_model=NO_MODEL, preflight=PREFLIGHT
+)
 EPS = 1e-3
 """Of AdamW: without it the first step of a gradient that is all rounding would be as large as any."""
 

@@ -30,6 +30,7 @@ class RunData:
     baselines: Mapping[str, Mapping[str, float]]
     forgetting: Mapping[str, Any]
     calibration: Mapping[str, Any]
+    preflight: Mapping[str, Any]
     quarantined: Mapping[str, int]
     missing: tuple[str, ...]
 
@@ -119,6 +120,7 @@ def read_run(folder: Path) -> RunData:
         baselines=_load(folder / "baselines.json", {}, missing),
         forgetting=_load(folder / "forgetting.json", {}, []),  # only runs that could forget have one
         calibration=_load(folder / "calibration.json", {}, []),  # only reward models have one
+        preflight=_load(folder / "preflight.json", {}, []),  # only runs that learn from samples have one
         quarantined={path.stem: _lines(path) for path in quarantine},
         missing=tuple(missing),
     )

@@ -19,6 +19,7 @@ from lifecycle.report.run.facts import DomainResult, Headline, headline
 from lifecycle.report.run.forgetting_section import measurements, table
 from lifecycle.report.run.forgetting_section import verdict as verdict_of_guard
 from lifecycle.report.run.provenance import convention, mfu_name, used
+from lifecycle.report.run.rollouts_section import before_the_first_update
 from lifecycle.report.run.run_data import RunData
 
 PICTURE_WORDS = {
@@ -44,6 +45,7 @@ def sections(run: RunData, drawn: list[str]) -> list[Element]:
     facts = headline(run)
     return [
         *_result(run, facts),
+        *before_the_first_update(run),
         *_pictures(drawn),
         *_forgetting(run, "forgetting" in drawn),
         *answers(run),

@@ -16,7 +16,7 @@ import signal
 import sys
 from typing import Any
 
-from lifecycle.rewards.graders import GRADERS, prepare
+from lifecycle.rewards.graders import GRADERS, READERS, prepare
 from lifecycle.rewards.pool.task import FAILED, MARKED, TIMED_OUT, WorkerStart
 from lifecycle.rewards.programs import zygote
 from lifecycle.rewards.record import Answered, Grader
@@ -89,13 +89,14 @@ def _serve(start: WorkerStart, layers: set[str], user: int | None, nowhere: int)
     zygote.start(limits, scratch, forbids_processes="calls" in layers)
     sys.path += start.packages
     prepare(start.graders)
+    known = {**GRADERS, **READERS}
     frames.write(WRITE, sorted(layers))
     while True:
         try:
             name, completion, record = frames.read(READ)
         except EOFError:
             return
-        frames.write(WRITE, _marked(GRADERS[name], completion, Answered(**record), limits))
+        frames.write(WRITE, _marked(known[name], completion, Answered(**record), limits))
         empty(scratch)
 
 

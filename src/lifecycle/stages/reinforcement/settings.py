@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from lifecycle.bounds import Count, Every, NotNegative, PartOrAll, Positive
+from lifecycle.bounds import Count, Every, FromZero, NotNegative, PartOrAll, PartOrNone, Positive
 from lifecycle.losses.policy.advantages import AdvantageName
 from lifecycle.losses.policy.kl import KlName
 from lifecycle.losses.policy.masks import SamplerMasks
@@ -77,14 +77,28 @@ class RewardModelKeys:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PreflightKeys:
+    """Samples of the policy as it stands, before the first update of a new run. prompts: at most; 0: none. samples: of
+    each. refuse_below, warn_below: a share of the completions that stop, of those that a grader can read, and of the
+    prompts whose samples differ in their reward; below the first the run is refused (0: it never is)."""
+
+    prompts: FromZero
+    samples: Count
+    refuse_below: PartOrNone
+    warn_below: PartOrNone
+
+
+@dataclass(frozen=True, kw_only=True)
 class RewardKeys:
     """Rewards whose sum is that of a sample: a name, or several with their weights; a source may name its own.
-    overlong_buffer: tokens before the most new ones over which a penalty for length grows to 1; None: there is none."""
+    overlong_buffer: tokens before the most new ones over which a penalty for length grows to 1; None: there is none.
+    preflight: how they are looked at before the first update."""
 
     rewards: str | dict[str, float]
     grading: GradingKeys
     reward_model: RewardModelKeys
     overlong_buffer: Count | None
+    preflight: PreflightKeys
 
     @property
     def weights(self) -> dict[str, float]:

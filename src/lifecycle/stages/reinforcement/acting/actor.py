@@ -28,11 +28,11 @@ from lifecycle.stages.run.setup import Setup
 
 
 class Actor:
-    """What a stage holds to have samples. drawn: how. solved: the prompts that are not asked again, for its
-    checkpoints."""
+    """What a stage holds to have samples. drawn, graded: how they are drawn and marked. solved: the prompts that are not
+    asked again, for its checkpoints."""
 
     def __init__(self, drawn: SamplingKeys, graded: RewardKeys, setup: Setup) -> None:
-        self.drawn, self._setup = drawn, setup
+        self.drawn, self.graded, self._setup = drawn, graded, setup
         self.sampler, self.solved = PolicySampler(drawn, setup), Solved(drops=drawn.drop_solved)
         self.scoring = Scoring(graded, setup, longest=drawn.sampling.max_new_tokens)
 

@@ -5,8 +5,8 @@ Shapes: N samples of this rank, R rewards.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,10 +14,12 @@ from torch import Tensor
 from lifecycle.batch import PromptBatch, Rollout
 from lifecycle.losses.policy.advantages import AdvantageName, advantages
 from lifecycle.losses.policy.shaping import overlong_penalty
+from lifecycle.rewards.graders import KNOW_THE_ANSWER
 from lifecycle.rewards.record import Answered
 from lifecycle.stages.base import Stage
 from lifecycle.stages.beside.frozen import HeldBeside
 from lifecycle.stages.reinforcement.acting.scorers.by_name import scorers_of
+from lifecycle.stages.reinforcement.acting.scorers.graders import Graders
 from lifecycle.stages.reinforcement.acting.scorers.scorer import SamplesToMark
 from lifecycle.stages.reinforcement.learning.experience import of_all_ranks, place_of, prompt_of
 from lifecycle.stages.reinforcement.settings import RewardKeys
@@ -31,7 +33,7 @@ OVERLONG = "overlong"
 class SampleScores:
     """names, weights: of the R rewards; one that sources weigh differently stands there once for each weight. rewards:
     (N, R) float64, NaN where one is missing. place: (N,) int64, of each sample's prompt in the step. failed, timed_out:
-    by name, how many samples a grader failed on, or took too long for."""
+    by name, how many samples a grader failed on, or took too long for. said: by name, what the first failure said."""
 
     names: list[str]
     weights: list[float]
@@ -39,6 +41,7 @@ class SampleScores:
     place: Tensor
     failed: dict[str, int]
     timed_out: dict[str, int]
+    said: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def weights_R(self) -> Tensor:
@@ -58,6 +61,15 @@ class SampleScores:
         graded = [r for r, name in enumerate(self.names) if name != OVERLONG and self.weights[r] > 0]
         marks = self.rewards[:, graded]
         return ((marks >= 1) | marks.isnan()).all(1) & ~marks.isnan().all(1)
+
+    @property
+    def right(self) -> Tensor:
+        """(N,) float64: 1 where every grader that knows the answer gave 1, else 0; NaN of a sample that none marked. A
+        reward for shape, of a length for one, makes no answer right or wrong."""
+        knowing = [r for r, name in enumerate(self.names) if name in KNOW_THE_ANSWER and self.weights[r] > 0]
+        marks = self.rewards[:, knowing]
+        missing = marks.isnan()
+        return ((marks >= 1) | missing).all(1).double().masked_fill(missing.all(1), torch.nan)
 
     def rows(self, indices: Sequence[int]) -> SampleScores:
         """Of the samples at `indices`; what failed is told of all."""
@@ -115,8 +127,16 @@ class Scoring:
             place=place_of(rollout),
             failed={name: count for one in found for name, count in one.failed.items()},
             timed_out={name: count for one in found for name, count in one.timed_out.items()},
+            said={name: text for one in found for name, text in one.said.items()},
         )
         return scores if self._keys.overlong_buffer is None else self._shortened(scores, rollout)
+
+    def stated(self, stage: Stage, rollout: Rollout, prompts: PromptBatch) -> dict[str, Tensor]:
+        """By grader that can tell, (N,) whether it finds an answer to mark, right or wrong; NaN where it is not
+        asked."""
+        asked = self._asked(stage, rollout, prompts)
+        found = [one.stated(asked) for one in self._scorers if isinstance(one, Graders)]
+        return {name: stated_N for one in found for name, stated_N in one.items()}
 
     def _asked(self, stage: Stage, rollout: Rollout, prompts: PromptBatch) -> SamplesToMark:
         index = prompt_of(rollout, prompts)

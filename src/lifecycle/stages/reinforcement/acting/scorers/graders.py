@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from lifecycle.rewards.graded import GradingKeys, Rewards
+from lifecycle.rewards.graders import READERS, STATED
 from lifecycle.stages.reinforcement.acting.scorers.scorer import SampleMarks, SamplesToMark
 
 
@@ -24,6 +27,12 @@ class Graders:
         found = self._rewards.graded(asked.rollout.text, [asked.records[i] for i in asked.index], asked.sources)
         marks = {name: found.marks_SR[:, r] for r, name in enumerate(self.names)}
         return SampleMarks(marks=marks, failed=found.failed, timed_out=found.timed_out, said=found.said)
+
+    def stated(self, asked: SamplesToMark) -> dict[str, Tensor]:
+        """By grader that can tell, (N,) whether it finds an answer to mark, right or wrong."""
+        texts, records = asked.rollout.text, [asked.records[i] for i in asked.index]
+        found = self._rewards.stated(texts, records, asked.sources).marks_SR
+        return {name: found[:, r] for r, name in enumerate(self.names) if f"{name}{STATED}" in READERS}
 
     def close(self) -> None:
         """End the processes."""
