@@ -56,7 +56,9 @@ def test_in_a_pool_what_has_no_reader_says_nothing() -> None:
 def test_math_reads_formulas() -> None:
     pytest.importorskip("math_verify")
     record = Answered(answer="x^2")
-    assert [readable.math(text, record) for text in (r"\boxed{x+1}", "It is $y$.", "no idea at all", "not \\boxed{}")] == [
+    assert [
+        readable.math(text, record) for text in (r"\boxed{x+1}", "It is $y$.", "no idea at all", "not \\boxed{}")
+    ] == [
         1,
         1,
         0,

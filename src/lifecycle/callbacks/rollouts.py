@@ -1,6 +1,6 @@
 """Looks at the samples of a policy before its first update, and refuses a run that would learn nothing.
 
-    preflight.json         what was found, with three samples; the report shows it
+preflight.json         what was found, with three samples; the report shows it
 """
 
 from __future__ import annotations
@@ -68,5 +68,3 @@ class BeforeFirstUpdate(Callback):
             samples_per_prompt=setup.timeline.at(0).samples,
             ends=[*(tokenizer.decode([i], specials=True) for i in ids), *map(repr, sampling.stop)],
         )
-
-

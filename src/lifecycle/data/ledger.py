@@ -54,7 +54,9 @@ def too_long(states: Iterable[Mapping[str, Any]], sources: Sequence[str]) -> Ten
         for i, name in enumerate(sources):
             totals = state["totals"][name]
             kept = sum(n for verdict, n in totals["counts"].items() if verdict.startswith("kept:"))
-            out[i] += torch.tensor([totals.get("too_long", {}).get("dropped", 0), kept], dtype=torch.float64, device="cpu")
+            out[i] += torch.tensor(
+                [totals.get("too_long", {}).get("dropped", 0), kept], dtype=torch.float64, device="cpu"
+            )
     return out
 
 

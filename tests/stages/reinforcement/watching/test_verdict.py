@@ -73,7 +73,9 @@ def test_what_is_near_to_it_is_warned_of(found: dict[str, Any]) -> None:
 
 def test_few_prompts_that_do_not_vary_may_be_chance() -> None:
     few = replace(GOOD, varying=0.0, prompts=8)
-    assert not verdict(few, KEYS, DRAWING).refused and "only such prompts teach" in verdict(few, KEYS, DRAWING).warned[0]
+    assert (
+        not verdict(few, KEYS, DRAWING).refused and "only such prompts teach" in verdict(few, KEYS, DRAWING).warned[0]
+    )
 
 
 def test_every_fault_is_told_at_once() -> None:

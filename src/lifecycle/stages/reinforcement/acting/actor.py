@@ -28,8 +28,8 @@ from lifecycle.stages.run.setup import Setup
 
 
 class Actor:
-    """What a stage holds to have samples. drawn, graded: how they are drawn and marked. solved: the prompts that are not
-    asked again, for its checkpoints."""
+    """What a stage holds to have samples. drawn, graded: how they are drawn and marked. solved: the prompts that are
+    not asked again, for its checkpoints."""
 
     def __init__(self, drawn: SamplingKeys, graded: RewardKeys, setup: Setup) -> None:
         self.drawn, self.graded, self._setup = drawn, graded, setup

@@ -71,8 +71,8 @@ def refusal(why: Sequence[str]) -> str:
 
 def _unmarked(found: Preflight) -> str:
     what = f"{_share(1 - found.marked)} of the completions have no reward"
-    if found.said:
-        said = "; ".join(f"'{name}' failed {found.failed.get(name, 0)} times: {text}" for name, text in found.said.items())
+    if found.failed:
+        said = "; ".join(f"'{name}' failed {count} times: {_said(found, name)}" for name, count in found.failed.items())
         return f"{what}: the grader {said}. Mend that, or take another reward (stage.rewards)"
     return (
         f"{what}: their rows lack what the reward needs, as a known answer, or tests: choose data that has it, name the "
@@ -106,8 +106,8 @@ def _alike(found: Preflight, drawing: Drawing) -> str:
     what = f"{some} samples that differ in their reward, and only such prompts teach"
     if found.full > 0.5:
         return (
-            f"{what}: {_share(found.full)} are wholly right already. Too easy: take harder data, or leave solved prompts "
-            "out (stage.drop_solved=true)"
+            f"{what}: {_share(found.full)} are wholly right already. Too easy: take harder data, or leave solved "
+            "prompts out (stage.drop_solved=true)"
         )
     if found.right is None or found.right[1] < 0.5:
         return (
@@ -140,8 +140,12 @@ def _beside(found: Preflight, keys: PreflightKeys) -> list[str]:
         out.append(f"the reward '{name}' took too long for {count} of {_samples(found)} completions, which got 0")
     for name, count in found.failed.items():
         if found.marked >= max(keys.warn_below, keys.refuse_below):
-            out.append(f"the reward '{name}' failed on {count} of {_samples(found)} completions: {found.said.get(name)}")
+            out.append(f"the reward '{name}' failed on {count} of {_samples(found)} completions: {_said(found, name)}")
     return out
+
+
+def _said(found: Preflight, name: str) -> str:
+    return found.said.get(name, "on another rank, whose output says why")
 
 
 def _samples(found: Preflight) -> int:
