@@ -49,8 +49,8 @@ class Preflight:
     prompts, samples: how many, and of each. stopped: share of the samples that came to their own end. stated: by
     reward, the share in which the grader found an answer; a reward that marks any text is not there. marked: share of
     the samples that have a reward. reward: the mean of these. right: pass@1 and pass@`samples`; None where no grader
-    knows the answer. varying: share of the prompts whose samples differ in their reward, None of single samples; full: of those
-    whose samples all have the most. length, longest: tokens of a completion in the mean, and of the longest.
+    knows the answer. varying: share of the prompts whose samples differ in their reward, None of single samples; full:
+    of those whose samples all have the most. length, longest: tokens of a completion in the mean, and of the longest.
     failed, timed_out, said: by reward, how often a grader failed, or took too long, and what the first failure said.
     too_long: by source, the share of its rows that was left out for its length. seconds: that this took; step_seconds:
     of sampling and marking in a step, by its number of samples.
