@@ -115,16 +115,19 @@ class Rewards:
         """Weights of the rewards of a source."""
         return self._by_source.get(source, self._weights)
 
+    def graded(self, completions: Sequence[str], records: Sequence[Answered], sources: Sequence[str]) -> Marks:
+        """The marks of completions, each with the record and the source of its prompt."""
+        return self._answers(completions, records, sources, "")
+
     def stated(self, completions: Sequence[str], records: Sequence[Answered], sources: Sequence[str]) -> Marks:
         """The same, where a mark of 1 says that a grader found an answer to mark, right or wrong; missing of graders
         that mark any text."""
-        return self.graded(completions, records, sources, asked=STATED)
+        return self._answers(completions, records, sources, STATED)
 
-    def graded(
-        self, completions: Sequence[str], records: Sequence[Answered], sources: Sequence[str], *, asked: str = ""
+    def _answers(
+        self, completions: Sequence[str], records: Sequence[Answered], sources: Sequence[str], asked: str
     ) -> Marks:
-        """The marks of completions, each with the record and the source of its prompt. asked: behind a grader's name;
-        nothing: what it is named for."""
+        """asked: behind a grader's name; nothing: its marks."""
         shape = (len(completions), len(self.names))
         marks_SR = torch.full(shape, torch.nan, dtype=torch.float64, device="cpu")
         weights_SR = torch.zeros(shape, dtype=torch.float64, device="cpu")
