@@ -32,7 +32,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "optim": {"bounds", "errors"},
     "rewards": {"bounds", "errors"},
     "tokenizer": {"bounds", "errors", "system"},
-    "rollout": {"bounds", "errors", "batch", "model", "system"},
+    # what is known of a prompt (`rewards.record`) is told to the environment that answers its completions
+    "rollout": {"bounds", "errors", "batch", "model", "rewards", "system"},
     # Data and stages meet in batch/ alone.
     "data": {"bounds", "errors", "batch", "system", "tokenizer"},
     "stages": {"bounds", "errors", "batch", "duration", "losses", "model", "optim", "rewards", "rollout", "system"},
@@ -65,7 +66,7 @@ BY_A_STRING = {
     "model.families": "the families, each found by its name",
     "config.signature": "what a configuration names as its `_target_`",
     "rollout.vllm": "a package that may be absent",
-    "data.quality.classifier": "a user's own function",
+    "system.foreign": "a user's own function or class",
     "rewards.programs.judge": "modules of Python that tests use",
     "data.read.files.builtin_text": "Python's own library, for its texts",
 }

@@ -61,8 +61,8 @@ def play(
 def prefill(machine: Machine, schedule: Scheduler) -> None:
     chunk = schedule.chunk()
     assert len(chunk.rows) * chunk.width <= max(schedule._prefill_tokens, len(chunk.rows))
-    for row, prompt, start in zip(chunk.rows, chunk.prompts, chunk.starts, strict=True):
-        ids = machine.prompts[prompt][:-1]
+    for row, whole, start in zip(chunk.rows, chunk.ids, chunk.starts, strict=True):
+        prompt, ids = machine.prompts.index(list(whole)), whole[:-1]
         if start == 0:
             machine.rows[row] = {}
         for position in range(start, min(start + chunk.width, len(ids))):

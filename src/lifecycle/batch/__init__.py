@@ -3,7 +3,7 @@
 from lifecycle.batch.feed import DataFeed
 from lifecycle.batch.items import TURNS, Example, Ids, Item, Pair, Prompt, Record
 from lifecycle.batch.prompts import PromptBatch
-from lifecycle.batch.rollout import Kept, Rollout, StopReason, listed
+from lifecycle.batch.rollout import Dialogue, Kept, Rollout, StopReason, listed
 from lifecycle.batch.samples import SampleBatch
 from lifecycle.batch.sequences import PairBatch, Places, UnpairedBatch
 from lifecycle.batch.shared_prompts import PADDING, WIDTHS, first_fit, with_shared_prompts
@@ -16,6 +16,7 @@ __all__ = [
     "WIDTHS",
     "Cursor",
     "DataFeed",
+    "Dialogue",
     "Example",
     "Ids",
     "Item",

@@ -6,15 +6,41 @@ Shapes: N completions of a rollout, T tokens of the longest, L draws, V vocabula
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-StopReason = Literal["stop_id", "stop_string", "length", "capacity"]
-"""Why a completion ended: a stop token, a stop string, its length in tokens, or the model's last position."""
+StopReason = Literal["stop_id", "stop_string", "length", "capacity", "done", "turns"]
+"""Why a completion ended: a stop token, a stop string, its length in tokens, the model's last position, its environment
+was done, or it called that once more than it may."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialogue:
+    """What a policy and its environment said in one completion.
+
+    turns: texts, each with whether the policy said it; joined they are the completion. calls: how often the environment
+    was asked; failed: how often it could not do what it was asked. reward: the sum of those that it gave.
+    """
+
+    turns: list[tuple[bool, str]]
+    calls: int
+    failed: int
+    reward: float
+
+    @property
+    def said(self) -> str:
+        """All that the policy said itself."""
+        return "".join(text for said, text in self.turns if said)
+
+    @property
+    def last_said(self) -> str:
+        """What the policy said since it was last answered: what it answers itself."""
+        said, text = self.turns[-1] if self.turns else (True, "")
+        return text if said else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +131,8 @@ class Rollout:
     that the policy drew; what a tool answered in between is not. Of each sampled token, (N, T) fp32, 0 elsewhere:
     logprobs under the distribution it was drawn from, full_logprobs under the untruncated one (same temperature and
     penalty), and entropy of the latter in nats. kept: the tokens that each of the N T was drawn from, row after row.
-    text: of each completion. weights_version: of the model. meta: further facts, plain values.
+    text: of each completion. weights_version: of the model. dialogues: of each completion, where there was an
+    environment; None: there was none. meta: further facts, plain values.
     """
 
     prompt_id: Tensor
@@ -122,6 +149,7 @@ class Rollout:
     kept: Kept
     stop_reason: list[StopReason]
     weights_version: int
+    dialogues: list[Dialogue] | None = None
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -181,12 +209,15 @@ class Rollout:
     def state(self) -> dict[str, Any]:
         """Tensors and plain containers, for a checkpoint."""
         state = {f.name: getattr(self, f.name) for f in fields(self)}
-        return state | {"kept": {"offsets": self.kept.offsets, "ids": self.kept.ids}}
+        said = None if self.dialogues is None else [asdict(one) for one in self.dialogues]
+        return state | {"kept": {"offsets": self.kept.offsets, "ids": self.kept.ids}, "dialogues": said}
 
     @classmethod
     def of_state(cls, state: Mapping[str, Any]) -> Rollout:
         """The inverse of `state`."""
-        return cls(**{**state, "kept": Kept(**state["kept"])})
+        said = state["dialogues"]
+        dialogues = None if said is None else [Dialogue(**one) for one in said]
+        return cls(**{**state, "kept": Kept(**state["kept"]), "dialogues": dialogues})
 
 
 def _widened(values_NT: Tensor, T: int) -> Tensor:

@@ -124,16 +124,18 @@ class DecodeStep:
         if self._seen is not None:
             self._seen[targets] = self._seen[sources]
 
-    def prefill(self, model: Decoder, chunk: Chunk, prompts: Sequence[Sequence[int]], *, width: int) -> None:
-        """Write a chunk of prompts into the cache, `width` positions a line; a line is padded behind its prompt."""
+    def prefill(self, model: Decoder, chunk: Chunk, *, width: int) -> None:
+        """Write a chunk into the cache, `width` positions a line; a line is padded behind its ids."""
         assert self.cache is not None
         ids = np.zeros((len(chunk.rows), width), np.int64)
         positions = np.full_like(ids, -1)
-        for line, (prompt, start) in enumerate(zip(chunk.prompts, chunk.starts, strict=True)):
-            part = prompts[prompt][start : min(start + width, len(prompts[prompt]) - 1)]
+        for line, (whole, start) in enumerate(zip(chunk.ids, chunk.starts, strict=True)):
+            part = whole[start : min(start + width, len(whole) - 1)]
             ids[line, : len(part)] = part
             positions[line, : len(part)] = np.arange(start, start + len(part))
-        self.cache.limit = min(bucket(max(chunk.starts) + width), self.cache.capacity)
+        end = int(positions.max()) + 1
+        self._grow(end)  # there is room for all prompts, and not for what sequences are told
+        self.cache.limit = min(bucket(end), self.cache.capacity)
         given = (torch.from_numpy(x).to(self._device) for x in (ids, positions))
         with as_sampled(model):
             model(*given, cache=self.cache, rows=torch.tensor(chunk.rows, device=self._device))

@@ -30,6 +30,8 @@ from lifecycle.model import Decoder, ModelConfig, fixed_shapes
 from lifecycle.rollout.cache_room import Room
 from lifecycle.rollout.decode_step import DecodeStep
 from lifecycle.rollout.decoder.backend import cache_dtype, compute_dtype, is_plain, prepare
+from lifecycle.rollout.environments.environment import Environments
+from lifecycle.rollout.environments.turns import Told
 from lifecycle.rollout.output import Collected, best
 from lifecycle.rollout.request import Call, NewToken, OneAtATime
 from lifecycle.rollout.sampling.parameters import Sampling
@@ -60,6 +62,7 @@ def generate(
     prefill_chunk: int = 1024,
     deterministic: bool = False,
     head_dtype: torch.dtype | None = None,
+    environments: Environments | None = None,
     on_token: OnToken | None = None,
 ) -> Rollout:
     """One call of `Engine.generate` of a new `Engine`; arguments, result and errors are those of the two."""
@@ -72,6 +75,7 @@ def generate(
         tokenizer=tokenizer,
         prompt_ids=prompt_ids,
         weights_version=weights_version,
+        environments=environments,
         on_token=on_token,
     )
 
@@ -134,17 +138,18 @@ class Engine:
         tokenizer: Decoding | None = None,
         prompt_ids: Sequence[int] | None = None,
         weights_version: int | None = None,
+        environments: Environments | None = None,
         on_token: OnToken | None = None,
     ) -> Rollout:
         """Completions of all prompts, in their order, those of a prompt together (the best first with best_of).
 
         prompts: token ids, at least one each. prompt_ids: their stable numbers, which the seeds derive from; None
         counts them. tokenizer: for the text, and for stop strings. weights_version: what the rollout says, None is the
-        model's own. on_token(prompt, sample, token) sees every token. Errors: `UserError` for prompts that are empty,
-        too long or not of the vocabulary, and where logits are not finite.
+        model's own. environments: what answers in between. on_token(prompt, sample, token) sees every token. Errors:
+        `UserError` for prompts that are empty, too long or not of the vocabulary, and where logits are not finite.
         """
         with self._alone:
-            call = self._begin(prompts, sampling, seed, step, prompt_ids, tokenizer, sets=True)
+            call = self._begin(prompts, sampling, seed, step, prompt_ids, tokenizer, environments, sets=True)
             for new in self._run(call, watched=on_token is not None):
                 if on_token is not None:
                     on_token(new.prompt, new.sample, new.token)
@@ -155,6 +160,7 @@ class Engine:
             seeds=call.seeds,
             tokenizer=tokenizer,
             weights_version=self._model.weights_version if weights_version is None else weights_version,
+            dialogues=None if call.turns is None else call.turns.dialogues(),
         )
         return rollout if sampling.best_of is None else best(rollout, sampling)
 
@@ -171,7 +177,7 @@ class Engine:
         """The tokens of all completions, those of one decode step after another. Until the last is read, or the
         stream is closed, the engine takes no other call."""
         with self._alone:
-            call = self._begin(prompts, sampling, seed, step, prompt_ids, tokenizer, sets=False)
+            call = self._begin(prompts, sampling, seed, step, prompt_ids, tokenizer, None, sets=False)
             yield from self._run(call, watched=True)
 
     # -- a call
@@ -184,6 +190,7 @@ class Engine:
         step: int,
         prompt_ids: Sequence[int] | None,
         tokenizer: Decoding | None,
+        environments: Environments | None,
         *,
         sets: bool,
     ) -> Call:
@@ -195,6 +202,7 @@ class Engine:
             step=step,
             prompt_ids=prompt_ids,
             tokenizer=tokenizer,
+            environments=environments,
             positions=self._model.config.max_positions,
             vocab=self._model.config.vocab,
             slots=self._slots,
@@ -238,7 +246,7 @@ class Engine:
                 if prefilled_last:
                     chunk = schedule.chunk()
                     width = FIXED_CHUNK if self._deterministic else chunk.width
-                    step.prefill(self._prefill_model, chunk, schedule.prompts, width=width)
+                    step.prefill(self._prefill_model, chunk, width=width)
                     schedule.prefilled(chunk)
                     continue
                 if not schedule.active:
@@ -248,19 +256,26 @@ class Engine:
             yield from self._after(call, tokens, watched=watched)
 
     def _after(self, call: Call, tokens: Ints, *, watched: bool) -> list[NewToken]:
-        """End the sequences that their last token ends, and free their rows. Returns the new tokens if `watched`."""
+        """End the sequences that their last token ends, free their rows, and tell others what their environments say.
+        Returns the new tokens if `watched`."""
         schedule = call.schedule
         assert self._step is not None
         rows = schedule.active_rows()
         schedule.step(len(tokens), tokens)
         sequences, numbers, drawn = schedule.table[PLACE, rows], schedule.table[NUMBER, rows], tokens[rows]
         call.check(sequences, numbers, drawn)
-        ended = dict(call.stops.ended(sequences, drawn, numbers))
-        news = [
-            NewToken(sequence // schedule.samples, sequence % schedule.samples, token, ended.get(place))
-            for place, (sequence, token) in enumerate(zip(sequences.tolist(), drawn.tolist(), strict=True))
-            if watched
-        ]
+        told, ended = dict[int, Told](), dict(call.stops.ended(sequences, drawn, numbers))
+        if call.turns is not None:
+            told, ended = call.turns.told(sequences, drawn, ended)
+        news = list[NewToken]()
+        for place, (sequence, token) in enumerate(zip(sequences.tolist(), drawn.tolist(), strict=True)):
+            if watched:
+                new = [token, *told[place].ids] if place in told else [token]
+                prompt, sample = divmod(sequence, schedule.samples)
+                news += [NewToken(prompt, sample, one, ended.get(place)) for one in new]
+        for place, one in told.items():
+            call.out.tell(int(sequences[place]), int(numbers[place]), one.ids)
+            schedule.tell(int(rows[place]), one.whole)
         for place, reason in ended.items():
             call.out.end(int(sequences[place]), int(numbers[place]), reason)
         if ended:

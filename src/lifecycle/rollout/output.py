@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lifecycle.batch import Kept, Rollout, StopReason
+from lifecycle.batch import Dialogue, Kept, Rollout, StopReason
 from lifecycle.rollout.sampling.parameters import Sampling
 from lifecycle.rollout.sampling.stop_conditions import Decoding
 
@@ -29,6 +29,7 @@ class Collected:
         self._places, self._kept = list[Tensor](), list[Kept]()
         self._lengths = [0] * sequences
         self._reasons: list[StopReason] = ["length"] * sequences
+        self._told = list[tuple[int, int, Sequence[int]]]()
 
     def add(self, places_B: Tensor, numbers_B: Tensor, ids_B: Tensor, facts_BF: Tensor) -> None:
         """Row b drew token `numbers_B[b]` (from 0) of sequence `places_B[b]`."""
@@ -40,6 +41,10 @@ class Collected:
     def keep(self, kept: Kept) -> None:
         """Add the kept sets of what was added last."""
         self._kept.append(kept)
+
+    def tell(self, sequence: int, number: int, ids: Sequence[int]) -> None:
+        """Tokens from `number` on that the sequence has not drawn."""
+        self._told.append((sequence, number, ids))
 
     def end(self, sequence: int, length: int, reason: StopReason) -> None:
         """Enter how long the finished sequence is, in tokens, and why it ended."""
@@ -54,13 +59,18 @@ class Collected:
         seeds: Sequence[int],
         tokenizer: Decoding | None,
         weights_version: int,
+        dialogues: list[Dialogue] | None = None,
     ) -> Rollout:
-        """All sequences, `samples` of a prompt together; `prompts` and `prompt_ids` of each sequence."""
+        """All sequences, `samples` of a prompt together; `prompts`, `prompt_ids` and `dialogues` of each sequence."""
         longest = max(self._lengths, default=0)
         # clones: tensors made in inference mode could not enter a loss
         ids, facts = (x[:-1, :longest].cpu().clone() for x in (self._ids, self._facts))
         length = torch.tensor(self._lengths, dtype=torch.long, device="cpu")
         exists = torch.arange(longest, device="cpu") < length[:, None]
+        sampled = exists.clone()
+        for sequence, number, told in self._told:
+            part = slice(number, number + len(told))
+            ids[sequence, part], sampled[sequence, part] = torch.tensor(told, dtype=torch.long, device="cpu"), False
         logprobs, full, entropy = (torch.where(exists, x, 0) for x in facts.unbind(-1))
         drawn = [x.cpu() for x in (torch.cat(self._places), Kept.joined(self._kept).ids)] if self._kept else []
         completions = [line[:end] for line, end in zip(ids.tolist(), self._lengths, strict=True)]
@@ -71,7 +81,7 @@ class Collected:
             prompts=[list(prompt) for prompt in prompts],
             token_ids=torch.where(exists, ids, 0),
             length=length,
-            sampled=exists.clone(),
+            sampled=sampled,
             text=["" if tokenizer is None else tokenizer.decode(completion) for completion in completions],
             logprobs=logprobs,
             full_logprobs=full,
@@ -79,6 +89,7 @@ class Collected:
             kept=self._sets(exists, *drawn) if drawn else Kept.whole(exists.numel()),
             stop_reason=list(self._reasons),
             weights_version=weights_version,
+            dialogues=dialogues,
         )
 
     def _sets(self, exists_NT: Tensor, at: Tensor, ids: Tensor) -> Kept:

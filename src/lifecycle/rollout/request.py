@@ -11,6 +11,8 @@ import torch
 from lifecycle.batch import StopReason
 from lifecycle.errors import UserError
 from lifecycle.rollout.cache_room import Room
+from lifecycle.rollout.environments.environment import Environments
+from lifecycle.rollout.environments.turns import Turns
 from lifecycle.rollout.output import Collected
 from lifecycle.rollout.sampling.parameters import Sampling, sequence_seed
 from lifecycle.rollout.sampling.stop_conditions import Decoding, Stops
@@ -49,7 +51,7 @@ class OneAtATime:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """A call under way. numbers: stable numbers of the prompts. seeds: of the sequences. room: the size of its
-    cache."""
+    cache. turns: with environments; None: there are none."""
 
     schedule: Scheduler
     out: Collected
@@ -57,6 +59,7 @@ class Call:
     numbers: list[int]
     seeds: list[int]
     room: Room
+    turns: Turns | None
 
     @classmethod
     def of(
@@ -68,6 +71,7 @@ class Call:
         step: int,
         prompt_ids: Sequence[int] | None,
         tokenizer: Decoding | None,
+        environments: Environments | None,
         positions: int,
         vocab: int,
         slots: int,
@@ -87,16 +91,29 @@ class Call:
             prompt=max(map(len, prompts), default=1),
             longest=max((len(p) + limits[i * drawn] for i, p in enumerate(prompts)), default=1),
         )
+        stops, turns = Stops(sampling, tokenizer, limits), None
+        out = Collected(len(seeds), max(limits, default=1), device=device, sets=sets)
+        if environments is not None:
+            turns = Turns(environments, prompts, samples=drawn, stops=stops)
+            for sequence, told in turns.openings.items():
+                out.tell(sequence, 0, told)
         schedule = Scheduler(
-            prompts, samples=drawn, seeds=seeds, slots=room.rows, prefill_tokens=prefill_tokens, together=together
+            prompts,
+            samples=drawn,
+            seeds=seeds,
+            slots=room.rows,
+            prefill_tokens=prefill_tokens,
+            together=together,
+            openings=None if turns is None else turns.openings,
         )
         return cls(
             schedule=schedule,
-            out=Collected(len(seeds), max(limits, default=1), device=device, sets=sets),
-            stops=Stops(sampling, tokenizer, limits),
+            out=out,
+            stops=stops,
             numbers=numbers,
             seeds=seeds,
             room=room,
+            turns=turns,
         )
 
     def check(self, sequences: Ints, numbers: Ints, tokens: Ints) -> None:

@@ -7,11 +7,14 @@ however long its neighbours are. All but the last token of a prompt are prefille
 decoded, so that every token is drawn in the same way. Rows that finish are free at once, and go on with their own
 prompt while samples of it wait, so that no prompt is prefilled twice; while nothing waits, the active rows are kept
 together at the front.
+
+A sequence that is told something (`tell`: what a tool answered) keeps its row, and what that holds: the new tokens are
+prefilled behind it, beside prompts, while other rows decode on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,10 +28,11 @@ TOKEN, POSITION, NUMBER, SEED, PLACE = range(5)
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A part of some prompts, one line each: rows of the cache, where the part begins in each, and how wide it is."""
+    """A part of some token ids, one line each: rows of the cache, the ids of each up to the one that is decoded next,
+    where the part begins in them, and how wide it is."""
 
     rows: list[int]
-    prompts: list[int]
+    ids: list[Sequence[int]]
     starts: list[int]
     width: int
 
@@ -42,11 +46,25 @@ class Move:
     length: int
 
 
+@dataclass(slots=True)
+class _Writing:
+    """Ids that are prefilled but for the last, and how many are: a prompt, or a sequence that was told something, with
+    its line of the table."""
+
+    ids: Sequence[int]
+    done: int
+    prompt: int | None
+    number: int = 0
+    seed: int = 0
+    place: int = 0
+
+
 class Scheduler:
     """The rows of the sequences of `prompts` x `samples`; sequence n is completion n % samples of prompt n // samples.
 
     table: (5, slots) int64, what the decode step reads of every row. prefill_tokens: at most so many in a chunk, over
-    all its lines. together: several prompts may share a chunk.
+    all its lines. together: several prompts may share a chunk. openings: what sequences are told before their first
+    token.
     """
 
     def __init__(
@@ -58,14 +76,15 @@ class Scheduler:
         slots: int,
         prefill_tokens: int,
         together: bool = True,
+        openings: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
         self.prompts, self.samples, self.slots = prompts, samples, slots
+        self._openings = openings or {}
         self._seeds, self._prefill_tokens, self._together = seeds, prefill_tokens, together
         self._next = dict.fromkeys(range(len(prompts)), 0)  # prompts with samples that wait, and the first of these
         self.sequence: list[int | None] = [None] * slots
         self._holds: list[int | None] = [None] * slots
-        self._group: dict[int, int] = {}  # prompts that are being prefilled, and their rows
-        self._done: dict[int, int] = {}  # positions of them that are
+        self._writing: dict[int, _Writing] = {}  # rows that are being prefilled
         self.table = np.zeros((5, slots), np.int64)
         for row in range(slots):
             self._clear(row)
@@ -75,7 +94,7 @@ class Scheduler:
     @property
     def busy(self) -> bool:
         """Whether anything is left to do."""
-        return bool(self._next) or self.active > 0
+        return bool(self._next) or bool(self._writing) or self.active > 0
 
     @property
     def active(self) -> int:
@@ -96,22 +115,22 @@ class Scheduler:
 
     @property
     def prefilling(self) -> bool:
-        """Whether prompts are being prefilled."""
-        return bool(self._group)
+        """Whether anything is being prefilled."""
+        return bool(self._writing)
 
     def admit(self) -> list[Move]:
         """Give free rows to waiting sequences. Returns the copies to make, all at once, from the present cache.
 
         Begins a prefill for the prompts that no row holds, among the next sequences that would fill the free rows.
         """
-        taken = set(self._group.values())
-        free = [row for row in range(self.slots) if self.sequence[row] is None and row not in taken]
+        free = [row for row in range(self.slots) if self.sequence[row] is None and row not in self._writing]
         for row in [row for row in free if self._holds[row] in self._next]:
             if self._holds[row] in self._next:
                 self._enter(self._holds[row], row)  # type: ignore[arg-type]
                 free.remove(row)
         moves = []
         holders = {prompt: row for row, prompt in enumerate(self._holds) if prompt is not None}
+        written = {one.prompt for one in self._writing.values()}
         claimed = 0  # rows that further samples of prompts in prefill will want
         for prompt, sample in list(self._next.items()):
             if len(free) <= claimed:
@@ -119,9 +138,9 @@ class Scheduler:
             length = len(self.prompts[prompt]) - 1
             if length and prompt not in holders:
                 claimed += self.samples - sample - 1
-                if prompt not in self._group:
-                    self._group[prompt], self._done[prompt] = free.pop(0), 0
-                    self._holds[self._group[prompt]] = None
+                if prompt not in written:
+                    row = free.pop(0)
+                    self._writing[row], self._holds[row] = _Writing(self.prompts[prompt], 0, prompt), None
                 continue
             for _ in range(min(self.samples - sample, len(free) - claimed)):
                 if length:
@@ -130,24 +149,40 @@ class Scheduler:
         return moves
 
     def chunk(self) -> Chunk:
-        """The next part of the prompts that are being prefilled; at most a quarter of it is padding."""
-        left = {prompt: len(self.prompts[prompt]) - 1 - done for prompt, done in self._done.items()}
+        """The next part of what is being prefilled; at most a quarter of it is padding."""
+        left = {row: len(one.ids) - 1 - one.done for row, one in self._writing.items()}
         if not self._together:
-            shortest = min(left, key=lambda prompt: left[prompt])
+            shortest = min(left, key=lambda row: left[row])
             left = {shortest: left[shortest]}
         most = max(1, self._prefill_tokens // len(left))
         widths = {min(most, positions) for positions in left.values()}
         used = {width: sum(min(width, positions) for positions in left.values()) for width in widths}
         width = max(width for width in widths if 4 * used[width] >= 3 * width * len(left))
-        return Chunk([self._group[p] for p in left], list(left), [self._done[p] for p in left], width)
+        parts = [self._writing[row] for row in left]
+        return Chunk(list(left), [one.ids for one in parts], [one.done for one in parts], width)
 
     def prefilled(self, chunk: Chunk) -> None:
         """Note that the chunk is in the cache."""
-        for prompt, start in zip(chunk.prompts, chunk.starts, strict=True):
-            self._done[prompt] = start + chunk.width
-            if self._done[prompt] >= len(self.prompts[prompt]) - 1:
-                del self._done[prompt]
-                self._holds[self._group.pop(prompt)] = prompt
+        for row in chunk.rows:
+            one = self._writing[row]
+            one.done += chunk.width
+            if one.done < len(one.ids) - 1:
+                continue
+            del self._writing[row]
+            if one.prompt is not None:
+                self._holds[row] = one.prompt
+                continue
+            self.table[:, row] = (one.ids[-1], len(one.ids) - 1, one.number, one.seed, one.place)
+            self._entered[row], self.changed = one.ids, True
+
+    def tell(self, row: int, ids: Sequence[int]) -> None:
+        """The sequence of an active row goes on behind `ids`: its own so far, and what it is told."""
+        _, position, number, seed, place = self.table[:, row].tolist()
+        told = len(ids) - 1 - position
+        self._writing[row] = _Writing(ids, position, None, number + told, seed, place)
+        sequence = self.sequence[row]
+        self._clear(row)
+        self.sequence[row] = sequence
 
     def step(self, rows: int, tokens: Ints) -> None:
         """Enter the `tokens` that the first `rows` rows drew, one each; rows without a sequence drew nothing."""
@@ -187,6 +222,8 @@ class Scheduler:
         self.sequence[row], self._holds[row] = number, prompt
         self._entered[row] = ids
         self.changed = True
+        if number in self._openings:
+            self.tell(row, [*ids, *self._openings[number]])
         if sample + 1 < self.samples:
             self._next[prompt] = sample + 1
         else:

@@ -1,6 +1,7 @@
-"""Reads files that this project has not written, and reports what is wrong with them.
+"""Reads files and code that this project has not written, and reports what is wrong with them.
 
     config = read_object(folder / "config.json")     # a JSON object, or a `UserError`: file, what came, what to do
+    found = users_own("my_filters:educational", ...)  # a user's own function, or a `UserError`
 
 A byte order mark is skipped. Common mistakes are named in the message: a Git LFS pointer, a login page, an incomplete
 download, UTF-16, comments.
@@ -8,10 +9,14 @@ download, UTF-16, comments.
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -126,3 +131,35 @@ def _fault(text: str, error: json.JSONDecodeError) -> str:
     if rest[:1] in ("}", "]") and before.endswith(","):
         return f"the comma before {place} has nothing behind it; take it out"
     return f"{error.msg} at {place} ({rest[:SHOWN]!r}); mend it there, or {AGAIN}"
+
+
+@cache
+def users_own(name: str, where: str, *, what: Literal["function", "class"], example: str) -> Any:
+    """A user's function or class by its name in a config, MODULE:NAME, from the working directory or any package. A
+    config file must not be able to run just anything: names in Python's own library are refused, and so are
+    names that a module only imports from elsewhere. where: the dotted key. Raises UserError."""
+    module_name, colon, attribute = name.partition(":")
+    if not colon or not module_name or not attribute:
+        raise UserError(f"{where} is {name!r}; wanted MODULE:{what.upper()}, such as {example}")
+    if module_name.split(".")[0] in sys.stdlib_module_names:
+        raise UserError(
+            f"{where} is {name!r}, of Python's own library; wanted a {what} of your own, MODULE:{what.upper()}"
+        )
+    if os.getcwd() not in sys.path:  # `lifecycle` as a command does not look there, `python -m lifecycle` does
+        sys.path.append(os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UserError(
+            f"{where} is {name!r}, and importing {module_name} fails ({type(error).__name__}: {error}): put "
+            f"{module_name.split('.')[0]}.py into the working directory, or install its package"
+        ) from error
+    found = getattr(module, attribute, None)
+    if not (isinstance(found, type) if what == "class" else callable(found)):
+        raise UserError(f"{where} is {name!r}, and {module_name} has no {what} {attribute}")
+    if getattr(found, "__module__", None) != module_name:
+        raise UserError(
+            f"{where} is {name!r}, which {module_name} only imports: name the module that defines it "
+            f"({getattr(found, '__module__', 'unknown')}:{attribute})"
+        )
+    return found

@@ -91,6 +91,18 @@ class Stops:
             self._tails.pop(int(sequences[place]), None)
         return found
 
+    def room(self, sequence: int, number: int) -> int:
+        """Tokens that sequence `sequence` of `number` tokens may be told, so that one can be drawn behind them."""
+        return int(self._limits[sequence]) - number - 1
+
+    def full(self, sequence: int) -> StopReason:
+        """Why a sequence ends that has no room."""
+        return "length" if int(self._limits[sequence]) >= self._most else "capacity"
+
+    def restart(self, sequence: int) -> None:
+        """A sequence goes on behind tokens that it has not drawn: no stop string reaches over them."""
+        self._tails.pop(sequence, None)
+
     def _completes(self, sequence: int, token: int) -> bool:
         assert self._tokenizer is not None
         tail = self._tails.setdefault(sequence, [])
