@@ -73,6 +73,7 @@ def ours(kind: str, runs: int) -> dict[str, Any]:
         f"stage.sampling.max_new_tokens={NEW}",
         "stage.keep_rollouts=null",
         "stage.preflight.prompts=0",
+        "stage.preflight.prompts=0",
         *undisturbed(STEPS),
         *(["stage.kl.coefficient=0.04", "stage.kl.kind=k3"] if "kl" in kind else []),
         *([] if precision == "auto" else [f"hardware.precision={precision}", "hardware.compile=false"]),

@@ -21,6 +21,7 @@ from lifecycle.stages.grpo import Grpo
 from lifecycle.stages.reinforcement.acting.choice_of_prompts import Solved
 from lifecycle.stages.reinforcement.acting.kept_rollouts import read
 from lifecycle.stages.reinforcement.acting.scoring import Scoring
+from lifecycle.stages.reinforcement.learning.experience import Experience
 
 STEPS = 3
 
@@ -214,6 +215,32 @@ def test_equal_rewards_change_nothing_and_are_no_bad_step(tmp_path: Path) -> Non
     assert row["train/skipped"] == 0
 
 
+@pytest.mark.parametrize("kind", ["token", "sequence", "prompt", "constant"])
+def test_samples_that_move_nothing_are_not_computed_and_count_in_every_divisor(kind: Any, tmp_path: Path) -> None:
+    class HalfEqual(ByTokens):
+        """The samples of the first two prompts are worth the same."""
+
+        def scores(self, stage: Any, rollout: Rollout, given: PromptBatch) -> Any:
+            found = super().scores(stage, rollout, given)
+            return replace(found, rewards=found.rewards.masked_fill((found.place < 2)[:, None], 0.5))
+
+    def run(name: str) -> tuple[list[Tensor], dict[str, float]]:
+        made = grpo(steps=1, samples=3, normaliser=kind)
+        made.actor.scoring = HalfEqual()  # type: ignore[assignment]
+        row = train(made, tmp_path / name, 1)[1]
+        return weights(made), row
+
+    fewer, row = run("fewer")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Experience, "without_idle", lambda self: self)
+        all_of_them, other = run("all")
+    assert 0 < row["train/tokens"] < other["train/tokens"]
+    assert row["train/loss"] == pytest.approx(other["train/loss"], abs=1e-7)
+    assert row["rollout/entropy"] == other["rollout/entropy"] > 0
+    for mine, theirs in zip(fewer, all_of_them, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
 def test_a_step_of_which_all_is_masked_is_none_of_the_bad_ones(tmp_path: Path) -> None:
     drawing = replace(DRAWING, max_new_tokens=1)
     made = grpo(steps=1, drawing=drawing, mask_unfinished=True, samples=1)
@@ -266,13 +293,13 @@ def test_solved_prompts_are_not_asked_again_and_checkpoints_know_them(tmp_path: 
 
         def scores(self, stage: Any, rollout: Rollout, given: PromptBatch) -> Any:
             found = super().scores(stage, rollout, given)
+            asked.append(len(rollout))
             return replace(found, rewards=found.rewards.masked_fill((found.place == 0)[:, None], 1.0))
 
-    made = grpo(drop_solved=True, samples=3)
+    made, asked = grpo(drop_solved=True, samples=3), list[int]()
     made.actor.scoring = First()  # type: ignore[assignment]
-    rows = train(made, tmp_path)
-    assert [row["train/tokens"] for row in rows.values()][0] > 81  # all four, once
-    assert rows[3]["train/tokens"] - rows[2]["train/tokens"] <= 81
+    train(made, tmp_path)
+    assert asked == [12, 9, 9]  # all four prompts once
     again = Solved(drops=True)
     again.restore(made.actor.solved.state())
     assert [len(again.without(prompts(1))), len(made.actor.solved.state())] == [3, 1]

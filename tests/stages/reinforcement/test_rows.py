@@ -109,12 +109,28 @@ def test_prompts_are_computed_once_where_they_are_long() -> None:
     assert rows.tokens.labels.shape == (1, 128) and int((rows.tokens.document_ids > 0).sum()) == 49 + 48
 
 
-def test_a_row_is_as_wide_as_the_cheapest_number_of_samples_needs() -> None:
-    def cost(together: int, P: float, C: float, width: int) -> float:
-        return (P / together + C) * (6 * width + P + together * C)
+def positions_and_cost(given: Rollout, width: int, of_row: int) -> tuple[int, int]:
+    """Of the rows that are at most so wide. width: of the model."""
+    B, W = laid(given, given.sampled, [0] * len(given), width=of_row, shared=True).tokens.labels.shape
+    return B * W, B * W * (6 * width + W)
 
-    for P, C, width in [(64, 64, 384), (200, 512, 1152), (900, 30, 256), (10, 400, 256)]:
-        best = min(range(1, 200), key=lambda m: cost(m, P, C, width))
-        found = row_width([P], [C], longest=1, width=width, most=10**6)
-        assert found - 64 < P + best * C + C / 2 and found > P + best * C - C / 2 - 1
-    assert row_width([4], [4], longest=300, width=64, most=128) == 300  # a sample is never cut
+
+@pytest.mark.parametrize(
+    ("P", "C", "samples", "prompts", "width"),
+    [(64, 63, 8, 4, 384), (100, 24, 8, 32, 256), (64, 64, 64, 1, 384), (300, 40, 4, 3, 64), (9, 20, 5, 7, 64)],
+)
+def test_rows_cost_hardly_more_than_those_of_the_best_width(
+    P: int, C: int, samples: int, prompts: int, width: int
+) -> None:
+    given = rollout([([5] * P, [[7] * C] * samples)] * prompts)
+    found = row_width(given, [True] * len(given), shared=True, width=width, most=2048)
+    best = min(positions_and_cost(given, width, one)[1] for one in range(-(-(P + C) // 64) * 64, 2048, 64))
+    assert positions_and_cost(given, width, found)[1] <= 1.1 * best
+    assert positions_and_cost(given, width, found)[0] < prompts * samples * (P - 1 + C)
+
+
+def test_a_sample_is_never_cut_and_what_is_not_wanted_has_no_say() -> None:
+    given = rollout([([5] * 4, [[7] * 300, [7] * 4])])
+    assert row_width(given, [True, True], shared=True, width=64, most=128) == 303
+    assert row_width(given, [False, True], shared=True, width=64, most=128) <= 64
+    assert row_width(given, [False, False], shared=True, width=64, most=128) == 128

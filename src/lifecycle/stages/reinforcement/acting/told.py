@@ -4,6 +4,7 @@ by.
 rollout/reward            weighted sum of the rewards of a sample
 reward/<name>             each reward, where it is not missing
 rollout/length            tokens of a completion
+rollout/entropy           of the distributions that its tokens were drawn from, in nats, all tokens alike
 rollout/stopped           share of the completions that came to their own end
 reward/<name>/failed      samples that a grader failed on, whose reward is missing
 reward/<name>/timed_out   samples that it took too long for, whose reward is 0
@@ -36,6 +37,7 @@ def of_samples(rollout: Rollout, scores: SampleScores) -> dict[str, Tensor]:
     told = {
         "rollout/reward": _mean(scores.total),
         "rollout/length": _mean(rollout.length.double()),
+        "rollout/entropy": _mean(rollout.entropy[rollout.sampled].double()),
         "rollout/stopped": _mean(torch.tensor(finished(rollout), dtype=torch.float64, device="cpu")),
     }
     for name in dict.fromkeys(scores.names):

@@ -9,7 +9,7 @@ Shapes: N samples of this rank, T most tokens of one, S of all ranks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,12 +25,14 @@ from lifecycle.stages.step.collectives import gather_values, highest_of_ranks
 @dataclass(frozen=True, kw_only=True)
 class Experience:
     """Samples of this rank with what they are worth. trained: (N, T) bool, the tokens that are trained. advantage: (N,)
-    fp32. prompts: those of the step on this rank."""
+    fp32. computed: (N,) bool, the samples that updates compute; the others count in every divisor. prompts: those of
+    the step on this rank."""
 
     prompts: PromptBatch
     rollout: Rollout
     trained: Tensor
     advantage: Tensor
+    computed: Tensor
 
     @classmethod
     def of(cls, prompts: PromptBatch, rollout: Rollout, advantage: Tensor, *, mask_unfinished: bool) -> Experience:
@@ -38,7 +40,12 @@ class Experience:
         trained = rollout.sampled
         if mask_unfinished:
             trained = trained & torch.tensor(finished(rollout), dtype=torch.bool, device="cpu")[:, None]
-        return cls(prompts=prompts, rollout=rollout, trained=trained, advantage=advantage)
+        computed = torch.ones(len(rollout), dtype=torch.bool, device="cpu")
+        return cls(prompts=prompts, rollout=rollout, trained=trained, advantage=advantage, computed=computed)
+
+    def without_idle(self) -> Experience:
+        """The same without computing samples whose advantage is exactly 0: the gradient of their term is 0."""
+        return replace(self, computed=self.advantage.cpu() != 0)
 
     @property
     def sources(self) -> list[int]:
@@ -86,15 +93,13 @@ def micro_batches(
 ) -> list[SampleBatch]:
     """Those of an update on some samples, equally many on every rank. Every rank must call."""
     rollout, trained_NT = experience.rollout.rows(samples), experience.trained[list(samples)]
-    found = normalised(trained_NT.sum(1), experience.place[list(samples)], keys, device=device)
+    computed_N = experience.computed[list(samples)]
+    found = normalised(trained_NT.sum(1), experience.place[list(samples)], computed_N, keys, device=device)
+    trained_NT = trained_NT & computed_N[:, None]
     of_sample = experience.sources
     sources = [of_sample[n] for n in samples]
-    width = layout.most
-    if len(rollout):
-        lengths = rollout.length.tolist()
-        longest = max(len(p) - 1 + c for p, c in zip(rollout.prompts, lengths, strict=True))
-        prompts = [len(p) for p in rollout.prompts]
-        width = row_width(prompts, lengths, longest=longest, width=layout.width, most=layout.most)
+    wanted = trained_NT.any(1).tolist()
+    width = row_width(rollout, wanted, shared=layout.shared, width=layout.width, most=layout.most)
     rows = laid(rollout, trained_NT, sources, width=width, shared=layout.shared)
     whole = _batch(rollout, rows.tokens, rows.order, rows.place_of_token, experience.advantage[list(samples)], found)
     per_micro = max(1, layout.most // rows.tokens.labels.shape[1])
@@ -103,12 +108,18 @@ def micro_batches(
     return [*cut, *[_nothing(cut[0]) for _ in range(most - len(cut))]]
 
 
-def normalised(tokens_N: Tensor, place_N: Tensor, keys: PolicyKeys, *, device: torch.device) -> Normaliser:
-    """Weight and divisor of each of this rank's samples. Every rank must call."""
-    (tokens_S, place_S), mine = of_all_ranks([tokens_N, place_N], device)
+def normalised(
+    tokens_N: Tensor, place_N: Tensor, computed_N: Tensor, keys: PolicyKeys, *, device: torch.device
+) -> Normaliser:
+    """Weight and divisor of each of this rank's samples; those that are computed carry the divisors of the others.
+    Every rank must call."""
+    (tokens_S, place_S, computed_S), mine = of_all_ranks([tokens_N, place_N, computed_N.long()], device)
     _, group_S = place_S.unique(return_inverse=True)
-    found = normaliser(tokens_S, group_S, kind=keys.normaliser, length=keys.length)
-    return Normaliser(*(value[mine] for value in found))
+    weight_S, divisor_S = normaliser(tokens_S, group_S, kind=keys.normaliser, length=keys.length)
+    carrying_S = divisor_S * (computed_S * (tokens_S > 0))
+    if carrying_S.sum() > 0:
+        divisor_S = carrying_S * (divisor_S.sum() / carrying_S.sum())
+    return Normaliser(weight_S[mine], divisor_S[mine])
 
 
 def of_all_ranks(values: Sequence[Tensor], device: torch.device) -> tuple[list[Tensor], slice]:

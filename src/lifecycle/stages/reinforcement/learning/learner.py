@@ -97,6 +97,10 @@ class Learner:
     def updates(self, stage: Stage, experience: Experience) -> list[list[SampleBatch]]:
         """The micro-batches of every update of the step, in turn. Every rank must call."""
         layout = self._layout(stage)
+        if not (self._asks or self._keys.entropy or self._values is not None or stage.config.moe is not None):
+            experience = (
+                experience.without_idle()
+            )  # their tokens move nothing but a KL, an entropy, a critic, a balance
         parts, passes = self._drawn.updates_per_rollout, self._drawn.passes_per_rollout
         asked = [experience.update(number, parts) for number in range(parts)]
         made = [micro_batches(experience, one, self._keys, layout, device=stage.device) for one in asked]

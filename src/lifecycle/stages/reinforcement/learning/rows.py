@@ -5,10 +5,11 @@
 Each sample sees the shared part and itself, and its positions go on from there: the numbers are those of separate rows.
 The last token of the prompt stands in every sample, for its label, their first token, differs.
 
-How many samples share a row is a matter of cost. A position costs c for its weights and a for each position of its row
-that attention looks at, so of m samples of C tokens behind a prompt of P in one row, each costs (P / m + C) (c + a (P +
-m C)), which is least at m = sqrt(P (c + a P) / (a C^2)). c / a is 6 widths of the model (24 D^2 against 4 D
-multiplications a layer, with an inner width of the feed-forward part of 8/3 D).
+How wide a row is, is a matter of cost. A position costs c for its weights and a for each position of its row that
+attention looks at; c / a is 6 widths of the model (24 D^2 against 4 D multiplications a layer, with an inner width of
+the feed-forward part of 8/3 D). Behind a prompt of P positions m samples of C tokens each cost (P / m + C) (c + a (P +
+m C)), which is least at m = sqrt(P (c + a P) / (a C^2)). Rows have other costs too, for samples are whole and rows
+equally wide: so widths around that number are tried, and that of the cheapest rows is taken.
 
 Shapes: N samples, T most tokens of one, B rows, W positions of a row.
 """
@@ -28,6 +29,8 @@ from lifecycle.batch import IGNORED, PADDING, WIDTHS, Rollout, TokenBatch, first
 
 WEIGHTS_TO_ATTENTION = 6
 """c / a as a multiple of the model's width."""
+TRIED = 12
+"""Numbers of samples in a row that are compared, beside whole groups."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +62,8 @@ def laid(
 ) -> Laid:
     """The samples of a rollout that have a token to train on, in rows of at most `width` positions, which hold every
     one of them. trained_NT: bool. shared: whether samples of one prompt, which follow on one another, share it."""
-    chunks = _chunks(rollout, trained_NT.any(1).tolist(), width, shared=shared)
-    rows = first_fit([chunk.size for chunk in chunks], width)
-    used = max((sum(chunks[i].size for i in row) for row in rows), default=1)
-    shape = (max(len(rows), 1), min(-(-used // WIDTHS) * WIDTHS, max(width, used)))
+    chunks, rows, used = _plan(rollout, trained_NT.any(1).tolist(), width, shared=shared)
+    shape = (max(len(rows), 1), min(_rounded(used), max(width, used)))
     made = {name: np.full(shape, fill, dtype=np.int64) for name, fill in PADDING.items()}
     order, ids, trained = list[int](), rollout.token_ids.numpy(), trained_NT.numpy()
     for number, row in enumerate(rows):
@@ -81,13 +82,39 @@ def laid(
     return Laid(tokens=TokenBatch.of(tensors), order=order, place_of_token=torch.from_numpy(flat))
 
 
-def row_width(prompts: Sequence[int], completions: Sequence[int], *, longest: int, width: int, most: int) -> int:
-    """Positions of a row: those of the cheapest number of samples, as many as the longest sample needs at least, `most`
-    otherwise. prompts, completions: tokens of each. longest: of a prompt with its completion. width: of the model."""
-    P, C = float(np.mean(prompts)), max(float(np.mean(completions)), 1.0)
-    together = max(1, round(math.sqrt(P * (WEIGHTS_TO_ATTENTION * width + P)) / C))
-    wanted = math.ceil(P + together * C)
-    return max(min(-(-wanted // WIDTHS) * WIDTHS, most), longest)
+def row_width(rollout: Rollout, wanted: Sequence[bool], *, shared: bool, width: int, most: int) -> int:
+    """Positions of a row: those with which the wanted samples cost least, as many as the longest of them needs at
+    least, `most` otherwise. width: of the model."""
+    sizes = [(len(rollout.prompts[n]) - 1, int(rollout.length[n])) for n in range(len(rollout)) if wanted[n]]
+    if not sizes:
+        return most
+    longest, (P, C) = max(map(sum, sizes)), np.array(sizes, dtype=np.float64).mean(0)
+    prompts = len({int(rollout.prompt_id[n]) for n in range(len(rollout)) if wanted[n]}) if shared else len(sizes)
+    group = len(sizes) / prompts
+    cheapest = math.sqrt(P * (WEIGHTS_TO_ATTENTION * width + P)) / C
+    numbers = {*np.linspace(1, max(2 * cheapest, 2), TRIED).round(), *(group * np.array([0.5, 1, 2, 3, 4])).round()}
+    wide = (math.ceil(P * math.ceil(m / group) + m * C) for m in numbers)
+    tried = {max(min(_rounded(one), most), longest) for one in wide}
+
+    def cost(one: int) -> int:
+        _, rows, used = _plan(rollout, wanted, one, shared=shared)
+        return len(rows) * _rounded(used) * (WEIGHTS_TO_ATTENTION * width + _rounded(used))
+
+    return min(sorted(tried), key=cost)
+
+
+def _plan(
+    rollout: Rollout, wanted: Sequence[bool], width: int, *, shared: bool
+) -> tuple[list[_Chunk], list[list[int]], int]:
+    """Chunks of samples, their numbers by row, and the positions of the fullest row."""
+    chunks = _chunks(rollout, wanted, width, shared=shared)
+    rows = first_fit([chunk.size for chunk in chunks], width)
+    return chunks, rows, max((sum(chunks[i].size for i in row) for row in rows), default=1)
+
+
+def _rounded(positions: int) -> int:
+    """Up to one of few widths."""
+    return -(-positions // WIDTHS) * WIDTHS
 
 
 def _chunks(rollout: Rollout, wanted: Sequence[bool], width: int, *, shared: bool) -> list[_Chunk]:
