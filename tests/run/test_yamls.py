@@ -168,7 +168,7 @@ DATA_OF = {
     "sft": "offline/questions",
     "distill": "offline/questions",
     **dict.fromkeys(
-        ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "grpo_usmle", "ppo", "spo"), "offline/questions"
+        ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "grpo_usmle", "ppo", "spo", "rlaif"), "offline/questions"
     ),
     "distill_reason": "offline/reasoning",
     "traces": "offline/questions data.sources.questions.max_rows=8",
@@ -188,6 +188,10 @@ def test_every_stage_runs_at_toy_size(rows: Path, stage: str) -> None:
     if made and TeacherName in made.takes_over:
         run(config.compose(["experiment=debug", "run=teacher", "logger=csv"]))
         words.append("stage.teacher=teacher")
+    if stage == "rlaif":
+        judge = ["stage=reward", "init_from=parent", "data=offline/preferences", "run=judge", "logger=csv"]
+        run(config.compose(["experiment=debug", *judge]))
+        words.append("stage.reward_model.path=judge")
     run(config.compose(words))
     assert json.loads((rows / "outputs/toy/run.json").read_text())["status"] == "finished"
 

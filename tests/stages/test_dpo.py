@@ -29,7 +29,7 @@ from lifecycle.stages.preference.settings import PreferenceKeys, faults
 from lifecycle.stages.run.setup import ParentWeights
 
 STEPS, LENGTH = 3, 40
-CONF: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "conf/stage/dpo.yaml").read_text())
+CONF: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "conf/stage/_preference.yaml").read_text())
 ADAPTER = Adapter(
     rank=2, alpha=4.0, dropout=0.0, targets="all", rslora=False, dora=False, bits=None, lr_ratio=1.0, merge=False
 )

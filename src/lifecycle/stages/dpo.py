@@ -15,26 +15,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lifecycle.batch import PairBatch, StepBatch, UnpairedBatch
+from lifecycle.batch import PairBatch, StepBatch
 from lifecycle.bounds import Keys
 from lifecycle.errors import UserError
-from lifecycle.losses.preference import AnswerLogprobs, PairLogprobs, quantiles_of, shared_length, wpo_weights
+from lifecycle.losses.preference import AnswerLogprobs, quantiles_of
 from lifecycle.model import DocumentMask, ModelConfig
 from lifecycle.model.adapters import adapter_off
 from lifecycle.stages.base import Stage
 from lifecycle.stages.preference import settings, told
-from lifecycle.stages.preference.answers import Answers, answer_excess, answer_logprobs, mismatched
+from lifecycle.stages.preference.answers import Answers, answer_logprobs, mismatched
 from lifecycle.stages.preference.cached import CachedReference
 from lifecycle.stages.preference.objective import Objective, StepFacts
+from lifecycle.stages.preference.pairs import Judged, chosen_tokens, judged_pairs, pair_logprobs
 from lifecycle.stages.preference.reference import LiveReference, Reference, WithoutAdapter
 from lifecycle.stages.preference.settings import PreferenceKeys, Source, reference_of
 from lifecycle.stages.run.inheritance import OptimizerState, PeakRate
 from lifecycle.stages.run.setup import Setup
 from lifecycle.stages.step.collectives import gather_values, sum_over_ranks
 from lifecycle.stages.step.optimization import OptimizationKeys
-
-Judged = tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]
-"""Losses of items, and what is told of each."""
 
 
 class Dpo(Stage):
@@ -99,61 +97,37 @@ class Dpo(Stage):
 
     def _judged(self, batch: Answers, documents: DocumentMask | None) -> Judged:
         """The loss of every item, and what is told of it."""
-        excess_N: Tensor | None = None
-        if self.objective.weighs:
-            logp_N, excess_N = answer_excess(self.network, batch, documents)
-        else:
-            logp_N = answer_logprobs(self.network, batch, documents)
-        reference_N = None if self.reference is None else self.reference.logprobs(batch, documents)
-        tokens_Q, beta = batch.at.sums(torch.ones_like(logp_N)), self.objective.beta
-        if isinstance(batch, UnpairedBatch):
-            assert reference_N is not None
-            answers = AnswerLogprobs(policy=batch.sums(logp_N), reference=batch.sums(reference_N), wanted=batch.wanted)
-            measured = told.of_answers(answers, tokens_Q, beta=beta, baseline=self._of_step.number)
-            return self.objective.of_answers(answers, self._of_step), measured
-        pairs = self._pairs(batch, logp_N, reference_N, tokens_Q, tail=1.0)  # what is told is of whole answers
-        apart_P = None if reference_N is None else torch.add(*batch.sums((logp_N - reference_N).square()))
-        measured = told.of_pairs(pairs, beta=beta, by_mean=self.objective.by_mean, apart_P=apart_P)
-        weighed = self._pairs(batch, logp_N, reference_N, tokens_Q, tail=self._tail)
-        losses = self.objective.of_pairs(weighed, self._of_step)
-        if excess_N is not None:
-            losses = losses * wpo_weights(*batch.sums(excess_N), pairs)
-        return losses, measured
-
-    def _pairs(
-        self, batch: PairBatch, logp_N: Tensor, reference_N: Tensor | None, tokens_Q: Tensor, *, tail: float
-    ) -> PairLogprobs:
-        """Of both sides, the tail of the longer one weighed."""
-        policy, reference = (
-            (None, None) if values_N is None else batch.sums(_weighed(values_N, batch, tokens_Q, tail))
-            for values_N in (logp_N, reference_N)
-        )
-        assert policy[0] is not None and policy[1] is not None
-        return PairLogprobs(
-            chosen=policy[0],
-            rejected=policy[1],
-            reference_chosen=reference[0],
-            reference_rejected=reference[1],
-            chosen_tokens=tokens_Q[0::2],
-            rejected_tokens=tokens_Q[1::2],
-        )
+        if isinstance(batch, PairBatch):
+            return judged_pairs(
+                self.network,
+                batch,
+                documents,
+                objective=self.objective,
+                reference=self.reference,
+                facts=self._of_step,
+                tail=self._tail,
+            )
+        assert self.reference is not None
+        logp_N, reference_N = answer_logprobs(self.network, batch, documents), self.reference.logprobs(batch, documents)
+        answers = AnswerLogprobs(policy=batch.sums(logp_N), reference=batch.sums(reference_N), wanted=batch.wanted)
+        tokens_Q = batch.at.sums(torch.ones_like(logp_N))
+        measured = told.of_answers(answers, tokens_Q, beta=self.objective.beta, baseline=self._of_step.number)
+        return self.objective.of_answers(answers, self._of_step), measured
 
     @torch.no_grad()
     def _differences(self, batch: Answers, documents: DocumentMask | None) -> Tensor:
         """(2, P): of every pair, what the quantiles of a step are of."""
         assert isinstance(batch, PairBatch) and self.reference is not None
         logp_N = answer_logprobs(self.network, batch, documents)
-        tokens_Q = batch.at.sums(torch.ones_like(logp_N))
         reference_N = self.reference.logprobs(batch, documents)
-        return self.objective.compared(self._pairs(batch, logp_N, reference_N, tokens_Q, tail=self._tail))
+        return self.objective.compared(pair_logprobs(batch, logp_N, reference_N, tail=self._tail))
 
     @torch.no_grad()
     def _sums(self, batch: Answers) -> Tensor:
         """(2,) float64: of a micro-batch, what the loss has to know of the whole step. Of pairs the tokens of the
         chosen answers, and their number; of single answers the log-ratios of those behind other prompts, and theirs."""
         if isinstance(batch, PairBatch):
-            tokens = (batch.at.sequence % 2 == 0).sum().double()
-            return torch.stack([tokens, torch.full_like(tokens, len(batch))])
+            return chosen_tokens(batch)
         apart, documents = self.on_device(mismatched(batch))
         assert self.reference is not None
         logp_N = answer_logprobs(self.network, apart, documents)
@@ -191,9 +165,3 @@ class Dpo(Stage):
         off = contextlib.nullcontext() if network.adapter is None else adapter_off(network)
         with off, self.trainer.precision_plugin.forward_context():
             return answer_logprobs(network, *self.on_device(batch))
-
-
-def _weighed(values_N: Tensor, batch: PairBatch, tokens_Q: Tensor, tail: float) -> Tensor:
-    if tail == 1.0:
-        return values_N
-    return shared_length(values_N, batch.at.sequence, tokens_Q.long(), tail=tail)

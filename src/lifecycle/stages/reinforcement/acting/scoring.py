@@ -174,3 +174,14 @@ def compared(scores: SampleScores, *, kind: AdvantageName, device: torch.device)
     (rewards_SR, place_S), mine = of_all_ranks([scores.rewards, scores.place], device)
     _, group_S = place_S.unique(return_inverse=True)
     return advantages(rewards_SR, scores.weights_R, group_S, kind=kind)[mine]
+
+
+def comparable(scores: SampleScores) -> Tensor:
+    """(N,) float64: the weighted sum of each sample; NaN where it lacks a reward that another of its prompt has, as a
+    sum of fewer things."""
+    total_N, missing_NR = scores.total, scores.rewards.isnan()
+    for place in scores.place.unique().tolist():
+        mine_N = scores.place == place
+        asked_R = ~missing_NR[mine_N].all(0)
+        total_N[mine_N] = total_N[mine_N].masked_fill((missing_NR[mine_N] & asked_R).any(1), torch.nan)
+    return total_N
