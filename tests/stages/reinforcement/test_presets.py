@@ -88,7 +88,17 @@ def test_the_preset_for_examinations_asks_with_plain_text_by_eight_samples_a_mic
     cfg = config.compose(["stage=grpo_usmle", f"data={data}", "init_from=parent"])
     config.check(cfg)
     assert (cfg.data.chat_template, cfg.hardware.micro_batch_tokens) == ("none", 8 * cfg.stage.sequence_length)
+    assert cfg.data.epoch_source == "medqa"
     assert config.compose(["stage=grpo", f"data={data}"]).data.chat_template == "auto"
+
+
+@pytest.mark.parametrize("data", ["usmle", "offline/usmle"])
+@pytest.mark.parametrize("stage", ["grpo", "grpo_usmle", "ppo", "spo"])
+def test_options_of_examinations_are_shuffled_where_letters_are_rewarded(data: str, stage: str) -> None:
+    sources = config.compose([f"stage={stage}", f"data={data}"]).data.sources
+    assert all(source.shuffle_options for source in sources.values())
+    as_text = config.compose(["stage=pretrain", f"data={data}"]).data.sources
+    assert not any(source.get("shuffle_options") for source in as_text.values())
 
 
 def test_it_is_said_that_the_mask_cannot_fire() -> None:
