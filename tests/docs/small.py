@@ -72,6 +72,8 @@ def small(words: Sequence[str]) -> list[str]:
     added = list(PAPERS if data in ("science", "midtrain/medical") else ())
     if re.fullmatch(r"four_stage/\d\w+", experiment):
         added += PLANNED
+    elif experiment.startswith("usmle_2day/"):
+        added += ("dry_run=true", "init_from=null")
     elif "dry_run" not in typed:
         stage, goes_on = typed.get("stage", "pretrain"), "init_from" in typed or experiment.startswith("demo/")
         added += JOBS.get(stage, STEPS)
