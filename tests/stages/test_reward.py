@@ -164,7 +164,7 @@ def test_held_out_pairs_give_loss_accuracy_and_calibration() -> None:
     assert float(sums[0]) == pytest.approx(float(-F.logsigmoid(apart_P).sum()), rel=1e-4)  # neither margin nor centring
     assert float(sums[2]) == int((apart_P > 0).sum())
     means = dict(zip(calibration.MEASURES, (sums[2:] / 6).tolist(), strict=True))
-    assert set(calibration.told(means)) == {"accuracy", "calibration_error"}
+    assert set(calibration.told(means, 1.0)) == {"accuracy", "calibration_error"}
 
 
 def test_padding_alone_gives_nothing_and_no_error() -> None:

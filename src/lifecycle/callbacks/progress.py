@@ -177,8 +177,9 @@ class Moment:
 
     @property
     def _held_out(self) -> list[str]:
-        """What was measured by domain."""
-        return [key for key in self.metrics if key.startswith("valid/") and key.count("/") > 1]
+        """What was measured by domain, without the ends of intervals."""
+        names = [key for key in self.metrics if key.startswith("valid/") and key.count("/") > 1]
+        return [key for key in names if not key.endswith(("_low", "_high"))]
 
     @property
     def _unit(self) -> str:

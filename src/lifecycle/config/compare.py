@@ -20,6 +20,7 @@ MAY_DIFFER = (
     "logging",
     "validation.answers",
     "validation.answer_tokens",
+    "validation.samples",
     "logger",
     "callbacks",
     "hardware",

@@ -23,12 +23,14 @@ class Checkpoint:
 @dataclass(frozen=True, kw_only=True)
 class Validation:
     """When a run is measured on held-out text, on how many tokens a domain, and how many held-out prompts a domain it
-    answers then, in how many tokens at most."""
+    answers then, in how many tokens at most. samples: drawn for each held-out prompt beside the greedy answer, of a
+    stage that learns from samples."""
 
     every_steps: Every
     tokens: Count
     answers: FromZero | None
     answer_tokens: Count
+    samples: FromZero
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,6 +39,7 @@ def build_stage(plan: RunPlan, data: DataModule, timeline: Timeline, start: Star
         source_names=data.source_names,
         domains=data.domains,
         validate_every=plan.config.validation.every_steps,
+        validation_samples=plan.config.validation.samples,
         log_every=plan.config.logging.every_steps,
         bf16=start.choice.precision == "bf16",
         compile=start.choice.compile,

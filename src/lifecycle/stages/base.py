@@ -70,8 +70,8 @@ class Stage(pl.LightningModule, ABC):
     weight_copies: ClassVar[Mapping[str, int]] = {}
     frozen_copies: ClassVar[staticmethod[[Mapping[str, Any]], int]] = staticmethod(lambda config: 0)
     trained_copies: ClassVar[staticmethod[[Mapping[str, Any]], int]] = staticmethod(lambda config: 0)
-    measures: ClassVar[Sequence[str] | None] = None
-    told: ClassVar[staticmethod[[Mapping[str, float]], Mapping[str, float]]] = staticmethod(lambda means: means)
+    measures: Sequence[str] | None = None
+    told: ClassVar[staticmethod[..., Mapping[str, float]]] = staticmethod(lambda means, count: means)
     faults: ClassVar[staticmethod[[Mapping[str, Any]], list[str]]] = staticmethod(lambda config: [])
 
     def __init__(

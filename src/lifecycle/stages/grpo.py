@@ -35,6 +35,7 @@ class Grpo(Stage):
     starts_from_parent = True
     takes_over = (PeakRate, OptimizerState)
     measures = told.HELD_OUT
+    told = staticmethod(told.held_out)
     faults = staticmethod(settings.faults)
     frozen_copies = staticmethod(settings.frozen_copies)
 
@@ -58,6 +59,7 @@ class Grpo(Stage):
             carried={"kl_coefficient": learner.coefficient, "solved": actor.solved},
         )
         self.learner, self.actor, self.policy = learner, actor, policy
+        self.measures = actor.measures
 
     def training_step(self, batch: StepBatch[PromptBatch], batch_idx: int) -> None:
         """One rollout, and the updates on it."""
@@ -69,6 +71,6 @@ class Grpo(Stage):
         self.learner.learn(self, batch, experience, facts)
 
     def validation_step(self, batch: tuple[PromptBatch, DocumentMask | None], batch_idx: int) -> Tensor:
-        """(2 + HELD_OUT,) float64: minus the summed reward of greedy answers, their number, and what is measured of
+        """(2 + `measures`,) float64: minus the summed reward of greedy answers, their number, and what is measured of
         them."""
         return self.actor.held_out_sums(self, batch[0])

@@ -61,6 +61,7 @@ class Ppo(Stage):
     starts_from_parent = True
     takes_over = (PeakRate, OptimizerState)
     measures = told.HELD_OUT
+    told = staticmethod(told.held_out)
     faults = staticmethod(faults)
     frozen_copies = staticmethod(settings.frozen_copies)
     trained_copies = staticmethod(critic_copies)
@@ -90,6 +91,7 @@ class Ppo(Stage):
             carried={"kl_coefficient": learner.coefficient, "solved": actor.solved},
         )
         self.learner, self.actor, self.policy = learner, actor, policy
+        self.measures = actor.measures
 
     def training_step(self, batch: StepBatch[PromptBatch], batch_idx: int) -> None:
         """One rollout, and the updates on it."""
@@ -103,6 +105,6 @@ class Ppo(Stage):
         self.learner.learn(self, batch, experience, facts)
 
     def validation_step(self, batch: tuple[PromptBatch, DocumentMask | None], batch_idx: int) -> Tensor:
-        """(2 + HELD_OUT,) float64: minus the summed reward of greedy answers, their number, and what is measured of
+        """(2 + `measures`,) float64: minus the summed reward of greedy answers, their number, and what is measured of
         them."""
         return self.actor.held_out_sums(self, batch[0])

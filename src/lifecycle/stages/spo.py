@@ -37,6 +37,7 @@ class Spo(Stage):
     starts_from_parent = True
     takes_over = (PeakRate, OptimizerState)
     measures = told.HELD_OUT
+    told = staticmethod(told.held_out)
     faults = staticmethod(faults)
     frozen_copies = staticmethod(settings.frozen_copies)
 
@@ -62,6 +63,7 @@ class Spo(Stage):
         )
         self.learner, self.actor, self.stream = learner, actor, single_stream
         self.policy, self.tracks_first = policy, stream.variant == "paper"
+        self.measures = actor.measures
 
     def training_step(self, batch: StepBatch[PromptBatch], batch_idx: int) -> None:
         """One answer to each chosen prompt, and the updates on them."""
@@ -83,7 +85,7 @@ class Spo(Stage):
         self.learner.learn(self, batch, experience, facts, afterwards=dict if self.tracks_first else note)
 
     def validation_step(self, batch: tuple[PromptBatch, DocumentMask | None], batch_idx: int) -> Tensor:
-        """(2 + HELD_OUT,) float64: minus the summed reward of greedy answers, their number, and what is measured of
+        """(2 + `measures`,) float64: minus the summed reward of greedy answers, their number, and what is measured of
         them."""
         return self.actor.held_out_sums(self, batch[0])
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentF
 from lifecycle.report.page.canvas import Theme, canvas, legend, level, png, smooth, style, ticks, tokens_axis
 from lifecycle.report.page.format import short
 from lifecycle.report.run.forgetting_section import forgetting
-from lifecycle.report.run.reward_plot import rewards
+from lifecycle.report.run.reward_plot import pass_at_k, rewards
 from lifecycle.report.run.run_data import RunData, dig
 
 BASELINE_STYLES = {"unigram": ":", "bigram": "--"}
@@ -232,6 +232,7 @@ def _levels_panel(axes: Axes, theme: Theme, source: str, levels: Mapping[str, An
 PICTURES: dict[str, Callable[[RunData, Theme], Figure | None]] = {
     "loss": loss,
     "rewards": rewards,
+    "pass_at_k": pass_at_k,
     "perplexity": perplexity,
     "forgetting": forgetting,
     "ledger": ledger,

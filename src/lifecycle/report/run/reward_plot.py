@@ -1,11 +1,11 @@
-"""The picture of a run that learns from rewards: what its samples earn, and what greedy answers to held-out prompts."""
+"""The pictures of a run that learns from rewards: what its samples earn, and what it can do on held-out prompts."""
 
 from __future__ import annotations
 
 from matplotlib.figure import Figure
 
 from lifecycle.report.page.canvas import Theme, canvas, legend, smooth
-from lifecycle.report.run.run_data import RunData
+from lifecycle.report.run.run_data import BOUNDS, RunData
 
 
 def rewards(run: RunData, theme: Theme) -> Figure | None:
@@ -29,3 +29,32 @@ def rewards(run: RunData, theme: Theme) -> Figure | None:
     legend(upper)
     legend(lower)
     return figure
+
+
+def pass_at_k(run: RunData, theme: Theme) -> Figure | None:
+    """A panel a domain: pass@k over the steps, with the interval of each as a band."""
+    columns = {domain: _ks(run, domain) for domain in run.domains}
+    domains = [domain for domain, ks in columns.items() if ks]
+    if not domains:
+        return None
+    figure, panels = canvas(
+        theme, "Right within k samples, held out", height=0.9 + 2.6 * len(domains), rows=len(domains)
+    )
+    for axes, domain in zip(panels, domains, strict=True):
+        for number, k in enumerate(columns[domain]):
+            color, name = theme.series[number % len(theme.series)], f"valid/{domain}/pass_at_{k}"
+            steps, values = run.series(name, "step")
+            low, high = (run.series(f"{name}{end}", "step")[1] for end in BOUNDS)
+            axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
+            axes.plot(steps, values, color=color, marker="o", markersize=4, linewidth=1.6, label=f"pass@{k}")
+        axes.set_title(domain, fontsize=10.5, color=theme.ink, loc="left")
+        axes.set_ylim(bottom=0)
+        legend(axes)
+    panels[-1].set_xlabel("steps")
+    return figure
+
+
+def _ks(run: RunData, domain: str) -> list[int]:
+    """The numbers of samples that were measured."""
+    begin = f"valid/{domain}/pass_at_"
+    return sorted(int(end) for name in run.metrics if name.startswith(begin) and (end := name[len(begin) :]).isdigit())

@@ -12,6 +12,8 @@ import yaml
 
 from lifecycle.loggers import read_metrics
 
+BOUNDS = "_low", "_high"
+"""Behind the name of a measure: the ends of its interval."""
 Series = tuple[list[float], list[float]]
 """x and y of one curve."""
 
@@ -68,7 +70,13 @@ class RunData:
             domain, _, name = key.removeprefix("valid/").rpartition("/")
             if key.startswith("valid/") and domain in found and (value := self.last(key)) is not None:
                 found[domain][name] = value
-        return found
+        bounds = {f"{name}{end}" for measured in found.values() for name in measured for end in BOUNDS}
+        return {domain: {n: v for n, v in one.items() if n not in bounds} for domain, one in found.items()}
+
+    def interval(self, domain: str, name: str) -> tuple[float, float] | None:
+        """Of what was last measured under that name, where it has one."""
+        low, high = (self.last(f"valid/{domain}/{name}{end}") for end in BOUNDS)
+        return None if low is None or high is None else (low, high)
 
     @property
     def held_out_items(self) -> dict[str, int]:

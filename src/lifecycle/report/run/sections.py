@@ -26,6 +26,7 @@ PICTURE_WORDS = {
     "loss": "Loss over tokens: training, held-out, and what counting words reaches",
     "rewards": "Reward of the samples of each step and of greedy answers to held-out prompts; below, the share of the "
     "prompts whose samples differ in their reward, which are those that teach, and the entropy of the policy",
+    "pass_at_k": "Chance that one of k samples of a held-out prompt is right, with 95 % intervals over the prompts",
     "perplexity": "Held-out perplexity of every domain, beside its unigram and bigram baselines",
     "forgetting": "What was gained and what was forgotten of what the parent knew, with every action of the guard",
     "ledger": "Planned and seen tokens of every source",
@@ -126,9 +127,17 @@ def overview(run: RunData, facts: Headline) -> list[tuple[str, str]]:
 
 def measures_table(run: RunData) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of what was measured on held-out data, of a run whose loss is no likelihood."""
-    names = list(dict.fromkeys(name for found in run.measures.values() for name in found))
-    rows = [[domain, *(number(found.get(name), 3) for name in names)] for domain, found in run.measures.items()]
-    return ["held-out data", *names], rows
+    measured = run.measures
+    names = list(dict.fromkeys(name for found in measured.values() for name in found))
+    rows = [
+        [domain, *(_with_interval(found.get(name), run.interval(domain, name)) for name in names)]
+        for domain, found in measured.items()
+    ]
+    return ["held-out data", *(name.replace("pass_at_", "pass@") for name in names)], rows
+
+
+def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
+    return number(value, 3) + (f" ({number(interval[0], 3)} to {number(interval[1], 3)})" if interval else "")
 
 
 def domain_table(facts: Headline) -> tuple[list[str], list[list[str]]]:

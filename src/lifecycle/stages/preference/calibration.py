@@ -30,7 +30,7 @@ def sums(difference_P: Tensor) -> Tensor:
     return torch.cat([right_P.sum()[None], gaps])
 
 
-def told(means: Mapping[str, float]) -> dict[str, float]:
+def told(means: Mapping[str, float], count: float) -> dict[str, float]:
     """What is logged of the means of `MEASURES`: accuracy and calibration error."""
     error = sum(abs(means[name]) for name in MEASURES[1:])
     return {"accuracy": means["accuracy"], "calibration_error": error}
@@ -48,7 +48,7 @@ def reliability(difference_P: Tensor) -> dict[str, Any]:
         means = (float(values[inside].mean()) if count else None for values in (certainty_P, right_P))
         bins.append(dict(zip(("pairs", "certainty", "right"), (count, *means), strict=True)))
     found = dict(zip(MEASURES, (sums(difference_P.cpu()) / max(pairs, 1)).tolist(), strict=True))
-    return {"pairs": pairs, **told(found), "interval": wilson(found["accuracy"], pairs), "bins": bins}
+    return {"pairs": pairs, **told(found, pairs), "interval": wilson(found["accuracy"], pairs), "bins": bins}
 
 
 def _judged(difference_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -97,7 +97,7 @@ def held_out_sums(measured: Measured) -> Tensor:
     return torch.cat([torch.stack([accuracy, margin]), kl])
 
 
-def held_out(means: Mapping[str, float]) -> dict[str, float]:
+def held_out(means: Mapping[str, float], count: float) -> dict[str, float]:
     """What is logged of the means of `HELD_OUT`: accuracy, margin, and the distance from a reference."""
     found = {name: means[name] for name in ("accuracy", "margin")}
     return found | ({"kl": means["kl"] / means["kl_of"]} if means["kl_of"] else {})

@@ -71,7 +71,8 @@ class Setup:
     """What every stage gets from the run, beside its config.
 
     timeline: steps of the run, size and rate factor of each. domains: validation domain -> (weight, bytes of its text).
-    validate_every, log_every: steps; None: never. bf16: compute in bf16 (autocast), weights in fp32. peak_flops: dense
+    validate_every, log_every: steps; None: never. validation_samples: drawn for each
+    held-out prompt, of a stage that samples. bf16: compute in bf16 (autocast), weights in fp32. peak_flops: dense
     peak of one device in FLOP/s; None: unknown, no MFU. read_weights: reads the parent's weights; None: fresh ones.
     initial_optimizer: state of the parent's optimizer; None: zero moments. Both are None in a run that is resumed,
     whose checkpoint has its own. parent: the weights that the run began with; None without a parent. adapter:
@@ -108,6 +109,7 @@ class Setup:
     source_rewards: Sequence[Mapping[str, float] | None] = ()
     token_id: Callable[[str], int | None] = lambda name: None
     folder: Path | None = None
+    validation_samples: int = 0
 
     def build(self, config: ModelConfig, mesh: DeviceMesh | None) -> Decoder:
         """The decoder of `config` with its parent's weights, or initialised by the run's seed; sharded over `mesh` if

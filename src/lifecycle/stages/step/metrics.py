@@ -231,12 +231,12 @@ def validation_metrics(
     sums: Mapping[str, Tensor],
     domains: Mapping[str, tuple[float, int | None]],
     measures: Sequence[str] | None = None,
-    told: Callable[[Mapping[str, float]], Mapping[str, float]] = dict,
+    told: Callable[[Mapping[str, float], float], Mapping[str, float]] = lambda means, count: means,
 ) -> dict[str, float]:
     """Metrics from each domain's sums on this rank: of the loss, and of what it is divided by. `domains`: weight and
     bytes of the text, None of what is no text. measures: None where the loss is the nll of that text, which is then
     told in other units too; else the names of further sums behind the two, each divided by the second; `told` makes
-    the metrics of these means.
+    the metrics of these means, and of what they were divided by.
 
     Every rank must call: the sums are added up over ranks, in place.
     """
@@ -250,7 +250,7 @@ def validation_metrics(
             metrics[f"valid/{domain}/perplexity"] = math.exp(min(loss, 700.0))
             metrics[f"valid/{domain}/bits_per_byte"] = summed / math.log(2) / max(size, 1)
         means = {name: value / (count or 1) for name, value in zip(measures or (), further, strict=True)}
-        metrics |= {f"valid/{domain}/{name}": value for name, value in (told(means) if means else {}).items()}
+        metrics |= {f"valid/{domain}/{name}": value for name, value in (told(means, count) if means else {}).items()}
         weighted, weights = weighted + weight * loss, weights + weight
     return {**metrics, "valid/loss": weighted / weights} if weights else metrics
 

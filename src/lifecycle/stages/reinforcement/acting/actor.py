@@ -26,6 +26,9 @@ from lifecycle.stages.reinforcement.learning.experience import Experience
 from lifecycle.stages.reinforcement.settings import RewardKeys, SamplingKeys
 from lifecycle.stages.run.setup import Setup
 
+HELD_OUT_DRAWS = "held-out samples"
+"""Of the seeds of the draws of a measurement."""
+
 
 class Actor:
     """What a stage holds to have samples. drawn, graded: how they are drawn and marked. solved: the prompts that are
@@ -34,6 +37,7 @@ class Actor:
     def __init__(self, drawn: SamplingKeys, graded: RewardKeys, setup: Setup) -> None:
         self.drawn, self.graded, self._setup = drawn, graded, setup
         self.sampler, self.solved = PolicySampler(drawn, setup), Solved(drops=drawn.drop_solved)
+        self.measures = told.measures(setup.validation_samples)
         self.scoring = Scoring(graded, setup, longest=drawn.sampling.max_new_tokens)
 
     def act(self, stage: Stage, batch: StepBatch[PromptBatch]) -> tuple[Sampled, dict[str, Tensor]]:
@@ -65,10 +69,16 @@ class Actor:
             keep(experience, scores, self._setup, step=step + 1, rank=rank, world=world)
 
     def held_out_sums(self, stage: Stage, prompts: PromptBatch) -> Tensor:
-        """(2 + HELD_OUT,) float64: minus the summed reward of greedy answers, their number, and what is measured of
-        them. Every rank must call."""
-        rollout = self.sampler.greedy(prompts, stage.network)
-        return told.held_out_sums(rollout, self.scoring.scores(stage, rollout, prompts)).to(stage.device)
+        """(2 + `measures`,) float64: minus the summed reward of greedy answers, their number, and what is measured of
+        them and of samples, whose draws are the same each time. Every rank must call."""
+        greedy = self.sampler.greedy(prompts, stage.network)
+        sums = told.held_out_sums(greedy, self.scoring.scores(stage, greedy, prompts))
+        samples = self._setup.validation_samples
+        if samples:
+            drawn = self.sampler.apart(prompts, stage.network, step=0, samples=samples, purpose=HELD_OUT_DRAWS)
+            found = told.sampled_sums(drawn, self.scoring.scores(stage, drawn, prompts), samples)
+            sums = torch.cat([sums, found])
+        return sums.to(stage.device)
 
 
 class Phases:

@@ -9,20 +9,37 @@ rollout/stopped           share of the completions that came to their own end
 reward/<name>/failed      samples that a grader failed on, whose reward is missing
 reward/<name>/timed_out   samples that it took too long for, whose reward is 0
 rollout/groups_varying    share of the prompts whose samples differ in their reward: the others teach nothing
+
+Of held-out prompts of which samples are drawn, too (k: 1, 2, 4, ... up to their number):
+
+valid/<domain>/sampled_reward                mean reward of the samples
+valid/<domain>/pass_at_<k>, _low, _high      chance that one of k samples is right, without bias, and its 95 % interval
+                                             by the bootstrap over prompts; where graders know the answer
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from lifecycle.batch import Rollout
 from lifecycle.losses.policy.advantages import varying_groups
+from lifecycle.rewards.interval import pass_at, pass_at_interval
 from lifecycle.stages.reinforcement.acting.scoring import SampleScores
 from lifecycle.stages.reinforcement.learning.experience import finished
 
 HELD_OUT = ("reward", "stopped", "length")
 """What is added up over greedy answers, in this order."""
+RIGHT = "right_"
+"""Before a number of samples: prompts of which so many are right."""
+
+
+def measures(samples: int) -> tuple[str, ...]:
+    """What is added up over held-out prompts, of each of which so many samples are drawn beside the greedy answer."""
+    drawn = ("sampled_reward", *(f"{RIGHT}{right}" for right in range(samples + 1)))
+    return (*HELD_OUT, *(drawn if samples else ()))
 
 
 def of_rollout(rollout: Rollout, scores: SampleScores) -> dict[str, Tensor]:
@@ -49,10 +66,33 @@ def of_samples(rollout: Rollout, scores: SampleScores) -> dict[str, Tensor]:
 
 
 def held_out_sums(rollout: Rollout, scores: SampleScores) -> Tensor:
-    """(2 + HELD_OUT,) float64: minus the summed reward, the number of answers, and the sums of what is measured."""
+    """(2 + HELD_OUT,) float64: minus the summed reward, the number of answers, and the sums of `HELD_OUT`."""
     reward, count = _mean(scores.total)
     stopped, length = float(sum(finished(rollout))), float(rollout.length.sum())
     return torch.tensor([-reward, count, reward, stopped, length], dtype=torch.float64, device="cpu")
+
+
+def sampled_sums(rollout: Rollout, scores: SampleScores, samples: int) -> Tensor:
+    """(2 + samples,) float64: the sums of what `measures` has beside `HELD_OUT`. A prompt with a sample that no grader
+    who knows the answer has marked is in none of the numbers of right ones."""
+    if not len(rollout):
+        return torch.zeros(2 + samples, dtype=torch.float64, device="cpu")
+    right_PS = scores.right.view(-1, samples)
+    by_count = torch.bincount(right_PS[~right_PS.isnan().any(1)].sum(1).long(), minlength=samples + 1)
+    reward = scores.total.view(-1, samples).nanmean(1).nansum()
+    return torch.cat([reward[None], by_count.double()])
+
+
+def held_out(means: Mapping[str, float], count: float) -> dict[str, float]:
+    """What is logged of the means of `measures` over `count` prompts: pass@k in place of the numbers of right ones."""
+    found = {name: value for name, value in means.items() if not name.startswith(RIGHT)}
+    by_count = [round(value * count) for name, value in means.items() if name.startswith(RIGHT)]
+    if not sum(by_count):
+        return found
+    for k in (2**power for power in range((len(by_count) - 1).bit_length())):
+        low, high = pass_at_interval(k, by_count)
+        found |= {f"pass_at_{k}": pass_at(k, by_count), f"pass_at_{k}_low": low, f"pass_at_{k}_high": high}
+    return found
 
 
 def _mean(values_N: Tensor) -> Tensor:
