@@ -420,7 +420,7 @@ def test_held_out_pairs_give_a_loss_and_an_accuracy() -> None:
         loss, count, right, margin, apart, _ = made.validation_step((batch, seen), 0).tolist()
     assert count == 6 and 0 < right <= 6 and loss != pytest.approx(6 * math.log(2))
     assert margin and apart > 0
-    assert made.told({"accuracy": right / 6, "margin": margin / 6, "kl": apart / 6, "kl_of": tokens / 6}) == {
+    assert made.told({"accuracy": right / 6, "margin": margin / 6, "kl": apart / 6, "kl_of": tokens / 6}, 6) == {
         "accuracy": right / 6,
         "margin": margin / 6,
         "kl": pytest.approx(apart / tokens),
@@ -434,8 +434,8 @@ def test_held_out_pairs_of_a_loss_without_reference_have_no_distance_from_one() 
     with torch.no_grad():
         seen = DocumentMask.from_ids(batch.tokens.document_ids, kernel="sdpa")
         _, count, *sums = made.validation_step((batch, seen), 0).tolist()
-    means = dict(zip(made.measures, (value / count for value in sums), strict=True))
-    assert made.told(means) == {"accuracy": means["accuracy"], "margin": means["margin"]}
+    means = dict(zip(made.measures or (), (value / count for value in sums), strict=True))
+    assert made.told(means, count) == {"accuracy": means["accuracy"], "margin": means["margin"]}
 
 
 @pytest.mark.parametrize("loss", ["cpo", "orpo", {"apo_zero": 1.0, "nll": 0.5}, "aot", "aot_unpaired", "kto"])

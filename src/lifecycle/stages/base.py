@@ -34,7 +34,7 @@ from lifecycle.stages.run.setup import Setup
 from lifecycle.stages.step.collectives import any_rank, count_tokens
 from lifecycle.stages.step.gradients import Sums, Told, Updates, add_gradients, added
 from lifecycle.stages.step.held_out import held_out_sums
-from lifecycle.stages.step.metrics import Meter, validation_metrics
+from lifecycle.stages.step.metrics import Meter, as_measured, validation_metrics
 from lifecycle.stages.step.on_device import on_device
 from lifecycle.stages.step.optimization import Optimization, OptimizationKeys
 from lifecycle.stages.step.penalty import Penalty
@@ -71,7 +71,7 @@ class Stage(pl.LightningModule, ABC):
     frozen_copies: ClassVar[staticmethod[[Mapping[str, Any]], int]] = staticmethod(lambda config: 0)
     trained_copies: ClassVar[staticmethod[[Mapping[str, Any]], int]] = staticmethod(lambda config: 0)
     measures: Sequence[str] | None = None
-    told: ClassVar[staticmethod[..., Mapping[str, float]]] = staticmethod(lambda means, count: means)
+    told: ClassVar[staticmethod[..., Mapping[str, float]]] = staticmethod(as_measured)
     faults: ClassVar[staticmethod[[Mapping[str, Any]], list[str]]] = staticmethod(lambda config: [])
 
     def __init__(

@@ -227,11 +227,16 @@ class Meter:
         self.tokens, self._by_source, self.seconds = state["tokens"], list(state["by_source"]), state["seconds"]
 
 
+def as_measured(means: Mapping[str, float], count: float) -> Mapping[str, float]:
+    """What is logged of means over so many, where a stage has no other form."""
+    return means
+
+
 def validation_metrics(
     sums: Mapping[str, Tensor],
     domains: Mapping[str, tuple[float, int | None]],
     measures: Sequence[str] | None = None,
-    told: Callable[[Mapping[str, float], float], Mapping[str, float]] = lambda means, count: means,
+    told: Callable[[Mapping[str, float], float], Mapping[str, float]] = as_measured,
 ) -> dict[str, float]:
     """Metrics from each domain's sums on this rank: of the loss, and of what it is divided by. `domains`: weight and
     bytes of the text, None of what is no text. measures: None where the loss is the nll of that text, which is then

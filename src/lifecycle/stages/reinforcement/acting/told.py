@@ -30,7 +30,7 @@ from lifecycle.rewards.interval import pass_at, pass_at_interval
 from lifecycle.stages.reinforcement.acting.scoring import SampleScores
 from lifecycle.stages.reinforcement.learning.experience import finished
 
-HELD_OUT = ("reward", "stopped", "length")
+HELD_OUT: tuple[str, ...] = ("reward", "stopped", "length")
 """What is added up over greedy answers, in this order."""
 RIGHT = "right_"
 """Before a number of samples: prompts of which so many are right."""
