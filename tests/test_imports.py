@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "losses": {"errors", "batch"},
     "model": {"bounds", "errors", "system"},
     "optim": {"bounds", "errors"},
-    "rewards": {"bounds", "errors"},
+    "rewards": {"bounds", "errors", "system"},
     "tokenizer": {"bounds", "errors", "system"},
     # what is known of a prompt (`rewards.record`) is told to the environment that answers its completions
     "rollout": {"bounds", "errors", "batch", "model", "rewards", "system"},

@@ -1,0 +1,52 @@
+"""What is asked of a judge, and what comes of it: a reply, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """Two messages. system: of the one that comes first; empty: there is none. user: the question itself."""
+
+    system: str
+    user: str
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """As chat templates and endpoints take them."""
+        first = [{"role": "system", "content": self.system}] if self.system else []
+        return [*first, {"role": "user", "content": self.user}]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What a judge said. whole: whether it came to its end; one that was cut off says nothing. tokens_in, tokens_out:
+    of the question and of the reply. known: whether it stood in the cache and was not asked for."""
+
+    text: str
+    whole: bool = True
+    tokens_in: int = 0
+    tokens_out: int = 0
+    known: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoReply:
+    """Why there is no reply, in words, and whether it is worth going on to ask."""
+
+    why: str
+    hopeless: bool = False
+
+
+Outcome = Reply | NoReply
+
+
+class Answering(Protocol):
+    """Who answers questions: an endpoint, or a model of ours."""
+
+    def replies(self, questions: Sequence[Question]) -> list[Outcome]:
+        """The outcome of each, in their order. Every rank calls, once for a rollout."""
+        ...

@@ -1,0 +1,79 @@
+"""A judge behind an endpoint: what it was asked before is read from the cache, the rest is asked and paid for.
+
+questions -> equal ones once -> cache -> endpoint, until max_cost -> cache, spending
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lifecycle.rewards.judge.endpoint import Endpoint
+from lifecycle.rewards.judge.kept import KeptReplies, PaidBy, key_of
+from lifecycle.rewards.judge.question import NoReply, Outcome, Question, Reply
+from lifecycle.rewards.judge.settings import JudgeKeys
+from lifecycle.rewards.judge.spending import Spending
+
+
+class RemoteJudge:
+    """folder: of the cache. run: names the folder of the run, whose costs are counted. Raises UserError where its key
+    is not there."""
+
+    def __init__(self, keys: JudgeKeys, *, folder: Path, run: str) -> None:
+        self._keys, self._run = keys, run
+        self.endpoint, self.kept = Endpoint(keys), KeptReplies(folder)
+        self.spent = Spending(price_in=keys.price_in, price_out=keys.price_out)
+
+    def replies(self, questions: Sequence[Question]) -> list[Outcome]:
+        """The outcome of each question. Those that are asked for what reaches `max_cost` are the last."""
+        paid_by = PaidBy(run=self._run, call=self.spent.calls)
+        self.spent.calls += 1
+        names = [self._name(question) for question in questions]
+        found, unknown = dict[str, Outcome](), dict[str, Question]()
+        for name, question in zip(names, questions, strict=True):
+            if name in found or name in unknown:
+                continue
+            if (known := self.kept.get(name, paid_by)) is None:
+                unknown[name] = question
+                continue
+            found[name], paid = known
+            if paid:
+                self._pay(known[0])
+        if self.over:
+            found |= {name: NoReply(why="not asked: stage.judge.max_cost was reached") for name in unknown}
+        elif unknown:
+            found |= self._asked(unknown, paid_by)
+        return [found[name] for name in names]
+
+    @property
+    def over(self) -> bool:
+        """Whether it has cost what it may."""
+        return self._keys.max_cost is not None and self.spent.cost >= self._keys.max_cost
+
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint: what was spent."""
+        return self.spent.state()
+
+    def restore(self, state: Mapping[str, Any] | None) -> None:
+        """Go on from `state`."""
+        self.spent.restore(state)
+
+    def _asked(self, questions: Mapping[str, Question], paid_by: PaidBy) -> dict[str, Outcome]:
+        names = list(questions)
+
+        def note(number: int, reply: Reply) -> bool:
+            self.kept.put(names[number], reply, paid_by)
+            self._pay(reply)
+            return not self.over
+
+        outcomes = self.endpoint.replies([*questions.values()], note)
+        self.kept.settle()
+        return dict(zip(names, outcomes, strict=True))
+
+    def _pay(self, reply: Reply) -> None:
+        self.spent.add(reply.tokens_in, reply.tokens_out)
+
+    def _name(self, question: Question) -> str:
+        assert self._keys.model is not None
+        return key_of(question, model=self._keys.model, version=self._keys.version, sampling=self._keys.sampling)
