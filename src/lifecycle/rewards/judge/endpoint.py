@@ -65,12 +65,12 @@ class Endpoint:
         self.url = f"{keys.url.rstrip('/')}/chat/completions"
         self._proxy = _proxy(self.url)
 
-    def replies(self, questions: Sequence[Question], note: Callable[[int, Reply], bool]) -> list[Outcome]:
+    def replies(self, questions: Sequence[Question], note: Callable[[int, Reply], bool]) -> list[Outcome | None]:
         """The outcome of each question. note: is given each reply as it comes, with the number of its question; where
-        it returns False, no further request is sent."""
+        it returns False, no further request is sent: None for the questions that are left."""
         return _in_a_thread(self._replies(questions, note))
 
-    async def _replies(self, questions: Sequence[Question], note: Callable[[int, Reply], bool]) -> list[Outcome]:
+    async def _replies(self, questions: Sequence[Question], note: Callable[[int, Reply], bool]) -> list[Outcome | None]:
         call = _Call(len(questions), enough=max(FEWEST_FAILED, self._keys.in_flight))
         connector = aiohttp.TCPConnector(limit=self._keys.in_flight)
         async with aiohttp.ClientSession(connector=connector) as session:
@@ -80,10 +80,10 @@ class Endpoint:
                     outcome = await self._tried(session, questions[number], call)
                     call.note(number, outcome)
                     if isinstance(outcome, Reply) and not note(number, outcome):
-                        call.ended = "stage.judge.max_cost was reached"
+                        call.ended = True
 
             await asyncio.gather(*(work() for _ in range(min(self._keys.in_flight, len(questions)))))
-        return [NoReply(why=f"not asked: {call.ended}") if one is None else one for one in call.outcomes]
+        return call.outcomes
 
     async def _tried(self, session: aiohttp.ClientSession, question: Question, call: _Call) -> Outcome:
         attempt = 1
@@ -111,7 +111,7 @@ class Endpoint:
             return _Refused(why=f"{type(error).__name__}: {error}", again=True)
         if content is None:
             return _Refused(why=f"status {response.status}, an answer of more than {LARGEST:,} bytes", again=False)
-        text = content.decode("utf-8", "replace")
+        text = self._hidden(content.decode("utf-8", "replace"))  # before any of it is cut off
         if response.status != 200:
             again = response.status in AGAIN or response.status >= 500
             hopeless = response.status in HOPELESS
@@ -147,7 +147,7 @@ class _Call:
     def __init__(self, count: int, *, enough: int) -> None:
         self.outcomes: list[Outcome | None] = [None] * count
         self.numbers = self._left(count)
-        self.ended = ""
+        self.ended = False
         self._enough, self._failed, self._answered = enough, 0, False
 
     def _left(self, count: int) -> Iterator[int]:
@@ -164,7 +164,9 @@ class _Call:
             return
         self._failed += 1
         if not self._answered and (outcome.hopeless or self._failed >= self._enough):
-            self.ended = f"the first {self._failed} had no reply"
+            self.ended = True
+            rest = NoReply(why=f"not asked, as the first {self._failed} questions had no reply")
+            self.outcomes = [rest if one is None else one for one in self.outcomes]
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes | None:

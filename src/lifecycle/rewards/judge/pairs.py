@@ -4,6 +4,8 @@
     one says A and the other B, or a tie       a tie: half a win for each
     one of the two cannot be read              the pair is not counted; a sample without a pair has no mark
 
+A sample that is alone, as a greedy answer to a held-out prompt, is compared with the known answer, where there is one.
+
 Pairs of n samples, in an order drawn for the prompt: neighbours on a ring first, then samples two apart, and so on, so
 that samples are in equally many pairs, or in one more.
 """
@@ -21,6 +23,9 @@ from lifecycle.rewards.record import Answered
 from lifecycle.system.seeds import derive
 
 Pair = tuple[int, int]
+"""Numbers of two samples."""
+KNOWN = -1
+"""In a pair: the known answer."""
 
 
 def seed_of(seed: int, prompt: int) -> int:
@@ -65,9 +70,9 @@ def won_by(forward: Better | None, backward: Better | None) -> float | None:
 
 def shares(samples: Sequence[int], won: Mapping[Pair, float | None]) -> dict[int, float]:
     """The share that each sample won of its pairs; NaN where none was counted. won: what the first of each pair won."""
-    of: dict[int, list[float]] = {sample: [] for sample in samples}
+    of: dict[int, list[float]] = {sample: [] for sample in [*samples, KNOWN]}
     for (first, second), share in won.items():
         if share is not None:
             of[first].append(share)
             of[second].append(1 - share)
-    return {sample: sum(each) / len(each) if each else math.nan for sample, each in of.items()}
+    return {sample: sum(of[sample]) / len(of[sample]) if of[sample] else math.nan for sample in samples}

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from lifecycle.rewards.judge.spending import Spending
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
@@ -35,17 +37,25 @@ class Reply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoReply:
-    """Why there is no reply, in words, and whether it is worth going on to ask."""
+    """Why there is no reply, in words. hopeless: any other question would have none either. over: it was not asked, as
+    no more may be spent."""
 
     why: str
     hopeless: bool = False
+    over: bool = False
 
 
 Outcome = Reply | NoReply
 
 
 class Answering(Protocol):
-    """Who answers questions: an endpoint, or a model of ours."""
+    """Who answers questions: an endpoint, or a model of ours. spent: tokens, which whoever asks settles after a call.
+    place: where it is, in words."""
+
+    @property
+    def spent(self) -> Spending: ...
+    @property
+    def place(self) -> str: ...
 
     def replies(self, questions: Sequence[Question]) -> list[Outcome]:
         """The outcome of each, in their order. Every rank calls, once for a rollout."""

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from lifecycle.rewards.judge.endpoint import Endpoint
 from lifecycle.rewards.judge.kept import KeptReplies, PaidBy, key_of
 from lifecycle.rewards.judge.question import NoReply, Outcome, Question, Reply
 from lifecycle.rewards.judge.settings import JudgeKeys
 from lifecycle.rewards.judge.spending import Spending
+
+NOT_PAID = NoReply(why="not asked: stage.judge.max_cost was reached", over=True)
 
 
 class RemoteJudge:
@@ -22,26 +23,25 @@ class RemoteJudge:
 
     def __init__(self, keys: JudgeKeys, *, folder: Path, run: str) -> None:
         self._keys, self._run = keys, run
-        self.endpoint, self.kept = Endpoint(keys), KeptReplies(folder)
+        self._endpoint, self._kept = Endpoint(keys), KeptReplies(folder)
         self.spent = Spending(price_in=keys.price_in, price_out=keys.price_out)
 
     def replies(self, questions: Sequence[Question]) -> list[Outcome]:
         """The outcome of each question. Those that are asked for what reaches `max_cost` are the last."""
         paid_by = PaidBy(run=self._run, call=self.spent.calls)
-        self.spent.calls += 1
         names = [self._name(question) for question in questions]
         found, unknown = dict[str, Outcome](), dict[str, Question]()
         for name, question in zip(names, questions, strict=True):
             if name in found or name in unknown:
                 continue
-            if (known := self.kept.get(name, paid_by)) is None:
+            if (known := self._kept.get(name, paid_by)) is None:
                 unknown[name] = question
                 continue
             found[name], paid = known
             if paid:
                 self._pay(known[0])
         if self.over:
-            found |= {name: NoReply(why="not asked: stage.judge.max_cost was reached") for name in unknown}
+            found |= {name: NOT_PAID for name in unknown}
         elif unknown:
             found |= self._asked(unknown, paid_by)
         return [found[name] for name in names]
@@ -51,25 +51,23 @@ class RemoteJudge:
         """Whether it has cost what it may."""
         return self._keys.max_cost is not None and self.spent.cost >= self._keys.max_cost
 
-    def state(self) -> dict[str, Any]:
-        """For the checkpoint: what was spent."""
-        return self.spent.state()
-
-    def restore(self, state: Mapping[str, Any] | None) -> None:
-        """Go on from `state`."""
-        self.spent.restore(state)
+    @property
+    def place(self) -> str:
+        """Its address and its name there."""
+        return f"{self._keys.model} at {self._endpoint.url}"
 
     def _asked(self, questions: Mapping[str, Question], paid_by: PaidBy) -> dict[str, Outcome]:
         names = list(questions)
 
         def note(number: int, reply: Reply) -> bool:
-            self.kept.put(names[number], reply, paid_by)
+            self._kept.put(names[number], reply, paid_by)
             self._pay(reply)
-            return not self.over
+            return not self.over  # those on their way are waited for
 
-        outcomes = self.endpoint.replies([*questions.values()], note)
-        self.kept.settle()
-        return dict(zip(names, outcomes, strict=True))
+        outcomes = self._endpoint.replies([*questions.values()], note)
+        self._kept.settle()
+        found = {name: NOT_PAID if one is None else one for name, one in zip(names, outcomes, strict=True)}
+        return found
 
     def _pay(self, reply: Reply) -> None:
         self.spent.add(reply.tokens_in, reply.tokens_out)

@@ -39,7 +39,7 @@ class Judged:
 class Verdicts:
     """marks: of each sample by reward, 0 to 1; NaN: none. failed: by reward, samples without a mark though they were
     asked about. asked: questions; answered: of these, those with a reply; known: of these, those that stood in the
-    cache; unreadable: replies that state no verdict. shares: by criterion, sum and number of its marks. why: what the
+    cache; unreadable: replies that state no verdict; over: questions that were not asked, as no more may be spent. shares: by criterion, sum and number of its marks. why: what the
     first failure said. unread: the first reply that states no verdict."""
 
     marks: dict[str, list[float]]
@@ -48,6 +48,7 @@ class Verdicts:
     answered: int = 0
     known: int = 0
     unreadable: int = 0
+    over: int = 0
     shares: dict[str, tuple[float, int]] = field(default_factory=dict)
     why: str = ""
     unread: str = ""
@@ -56,7 +57,7 @@ class Verdicts:
         """What a reply states, read by `how`; None where there is none, which is counted."""
         self.asked += 1
         if isinstance(outcome, NoReply):
-            self.why = self.why or outcome.why
+            self.why, self.over = self.why or outcome.why, self.over + outcome.over
             return None
         self.answered, self.known = self.answered + 1, self.known + outcome.known
         found = how(outcome.text) if outcome.whole else None
@@ -79,11 +80,12 @@ def verdicts(keys: JudgeKeys, judge: Answering, samples: Sequence[Judged], *, se
         if JUDGE in sample.by
     }
     groups = list(_groups(keys, samples, seed))
-    paired = {
-        (a, b): pairs.asked_of(keys, samples[a].completion, samples[b].completion, samples[a].record)
+    texts = {
+        (a, b): (samples[a].completion, samples[a].record.answer if b == pairs.KNOWN else samples[b].completion)
         for _, chosen in groups
         for a, b in chosen
     }
+    paired = {pair: pairs.asked_of(keys, *both, samples[pair[0]].record) for pair, both in texts.items()}
     questions: list[Question] = [one for asked in (*alone.values(), *paired.values()) for one in asked]
     outcomes = iter(judge.replies(questions))
     found = Verdicts(marks={name: [math.nan] * len(samples) for name in JUDGED})
@@ -91,8 +93,8 @@ def verdicts(keys: JudgeKeys, judge: Answering, samples: Sequence[Judged], *, se
         if asked:
             found.mark(JUDGE, s, _mark(keys, found, outcomes))
     won = {
-        (a, b): _won(found, outcomes) if asked else (0.5 if samples[a].completion == samples[b].completion else None)
-        for (a, b), asked in paired.items()
+        pair: _won(found, outcomes) if asked else (0.5 if len({*texts[pair]}) == 1 else None)
+        for pair, asked in paired.items()
     }
     for members, chosen in groups:
         shares = pairs.shares(members, {pair: won[pair] for pair in chosen})
@@ -108,8 +110,10 @@ def _groups(keys: JudgeKeys, samples: Sequence[Judged], seed: int) -> Iterator[t
         if PREFERRED in sample.by:
             members[sample.prompt].append(s)
     for prompt, own in members.items():
-        chosen = pairs.pairs_of(len(own), most=keys.pairs_per_prompt, seed=pairs.seed_of(seed, prompt))
-        if chosen:
+        if len(own) == 1 and samples[own[0]].record.answer.strip():
+            yield own, [(own[0], pairs.KNOWN)]
+        elif len(own) > 1:
+            chosen = pairs.pairs_of(len(own), most=keys.pairs_per_prompt, seed=pairs.seed_of(seed, prompt))
             yield own, [(own[a], own[b]) for a, b in chosen]
 
 
