@@ -56,7 +56,7 @@ class Grpo(Stage):
             optimization=optimization,
             setup=setup,
             beside=Together.of(learner.reference, *actor.scoring.beside),
-            carried={"kl_coefficient": learner.coefficient, "solved": actor.solved},
+            carried={"kl_coefficient": learner.coefficient, "solved": actor.solved, **actor.scoring.carried},
         )
         self.learner, self.actor, self.policy = learner, actor, policy
         self.measures = actor.measures

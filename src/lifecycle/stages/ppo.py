@@ -88,7 +88,7 @@ class Ppo(Stage):
             setup=setup,
             beside=Together.of(learner.reference, *actor.scoring.beside),
             critic=beside,
-            carried={"kl_coefficient": learner.coefficient, "solved": actor.solved},
+            carried={"kl_coefficient": learner.coefficient, "solved": actor.solved, **actor.scoring.carried},
         )
         self.learner, self.actor, self.policy = learner, actor, policy
         self.measures = actor.measures

@@ -59,7 +59,11 @@ class Spo(Stage):
             optimization=optimization,
             setup=setup,
             beside=Together.of(learner.reference, *actor.scoring.beside),
-            carried={"kl_coefficient": learner.coefficient, "trackers": single_stream.trackers},
+            carried={
+                "kl_coefficient": learner.coefficient,
+                "trackers": single_stream.trackers,
+                **actor.scoring.carried,
+            },
         )
         self.learner, self.actor, self.stream = learner, actor, single_stream
         self.policy, self.tracks_first = policy, stream.variant == "paper"
@@ -75,7 +79,7 @@ class Spo(Stage):
         advantage_P = self._advantages(reward_P - self.stream.values(prompts))
         experience = Experience.of(prompts, rollout, advantage_P, mask_unfinished=self.policy.mask_unfinished)
         self.actor.keep(self, experience, scores, batch.step)
-        facts |= told.of_samples(rollout, scores)
+        facts |= {**told.of_samples(rollout, scores), **self.actor.scoring.told()}
 
         def note() -> dict[str, Tensor]:
             return self.stream.note(self, self.learner, prompts, rollout, reward_P)

@@ -15,7 +15,7 @@ from tests.rewards.judge.served import Answer, keys, said, serving
 from lifecycle.errors import UserError
 from lifecycle.rewards.judge.endpoint import LARGEST, Endpoint, about
 from lifecycle.rewards.judge.kept import KeptReplies, PaidBy
-from lifecycle.rewards.judge.question import NoReply, Outcome, Question, Reply
+from lifecycle.rewards.judge.question import JudgeQuestion, NoReply, Outcome, Reply
 from lifecycle.rewards.judge.remote import RemoteJudge
 
 FINE = said("Score: 7")
@@ -24,9 +24,9 @@ SECRET = "sk-very-secret-0123456789"
 
 def ask(
     answer: Callable[[Mapping[str, Any], int], Answer] | Answer, count: int = 1, **changed: Any
-) -> tuple[list[Outcome], list[dict[str, Any]]]:
+) -> tuple[list[Outcome | None], list[dict[str, Any]]]:
     """The outcomes of `count` questions, and the requests that were made."""
-    questions = [Question(system="", user=f"q{number}") for number in range(count)]
+    questions = [JudgeQuestion(system="", user=f"q{number}") for number in range(count)]
     with serving(answer if callable(answer) else lambda body, number: answer) as served:
         found = Endpoint(keys(url=served.url, **changed)).replies(questions, lambda number, reply: True)
     return found, served.bodies
@@ -38,7 +38,7 @@ def body(**parts: Any) -> Answer:
 
 def test_a_request_is_of_the_form_that_endpoints_know() -> None:
     with serving(lambda body, number: FINE) as served:
-        question = Question(system="Be strict.", user="q")
+        question = JudgeQuestion(system="Be strict.", user="q")
         keys_of = keys(url=f"{served.url}/", request={"top_p": 0.5}, temperature=None, max_new_tokens=9)
         (found,) = Endpoint(keys_of).replies([question], lambda number, reply: True)
     assert found == Reply(text="Score: 7", tokens_in=100, tokens_out=10)
@@ -48,7 +48,7 @@ def test_a_request_is_of_the_form_that_endpoints_know() -> None:
 
 
 def test_many_are_asked_at_a_time_and_answered_in_their_order() -> None:
-    questions = [Question(system="", user=str(number)) for number in range(40)]
+    questions = [JudgeQuestion(system="", user=str(number)) for number in range(40)]
     with serving(
         lambda body, number: Answer(**{**vars_of(said(body["messages"][-1]["content"])), "hang_s": 0.02})
     ) as served:
@@ -111,7 +111,7 @@ def test_one_that_hangs_is_left_after_its_time() -> None:
 
 
 def test_nobody_there_is_told() -> None:
-    found = Endpoint(keys(url="http://127.0.0.1:9/v1")).replies([Question(system="", user="q")], lambda n, r: True)
+    found = Endpoint(keys(url="http://127.0.0.1:9/v1")).replies([JudgeQuestion(system="", user="q")], lambda n, r: True)
     assert isinstance(found[0], NoReply) and "Connect" in found[0].why
 
 
@@ -132,8 +132,8 @@ def test_a_reply_that_was_cut_off_or_withheld_says_nothing() -> None:
         assert isinstance(found, Reply) and not found.whole
     refused = ask(said(None))[0][0]
     assert isinstance(refused, Reply) and not refused.whole and refused.text == ""
-    for reason in ("stop", "eos_token", None):
-        there = body(choices=[{"message": {"content": "Score: 1"}, "finish_reason": reason}])
+    for end in ("stop", "eos_token", None):
+        there = body(choices=[{"message": {"content": "Score: 1"}, "finish_reason": end}])
         found = ask(there)[0][0]
         assert isinstance(found, Reply) and found.whole
 
@@ -165,13 +165,13 @@ def test_the_key_is_sent_and_never_told(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
     with serving(echo) as served:
         judge = RemoteJudge(keys(url=served.url, key_from="JUDGE_KEY", in_flight=1), folder=tmp_path, run="r")
-        found = judge.replies([Question(system="", user=name) for name in "ab"])
+        found = judge.replies([JudgeQuestion(system="", user=name) for name in "ab"])
     assert [headers["Authorization"] for headers in served.headers] == [f"Bearer {SECRET}"] * 2
     assert isinstance(found[0], Reply) and found[0].text == "You are [the key].\nScore: 3"
     assert isinstance(found[1], NoReply) and "[the key]" in found[1].why
     kept = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert kept and SECRET.encode() not in kept
-    for told in (found, judge.state(), vars(judge.spent), keys(key_from="JUDGE_KEY")):
+    for told in (found, judge.spent.state(), vars(judge.spent), keys(key_from="JUDGE_KEY")):
         assert SECRET[:12] not in repr(told)
 
 
@@ -196,26 +196,33 @@ def remote(url: str, folder: Path, *, run: str = "r", **changed: Any) -> RemoteJ
     return RemoteJudge(keys(url=url, price_in=1e4, price_out=1e5, **changed), folder=folder, run=run)
 
 
-def questions(*names: str) -> list[Question]:
-    return [Question(system="", user=name) for name in names]
+def called(judge: RemoteJudge, *names: str) -> list[Outcome]:
+    """A whole call, with what whoever asks does behind it."""
+    found = judge.replies(questions(*names))
+    judge.spent.settle(judge.spent.new_in, judge.spent.new_out)
+    return found
+
+
+def questions(*names: str) -> list[JudgeQuestion]:
+    return [JudgeQuestion(system="", user=name) for name in names]
 
 
 def test_a_question_is_asked_once_on_this_machine(tmp_path: Path) -> None:
     with serving(lambda body, number: said(f"{number}")) as served:
         first = remote(served.url, tmp_path)
-        replies = first.replies(questions("a", "b", "a"))
+        replies = called(first, "a", "b", "a")
         assert replies[0] == replies[2] and len(served.bodies) == 2
         assert first.spent.cost == pytest.approx(2 * (100 * 1e4 + 10 * 1e5) / 1e6) and first.spent.calls == 1
-        again = first.replies(questions("b", "a"))
+        again = called(first, "b", "a")
         assert [one.text for one in again if isinstance(one, Reply)] == [
             one.text for one in replies[1::-1] if isinstance(one, Reply)
         ]
         other = remote(served.url, tmp_path, run="other")
-        assert other.replies(questions("a", "b"))[0] == again[1] and other.spent.cost == 0
+        assert called(other, "a", "b")[0] == again[1] and other.spent.cost == 0
         assert len(served.bodies) == 2
         for changed in ({"version": "2"}, {"temperature": 1.0}, {"model": "other"}, {"request": {"top_p": 0.1}}):
             remote(served.url, tmp_path, **changed).replies(questions("a"))
-        remote(served.url, tmp_path).replies([Question(system="s", user="a")])
+        remote(served.url, tmp_path).replies([JudgeQuestion(system="s", user="a")])
         assert len(served.bodies) == 7
         remote("http://127.0.0.1:9/v1", tmp_path).replies(questions("a"))  # servers move
 
@@ -223,17 +230,17 @@ def test_a_question_is_asked_once_on_this_machine(tmp_path: Path) -> None:
 def test_a_run_that_is_taken_up_again_tells_the_same_costs(tmp_path: Path) -> None:
     with serving(lambda body, number: said("Score: 1")) as served:
         whole = remote(served.url, tmp_path)
-        whole.replies(questions("a"))
-        saved = whole.state()
-        whole.replies(questions("a", "b", "c"))
-        whole.replies(questions("b", "d"))
+        called(whole, "a")
+        saved = whole.spent.state()
+        called(whole, "a", "b", "c")
+        called(whole, "b", "d")
         killed = remote(served.url, tmp_path)
-        killed.restore(saved)
-        killed.replies(questions("a", "b", "c"))
-        killed.replies(questions("b", "d"))
-        assert killed.state() == whole.state() and killed.spent.cost > 0 and len(served.bodies) == 4
+        killed.spent.restore(saved)
+        called(killed, "a", "b", "c")
+        called(killed, "b", "d")
+        assert killed.spent.state() == whole.spent.state() and killed.spent.cost > 0 and len(served.bodies) == 4
     fresh = remote(served.url, tmp_path)
-    fresh.restore(None)
+    fresh.spent.restore(None)
     assert fresh.spent.cost == 0
 
 
@@ -269,7 +276,7 @@ def test_a_line_that_was_cut_off_or_changed_is_no_reply(tmp_path: Path) -> None:
     path.unlink()
     assert again.get(names[2], payer) is None
     again.put(names[2], Reply(text="new"), payer)
-    assert again.get(names[2], payer) == (Reply(text="new", known=True), True)
+    assert again.get(names[2], payer) == (Reply(text="new"), True)
     again.settle()
 
 
@@ -282,19 +289,19 @@ def test_a_reply_is_kept_as_soon_as_it_is_there(tmp_path: Path) -> None:
         while len(served.bodies) < 2:
             time.sleep(0.01)
         other = remote(served.url, tmp_path)
-        assert isinstance(other.replies(questions("a"))[0], Reply) and len(served.bodies) == 2
+        assert isinstance(called(other, "a")[0], Reply) and len(served.bodies) == 2
         asking.join()
 
 
 def test_what_it_may_cost_ends_the_asking(tmp_path: Path) -> None:
     with serving(lambda body, number: said("Score: 1")) as served:
         judge = remote(served.url, tmp_path, in_flight=1, max_cost=6.0)  # a reply costs 2
-        found = judge.replies(questions(*"abcde"))
+        found = called(judge, *"abcde")
         assert [isinstance(one, Reply) for one in found] == [True] * 3 + [False] * 2 and judge.over
         assert isinstance(found[4], NoReply) and "max_cost" in found[4].why
-        found = judge.replies(questions(*"abf"))
+        found = called(judge, *"abf")
         assert [isinstance(one, Reply) for one in found] == [True, True, False] and len(served.bodies) == 3
         more = remote(served.url, tmp_path, in_flight=1, max_cost=60.0)
-        more.restore({**judge.state(), "calls": 0, "tokens_in": 0, "tokens_out": 0})
-        assert all(isinstance(one, Reply) for one in more.replies(questions(*"abcde"))) and len(served.bodies) == 5
+        more.spent.restore({**judge.spent.state(), "calls": 0, "tokens_in": 0, "tokens_out": 0})
+        assert all(isinstance(one, Reply) for one in called(more, *"abcde")) and len(served.bodies) == 5
         assert more.spent.cost == pytest.approx(10.0)

@@ -9,9 +9,10 @@ import pytest
 from tests.rewards.judge.served import keys
 
 from lifecycle.rewards.judge.pairs import pairs_of, shares, won_by
-from lifecycle.rewards.judge.question import NoReply, Outcome, Question, Reply
+from lifecycle.rewards.judge.question import JudgeQuestion, NoReply, Outcome, Reply
 from lifecycle.rewards.judge.rubric import mark_of
 from lifecycle.rewards.judge.settings import Criterion
+from lifecycle.rewards.judge.spending import Spending
 from lifecycle.rewards.judge.verdicts import Judged, Verdicts, verdicts
 from lifecycle.rewards.record import Answered
 
@@ -24,10 +25,13 @@ CRITERIA = {
 class By:
     """A judge that answers by a function."""
 
-    def __init__(self, answer: Callable[[str], Outcome | str]) -> None:
-        self.answer, self.questions = answer, list[Question]()
+    place = "here"
+    spent = Spending(price_in=0.0, price_out=0.0)
 
-    def replies(self, questions: Sequence[Question]) -> list[Outcome]:
+    def __init__(self, answer: Callable[[str], Outcome | str]) -> None:
+        self.answer, self.questions = answer, list[JudgeQuestion]()
+
+    def replies(self, questions: Sequence[JudgeQuestion]) -> list[Outcome]:
         self.questions += questions
         found = [self.answer(question.user) for question in questions]
         return [Reply(text=one) if isinstance(one, str) else one for one in found]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
+from tests.rewards.judge.served import KEYS as JUDGE
 from tests.stages.test_step import MODEL, optimization, stage
 from tests.toy import toy
 from torch import Tensor
@@ -46,7 +47,12 @@ GRADING = GradingKeys(
 PREFLIGHT = PreflightKeys(prompts=32, samples=8, refuse_below=0.02, warn_below=0.2)
 NO_MODEL = RewardModelKeys(path=None, reads_to="auto", mean=0.0, std=1.0, clip=None, sigmoid=False, unfinished=None)
 GRADED = RewardKeys(
-    rewards={"exact_match": 1.0}, grading=GRADING, overlong_buffer=None, reward_model=NO_MODEL, preflight=PREFLIGHT
+    rewards={"exact_match": 1.0},
+    grading=GRADING,
+    overlong_buffer=None,
+    reward_model=NO_MODEL,
+    judge=JUDGE,
+    preflight=PREFLIGHT,
 )
 EPS = 1e-3
 """Of AdamW: without it the first step of a gradient that is all rounding would be as large as any."""
@@ -84,6 +90,9 @@ class Letters:
 
 class ByTokens:
     """A reward that every completion has by its own tokens."""
+
+    def told(self) -> dict[str, Tensor]:
+        return {}
 
     def scores(self, stage: Stage, rollout: Rollout, prompts: PromptBatch) -> SampleScores:
         value = ((rollout.token_ids * rollout.exists).sum(1) % 7).double() / 7

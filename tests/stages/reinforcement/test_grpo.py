@@ -202,7 +202,7 @@ def test_the_reference_of_an_adapter_is_the_model_without_it(tmp_path: Path) -> 
 
 
 def test_equal_rewards_change_nothing_and_are_no_bad_step(tmp_path: Path) -> None:
-    class Equal:
+    class Equal(ByTokens):
         def scores(self, stage: Any, rollout: Rollout, given: PromptBatch) -> Any:
             return replace(
                 ByTokens().scores(stage, rollout, given), rewards=torch.full((len(rollout), 1), 0.3).double()

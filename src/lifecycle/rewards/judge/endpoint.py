@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from lifecycle.errors import UserError
-from lifecycle.rewards.judge.question import NoReply, Outcome, Question, Reply
+from lifecycle.rewards.judge.question import JudgeQuestion, NoReply, Outcome, Reply
 from lifecycle.rewards.judge.settings import JudgeKeys
 
 T = TypeVar("T")
@@ -65,12 +65,14 @@ class Endpoint:
         self.url = f"{keys.url.rstrip('/')}/chat/completions"
         self._proxy = _proxy(self.url)
 
-    def replies(self, questions: Sequence[Question], note: Callable[[int, Reply], bool]) -> list[Outcome | None]:
+    def replies(self, questions: Sequence[JudgeQuestion], note: Callable[[int, Reply], bool]) -> list[Outcome | None]:
         """The outcome of each question. note: is given each reply as it comes, with the number of its question; where
         it returns False, no further request is sent: None for the questions that are left."""
         return _in_a_thread(self._replies(questions, note))
 
-    async def _replies(self, questions: Sequence[Question], note: Callable[[int, Reply], bool]) -> list[Outcome | None]:
+    async def _replies(
+        self, questions: Sequence[JudgeQuestion], note: Callable[[int, Reply], bool]
+    ) -> list[Outcome | None]:
         call = _Call(len(questions), enough=max(FEWEST_FAILED, self._keys.in_flight))
         connector = aiohttp.TCPConnector(limit=self._keys.in_flight)
         async with aiohttp.ClientSession(connector=connector) as session:
@@ -85,7 +87,7 @@ class Endpoint:
             await asyncio.gather(*(work() for _ in range(min(self._keys.in_flight, len(questions)))))
         return call.outcomes
 
-    async def _tried(self, session: aiohttp.ClientSession, question: Question, call: _Call) -> Outcome:
+    async def _tried(self, session: aiohttp.ClientSession, question: JudgeQuestion, call: _Call) -> Outcome:
         attempt = 1
         while isinstance(found := await self._once(session, question), _Refused):
             if not found.again or attempt == self._keys.attempts or call.ended:
@@ -95,7 +97,7 @@ class Endpoint:
             attempt += 1
         return found
 
-    async def _once(self, session: aiohttp.ClientSession, question: Question) -> Reply | _Refused:
+    async def _once(self, session: aiohttp.ClientSession, question: JudgeQuestion) -> Reply | _Refused:
         body = {"model": self._keys.model, "messages": question.messages, **self._keys.sampling}
         headers = {"User-Agent": "lifecycle"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         limit = aiohttp.ClientTimeout(total=self._keys.timeout_s)
@@ -118,7 +120,7 @@ class Endpoint:
             return _Refused(why=_said(response.status, text), again=again, hopeless=hopeless, after_s=after_s)
         return self._reply(question, text) or _Refused(why=_said(200, text), again=_may_pass(text))
 
-    def _reply(self, question: Question, text: str) -> Reply | None:
+    def _reply(self, question: JudgeQuestion, text: str) -> Reply | None:
         """The first choice of an answer; None where the answer has none."""
         found = _json(text)
         try:

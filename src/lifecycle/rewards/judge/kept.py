@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lifecycle.rewards.judge.question import Question, Reply
+from lifecycle.rewards.judge.question import JudgeQuestion, Reply
 
 SUFFIX = ".jsonl"
 KEY = 32
 """Characters of a key, and of a line's hash."""
 
 
-def key_of(question: Question, *, model: str, version: str, sampling: Mapping[str, Any]) -> str:
+def key_of(question: JudgeQuestion, *, model: str, version: str, sampling: Mapping[str, Any]) -> str:
     """What the reply to a question is kept under."""
     facts = {"model": model, "version": version, "sampling": dict(sampling), "messages": question.messages}
     return _hash(json.dumps(facts, sort_keys=True).encode())
@@ -108,7 +108,7 @@ def _read(path: Path, at: int, size: int) -> tuple[Reply, PaidBy] | None:
         return None
     facts = json.loads(content)
     paid_by = PaidBy(run=facts.pop("run"), call=facts.pop("call"))
-    return Reply(**facts, known=True), paid_by
+    return Reply(**facts), paid_by
 
 
 def _hash(content: bytes) -> str:

@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from lifecycle.rewards.judge.asking import filled
-from lifecycle.rewards.judge.question import Question
+from lifecycle.rewards.judge.question import JudgeQuestion
 from lifecycle.rewards.judge.reading import Better
 from lifecycle.rewards.judge.settings import JudgeKeys
 from lifecycle.rewards.record import Answered
@@ -46,14 +46,14 @@ def pairs_of(samples: int, *, most: int, seed: int) -> list[Pair]:
     return pairs[:most]
 
 
-def asked_of(keys: JudgeKeys, first: str, second: str, record: Answered) -> list[Question]:
+def asked_of(keys: JudgeKeys, first: str, second: str, record: Answered) -> list[JudgeQuestion]:
     """The two questions of a pair; none where the two are equal, or the template wants a known answer and there is
     none."""
     if first == second or ("{answer}" in keys.pair_template and not record.answer.strip()):
         return []
     plain = {"question": keys.pair_question}
     return [
-        Question(
+        JudgeQuestion(
             system=keys.system,
             user=filled(keys.pair_template, plain, {"prompt": record.prompt, "a": a, "b": b, "answer": record.answer}),
         )

@@ -10,7 +10,7 @@ from lifecycle.rewards.judge.spending import Spending
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
+class JudgeQuestion:
     """Two messages. system: of the one that comes first; empty: there is none. user: the question itself."""
 
     system: str
@@ -26,13 +26,12 @@ class Question:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
     """What a judge said. whole: whether it came to its end; one that was cut off says nothing. tokens_in, tokens_out:
-    of the question and of the reply. known: whether it stood in the cache and was not asked for."""
+    of the question and of the reply."""
 
     text: str
     whole: bool = True
     tokens_in: int = 0
     tokens_out: int = 0
-    known: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +56,6 @@ class Answering(Protocol):
     @property
     def place(self) -> str: ...
 
-    def replies(self, questions: Sequence[Question]) -> list[Outcome]:
+    def replies(self, questions: Sequence[JudgeQuestion]) -> list[Outcome]:
         """The outcome of each, in their order. Every rank calls, once for a rollout."""
         ...

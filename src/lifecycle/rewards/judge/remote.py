@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lifecycle.rewards.judge.endpoint import Endpoint
 from lifecycle.rewards.judge.kept import KeptReplies, PaidBy, key_of
-from lifecycle.rewards.judge.question import NoReply, Outcome, Question, Reply
+from lifecycle.rewards.judge.question import JudgeQuestion, NoReply, Outcome, Reply
 from lifecycle.rewards.judge.settings import JudgeKeys
 from lifecycle.rewards.judge.spending import Spending
 
@@ -26,11 +26,11 @@ class RemoteJudge:
         self._endpoint, self._kept = Endpoint(keys), KeptReplies(folder)
         self.spent = Spending(price_in=keys.price_in, price_out=keys.price_out)
 
-    def replies(self, questions: Sequence[Question]) -> list[Outcome]:
+    def replies(self, questions: Sequence[JudgeQuestion]) -> list[Outcome]:
         """The outcome of each question. Those that are asked for what reaches `max_cost` are the last."""
         paid_by = PaidBy(run=self._run, call=self.spent.calls)
         names = [self._name(question) for question in questions]
-        found, unknown = dict[str, Outcome](), dict[str, Question]()
+        found, unknown = dict[str, Outcome](), dict[str, JudgeQuestion]()
         for name, question in zip(names, questions, strict=True):
             if name in found or name in unknown:
                 continue
@@ -56,7 +56,7 @@ class RemoteJudge:
         """Its address and its name there."""
         return f"{self._keys.model} at {self._endpoint.url}"
 
-    def _asked(self, questions: Mapping[str, Question], paid_by: PaidBy) -> dict[str, Outcome]:
+    def _asked(self, questions: Mapping[str, JudgeQuestion], paid_by: PaidBy) -> dict[str, Outcome]:
         names = list(questions)
 
         def note(number: int, reply: Reply) -> bool:
@@ -72,6 +72,6 @@ class RemoteJudge:
     def _pay(self, reply: Reply) -> None:
         self.spent.add(reply.tokens_in, reply.tokens_out)
 
-    def _name(self, question: Question) -> str:
+    def _name(self, question: JudgeQuestion) -> str:
         assert self._keys.model is not None
         return key_of(question, model=self._keys.model, version=self._keys.version, sampling=self._keys.sampling)

@@ -11,19 +11,19 @@ import math
 from collections.abc import Mapping, Sequence
 
 from lifecycle.rewards.judge.asking import filled
-from lifecycle.rewards.judge.question import Question
+from lifecycle.rewards.judge.question import JudgeQuestion
 from lifecycle.rewards.judge.reading import score_of
 from lifecycle.rewards.judge.settings import Criterion, JudgeKeys
 from lifecycle.rewards.record import Answered
 
 
-def asked_of(keys: JudgeKeys, completion: str, record: Answered) -> list[Question]:
+def asked_of(keys: JudgeKeys, completion: str, record: Answered) -> list[JudgeQuestion]:
     """The question of each criterion; none where the template wants a known answer and there is none."""
     if "{answer}" in keys.template and not record.answer.strip():
         return []
     texts = {"prompt": record.prompt, "completion": completion, "answer": record.answer}
     return [
-        Question(system=keys.system, user=filled(keys.template, _places(criterion), texts))
+        JudgeQuestion(system=keys.system, user=filled(keys.template, _places(criterion), texts))
         for criterion in keys.criteria.values()
     ]
 

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TypeVar
 
 from lifecycle.rewards.judge import pairs, rubric
-from lifecycle.rewards.judge.question import Answering, NoReply, Outcome, Question
+from lifecycle.rewards.judge.question import Answering, JudgeQuestion, NoReply, Outcome
 from lifecycle.rewards.judge.reading import Better, better_of
 from lifecycle.rewards.judge.settings import JudgeKeys
 from lifecycle.rewards.record import Answered
@@ -38,15 +38,14 @@ class Judged:
 @dataclass(kw_only=True)
 class Verdicts:
     """marks: of each sample by reward, 0 to 1; NaN: none. failed: by reward, samples without a mark though they were
-    asked about. asked: questions; answered: of these, those with a reply; known: of these, those that stood in the
-    cache; unreadable: replies that state no verdict; over: questions that were not asked, as no more may be spent. shares: by criterion, sum and number of its marks. why: what the
-    first failure said. unread: the first reply that states no verdict."""
+    asked about. asked: questions; answered: of these, those with a reply; unreadable: replies that state no verdict;
+    over: questions that were not asked, as no more may be spent. shares: by criterion, sum and number of its marks.
+    why: what the first failure said. unread: the first reply that states no verdict."""
 
     marks: dict[str, list[float]]
     failed: Counter[str] = field(default_factory=Counter)
     asked: int = 0
     answered: int = 0
-    known: int = 0
     unreadable: int = 0
     over: int = 0
     shares: dict[str, tuple[float, int]] = field(default_factory=dict)
@@ -59,7 +58,7 @@ class Verdicts:
         if isinstance(outcome, NoReply):
             self.why, self.over = self.why or outcome.why, self.over + outcome.over
             return None
-        self.answered, self.known = self.answered + 1, self.known + outcome.known
+        self.answered += 1
         found = how(outcome.text) if outcome.whole else None
         if found is None:
             self.unreadable += 1
@@ -86,7 +85,7 @@ def verdicts(keys: JudgeKeys, judge: Answering, samples: Sequence[Judged], *, se
         for a, b in chosen
     }
     paired = {pair: pairs.asked_of(keys, *both, samples[pair[0]].record) for pair, both in texts.items()}
-    questions: list[Question] = [one for asked in (*alone.values(), *paired.values()) for one in asked]
+    questions: list[JudgeQuestion] = [one for asked in (*alone.values(), *paired.values()) for one in asked]
     outcomes = iter(judge.replies(questions))
     found = Verdicts(marks={name: [math.nan] * len(samples) for name in JUDGED})
     for s, asked in alone.items():

@@ -15,6 +15,8 @@ from lifecycle.losses.policy.masks import SamplerMasks
 from lifecycle.losses.policy.normalisers import NormaliserName
 from lifecycle.losses.policy.objectives import Ratio, RatioName
 from lifecycle.rewards.graded import GradingKeys
+from lifecycle.rewards.judge.faults import faults as judge_faults
+from lifecycle.rewards.judge.settings import JudgeKeys
 from lifecycle.rollout.drawing import DrawingKeys
 
 
@@ -97,6 +99,7 @@ class RewardKeys:
     rewards: str | dict[str, float]
     grading: GradingKeys
     reward_model: RewardModelKeys
+    judge: JudgeKeys
     overlong_buffer: Count | None
     preflight: PreflightKeys
 
@@ -183,7 +186,7 @@ def faults(config: Mapping[str, Any]) -> list[str]:
     rewards = stage.get("rewards")
     if rewards is not None and not isinstance(rewards, str) and not any(rewards.values()):
         found.append("stage.rewards names nothing that counts: type stage.rewards=choice, or another of its names")
-    return [*found, *_unbounded(config)]
+    return [*found, *_unbounded(config), *judge_faults(stage, reward_names(config))]
 
 
 def reward_names(config: Mapping[str, Any]) -> set[str]:

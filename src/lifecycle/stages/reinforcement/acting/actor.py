@@ -60,7 +60,7 @@ class Actor:
             device=stage.device,
         )
         self.solved.note(found, stage.device)
-        return found, {**facts, **phases.told()}
+        return found, {**facts, **phases.told(), **self.scoring.told()}
 
     def keep(self, stage: Stage, experience: Experience, scores: SampleScores, step: int) -> None:
         """Write the samples of step `step`, counted from 0, to a file, where that is due."""
@@ -78,6 +78,7 @@ class Actor:
             drawn = self.sampler.apart(prompts, stage.network, step=0, samples=samples, purpose=HELD_OUT_DRAWS)
             found = told.sampled_sums(drawn, self.scoring.scores(stage, drawn, prompts), samples)
             sums = torch.cat([sums, found])
+        self.scoring.told()  # what it tells is of no step
         return sums.to(stage.device)
 
 

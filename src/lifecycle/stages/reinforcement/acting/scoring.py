@@ -24,6 +24,7 @@ from lifecycle.stages.reinforcement.acting.scorers.scorer import SamplesToMark
 from lifecycle.stages.reinforcement.learning.experience import of_all_ranks, place_of, prompt_of
 from lifecycle.stages.reinforcement.settings import RewardKeys
 from lifecycle.stages.run.setup import Setup
+from lifecycle.stages.step.watched import Carried
 
 OVERLONG = "overlong"
 """Name of the penalty for length, which is 0 to -1."""
@@ -100,6 +101,15 @@ class Scoring:
     def beside(self) -> list[HeldBeside]:
         """The networks that mark, for the stage to hold."""
         return [one.beside for one in self._scorers if one.beside is not None]
+
+    @property
+    def carried(self) -> dict[str, Carried]:
+        """What a checkpoint holds of those that mark, by name."""
+        return {name: one for scorer in self._scorers for name, one in scorer.carried.items()}
+
+    def told(self) -> dict[str, Tensor]:
+        """(2,) float64 sums and counts of what those that mark tell beside their marks, since it was last asked."""
+        return {name: pair for scorer in self._scorers for name, pair in scorer.told().items()}
 
     def close(self) -> None:
         """End the processes that grade; the next call starts new ones."""

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 
 from lifecycle.errors import UserError
 from lifecycle.rewards.graders import GRADERS
+from lifecycle.rewards.judge.verdicts import JUDGED
 from lifecycle.stages.reinforcement.acting.scorers.graders import Graders
+from lifecycle.stages.reinforcement.acting.scorers.judge import Judge
 from lifecycle.stages.reinforcement.acting.scorers.reward_model import REWARD_MODEL, RewardModel
 from lifecycle.stages.reinforcement.acting.scorers.scorer import Scorer
 from lifecycle.stages.reinforcement.settings import RewardKeys
 from lifecycle.stages.run.setup import Setup
 
-BY_NETWORKS = (REWARD_MODEL,)
+BY_NETWORKS = (REWARD_MODEL, *JUDGED)
 """Rewards that are no graders."""
 
 
@@ -32,6 +34,8 @@ def scorers_of(keys: RewardKeys, setup: Setup, by_source: Mapping[str, Mapping[s
         found.append(Graders(_graders(keys.weights), by_source=own, grading=keys.grading))
     if REWARD_MODEL in names:
         found.append(RewardModel(keys.reward_model, setup))
+    if names & set(JUDGED):
+        found.append(Judge(keys.judge, setup))
     return found
 
 

@@ -9,12 +9,14 @@ from torch import Tensor
 from lifecycle.rewards.graded import GradingKeys, Rewards
 from lifecycle.rewards.graders import READERS, STATED
 from lifecycle.stages.reinforcement.acting.scorers.scorer import SampleMarks, SamplesToMark
+from lifecycle.stages.step.watched import Carried
 
 
 class Graders:
     """weights: of the graders among the rewards of the stage; by_source: of sources that have their own."""
 
     beside = None
+    carried: Mapping[str, Carried] = {}
 
     def __init__(
         self, weights: Mapping[str, float], *, by_source: Mapping[str, Mapping[str, float]], grading: GradingKeys
@@ -33,6 +35,10 @@ class Graders:
         texts, records = asked.rollout.text, [asked.records[i] for i in asked.index]
         found = self._rewards.stated(texts, records, asked.sources).marks_SR
         return {name: found[:, r] for r, name in enumerate(self.names) if f"{name}{STATED}" in READERS}
+
+    def told(self) -> dict[str, Tensor]:
+        """Nothing beside its marks."""
+        return {}
 
     def close(self) -> None:
         """End the processes."""

@@ -13,6 +13,7 @@ may. What was answered is in the cache by then.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,15 +56,32 @@ class Judge:
             self.beside = local.network
         else:
             self._judge = RemoteJudge(keys, folder=made_cache_folder() / CACHE, run=str(setup.folder))
-        self.carried: Mapping[str, Carried] = {"judge": self._judge.spent}
+        self.carried: Mapping[str, Carried] = {KEY: self}
         self._told = dict[str, list[float]]()
+
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint: who judges, and what it has used."""
+        return {"endpoint": self._keys.url is not None, **self._judge.spent.state()}
+
+    def restore(self, state: Mapping[str, Any] | None) -> None:
+        """Go on from `state`. Raises UserError where that is of another kind of judge."""
+        before = dict(state or {})
+        if before.pop("endpoint", None) not in (None, self._keys.url is not None):
+            raise UserError(
+                "resume: this run was judged by a model "
+                + ("of its own" if self._keys.url is not None else "behind an endpoint")
+                + ", and stage.judge.url now names another kind: set it as it was, or start another run (run=NAME)"
+            )
+        self._judge.spent.restore(before)
 
     def close(self) -> None:
         """It has no processes."""
 
     def marked(self, asked: SamplesToMark) -> SampleMarks:
         """The verdict on every sample."""
-        wanted = [{name for name in JUDGED if name in asked.wanted and asked.wanted[name][n]} for n in range(len(asked))]
+        wanted = [
+            {name for name in JUDGED if name in asked.wanted and asked.wanted[name][n]} for n in range(len(asked))
+        ]
         samples = [
             Judged(
                 completion=asked.rollout.text[n],

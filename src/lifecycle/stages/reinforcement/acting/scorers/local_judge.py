@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lifecycle.errors import UserError
-from lifecycle.rewards.judge.question import NoReply, Outcome, Question, Reply
+from lifecycle.rewards.judge.question import JudgeQuestion, NoReply, Outcome, Reply
 from lifecycle.rewards.judge.settings import JudgeKeys
 from lifecycle.rewards.judge.spending import Spending
 from lifecycle.rollout.drawing import DrawingKeys
@@ -46,14 +46,14 @@ class LocalJudge:
         """Its name."""
         return self._model.name
 
-    def replies(self, questions: Sequence[Question]) -> list[Outcome]:
+    def replies(self, questions: Sequence[JudgeQuestion]) -> list[Outcome]:
         """The outcome of each question; one that the model has no room for has no reply."""
         once = list(dict.fromkeys(questions))
         prompts = [UserPrompt(id=str(n), text=None, messages=tuple(q.messages)) for n, q in enumerate(once)]
         ids = encode(prompts, self._model.tokenizer, chat=True, system=None, begin=False)
         most = self._model.config.max_positions
         fitting = [n for n, one in enumerate(ids) if len(one) < most]
-        found: dict[Question, Outcome] = {
+        found: dict[JudgeQuestion, Outcome] = {
             question: NoReply(why=f"the question has {len(ids[n])} tokens, and {self.place} has {most} positions")
             for n, question in enumerate(once)
         }

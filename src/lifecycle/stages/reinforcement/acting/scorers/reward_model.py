@@ -14,7 +14,7 @@ Shapes: N samples, B rows, T positions, D width.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from lifecycle.stages.reinforcement.settings import RewardModelKeys
 from lifecycle.stages.run.setup import Setup
 from lifecycle.stages.step.collectives import highest_of_ranks
 from lifecycle.stages.step.on_device import on_device
+from lifecycle.stages.step.watched import Carried
 
 REWARD_MODEL = "reward_model"
 """Name of the reward, and key of `stage` for its settings."""
@@ -39,6 +40,7 @@ class RewardModel:
     """The frozen network that `stage.reward_model.path` names. Raises UserError where that is null."""
 
     names = (REWARD_MODEL,)
+    carried: Mapping[str, Carried] = {}
 
     def __init__(self, keys: RewardModelKeys, setup: Setup) -> None:
         if REWARD_MODEL not in setup.asked:
@@ -49,6 +51,10 @@ class RewardModel:
         self._keys, self._setup, self._model = keys, setup, setup.asked[REWARD_MODEL]
         self.beside = FrozenNetwork(config=self._model.config, read=self._model.weights.read, setup=setup)
         self._whole = keys.reads_to == "text" or (keys.reads_to == "auto" and not self._model.of_run)
+
+    def told(self) -> dict[str, Tensor]:
+        """Nothing beside its marks."""
+        return {}
 
     def close(self) -> None:
         """It has no processes."""

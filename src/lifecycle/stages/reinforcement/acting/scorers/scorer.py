@@ -1,9 +1,10 @@
-"""What marks samples: graders in their processes (`graders.py`), a reward model (`reward_model.py`).
+"""What marks samples: graders in their processes (`graders.py`), a reward model (`reward_model.py`), a judge
+(`judge.py`).
 
 A scorer has the names of its rewards, and gives a mark for each sample that a reward is asked for. It is called in
-every step on every rank, also where that has no sample, and holds nothing that a checkpoint would have to: the same
-samples get the same marks, up to rounding, in whatever parts and on whatever ranks they come. A sample that cannot be
-marked has no mark (NaN), which is not 0, and is counted as failed.
+every step on every rank, also where that has no sample. What it marks by is in no checkpoint: the same samples get the
+same marks, up to rounding, in whatever parts and on whatever ranks they come. A sample that cannot be marked has no
+mark (NaN), which is not 0, and is counted as failed.
 
 Shapes: N samples, R rewards of the scorer.
 """
@@ -22,6 +23,7 @@ from lifecycle.batch import PromptBatch, Rollout
 from lifecycle.rewards.record import Answered
 from lifecycle.stages.base import Stage
 from lifecycle.stages.beside.frozen import HeldBeside
+from lifecycle.stages.step.watched import Carried
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,15 +60,23 @@ class SampleMarks:
 
 
 class Scorer(Protocol):
-    """names: of its rewards. beside: the network that it asks, which the stage holds; None: it asks none."""
+    """names: of its rewards. beside: the network that it asks, which the stage holds; None: it asks none. carried: what
+    a checkpoint holds of it, by name."""
 
     @property
     def names(self) -> Sequence[str]: ...
     @property
     def beside(self) -> HeldBeside | None: ...
+    @property
+    def carried(self) -> Mapping[str, Carried]: ...
 
     def marked(self, asked: SamplesToMark) -> SampleMarks:
         """A mark for each sample and reward. Every rank must call."""
+        ...
+
+    def told(self) -> dict[str, Tensor]:
+        """(2,) float64 sums and counts of what it tells beside its marks, since it was last asked; the same names on
+        every rank."""
         ...
 
     def close(self) -> None:
