@@ -92,6 +92,7 @@ def look(stage: Stage, actor: Actor) -> Preflight | None:
         rollout = actor.sampler.apart(prompts, stage.network, step=0, samples=keys.samples, purpose=PURPOSE)
     stage.network.train()
     scores = actor.scoring.scores(stage, rollout, prompts)
+    actor.scoring.told()  # what it tells is of no step
     sampled_in = time.perf_counter() - read_at
     of_samples = _gathered(rollout, scores, stage.device)
     step = stage.setup_facts.timeline.at(0)
