@@ -69,7 +69,7 @@ class Rlaif(Stage):
             optimization=optimization,
             setup=setup,
             beside=Together.of(way.reference, *actor.scoring.beside),
-            carried={"solved": actor.solved, **way.carried},
+            carried={"solved": actor.solved, **actor.scoring.carried, **way.carried},
         )
         self.actor, self.way = actor, way
 
