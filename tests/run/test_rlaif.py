@@ -2,13 +2,17 @@
 a run, it goes on as the run that was not."""
 
 import json
+import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
-from tests.run.cli import assert_same_run, cut_back, facts, lifecycle, make_texts, metrics
+from tests.run.cli import assert_same_run, cut_back, facts, kill_after, lifecycle, make_texts, metrics, newest
 from tests.run.prompts import write_prompts
+from transformers import AutoModelForSequenceClassification
 
 JUDGE = (
     "stage=reward",
@@ -40,6 +44,21 @@ MODEL = ("stage.reward_model.path=judge", "stage.reward_model.clip=3")
 WAYS: dict[str, tuple[str, ...]] = {
     "grpo": ("stage=rlaif", *MODEL, "stage.rewards={reward_model: 1, repetition: 0.1}"),
     "online_dpo": ("stage=rlaif", *MODEL, "stage.optimise=online_dpo"),
+    "ppo": (
+        "stage=ppo",
+        *MODEL,
+        "stage.rewards=reward_model",
+        "stage.critic={kind: separate, init_from: reward_model}",
+    ),
+    "spo": (
+        "stage=spo",
+        *MODEL,
+        "stage.rewards=reward_model",
+        "stage.reward_model.sigmoid=true",
+        "stage.samples_per_prompt=1",
+        "stage.chosen_per_step=3",
+        "stage.start_samples=2",
+    ),
 }
 
 
@@ -65,14 +84,101 @@ def assert_same(run: Path, other: Path) -> None:
     assert len(told) >= 8 and all(here[name] == there[name] for name in told if "per_second" not in name)
 
 
-@pytest.mark.parametrize("way", ["grpo", "online_dpo"])
-def test_a_run_that_was_stopped_goes_on_as_the_run_that_was_not(way: str, place: Path, judge: Path) -> None:
+def test_a_run_that_was_stopped_goes_on_as_the_run_that_was_not(place: Path, judge: Path) -> None:
+    stopped_and_whole("online_dpo", place)
+    run = place / "outputs/liked-online_dpo"
+    assert facts(run)["reward_model"]["path"] == str(judge)
+    assert facts(run)["reward_model"]["sha256"] != facts(run)["parent"]["sha256"]
+    told = metrics(run)
+    assert len({value for value in told["reward/reward_model"] if value is not None}) == 8
+    assert any(told["rlaif/pairs"]) and told["preference/kl"][-1] is not None
+
+
+def stopped_and_whole(way: str, place: Path) -> None:
     whole, parts = place / f"outputs/liked-{way}", place / f"outputs/parts-{way}"
     lifecycle(place, f"run={whole.name}", *SAMPLES, *WAYS[way])
-    assert facts(whole)["reward_model"]["path"] == str(judge)
-    assert facts(whole)["reward_model"]["sha256"] != facts(whole)["parent"]["sha256"]
-    told = metrics(whole)
-    assert len({value for value in told["reward/reward_model"] if value is not None}) == 8
     cut_back(whole, parts, 4)
     lifecycle(place, f"run={parts.name}", *SAMPLES, *WAYS[way])
     assert_same(parts, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["grpo", "ppo", "spo"])
+def test_a_stopped_run_of_another_way_goes_on_too(way: str, place: Path) -> None:
+    stopped_and_whole(way, place)
+
+
+def test_another_reward_model_in_its_place_is_refused(place: Path, judge: Path) -> None:
+    shutil.copytree(judge / "model", place / "moved")
+    words = ("run=held", *SAMPLES, "stage=rlaif", "stage.reward_model.path=moved", "stage.max_steps=2")
+    lifecycle(place, *words, "checkpoint.every_steps=1", "validation.every_steps=null")
+    cut_back(place / "outputs/held", place / "outputs/other", 1)
+    config = json.loads((place / "moved/config.json").read_text())
+    (place / "moved/config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
+    again = (*words[1:], "run=other", "checkpoint.every_steps=1", "validation.every_steps=null")
+    refused = lifecycle(place, *again, code=1)
+    assert "it needs those that it began with" in refused.err
+
+
+def test_a_missing_reward_model_is_said_with_what_to_give(place: Path) -> None:
+    for words, says in (
+        (("stage=rlaif",), "stage.reward_model.path=RUN"),
+        (("stage=rlaif", "stage.reward_model.path=whole"), "predicts tokens, and a reward model ends in a score"),
+        (("stage=grpo", "stage.reward_model.path=judge"), "stage.rewards=reward_model"),
+        (("stage=spo", "stage.rewards=reward_model", *MODEL), "stage.reward_model.sigmoid=true"),
+        (("stage=ppo", "stage.critic.init_from=judge"), "stage.critic.kind=separate"),
+    ):
+        done = lifecycle(place, "run=never", *SAMPLES, *words, code=1)
+        assert says in done.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_killed_at_random_moments_is_the_run_that_was_not(way: str, place: Path) -> None:
+    draw, longer = random.Random(6), (*SAMPLES, *WAYS[way], "stage.max_steps=40", "checkpoint.every_steps=2")
+    lifecycle(place, f"run=long-{way}", *longer)
+    run = place / f"outputs/killed-{way}"
+    for number in range(8):
+        done, soon = newest(run), number % 2 == 0
+        wait = draw.uniform(0.2, 1.5) if soon else 0.0
+        kill_after(place, f"run=killed-{way}", *longer, checkpoints=not soon, wait=wait)
+        assert soon or newest(run) > done or newest(run) == 40
+    lifecycle(place, f"run=killed-{way}", *longer)
+    assert_same(run, place / f"outputs/long-{way}")
+
+
+RANKS = ("hardware.workers=0", "hardware.precision=fp32", "stage.max_steps=4", "checkpoint.every_steps=4")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("way", ["grpo", "online_dpo"])
+def test_two_ranks_take_the_steps_of_one(way: str, strategy: str, place: Path) -> None:
+    words = (*SAMPLES, *WAYS[way], *RANKS)
+    one, two = place / f"outputs/one-{way}", place / f"outputs/two-{way}-{strategy}"
+    if not one.exists():
+        lifecycle(place, f"run={one.name}", *words)
+    lifecycle(place, f"run={two.name}", *words, "hardware.devices=2", f"hardware.strategy={strategy}", cold=True)
+    here, there = metrics(one), metrics(two)
+    names = ["train/loss", "train/grad_norm", "rollout/reward", "reward/reward_model", "valid/loss"]
+    names += ["rlaif/pairs", "preference/kl"] if way == "online_dpo" else ["policy/kl"]
+    for name in names:
+        assert there[name] == [None if v is None else pytest.approx(v, rel=1e-3, abs=1e-5) for v in here[name]], name
+
+
+def test_marks_of_a_run_are_the_scores_that_transformers_gives_its_kept_samples(place: Path, judge: Path) -> None:
+    import pyarrow.parquet as pq
+
+    words = ("stage=rlaif", "stage.reward_model.path=judge", "stage.keep_rollouts=1", "stage.max_steps=1")
+    lifecycle(place, "run=kept", *SAMPLES, *words, "validation.every_steps=null")
+    rows = pq.read_table(next((place / "outputs/kept/rollouts").glob("*.parquet"))).to_pylist()
+    model = AutoModelForSequenceClassification.from_pretrained(judge / "model").eval()
+    tokenizer = json.loads((judge / "tokenizer/tokenizer.json").read_text())
+    ids = {one["content"]: one["id"] for one in tokenizer["added_tokens"]}
+    end = next(i for name, i in ids.items() if "end" in name)
+    assert {row["stop_reason"] for row in rows} >= {"length"}
+    for row in rows:
+        said = row["token_ids"][:-1] if row["stop_reason"] == "stop_id" else row["token_ids"]
+        with torch.no_grad():
+            score = model(input_ids=torch.tensor([[*row["prompt_ids"], *said, end]])).logits[0, 0]
+        assert row["reward"] == pytest.approx(float(score), abs=1e-5)

@@ -160,7 +160,7 @@ def estimate(
     sharded: bool,
     device: RunDevice,
     checkpoints: CheckpointPlan,
-    kept_copies: int = 0,
+    kept_copies: float = 0,
     frozen: int = 0,
     adapter: TrainedAdapter | None = None,
     free_disk: float | None = None,
@@ -214,7 +214,7 @@ def _memory(
     device: RunDevice,
     *,
     shards: int,
-    kept: int,
+    kept: float,
     frozen: int,
     adapter: TrainedAdapter | None,
 ) -> tuple[Memory, float]:
@@ -279,7 +279,7 @@ def _sources(sources: Sequence[SourceEstimate], tokens: float) -> tuple[SourcePl
 
 
 def _disk(
-    model: ModelLike, copies: int, checkpoints: CheckpointPlan, steps: int, adapter: TrainedAdapter | None
+    model: ModelLike, copies: float, checkpoints: CheckpointPlan, steps: int, adapter: TrainedAdapter | None
 ) -> Disk:
     """copies: of what is trained, that a checkpoint has beside it: states of the optimizer and what the stage keeps."""
     size = float(FP32 * (1 + copies) * (model.parameters() if adapter is None else adapter.parameters))

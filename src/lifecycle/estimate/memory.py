@@ -117,7 +117,7 @@ def memory_of(
     length: int,
     precision: str,
     states: int,
-    kept: int,
+    kept: float,
     frozen: int,
     shards: int,
     chunk: int,

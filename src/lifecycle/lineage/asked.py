@@ -1,7 +1,8 @@
-"""Models that a stage asks beside its own, named as `init_from` names a parent: a reward model, a judge.
+"""Models that a stage asks beside its own, named as `init_from` names a parent: RUN, RUN@STEP, FOLDER, OWNER/NAME.
 
-    stage.reward_model.path=RUN, RUN@STEP, FOLDER, OWNER/NAME       asked where a reward is `reward_model`
-    stage.judge.model=RUN, RUN@STEP, FOLDER, OWNER/NAME             ... or `judge` or `preferred`, by no endpoint
+    stage.reward_model.path=liking             asked where a reward is `reward_model`
+    stage.judge.model=chats                    ... or `judge` or `preferred`, by no endpoint
+    stage.critic.init_from=reward_model        what a separate critic begins as: the reward model, or another, by name
 
 Tokenizer and chat template are its own, and may be others than those of the run.
 """
@@ -14,10 +15,11 @@ from lifecycle import config
 from lifecycle.errors import UserError
 from lifecycle.lineage.parent import Parent, find_parent, finished_runs
 from lifecycle.rewards.judge.verdicts import JUDGED
+from lifecycle.stages.beside.critic import CRITIC
+from lifecycle.stages.reinforcement.acting.scorers.reward_model import REWARD_MODEL
 from lifecycle.stages.reinforcement.settings import reward_names
 from lifecycle.tokenizer.tokenizer import load
 
-REWARD_MODEL = "reward_model"
 JUDGE = "judge"
 
 
@@ -27,8 +29,8 @@ def asked_models(cfg: DictConfig) -> dict[str, Parent]:
     plain = config.resolved(cfg)
     stage, rewards = plain["stage"], reward_names(plain)
     found = dict[str, Parent]()
+    path = (stage.get(REWARD_MODEL) or {}).get("path")
     if REWARD_MODEL in stage and REWARD_MODEL in rewards:
-        path = stage[REWARD_MODEL]["path"]
         if path is None:
             raise UserError(
                 "a reward is 'reward_model', and stage.reward_model.path is null: type stage.reward_model.path=RUN, a "
@@ -38,6 +40,22 @@ def asked_models(cfg: DictConfig) -> dict[str, Parent]:
         found[REWARD_MODEL] = scoring_model(path, key="stage.reward_model.path")
     if JUDGE in stage and rewards & set(JUDGED) and stage[JUDGE]["url"] is None:
         found[JUDGE] = judging_model(stage[JUDGE]["model"], key="stage.judge.model")
+    if (began_as := (stage.get(CRITIC) or {}).get("init_from")) is not None:
+        same = began_as == REWARD_MODEL
+        named, key = (path, "stage.reward_model.path") if same else (began_as, "stage.critic.init_from")
+        found[CRITIC] = critic_of(scoring_model(named, key=key), cfg)
+    return found
+
+
+def critic_of(found: Parent, cfg: DictConfig) -> Parent:
+    """The model that a critic begins as. Raises UserError where its positions are fewer than a row's."""
+    length = config.build_limits(cfg.stage).sequence_length
+    if length > found.model.max_positions:
+        raise UserError(
+            f"stage.sequence_length is {length}, and {found.name}, which the critic begins as, has "
+            f"{found.model.max_positions} positions: type stage.sequence_length={found.model.max_positions}, or "
+            "stage.critic.init_from=null"
+        )
     return found
 
 

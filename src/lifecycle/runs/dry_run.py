@@ -37,6 +37,7 @@ from lifecycle.model.adapters import matrices, size_of
 from lifecycle.model.lora import Adapter
 from lifecycle.runs.guarded import check_reach
 from lifecycle.runs.plan import RunPlan
+from lifecycle.stages.beside.critic import CRITIC
 from lifecycle.system.cache import made_cache_folder
 from lifecycle.tokenizer.tokenizer import Tokenizer, TokenizerRecipe, train_bpe
 
@@ -209,7 +210,7 @@ def _estimate(plan: RunPlan, limits: Limits, model: ModelConfig, timeline: Timel
             every_steps=cfg.checkpoint.every_steps,
         ),
         kept_copies=sum(number for key, number in copies.items() if cfg.stage.get(key) is not None)
-        + (plan.stage.trained_copies(config.resolved(cfg)) if plan.stage else 0),
+        + _trained_beside(plan, model),
         frozen=_frozen(plan, model),
         adapter=None if plan.adapter is None else _adapter(plan.adapter, model),
         free_disk=shutil.disk_usage(_existing(Path.cwd())).free,
@@ -257,10 +258,18 @@ def _adapter(adapter: Adapter, model: ModelConfig) -> TrainedAdapter:
     return TrainedAdapter(parameters=size_of(model, adapter).parameters, in_4_bits=small, merge=adapter.merge)
 
 
+def _trained_beside(plan: RunPlan, model: ModelConfig) -> float:
+    """Copies of the weights that take as much as what the stage trains beside them: a critic may be of another size."""
+    copies = plan.stage.trained_copies(config.resolved(plan.config)) if plan.stage else 0
+    critic = plan.models.get(CRITIC)
+    return copies if critic is None else copies * critic.model.parameters() / model.parameters()
+
+
 def _frozen(plan: RunPlan, model: ModelConfig) -> int:
     """Parameters of the networks that the stage only asks: copies of its own, and others of any size."""
     copies = plan.stage.frozen_copies(config.resolved(plan.config)) if plan.stage else 0
-    others = [*([plan.teacher] if plan.teacher else []), *plan.models.values()]
+    asked = [one for key, one in plan.models.items() if key != CRITIC]  # which is trained
+    others = [*([plan.teacher] if plan.teacher else []), *asked]
     return copies * model.parameters() + sum(one.model.parameters() for one in others)
 
 

@@ -46,6 +46,17 @@ def faults(config: Mapping[str, Any]) -> list[str]:
             "stage.critic.kind is separate, which trains a whole second network, and adapter is there to train few "
             "weights: type stage.critic.kind=head, or adapter=none"
         )
+    began_as = critic.get("init_from")
+    if began_as is not None and critic.get("kind") == "head":
+        found.append(
+            f"stage.critic.init_from is {began_as}, and stage.critic.kind is head, which is no network of its own: "
+            "type stage.critic.kind=separate, or stage.critic.init_from=null"
+        )
+    if began_as == "reward_model" and (config["stage"].get("reward_model") or {}).get("path") is None:
+        found.append(
+            "stage.critic.init_from is reward_model, and stage.reward_model.path is null: type "
+            "stage.reward_model.path=RUN, a run of stage=reward, or name it in stage.critic.init_from"
+        )
     return found
 
 

@@ -169,7 +169,7 @@ def grpo(
     return made
 
 
-HEAD = CriticKeys(kind="head", lr=None, coefficient=0.5, clip=0.5, warmup_steps=0)
+HEAD = CriticKeys(kind="head", init_from=None, lr=None, coefficient=0.5, clip=0.5, warmup_steps=0)
 VALUES = ValueKeys(gamma=0.97, lam=0.9, whiten=True, kl_in="reward")
 
 

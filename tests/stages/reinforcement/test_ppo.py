@@ -8,10 +8,12 @@ import pytest
 import torch
 from tests.stages.reinforcement.made import EPS, HEAD, POLICY, VALUES, ppo, prompts
 from tests.stages.reinforcement.test_grpo import drawn, plain_logp
+from tests.stages.reinforcement.test_reward_model import asked_model
 from tests.stages.test_step import ADAMW, Batches, Kept, optimization, trainer_of
 from torch import Tensor, nn
 
 from lifecycle.batch import Rollout
+from lifecycle.errors import UserError
 from lifecycle.model import Decoder, build
 from lifecycle.model.layers.initial import ending_in, fresh_score
 from lifecycle.optim import Muon
@@ -227,6 +229,38 @@ def test_a_separate_critic_begins_as_the_parent_with_a_fresh_score() -> None:
     wanted = ending_in(build(POLICY, seed=3).state_dict(), fresh_score(SCORED, seed=1))
     found = made.critic.network.state_dict()
     assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_critic_may_begin_as_a_reward_model_of_another_size() -> None:
+    judge = asked_model(config=replace(SCORED, layers=1, width=16, ffn_width=32))
+
+    def read() -> Any:
+        return build(judge.config, seed=9).state_dict()
+
+    judge = replace(judge, weights=replace(judge.weights, read=read))
+    keys = replace(SEPARATE, init_from="reward_model")
+    made = ppo(critic=keys, setup={"asked": {"critic": judge}})
+    made.configure_model()
+    assert made.critic is not None and made.critic.network is not None
+    found, wanted = made.critic.network.state_dict(), read()
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert all(parameter.requires_grad for parameter in made.critic.network.parameters())
+    for changed, says in (
+        ({"same_tokens": False}, "has another tokenizer or chat template"),
+        ({"config": replace(judge.config, family="mistral", sliding_window=4)}, "sliding window of 4"),
+    ):
+        with pytest.raises(UserError, match=says):
+            ppo(critic=keys, setup={"asked": {"critic": replace(judge, **changed)}})
+
+
+def test_it_trains_a_critic_that_began_as_a_reward_model(tmp_path: Path) -> None:
+    keys = replace(SEPARATE, init_from="judge")
+    made = ppo(critic=keys, setup={"asked": {"critic": asked_model()}})
+    rows = train(made, tmp_path, steps=2)
+    assert rows[2]["critic/loss"] > 0
+    assert made.critic is not None and made.critic.network is not None
+    moved = made.critic.network.state_dict()
+    assert all(not torch.equal(moved[name], before) for name, before in asked_model().weights.read().items())
 
 
 def test_muon_moves_the_matrices_of_a_critic_too() -> None:

@@ -201,8 +201,8 @@ def _unbounded(config: Mapping[str, Any]) -> list[str]:
     """A reward that has no full mark, where one is asked for."""
     model = config["stage"].get("reward_model") or {}
     if "reward_model" not in reward_names(config):
-        path = model.get("path")
-        return [] if path is None else [_unused(path)]
+        path, critic = model.get("path"), config["stage"].get("critic") or {}
+        return [] if path is None or critic.get("init_from") == "reward_model" else [_unused(path)]
     if config["stage"].get("drop_solved") is True:
         return [
             "stage.drop_solved leaves out prompts whose answers all have the full reward, and a reward model gives "
