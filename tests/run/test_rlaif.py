@@ -116,7 +116,7 @@ def test_another_reward_model_in_its_place_is_refused(place: Path, judge: Path) 
     config = json.loads((place / "moved/config.json").read_text())
     (place / "moved/config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
     again = (*words[1:], "run=other", "checkpoint.every_steps=1", "validation.every_steps=null")
-    refused = lifecycle(place, *again, code=1)
+    refused = lifecycle(place, *again, code=2)
     assert "it needs those that it began with" in refused.err
 
 
@@ -128,7 +128,7 @@ def test_a_missing_reward_model_is_said_with_what_to_give(place: Path) -> None:
         (("stage=spo", "stage.rewards=reward_model", *MODEL), "stage.reward_model.sigmoid=true"),
         (("stage=ppo", "stage.critic.init_from=judge"), "stage.critic.kind=separate"),
     ):
-        done = lifecycle(place, "run=never", *SAMPLES, *words, code=1)
+        done = lifecycle(place, "run=never", *SAMPLES, *words, code=2)
         assert says in done.err
 
 
