@@ -43,7 +43,7 @@ def asked_models(cfg: DictConfig) -> dict[str, Parent]:
     if (began_as := (stage.get(CRITIC) or {}).get("init_from")) is not None:
         same = began_as == REWARD_MODEL
         named, key = (path, "stage.reward_model.path") if same else (began_as, "stage.critic.init_from")
-        found[CRITIC] = critic_of(scoring_model(named, key=key), cfg)
+        found[CRITIC] = critic_of(scoring_model(str(named), key=key), cfg)
     return found
 
 
