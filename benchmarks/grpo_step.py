@@ -3,9 +3,11 @@
     python -m benchmarks.grpo_step --peers-python PATH       PATH: a Python that has trl
 
 4 prompts of 64 tokens, 8 completions each of up to 64 new ones, temperature 1, one update, no reference (`kl`: one); a
-cheap reward on both sides; AdamW, clip 1.0. `step_s`: of the whole step; `sampling_s`, `grading_s` inside it.
+reward for the number of words on both sides, which differs within every group; AdamW, clip 1.0. `step_s`: of the whole
+step; `sampling_s`, `grading_s` inside it.
 
 ours_*      `python -m lifecycle stage=grpo` as a user types it; `auto`: out of the box
+ours_ppo_*  stage=ppo with a score on the policy as its critic: values, advantages by token, and the loss of both
 ours_N      one prompt more often: 4 prompts x N samples, by which the cost of a prompt must not grow
 trl_*       its GRPOTrainer with transformers' generate; fp32 or bf16
 """
@@ -31,8 +33,10 @@ INPUTS = "LIFECYCLE_GRPO_INPUTS"
 """The folder that both sides read: `model/`, a Hugging Face folder, and `prompts.jsonl`."""
 
 STEPS, WARM, PROMPTS, SAMPLES, LENGTH, NEW = 2, 2, 4, 8, 64, 64
+WORDS = 40
+"""At which a completion has its full reward: rewards differ within every group, so that no sample is without work."""
 VARIANTS = {
-    **{f"ours_{name}": "ours" for name in ("auto", "fp32", "bf16", "kl_fp32")},
+    **{f"ours_{name}": "ours" for name in ("auto", "fp32", "bf16", "kl_fp32", "ppo_fp32", "ppo_auto")},
     **{f"trl_{name}": "peers" for name in ("fp32", "bf16", "kl_fp32")},
     **{f"ours_{samples}_fp32": "ours" for samples in (1, 4, 16, 64)},
 }
@@ -57,13 +61,14 @@ def ours(kind: str, runs: int) -> dict[str, Any]:
     precision = kind.rpartition("_")[2]
     samples = next((int(part) for part in kind.split("_") if part.isdigit()), SAMPLES)
     given = [
-        "stage=grpo",
+        f"stage={'ppo' if 'ppo' in kind else 'grpo'}",
         f"init_from={inputs / 'model'}",
         "data=files",
         f"data.sources.mine.path={inputs / 'prompts.jsonl'}",
         "data.sources.mine.validation=null",
         "data.chat_template=none",
-        "stage.rewards=repetition",
+        "stage.rewards=length",
+        f"stage.grading.target_words={WORDS}",
         "stage.optimizer.lr=1e-5",
         "stage.max_epochs=null",
         f"stage.max_steps={steps}",
@@ -114,7 +119,7 @@ def trl(kind: str, runs: int) -> dict[str, Any]:
             marks.append(time.perf_counter())
 
     def reward(completions: Sequence[str], **rest: Any) -> list[float]:
-        return [len(set(text.split())) / max(1, len(text.split())) for text in completions]
+        return [max(0.0, 1 - abs(len(text.split()) - WORDS) / WORDS) for text in completions]
 
     rows = [json.loads(line) for line in (inputs / "prompts.jsonl").read_text().splitlines()]
     tokenizer = AutoTokenizer.from_pretrained(str(inputs / "model"))

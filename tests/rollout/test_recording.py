@@ -1,5 +1,7 @@
 """Recorded steps, on a tape in place of CUDA's graphs: they draw what eager steps draw, and hold what was compiled."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -60,9 +62,9 @@ def test_what_was_compiled_is_what_runs_and_no_row_at_rest_is_computed(
     widths: list[int] = []
 
     def compiler(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
-        def compiled(table: Tensor, *rest: Any) -> Any:
+        def compiled(step: Any, table: Tensor, *rest: Any) -> Any:
             widths.append(table.shape[1])
-            return function(table, *rest)
+            return function(step, table, *rest)
 
         return compiled
 
@@ -98,3 +100,19 @@ def test_one_compiled_step_serves_all_lengths_and_settings(monkeypatch: pytest.M
         sampling = settings(max_new_tokens=3, temperature=0.5 + number, top_k=10 + number)
         engine.generate([[1] * length], sampling, seed=0)
     assert steps[0] == 33 and compiled[0] <= 3
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_engine_that_is_done_with_frees_its_cache_at_once(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *given: function(*given))
+    engine = Engine(build(CONFIG, seed=1), slots=4, compiled=compiled, graphs=False)
+    engine.generate([[1, 2, 3]], Sampling(max_new_tokens=4), seed=0)
+    step = engine._step
+    assert step is not None and step.cache is not None
+    held: list[weakref.ref[Any]] = [weakref.ref(step), weakref.ref(step.cache)]
+    gc.disable()  # a cycle would be found by it, some time
+    try:
+        del step, engine
+        assert [one() for one in held] == [None, None]
+    finally:
+        gc.enable()

@@ -46,11 +46,12 @@ class DecodeStep:
         self.cache: Cache | None = None
         self._slots, self._device, self._compiled, self._graphs = slots, device, compiled, graphs
         self._table = torch.zeros(5, slots, dtype=torch.long, device=device)
-        self._logits, self._compute = self._eager_logits, self._eager
+        # not bound: a step that held itself would keep its cache until the next collection, through a whole update
+        self._logits, self._compute = DecodeStep._eager_logits, DecodeStep._eager
         if compiled and device.type == "cpu":
-            self._logits = torch.compile(self._eager_logits)
+            self._logits = torch.compile(DecodeStep._eager_logits)
         elif compiled:
-            self._compute = torch.compile(self._eager)
+            self._compute = torch.compile(DecodeStep._eager)
         self._recorded: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Drawn]] = {}
         self._version: Version | None = None
         self._room: Room | None = None
@@ -159,7 +160,7 @@ class DecodeStep:
         else:
             wide, limit = rows, min(-(-longest // FINE) * FINE, self.cache.capacity)
         table = self._table[:, :wide]
-        drawn = self._replay(wide, limit) if self._graphs else self._compute(wide, limit)
+        drawn = self._replay(wide, limit) if self._graphs else self._compute(self, wide, limit)
         self._note(table, drawn, out)
         asked = _asked(drawn, wide, out).cpu()
         _keep(drawn, asked, out)
@@ -204,7 +205,7 @@ class DecodeStep:
 
     def _eager(self, rows: int, limit: int) -> Drawn:
         table = self._table[:, :rows]
-        return self._draw(table, None, self._logits(table, None, limit))
+        return self._draw(table, None, self._logits(self, table, None, limit))
 
     def _eager_logits(self, table: Tensor, index: Tensor | None, limit: int) -> Tensor:
         """(B, V) for the rows of `table`, which are rows `index` of the cache."""
@@ -222,12 +223,12 @@ class DecodeStep:
     def _replay(self, rows: int, limit: int) -> Drawn:
         if (rows, limit) not in self._recorded:
             # compilers and libraries set themselves up at their first call, which a graph may not hold
-            self._compute(rows, limit)
+            self._compute(self, rows, limit)
             torch.cuda.synchronize(self._device)
             graph = torch.cuda.CUDAGraph()
             # one pool of memory: graphs run one after the other, so what one computes with is free for the next
             with torch.cuda.graph(graph, pool=next((other.pool() for other, _ in self._recorded.values()), None)):
-                drawn = self._compute(rows, limit)
+                drawn = self._compute(self, rows, limit)
             self._recorded[rows, limit] = graph, drawn
         graph, drawn = self._recorded[rows, limit]
         graph.replay()

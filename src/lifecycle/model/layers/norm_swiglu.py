@@ -1,9 +1,14 @@
 """The small parts of a block: RMS norm and SwiGLU.
 
+In training both keep their inputs for the backward pass and compute what lies between once more: it is cheap, and what
+autograd keeps of a product of three is two more tensors. A compiler chooses for itself.
+
 Shapes: B sequences, T positions, D width, F width of the feed-forward part.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +28,45 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        x32 = x if x.dtype == torch.float64 else x.float()
-        scale = torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
-        return (x32 * scale * self.weight).to(x.dtype)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            out: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
+            return out
+        return _normed(x, self.weight, self.eps)[0]
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The norm, and (..., 1) what x was multiplied by."""
+    x32 = _wide(x)
+    scale = torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
+    return (x32 * scale * weight).to(x.dtype), scale
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class _RMSNorm(torch.autograd.Function):
+    """With n = x scale: d weight = sum(g n), d x = scale (g weight - n mean(g n weight))."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        out, scale = _normed(x, weight, eps)
+        ctx.save_for_backward(x, weight, scale)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight, scale = ctx.saved_tensors
+        wide, of_x, of_weight = _wide(grad), None, None
+        n = _wide(x) * scale
+        product = wide * n
+        if ctx.needs_input_grad[1]:
+            of_weight = product.flatten(0, -2).sum(0).to(weight.dtype)
+        if ctx.needs_input_grad[0]:
+            mean = (product @ weight.to(product.dtype)).unsqueeze(-1) / x.shape[-1]
+            of_x = (wide * weight).sub_(n.mul_(mean)).mul_(scale).to(x.dtype)
+        return of_x, of_weight, None
 
 
 class FeedForward(nn.Module):
@@ -38,5 +79,25 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(ffn_width, width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        gate, up = self.gate_proj(x_BTD), self.up_proj(x_BTD)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            inner = _Gated.apply(gate, up)
+        else:
+            inner = F.silu(gate) * up
+        out: Tensor = self.down_proj(inner)
         return out
+
+
+class _Gated(torch.autograd.Function):
+    """silu(gate) up, and the gradients that autograd would give, bit for bit."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate) * up
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * up, gate), grad * F.silu(gate)
