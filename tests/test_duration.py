@@ -104,6 +104,33 @@ def test_the_three_units_mean_the_same(unit: str) -> None:
     assert line.tokens() == 10 * 256 + 30 * 2048
 
 
+def asked(*lines: dict[str, Any], **changes: Any) -> Limits:
+    """The limits of a stage with 4 prompts a step, 2 samples of each, and 16 positions of one."""
+    given = {"view": "prompt", "max_steps": None, "max_tokens": None, "max_epochs": None, "global_batch_tokens": None}
+    sizes = {"sequence_length": 16, "prompts_per_step": 4, "samples_per_prompt": 2}
+    return Limits(**{**given, **sizes, "phases": [PhaseSpec(**line) for line in lines], **changes})
+
+
+def test_phases_of_samples_change_their_number_temperature_and_kl() -> None:
+    lines: list[dict[str, Any]] = [
+        {"at_tokens": 0, "temperature": 1.2},
+        {"at_tokens": 3 * 128, "samples_per_prompt": 8, "kl_coefficient": 0.0, "rate": 0.5},
+        {"at_tokens": 3 * 128 + 2 * 512, "rows": 2},
+    ]
+    line = asked(*lines, max_tokens=3 * 128 + 2 * 512 + 3 * 64 + 63).timeline(never, never)
+    found = [(s.step, s.rows, s.samples, s.tokens, s.temperature, s.kl_coefficient) for s in line.segments]
+    assert found == [(0, 4, 2, 128, 1.2, None), (3, 4, 8, 512, None, 0.0), (5, 2, 2, 64, None, None)]
+    assert line.steps == 8 and line.tokens() == 3 * 128 + 2 * 512 + 3 * 64
+    assert [steps for _, steps in line.steps_by_segment()] == [3, 2, 3]
+    assert [line.rate(step) for step in (2, 3)] == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("key", ["samples_per_prompt", "temperature", "kl_coefficient"])
+def test_stages_without_samples_refuse_phases_of_them(key: str) -> None:
+    with pytest.raises(UserError, match=rf"stage.phases\[1\] has {key}, and this stage draws no samples"):
+        run({"at_steps": 0}, {"at_steps": 2, key: 1}, max_steps=4)
+
+
 @pytest.mark.parametrize("tokens", [2559, 2560, 2561, 2560 + 2048 * 3, 2560 + 2048 * 3 - 1])
 def test_a_limit_in_tokens_is_never_passed_over_phases(tokens: int) -> None:
     line = run({"at_steps": 0, "sequence_length": 128, "rows": 2}, {"at_steps": 10, "rows": 4}, max_tokens=tokens)

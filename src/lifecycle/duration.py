@@ -19,6 +19,8 @@ from lifecycle.errors import UserError
 MOST_STEPS = 2**40
 UNITS = ("at_steps", "at_tokens", "at_fraction")
 ENDS = ("max_steps", "max_tokens", "max_epochs")
+OF_SAMPLES = ("samples_per_prompt", "temperature", "kl_coefficient")
+"""Keys of a phase for stages that draw samples for prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,8 @@ class PhaseSpec:
     at_steps, at_tokens, at_fraction: where it begins; exactly one of the three, the same in all lines, the first at 0.
     sequence_length: positions of a row. rows: of a step; None: as many as fill global_batch_tokens. rate: factor of the
     learning rate. weights: of the sources; those not named get 0. rope_theta: rope base from here on (None: that of the
-    line before); longer rows need a larger one.
+    line before); longer rows need a larger one. In stages that draw samples for prompts: samples_per_prompt,
+    temperature, and kl_coefficient (`stage.kl.coefficient`).
     """
 
     at_steps: FromZero | None = None
@@ -39,6 +42,9 @@ class PhaseSpec:
     rate: Positive = 1.0
     weights: dict[str, NotNegative] | None = None
     rope_theta: Positive | None = None
+    samples_per_prompt: Count | None = None
+    temperature: Positive | None = None
+    kl_coefficient: NotNegative | None = None
 
     @property
     def unit(self) -> str:
@@ -60,7 +66,8 @@ class PhaseSpec:
 @dataclass(frozen=True, kw_only=True)
 class Segment:
     """A phase of a run whose length is known: from `step` on, `rows` rows of `row_length` positions; or `rows` prompts,
-    with `samples` completions of each, which have so many positions with their prompt at most."""
+    with `samples` completions of each, which have so many positions with their prompt at most. temperature,
+    kl_coefficient: of these; None: the stage's own."""
 
     step: int
     row_length: int
@@ -69,6 +76,8 @@ class Segment:
     rate: float = 1.0
     weights: dict[str, float] | None = None
     rope_theta: float | None = None
+    temperature: float | None = None
+    kl_coefficient: float | None = None
 
     @property
     def tokens(self) -> int:
@@ -110,10 +119,17 @@ class Timeline:
     def tokens_by_length(self) -> dict[int, int]:
         """Positions of the run, by the length of the rows that hold them."""
         out: dict[int, int] = {}
-        for segment, end in zip(self.segments, [*(s.step for s in self.segments[1:]), self.steps], strict=True):
-            steps = max(0, min(end, self.steps) - segment.step)
+        for segment, steps in self.steps_by_segment():
             out[segment.row_length] = out.get(segment.row_length, 0) + steps * segment.tokens
         return out
+
+    def steps_by_segment(self) -> list[tuple[Segment, int]]:
+        """Each segment with its steps; none are after the end of the run."""
+        ends = [*(s.step for s in self.segments[1:]), self.steps]
+        return [
+            (segment, max(0, min(end, self.steps) - segment.step))
+            for segment, end in zip(self.segments, ends, strict=True)
+        ]
 
     def steps_of(self, tokens: float) -> int:
         """The least number of steps that hold `tokens` positions."""
@@ -177,6 +193,11 @@ class Limits:
             raise UserError(f"{where} begins {phase.unit}, the line before {before.unit}; use one unit in all lines")
         if phase.at <= before.at if before is not None else phase.at != 0:
             raise UserError(f"{where}.{phase.unit} is {phase.at:g}; the first begins at 0, each other after the last")
+        given = [key for key in OF_SAMPLES if getattr(phase, key) is not None]
+        if given and self.prompts_per_step is None:
+            raise UserError(
+                f"{where} has {' and '.join(given)}, and this stage draws no samples for prompts: leave it out"
+            )
         length = self.length_of(phase)
         if length > self.sequence_length:
             raise UserError(
@@ -273,7 +294,9 @@ class Limits:
             step=step,
             row_length=length,
             rows=phase.rows or self.rows_of(length),
-            samples=self.samples_per_prompt,
+            samples=phase.samples_per_prompt or self.samples_per_prompt,
+            temperature=phase.temperature,
+            kl_coefficient=phase.kl_coefficient,
             rate=phase.rate,
             weights=phase.weights,
             rope_theta=phase.rope_theta,

@@ -13,7 +13,7 @@ from lifecycle.estimate.table import plain, warnings
 
 def drawn(**changes: Any) -> SamplingPlan:
     """256 samples a step of up to 512 tokens behind prompts of 512, 32 at a time, on 2 TB/s."""
-    given = {"prompts": 16, "samples": 256, "steps": 100, "tokens": 512, "longest": 1024, "slots": 32, "devices": 1}
+    given = {"prompts": 16, "samples": {256: 100}, "tokens": 512, "longest": 1024, "slots": 32, "devices": 1}
     return sampling_of(**{**given, "weights": 1e9, "position": 30_000.0, "bandwidth": 2.0, **changes})
 
 
@@ -22,6 +22,14 @@ def test_sampling_reads_weights_and_cache_once_a_decode_step() -> None:
     read = 1e9 + 32 * 768 * 30_000  # a token stands at position 768 in the mean
     assert found.hours is not None and found.hours[0.1] == pytest.approx(100 * 8 * 512 * read / 0.2e12 / 3600)
     assert (found.total, found.rows, found.cache) == (25_600, 32, 32 * 1024 * 30_000)
+
+
+def test_phases_with_other_numbers_of_samples_are_added_up() -> None:
+    """100 steps of 256 make 8 turns each, 50 of 80 make 3."""
+    once, found = drawn(), drawn(samples={256: 100, 80: 50})
+    assert once.hours is not None and found.hours is not None
+    assert found.hours[0.1] == pytest.approx(once.hours[0.1] * (800 + 150) / 800)
+    assert (found.samples, found.total, found.rows) == (256, 25_600 + 4_000, 32)
 
 
 def test_more_at_a_time_read_the_weights_less_often_and_devices_share_the_samples() -> None:

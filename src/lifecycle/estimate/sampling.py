@@ -19,9 +19,9 @@ SHARES = (0.1, 0.25, 0.5)
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingPlan:
-    """prompts, samples: of a step, over all devices. total: samples of the run. tokens: of a sample at most. rows:
-    samples that one device decodes at a time. cache: bytes of their keys and values. hours: share of the bandwidth ->
-    hours of the run; None where the bandwidth is not known. bandwidth: TB/s."""
+    """prompts, samples: of a step, the most of any, over all devices. total: samples of the run. tokens: of a sample at
+    most. rows: samples that one device decodes at a time. cache: bytes of their keys and values. hours: share of the
+    bandwidth -> hours of the run; None where the bandwidth is not known. bandwidth: TB/s."""
 
     prompts: int
     samples: int
@@ -36,8 +36,7 @@ class SamplingPlan:
 def sampling_of(
     *,
     prompts: int,
-    samples: int,
-    steps: int,
+    samples: Mapping[int, int],
     tokens: int,
     longest: int,
     slots: int,
@@ -46,17 +45,18 @@ def sampling_of(
     position: float,
     bandwidth: float | None,
 ) -> SamplingPlan:
-    """prompts, samples: of a step. tokens: of a completion at most; longest: positions with its prompt. slots: samples
-    decoded at a time on each of `devices`. weights, position: bytes of the weights, and of the keys and values of one
-    position of one sample. bandwidth: TB/s."""
-    mine = -(-samples // devices)
-    rows = min(slots, mine)
+    """prompts: of a step. samples: of a step -> steps with so many. tokens: of a completion at most; longest: positions
+    with its prompt. slots: samples decoded at a time on each of `devices`. weights, position: bytes of the weights, and
+    of the keys and values of one position of one sample. bandwidth: TB/s."""
+    most = max(samples)
+    rows = min(slots, -(-most // devices))
+    turns = sum(steps * -(-each // (devices * rows)) for each, steps in samples.items())
     read = weights + rows * position * (longest - tokens / 2)  # the mean position of a token
-    moved = steps * -(-mine // rows) * tokens * read
+    moved = turns * tokens * read
     return SamplingPlan(
         prompts=prompts,
-        samples=samples,
-        total=steps * samples,
+        samples=most,
+        total=sum(steps * each for each, steps in samples.items()),
         tokens=tokens,
         rows=rows,
         cache=rows * longest * position,

@@ -9,6 +9,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from lifecycle.duration import Timeline
 from lifecycle.estimate.estimate import CHECKPOINT_BYTES_PER_S, GB, Estimate
 from lifecycle.estimate.sampling import SamplingPlan
 from lifecycle.hardware.device_specs import FLOPS_CONVENTION
@@ -16,6 +17,9 @@ from lifecycle.hardware.device_specs import FLOPS_CONVENTION
 CONVENTION = (
     f"{FLOPS_CONVENTION}; the peak is dense, without sparsity. Hours leave out compilation, validation and checkpoints."
 )
+
+CHANGES = ("rate", "temperature", "KL", "rope")
+"""Of a phase: columns of its table."""
 
 
 def tables(estimate: Estimate) -> Group:
@@ -129,6 +133,18 @@ def _sampling(one: SamplingPlan) -> Table:
     sheet.add_row("decoded at a time (stage.slots)", f"{one.rows:,}, keys and values {_gb(one.cache)}")
     for share, hours in (one.hours or {}).items():
         sheet.add_row(f"time at {share:.0%} of {one.bandwidth:g} TB/s", f"{_hours(hours)}, besides that of the updates")
+    return sheet
+
+
+def phases(line: Timeline) -> Table:
+    """The phases of a run: of each, what it changes; - where that is the stage's own."""
+    sheet = _sheet("Phases", "from step", "steps", "rows", "samples", "positions", *CHANGES)
+    for phase, steps in line.steps_by_segment():
+        values = (phase.rate, phase.temperature, phase.kl_coefficient, phase.rope_theta)
+        sheet.add_row(
+            *(f"{number:,}" for number in (phase.step, steps, phase.rows, phase.samples, phase.row_length)),
+            *("-" if value is None else f"{value:g}" for value in values),
+        )
     return sheet
 
 

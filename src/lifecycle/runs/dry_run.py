@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ from lifecycle.model.lora import Adapter
 from lifecycle.runs.guarded import check_reach
 from lifecycle.runs.plan import RunPlan
 from lifecycle.stages.beside.critic import CRITIC
+from lifecycle.stages.reinforcement.settings import weighs_distance
 from lifecycle.system.cache import made_cache_folder
 from lifecycle.tokenizer.tokenizer import Tokenizer, TokenizerRecipe, train_bpe
 
@@ -102,7 +104,7 @@ def dry_run(plan: RunPlan) -> None:
     levels = _levels(data, tokenizer)
     ended = ended_by_config(limits, plan.command.typed, planned.timeline)
     idle = planned.batches(timeline).idle_workers(data.streams, _devices(plan.hardware), plan.hardware.workers)
-    _print(found, planned.sizes, levels, [*ended, *idle])
+    _print(found, planned.sizes, levels, [*ended, *idle], phases=timeline if limits.phases else None)
 
 
 def _planned(plan: RunPlan, limits: Limits, tokenizer: Tokenizer | None) -> _Planned:
@@ -117,11 +119,18 @@ def _planned(plan: RunPlan, limits: Limits, tokenizer: Tokenizer | None) -> _Pla
 
 
 def _print(
-    found: Estimate, sizes: Sequence[SourceSize], levels: Mapping[str, Sequence[BucketSize]], notes: Sequence[str]
+    found: Estimate,
+    sizes: Sequence[SourceSize],
+    levels: Mapping[str, Sequence[BucketSize]],
+    notes: Sequence[str],
+    *,
+    phases: Timeline | None,
 ) -> None:
     """Tables first, then what the user should look at: `notes` on the command, and the warnings of the tables."""
     console = Console(soft_wrap=False)
     console.print(table.tables(found))
+    if phases is not None:
+        console.print(table.phases(phases))
     for size in sizes:
         console.print(f"[dim]{size.name}: {size.how}[/dim]", highlight=False)
     console.print(curriculum_table.tables(levels, found.sources))
@@ -228,11 +237,12 @@ def _sampling(plan: RunPlan, limits: Limits, model: ModelConfig, timeline: Timel
         stage.get("chosen_per_step") or limits.prompts_per_step,
         BF16 if device.precision == "bf16" else FP32,
     )
-    entry = find_device(device.name)
+    entry, samples = find_device(device.name), Counter[int]()
+    for phase, steps in timeline.steps_by_segment():
+        samples[prompts * phase.samples] += steps
     return sampling_of(
         prompts=prompts,
-        samples=prompts * limits.samples_per_prompt,
-        steps=timeline.steps,
+        samples=samples,
         tokens=drawing.max_new_tokens,
         longest=limits.sequence_length,
         slots=stage.slots,
@@ -249,7 +259,7 @@ def _repeats(plan: RunPlan) -> float:
     stage = plan.config.stage
     passes = int(stage.get("passes_per_rollout") or 1)
     again = passes * int(stage.get("updates_per_rollout") or 1) > 1 or stage.get("critic") is not None
-    own = plan.adapter is not None and bool((stage.get("kl") or {}).get("coefficient"))
+    own = plan.adapter is not None and weighs_distance(config.resolved(plan.config)["stage"])
     return passes + (again + own) / 3
 
 

@@ -38,6 +38,7 @@ class Grpo(Stage):
     told = staticmethod(told.held_out)
     faults = staticmethod(settings.faults)
     frozen_copies = staticmethod(settings.frozen_copies)
+    trained_copies = staticmethod(settings.trained_copies)
 
     def __init__(
         self,
@@ -55,9 +56,10 @@ class Grpo(Stage):
             model=model,
             optimization=optimization,
             setup=setup,
-            beside=Together.of(learner.reference, *actor.scoring.beside),
-            carried={"kl_coefficient": learner.coefficient, "solved": actor.solved, **actor.scoring.carried},
+            beside=Together.of(learner.reference.beside, *actor.scoring.beside),
+            carried={**learner.carried, "solved": actor.solved, **actor.scoring.carried},
         )
+        self.reference = learner.reference.kept  # its weights are in every checkpoint
         self.learner, self.actor, self.policy = learner, actor, policy
         self.measures = actor.measures
 

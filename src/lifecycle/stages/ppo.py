@@ -61,8 +61,9 @@ def faults(config: Mapping[str, Any]) -> list[str]:
 
 
 def critic_copies(config: Mapping[str, Any]) -> int:
-    """Numbers that a run of this config keeps of each weight of a separate critic: weight, gradient, two moments."""
-    return 4 * ((config["stage"].get("critic") or {}).get("kind") == "separate")
+    """Numbers that a run of this config keeps of each weight: weight, gradient, two moments of a separate critic, and a
+    refreshed reference."""
+    return settings.trained_copies(config) + 4 * ((config["stage"].get("critic") or {}).get("kind") == "separate")
 
 
 class Ppo(Stage):
@@ -97,10 +98,11 @@ class Ppo(Stage):
             model=model,
             optimization=optimization,
             setup=setup,
-            beside=Together.of(learner.reference, *actor.scoring.beside),
+            beside=Together.of(learner.reference.beside, *actor.scoring.beside),
             critic=beside,
-            carried={"kl_coefficient": learner.coefficient, "solved": actor.solved, **actor.scoring.carried},
+            carried={**learner.carried, "solved": actor.solved, **actor.scoring.carried},
         )
+        self.reference = learner.reference.kept  # its weights are in every checkpoint
         self.learner, self.actor, self.policy = learner, actor, policy
         self.measures = actor.measures
 

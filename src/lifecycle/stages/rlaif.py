@@ -21,7 +21,7 @@ from lifecycle.stages.beside.frozen import Together
 from lifecycle.stages.preference.settings import PreferenceKeys
 from lifecycle.stages.reinforcement.acting import told
 from lifecycle.stages.reinforcement.acting.actor import Actor
-from lifecycle.stages.reinforcement.preferences.settings import faults, frozen_copies
+from lifecycle.stages.reinforcement.preferences.settings import faults, frozen_copies, trained_copies
 from lifecycle.stages.reinforcement.preferences.ways import ByPairs, ByRewards
 from lifecycle.stages.reinforcement.settings import PolicyKeys, RewardKeys, SamplingKeys
 from lifecycle.stages.run.inheritance import OptimizerState, PeakRate
@@ -38,6 +38,7 @@ class Rlaif(Stage):
     measures = told.HELD_OUT
     faults = staticmethod(faults)
     frozen_copies = staticmethod(frozen_copies)
+    trained_copies = staticmethod(trained_copies)
 
     def __init__(
         self,
@@ -71,6 +72,7 @@ class Rlaif(Stage):
             beside=Together.of(way.reference, *actor.scoring.beside),
             carried={"solved": actor.solved, **actor.scoring.carried, **way.carried},
         )
+        self.reference = way.kept  # weights that every checkpoint has to hold
         self.actor, self.way = actor, way
 
     def training_step(self, batch: StepBatch[PromptBatch], batch_idx: int) -> None:

@@ -40,6 +40,7 @@ class Spo(Stage):
     told = staticmethod(told.held_out)
     faults = staticmethod(faults)
     frozen_copies = staticmethod(settings.frozen_copies)
+    trained_copies = staticmethod(settings.trained_copies)
 
     def __init__(
         self,
@@ -58,13 +59,14 @@ class Spo(Stage):
             model=model,
             optimization=optimization,
             setup=setup,
-            beside=Together.of(learner.reference, *actor.scoring.beside),
+            beside=Together.of(learner.reference.beside, *actor.scoring.beside),
             carried={
-                "kl_coefficient": learner.coefficient,
+                **learner.carried,
                 "trackers": single_stream.trackers,
                 **actor.scoring.carried,
             },
         )
+        self.reference = learner.reference.kept  # its weights are in every checkpoint
         self.learner, self.actor, self.stream = learner, actor, single_stream
         self.policy, self.tracks_first = policy, stream.variant == "paper"
         self.measures = actor.measures

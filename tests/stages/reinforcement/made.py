@@ -69,9 +69,12 @@ KEYS = PolicyKeys(
     normaliser="token",
     length=None,
     entropy=0.0,
+    entropy_target=None,
+    entropy_delta=0.005,
+    entropy_most=1.0,
     mask_unfinished=False,
     masks=SamplerMasks(),
-    kl=KlKeys(kind="unbiased", coefficient=0.0, target=None, horizon=100.0),
+    kl=KlKeys(kind="unbiased", coefficient=0.0, target=None, horizon=100.0, refresh_every=None, refresh_mix=1.0),
 )
 
 
@@ -193,9 +196,7 @@ def ppo(
         optimization=optimization(lr, eps=EPS),
         drawn=replace(like.actor.drawn, updates_per_rollout=updates, passes_per_rollout=passes),
         graded=GRADED,
-        policy=replace(
-            KEYS, **{"advantage": "none", "kl": KlKeys(kind="k1", coefficient=0, target=None, horizon=1), **keys}
-        ),
+        policy=replace(KEYS, **{"advantage": "none", "kl": replace(KEYS.kl, kind="k1"), **keys}),
         values=values,
         critic=critic,
         setup=like.setup_facts,

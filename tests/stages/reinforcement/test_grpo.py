@@ -13,14 +13,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lifecycle.batch import PromptBatch, Rollout
+from lifecycle.duration import Segment, Timeline
 from lifecycle.losses.policy.masks import SamplerMasks
 from lifecycle.model import Decoder, build
 from lifecycle.rollout.engine import generate
 from lifecycle.rollout.sampling.parameters import Sampling
 from lifecycle.stages.grpo import Grpo
+from lifecycle.stages.reinforcement import settings
 from lifecycle.stages.reinforcement.acting.choice_of_prompts import Solved
 from lifecycle.stages.reinforcement.acting.kept_rollouts import read
 from lifecycle.stages.reinforcement.acting.scoring import Scoring
+from lifecycle.stages.reinforcement.learning.coefficients import KlCoefficient
 from lifecycle.stages.reinforcement.learning.experience import Experience
 
 STEPS = 3
@@ -135,6 +138,49 @@ def test_a_head_in_fp32_is_one_in_sampler_policy_and_reference(tmp_path: Path, m
     assert found["float32"]["policy/kl"] == 0
 
 
+# -- phases
+
+
+def phases(*changes: dict[str, Any], steps: int = STEPS) -> Timeline:
+    """A phase of one step for each of the changes; the last goes on."""
+    segments = (Segment(**{"step": n, "row_length": 24, "rows": 4, "samples": 4, **c}) for n, c in enumerate(changes))
+    return Timeline(steps, tuple(segments))
+
+
+def test_a_phase_sets_temperature_samples_and_the_weight_of_the_kl_in_sampler_and_trainer(tmp_path: Path) -> None:
+    line = phases({}, {"temperature": 1.7, "samples": 6, "kl_coefficient": 0.0}, {"temperature": 0.3}, steps=4)
+    made = grpo(steps=4, kl=replace(grpo().policy.kl, coefficient=0.3), setup={"timeline": line})
+    rows = train(made, tmp_path, 4)
+    assert [rows[step]["policy/kl_coefficient"] for step in (1, 2, 3, 4)] == [0.3, 0, 0.3, 0.3]
+    assert "policy/kl" not in rows[2] and min(rows[step]["policy/kl"] for step in (1, 3, 4)) > 1e-3
+    assert all(row["policy/ratio_max_deviation"] < 5e-5 for row in rows.values())
+    assert rows[2]["policy/entropy"] > rows[1]["policy/entropy"] > 2 * rows[3]["policy/entropy"]
+    alone = grpo(steps=1, drawing=replace(DRAWING, temperature=1.7), samples=6)
+    later = grpo(steps=1, setup={"timeline": phases({"temperature": 1.7, "samples": 6}, steps=1)})
+    a, b = train(alone, tmp_path / "a", 1), train(later, tmp_path / "b", 1)
+    assert all(torch.equal(x, y) for x, y in zip(weights(alone), weights(later), strict=True))
+    assert a[1]["policy/entropy"] == b[1]["policy/entropy"] and a[1]["rollout/reward"] == b[1]["rollout/reward"]
+
+
+def test_a_reference_that_only_a_later_phase_weighs_is_held(tmp_path: Path) -> None:
+    made = grpo(steps=2, setup={"timeline": phases({}, {"kl_coefficient": 0.3}, steps=2)})
+    rows = train(made, tmp_path, 2)
+    assert [rows[step]["policy/kl_coefficient"] for step in (1, 2)] == [0, 0.3] and rows[2]["policy/kl"] > 1e-3
+    config = {"stage": {"kl": {"coefficient": 0.0}, "phases": [{"at_steps": 0}, {"at_steps": 1, "kl_coefficient": 1}]}}
+    assert settings.frozen_copies(config) == 1
+
+
+def test_a_coefficient_that_moves_goes_on_from_that_of_a_phase() -> None:
+    coefficient = KlCoefficient(replace(grpo().policy.kl, coefficient=0.5, target=1e-3, horizon=100.0))
+    line, seen = phases({}, {"kl_coefficient": 0.2}, {"step": 3}), []
+    for step in range(5):
+        coefficient.enter(step, line.at(step))
+        seen.append(coefficient.value)
+        coefficient.measured(torch.tensor([2e-3, 1.0]).double(), 10)
+    grown = 1 + 0.2 * 10 / 100
+    assert seen == pytest.approx([0.5, 0.2, 0.2 * grown, 0.2 * grown**2, 0.2 * grown**3])
+
+
 # -- layouts
 
 
@@ -192,10 +238,38 @@ def test_the_coefficient_of_the_kl_moves_towards_its_target_and_is_saved(tmp_pat
     assert again.learner.coefficient.value == made.learner.coefficient.value
 
 
+def test_the_weight_of_the_entropy_moves_by_that_of_the_samples_and_is_saved(tmp_path: Path) -> None:
+    free = {step: row["policy/entropy"] for step, row in train(grpo(lr=1e-9), tmp_path / "free").items()}
+    target = sorted(free.values())[1]  # of three steps one is above it
+    made = grpo(lr=1e-9, entropy=0.02, entropy_target=target * 1.0001, entropy_delta=0.015)
+    rows = train(made, tmp_path / "held")
+    coefficient, wanted = 0.02, {}
+    for step, entropy in free.items():
+        below = entropy <= target * 1.0001
+        wanted[step] = coefficient if below else 0.0
+        coefficient = max(coefficient + (0.015 if below else -0.015), 0.0)
+    assert {step: row["policy/entropy_coefficient"] for step, row in rows.items()} == pytest.approx(wanted)
+    assert sorted(wanted.values())[0] == 0
+    saved: dict[str, Any] = {"state_dict": {}}
+    made.on_save_checkpoint(saved)
+    assert saved["stage"]["entropy_coefficient"] == pytest.approx(coefficient)
+    again = grpo(entropy_target=target)
+    again.learner.entropy.restore(saved["stage"]["entropy_coefficient"])
+    assert again.learner.entropy.value == made.learner.entropy.value
+
+
+def test_a_weight_that_stands_on_its_target_is_that_of_a_constant(tmp_path: Path) -> None:
+    """In the first step, which has the coefficient that it begins with."""
+    constant, held = grpo(steps=1, entropy=0.5), grpo(steps=1, entropy=0.5, entropy_target=99.0)
+    for made in (constant, held):
+        train(made, tmp_path / str(made is held), 1)
+    assert all(torch.equal(a, b) for a, b in zip(weights(constant), weights(held), strict=True))
+
+
 def test_the_reference_of_an_adapter_is_the_model_without_it(tmp_path: Path) -> None:
     made = grpo(kl=replace(grpo().policy.kl, coefficient=0.5), setup={"adapter": lora()})
     rows = train(made, tmp_path)
-    assert made.learner.reference is None and abs(rows[1]["policy/kl"]) < 1e-6 < rows[3]["policy/kl"]
+    assert made.learner.reference.beside is None and abs(rows[1]["policy/kl"]) < 1e-6 < rows[3]["policy/kl"]
 
 
 # -- nothing to learn

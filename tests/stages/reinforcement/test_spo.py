@@ -295,6 +295,8 @@ def test_values_that_do_not_work_together_are_named() -> None:
         ({"chosen_per_step": 9}, "chosen_per_step is 9"),
         ({"updates_per_rollout": 5}, "updates_per_rollout is 5"),
         ({"samples_per_prompt": 4}, "samples_per_prompt is 4"),
+        ({"phases": [{"at_steps": 0, "samples_per_prompt": 4}]}, "phases has samples_per_prompt"),
+        ({"phases": [{"at_steps": 0, "temperature": 0.7, "samples_per_prompt": 1}]}, "phases has temperature"),
         ({"advantage": "group_std"}, "type stage.advantage=batch"),
         ({"drop_solved": True}, "type stage.drop_solved=false"),
         ({"varying_prompts": 2}, "type stage.varying_prompts=null"),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from lifecycle.batch import DataFeed, Micro
@@ -65,7 +65,8 @@ class Together:
 
 class FrozenNetwork:
     """The decoder of `config` with the weights that `read` returns: fp32, by the names of `Decoder.state_dict`. `build`
-    raises the `UserError` of `read` where they cannot be read. head: dtype that its head is kept in at least."""
+    raises the `UserError` of `read` where they cannot be read. dtype, head: those that its weights, and its head, are
+    kept in at least. within: a module that it becomes a part of, as `network`, where checkpoints have to hold it."""
 
     def __init__(
         self,
@@ -73,9 +74,12 @@ class FrozenNetwork:
         config: ModelConfig,
         read: Callable[[], Mapping[str, Tensor]],
         setup: Setup,
+        dtype: torch.dtype | None = None,
         head: torch.dtype | None = None,
+        within: nn.Module | None = None,
     ) -> None:
-        self._config, self._read, self._setup, self._head = config, read, setup, head
+        self._config, self._read, self._setup = config, read, setup
+        self._dtype, self._head, self._within = dtype, head, within
         self._network: Decoder | None = None
 
     @property
@@ -87,7 +91,10 @@ class FrozenNetwork:
     def build(self, mesh: DeviceMesh | None) -> None:
         """Read the weights; with a mesh, each rank keeps its own shards of them."""
         if self._network is None:
-            self._network = self._setup.build_frozen(self._config, mesh, self._read, head=self._head)
+            made = self._setup.build_frozen(self._config, mesh, self._read, dtype=self._dtype, head=self._head)
+            self._network = made
+            if self._within is not None:
+                self._within.network = made.train()  # without gradients the same; Lightning warns of the other mode
 
     def begin(self, device: torch.device, feed: DataFeed) -> None:
         """Move the network to the stage's device."""

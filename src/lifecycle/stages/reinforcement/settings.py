@@ -22,14 +22,17 @@ from lifecycle.rollout.drawing import DrawingKeys
 
 @dataclass(frozen=True, kw_only=True)
 class KlKeys:
-    """Distance from a frozen reference, the parent. kind: how it is estimated. coefficient: its weight in the loss; 0:
-    no reference is asked. target: KL of a token in nats that the coefficient is moved towards; None: it stays. horizon:
-    samples, the more the slower it moves."""
+    """Distance from a reference, the parent at first. kind: how it is estimated. coefficient: its weight in the loss;
+    0: no reference is asked. target: KL of a token in nats that the coefficient is moved towards; None: it stays.
+    horizon: samples, the more the slower it moves. refresh_every: steps after which the reference becomes the policy;
+    None: it stays the parent. refresh_mix: the policy's share of it then, the rest is the reference before."""
 
     kind: KlName
     coefficient: NotNegative
     target: Positive | None
     horizon: Positive
+    refresh_every: Count | None
+    refresh_mix: PartOrAll
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +115,8 @@ class RewardKeys:
 @dataclass(frozen=True, kw_only=True)
 class PolicyKeys:
     """What the policy is trained on: see `losses.policy`. length: of the normaliser `constant`; None: the most new
-    tokens. mask_unfinished: whether samples that were cut off are left out. entropy: weight of the entropy."""
+    tokens. mask_unfinished: whether samples that were cut off are left out. entropy: weight of the entropy; with
+    entropy_target the first one, which moves by entropy_delta a step, up to entropy_most (`losses.policy.entropy`)."""
 
     advantage: AdvantageName
     ratio: RatioName
@@ -125,6 +129,9 @@ class PolicyKeys:
     normaliser: NormaliserName
     length: Count | None
     entropy: NotNegative
+    entropy_target: Positive | None
+    entropy_delta: Positive
+    entropy_most: Positive
     mask_unfinished: bool
     masks: SamplerMasks
     kl: KlKeys
@@ -146,7 +153,21 @@ class PolicyKeys:
 def frozen_copies(config: Mapping[str, Any]) -> int:
     """Of the weights, that a run of this config holds beside its own: a reference."""
     stage = config["stage"]
-    return int(bool((stage.get("kl") or {}).get("coefficient")) and not config.get("adapter"))
+    return int(weighs_distance(stage) and not config.get("adapter") and not trained_copies(config))
+
+
+def weighs_distance(stage: Mapping[str, Any]) -> bool:
+    """Whether the distance from a reference has a weight in the run, or in a phase of it."""
+    weights = [(stage.get("kl") or {}).get("coefficient"), *(one.get("kl_coefficient") for one in _phases(stage))]
+    return any(weights)
+
+
+def trained_copies(config: Mapping[str, Any]) -> int:
+    """Numbers in fp32 that a run of this config keeps of each weight, and in its checkpoints: a refreshed reference.
+    Where weights are sharded it counts as a frozen copy, which is sharded, too."""
+    keys = config["stage"].get("kl") or {}
+    refreshed = weighs_distance(config["stage"]) and keys.get("refresh_every") and not config.get("adapter")
+    return int(bool(refreshed) and (config.get("hardware") or {}).get("strategy") != "fsdp")
 
 
 def faults(config: Mapping[str, Any]) -> list[str]:
@@ -183,6 +204,7 @@ def faults(config: Mapping[str, Any]) -> list[str]:
             f"stage.overlong_buffer is {buffer} tokens of the {new} that a completion may have "
             f"(stage.sampling.max_new_tokens): type stage.overlong_buffer={max(1, new // 5)}"
         )
+    found += _refresh_faults(config)
     rewards = stage.get("rewards")
     if rewards is not None and not isinstance(rewards, str) and not any(rewards.values()):
         found.append("stage.rewards names nothing that counts: type stage.rewards=choice, or another of its names")
@@ -218,6 +240,30 @@ def _unused(path: Any) -> str:
     )
 
 
+def _refresh_faults(config: Mapping[str, Any]) -> list[str]:
+    stage = config["stage"]
+    keys, found = stage.get("kl") or {}, list[str]()
+    every, mix = keys.get("refresh_every"), keys.get("refresh_mix")
+    if every is None:
+        return found
+    if not weighs_distance(stage):
+        found.append(
+            f"stage.kl.refresh_every is {every}, and stage.kl.coefficient is 0, so that no reference is held: type "
+            "stage.kl.coefficient=0.01, or stage.kl.refresh_every=null"
+        )
+    if config.get("adapter") and mix != 1:
+        found.append(
+            f"stage.kl.refresh_mix is {mix}, and the mean of two adapters is no adapter of their rank: type "
+            "stage.kl.refresh_mix=1, or adapter=none"
+        )
+    if any(line.get("rope_theta") for line in _phases(stage)):
+        found.append(
+            "stage.phases has rope_theta, and a refreshed reference is of several of them: leave it out, or type "
+            "stage.kl.refresh_every=null"
+        )
+    return found
+
+
 def notices(config: Mapping[str, Any]) -> list[str]:
     """What is set and cannot do anything, though it is no fault."""
     stage = config["stage"]
@@ -229,6 +275,10 @@ def notices(config: Mapping[str, Any]) -> list[str]:
         "samples, so the ratio is 1, nothing is clipped, and the off-policy mask "
         f"(stage.masks.off_policy_threshold={masks['off_policy_threshold']}) cannot fire"
     ]
+
+
+def _phases(stage: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [line for line in stage.get("phases") or [] if isinstance(line, Mapping)]
 
 
 def _numbers(*values: Any) -> bool:

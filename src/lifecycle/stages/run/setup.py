@@ -132,16 +132,17 @@ class Setup:
         mesh: DeviceMesh | None,
         read: Callable[[], Mapping[str, Tensor]],
         *,
+        dtype: torch.dtype | None = None,
         head: torch.dtype | None = None,
     ) -> Decoder:
         """A decoder with the weights that `read` gives, which is only asked: it computes as the trained one does, in
-        the same precision and with the same kernels, and where it is whole its weights have the type of the products
-        (head: that of the product with the head; None: that of the others)."""
+        the same precision and with the same kernels, and where it is whole its weights have the type of the products.
+        dtype, head: another for the weights, and for the head; None: that of the products, and of the weights."""
         if mesh is not None:
             return self._build_sharded(config, mesh, read, None).eval().requires_grad_(False)
         with torch.device("meta"):
             model = Decoder(config)
-        kept = torch.bfloat16 if self.bf16 else torch.float32
+        kept = dtype or (torch.bfloat16 if self.bf16 else torch.float32)
         of_head = "embedding.weight" if config.tied_head else "head.weight"
         dtypes = {name: (head if name == of_head else None) or dtype_of(name, kept) for name in model.state_dict()}
         model.load_state_dict({name: w.to(dtypes[name]) for name, w in read().items()}, assign=True)

@@ -30,11 +30,11 @@ class PolicySampler:
     def rollout(self, prompts: PromptBatch, network: Decoder, *, step: int) -> Rollout:
         """`samples_per_prompt` completions of each prompt, those of a prompt together. Every rank must call."""
         samples = self._setup.timeline.at(step).samples
-        return self._drawn(prompts, network, self._sampling(network, samples=samples), step=step)
+        return self._drawn(prompts, network, self._sampling(network, samples=samples, step=step), step=step)
 
     def apart(self, prompts: PromptBatch, network: Decoder, *, step: int, samples: int, purpose: str) -> Rollout:
         """So many completions of each prompt, whose draws are none of `rollout`'s. Every rank must call."""
-        sampling = self._sampling(network, samples=samples)
+        sampling = self._sampling(network, samples=samples, step=step)
         return self._drawn(prompts, network, sampling, step=step, seed=derive(self._setup.seed, purpose))
 
     def greedy(self, prompts: PromptBatch, network: Decoder) -> Rollout:
@@ -42,11 +42,12 @@ class PolicySampler:
         sampling = self._sampling(network, samples=1)
         return self._drawn(prompts, network, replace(sampling, temperature=0.0, top_k=None, top_p=None, min_p=None))
 
-    def _sampling(self, network: Decoder, *, samples: int) -> Sampling:
+    def _sampling(self, network: Decoder, *, samples: int, step: int = 0) -> Sampling:
         setup = self._setup
         assert setup.tokenizer is not None
-        drawing, vocab = self._keys.sampling, network.config.vocab
-        return drawing.sampling(setup.tokenizer, setup.end_ids, vocab, samples=samples)
+        keys = self._keys.sampling
+        drawing = replace(keys, temperature=setup.timeline.at(step).temperature or keys.temperature)
+        return drawing.sampling(setup.tokenizer, setup.end_ids, network.config.vocab, samples=samples)
 
     def _drawn(
         self, prompts: PromptBatch, network: Decoder, sampling: Sampling, *, step: int = 0, seed: int | None = None

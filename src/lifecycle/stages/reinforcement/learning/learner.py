@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,42 +10,19 @@ import torch
 from torch import Tensor
 
 from lifecycle.batch import PromptBatch, SampleBatch, StepBatch
-from lifecycle.losses.policy.kl import AdaptiveKl
 from lifecycle.losses.policy.masks import RatioFacts, ratio_facts
 from lifecycle.model import Decoder, DocumentMask, ModelConfig
-from lifecycle.model.adapters import adapter_off
 from lifecycle.stages.base import LossSum, Stage
-from lifecycle.stages.beside.frozen import FrozenNetwork
+from lifecycle.stages.reinforcement.learning.coefficients import EntropyCoefficient, KlCoefficient
 from lifecycle.stages.reinforcement.learning.experience import Experience, RowsOfSamples, micro_batches
 from lifecycle.stages.reinforcement.learning.policy import policy_loss, sample_logprobs, sample_states
+from lifecycle.stages.reinforcement.learning.reference import PolicyReference
 from lifecycle.stages.reinforcement.learning.values import ValueLearner
-from lifecycle.stages.reinforcement.settings import KlKeys, PolicyKeys, SamplingKeys
+from lifecycle.stages.reinforcement.settings import PolicyKeys, SamplingKeys
 from lifecycle.stages.run.setup import Setup
 from lifecycle.stages.step.collectives import greatest_of_ranks, sum_over_ranks
 from lifecycle.stages.step.gradients import Told
-
-
-class KlCoefficient:
-    """The weight of the KL, which may be moved towards a target after every step; a checkpoint holds it."""
-
-    def __init__(self, keys: KlKeys) -> None:
-        self.value = keys.coefficient
-        self._adaptive = None if keys.target is None else AdaptiveKl(target=keys.target, horizon=keys.horizon)
-
-    def measured(self, kl_2: Tensor, samples: int) -> None:
-        """Move it, where it has a target. kl_2: (2,) sum and count of the step on this rank. Every rank must call."""
-        if self._adaptive is not None:
-            total, count, number = sum_over_ranks(torch.cat([kl_2, kl_2.new_tensor([samples])])).tolist()
-            if count:
-                self.value = self._adaptive.adapted(self.value, total / count, samples=int(number))
-
-    def state(self) -> float:
-        """For the checkpoint."""
-        return self.value
-
-    def restore(self, state: float) -> None:
-        """Go on from `state`."""
-        self.value = state
+from lifecycle.stages.step.watched import Carried
 
 
 class Learner:
@@ -64,18 +40,21 @@ class Learner:
     ) -> None:
         self._keys = replace(policy, length=policy.length or drawn.sampling.max_new_tokens)
         self._drawn, self._setup, self._values = drawn, setup, values
-        self.coefficient = KlCoefficient(policy.kl)
-        self._asks = policy.kl.coefficient > 0
+        self.coefficient, self.entropy = KlCoefficient(policy.kl), EntropyCoefficient(policy)
+        self._phase = setup.timeline.at(0)
         self._kl: Tensor | None = None  # of the step so far: sum and count ...
         self._facts: RatioFacts | None = None  # ... ratios to the sampler ...
         self._deviation = torch.zeros((), dtype=torch.float32, device="cpu")  # ... and the largest of a ratio from 1
-        beside = self._asks and setup.adapter is None
-        assert setup.parent is not None or not beside
-        self.reference = (
-            FrozenNetwork(config=model, read=setup.parent.read, setup=setup, head=drawn.head)
-            if beside and setup.parent
-            else None
-        )
+        self.reference = PolicyReference(model=model, keys=policy.kl, head=drawn.head, setup=setup)
+
+    @property
+    def carried(self) -> dict[str, Carried]:
+        """What every checkpoint of a stage holds of it."""
+        return {
+            "kl_coefficient": self.coefficient,
+            "entropy_coefficient": self.entropy,
+            "reference": self.reference,
+        }
 
     def learn(
         self,
@@ -87,20 +66,27 @@ class Learner:
     ) -> None:
         """All updates of a step. facts: what is told of its samples; afterwards: what is told besides when the updates
         are done. Every rank must call."""
+        self._phase = self._setup.timeline.at(batch.step)
+        self.coefficient.enter(batch.step, self._phase)
+        self.entropy.enter(experience, stage.device)
         stage.take_updates(
             batch,
             self.updates(stage, experience),
             self.loss_sum(stage),
             told=lambda: {**facts, **self.end_step(len(experience.rollout)), **afterwards()},
         )
+        self.reference.after(stage.network, batch.step + 1)
+
+    @property
+    def _asks(self) -> bool:
+        """Whether the step asks the reference."""
+        return self.reference.asked and self.coefficient.value > 0
 
     def updates(self, stage: Stage, experience: Experience) -> list[list[SampleBatch]]:
         """The micro-batches of every update of the step, in turn. Every rank must call."""
         layout = self._layout(stage)
-        if not (self._asks or self._keys.entropy or self._values is not None or stage.config.moe is not None):
-            experience = (
-                experience.without_idle()
-            )  # their tokens move nothing but a KL, an entropy, a critic, a balance
+        if not (self._asks or self.entropy.weight or self._values is not None or stage.config.moe is not None):
+            experience = experience.without_idle()  # which move nothing but a KL, an entropy, a critic, a balance
         parts, passes = self._drawn.updates_per_rollout, self._drawn.passes_per_rollout
         asked = [experience.update(number, parts) for number in range(parts)]
         made = [micro_batches(experience, one, self._keys, layout, device=stage.device) for one in asked]
@@ -117,7 +103,14 @@ class Learner:
         def judged(batch: SampleBatch, documents: DocumentMask | None) -> tuple[Tensor, dict[str, Tensor]]:
             hidden_ND = sample_states(stage.network, batch, documents)
             logp_N, entropy_N = self._said(stage, stage.network, hidden_ND, batch)
-            loss, told = policy_loss(batch, logp_N, entropy_N, self._keys, kl_coefficient=self.coefficient.value)
+            loss, told = policy_loss(
+                batch,
+                logp_N,
+                entropy_N,
+                self._keys,
+                kl_coefficient=self.coefficient.value,
+                entropy_coefficient=self.entropy.weight,
+            )
             if "policy/kl" in told:
                 self._kl = told["policy/kl"] if self._kl is None else self._kl + told["policy/kl"]
             if len(logp_N):
@@ -142,9 +135,10 @@ class Learner:
             self.coefficient.measured(self._kl, samples)
         greatest = torch.stack([greatest_of_ranks(self._deviation), torch.ones_like(self._deviation)])
         told = {"policy/ratio_max_deviation": greatest, **self._ratios()}
-        if self._asks:
-            value = torch.tensor([self.coefficient.value, 1.0], dtype=torch.float64, device="cpu")
-            told["policy/kl_coefficient"] = value
+        if self.reference.asked:
+            told["policy/kl_coefficient"] = _number(self.coefficient.value)
+        if self.entropy.moves:
+            told["policy/entropy_coefficient"] = _number(self.entropy.weight)
         return told if self._values is None else told | self._values.told()
 
     def _ratios(self) -> dict[str, Tensor]:
@@ -192,21 +186,18 @@ class Learner:
                 if self._values is not None:
                     found["old_value"] = self._values.critic.values(stage.network, hidden_ND, moved, documents)
             if self._asks:
-                with self._frozen(stage) as network:
+                with self.reference.network(stage.network) as network:
                     hidden_ND = sample_states(network, moved, documents)
                     found["reference_logp"] = self._said(stage, network, hidden_ND, moved)[0]
         return replace(micro, **found)
 
-    @contextlib.contextmanager
-    def _frozen(self, stage: Stage) -> Iterator[Decoder]:
-        if self.reference is not None:
-            yield self.reference.network
-        else:
-            with adapter_off(stage.network):
-                yield stage.network
-
     def _said(self, stage: Stage, network: Decoder, hidden_ND: Tensor, batch: SampleBatch) -> tuple[Tensor, Tensor]:
         tokens, vocab = self._setup.tokens or stage.config.vocab, stage.config.vocab
         banned = torch.arange(tokens, vocab, device=stage.device) if tokens < vocab else None
-        temperature = self._drawn.sampling.temperature
+        temperature = self._phase.temperature or self._drawn.sampling.temperature
         return sample_logprobs(network, hidden_ND, batch, temperature=temperature, banned=banned, head=self._drawn.head)
+
+
+def _number(value: float) -> Tensor:
+    """(2,): told as it is."""
+    return torch.tensor([value, 1.0], dtype=torch.float64, device="cpu")

@@ -63,7 +63,13 @@ def sample_logprobs(
 
 
 def policy_loss(
-    batch: SampleBatch, logp_N: Tensor, entropy_N: Tensor, keys: PolicyKeys, *, kl_coefficient: float
+    batch: SampleBatch,
+    logp_N: Tensor,
+    entropy_N: Tensor,
+    keys: PolicyKeys,
+    *,
+    kl_coefficient: float,
+    entropy_coefficient: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The summed loss of a micro-batch, and (2,) sums and counts of the metrics."""
     old_N = logp_N.detach() if batch.old_logp is None else batch.old_logp
@@ -84,8 +90,8 @@ def policy_loss(
         weight_N=product(masks),
         kl_N=kl_N,
         kl_coefficient=kl_coefficient,
-        entropy_N=entropy_N if keys.entropy else None,
-        entropy_coefficient=keys.entropy,
+        entropy_N=entropy_N if entropy_coefficient else None,
+        entropy_coefficient=entropy_coefficient,
     )
     told = {
         "policy/ratio": _mean(found.ratio_N),

@@ -17,6 +17,12 @@ def frozen_copies(config: Mapping[str, Any]) -> int:
     return preference.frozen_copies({**config, "stage": stage["online_dpo"]})
 
 
+def trained_copies(config: Mapping[str, Any]) -> int:
+    """Numbers in fp32 that a run of this config keeps of each weight: a refreshed reference, which pairs have none
+    of."""
+    return settings.trained_copies(config) if config["stage"].get("optimise") != "online_dpo" else 0
+
+
 def faults(config: Mapping[str, Any]) -> list[str]:
     """A line for each."""
     found, stage = settings.faults(config), config["stage"]

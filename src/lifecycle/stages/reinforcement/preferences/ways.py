@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lifecycle.batch import PromptBatch, StepBatch
 from lifecycle.model import Decoder, ModelConfig
@@ -22,13 +22,13 @@ from lifecycle.stages.step.watched import Carried
 
 
 class ByRewards:
-    """As stage=grpo learns. reference: for the stage to hold. carried: what moves, for its checkpoints."""
+    """As stage=grpo learns. reference, kept: for the stage (`PolicyReference`). carried: what its checkpoints hold."""
 
     def __init__(self, *, model: ModelConfig, policy: PolicyKeys, actor: Actor, setup: Setup) -> None:
         self._policy, self._actor = policy, actor
         self._learner = Learner(model=model, policy=policy, drawn=actor.drawn, setup=setup)
-        self.reference = self._learner.reference
-        self.carried: Mapping[str, Carried] = {"kl_coefficient": self._learner.coefficient}
+        self.reference, self.kept = self._learner.reference.beside, self._learner.reference.kept
+        self.carried: Mapping[str, Carried] = self._learner.carried
 
     def learn(self, stage: Stage, batch: StepBatch[PromptBatch], sampled: Sampled, facts: Mapping[str, Tensor]) -> None:
         """The updates of a step. facts: what is told of its samples. Every rank must call."""
@@ -44,6 +44,7 @@ class ByPairs:
     part."""
 
     carried: Mapping[str, Carried] = {}
+    kept: nn.Module | None = None
 
     def __init__(
         self,

@@ -23,6 +23,17 @@ def faults(config: Mapping[str, Any]) -> list[str]:
             f"stage.samples_per_prompt is {samples}, and stage=spo compares one answer with the tracker of its prompt: "
             "take stage=grpo for groups of samples, or type stage.samples_per_prompt=1"
         )
+    phases = [line for line in stage.get("phases") or [] if isinstance(line, Mapping)]
+    if any(line.get("samples_per_prompt", 1) not in (1, None) for line in phases):
+        found.append(
+            "stage.phases has samples_per_prompt, and stage=spo compares one answer with the tracker of its prompt: "
+            "leave it out, or take stage=grpo for groups of samples"
+        )
+    if any(line.get("temperature") for line in phases):
+        found.append(
+            "stage.phases has temperature, and stage=spo measures how far the policy has moved on the last answer to a "
+            "prompt, at the temperature of its draw: leave it out, and set stage.sampling.temperature for the whole run"
+        )
     for key, wanted, typed in (
         ("advantage", "batch", "batch"),
         ("drop_solved", False, "false"),
