@@ -173,7 +173,7 @@ def _memory(e: Estimate) -> Table:
     if memory.kept_copies:
         sheet.add_row("copies of weights that the stage keeps", _number(memory.kept_copies))
     if memory.frozen:
-        sheet.add_row("frozen weights (a reference, a teacher)", _number(memory.frozen))
+        sheet.add_row("frozen weights (reference, teacher, judges)", _number(memory.frozen))
     sheet.add_row("copies of weights to compute with", _number(memory.compute_copies))
     used = {True: memory.checkpointed, False: memory.activations}
     sheet.add_row(

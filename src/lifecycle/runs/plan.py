@@ -87,6 +87,7 @@ def make_plan(cfg: DictConfig) -> RunPlan:
     """The plan of a checked config, which is not changed. Raises UserError where parent, guard or data do not fit."""
     command = config.command_of(cfg)
     folder, parent, teacher = RunFolder(Path(command.folder)), adopted(cfg), teacher_of(cfg)
+    models = asked_models(cfg)
     made, stage = settled(cfg, parent, teacher), config.stage_class(cfg.stage)
     check_guard(made, parent)
     pinned = _fetched(made, folder) if config.reads_data(cfg.stage) and not cfg.dry_run else {}
@@ -107,7 +108,7 @@ def make_plan(cfg: DictConfig) -> RunPlan:
         asked=config.asked_of_run(made.stage),
         parent=parent,
         teacher=teacher,
-        models=asked_models(cfg),
+        models=models,
         hardware=config.build(made.hardware),
         model=model,
         data=config.build(made.data),
