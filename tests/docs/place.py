@@ -28,7 +28,12 @@ from tests.run.cli import WORDS
 
 Shell = Callable[[str], subprocess.CompletedProcess[str]]
 
-MODELS = ("HuggingFaceTB/SmolLM2-135M", "home/.cache/lifecycle/smollm2-135m-instruct", "gpt2")
+MODELS = (
+    "HuggingFaceTB/SmolLM2-135M",
+    "home/.cache/lifecycle/smollm2-135m-instruct",
+    "gpt2",
+    "outputs/demo-sft/model",
+)
 """Where the pages have a model or a tokenizer from elsewhere; HOME is home."""
 
 
@@ -47,6 +52,8 @@ def make_place(folder: Path) -> Path:
     judged = ({"prompt": f"Say {n}.", "completion": f"I say {n}.", "label": n % 2 == 0} for n in range(200))
     for name, made in (("chats", turns), ("pairs", pairs), ("judged", judged)):
         write(folder / f"{name}.jsonl", made)
+    for part in (1, 2):
+        write(folder / f"rows/hh_harmless_base_part{part}.jsonl", (conversation(part, n) for n in range(150)))
     write(folder / "prompts.jsonl", ({"prompt": text} for text in ("The cat", "Far away")))
     (folder / "prompts.txt").write_text("The cat\nFar away\n")
     write(folder / "papers.jsonl", (row("papers", n) for n in range(400)))
@@ -83,6 +90,12 @@ def row(name: str, number: int) -> dict[str, Any]:
         "level": f"Level {1 + number % 5}",
         "max_stars_count": number,
     }
+
+
+def conversation(part: int, number: int) -> dict[str, str]:
+    """A pair as hh-rlhf writes it."""
+    asked = f"\n\nHuman: Say {number} of {part}.\n\nAssistant:"
+    return {"chosen": f"{asked} I say {number}.", "rejected": f"{asked} No, not that!"}
 
 
 def lines(rows: Iterator[dict[str, Any]]) -> Iterator[str]:

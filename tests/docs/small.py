@@ -53,6 +53,8 @@ _ANSWERS = (
 )
 SAMPLED = {
     "grpo": (*_ANSWERS, "stage.samples_per_prompt=2"),
+    "ppo": (*_ANSWERS, "stage.samples_per_prompt=2"),
+    "rlaif": (*_ANSWERS, "stage.samples_per_prompt=2"),
     "spo": (*_ANSWERS, "stage.chosen_per_step=2", "stage.start_samples=2"),
 }
 """In place of positions, for stages whose steps are prompts and their samples."""
