@@ -13,6 +13,7 @@ import pytest
 from tests.rewards.judge.served import Answer, keys, said, serving
 
 from lifecycle.errors import UserError
+from lifecycle.rewards.judge import endpoint
 from lifecycle.rewards.judge.endpoint import LARGEST, Endpoint, about
 from lifecycle.rewards.judge.kept import KeptReplies, PaidBy
 from lifecycle.rewards.judge.question import JudgeQuestion, NoReply, Outcome, Reply
@@ -152,6 +153,34 @@ def test_where_nothing_is_answered_the_rest_is_not_sent() -> None:
     assert len(requests) <= 8
     found, requests = ask(lambda body, number: FINE if number == 1 else Answer(status=400), 40, in_flight=1)
     assert len(requests) == 40 and isinstance(found[0], Reply)
+    gone = Answer(status=503)  # in the middle of a call
+    found, requests = ask(lambda body, number: FINE if number == 1 else gone, 40, in_flight=1, attempts=1)
+    assert len(requests) == 9 and isinstance(found[39], NoReply) and "not asked" in found[39].why
+    found, requests = ask(lambda body, number: gone if number % 4 else FINE, 40, in_flight=1, attempts=1)
+    assert len(requests) == 40
+
+
+def test_what_fails_on_the_way_fails_the_call_and_leaves_nothing_running() -> None:
+    def full(number: int, reply: Reply) -> bool:
+        raise OSError(28, "no space left on device")
+
+    with serving(lambda body, number: Answer(body=FINE.body, hang_s=0 if number == 1 else 20)) as served:
+        with pytest.raises(OSError, match="no space"):
+            Endpoint(keys(url=served.url)).replies([JudgeQuestion(system="", user=n) for n in "abc"], full)
+    assert not [thread for thread in threading.enumerate() if thread.name == "ask-judge"]
+
+
+def test_who_interrupts_the_call_does_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(found: object) -> None:
+        time.sleep(0.2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(endpoint.Future, "result", interrupted)
+    began = time.monotonic()
+    with serving(lambda body, number: Answer(body=FINE.body, hang_s=20)) as served:
+        with pytest.raises(KeyboardInterrupt):
+            Endpoint(keys(url=served.url)).replies([JudgeQuestion(system="", user="q")], lambda number, reply: True)
+    assert time.monotonic() - began < 4
 
 
 # -- the key
@@ -169,7 +198,7 @@ def test_the_key_is_sent_and_never_told(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert [headers["Authorization"] for headers in served.headers] == [f"Bearer {SECRET}"] * 2
     assert isinstance(found[0], Reply) and found[0].text == "You are [the key].\nScore: 3"
     assert isinstance(found[1], NoReply) and "[the key]" in found[1].why
-    kept = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*.jsonl"))
     assert kept and SECRET.encode() not in kept
     for told in (found, judge.spent.state(), vars(judge.spent), keys(key_from="JUDGE_KEY")):
         assert SECRET[:12] not in repr(told)
@@ -283,7 +312,7 @@ def test_a_line_that_was_cut_off_or_changed_is_no_reply(tmp_path: Path) -> None:
 def test_a_reply_is_kept_as_soon_as_it_is_there(tmp_path: Path) -> None:
     """A run that is killed while others are waited for has it."""
     with serving(lambda body, number: Answer(body=FINE.body, hang_s=0 if number == 1 else 20)) as served:
-        judge = remote(served.url, tmp_path, in_flight=1, attempts=1, timeout_s=2.0)
+        judge = remote(served.url, tmp_path, in_flight=1, attempts=1, timeout_s=0.6)
         asking = threading.Thread(target=judge.replies, args=(questions("a", "b"),))
         asking.start()
         while len(served.bodies) < 2:

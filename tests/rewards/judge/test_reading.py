@@ -21,6 +21,8 @@ STATED = {
     '{"why": "It says {\\"score\\": 10}", "score": 3.5}': 3.5,
     '```json\n{"score": 4, "why": "short"}\n```': 4,
     "<think>Perhaps Score: 9</think>\nScore: 5": 5,
+    "Perhaps Score: 9</think>\nScore: 5": 5,
+    "It opens <think> and never ends it.\nScore: 5": 5,
 }
 NOT_STATED = [
     "",

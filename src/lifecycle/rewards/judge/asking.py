@@ -50,7 +50,7 @@ def filled(template: str, plain: Mapping[str, str], fenced: Mapping[str, str]) -
             return f"<{tag}>\n{_harmless(fenced[name])}\n</{tag}>"
         return plain.get(name, place[0])
 
-    return FIELD.sub(text_of, template)
+    return FIELD.sub(text_of, template).strip()  # as chat templates do
 
 
 def _harmless(text: str) -> str:

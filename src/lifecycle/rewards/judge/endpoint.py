@@ -4,8 +4,9 @@
 
 What may pass is tried again: no connection, no answer in time, status 408, 409, 425, 429 and from 500 on, an answer
 that is no JSON; the waits double from a second, with a share drawn at random, and `Retry-After` is kept to, up to
-`longest_wait_s`. Other refusals are not. Where nothing was answered and enough was refused, the rest is not sent. The
-key stands in the header of a request and nowhere else: it is taken out of all that the endpoint says.
+`longest_wait_s`. Other refusals are not. Where nothing was answered and enough was refused, or so many questions in a
+row failed by what does not lie in them, the rest is not sent. The key stands in the header of a request and nowhere
+else: it is taken out of all that the endpoint says.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ SHOWN = 300
 """Characters of an answer that are told."""
 FIRST_WAIT_S = 1.0
 FEWEST_FAILED = 8
-"""Questions without a reply, where none has one, from which on the rest is not sent; with more requests at a time, as
-many."""
+"""Questions without a reply, where none has one or in a row, from which on the rest is not sent; with more requests at
+a time, as many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +92,7 @@ class Endpoint:
         attempt = 1
         while isinstance(found := await self._once(session, question), _Refused):
             if not found.again or attempt == self._keys.attempts or call.ended:
-                return NoReply(why=self._hidden(found.why), hopeless=found.hopeless)
+                return NoReply(why=self._hidden(found.why), passing=found.again, hopeless=found.hopeless)
             wait_s = FIRST_WAIT_S * 2 ** (attempt - 1) * random.SystemRandom().uniform(0.5, 1.0)
             await asyncio.sleep(min(max(wait_s, found.after_s or 0.0), self._keys.longest_wait_s))
             attempt += 1
@@ -150,7 +151,7 @@ class _Call:
         self.outcomes: list[Outcome | None] = [None] * count
         self.numbers = self._left(count)
         self.ended = False
-        self._enough, self._failed, self._answered = enough, 0, False
+        self._enough, self._failed, self._in_a_row, self._answered = enough, 0, 0, False
 
     def _left(self, count: int) -> Iterator[int]:
         for number in range(count):
@@ -162,12 +163,13 @@ class _Call:
         """Of a question; where nothing is answered, the rest is left."""
         self.outcomes[number] = outcome
         if isinstance(outcome, Reply):
-            self._answered = True
+            self._answered, self._in_a_row = True, 0
             return
-        self._failed += 1
-        if not self._answered and (outcome.hopeless or self._failed >= self._enough):
+        self._failed, self._in_a_row = self._failed + 1, self._in_a_row + outcome.passing
+        silent = not self._answered and (outcome.hopeless or self._failed >= self._enough)
+        if silent or self._in_a_row >= self._enough:
             self.ended = True
-            rest = NoReply(why=f"not asked, as the first {self._failed} questions had no reply")
+            rest = NoReply(why=f"not asked, as {self._failed} questions before it had no reply", passing=True)
             self.outcomes = [rest if one is None else one for one in self.outcomes]
 
 
@@ -243,23 +245,28 @@ def _proxy(url: str) -> str | None:
     """That the environment names for an address. aiohttp would find it by itself, and take a password from ~/.netrc
     with it, in place of the key."""
     parts = urlsplit(url)
-    found = None if urllib.request.proxy_bypass(parts.hostname or "") else urllib.request.getproxies().get(parts.scheme)
+    host = parts.hostname or ""
+    near = host in ("localhost", "127.0.0.1", "::1") or urllib.request.proxy_bypass(host)
+    found = None if near else urllib.request.getproxies().get(parts.scheme)
     return found if found and found.startswith("http") else None
 
 
 def _in_a_thread(work: Coroutine[Any, Any, T]) -> T:
     """The result of a coroutine, run in a thread of its own: that of a notebook has a loop already. It is cancelled
-    where the caller is interrupted."""
-    loop, found = asyncio.new_event_loop(), Future[T]()
-    task = loop.create_task(work)
+    where the caller is interrupted, and so is what it has begun where it fails."""
+    runner, found = asyncio.Runner(loop_factory=asyncio.new_event_loop), Future[T]()
+    loop = runner.get_loop()
 
     def run() -> None:
-        try:
-            found.set_result(loop.run_until_complete(task))
-        except BaseException as error:  # handed to the caller
-            found.set_exception(error)
-        finally:
-            loop.close()
+        with runner:
+            try:
+                found.set_result(runner.run(work))
+            except BaseException as error:  # handed to the caller
+                found.set_exception(error)
+
+    def cancel() -> None:
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
 
     thread = Thread(target=run, name="ask-judge", daemon=True)
     thread.start()
@@ -267,5 +274,5 @@ def _in_a_thread(work: Coroutine[Any, Any, T]) -> T:
         return found.result()
     finally:
         if not found.done():
-            loop.call_soon_threadsafe(task.cancel)
+            loop.call_soon_threadsafe(cancel)
         thread.join()

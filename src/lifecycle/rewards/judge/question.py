@@ -36,10 +36,11 @@ class Reply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoReply:
-    """Why there is no reply, in words. hopeless: any other question would have none either. over: it was not asked, as
-    no more may be spent."""
+    """Why there is no reply, in words. passing: it is no fault of the question. hopeless: no other question would have
+    one. over: it was not asked, as no more may be spent."""
 
     why: str
+    passing: bool = False
     hopeless: bool = False
     over: bool = False
 

@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from lifecycle.rewards.stated import behind_thoughts
+from lifecycle.rewards.stated import THOUGHTS_BEGIN, THOUGHTS_END
 
 Better = Literal["A", "B", "tie"]
 
@@ -30,7 +30,7 @@ LONGEST_JSON = 20_000
 
 def score_of(reply: str, *, low: float, high: float) -> float | None:
     """The score that a reply states, from `low` to `high`; None where it states none, several, or one outside."""
-    said = behind_thoughts(reply)
+    said = _said(reply)
     found = _of_json(said, "score")
     if found is None:
         line = SCORE.fullmatch(_last_line(said))
@@ -44,7 +44,7 @@ def score_of(reply: str, *, low: float, high: float) -> float | None:
 
 def better_of(reply: str) -> Better | None:
     """Which of two a reply prefers; None where it does not say."""
-    said = behind_thoughts(reply)
+    said = _said(reply)
     found = _of_json(said, "better")
     if found is None:
         line = BETTER.fullmatch(_last_line(said))
@@ -53,6 +53,15 @@ def better_of(reply: str) -> Better | None:
         return None
     names: dict[str, Better] = {"a": "A", "b": "B", "tie": "tie"}
     return names.get(found.strip().lower())
+
+
+def _said(reply: str) -> str:
+    """What stands behind its thoughts; nothing of a reply that begins with such and does not end them. A mark of
+    thoughts further on is quoted."""
+    _, end, behind = reply.rpartition(THOUGHTS_END)
+    if end:
+        return behind.strip()
+    return "" if reply.lstrip().startswith(THOUGHTS_BEGIN) else reply.strip()
 
 
 def _last_line(text: str) -> str:

@@ -5,6 +5,9 @@ questions -> equal ones once -> cache -> endpoint, until max_cost -> cache, spen
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,7 +26,7 @@ class RemoteJudge:
 
     def __init__(self, keys: JudgeKeys, *, folder: Path, run: str) -> None:
         self._keys, self._run = keys, run
-        self._endpoint, self._kept = Endpoint(keys), KeptReplies(folder)
+        self._endpoint, self._kept = Endpoint(keys), KeptReplies(folder / _folder_of(keys))
         self.spent = Spending(price_in=keys.price_in, price_out=keys.price_out)
 
     def replies(self, questions: Sequence[JudgeQuestion]) -> list[Outcome]:
@@ -75,3 +78,10 @@ class RemoteJudge:
     def _name(self, question: JudgeQuestion) -> str:
         assert self._keys.model is not None
         return key_of(question, model=self._keys.model, version=self._keys.version, sampling=self._keys.sampling)
+
+
+def _folder_of(keys: JudgeKeys) -> str:
+    """Of the replies of one model by one name: a start reads no others."""
+    assert keys.model is not None
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", keys.model)[:40].strip(".-") or "judge"
+    return f"{plain}-{hashlib.sha256(json.dumps([keys.model, keys.version]).encode()).hexdigest()[:8]}"
