@@ -19,7 +19,7 @@ from lifecycle.batch import TURNS
 from lifecycle.errors import UserError
 from lifecycle.model import build
 from lifecycle.rewards.judge.faults import faults
-from lifecycle.rewards.judge.settings import JudgeKeys
+from lifecycle.rewards.judge.settings import Criterion, JudgeKeys
 from lifecycle.stages.reinforcement.acting.scorers.judge import Judge, shown
 from lifecycle.stages.reinforcement.acting.scoring import Scoring
 from lifecycle.stages.run.setup import AskedModel, ParentWeights
@@ -155,6 +155,12 @@ def test_another_kind_of_judge_does_not_take_over() -> None:
 # -- a model of ours
 
 
+TWO = {
+    "true": Criterion(question="Is it true?", low=0, high=10, weight=3),
+    "short": Criterion(question="Is it short?", low=0, high=10, weight=1),
+}
+
+
 class Chat(Letters):
     """Asked in letters: every character of a question is one of 61."""
 
@@ -203,6 +209,24 @@ def test_a_model_of_ours_is_asked_each_question_once() -> None:
     asked = [text for text in tokenizer.asked if "completion" in text]
     assert 0 < len(asked) == len({*asked}) <= len(rollout)
     assert marker.told()["judge/tokens_out"][0] > 0
+
+
+def test_what_a_model_of_ours_says_is_read_and_is_the_same_each_time() -> None:
+    class Scores(Chat):
+        def decode(self, ids: Sequence[int], *, specials: bool = False) -> str:
+            return f"Score: {sum(ids) % 11}"
+
+    judge = keys(url=None, model="judge-run", max_new_tokens=8, criteria=TWO)
+    model = replace(local(Scores()), end_ids=tuple(range(40)))
+    given, rollout, found = prompts(1), drawn(prompts(1)), list[list[float]]()
+    for _ in range(2):
+        marker, made = scoring(judge, {"judge": 1.0}, asked={"judge": model})
+        scores = marker.scores(made, rollout, given)
+        found.append(scores.rewards[:, 0].tolist())
+        assert marker.told()["judge/failed"].tolist() == [0, 2 * len(rollout)]
+    there = [one for one in found[0] if not math.isnan(one)]
+    assert len({*there}) > 1 and all(0 <= one <= 1 for one in there) and repr(found[0]) == repr(found[1])
+    assert scores.failed == {"judge": len(rollout) - len(there)}
 
 
 def test_a_question_that_a_model_of_ours_has_no_room_for_is_told() -> None:
