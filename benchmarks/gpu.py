@@ -1,15 +1,16 @@
 """What has to be shown on a GPU, in at most 8 minutes: tests, training, sampling and fine-tuning beside
-transformers, saving, FSDP2.
+transformers, reinforcement learning, saving, FSDP2.
 
     PYTHONPATH=src:. python -m benchmarks.gpu                      # all, in order of worth; needs no network
     PYTHONPATH=src:. python -m benchmarks.gpu --only decode,decode_hf --budget 120
     PYTHONPATH=src:. python -m benchmarks.gpu --only finetune --budget 330 --json benchmarks/results/gpu_finetune.json
+    PYTHONPATH=src:. python -m benchmarks.gpu --only grpo_step,grpo_run_135m --json benchmarks/results/gpu_grpo.json
     PYTHONPATH=src:. python -m benchmarks.gpu --rehearse           # on a CPU at toy size; says nothing of speed
 
 Every item is a process of its own with a limit of its own: one that fails or hangs costs the others nothing, and what
 it had measured by then is kept. The table at the end has a line an item, with the end of its traceback; the JSON holds
 everything and is written after every item, so that a command that is stopped early leaves what it has. The items are
-in gpu_train.py, gpu_decode.py, gpu_finetune.py and gpu_runs.py, the sizes in gpu_sizes.py.
+in gpu_train.py, gpu_decode.py, gpu_finetune.py, gpu_grpo.py and gpu_runs.py, the sizes in gpu_sizes.py.
 """
 
 from __future__ import annotations
@@ -82,8 +83,10 @@ ITEMS = (
     _finetune("sft", "sft", None),
     _finetune("lora", "lora", None),
     _finetune("dpo_cached_135m", "dpo_cached", "smollm2_135m"),
+    Item("grpo_step", 240, 60, "gpu_grpo", "step"),
+    Item("grpo_run_135m", 400, 360, "gpu_grpo", "run", ("smollm2_135m",)),
 )
-"""In order of worth, those of fine-tuning behind the others."""
+"""In order of worth, those of fine-tuning and of reinforcement learning behind the others."""
 
 
 def main() -> int:

@@ -42,9 +42,9 @@ VARIANTS = {
 }
 
 
-def make_inputs(folder: Path) -> None:
+def make_inputs(folder: Path, config: Any = None) -> None:
     """A model with fresh weights, a trained tokenizer, and prompts of `LENGTH` of its tokens."""
-    texts, tokenizer = export_with_tokenizer(folder / "model")
+    texts, tokenizer = export_with_tokenizer(folder / "model", config)
     ids = [int(i) for text in texts for i in tokenizer.encode_batch([text])[0]]
     with (folder / "prompts.jsonl").open("w") as file:
         for at in range(0, 400 * LENGTH, LENGTH):
@@ -55,6 +55,27 @@ def make_inputs(folder: Path) -> None:
 # -- ours
 
 
+def keys(inputs: Path, *, prompts: int, samples: int, new: int, words: int) -> list[str]:
+    """Of a command that trains the model of `inputs` on its prompts, as nothing else is done meanwhile."""
+    return [
+        f"init_from={inputs / 'model'}",
+        "data=files",
+        f"data.sources.mine.path={inputs / 'prompts.jsonl'}",
+        "data.sources.mine.validation=null",
+        "data.chat_template=none",
+        "stage.rewards=length",
+        f"stage.grading.target_words={words}",
+        "stage.preflight.prompts=0",
+        "stage.optimizer.lr=1e-5",
+        "stage.max_epochs=null",
+        f"stage.prompts_per_step={prompts}",
+        f"stage.samples_per_prompt={samples}",
+        f"stage.sequence_length={2 * LENGTH + new}",
+        f"stage.sampling.max_new_tokens={new}",
+        "stage.keep_rollouts=null",
+    ]
+
+
 def ours(kind: str, runs: int) -> dict[str, Any]:
     """The command line's own run: seconds of its steps from metrics.csv."""
     inputs, steps = Path(os.environ[INPUTS]), WARM + runs * STEPS
@@ -62,23 +83,8 @@ def ours(kind: str, runs: int) -> dict[str, Any]:
     samples = next((int(part) for part in kind.split("_") if part.isdigit()), SAMPLES)
     given = [
         f"stage={'ppo' if 'ppo' in kind else 'grpo'}",
-        f"init_from={inputs / 'model'}",
-        "data=files",
-        f"data.sources.mine.path={inputs / 'prompts.jsonl'}",
-        "data.sources.mine.validation=null",
-        "data.chat_template=none",
-        "stage.rewards=length",
-        f"stage.grading.target_words={WORDS}",
-        "stage.optimizer.lr=1e-5",
-        "stage.max_epochs=null",
+        *keys(inputs, prompts=PROMPTS, samples=samples, new=NEW, words=WORDS),
         f"stage.max_steps={steps}",
-        f"stage.prompts_per_step={PROMPTS}",
-        f"stage.samples_per_prompt={samples}",
-        f"stage.sequence_length={2 * LENGTH + NEW}",
-        f"stage.sampling.max_new_tokens={NEW}",
-        "stage.keep_rollouts=null",
-        "stage.preflight.prompts=0",
-        "stage.preflight.prompts=0",
         *undisturbed(STEPS),
         *(["stage.kl.coefficient=0.04", "stage.kl.kind=k3"] if "kl" in kind else []),
         *([] if precision == "auto" else [f"hardware.precision={precision}", "hardware.compile=false"]),
@@ -88,17 +94,28 @@ def ours(kind: str, runs: int) -> dict[str, Any]:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr[-500:]}")
-        with Path(folder, "outputs/bench/metrics.csv").open() as file:
-            rows = list(csv.DictReader(file))
+        rows = metrics(Path(folder, "outputs/bench"))
     blocks = [row for row in rows if row.get("perf/step_s")][WARM // STEPS :]
     timed = rows[WARM:]
     return {
         "step_s": spread([float(row["perf/step_s"]) for row in blocks], digits=3),
-        "sampling_s": round(sum(float(row["perf/sampling_s"]) for row in timed) / len(timed), 3),
-        "grading_s": round(sum(float(row["perf/grading_s"]) for row in timed) / len(timed), 4),
-        "completion": round(sum(float(row["rollout/length"]) for row in timed) / len(timed), 1),
+        "sampling_s": round(mean(timed, "perf/sampling_s"), 3),
+        "grading_s": round(mean(timed, "perf/grading_s"), 4),
+        "completion": round(mean(timed, "rollout/length"), 1),
         "peak_rss_mb": round(float(blocks[-1]["perf/memory_gb"]) * 1024),
     }
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv."""
+    with (run / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def mean(rows: Sequence[dict[str, str]], name: str) -> float:
+    """Of a column, where it is there."""
+    found = [float(row[name]) for row in rows if row.get(name)]
+    return sum(found) / len(found)
 
 
 # -- TRL

@@ -61,9 +61,10 @@ def litgpt_model(**changes: Any) -> Any:
     return model
 
 
-def export_with_tokenizer(folder: Path) -> tuple[list[str], Any]:
-    """Write the model with fresh weights as a Hugging Face folder, with a tokenizer trained on Python's own
-    documentation; the texts of that, and the tokenizer. Texts lie beside the folder."""
+def export_with_tokenizer(folder: Path, config: Any = None) -> tuple[list[str], Any]:
+    """Write a model with fresh weights as a Hugging Face folder, with a tokenizer trained on Python's own
+    documentation; the texts of that, and the tokenizer. Texts lie beside the folder. config: None is `our_config`; its
+    vocabulary may be larger than the tokenizer's."""
     from lifecycle.data.read.files.builtin_text import materialise
     from lifecycle.model import build
     from lifecycle.model.huggingface import export
@@ -72,5 +73,5 @@ def export_with_tokenizer(folder: Path) -> tuple[list[str], Any]:
     lines = materialise("prose", folder.parent / "texts").read_text().splitlines()
     texts = [json.loads(line)["text"] for line in lines]
     tokenizer = train_bpe(texts, vocab_size=VOCABULARY, digits=1)
-    export(build(our_config(), seed=0), folder, tokenizer=tokenizer)
+    export(build(config or our_config(), seed=0), folder, tokenizer=tokenizer)
     return texts, tokenizer

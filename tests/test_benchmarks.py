@@ -68,7 +68,13 @@ def test_the_shares_of_a_step_are_those_of_its_kernels_and_of_nothing_twice() ->
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:transformers")  # of peft's reading of a model's config
 @pytest.mark.parametrize(
-    "name", [*"train_64k train_128k decode train_hf_64k decode_hf checkpoint".split(), *FINETUNE[:2], *FINETUNE[3:]]
+    "name",
+    [
+        *"train_64k train_128k decode train_hf_64k decode_hf checkpoint".split(),
+        *FINETUNE[:2],
+        *FINETUNE[3:],
+        "grpo_step",
+    ],
 )
 def test_items_for_a_gpu_run_at_toy_size(name: str) -> None:
     item = next(item for item in gpu.ITEMS if item.name == name)
@@ -124,6 +130,7 @@ def test_training_and_its_benchmarks_need_neither_wandb_nor_this_packages_own_me
         "def version(name):\n    if name == 'lifecycle': raise m.PackageNotFoundError(name)\n    return real(name)\n"
         "m.version = version\n"
         "import lifecycle.run, benchmarks.gpu, benchmarks.gpu_train, benchmarks.gpu_decode, benchmarks.gpu_finetune, "
+        "benchmarks.gpu_grpo, "
         "benchmarks.gpu_runs"
     )
     environment = os.environ | {"PYTHONPATH": "src:."}
