@@ -31,6 +31,7 @@ SAMPLES = (
     "stage.prompts_per_step=4",
     "stage.samples_per_prompt=3",
     "stage.sequence_length=48",
+    "stage.preflight.prompts=0",
     "stage.sampling.max_new_tokens=12",
     "stage.updates_per_rollout=2",
     "stage.max_epochs=null",

@@ -1,12 +1,15 @@
-"""Looks at the samples of a policy before its first update, and refuses a run that would learn nothing.
+"""Looks at the samples of a policy before its first update, and refuses a run that would learn nothing; then watches
+what is told of every step.
 
-preflight.json         what was found, with three samples; the report shows it
+preflight.json      what was found, with three samples; the report shows it
+noticed.json        what was said while it was trained, each once, with its step; the report shows it
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -18,16 +21,19 @@ from lifecycle.stages.base import Stage
 from lifecycle.stages.reinforcement.acting.actor import Actor
 from lifecycle.stages.reinforcement.watching.preflight import look
 from lifecycle.stages.reinforcement.watching.shown import lines, rows
+from lifecycle.stages.reinforcement.watching.signs import Facts, Signs
 from lifecycle.stages.reinforcement.watching.verdict import Drawing, refusal, verdict
 from lifecycle.system import atomic
 
-PREFLIGHT = "preflight.json"
+PREFLIGHT, NOTICED = "preflight.json", "noticed.json"
 
 
 def watching_rollouts(stage: Stage, folder: Path) -> list[Callback]:
     """What watches a stage that samples; nobody any other."""
     actor = getattr(stage, "actor", None)
-    return [BeforeFirstUpdate(actor, folder=folder)] if isinstance(actor, Actor) else []
+    if not isinstance(actor, Actor):
+        return []
+    return [BeforeFirstUpdate(actor, folder=folder), WhileTraining(actor, folder=folder)]
 
 
 class BeforeFirstUpdate(Callback):
@@ -68,3 +74,49 @@ class BeforeFirstUpdate(Callback):
             samples_per_prompt=setup.timeline.at(0).samples,
             ends=[*(tokenizer.decode([i], specials=True) for i in ids), *map(repr, sampling.stop)],
         )
+
+
+class WhileTraining(Callback):
+    """Says what goes wrong in the steps of a run, each once. It is told the rows of steps as they are logged, and is in
+    every checkpoint."""
+
+    def __init__(self, actor: Actor, *, folder: Path) -> None:
+        self._actor, self._path = actor, folder / NOTICED
+        self._stage: Stage | None = None
+        self._signs: Signs | None = None
+        self._restored: Mapping[str, Any] | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen. What was noticed in steps that will be taken again goes."""
+        self._stage = stage = cast(Stage, pl_module)
+        setup, step = stage.setup_facts, stage.setup_facts.timeline.at(trainer.global_step)
+        facts = Facts(bf16=setup.bf16, samples=step.rows * step.samples, rewards=tuple(self._actor.scoring.names))
+        self._signs = Signs(facts)
+        if self._restored is not None:
+            self._signs.restore(self._restored)
+        if trainer.is_global_zero and (self._signs.said or self._path.exists()):
+            self._write()
+        stage.meter.listeners.append(self._see)
+
+    def _see(self, step: int, row: Mapping[str, float]) -> None:
+        assert self._signs is not None and self._stage is not None
+        new = self._signs.see(step, row)
+        for one in new:
+            self._stage.meter.say(f"noticed at step {one.step}: {one.words}")
+        if new and self._stage.trainer.is_global_zero:
+            self._write()
+
+    def _write(self) -> None:
+        assert self._signs is not None
+        atomic.write(self._path, json.dumps([asdict(one) for one in self._signs.said], indent=1, ensure_ascii=False))
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint, with all steps before it."""
+        if self._signs is None or self._stage is None:
+            return dict(self._restored or {})
+        self._stage.meter.flush()
+        return self._signs.state()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self._restored = state_dict or None

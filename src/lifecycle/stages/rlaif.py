@@ -36,6 +36,7 @@ class Rlaif(Stage):
     starts_from_parent = True
     takes_over = (PeakRate, OptimizerState)
     measures = told.HELD_OUT
+    told = staticmethod(told.held_out)
     faults = staticmethod(faults)
     frozen_copies = staticmethod(frozen_copies)
     trained_copies = staticmethod(trained_copies)
@@ -74,6 +75,7 @@ class Rlaif(Stage):
         )
         self.reference = way.kept  # weights that every checkpoint has to hold
         self.actor, self.way = actor, way
+        self.measures = actor.measures
 
     def training_step(self, batch: StepBatch[PromptBatch], batch_idx: int) -> None:
         """One rollout, and the updates on it."""
@@ -82,6 +84,6 @@ class Rlaif(Stage):
         self.way.learn(self, batch, sampled, facts)
 
     def validation_step(self, batch: tuple[PromptBatch, DocumentMask | None], batch_idx: int) -> Tensor:
-        """(2 + HELD_OUT,) float64: minus the summed reward of greedy answers, their number, and what is measured of
+        """(2 + `measures`,) float64: minus the summed reward of greedy answers, their number, and what is measured of
         them."""
         return self.actor.held_out_sums(self, batch[0])

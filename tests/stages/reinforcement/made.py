@@ -94,6 +94,8 @@ class Letters:
 class ByTokens:
     """A reward that every completion has by its own tokens."""
 
+    names = ("sum",)
+
     def told(self) -> dict[str, Tensor]:
         return {}
 

@@ -25,13 +25,13 @@ class Graded(ByTokens):
     """Right by the tokens of a completion. names: whose marks these are."""
 
     def __init__(self, *names: str) -> None:
-        self.names, self.seen = list(names), list[Rollout]()
+        self.names, self.seen = names, list[Rollout]()
 
     def scores(self, stage: Stage, rollout: Rollout, prompts: PromptBatch) -> SampleScores:
         self.seen.append(rollout)
         marks, place = right(rollout)[:, None].repeat(1, len(self.names)), place_of(rollout)
         weights = [1.0] * len(self.names)
-        return SampleScores(names=self.names, weights=weights, rewards=marks, place=place, failed={}, timed_out={})
+        return SampleScores(names=[*self.names], weights=weights, rewards=marks, place=place, failed={}, timed_out={})
 
 
 def right(rollout: Rollout) -> Tensor:

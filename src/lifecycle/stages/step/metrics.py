@@ -42,11 +42,12 @@ WARM_UP_STEPS = 3  # compilation and first allocations happen here; the collecto
 
 class Meter:
     """Collects the metrics of steps and passes them to the trainer's loggers; `latest` holds the last ones for
-    displays."""
+    displays. listeners: are told the row of every step, in order, on every rank."""
 
     def __init__(self, *, log_every: int | None, peak_flops: float | None, sources: Sequence[str]) -> None:
         self.log_every, self.peak_flops = log_every, peak_flops
         self.latest: dict[str, float] = {}
+        self.listeners: list[Callable[[int, Mapping[str, float]], None]] = []
         self.tokens = 0.0
         self.seconds = 0.0
         self._sources = list(sources)
@@ -142,6 +143,8 @@ class Meter:
         logged[-1][1].update(self._speed(elapsed, len(logged)))
         for step, metrics in logged:
             self._log(step, metrics)
+            for listener in self.listeners:
+                listener(step, metrics)
         self._rows.clear()
         self._since, self._waited, self._checkpoint_s = time.perf_counter(), 0.0, 0.0
         gc.collect(1)

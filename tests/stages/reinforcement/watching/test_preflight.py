@@ -37,6 +37,8 @@ def by_prompt(rollout: Rollout) -> torch.Tensor:
 class Graded(ByTokens):
     """Marks by a plain function, under the name of a grader that knows the answer."""
 
+    names = ("number",)
+
     def __init__(self, told: Told) -> None:
         self._told = told
 

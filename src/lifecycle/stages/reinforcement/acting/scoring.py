@@ -111,6 +111,11 @@ class Scoring:
         """(2,) float64 sums and counts of what those that mark tell beside their marks, since it was last asked."""
         return {name: pair for scorer in self._scorers for name, pair in scorer.told().items()}
 
+    @property
+    def names(self) -> list[str]:
+        """Of the rewards, each once."""
+        return list(dict.fromkeys(name for name, _ in self._columns))
+
     def close(self) -> None:
         """End the processes that grade; the next call starts new ones."""
         for one in self._scorers:
