@@ -94,7 +94,7 @@ class Letters:
 class ByTokens:
     """A reward that every completion has by its own tokens."""
 
-    names = ("sum",)
+    names: tuple[str, ...] = ("sum",)
 
     def told(self) -> dict[str, Tensor]:
         return {}

@@ -3,7 +3,6 @@
 import itertools
 import json
 import random
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +30,9 @@ HEALTHY: dict[str, float] = {
     "reward/choice/timed_out": 0.0,
     "critic/explained_variance": 0.4,
 }
-Row = Callable[[int], Mapping[str, float]]
 
 
-def rows(then: Mapping[str, float], *, at: int = 30, steps: int = 60, noise: float = 0.02) -> list[dict[str, float]]:
+def rows(then: dict[str, float], *, at: int = 30, steps: int = 60, noise: float = 0.02) -> list[dict[str, float]]:
     """A run that is well up to step `at`, and afterwards as `then` says."""
     draw = random.Random(0)
     out = []
@@ -134,13 +132,13 @@ def test_it_is_said_where_people_look_and_a_run_that_goes_back_forgets_it(
     made = grpo(steps=steps, lr=1e-9)
     monkeypatch.setattr("lifecycle.stages.reinforcement.watching.signs.LEAST_ENTROPY", 1e3)
     watching: Any = WhileTraining(made.actor, folder=tmp_path)
-    batches: Any = Batches([[prompts(step)] for step in range(steps)])
-    trainer_of(steps, tmp_path, callbacks=[watching]).fit(made, batches)
+    batches: Any = [[prompts(step)] for step in range(steps)]
+    trainer_of(steps, tmp_path, callbacks=[watching]).fit(made, Batches(batches))
     (one,) = json.loads((tmp_path / NOTICED).read_text())
     assert (one["step"], one["cause"]) == (2 * WINDOW, "entropy")
     assert f"noticed at step 20: {one['words']}" in capsys.readouterr().err
     assert watching.state_dict()["said"] == [[20, "entropy", one["words"]]]
     again = WhileTraining(made.actor, folder=tmp_path)  # from a checkpoint before it
     again.load_state_dict({"trends": {}, "said": []})
-    trainer_of(1, tmp_path, callbacks=[again]).fit(grpo(steps=1), Batches([[prompts(0)]]))  # type: ignore[arg-type]
+    trainer_of(1, tmp_path, callbacks=[again]).fit(grpo(steps=1), Batches(batches[:1]))
     assert json.loads((tmp_path / NOTICED).read_text()) == []
