@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lifecycle.bounds import Count, Positive
 from lifecycle.errors import UserError
-from lifecycle.rewards.graders import READ_OF_META, READERS, STATED, can_mark, check
+from lifecycle.rewards.graders import OF_SHAPE, READ_OF_META, READERS, STATED, can_mark, check
 from lifecycle.rewards.pool.pool import GradingPool
 from lifecycle.rewards.pool.task import FAILED, TIMED_OUT, Task
 from lifecycle.rewards.record import Answered
@@ -119,13 +119,24 @@ class Rewards:
         """The marks of completions, each with the record and the source of its prompt."""
         return self._answers(completions, records, sources, "")
 
+    def graded_in_turns(
+        self, last: Sequence[str], all_said: Sequence[str], records: Sequence[Answered], sources: Sequence[str]
+    ) -> Marks:
+        """The same of completions in turns, of which graders read the last one, and graders of shape all together."""
+        return self._answers(last, records, sources, "", all_said)
+
     def stated(self, completions: Sequence[str], records: Sequence[Answered], sources: Sequence[str]) -> Marks:
         """The same, where a mark of 1 says that a grader found an answer to mark, right or wrong; missing of graders
         that mark any text."""
         return self._answers(completions, records, sources, STATED)
 
     def _answers(
-        self, completions: Sequence[str], records: Sequence[Answered], sources: Sequence[str], asked: str
+        self,
+        completions: Sequence[str],
+        records: Sequence[Answered],
+        sources: Sequence[str],
+        asked: str,
+        all_said: Sequence[str] | None = None,
     ) -> Marks:
         """asked: behind a grader's name; nothing: its marks."""
         shape = (len(completions), len(self.names))
@@ -140,7 +151,8 @@ class Rewards:
                 weights_SR[s, r] = weight
                 if can_mark(name, record) and (not asked or f"{name}{asked}" in READERS):
                     places.append((s, r))
-                    tasks.append(Task(grader=f"{name}{asked}", completion=completion, record=told))
+                    text = all_said[s] if all_said is not None and name in OF_SHAPE else completion
+                    tasks.append(Task(grader=f"{name}{asked}", completion=text, record=told))
         failed, timed_out, said = Counter[str](), Counter[str](), dict[str, str]()
         for (s, r), outcome in zip(places, self._pool.map(tasks), strict=True):
             if outcome.state == FAILED:

@@ -29,6 +29,9 @@ GRADERS: dict[str, Grader] = {
 ANSWER = ("choice", "number", "math", "exact_match")
 """Graders that compare with the known answer."""
 
+OF_SHAPE = ("format", "length", "repetition")
+"""Graders that look for no answer, but at how all is said."""
+
 KNOW_THE_ANSWER = (*ANSWER, "code")
 """Graders whose 1 says that a completion is right, whatever it looks like."""
 

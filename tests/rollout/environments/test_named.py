@@ -72,6 +72,6 @@ def test_names_are_classes(module: str) -> None:
     ],
 )
 def test_others_are_refused(name: str, said: str, module: str) -> None:
-    with pytest.raises(UserError, match="stage.environment is") as error:
+    with pytest.raises(UserError, match="stage.environment.name is") as error:
         environment(name.replace("MODULE", module))
     assert said in str(error.value)

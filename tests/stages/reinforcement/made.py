@@ -19,6 +19,7 @@ from lifecycle.losses.policy.masks import SamplerMasks
 from lifecycle.model import ModelConfig, build
 from lifecycle.rewards.graded import GradingKeys
 from lifecycle.rollout.drawing import DrawingKeys
+from lifecycle.rollout.environments.named import EnvironmentKeys
 from lifecycle.stages.base import Stage
 from lifecycle.stages.beside.critic import CriticKeys
 from lifecycle.stages.grpo import Grpo
@@ -54,6 +55,8 @@ GRADED = RewardKeys(
     judge=JUDGE,
     preflight=PREFLIGHT,
 )
+ALONE = EnvironmentKeys(name=None, max_turns=3, max_observation_tokens=3)
+TALKS = replace(ALONE, name="tests.stages.reinforcement.talker:Talker")
 EPS = 1e-3
 """Of AdamW: without it the first step of a gradient that is all rounding would be as large as any."""
 
@@ -89,6 +92,9 @@ class Letters:
 
     def decode(self, ids: Sequence[int], *, specials: bool = False) -> str:
         return "".join(chr(65 + i) for i in ids if i)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[ord(letter) - 65 for letter in text] for text in texts]
 
 
 class ByTokens:
@@ -136,6 +142,7 @@ def grpo(
     varying_prompts: int | None = None,
     keep_rollouts: int | None = None,
     head_dtype: Literal["float32"] | None = None,
+    environment: EnvironmentKeys = ALONE,
     micro_tokens: int = 4096,
     model: ModelConfig = POLICY,
     lr: float = 1e-2,
@@ -165,6 +172,7 @@ def grpo(
             varying_prompts=varying_prompts,
             keep_rollouts=keep_rollouts,
             head_dtype=head_dtype,
+            environment=environment,
         ),
         graded=GRADED,
         policy=replace(KEYS, **keys),
@@ -186,13 +194,14 @@ def ppo(
     micro_tokens: int = 4096,
     critic: CriticKeys = HEAD,
     values: ValueKeys = VALUES,
+    environment: EnvironmentKeys = ALONE,
     lr: float = 1e-2,
     setup: dict[str, Any] | None = None,
     **keys: Any,
 ) -> Ppo:
     """With the facts of `grpo`, and a critic."""
     facts: dict[str, Any] = {"read_weights": lambda: build(POLICY, seed=3).state_dict(), **(setup or {})}
-    like = grpo(steps=steps, micro_tokens=micro_tokens, setup=facts)
+    like = grpo(steps=steps, micro_tokens=micro_tokens, setup=facts, environment=environment)
     made = Ppo(
         model=POLICY,
         optimization=optimization(lr, eps=EPS),

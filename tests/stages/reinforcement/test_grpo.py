@@ -7,7 +7,19 @@ from typing import Any
 import pytest
 import torch
 from tests.model.adapted import lora
-from tests.stages.reinforcement.made import DRAWING, EPS, GRADED, POLICY, ByTokens, grpo, parent, prompts
+from tests.stages.reinforcement.made import (
+    ALONE,
+    DRAWING,
+    EPS,
+    GRADED,
+    POLICY,
+    TALKS,
+    ByTokens,
+    Letters,
+    grpo,
+    parent,
+    prompts,
+)
 from tests.stages.test_step import ADAMW, Batches, Kept, trainer_of
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,7 +28,9 @@ from lifecycle.batch import PromptBatch, Rollout
 from lifecycle.duration import Segment, Timeline
 from lifecycle.losses.policy.masks import SamplerMasks
 from lifecycle.model import Decoder, build
+from lifecycle.rewards.record import Answered
 from lifecycle.rollout.engine import generate
+from lifecycle.rollout.environments.named import EnvironmentKeys
 from lifecycle.rollout.sampling.parameters import Sampling
 from lifecycle.stages.grpo import Grpo
 from lifecycle.stages.reinforcement import settings
@@ -43,18 +57,29 @@ def weights(made: Grpo) -> list[Tensor]:
 # -- a plain loop
 
 
-def drawn(model: Decoder, step: int, given: PromptBatch, **more: Any) -> Rollout:
+def drawn(model: Decoder, step: int, given: PromptBatch, environment: EnvironmentKeys = ALONE, **more: Any) -> Rollout:
     banned, more = tuple(range(62, 64)), {"temperature": 0.8, **more}
     sampling = Sampling(max_new_tokens=9, samples=4, stop_ids=(0,), banned_ids=banned, **more)
-    return generate(model, given.ids, sampling, seed=1, step=step, prompt_ids=given.number.tolist(), slots=5)
+    return generate(
+        model,
+        given.ids,
+        sampling,
+        seed=1,
+        step=step,
+        prompt_ids=given.number.tolist(),
+        slots=5,
+        environments=environment.of([Answered(prompt=Letters().decode(ids)) for ids in given.ids], Letters()),
+    )
 
 
 def plain_logp(model: Decoder, rollout: Rollout, n: int) -> Tensor:
-    """Of the tokens of one completion, at the temperature of the draw, without the rows that only fill the matrix."""
+    """Of the tokens of one completion that the policy drew, at the temperature of the draw, without the rows that only
+    fill the matrix."""
     ids = torch.tensor([*rollout.prompts[n], *rollout.completion(n)])
     logits = model.logits(model(ids[None, :-1], torch.arange(len(ids) - 1)[None]))[0]
     logits = logits.masked_fill(torch.arange(64) >= 62, -torch.inf) / 0.8
-    return F.log_softmax(logits, -1).gather(1, ids[1:, None])[len(rollout.prompts[n]) - 1 :, 0]
+    logp = F.log_softmax(logits, -1).gather(1, ids[1:, None])[len(rollout.prompts[n]) - 1 :, 0]
+    return logp[rollout.sampled[n, : len(logp)]]
 
 
 def plain_loss(model: Decoder, reference: Decoder, rollout: Rollout, advantage: Tensor, kind: str) -> Tensor:
@@ -74,9 +99,10 @@ def plain_loss(model: Decoder, reference: Decoder, rollout: Rollout, advantage: 
     return total / count
 
 
+@pytest.mark.parametrize("environment", [ALONE, TALKS], ids=["alone", "environment"])
 @pytest.mark.parametrize("kind", ["token", "sequence"])
-def test_three_steps_are_those_of_a_plain_loop(kind: Any, tmp_path: Path) -> None:
-    made = grpo(normaliser=kind, kl=replace(grpo().policy.kl, coefficient=0.3))
+def test_three_steps_are_those_of_a_plain_loop(kind: Any, environment: EnvironmentKeys, tmp_path: Path) -> None:
+    made = grpo(normaliser=kind, kl=replace(grpo().policy.kl, coefficient=0.3), environment=environment)
     rows = train(made, tmp_path)
     model, reference = build(POLICY, seed=1), build(POLICY, seed=3)
     groups: list[dict[str, Any]] = [
@@ -85,7 +111,8 @@ def test_three_steps_are_those_of_a_plain_loop(kind: Any, tmp_path: Path) -> Non
     ]
     optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=ADAMW.betas, eps=EPS, weight_decay=ADAMW.weight_decay)
     for step in range(STEPS):
-        rollout = drawn(model, step, prompts(step))
+        rollout = drawn(model, step, prompts(step), environment)
+        assert bool((rollout.exists & ~rollout.sampled).any()) == (environment is TALKS)
         reward = ((rollout.token_ids * rollout.exists).sum(1) % 7) / 7
         advantage = (reward.view(4, 4) - reward.view(4, 4).mean(1, keepdim=True)).flatten()
         loss = plain_loss(model, reference, rollout, advantage, kind)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.stages.reinforcement.made import EPS, HEAD, POLICY, VALUES, ppo, prompts
+from tests.stages.reinforcement.made import ALONE, EPS, HEAD, POLICY, TALKS, VALUES, ppo, prompts
 from tests.stages.reinforcement.test_grpo import drawn, plain_logp
 from tests.stages.reinforcement.test_reward_model import asked_model
 from tests.stages.test_step import ADAMW, Batches, Kept, optimization, trainer_of
@@ -18,6 +18,7 @@ from lifecycle.model import Decoder, build
 from lifecycle.model.layers.initial import ending_in, fresh_score
 from lifecycle.optim import Muon
 from lifecycle.optim.carry import carry_over
+from lifecycle.rollout.environments.named import EnvironmentKeys
 from lifecycle.stages.beside.critic import CriticKeys
 from lifecycle.stages.ppo import Ppo, critic_copies, faults
 from lifecycle.stages.step.optimization import Optimization
@@ -50,7 +51,8 @@ class PlainCritic(nn.Module):
     def values(self, rollout: Rollout, n: int) -> Tensor:
         ids = torch.tensor([*rollout.prompts[n], *rollout.completion(n)])[None, :-1]
         hidden = self.trunk[0](ids, torch.arange(ids.shape[1])[None])[0]
-        return (hidden[len(rollout.prompts[n]) - 1 :] * self.score).sum(-1)
+        value = (hidden[len(rollout.prompts[n]) - 1 :] * self.score).sum(-1)
+        return value[rollout.sampled[n, : len(value)]]
 
 
 def plain_gae(reward: Tensor, value: Tensor, gamma: float, lam: float) -> Tensor:
@@ -86,9 +88,10 @@ def plain_step(model: Decoder, reference: Decoder, critic: PlainCritic, rollout:
     return total / tokens, float(explained)
 
 
+@pytest.mark.parametrize("environment", [ALONE, TALKS], ids=["alone", "environment"])
 @pytest.mark.parametrize("keys", [HEAD, SEPARATE], ids=lambda keys: keys.kind)
-def test_three_steps_are_those_of_a_plain_loop(keys: CriticKeys, tmp_path: Path) -> None:
-    made = ppo(critic=keys, kl=KL)
+def test_three_steps_are_those_of_a_plain_loop(keys: CriticKeys, environment: EnvironmentKeys, tmp_path: Path) -> None:
+    made = ppo(critic=keys, kl=KL, environment=environment)
     rows = train(made, tmp_path)
     model, reference = build(POLICY, seed=3), build(POLICY, seed=3)
     critic = PlainCritic(model, keys.kind)
@@ -100,7 +103,7 @@ def test_three_steps_are_those_of_a_plain_loop(keys: CriticKeys, tmp_path: Path)
         groups += [{"params": decayed, "lr": rate}, {"params": plain, "lr": rate, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=ADAMW.betas, eps=EPS, weight_decay=ADAMW.weight_decay)
     for step in range(STEPS):
-        rollout = drawn(model, step, prompts(step))
+        rollout = drawn(model, step, prompts(step), environment)
         loss, explained = plain_step(model, reference, critic, rollout)
         optimizer.zero_grad()
         loss.backward()

@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from tests.stages.reinforcement.made import DRAWING, EPS, GRADED, KEYS, POLICY, ByTokens, Letters, parent, prompts
+from tests.stages.reinforcement.made import (
+    ALONE,
+    DRAWING,
+    EPS,
+    GRADED,
+    KEYS,
+    POLICY,
+    ByTokens,
+    Letters,
+    parent,
+    prompts,
+)
 from tests.stages.test_step import ADAMW, Batches, Kept, optimization, stage, trainer_of
 from torch import Tensor
 from torch.nn import functional as F
@@ -67,6 +78,7 @@ def spo(
             varying_prompts=None,
             keep_rollouts=None,
             head_dtype=None,
+            environment=ALONE,
         ),
         graded=GRADED,
         policy=replace(KEYS, **{"clip_high": 0.28, **keys}),

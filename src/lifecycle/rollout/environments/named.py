@@ -1,18 +1,48 @@
-"""An environment by its name: `calculator`, or MODULE:CLASS of the user's own."""
+"""An environment by its name, `calculator` or MODULE:CLASS of the user's own, and the keys of one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+from lifecycle.bounds import Count
 from lifecycle.errors import UserError
+from lifecycle.rewards.record import Answered
 from lifecycle.rollout.environments.calculator import Calculator
-from lifecycle.rollout.environments.environment import Environment
+from lifecycle.rollout.environments.environment import Coding, Environment, Environments
 from lifecycle.system.foreign import users_own
 
 BUILT_IN: dict[str, Callable[[], Environment]] = {"calculator": Calculator}
 
 
-def environment(name: str, where: str = "stage.environment") -> Callable[[], Environment]:
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentKeys:
+    """What answers completions in the middle. name: see `environment`; None: nothing does. max_turns,
+    max_observation_tokens: see `Environments`."""
+
+    name: str | None
+    max_turns: Count
+    max_observation_tokens: Count
+
+    def check(self) -> None:
+        """Raise UserError for a name that is none."""
+        if self.name is not None:
+            environment(self.name)
+
+    def of(self, records: Sequence[Answered], tokenizer: Coding) -> Environments | None:
+        """For prompts with these records; None where there is none."""
+        if self.name is None:
+            return None
+        return Environments(
+            make=environment(self.name),
+            records=records,
+            tokenizer=tokenizer,
+            max_turns=self.max_turns,
+            max_observation_tokens=self.max_observation_tokens,
+        )
+
+
+def environment(name: str, where: str = "stage.environment.name") -> Callable[[], Environment]:
     """What makes one. Raises UserError for a class that cannot be imported, and for one that is no environment."""
     if name in BUILT_IN:
         return BUILT_IN[name]

@@ -18,6 +18,7 @@ from lifecycle.rewards.graded import GradingKeys
 from lifecycle.rewards.judge.faults import faults as judge_faults
 from lifecycle.rewards.judge.settings import JudgeKeys
 from lifecycle.rollout.drawing import DrawingKeys
+from lifecycle.rollout.environments.named import EnvironmentKeys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class SamplingKeys:
     the step's prompts. passes_per_rollout: how often each sample is used. drop_solved, varying_prompts: which prompts
     are asked, and which are trained on (`choice_of_prompts.py`). keep_rollouts: steps from one whose samples are
     written to a file to the next; None: none are. head_dtype: of the product that gives logits, where that is wider
-    than those of the others, in sampling and in training; None: theirs.
+    than those of the others, in sampling and in training; None: theirs. environment: what answers in between.
     """
 
     sampling: DrawingKeys
@@ -54,6 +55,7 @@ class SamplingKeys:
     varying_prompts: Count | None
     keep_rollouts: Every
     head_dtype: Literal["float32"] | None
+    environment: EnvironmentKeys
 
     @property
     def head(self) -> torch.dtype | None:
@@ -222,15 +224,22 @@ def reward_names(config: Mapping[str, Any]) -> set[str]:
 def _unbounded(config: Mapping[str, Any]) -> list[str]:
     """A reward that has no full mark, where one is asked for."""
     model = config["stage"].get("reward_model") or {}
-    if "reward_model" not in reward_names(config):
-        path, critic = model.get("path"), config["stage"].get("critic") or {}
-        return [] if path is None or critic.get("init_from") == "reward_model" else [_unused(path)]
-    if config["stage"].get("drop_solved") is True:
-        return [
-            "stage.drop_solved leaves out prompts whose answers all have the full reward, and a reward model gives "
-            "none: type stage.drop_solved=false"
-        ]
-    return []
+    found, names = list[str](), reward_names(config)
+    critic = config["stage"].get("critic") or {}
+    if "reward_model" not in names and critic.get("init_from") != "reward_model" and model.get("path") is not None:
+        found.append(_unused(model.get("path")))
+    if "environment" in names and (config["stage"].get("environment") or {}).get("name") is None:
+        found.append(
+            "the reward environment is what an environment gives, and there is none: type "
+            "stage.environment.name=calculator, or MODULE:CLASS of your own, or another reward"
+        )
+    for name, what in (("reward_model", "a reward model"), ("environment", "an environment")):
+        if name in names and config["stage"].get("drop_solved") is True:
+            found.append(
+                f"stage.drop_solved leaves out prompts whose answers all have the full reward, and {what} gives none: "
+                "type stage.drop_solved=false"
+            )
+    return found
 
 
 def _unused(path: Any) -> str:

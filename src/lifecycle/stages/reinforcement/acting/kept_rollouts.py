@@ -5,6 +5,7 @@
     reward, advantage, rewards              its worth: the weighted sum, and each reward by name
     prompt_ids, token_ids, trained          its tokens, and which of them are trained
     logprobs, full_logprobs, entropy        of each token: under the truncated and the whole distribution
+    turns, calls, calls_failed              with an environment: who said what in turn, its calls, those that failed
     kept_counts, kept_ids                   the tokens that each was drawn from, 0 for the whole vocabulary
 
 A step that is taken again writes the same file. Each rank writes its own, with its number behind the step.
@@ -16,6 +17,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+from lifecycle.batch import Dialogue
 from lifecycle.batch.prompts import PLACES
 from lifecycle.stages.reinforcement.acting.scoring import SampleScores
 from lifecycle.stages.reinforcement.learning.experience import Experience, prompt_of
@@ -48,6 +50,7 @@ def rows(experience: Experience, scores: SampleScores, setup: Setup, *, step: in
         length, T = int(rollout.length[n]), rollout.token_ids.shape[1]
         draws = slice(n * T, n * T + length)
         named = zip(scores.names, scores.rewards[n].tolist(), strict=True)
+        dialogue = {} if rollout.dialogues is None else _told(rollout.dialogues[n])
         out.append(
             {
                 "step": step,
@@ -71,9 +74,15 @@ def rows(experience: Experience, scores: SampleScores, setup: Setup, *, step: in
                 "entropy": rollout.entropy[n, :length].tolist(),
                 "kept_counts": counts[draws].tolist(),
                 "kept_ids": rollout.kept.ids[int(ends[n * T]) : int(ends[n * T + length])].tolist(),
+                **dialogue,
             }
         )
     return out
+
+
+def _told(dialogue: Dialogue) -> dict[str, Any]:
+    turns = [{"by": "policy" if own else "environment", "text": text} for own, text in dialogue.turns]
+    return {"turns": turns, "calls": dialogue.calls, "calls_failed": dialogue.failed}
 
 
 def read(folder: Path) -> Any:

@@ -13,6 +13,7 @@ from lifecycle.batch import PromptBatch, Rollout
 from lifecycle.model import Decoder
 from lifecycle.rollout.engine import generate
 from lifecycle.rollout.sampling.parameters import Sampling
+from lifecycle.stages.reinforcement.acting.records import records_of
 from lifecycle.stages.reinforcement.settings import SamplingKeys
 from lifecycle.stages.run.setup import Setup
 from lifecycle.system.seeds import derive
@@ -26,6 +27,7 @@ class PolicySampler:
 
     def __init__(self, keys: SamplingKeys, setup: Setup) -> None:
         self._keys, self._setup = keys, setup
+        keys.environment.check()
 
     def rollout(self, prompts: PromptBatch, network: Decoder, *, step: int) -> Rollout:
         """`samples_per_prompt` completions of each prompt, those of a prompt together. Every rank must call."""
@@ -52,6 +54,10 @@ class PolicySampler:
     def _drawn(
         self, prompts: PromptBatch, network: Decoder, sampling: Sampling, *, step: int = 0, seed: int | None = None
     ) -> Rollout:
+        setup, environments = self._setup, None
+        if self._keys.environment.name is not None:
+            assert setup.tokenizer is not None
+            environments = self._keys.environment.of(records_of(prompts, setup), setup.tokenizer)
         return generate(
             network,
             prompts.ids,
@@ -63,4 +69,5 @@ class PolicySampler:
             slots=self._keys.slots,
             prefill_chunk=PREFILL,
             head_dtype=self._keys.head,
+            environments=environments,
         )

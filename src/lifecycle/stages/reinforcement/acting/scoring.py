@@ -15,9 +15,9 @@ from lifecycle.batch import PromptBatch, Rollout
 from lifecycle.losses.policy.advantages import AdvantageName, advantages
 from lifecycle.losses.policy.shaping import overlong_penalty
 from lifecycle.rewards.graders import KNOW_THE_ANSWER
-from lifecycle.rewards.record import Answered
 from lifecycle.stages.base import Stage
 from lifecycle.stages.beside.frozen import HeldBeside
+from lifecycle.stages.reinforcement.acting.records import records_of
 from lifecycle.stages.reinforcement.acting.scorers.by_name import scorers_of
 from lifecycle.stages.reinforcement.acting.scorers.graders import Graders
 from lifecycle.stages.reinforcement.acting.scorers.scorer import SamplesToMark
@@ -165,7 +165,7 @@ class Scoring:
             rollout=rollout,
             prompts=prompts,
             index=index,
-            records=[self._record(prompts, i) for i in range(len(prompts))],
+            records=records_of(prompts, self._setup),
             sources=[self._setup.source_names[s] for s in source_N],
             wanted=wanted,
         )
@@ -175,12 +175,6 @@ class Scoring:
         penalty_N = overlong_penalty(rollout.length, longest=self._longest, buffer=self._keys.overlong_buffer)
         rewards = torch.cat([found.rewards, penalty_N[:, None]], 1)
         return replace(found, names=[*found.names, OVERLONG], weights=[*found.weights, 1.0], rewards=rewards)
-
-    def _record(self, prompts: PromptBatch, i: int) -> Answered:
-        tokenizer = self._setup.tokenizer
-        assert tokenizer is not None
-        text = tokenizer.decode(prompts.ids[i], specials=True)
-        return Answered(answer=prompts.answer[i] or "", prompt=text, meta=prompts.meta[i])
 
 
 def compared(scores: SampleScores, *, kind: AdvantageName, device: torch.device) -> Tensor:

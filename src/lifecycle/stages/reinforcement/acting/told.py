@@ -8,6 +8,9 @@ rollout/entropy           of the distributions that its tokens were drawn from, 
 rollout/stopped           share of the completions that came to their own end
 reward/<name>/failed      samples that a grader failed on, whose reward is missing
 reward/<name>/timed_out   samples that it took too long for, whose reward is 0
+rollout/turns             turns of the policy in a completion, where an environment answers
+rollout/calls_failed      share of its calls that the environment could not answer
+rollout/observed          share of the tokens of completions that the environment wrote, none of which is trained
 rollout/groups_varying    share of the prompts whose samples differ in their reward: the others teach nothing
 
 Of held-out prompts of which samples are drawn, too (k: 1, 2, 4, ... up to their number):
@@ -24,7 +27,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lifecycle.batch import Rollout
+from lifecycle.batch import Dialogue, Rollout
 from lifecycle.losses.policy.advantages import varying_groups
 from lifecycle.rewards.interval import pass_at, pass_at_interval
 from lifecycle.stages.reinforcement.acting.scoring import SampleScores
@@ -62,7 +65,7 @@ def of_samples(rollout: Rollout, scores: SampleScores) -> dict[str, Tensor]:
         told[f"reward/{name}"] = _mean(scores.rewards[:, columns].flatten())
         for kind, counts in (("failed", scores.failed), ("timed_out", scores.timed_out)):
             told[f"reward/{name}/{kind}"] = torch.tensor([counts.get(name, 0), 1], dtype=torch.float64, device="cpu")
-    return told
+    return told if rollout.dialogues is None else told | _of_dialogues(rollout, rollout.dialogues)
 
 
 def held_out_sums(rollout: Rollout, scores: SampleScores) -> Tensor:
@@ -99,3 +102,15 @@ def _mean(values_N: Tensor) -> Tensor:
     """(2,) float64: the sum of what there is, and how many there are."""
     there = ~values_N.isnan()
     return torch.stack([values_N.nan_to_num(0.0).sum(), there.sum().double()])
+
+
+def _of_dialogues(rollout: Rollout, dialogues: list[Dialogue]) -> dict[str, Tensor]:
+    observed = int((rollout.exists & ~rollout.sampled).sum())
+    calls, failed = sum(one.calls for one in dialogues), sum(one.failed for one in dialogues)
+    turns = sum(own for one in dialogues for own, _ in one.turns)
+    found = {
+        "rollout/turns": [turns, len(dialogues)],
+        "rollout/calls_failed": [failed, calls],
+        "rollout/observed": [observed, int(rollout.length.sum())],
+    }
+    return {name: torch.tensor(pair, dtype=torch.float64, device="cpu") for name, pair in found.items()}

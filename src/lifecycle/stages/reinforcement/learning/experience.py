@@ -84,8 +84,8 @@ def place_of(rollout: Rollout) -> Tensor:
 
 
 def finished(rollout: Rollout) -> list[bool]:
-    """Whether each completion came to its own end, by a stop token or a stop text."""
-    return [reason in ("stop_id", "stop_string") for reason in rollout.stop_reason]
+    """Whether each completion came to its own end, by a stop token, a stop text or an environment that was done."""
+    return [reason in ("stop_id", "stop_string", "done") for reason in rollout.stop_reason]
 
 
 def micro_batches(

@@ -1,4 +1,8 @@
-"""Graders as a scorer: plain functions of a text, in a pool of processes (`rewards.graded`)."""
+"""Graders as a scorer: plain functions of a text, in a pool of processes (`rewards.graded`).
+
+Where an environment answers in the middle of a completion, nothing of what it says is marked: graders that look for an
+answer read what the policy said last, behind the last of its calls, and those of shape all that the policy said.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from lifecycle.batch import Rollout
 from lifecycle.rewards.graded import GradingKeys, Rewards
 from lifecycle.rewards.graders import READERS, STATED
 from lifecycle.stages.reinforcement.acting.scorers.scorer import SampleMarks, SamplesToMark
@@ -26,14 +31,16 @@ class Graders:
 
     def marked(self, asked: SamplesToMark) -> SampleMarks:
         """By the texts of the samples."""
-        found = self._rewards.graded(asked.rollout.text, [asked.records[i] for i in asked.index], asked.sources)
+        last, all_said = texts(asked.rollout)
+        records = [asked.records[i] for i in asked.index]
+        found = self._rewards.graded_in_turns(last, all_said, records, asked.sources)
         marks = {name: found.marks_SR[:, r] for r, name in enumerate(self.names)}
         return SampleMarks(marks=marks, failed=found.failed, timed_out=found.timed_out, said=found.said)
 
     def stated(self, asked: SamplesToMark) -> dict[str, Tensor]:
         """By grader that can tell, (N,) whether it finds an answer to mark, right or wrong."""
-        texts, records = asked.rollout.text, [asked.records[i] for i in asked.index]
-        found = self._rewards.stated(texts, records, asked.sources).marks_SR
+        last, _ = texts(asked.rollout)
+        found = self._rewards.stated(last, [asked.records[i] for i in asked.index], asked.sources).marks_SR
         return {name: found[:, r] for r, name in enumerate(self.names) if f"{name}{STATED}" in READERS}
 
     def told(self) -> dict[str, Tensor]:
@@ -43,3 +50,10 @@ class Graders:
     def close(self) -> None:
         """End the processes."""
         self._rewards.close()
+
+
+def texts(rollout: Rollout) -> tuple[list[str], list[str]]:
+    """Of each completion, what the policy said last, and all that it said."""
+    if rollout.dialogues is None:
+        return rollout.text, rollout.text
+    return [one.last_said for one in rollout.dialogues], [one.said for one in rollout.dialogues]

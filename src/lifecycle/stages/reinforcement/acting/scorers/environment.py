@@ -1,0 +1,26 @@
+"""What an environment gave its completions, as a reward: the sum over their turns; 0 where it was never asked."""
+
+from __future__ import annotations
+
+import torch
+
+from lifecycle.stages.reinforcement.acting.scorers.scorer import SampleMarks, SamplesToMark
+
+ENVIRONMENT = "environment"
+
+
+class EnvironmentReward:
+    """The reward `environment`."""
+
+    names = (ENVIRONMENT,)
+    beside = None
+
+    def marked(self, asked: SamplesToMark) -> SampleMarks:
+        """The same for every source that has it."""
+        dialogues = asked.rollout.dialogues
+        assert dialogues is not None  # `settings.faults` has seen to it
+        given = torch.tensor([one.reward for one in dialogues], dtype=torch.float64, device="cpu")
+        return SampleMarks(marks={ENVIRONMENT: given})
+
+    def close(self) -> None:
+        """It has no processes."""
