@@ -38,7 +38,9 @@ class SourceSpec:
     path: a file, folder, glob or URL, a list of them, or one of these per split; `python://prose` and `python://code`
         are the texts of the running Python installation, `python://arithmetic` and `python://reasoning` exercises,
         `python://questions` and `python://preferences` questions that Python answers, `python://demonstrations`,
-        `python://expressions` and `python://expressions_held_out` small expressions that it evaluates.
+        `python://expressions` and `python://expressions_held_out` small expressions that it evaluates,
+        `python://calculator_calls`, `python://calculations` and `python://calculations_held_out` questions for a
+        calculator.
     split: which split is trained on.
     format, fields: the form of a row (one of `formats.FORMATS`, or auto: recognised by the columns of the first rows),
         and our field name -> the row's (a dotted path, or a list of columns for `options`).

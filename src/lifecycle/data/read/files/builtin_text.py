@@ -6,7 +6,7 @@ library and of the interpreter's built-in modules, a module a document. `code`: 
 library, without their docstrings: those are in `prose`, and what is held out of one domain must not be trained on in
 the other.
 Sources are parsed, not imported. The exercises are generated (`exercises.py`), and so are the questions, whose answers
-Python computes (`python_questions.py`, `expressions.py`).
+Python computes (`questions/`).
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from types import ModuleType
 
 import orjson
 
-from lifecycle.data.read.files import exercises, expressions, python_questions
-from lifecycle.data.read.files.python_questions import Signature
+from lifecycle.data.read.files import exercises
+from lifecycle.data.read.files.questions import calculations, expressions, python_questions
+from lifecycle.data.read.files.questions.python_questions import Signature
 
-KINDS = ("prose", "code", *exercises.KINDS, *python_questions.KINDS, *expressions.KINDS)
+KINDS = ("prose", "code", *exercises.KINDS, *python_questions.KINDS, *expressions.KINDS, *calculations.KINDS)
 LEAST_CHARACTERS = 200
 """A shorter text is no document."""
 
@@ -71,6 +72,9 @@ def _rows(kind: str) -> Iterator[Mapping[str, object]]:
         return
     if kind in expressions.KINDS:
         yield from expressions.expressions(kind, _asked())
+        return
+    if kind in calculations.KINDS:
+        yield from calculations.calculations(kind)
         return
     for name, text in _prose() if kind == "prose" else _code():
         if len(text) >= LEAST_CHARACTERS:

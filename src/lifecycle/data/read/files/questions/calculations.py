@@ -4,9 +4,9 @@
     calculations               many others, with the number alone: prompts whose samples are graded by it
     calculations_held_out      1,000 more: in neither of the two
 
-All are `messages`, a question and its answer. A call is `<calc>37 * 46</calc>`, and what is answered stands behind it; the
-number that it gives is said again on a line of its own. The hash of a question says whether it is held out, and none is
-asked twice.
+All are `messages`, a question and its answer. A call is `<calc>37 * 46</calc>`, and what is answered stands behind it;
+the number that it gives is said again on a line of its own. The hash of a question says whether it is held out, and
+none is asked twice.
 """
 
 from __future__ import annotations

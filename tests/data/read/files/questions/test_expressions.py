@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-from lifecycle.data.read.files.expressions import KINDS, ROWS, TEMPLATES, expressions
+from lifecycle.data.read.files.questions.expressions import KINDS, ROWS, TEMPLATES, expressions
 
 ELSEWHERE = {
     f"What does Python give for `max([{a}, {b}, {c}])`?" for a in range(10) for b in range(10) for c in range(9)

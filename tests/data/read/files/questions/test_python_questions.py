@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lifecycle.data.read.files.builtin_text import materialise
-from lifecycle.data.read.files.python_questions import ROWS, Signature, python_questions
+from lifecycle.data.read.files.questions.python_questions import ROWS, Signature, python_questions
 
 SIGNATURES = [
     Signature("shutil", "copyfile", ["src", "dst"]),

@@ -1,0 +1,1 @@
+"""Questions that Python answers, made from the running installation."""
