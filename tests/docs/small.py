@@ -53,7 +53,7 @@ _ANSWERS = (
 )
 SAMPLED = {
     "grpo": (*_ANSWERS, "stage.samples_per_prompt=2"),
-    "ppo": (*_ANSWERS, "stage.samples_per_prompt=2"),
+    "ppo": (*_ANSWERS, "stage.samples_per_prompt=2", "stage.updates_per_rollout=2"),
     "rlaif": (*_ANSWERS, "stage.samples_per_prompt=2"),
     "spo": (*_ANSWERS, "stage.chosen_per_step=2", "stage.start_samples=2"),
 }

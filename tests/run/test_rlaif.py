@@ -10,9 +10,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.run.cli import assert_same_run, cut_back, facts, kill_after, lifecycle, make_texts, metrics, newest
+from tests.run.cli import TOY, assert_same_run, cut_back, facts, kill_after, lifecycle, make_texts, metrics, newest
 from tests.run.prompts import write_prompts
 from transformers import AutoModelForSequenceClassification
+
+from lifecycle.config import compose
+from lifecycle.runs.dry_run import _frozen, _trained_beside
+from lifecycle.runs.plan import make_plan
 
 JUDGE = (
     "stage=reward",
@@ -131,6 +135,20 @@ def test_a_missing_reward_model_is_said_with_what_to_give(place: Path) -> None:
     ):
         done = lifecycle(place, "run=never", *SAMPLES, *words, code=2)
         assert says in done.err
+
+
+def test_the_dry_run_counts_what_is_asked_and_what_is_trained(
+    place: Path, judge: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    for way, copies in (("grpo", 1), ("online_dpo", 1), ("ppo", 0)):
+        words = [word for word in (*TOY, *SAMPLES, *WAYS[way]) if not word.startswith("data=")]
+        plan = make_plan(compose([*words, "data=asked", "dry_run=true"], config_dirs=[place / "conf"]))
+        model = plan.model.with_vocab(plan.models["reward_model"].model.vocab)
+        scored = plan.models["reward_model"].model.parameters()
+        assert _frozen(plan, model) == copies * model.parameters() + scored
+        kept = 4 * scored / model.parameters() if way == "ppo" else 0
+        assert _trained_beside(plan, model) == pytest.approx(kept)
 
 
 @pytest.mark.slow

@@ -108,12 +108,10 @@ def unpaired(record: Record, tokenizer: Tokenizer, template: ChatTemplate | None
 
 def prompt(record: Record, tokenizer: Tokenizer, template: ChatTemplate | None, plain: str = PLAIN) -> Prompt:
     """The ids that a model is asked with, the known answer, and what the record says beside it."""
+    turns = asked_of(record) if template is not None or record.text is None else []
     if template is None:
-        asked = question(record, plain)
-        ids = tokenizer.documents([asked])[0][:-1]  # the document does not end there
-        turns: list[Turn] = [{"role": "user", "content": asked}]
+        ids = tokenizer.documents([question(record, plain)])[0][:-1]  # the document does not end there
     else:
-        turns = asked_of(record)
         ids = encode_prompt(Conversation(turns=turns, tools=_tools(record)), tokenizer, template)
     return Prompt(id=record.id, ids=ids, answer=_known(record), meta={**record.meta, TURNS: turns})
 

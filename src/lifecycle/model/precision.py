@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-IN_FP32 = ("norm.weight", "router.weight", "router.bias")
-"""Endings of their names. An expert's turn hangs on differences that half precision cannot hold."""
+IN_FP32 = ("norm.weight", "router.weight", "router.bias", "score.weight")
+"""Endings of their names. An expert's turn, and which score is higher, hang on differences that half precision cannot
+hold."""
 
 
 def dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:

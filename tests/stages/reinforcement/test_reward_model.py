@@ -126,6 +126,14 @@ def test_an_empty_answer_is_the_token_that_ends_it() -> None:
     assert not marks(rollout, given, asked_model()).total[0].isnan()
 
 
+def test_equal_answers_have_equal_marks_bit_for_bit() -> None:
+    given = prompts(0, (7, 7, 7))
+    rollout = drawn(given, samples=2)
+    same = rollout.rows([0, 1, 0, 2, 3, 0, 4, 5])
+    total = marks(same, given, asked_model(), most=1).total
+    assert total[0] == total[2] == total[5] and len(set(total.tolist())) > 3
+
+
 def test_what_cannot_be_read_has_no_mark_and_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
     given = prompts(0)
     rollout = drawn(given)

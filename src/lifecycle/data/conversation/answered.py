@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lifecycle.data.conversation.ids import encode_conversation, encode_whole
 from lifecycle.data.conversation.rendering import Conversation
 from lifecycle.data.read.row import BadRow
-from lifecycle.tokenizer.chat import ChatTemplate, Turn
+from lifecycle.tokenizer.chat import ChatTemplate, Turn, end_ids
 from lifecycle.tokenizer.tokenizer import Tokenizer
 
 
@@ -20,6 +20,12 @@ def answered_ids(
     try:
         if whole:
             return [int(i) for i in encode_whole(answered, tokenizer, template)]
-        return [int(i) for i in encode_conversation(answered, tokenizer, template).ids]
+        if text.strip():
+            return [int(i) for i in encode_conversation(answered, tokenizer, template).ids]
+        ids = [
+            int(i) for i in encode_whole(answered, tokenizer, template)
+        ]  # an answer of no token, which none trains on
+        end = end_ids(tokenizer.hf, tokenizer.eos_id, template)[-1]
+        return ids[: len(ids) - ids[::-1].index(end)] if end in ids else "its template does not end an empty answer"
     except BadRow as bad:
         return bad.reason

@@ -7,6 +7,7 @@ What it reads of a sample is
 
 An answer ends with the token that ends a turn, whatever has ended it: one that was cut off, or ended by a text, gets it
 added. An empty one is that token alone. One that is too long for the model, or that its template refuses, has no mark.
+Equal samples are read once.
 
 Shapes: N samples, B rows, T positions, D width.
 """
@@ -68,8 +69,10 @@ class RewardModel:
                 said.append(ids)
             else:
                 sequences[n] = ids
-        scores = self._scores(asked.stage, list(sequences.values()))
-        marks_N[list(sequences)] = self._scaled(scores)
+        # answers that are one text have one mark, bit for bit: in two rows it might differ in its last bits
+        places = {ids: place for place, ids in enumerate(dict.fromkeys(map(tuple, sequences.values())))}
+        scores = self._scaled(self._scores(asked.stage, list(places)))
+        marks_N[list(sequences)] = scores[[places[tuple(ids)] for ids in sequences.values()]]
         if self._keys.unfinished is not None:
             ended = finished(asked.rollout)
             marks_N[[n for n in sequences if not ended[n]]] = self._keys.unfinished
