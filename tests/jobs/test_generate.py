@@ -269,3 +269,21 @@ def test_what_an_engine_would_leave_aside_is_refused(place: Path, monkeypatch: p
     ):
         with pytest.raises(UserError, match=said):
             generate("stage.prompt=return", *words)
+
+
+def test_calls_are_answered_and_counted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "tools_of_a_generation.py").write_text(
+        "from lifecycle.rollout.environments.environment import Observation\n\n\n"
+        "class Tool:\n    stops = tuple('aeiourtlns')\n\n"
+        "    def reset(self, record):\n        return record.prompt.upper()\n\n"
+        "    def step(self, text):\n        return Observation(text='<|end|>', failed=True)\n"
+    )
+    monkeypatch.syspath_prepend(str(place))
+    words = ("stage.prompt=return the", "stage.environment.name=tools_of_a_generation:Tool", "stage.max_new_tokens=60")
+    generate(*words, "stage.environment.max_turns=2")
+    (row,) = rows(place / "outputs/generate/completions.jsonl")
+    assert row["completion"].startswith("RETURN THE") and row["sampled"] < row["tokens"]
+    assert row["calls"] == row["calls_failed"] == 2 and row["stop_reason"] == "turns"
+    assert row["completion"].count("<|end|>") == 2  # text, and no mark
+    with pytest.raises(UserError, match="vLLM asks no environment: type stage.engine=own"):
+        generate(*words, "stage.engine=vllm")

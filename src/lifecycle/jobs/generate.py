@@ -28,10 +28,13 @@ from typing import Any, Literal
 
 from lifecycle.batch import Rollout
 from lifecycle.bounds import Count, Keys
+from lifecycle.errors import UserError
 from lifecycle.jobs.drawing import EngineKeys, drawn_by
 from lifecycle.model import Decoder
+from lifecycle.rewards.record import Answered
 from lifecycle.rollout.display import CompletionDisplay
 from lifecycle.rollout.drawing import DrawingKeys
+from lifecycle.rollout.environments.named import EnvironmentKeys
 from lifecycle.rollout.sampling.parameters import Sampling
 from lifecycle.rollout.user_prompts import ChatTokenizer, UserPrompt, encode, read_prompts
 from lifecycle.system import atomic, owner
@@ -78,14 +81,16 @@ def generate(
     drawing: Keys[DrawingKeys],
     several: Keys[SamplesKeys],
     engine: Keys[EngineKeys],
+    environment: EnvironmentKeys,
     output: str | None,
 ) -> dict[str, Any]:
     """Complete the prompts; what was done, for run.json. The arguments as far as `folder` come from the run.
 
     parent_view: what the model was last trained on, None for a model from elsewhere. parent_ends: further tokens that
     end a completion. parent_folder: where the model lies in Hugging Face's form, None where it does not. compiled: None
-    leaves it to the engine. output: where completions go, see conf/stage/generate.yaml. Raises UserError for prompts
-    that cannot be read, are empty or too long, and for settings that do not fit.
+    leaves it to the engine. environment: what answers calls. output: where completions go, see
+    conf/stage/generate.yaml. Raises UserError for prompts that cannot be read, are empty or too long, and for settings
+    that do not fit.
     """
     asked = read_prompts(prompts.prompt, prompts.file)
     turns = _by_template(prompts.chat, parent_view, tokenizer)
@@ -97,18 +102,29 @@ def generate(
         best_of=several.best_of,
         best_by=several.best_by,
     )
+    _check(environment, engine)
     ids = encode(asked, tokenizer, chat=turns, system=prompts.system, begin=parent_view is not None)
     shown = _display(asked, tokenizer, settings, continues=not turns) if output is None else None
     started = time.perf_counter()
     draw = drawn_by(model, tokenizer, parent_folder, engine, deterministic=deterministic, compiled=compiled)
     if engine.engine == "own" and shown and settings.best_of is None and sys.stdout.isatty():
         draw = partial(draw, on_token=shown.token)  # as they grow, where all that are drawn are kept
+    if environment.name is not None:
+        draw = partial(draw, environments=environment.of([Answered(prompt=p.opening) for p in asked], tokenizer))
     rollout = draw(ids, settings, seed=seed, tokenizer=tokenizer)
     done = {"prompts": len(asked), "seconds": round(time.perf_counter() - started, 3), **_mismatch(rollout)}
     done |= _write(_rows(rollout, asked), output, folder)
     if shown:  # after they are written: a terminal may fail
         shown.rest(rollout.text)
     return done
+
+
+def _check(environment: EnvironmentKeys, engine: EngineKeys) -> None:
+    environment.check()
+    if environment.name is not None and engine.engine != "own":
+        raise UserError(
+            f"stage.environment.name is {environment.name}, and vLLM asks no environment: type stage.engine=own"
+        )
 
 
 def _display(
@@ -136,7 +152,8 @@ def _by_template(chat: bool | Literal["auto"], parent_view: str | None, tokenize
 
 def _rows(rollout: Rollout, prompts: Sequence[UserPrompt]) -> list[dict[str, Any]]:
     """A row of the file for each completion, in the order of the prompts. `tokens`: that exist; `sampled`: of
-    those, the ones that the model drew; `logprob`: sum over them under the distribution drawn from, in nats."""
+    those, the ones that the model drew; `logprob`: sum over them under the distribution drawn from, in nats; `calls`:
+    of an environment, and how many of them failed."""
     logprobs, sampled = rollout.logprobs.double().sum(1).tolist(), rollout.sampled.sum(1).tolist()
     rows = []
     for n, (number, sample) in enumerate(zip(rollout.prompt_id, rollout.sample, strict=True)):
@@ -154,6 +171,8 @@ def _rows(rollout: Rollout, prompts: Sequence[UserPrompt]) -> list[dict[str, Any
                 "stop_reason": rollout.stop_reason[n],
             }
         )
+        if rollout.dialogues is not None:
+            rows[-1] |= {"calls": rollout.dialogues[n].calls, "calls_failed": rollout.dialogues[n].failed}
     return rows
 
 
