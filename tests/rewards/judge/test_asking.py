@@ -55,7 +55,8 @@ def test_code_with_other_signs_is_left_as_it_is() -> None:
 
 
 def test_every_criterion_is_asked_apart_and_a_missing_answer_is_no_question() -> None:
-    criteria = {name: Criterion(question=f"{name}?", low=1, high=5, weight=1) for name in ("true", "short")}
+    two_of = {name: Criterion(question=f"{name}?", low=1, high=5, weight=1) for name in ("true", "short")}
+    criteria = {"good": None, **two_of}
     template = "{question}{completion}{answer}{low}{high}"
     two = keys(criteria=criteria, template=template)
     found = rubric.asked_of(two, "x", Answered(answer="y"))
@@ -81,6 +82,7 @@ def test_equal_texts_make_equal_questions_and_others_other_marks() -> None:
         ({"template": "{question}{low}{high}"}, r"no {completion}"),
         ({"pair_template": "{question}{a}"}, r"no {b}"),
         ({"criteria": {}}, "criteria is empty"),
+        ({"criteria": {"good": None}}, "criteria is empty"),
         ({"max_cost": 1.0}, "nothing has a price"),
         ({"request": {"model": "other"}}, "request sets model"),
         ({"url": "localhost:8000"}, "no address"),

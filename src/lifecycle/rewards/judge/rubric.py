@@ -24,14 +24,14 @@ def asked_of(keys: JudgeKeys, completion: str, record: Answered) -> list[JudgeQu
     texts = {"prompt": record.prompt, "completion": completion, "answer": record.answer}
     return [
         JudgeQuestion(system=keys.system, user=filled(keys.template, _places(criterion), texts))
-        for criterion in keys.criteria.values()
+        for criterion in keys.rubric.values()
     ]
 
 
 def mark_of(keys: JudgeKeys, scores: Sequence[float | None]) -> float:
     """The mark of a sample from the score of each criterion; NaN where one is missing."""
     total = whole = 0.0
-    for criterion, score in zip(keys.criteria.values(), scores, strict=True):
+    for criterion, score in zip(keys.rubric.values(), scores, strict=True):
         if score is None:
             return math.nan
         total, whole = total + criterion.weight * criterion.share(score), whole + criterion.weight

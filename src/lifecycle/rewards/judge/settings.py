@@ -45,7 +45,7 @@ class JudgeKeys:
     that holds the key. version: a part of what replies are kept under. request: further fields of a request. in_flight:
     requests at a time. timeout_s: of one of them, from its start to its last byte; attempts: at a question;
     longest_wait_s: between two. price_in, price_out: of a million tokens. max_cost: at which the run ends. criteria: by
-    name, judged apart. pairs_per_prompt: of samples that `preferred` compares, at most.
+    name, judged apart; None: none of it. pairs_per_prompt: of samples that `preferred` compares, at most.
     """
 
     url: str | None
@@ -66,7 +66,7 @@ class JudgeKeys:
     template: str
     pair_template: str
     pair_question: str
-    criteria: dict[str, Criterion]
+    criteria: dict[str, Criterion | None]
     pairs_per_prompt: Count
 
     def __post_init__(self) -> None:
@@ -76,7 +76,7 @@ class JudgeKeys:
         check_template(
             self.pair_template, where="stage.judge.pair_template", needed=("question", "a", "b"), known=PAIR_PLACES
         )
-        if not self.criteria:
+        if not self.rubric:
             raise UserError("stage.judge.criteria is empty: name at least one, with its question, low, high and weight")
         if self.key_from is not None and not VARIABLE.fullmatch(self.key_from):
             raise UserError(
@@ -92,6 +92,11 @@ class JudgeKeys:
         if own:
             raise UserError(f"stage.judge.request sets {', '.join(own)}, which other keys of stage.judge set")
         _check_url(self.url)
+
+    @property
+    def rubric(self) -> dict[str, Criterion]:
+        """The criteria that there are."""
+        return {name: one for name, one in self.criteria.items() if one is not None}
 
     @property
     def sampling(self) -> Mapping[str, Any]:

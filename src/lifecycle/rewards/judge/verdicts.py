@@ -119,7 +119,7 @@ def _groups(keys: JudgeKeys, samples: Sequence[Judged], seed: int) -> Iterator[t
 def _mark(keys: JudgeKeys, found: Verdicts, outcomes: Iterator[Outcome]) -> float:
     """The mark of a sample from the replies to its questions, which come next."""
     scores = list[float | None]()
-    for name, criterion in keys.criteria.items():
+    for name, criterion in keys.rubric.items():
         score = found.read(next(outcomes), partial(rubric.read, criterion))
         scores.append(score)
         if score is not None:

@@ -113,7 +113,7 @@ class Judge:
         cost = spent.of(spent.new_in, spent.new_out)
         self._add("failed", found.asked - found.answered, found.asked)
         self._add("unreadable", found.unreadable, found.answered)
-        for name in self._keys.criteria:
+        for name in self._keys.rubric:
             self._add(f"criterion/{name}", *found.shares.get(name, (0.0, 0)))
         for name, amount in (("tokens_in", spent.new_in), ("tokens_out", spent.new_out), ("cost", cost)):
             before = self._told.get(f"judge/{name}", [0.0])[0]
