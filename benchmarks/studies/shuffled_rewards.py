@@ -15,14 +15,15 @@ import torch
 
 from lifecycle.__main__ import main
 from lifecycle.batch import PromptBatch, Rollout
+from lifecycle.stages.base import Stage
 from lifecycle.stages.reinforcement.acting.scoring import SampleScores, Scoring
 
 TRUE = Scoring.scores
 
 
-def shuffled(self: Scoring, rollout: Rollout, prompts: PromptBatch) -> SampleScores:
+def shuffled(self: Scoring, stage: Stage, rollout: Rollout, prompts: PromptBatch) -> SampleScores:
     """The true rewards in another order, the same for the same samples."""
-    scores = TRUE(self, rollout, prompts)
+    scores = TRUE(self, stage, rollout, prompts)
     draw = torch.Generator(device="cpu").manual_seed(int(rollout.prompt_id.sum()) % 2**31)
     return replace(scores, rewards=scores.rewards[torch.randperm(len(rollout), generator=draw, device="cpu")])
 

@@ -16,6 +16,7 @@ NOT_TYPED = (
     ("make ", "builds .venv and fetches from a package index"),
     ("source ", "is for the shell of the user"),
     ("sh benchmarks/studies/", "takes an hour, and reads texts that are not in the project"),
+    ("python benchmarks/studies/", "takes an hour"),
     ("PYTHONPATH=src:. python -m benchmarks.gpu", "needs a GPU"),
 )
 """Lines that begin so are not run, and why."""
