@@ -29,12 +29,27 @@ GRPO = (
     "validation.every_steps=4",
     "checkpoint.keep_last=99",
 )
-FORMS = {"all": (), "solved": ("stage.drop_solved=true", "stage.max_steps=12")}
+TALKS = ("stage.environment.name=talking:Talker", "stage.environment.max_observation_tokens=3")
+FORMS = {"all": (), "solved": ("stage.drop_solved=true",), "varying": ("stage.varying_prompts=2",), "talks": TALKS}
+TALKING = """
+from lifecycle.rollout.environments.environment import Observation
+
+class Talker:
+    stops = tuple("aeiou")
+
+    def reset(self, record):
+        return record.answer[:1]
+
+    def step(self, text):
+        value = sum(map(ord, text))
+        return Observation(text=text[::-1], failed=value % 3 == 0, done=value % 13 == 0)
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def new_data(place: Path, whole: Path) -> None:
-    """Prompts with a known answer."""
+    """Prompts with a known answer, and what a policy may talk to."""
+    (place / "talking.py").write_text(TALKING)
     write_prompts(place, "asked")
 
 
@@ -59,9 +74,12 @@ def test_a_run_that_was_stopped_goes_on_as_the_run_that_was_not(place: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["all", "solved", "talks"])
 def test_a_run_killed_at_random_moments_is_the_run_that_was_not(form: str, place: Path) -> None:
-    draw, longer = random.Random(5), (*GRPO, "stage.max_steps=60", "checkpoint.every_steps=2", *FORMS[form][:1])
+    draw, longer = (
+        random.Random(5),
+        (*GRPO, "stage.max_steps=60", "checkpoint.every_steps=2", *FORMS[form]),
+    )
     lifecycle(place, f"run=long-{form}", *longer)
     run = place / f"outputs/killed-{form}"
     for number in range(20):
@@ -78,10 +96,9 @@ RANKS = ("hardware.workers=0", "hardware.precision=fp32", "stage.max_steps=4", "
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("form", ["all", "solved", "varying"])
+@pytest.mark.parametrize("form", FORMS)
 def test_two_ranks_take_the_steps_of_one(form: str, strategy: str, place: Path) -> None:
-    more = {"varying": ("stage.varying_prompts=2",), "solved": ("stage.drop_solved=true",)}.get(form, ())
-    words = (*GRPO, *RANKS, "stage.normaliser=prompt", "stage.advantage=batch_std", *more)
+    words = (*GRPO, *RANKS, "stage.normaliser=prompt", "stage.advantage=batch_std", *FORMS[form])
     one, two = place / f"outputs/one-{form}", place / f"outputs/two-{form}-{strategy}"
     if not one.exists():
         lifecycle(place, f"run=one-{form}", *words)

@@ -304,3 +304,25 @@ def test_random_layouts_are_plain_loops(seed: int) -> None:
     asked = prompts(count, longest=rng.choice([1, 20, 39]), seed=seed)
     rollout = generate(model, asked, sampling, seed=seed, step=seed, tokenizer=Letters(), environments=where, **layout)
     same(model, rollout, sampling, where, seed=seed, step=seed)
+
+
+class Lengthy(Talker):
+    """More than a chunk of prefill, and than the cache has room for at first."""
+
+    def reset(self, record: Answered) -> str | None:
+        return "".join(chr(A + k * 7 % 90) for k in range(150)) if record.answer else None
+
+    def step(self, text: str) -> Observation:
+        return Observation(text="".join(chr(A + (k * 11 + len(text)) % 90) for k in range(130)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [{"slots": 3, "deterministic": True}, {"slots": 4, "prefill_chunk": 50}])
+def test_long_answers_are_prefilled_in_chunks(layout: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "Talker", Lengthy)
+    model = build(replace(CONFIG, max_positions=1024), seed=1)
+    where, sampling = given(4, turns=4, cut=140), settings(samples=2, max_new_tokens=700)
+    asked = prompts(4, seed=2)
+    rollout = generate(model, asked, sampling, seed=7, tokenizer=Letters(), environments=where, **layout)
+    same(model, rollout, sampling, where, seed=7, step=0)
+    assert int(rollout.length.max()) > 600

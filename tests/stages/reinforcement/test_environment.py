@@ -70,6 +70,9 @@ def test_the_reward_of_an_environment_is_the_sum_over_its_turns() -> None:
     ]
     config: dict[str, Any] = {"stage": {"rewards": "environment", "drop_solved": True, "environment": {"name": None}}}
     assert len([one for one in settings.faults(config) if "environment" in one]) == 2
+    config["stage"] |= {"environment": {"name": "abacus"}, "drop_solved": False}
+    (fault,) = settings.faults(config)
+    assert "'abacus'; wanted calculator, or a class of your own, MODULE:CLASS" in fault
 
 
 # -- what is told and kept

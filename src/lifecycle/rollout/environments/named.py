@@ -42,12 +42,19 @@ class EnvironmentKeys:
         )
 
 
+def fault_of(name: str, where: str = "stage.environment.name") -> str | None:
+    """What is wrong with a name, as far as that is known without importing anything."""
+    if name in BUILT_IN or ":" in name:
+        return None
+    return f"{where} is {name!r}; wanted {' or '.join(BUILT_IN)}, or a class of your own, MODULE:CLASS"
+
+
 def environment(name: str, where: str = "stage.environment.name") -> Callable[[], Environment]:
     """What makes one. Raises UserError for a class that cannot be imported, and for one that is no environment."""
     if name in BUILT_IN:
         return BUILT_IN[name]
-    if ":" not in name:
-        raise UserError(f"{where} is {name!r}; wanted {' or '.join(BUILT_IN)}, or a class of your own, MODULE:CLASS")
+    if fault := fault_of(name, where):
+        raise UserError(fault)
     made = users_own(name, where, what="class", example="my_tools:Dictionary")
     stops = getattr(made, "stops", None)
     lacking = [method for method in ("reset", "step") if not callable(getattr(made, method, None))]

@@ -18,7 +18,7 @@ from lifecycle.rewards.graded import GradingKeys
 from lifecycle.rewards.judge.faults import faults as judge_faults
 from lifecycle.rewards.judge.settings import JudgeKeys
 from lifecycle.rollout.drawing import DrawingKeys
-from lifecycle.rollout.environments.named import EnvironmentKeys
+from lifecycle.rollout.environments.named import EnvironmentKeys, fault_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +210,7 @@ def faults(config: Mapping[str, Any]) -> list[str]:
     rewards = stage.get("rewards")
     if rewards is not None and not isinstance(rewards, str) and not any(rewards.values()):
         found.append("stage.rewards names nothing that counts: type stage.rewards=choice, or another of its names")
-    return [*found, *_unbounded(config), *judge_faults(stage, reward_names(config))]
+    return [*found, *_unbounded(config), *_environment(config), *judge_faults(stage, reward_names(config))]
 
 
 def reward_names(config: Mapping[str, Any]) -> set[str]:
@@ -228,11 +228,6 @@ def _unbounded(config: Mapping[str, Any]) -> list[str]:
     critic = config["stage"].get("critic") or {}
     if "reward_model" not in names and critic.get("init_from") != "reward_model" and model.get("path") is not None:
         found.append(_unused(model.get("path")))
-    if "environment" in names and (config["stage"].get("environment") or {}).get("name") is None:
-        found.append(
-            "the reward environment is what an environment gives, and there is none: type "
-            "stage.environment.name=calculator, or MODULE:CLASS of your own, or another reward"
-        )
     for name, what in (("reward_model", "a reward model"), ("environment", "an environment")):
         if name in names and config["stage"].get("drop_solved") is True:
             found.append(
@@ -240,6 +235,19 @@ def _unbounded(config: Mapping[str, Any]) -> list[str]:
                 "type stage.drop_solved=false"
             )
     return found
+
+
+def _environment(config: Mapping[str, Any]) -> list[str]:
+    """A name that is none, and a reward that nothing gives."""
+    name = (config["stage"].get("environment") or {}).get("name")
+    if isinstance(name, str) and (fault := fault_of(name)):
+        return [fault]
+    if name is None and "environment" in reward_names(config):
+        return [
+            "the reward environment is what an environment gives, and there is none: type "
+            "stage.environment.name=calculator, or MODULE:CLASS of your own, or another reward"
+        ]
+    return []
 
 
 def _unused(path: Any) -> str:
