@@ -132,7 +132,9 @@ class Rollout:
     logprobs under the distribution it was drawn from, full_logprobs under the untruncated one (same temperature and
     penalty), and entropy of the latter in nats. kept: the tokens that each of the N T was drawn from, row after row.
     text: of each completion. weights_version: of the model. dialogues: of each completion, where there was an
-    environment; None: there was none. meta: further facts, plain values.
+    environment; None: there was none. experts: (N, T, layers, A) int16, those that were visited at the position before
+    each token, in the layers that have them, -1 for a token that was not drawn; None: not noted. meta: further facts,
+    plain values.
     """
 
     prompt_id: Tensor
@@ -150,6 +152,7 @@ class Rollout:
     stop_reason: list[StopReason]
     weights_version: int
     dialogues: list[Dialogue] | None = None
+    experts: Tensor | None = None
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -199,7 +202,7 @@ class Rollout:
                 counts = [_widened(part.kept.counts.view(part.token_ids.shape), T).flatten() for part in parts]
                 made["kept"] = Kept.of_counts(torch.cat(counts), torch.cat([kept.ids for kept in values]))
             elif isinstance(values[0], Tensor):
-                made[f.name] = torch.cat([_widened(value, T) if value.dim() == 2 else value for value in values])
+                made[f.name] = torch.cat([_widened(value, T) if value.dim() > 1 else value for value in values])
             elif isinstance(values[0], list):
                 made[f.name] = [one for value in values for one in value]
             else:
@@ -221,5 +224,5 @@ class Rollout:
 
 
 def _widened(values_NT: Tensor, T: int) -> Tensor:
-    """With zeros behind the end of each row."""
-    return F.pad(values_NT, (0, T - values_NT.shape[1]))
+    """With zeros behind the end of each row; what a place holds may have further dimensions."""
+    return F.pad(values_NT, (*[0, 0] * (values_NT.dim() - 2), 0, T - values_NT.shape[1]))

@@ -17,6 +17,9 @@ from lifecycle.batch.rollout import Kept
 from lifecycle.batch.sequences import Places
 from lifecycle.batch.steps import TokenBatch
 
+BY_TOKEN = ("advantage", "weight", "sampler_logp", "old_logp", "reference_logp", "old_value", "returns", "experts")
+"""Fields with an entry for each trained token."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleBatch:
@@ -27,7 +30,8 @@ class SampleBatch:
     which the sampler drew the token; old_logp: the policy's before the first update of the step, None where that is the
     one to come; reference_logp: of a frozen reference, None where there is none, or it is still to be asked. old_value:
     (N,) fp32 of a critic before the first update, returns: what its values are trained to; None without a critic. kept:
-    the tokens that each was drawn from; None: the whole vocabulary each time.
+    the tokens that each was drawn from; None: the whole vocabulary each time. experts: (N, layers, A) int16, those that
+    the sampler's pass visited at the position before each token; None: not known.
     """
 
     tokens: TokenBatch
@@ -41,6 +45,7 @@ class SampleBatch:
     old_value: Tensor | None = None
     returns: Tensor | None = None
     kept: Kept | None = None
+    experts: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.divisor)
@@ -82,7 +87,7 @@ class SampleBatch:
         mine_Q = (self.at.ends >= start * length) & (self.at.ends < stop * length)
         tokens = self.tokens.rows(start, stop)
         parts: dict[str, Any] = {}
-        for name in ("advantage", "weight", "sampler_logp", "old_logp", "reference_logp", "old_value", "returns"):
+        for name in BY_TOKEN:
             value = getattr(self, name)
             parts[name] = None if value is None else value[mine_N]
         kept = None if self.kept is None else self.kept.take(mine_N.nonzero()[:, 0])

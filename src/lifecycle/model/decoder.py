@@ -27,7 +27,7 @@ from lifecycle.model.layers.attention import DocumentMask, attention, cached_att
 from lifecycle.model.layers.initial import SCORE, normal, score_std
 from lifecycle.model.layers.kv_cache import Cache, CallSlots, Slots
 from lifecycle.model.layers.latent import LatentAttention
-from lifecycle.model.layers.moe import MoEFeedForward, Routing, balanced
+from lifecycle.model.layers.moe import KnownRoutes, MoEFeedForward, Routing, balanced
 from lifecycle.model.layers.norm_swiglu import FeedForward, RMSNorm
 from lifecycle.model.layers.rope import rotary_angles, rotate
 from lifecycle.model.lora import Adapter
@@ -93,11 +93,13 @@ class Block(nn.Module):
         documents: DocumentMask | None,
         counted_BT: Tensor | None = None,
         slots: Slots | None = None,
+        known: KnownRoutes | None = None,
+        visited: list[Tensor] | None = None,
     ) -> tuple[Tensor, Routing | None]:
         """(B, T, D), and how the counted tokens were routed, where there are experts and tokens are counted."""
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), angles, documents, slots)
         if isinstance(self.ffn, MoEFeedForward):
-            out_BTD, routing = self.ffn(self.ffn_norm(x_BTD), counted_BT)
+            out_BTD, routing = self.ffn(self.ffn_norm(x_BTD), counted_BT, known, visited)
             return x_BTD + out_BTD, routing
         out: Tensor = x_BTD + self.ffn(self.ffn_norm(x_BTD))
         return out, None
@@ -108,10 +110,10 @@ class Decoder(nn.Module):
 
     `activation_checkpointing` keeps only each block's input and computes the block again in the backward pass: the
     same gradients, about a third more work, a fraction of the memory. `routing`: how the last forward pass with
-    gradients in training mode routed its tokens, loads (layers, E) of the blocks with experts and the balance loss
-    summed over layers; None without experts. weights_version: raised by every change of weights in place, so that
-    copies in another layout (the sampling engine's) are made anew. adapter: what `adapters.add_adapter` has put beside
-    the weights, which are frozen then; adapter_is_off: it takes no part now.
+    gradients in training mode routed its tokens, loads (layers, E) and rerouted (layers,) of the blocks with experts,
+    and the balance loss summed over them; None without experts. weights_version: raised by every change of weights in
+    place, so that copies in another layout (the sampling engine's) are made anew. adapter: what `adapters.add_adapter`
+    has put beside the weights, which are frozen then; adapter_is_off: it takes no part now.
     """
 
     def __init__(self, config: ModelConfig, *, activation_checkpointing: bool = False) -> None:
@@ -157,12 +159,15 @@ class Decoder(nn.Module):
         cache: Cache | None = None,
         rows: Tensor | None = None,
         counted: Tensor | None = None,
+        known: KnownRoutes | None = None,
+        visited: list[Tensor] | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) after the final norm, in the compute dtype.
 
         documents None: each sequence is one document. With a `cache`, call row b continues its row `rows[b]` (None: b):
         tokens stand at their positions, which follow on from those that the row holds; -1 is padding, whose result
         means nothing. `counted` (B, T) bool: the tokens that enter loads and balance loss of the experts, None for all.
+        known: the experts that tokens visited before. visited, with a `cache`: gets those of each block, (B T, A).
         """
         x_BTD = self.embedding(input_ids_BT)
         device_type = x_BTD.device.type
@@ -170,30 +175,36 @@ class Decoder(nn.Module):
             # the residual stream too is kept in the compute dtype: half the memory traffic of every norm and sum
             x_BTD = x_BTD.to(torch.get_autocast_dtype(device_type))
         if cache is not None:
-            return self._forward_cached(x_BTD, cache.place(position_ids_BT, rows))
+            return self._forward_cached(x_BTD, cache.place(position_ids_BT, rows), visited)
         angles = rotary_angles(position_ids_BT, self.config)
         counts = self.config.moe is not None and self.training and torch.is_grad_enabled()
         if counts and counted is None:
             counted = torch.ones_like(input_ids_BT, dtype=torch.bool)
-        x_BTD, routings = self._through_blocks(x_BTD, angles, documents, counted if counts else None)
+        x_BTD, routings = self._through_blocks(x_BTD, angles, documents, counted if counts else None, known)
         if counts:
-            loads = torch.stack([routing.loads for routing in routings])
-            self.routing = Routing(loads=loads, balance=torch.stack([routing.balance for routing in routings]).sum())
+            loads, balance, rerouted = (torch.stack(values) for values in zip(*routings, strict=True))
+            self.routing = Routing(loads=loads, balance=balance.sum(), rerouted=rerouted)
         out: Tensor = self.norm(x_BTD)
         return out
 
     def _through_blocks(
-        self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], documents: DocumentMask | None, counted: Tensor | None
+        self,
+        x_BTD: Tensor,
+        angles: tuple[Tensor, Tensor],
+        documents: DocumentMask | None,
+        counted: Tensor | None,
+        known: KnownRoutes | None,
     ) -> tuple[Tensor, list[Routing]]:
         """The residual stream behind the last block, and the routing of each block that counts its tokens."""
         near = documents
         if self.config.sliding_window is not None:
             near = slide(documents, self.config.sliding_window, x_BTD.shape[1], x_BTD.device)
         drops = self.adapter is not None and self.adapter.dropout > 0  # the same again, in the second pass
-        routings = []
+        routings, first = [], 0 if self.config.moe is None else self.config.moe.first_dense
         for number, block in enumerate(self.blocks):
             seen = documents if self.config.window(number) is None else near
-            arguments = (x_BTD, angles, seen, counted)
+            own = None if known is None or number < first else known.of(number - first)
+            arguments = (x_BTD, angles, seen, counted, None, own)
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x_BTD, routing = checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=drops)
             else:
@@ -202,9 +213,9 @@ class Decoder(nn.Module):
                 routings.append(routing)
         return x_BTD, routings
 
-    def _forward_cached(self, x_BTD: Tensor, place: CallSlots) -> Tensor:
+    def _forward_cached(self, x_BTD: Tensor, place: CallSlots, visited: list[Tensor] | None) -> Tensor:
         for number, block in enumerate(self.blocks):
-            x_BTD, _ = block(x_BTD, place.angles, None, None, place.layer(number))
+            x_BTD, _ = block(x_BTD, place.angles, None, None, place.layer(number), None, visited)
         out: Tensor = self.norm(x_BTD)
         return out
 

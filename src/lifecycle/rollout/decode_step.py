@@ -194,7 +194,8 @@ class DecodeStep:
         """Add what was drawn for the first rows, those of `table`, to `out`, and advance the active rows."""
         n = table.shape[1]
         ids, facts = drawn.ids[:n], torch.stack(drawn[1:4], dim=-1)[:n].float()
-        out.add(table[PLACE], table[NUMBER], ids, facts)
+        visited = self.decode.visited
+        out.add(table[PLACE], table[NUMBER], ids, facts, None if visited is None else visited[:n])
         active = table[POSITION] >= 0
         if self._seen is not None:
             index = torch.arange(n, device=self._device) if rows is None else rows

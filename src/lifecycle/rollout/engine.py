@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 
 import torch
 from torch import distributed
@@ -62,11 +63,19 @@ def generate(
     prefill_chunk: int = 1024,
     deterministic: bool = False,
     head_dtype: torch.dtype | None = None,
+    notes_experts: bool = False,
     environments: Environments | None = None,
     on_token: OnToken | None = None,
 ) -> Rollout:
     """One call of `Engine.generate` of a new `Engine`; arguments, result and errors are those of the two."""
-    engine = Engine(model, slots=slots, prefill_chunk=prefill_chunk, deterministic=deterministic, head_dtype=head_dtype)
+    engine = Engine(
+        model,
+        slots=slots,
+        prefill_chunk=prefill_chunk,
+        deterministic=deterministic,
+        head_dtype=head_dtype,
+        notes_experts=notes_experts,
+    )
     return engine.generate(
         prompts,
         sampling,
@@ -87,6 +96,7 @@ class Engine:
     depends on the others in any bit. compiled: the decode step goes through torch.compile. graphs: it is recorded as
     CUDA graphs (None: on CUDA, for a model without experts on one device). dtype: of the cache; None is the compute
     dtype. head_dtype: of the product that gives logits, where it is the wider; None is the compute dtype.
+    notes_experts: rollouts say which experts were visited (`Rollout.experts`).
 
     Call it under autocast for bf16 over fp32 weights, or give it bf16 weights. Over a sharded model every rank calls,
     with prompts of its own, and all step until all are done.
@@ -103,13 +113,15 @@ class Engine:
         graphs: bool | None = None,
         dtype: torch.dtype | None = None,
         head_dtype: torch.dtype | None = None,
+        notes_experts: bool = False,
     ) -> None:
         if slots < 1 or prefill_chunk < 1:
             raise UserError(f"the engine has slots={slots}, prefill_chunk={prefill_chunk}; both must be 1 or more")
         if deterministic and (compiled or graphs):
             raise UserError("deterministic steps run eagerly: leave out compiled (hardware.compile=false) and graphs")
         self._model, self._slots, self._prefill_chunk, self._deterministic = model, slots, prefill_chunk, deterministic
-        self._compiled, self._dtype, self._head_dtype = compiled, dtype, head_dtype
+        self._compiled, self._dtype, self._notes_experts = compiled, dtype, notes_experts
+        self._prepare = partial(prepare, packed=not compiled, cache=dtype, head=head_dtype, notes_experts=notes_experts)
         self._device = model.embedding.weight.device
         self._plain = is_plain(model)
         self._shared = not self._plain and distributed.is_available() and distributed.is_initialized()
@@ -211,6 +223,9 @@ class Engine:
             sets=sets,
             device=self._device,
         )
+        moe = self._model.config.moe
+        if self._notes_experts and moe is not None:
+            call.out.note_experts(self._model.config.layers - moe.first_dense, moe.active)
         with self._context():
             self._make_ready(sampling, call.room)
         return call
@@ -220,9 +235,7 @@ class Engine:
         wanted = compute_dtype(self._model), self._model.config  # a stage moves the rotary base of the latter
         if self._step is None or self._prepared_for != wanted:
             rows = TILE if self._deterministic else self._slots
-            self._prefill_model, decode = prepare(
-                self._model, rows=rows, packed=not self._compiled, cache=self._dtype, head=self._head_dtype
-            )
+            self._prefill_model, decode = self._prepare(self._model, rows=rows)
             self._step = DecodeStep(
                 decode, slots=self._slots, device=self._device, compiled=self._compiled, graphs=self._graphs
             )

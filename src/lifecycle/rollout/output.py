@@ -26,17 +26,28 @@ class Collected:
         self._ids = torch.zeros(sequences + 1, tokens, dtype=torch.long, device=device)
         self._facts = torch.zeros(sequences + 1, tokens, FACTS, dtype=torch.float32, device=device)
         self.with_sets = sets
+        self._experts: Tensor | None = None
         self._places, self._kept = list[Tensor](), list[Kept]()
         self._lengths = [0] * sequences
         self._reasons: list[StopReason] = ["length"] * sequences
         self._told = list[tuple[int, int, Sequence[int]]]()
 
-    def add(self, places_B: Tensor, numbers_B: Tensor, ids_B: Tensor, facts_BF: Tensor) -> None:
-        """Row b drew token `numbers_B[b]` (from 0) of sequence `places_B[b]`."""
+    def add(
+        self, places_B: Tensor, numbers_B: Tensor, ids_B: Tensor, facts_BF: Tensor, experts: Tensor | None = None
+    ) -> None:
+        """Row b drew token `numbers_B[b]` (from 0) of sequence `places_B[b]`. experts: (B, layers, A) that the position
+        before it visited."""
         self._ids[places_B, numbers_B] = ids_B
         self._facts[places_B, numbers_B] = facts_BF
+        if self._experts is not None and experts is not None:
+            self._experts[places_B, numbers_B] = experts.to(torch.int16)
         if self.with_sets:
             self._places.append(places_B * self._ids.shape[1] + numbers_B)
+
+    def note_experts(self, layers: int, active: int) -> None:
+        """Take `active` experts of each of so many layers from now on."""
+        shape = (*self._ids.shape, layers, active)
+        self._experts = torch.full(shape, -1, dtype=torch.int16, device=self._ids.device)
 
     def keep(self, kept: Kept) -> None:
         """Add the kept sets of what was added last."""
@@ -89,6 +100,7 @@ class Collected:
             kept=self._sets(exists, *drawn) if drawn else Kept.whole(exists.numel()),
             stop_reason=list(self._reasons),
             weights_version=weights_version,
+            experts=None if self._experts is None else self._experts[:-1, :longest].cpu().clone(),
             dialogues=dialogues,
         )
 

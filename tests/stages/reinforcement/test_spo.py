@@ -79,6 +79,7 @@ def spo(
             keep_rollouts=None,
             head_dtype=None,
             environment=ALONE,
+            keep_routing=False,
         ),
         graded=GRADED,
         policy=replace(KEYS, **{"clip_high": 0.28, **keys}),

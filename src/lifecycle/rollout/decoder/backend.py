@@ -35,10 +35,12 @@ JOINED_BYTES = 4 << 30
 class DecodeBackend(Protocol):
     """Gives logits (B, V) of the next token of every sequence; `refresh` takes over changed weights.
 
-    shares_prefix: whether it reads a shared prefix from one row of the cache; the others ignore `shared`.
+    shares_prefix: whether it reads a shared prefix from one row of the cache; the others ignore `shared`. visited:
+    (B, layers, A), the experts that the sequences of the last call visited, where they are noted.
     """
 
     shares_prefix: bool
+    visited: Tensor | None
 
     def __call__(
         self,
@@ -92,27 +94,28 @@ def prepare(
     packed: bool = True,
     cache: torch.dtype | None = None,
     head: torch.dtype | None = None,
+    notes_experts: bool = False,
 ) -> tuple[Decoder, DecodeBackend]:
     """The model to prefill with, and the backend to decode with; rows: most sequences that are decoded together.
 
     packed: lay matrices out for the CPU, where that is known to help; compilers cannot look into the layout. cache: the
     dtype of the keys and values, None where the step may choose (see `cache_dtype`). head: the dtype of its product,
-    where that is wider than those of the others; None: theirs.
+    where that is wider than those of the others; None: theirs. notes_experts: keep `visited`.
     """
     dtype = compute_dtype(model)
     head = None if head is None or head.itemsize <= dtype.itemsize else head
     if not is_plain(model):
-        return model, AsItIs(model, head=head)
+        return model, AsItIs(model, head=head, notes_experts=notes_experts)
     as_it_is = dtype == model.embedding.weight.dtype and model.adapter is None and head is None
     cast = None if as_it_is else Cast(model, dtype, head=head)
     ready, exact = (model, None) if cast is None else (cast.model, cast.head)
     size = sum(p.numel() for p in ready.parameters()) * dtype.itemsize
     refresh_model = cast.refresh if cast else None
     if size <= JOINED_BYTES and packed and cache in (None, *fused.DTYPES) and fused.fits(ready):
-        return ready, Fused(ready, refresh_model=refresh_model, head=exact)
+        return ready, Fused(ready, refresh_model=refresh_model, head=exact, notes_experts=notes_experts)
     if size <= JOINED_BYTES and is_dense(ready):
         return ready, Joined(ready, rows=rows if packed else None, refresh_model=refresh_model, head=exact)
-    return ready, AsItIs(ready, cast=cast)
+    return ready, AsItIs(ready, cast=cast, notes_experts=notes_experts)
 
 
 class Cast:
@@ -144,8 +147,17 @@ class AsItIs:
 
     shares_prefix = False
 
-    def __init__(self, model: Decoder, *, cast: Cast | None = None, head: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        *,
+        cast: Cast | None = None,
+        head: torch.dtype | None = None,
+        notes_experts: bool = False,
+    ) -> None:
         self._model, self._cast, self._head = model, cast, head
+        self._notes_experts = notes_experts and model.config.moe is not None
+        self.visited: Tensor | None = None
 
     def __call__(
         self,
@@ -155,8 +167,10 @@ class AsItIs:
         rows_B: Tensor | None,
         shared: SharedPrefix | None = None,
     ) -> Tensor:
+        visited: list[Tensor] | None = [] if self._notes_experts else None
         with as_sampled(self._model):
-            hidden_B1D = self._model(ids_B1, positions_B1, cache=cache, rows=rows_B)
+            hidden_B1D = self._model(ids_B1, positions_B1, cache=cache, rows=rows_B, visited=visited)
+        self.visited = torch.stack(visited, dim=1) if visited else None
         exact = None if self._cast is None else self._cast.head
         if self._head is not None:
             exact = self._model.head_weight.to(self._head)

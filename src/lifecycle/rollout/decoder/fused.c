@@ -19,6 +19,7 @@ typedef struct {
   void *keys, *values; /* (rows, G, C, K); latent: (rows, C, rank + P), and null */
   long window;         /* 0: none */
   long F;              /* width of the feed-forward part, or of the shared experts; 0: none */
+  int *chosen; /* (B, A): the experts of every row are written there; or null */
 } Layer;
 
 typedef struct {

@@ -47,6 +47,7 @@ class _Layer(ctypes.Structure):
         *((name, _Pointer) for name in ("q_down", "kv_down", "k_up", "v_up", "experts_gate_up", "experts_down")),
         *((name, _Pointer) for name in ("keys", "values")),
         *((name, _Long) for name in ("window", "F")),
+        ("chosen", _Pointer),
     ]
 
 
@@ -95,15 +96,24 @@ class Fused:
     """The model's blocks with their matrices laid out for fused.c.
 
     refresh_model: brings the model's own weights up to date first, where it is a cast copy. head: fp32, in place of the
-    model's own; its product is not rounded.
+    model's own; its product is not rounded. notes_experts: whether `visited` is kept.
     """
 
     shares_prefix = True
 
-    def __init__(self, model: Decoder, *, refresh_model: Callable[[], None] | None, head: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        *,
+        refresh_model: Callable[[], None] | None,
+        head: Tensor | None = None,
+        notes_experts: bool = False,
+    ) -> None:
         found = library("fused")
         assert found is not None
         self._library, self._source, self._refresh_model, self._head = found, model, refresh_model, head
+        self._notes_experts = notes_experts
+        self.visited: Tensor | None = None
         self._library.scratch_size.restype = _Long
         config = model.config
         self._model = _Model(
@@ -138,8 +148,20 @@ class Fused:
         prefix = (None, None) if shared is None else (shared.rows.data_ptr(), shared.lengths.data_ptr())
         addresses = (x.data_ptr() for x in (*cache.angles, x_BD, logits_BV, scratch))
         step = _Step(B, rows_B.data_ptr(), positions_B.data_ptr(), *prefix, *addresses)
+        self._note_experts(B)
         self._library.decode(ctypes.byref(self._model), self._layers, ctypes.byref(step), torch.get_num_threads())
         return model.capped(logits_BV.to((model.embedding.weight if self._head is None else self._head).dtype))
+
+    def _note_experts(self, rows: int) -> None:
+        """Make room for the experts that this step's rows visit."""
+        moe = self._source.config.moe
+        if not self._notes_experts or moe is None:
+            return
+        layers = self._layers[moe.first_dense :]
+        room_LBA = torch.empty(len(layers), rows, moe.active, dtype=torch.int32, device="cpu")
+        for layer, room_BA in zip(layers, room_LBA, strict=True):
+            layer.chosen = room_BA.data_ptr()
+        self.visited = room_LBA.transpose(0, 1)
 
     def refresh(self) -> None:
         """Lay out changed weights."""

@@ -121,7 +121,10 @@ static void visit(const Model *m, const Layer *layer, long B, const float *y, co
   long D = m->D, X = m->X, half = m->half, bytes = half ? 2 : 4;
   Visits v = visits_in(m, B, scratch);
 #pragma omp for schedule(static)
-  for (long b = 0; b < B; b++) route(m, layer, y + b * D, b, &v);
+  for (long b = 0; b < B; b++) {
+    route(m, layer, y + b * D, b, &v);
+    for (long a = b * m->A; layer->chosen && a < (b + 1) * m->A; a++) layer->chosen[a] = v.chosen[a];
+  }
 #pragma omp single
   sort(m, B, &v);
 #pragma omp for schedule(static)

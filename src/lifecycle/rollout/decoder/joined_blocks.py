@@ -38,6 +38,7 @@ class Joined:
     """
 
     shares_prefix = False
+    visited: Tensor | None = None  # it has no experts
 
     def __init__(
         self,

@@ -45,6 +45,7 @@ class SamplingKeys:
     are asked, and which are trained on (`choice_of_prompts.py`). keep_rollouts: steps from one whose samples are
     written to a file to the next; None: none are. head_dtype: of the product that gives logits, where that is wider
     than those of the others, in sampling and in training; None: theirs. environment: what answers in between.
+    keep_routing: whether each position is trained through the experts that it visited when its token was drawn.
     """
 
     sampling: DrawingKeys
@@ -56,6 +57,7 @@ class SamplingKeys:
     keep_rollouts: Every
     head_dtype: Literal["float32"] | None
     environment: EnvironmentKeys
+    keep_routing: bool
 
     @property
     def head(self) -> torch.dtype | None:

@@ -70,4 +70,5 @@ class PolicySampler:
             prefill_chunk=PREFILL,
             head_dtype=self._keys.head,
             environments=environments,
+            notes_experts=True,
         )

@@ -150,6 +150,7 @@ def _batch(
         divisor=found.divisor_S[order_Q],
         sampler_logp=rollout.logprobs.flatten()[place_N],
         kept=rollout.kept.take(place_N) if truncated else None,
+        experts=None if rollout.experts is None else rollout.experts.flatten(0, 1)[place_N],
     )
 
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from lifecycle.batch import PromptBatch, SampleBatch, StepBatch
+from lifecycle.errors import UserError
 from lifecycle.losses.policy.masks import RatioFacts, ratio_facts
 from lifecycle.model import Decoder, DocumentMask, ModelConfig
 from lifecycle.stages.base import LossSum, Stage
 from lifecycle.stages.reinforcement.learning.coefficients import EntropyCoefficient, KlCoefficient
 from lifecycle.stages.reinforcement.learning.experience import Experience, RowsOfSamples, micro_batches
-from lifecycle.stages.reinforcement.learning.policy import policy_loss, sample_logprobs, sample_states
+from lifecycle.stages.reinforcement.learning.policy import policy_loss, rerouted, sample_logprobs, sample_states
 from lifecycle.stages.reinforcement.learning.reference import PolicyReference
 from lifecycle.stages.reinforcement.learning.values import ValueLearner
 from lifecycle.stages.reinforcement.settings import PolicyKeys, SamplingKeys
@@ -39,6 +40,11 @@ class Learner:
         values: ValueLearner | None = None,
     ) -> None:
         self._keys = replace(policy, length=policy.length or drawn.sampling.max_new_tokens)
+        if drawn.keep_routing and model.moe is None:
+            raise UserError(
+                "stage.keep_routing is true, and the model has no experts, so that there is no routing to keep: type "
+                "stage.keep_routing=false"
+            )
         self._drawn, self._setup, self._values = drawn, setup, values
         self.coefficient, self.entropy = KlCoefficient(policy.kl), EntropyCoefficient(policy)
         self._phase = setup.timeline.at(0)
@@ -101,7 +107,7 @@ class Learner:
         self._kl, self._facts, self._deviation = None, None, torch.zeros((), dtype=torch.float32, device=stage.device)
 
         def judged(batch: SampleBatch, documents: DocumentMask | None) -> tuple[Tensor, dict[str, Tensor]]:
-            hidden_ND = sample_states(stage.network, batch, documents)
+            hidden_ND = sample_states(stage.network, batch, documents, keep_routing=self._drawn.keep_routing)
             logp_N, entropy_N = self._said(stage, stage.network, hidden_ND, batch)
             loss, told = policy_loss(
                 batch,
@@ -111,6 +117,8 @@ class Learner:
                 kl_coefficient=self.coefficient.value,
                 entropy_coefficient=self.entropy.weight,
             )
+            if batch.experts is not None:
+                told |= rerouted(stage.network, len(logp_N))
             if "policy/kl" in told:
                 self._kl = told["policy/kl"] if self._kl is None else self._kl + told["policy/kl"]
             if len(logp_N):
@@ -181,7 +189,7 @@ class Learner:
         found: dict[str, Any] = {}
         with stage.trainer.precision_plugin.forward_context():
             if old:
-                hidden_ND = sample_states(stage.network, moved, documents)
+                hidden_ND = sample_states(stage.network, moved, documents, keep_routing=self._drawn.keep_routing)
                 found["old_logp"] = self._said(stage, stage.network, hidden_ND, moved)[0]
                 if self._values is not None:
                     found["old_value"] = self._values.critic.values(stage.network, hidden_ND, moved, documents)

@@ -12,6 +12,8 @@ policy/<mask>_masked          share of the tokens that a mask against the sample
 policy/sampler_ratio          mean of rho = p / p_sampler before the first update, before any mask cuts it
 policy/sampler_effective      effective share of the tokens under those ratios: 1 where all are equal
 policy/kl                     mean KL to the reference, by the estimator of the loss
+policy/rerouted               share of (trained token, layer of experts) whose router would now choose others than the
+                              sampler's pass visited
 policy/entropy                mean entropy of the next token, in nats, over the whole vocabulary
 """
 
@@ -26,17 +28,47 @@ from lifecycle.losses.policy.kl import kl
 from lifecycle.losses.policy.masks import product
 from lifecycle.losses.policy.objectives import objective, token_objective
 from lifecycle.model import Decoder, DocumentMask
+from lifecycle.model.layers.moe import KnownRoutes
 from lifecycle.stages.reinforcement.settings import PolicyKeys
 
 CLAMP = 20.0
 """Of a logarithm of a ratio to the reference, as in verl."""
 
 
-def sample_states(network: Decoder, batch: SampleBatch, documents: DocumentMask | None) -> Tensor:
-    """(N, D): the hidden states that the trained tokens follow on."""
+def sample_states(
+    network: Decoder, batch: SampleBatch, documents: DocumentMask | None, *, keep_routing: bool = False
+) -> Tensor:
+    """(N, D): the hidden states that the trained tokens follow on. keep_routing: these positions visit the experts that
+    they visited when the tokens were drawn; all others those of now."""
     tokens = batch.tokens
-    hidden_BTD: Tensor = network(tokens.input_ids, tokens.position_ids, documents, counted=tokens.trained)
+    hidden_BTD: Tensor = network(
+        tokens.input_ids,
+        tokens.position_ids,
+        documents,
+        counted=tokens.trained,
+        known=known_routes(batch, keep=keep_routing),
+    )
     return hidden_BTD.flatten(0, 1)[batch.at.places]
+
+
+def known_routes(batch: SampleBatch, *, keep: bool) -> KnownRoutes | None:
+    """The experts of the sampler's pass at every position of the rows, where they are known."""
+    if batch.experts is None:
+        return None
+    shape = (batch.tokens.input_ids.numel(), *batch.experts.shape[1:])
+    experts_PLA = torch.full(shape, -1, dtype=torch.long, device=batch.experts.device)
+    experts_PLA[batch.at.places] = batch.experts.long()
+    return KnownRoutes(experts_PLA, keep)
+
+
+def rerouted(network: Decoder, tokens: int) -> dict[str, Tensor]:
+    """Of the forward pass with gradients that came last, over so many trained tokens; empty without experts."""
+    if network.routing is None:
+        return {}
+    moved_L = network.routing.rerouted
+    return {
+        "policy/rerouted": torch.stack([moved_L.sum(), torch.full_like(moved_L[0], tokens * len(moved_L))]).double()
+    }
 
 
 def sample_logprobs(
