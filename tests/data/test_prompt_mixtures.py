@@ -1,10 +1,13 @@
 """Prompts with checked answers: of a real row the known answer is what its reward reads, and its options are seen."""
 
+import json
+from pathlib import Path
+
 import pytest
 from tests.real import needs_real, rows
 
 from lifecycle import config
-from lifecycle.data.corpus import DataConfig
+from lifecycle.data.corpus import Corpus, DataConfig
 from lifecycle.data.read.formats import to_record
 from lifecycle.data.read.forms.options import listed, shuffled
 from lifecycle.data.read.row import BadRow
@@ -60,3 +63,24 @@ def test_the_known_answer_of_a_real_row_is_the_one_that_its_reward_reads(name: s
             assert made.meta["tests"] and made.meta["tests"][0] in made.prompt
     assert bad <= len(given) // 100
     assert not spec.shuffle_options or moved > len(given) / 2
+
+
+def test_a_question_that_models_are_evaluated_on_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIFECYCLE_CACHE", str(tmp_path / "cache"))
+    signs = "fever cough rash pain edema pallor vertigo nausea fatigue jaundice dyspnea syncope tremor ataxia".split()
+
+    def question(n: int) -> dict[str, object]:
+        order = [f"{sign}{(n * 7 + at) % 31}" for at, sign in enumerate(signs)]
+        return {"question": " ".join(order), "options": {"A": "x", "B": "y", "C": "z", "D": "w"}, "answer_idx": "B"}
+
+    train, test = [question(n) for n in range(20)], [question(n) for n in range(20, 25)]
+    leaked = {**test[0], "question": f"A patient: {test[0]['question']} What now?"}
+    for name, rows_of in (("medqa.train.jsonl", [*train, leaked]), ("medqa.test.jsonl", test)):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows_of))
+    words = ["data=offline/medqa", f"data.root={tmp_path}", RECIPE, "data.sources.medqa.validation=null"]
+    made: DataConfig = config.build(config.compose(words).data)
+    corpus = Corpus(made, view="prompt", seed=1, processes=1, folder=tmp_path, replay_share=None)
+    documents = corpus.documents("medqa")
+    asked = {corpus.tokenizer.decode(documents.next().ids) for _ in range(60)}
+    assert len(asked) >= 20 and not any("A patient" in text for text in asked)
+    assert documents.totals()["counts"]["dropped:contaminated"]

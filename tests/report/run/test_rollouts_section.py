@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lifecycle.report.page.render import Paragraph, Sample, Sheet
-from lifecycle.report.run.rollouts_section import before_the_first_update
+from lifecycle.report.run.rollouts_section import before_the_first_update, noticed
 from lifecycle.report.run.run_data import read_run
 from lifecycle.report.write import write_report
 
@@ -47,3 +47,13 @@ def test_a_run_that_was_refused_says_why(finished: Path, tmp_path: Path) -> None
 
 def test_any_other_run_has_no_such_section(finished: Path) -> None:
     assert before_the_first_update(read_run(finished)) == []
+
+
+def test_what_was_noticed_stands_in_the_page_with_its_step(finished: Path, tmp_path: Path) -> None:
+    place = looked_at(finished, tmp_path / "run")
+    assert noticed(read_run(place)) == []
+    said = [{"step": 1200, "cause": "entropy", "words": "the entropy has gone"}]
+    (place / "noticed.json").write_text(json.dumps(said))
+    (table,) = [block for block in noticed(read_run(place)) if isinstance(block, Sheet)]
+    assert [list(row) for row in table.rows] == [["1,200", "the entropy has gone"]]
+    assert "What was noticed" in write_report(place).read_text()

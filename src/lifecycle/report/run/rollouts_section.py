@@ -1,10 +1,11 @@
-"""What the samples of a policy looked like before its first update."""
+"""What the samples of a policy looked like before its first update, and what was noticed while it was trained."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from lifecycle.report.page.format import count
 from lifecycle.report.page.render import Element, Heading, Paragraph, Sample, Sheet
 from lifecycle.report.run.run_data import RunData
 
@@ -28,6 +29,14 @@ def before_the_first_update(run: RunData) -> list[Element]:
         Sheet(("", ""), [list(row) for row in found["table"]], numbers=False),
         *(Sample(one["prompt"].rstrip("\n"), one["completion"].rstrip("\n"), _caption(one)) for one in found["shown"]),
     ]
+
+
+def noticed(run: RunData) -> list[Element]:
+    """The section on what was said of its steps; nothing where nothing was."""
+    if not run.noticed:
+        return []
+    rows = [[count(one["step"]), one["words"]] for one in run.noticed]
+    return [Heading("What was noticed"), Sheet(("step", "what"), rows, numbers=False)]
 
 
 def _caption(one: Mapping[str, Any]) -> str:

@@ -33,6 +33,7 @@ class RunData:
     forgetting: Mapping[str, Any]
     calibration: Mapping[str, Any]
     preflight: Mapping[str, Any]
+    noticed: Sequence[Mapping[str, Any]]
     quarantined: Mapping[str, int]
     missing: tuple[str, ...]
 
@@ -129,6 +130,7 @@ def read_run(folder: Path) -> RunData:
         forgetting=_load(folder / "forgetting.json", {}, []),  # only runs that could forget have one
         calibration=_load(folder / "calibration.json", {}, []),  # only reward models have one
         preflight=_load(folder / "preflight.json", {}, []),  # only runs that learn from samples have one
+        noticed=_load(folder / "noticed.json", [], []),  # ... of which something was said
         quarantined={path.stem: _lines(path) for path in quarantine},
         missing=tuple(missing),
     )

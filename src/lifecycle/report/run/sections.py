@@ -19,7 +19,7 @@ from lifecycle.report.run.facts import DomainResult, Headline, headline
 from lifecycle.report.run.forgetting_section import measurements, table
 from lifecycle.report.run.forgetting_section import verdict as verdict_of_guard
 from lifecycle.report.run.provenance import convention, mfu_name, used
-from lifecycle.report.run.rollouts_section import before_the_first_update
+from lifecycle.report.run.rollouts_section import before_the_first_update, noticed
 from lifecycle.report.run.run_data import RunData
 
 PICTURE_WORDS = {
@@ -48,6 +48,7 @@ def sections(run: RunData, drawn: list[str]) -> list[Element]:
         *_result(run, facts),
         *before_the_first_update(run),
         *_pictures(drawn),
+        *noticed(run),
         *_forgetting(run, "forgetting" in drawn),
         *answers(run),
         *calibration(run),
