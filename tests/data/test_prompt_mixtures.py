@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.real import needs_real, rows
@@ -81,6 +82,7 @@ def test_a_question_that_models_are_evaluated_on_is_not_asked(tmp_path: Path, mo
     made: DataConfig = config.build(config.compose(words).data)
     corpus = Corpus(made, view="prompt", seed=1, processes=1, folder=tmp_path, replay_share=None)
     documents = corpus.documents("medqa")
-    asked = {corpus.tokenizer.decode(documents.next().ids) for _ in range(60)}
+    items: list[Any] = [documents.next() for _ in range(60)]
+    asked = {corpus.tokenizer.decode(item.ids) for item in items}
     assert len(asked) >= 20 and not any("A patient" in text for text in asked)
     assert documents.totals()["counts"]["dropped:contaminated"]
