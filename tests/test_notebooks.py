@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from tests.run.cli import lifecycle, make_place
+from tests.run.prompts import write_prompts
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
@@ -17,12 +18,28 @@ def cells(notebook: Path) -> list[dict[str, Any]]:
     return [cell for cell in found if cell["cell_type"] == "code"]
 
 
+SAMPLED = (
+    *("stage=grpo", "data=asked", "init_from=outputs/second", "stage.rewards=length", "stage.grading.target_words=4"),
+    *("stage.global_batch_tokens=null", "stage.prompts_per_step=4", "stage.samples_per_prompt=3"),
+    *("stage.sequence_length=48", "stage.sampling.max_new_tokens=12", "stage.max_epochs=null", "stage.max_steps=24"),
+    *("stage.optimizer.lr=1e-3", "stage.keep_rollouts=1", "stage.preflight.prompts=0"),
+)
+LOOKS_AT = {"inspect_checkpoint": "second", "rollouts": "taught"}
+"""Which run each notebook is given."""
+SAYS = {
+    "inspect_checkpoint": ("outputs/first", "finished", "⟦", "entropy"),
+    "rollouts": ("outputs/second", "finished", "⟦", "entropy", "prompts were asked again and changed"),
+}
+
+
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = make_place(tmp_path_factory.mktemp("place"))
     lifecycle(place, "run=first", "stage.max_steps=8", "model.logit_softcap=2")  # what an export leaves out
     lifecycle(place, "run=second", "stage.max_steps=8", "init_from=outputs/first")
-    return place / "outputs/second"
+    write_prompts(place, "asked")
+    lifecycle(place, "run=taught", *SAMPLED)
+    return place / "outputs"
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
@@ -33,10 +50,10 @@ def test_a_notebook_is_kept_without_outputs(notebook: Path) -> None:
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_top_to_bottom_on_a_tiny_run(
-    notebook: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    notebook: Path, outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plt = pytest.importorskip("matplotlib.pyplot")
-    monkeypatch.setenv("LIFECYCLE_RUN", str(run_folder))
+    monkeypatch.setenv("LIFECYCLE_RUN", str(outputs / LOOKS_AT[notebook.stem]))
     monkeypatch.chdir(tmp_path)
     plt.switch_backend("agg")
     shown: list[int] = []
@@ -54,4 +71,4 @@ def test_a_notebook_runs_top_to_bottom_on_a_tiny_run(
             exec(compile("".join(cell["source"]), f"{notebook.name}, code cell {number}", "exec"), names)
     said = printed.getvalue()
     assert len(shown) >= 3
-    assert "outputs/first" in said and "finished" in said and "⟦" in said and "entropy" in said
+    assert all(words in said for words in SAYS[notebook.stem]), said

@@ -3,6 +3,8 @@
 python -m lifecycle.report --compare FOLDER RUN_FOLDER ...: write the runs side by side into FOLDER and show that table;
 the folder of a sweep stands for its runs.
 python -m lifecycle.report --stages FOLDER RUN_FOLDER ...: the same of the stages of one model, the first one first.
+python -m lifecycle.report --rollouts RUN_FOLDER [OTHER]: write rollouts.html there, samples of a run of reinforcement
+learning: the best, the worst, and what changed most between two steps, or between the other run and this one.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lifecycle.errors import DISK_FULL, NO_ACCESS, TOO_LARGE, UserError
-from lifecycle.report import comparison, stages, terminal_summary, write_report
+from lifecycle.report import comparison, rollouts, stages, terminal_summary, write_report
 from lifecycle.report.write import sheet, turned
 
 WIDE = 10_000  # columns of a terminal on which no table is too wide
@@ -30,7 +32,10 @@ def main(arguments: list[str]) -> int:
     side = parser.add_mutually_exclusive_group()
     side.add_argument("--compare", metavar="FOLDER", help="write comparison.md, comparison.html, pictures there")
     side.add_argument("--stages", metavar="FOLDER", help="write stages.md, stages.html and their picture there")
+    side.add_argument("--rollouts", action="store_true", help="write rollouts.html into the run's folder")
     chosen = parser.parse_args(arguments)
+    if chosen.rollouts and len(chosen.runs) > 2:
+        parser.error("--rollouts takes one run, or two: the second is compared with the first")
     console = Console(soft_wrap=False)
     try:
         if chosen.compare:
@@ -40,6 +45,9 @@ def main(arguments: list[str]) -> int:
         if chosen.stages:
             path = stages.write_stages(chosen.runs, chosen.stages)
             _show(console, stages.table(stages.read_stages(chosen.runs)), path)
+            return 0
+        if chosen.rollouts:
+            console.print(str(rollouts.write_rollouts(*chosen.runs)), highlight=False, soft_wrap=True, markup=False)
             return 0
         for folder in chosen.runs:
             write_report(folder)

@@ -130,7 +130,7 @@ def _html(block: Element, light: Mapping[str, bytes], dark: Mapping[str, bytes])
         case Paragraph():
             return f'<p class="{block.tone}">{_inline(block.text)}</p>'
         case Sheet():
-            return _html_table(block)
+            return table_in_html(block)
         case Picture():
             return _html_picture(block, light, dark)
         case Sample():
@@ -148,7 +148,8 @@ def _inline(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
 
 
-def _html_table(sheet: Sheet) -> str:
+def table_in_html(sheet: Sheet) -> str:
+    """A table by itself, as pages have it."""
     head = "".join(f"<th>{escape(column)}</th>" for column in sheet.columns)
     rows = "".join("<tr>" + "".join(f"<td>{_inline(cell)}</td>" for cell in row) + "</tr>\n" for row in sheet.rows)
     top = f"<thead><tr>{head}</tr></thead>\n" if any(sheet.columns) else ""
