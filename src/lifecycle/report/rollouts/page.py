@@ -19,7 +19,7 @@ from lifecycle.report.page.render import Sheet, table_in_html
 from lifecycle.report.rollouts import samples
 from lifecycle.report.rollouts.kept import KeptRun, Mark, read_kept
 from lifecycle.report.rollouts.picked import changed, changed_answers, extremes, mean
-from lifecycle.report.rollouts.samples import Shown
+from lifecycle.report.rollouts.samples import SamplesShown
 from lifecycle.system import atomic
 
 PAGE = "rollouts.html"
@@ -103,7 +103,7 @@ def _of_step(marks: Sequence[Mark]) -> list[str]:
 
 
 def _sections(run: KeptRun, other: KeptRun | None) -> list[str]:
-    shown, theirs = Shown(run.folder), None if other is None else Shown(other.folder)
+    shown, theirs = SamplesShown(run.folder), None if other is None else SamplesShown(other.folder)
     best, worst = (extremes(run, best=wanted) for wanted in (True, False))
     made = [
         ("The best", "Of each source, the highest reward, then the highest advantage; one sample of a prompt.", best),

@@ -20,7 +20,7 @@ MOST_WORDS = 400
 
 
 @dataclass(frozen=True)
-class Change:
+class ChangedSamples:
     """Samples of one prompt at two times, or in two runs, and the mean reward of all of them then."""
 
     before: Mark
@@ -51,7 +51,7 @@ def extremes(run: KeptRun, *, best: bool) -> list[Mark]:
     return found
 
 
-def changed(run: KeptRun, other: KeptRun | None = None) -> list[Change]:
+def changed(run: KeptRun, other: KeptRun | None = None) -> list[ChangedSamples]:
     """Prompts that were asked in two steps, or, with another run, in both: first and last time, or the last of each."""
     pairs = list[tuple[list[Mark], list[Mark]]]()
     for prompt, visits in run.visits.items():
@@ -61,7 +61,7 @@ def changed(run: KeptRun, other: KeptRun | None = None) -> list[Change]:
         elif prompt in other.visits:
             theirs = other.visits[prompt]
             pairs.append((theirs[max(theirs)], visits[max(visits)]))
-    made = [Change(typical(a), typical(b), mean(a), mean(b)) for a, b in pairs]
+    made = [ChangedSamples(typical(a), typical(b), mean(a), mean(b)) for a, b in pairs]
     made.sort(key=_moved, reverse=True)
     first = [(one, _texts(one)) for one in made[:COMPARED]]
     first.sort(key=lambda one: (_moved(one[0]), difference(*one[1])), reverse=True)
@@ -111,10 +111,10 @@ def difference(one: str, other: str) -> float:
     return 1 - SequenceMatcher(None, one.split()[:MOST_WORDS], other.split()[:MOST_WORDS], autojunk=False).ratio()
 
 
-def _moved(one: Change) -> float:
+def _moved(one: ChangedSamples) -> float:
     return abs((one.reward_after or 0.0) - (one.reward_before or 0.0))
 
 
-def _texts(one: Change) -> tuple[str, str]:
+def _texts(one: ChangedSamples) -> tuple[str, str]:
     before, after = whole(one.before), whole(one.after)
     return str(before["completion"]), str(after["completion"])

@@ -14,7 +14,7 @@ Decode = Callable[[Sequence[int]], str]
 
 
 @dataclass(frozen=True)
-class Piece:
+class TokenText:
     """Text that stands for one token, or for several that are one character together. first: number of the first."""
 
     text: str
@@ -32,14 +32,14 @@ def decoder_of(run: Path) -> Decode | None:
     return lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=False))
 
 
-def pieces(ids: Sequence[int], decode: Decode) -> list[Piece]:
+def pieces(ids: Sequence[int], decode: Decode) -> list[TokenText]:
     """The text of the ids in pieces; all of them together are the whole text."""
-    out, begun, before = list[Piece](), 0, list[int]()
+    out, begun, before = list[TokenText](), 0, list[int]()
     for n in range(len(ids)):
         group = list(ids[begun : n + 1])
         text = decode([*before, *group])[len(decode(before)) :]  # behind a token, for some write a space between
         if text.endswith(BROKEN) and n + 1 < len(ids) and len(group) < 4:
             continue
-        out.append(Piece(text, begun))
+        out.append(TokenText(text, begun))
         begun, before = n + 1, group
     return out

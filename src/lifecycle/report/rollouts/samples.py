@@ -12,8 +12,8 @@ from pathlib import Path
 
 from lifecycle.report.page.format import number
 from lifecycle.report.rollouts.kept import Mark, Row, number_of, whole
-from lifecycle.report.rollouts.picked import Change, ChangedAnswer
-from lifecycle.report.rollouts.pieces import Piece, decoder_of, pieces
+from lifecycle.report.rollouts.picked import ChangedSamples, ChangedAnswer
+from lifecycle.report.rollouts.pieces import TokenText, decoder_of, pieces
 
 BOUNDS = (0.9, 0.5, 0.2, 0.05)
 """Probabilities below which a token has the next colour."""
@@ -36,7 +36,7 @@ def _seen(letter: str) -> str:
     return f"\\u{ord(letter):04x}"
 
 
-class Shown:
+class SamplesShown:
     """The samples of one run. folder: of the run, whose tokenizer gives the text of each token."""
 
     def __init__(self, folder: Path) -> None:
@@ -48,7 +48,7 @@ class Shown:
         head = f"{row['source']} · {row['id']} · step {row['step']:,}, sample {row['sample']}"
         return _figure(row["source"], head, _asked(row["prompt"], row["answer"]), self.completion(row))
 
-    def change(self, one: Change, theirs: Shown, names: tuple[str, str]) -> str:
+    def change(self, one: ChangedSamples, theirs: SamplesShown, names: tuple[str, str]) -> str:
         """Two samples of one prompt, side by side. theirs: of the run that the first one is of; names: of both runs."""
         before, after = whole(one.before), whole(one.after)
         sides = ""
@@ -66,7 +66,7 @@ class Shown:
 
     def completion(self, row: Row) -> str:
         """Its tokens and its worth."""
-        made = [Piece(row["completion"], 0)] if self._decode is None else pieces(row["token_ids"], self._decode)
+        made = [TokenText(row["completion"], 0)] if self._decode is None else pieces(row["token_ids"], self._decode)
         advantage = number_of(row["advantage"]) or 0.0
         ends = [*(piece.first for piece in made[1:]), len(row["token_ids"])]
         spans = "".join(_span(piece, row, end) for piece, end in zip(made, ends, strict=False))
@@ -101,7 +101,7 @@ def _asked(prompt: str, answer: str | None) -> str:
     return f'<pre class="asked">{text(_short(prompt))}</pre>{known}'
 
 
-def _span(piece: Piece, row: Row, end: int) -> str:
+def _span(piece: TokenText, row: Row, end: int) -> str:
     """A token; of several that are one character, the least probable counts."""
     logprob = min(row["logprobs"][piece.first : end], default=0.0)
     chance = math.exp(min(logprob, 0.0))
