@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lifecycle.report.page.format import number
 from lifecycle.report.rollouts.kept import Mark, Row, number_of, whole
-from lifecycle.report.rollouts.picked import ChangedSamples, ChangedAnswer
+from lifecycle.report.rollouts.picked import ChangedAnswer, ChangedSamples
 from lifecycle.report.rollouts.pieces import TokenText, decoder_of, pieces
 
 BOUNDS = (0.9, 0.5, 0.2, 0.05)
