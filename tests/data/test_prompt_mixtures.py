@@ -18,6 +18,7 @@ from lifecycle.rewards.number import final_number
 RECIPE = "data.tokenizer={vocab_size: 320, digits: 1, max_bytes: 50000}"
 FILES = {
     "medqa": "med/medqa_us4.train_subset",
+    "medmcqa": "med/medmcqa.dev_part1",
     "gsm8k": "math/gsm8k.train",
     "mbpp": "code/mbpp.train",
     "commonsenseqa": "rl/commonsenseqa.train",
@@ -30,7 +31,7 @@ def opened(data: str) -> DataConfig:
     return made
 
 
-@pytest.mark.parametrize("name", [*FILES, "medmcqa", "rlaif/grpo", "rlaif/spo", "rlaif/test"])
+@pytest.mark.parametrize("name", [*FILES, "rlaif/grpo", "rlaif/spo", "rlaif/test"])
 def test_each_source_names_its_rewards_and_looks_for_the_items_that_models_are_evaluated_on(name: str) -> None:
     made = opened(name)
     assert made.decontaminate is not None and made.decontaminate.sets
