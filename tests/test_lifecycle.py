@@ -133,3 +133,23 @@ def test_one_page_tells_of_all_stages(life: Mapping[str, Path], tmp_path: Path) 
     assert "Right answers to 5 held-out questions" in page and (tmp_path / "stages.html").is_file()
     for stage in ("pretrain", "midtrain", "sft", "dpo", "grpo"):
         assert f"| {stage} | " in page
+
+
+def test_a_model_of_the_line_judges_what_another_learns_from(
+    life: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(life["demo"].parents[1])
+    monkeypatch.setattr("lifecycle.runs.results.write_report", lambda folder: None)
+    judge = ["stage=reward", "init_from=demo-dpo", "data=offline/preferences", "stage.optimizer.lr=1e-3", "run=judge"]
+    liked = [
+        *("stage=rlaif", "init_from=demo-grpo", "data=offline/questions", "stage.reward_model.path=judge", "run=liked"),
+        *("stage.optimise=online_dpo", "stage.global_batch_tokens=null", "stage.optimizer.lr=1e-3", *GROUPS),
+    ]
+    for words in (judge, liked):
+        assert run(config.compose([*SHORT, "stage.max_epochs=null", *words])).status == "finished"
+    told = facts(life["demo"].parent / "liked")
+    assert [Path(told[key]["path"]).name for key in ("parent", "reward_model")] == ["demo-grpo", "judge"]
+    before, after = (
+        load_file(folder / "model/model.safetensors") for folder in (life["demo-grpo"], Path("outputs/liked"))
+    )
+    assert before.keys() == after.keys() and any(not torch.equal(before[name], after[name]) for name in before)
