@@ -93,7 +93,10 @@ def test_turns_are_told_and_kept(tmp_path: Path) -> None:
         assert {turn["by"] for turn in kept["turns"]} <= {"policy", "environment"}
         assert kept["trained"][-1] and len(kept["trained"]) == len(kept["token_ids"])
         assert all(value == 0 for value, own in zip(kept["logprobs"], kept["trained"], strict=True) if not own)
-    assert "rollout/turns" not in train(grpo(steps=1), tmp_path / "alone", 1)[1]
+    (tmp_path / "rollouts/step-00000001.parquet").rename(tmp_path / "rollouts/step-00000000.parquet")
+    alone = grpo(steps=1, keep_rollouts=1, setup={"folder": tmp_path})
+    assert "rollout/turns" not in train(alone, tmp_path / "alone", 1)[1]
+    assert [row["turns"] is None for row in read(tmp_path).to_pylist()] == [False] * 16 + [True] * 16
 
 
 # -- layouts

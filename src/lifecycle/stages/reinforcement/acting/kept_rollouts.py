@@ -90,4 +90,5 @@ def read(folder: Path) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return pa.concat_tables([pq.read_table(file) for file in sorted((folder / FOLDER).glob("*.parquet"))])
+    tables = [pq.read_table(file) for file in sorted((folder / FOLDER).glob("*.parquet"))]
+    return pa.concat_tables(tables, promote_options="default")  # a run may go on with an environment, or without
