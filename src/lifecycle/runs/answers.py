@@ -21,14 +21,16 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from lifecycle.batch import Ids, PairBatch
 from lifecycle.data.module import DataModule
 from lifecycle.data.validation import HeldOutQuestion
 from lifecycle.model import Decoder, DocumentMask
+from lifecycle.rewards.record import Answered
 from lifecycle.rollout.engine import generate
+from lifecycle.rollout.environments.named import EnvironmentKeys
 from lifecycle.rollout.sampling.parameters import Sampling
 from lifecycle.stages.base import Stage
 from lifecycle.stages.preference.answers import pair_scores
@@ -45,7 +47,9 @@ def answering(cfg: DictConfig, folder: Path, data: DataModule) -> list[HeldOutAn
     asked = data.questions(cfg.validation.answers or 0) if cfg.validation.every_steps else []
     if not asked:
         return []
-    return [HeldOutAnswers(asked, data.tokenizer, folder=folder, most_tokens=cfg.validation.answer_tokens)]
+    given, most = OmegaConf.to_container(cfg.stage).get("environment"), cfg.validation.answer_tokens  # type: ignore[union-attr]
+    environment = None if given is None else EnvironmentKeys(**given)
+    return [HeldOutAnswers(asked, data.tokenizer, folder=folder, most_tokens=most, environment=environment)]
 
 
 class HeldOutAnswers(Callback):
@@ -53,9 +57,16 @@ class HeldOutAnswers(Callback):
     answers of every step that it goes on from."""
 
     def __init__(
-        self, asked: Sequence[tuple[str, HeldOutQuestion]], tokenizer: Tokenizer, *, folder: Path, most_tokens: int
+        self,
+        asked: Sequence[tuple[str, HeldOutQuestion]],
+        tokenizer: Tokenizer,
+        *,
+        folder: Path,
+        most_tokens: int,
+        environment: EnvironmentKeys | None = None,
     ) -> None:
         self._asked, self._tokenizer, self._most_tokens = asked, tokenizer, most_tokens
+        self._environment = environment
         self._path = folder / NAME
         self._answered_at: int | None = None
 
@@ -83,7 +94,14 @@ class HeldOutAnswers(Callback):
         stage.meter.pause()
         stage.network.eval()
         with trainer.precision_plugin.forward_context():
-            made = answers(stage.network, self._asked, self._tokenizer, most_tokens=self._most_tokens, step=step)
+            made = answers(
+                stage.network,
+                self._asked,
+                self._tokenizer,
+                most_tokens=self._most_tokens,
+                step=step,
+                environment=self._environment,
+            )
         stage.network.train()
         stage.meter.log(step, shares(made))
         if trainer.is_global_zero:
@@ -100,9 +118,16 @@ def read_answers(path: Path) -> list[dict[str, Any]]:
 
 
 def answers(
-    model: Decoder, asked: Sequence[tuple[str, HeldOutQuestion]], tokenizer: Tokenizer, *, most_tokens: int, step: int
+    model: Decoder,
+    asked: Sequence[tuple[str, HeldOutQuestion]],
+    tokenizer: Tokenizer,
+    *,
+    most_tokens: int,
+    step: int,
+    environment: EnvironmentKeys | None = None,
 ) -> list[dict[str, Any]]:
-    """The greedy answer to each question: the schema of answers.jsonl."""
+    """The greedy answer to each question: the schema of answers.jsonl. Where an environment answers in between, what
+    the model said last is its answer."""
     if not asked:
         return []
     vocab, room = model.config.vocab, model.config.max_positions - 1
@@ -113,12 +138,20 @@ def answers(
         banned_ids=tuple(range(tokenizer.vocab_size, vocab)),  # rows that only fill the matrix up
     )
     prompts = [one.prompt[-room:].tolist() for _, one in asked]
-    rollout = generate(model, prompts, sampling, seed=0, tokenizer=tokenizer)
+    environments = None
+    if environment is not None:
+        known = [
+            (_text(one.answer, tokenizer), tokenizer.decode(ids, specials=True))
+            for ids, (_, one) in zip(prompts, asked, strict=True)
+        ]
+        environments = environment.of([Answered(answer=answer, prompt=prompt) for answer, prompt in known], tokenizer)
+    rollout = generate(model, prompts, sampling, seed=0, tokenizer=tokenizer, environments=environments)
     made = []
     for n, (domain, one) in enumerate(asked):
         ids, stopped = rollout.token_ids[n][: int(rollout.length[n])].tolist(), rollout.stop_reason[n] == "stop_id"
         well_formed = stopped and is_well_formed(ids[:-1], tokenizer)
-        right = well_formed and tokenizer.decode(ids).strip() == _text(one.answer, tokenizer).strip()
+        said = tokenizer.decode(ids) if rollout.dialogues is None else rollout.dialogues[n].last_said
+        right = well_formed and said.strip() == _text(one.answer, tokenizer).strip()
         made.append(
             {
                 "step": step,
