@@ -13,6 +13,8 @@ from tests.toy import toy
 from lifecycle.batch import Example, Pair, Prompt
 from lifecycle.data.validation import HeldOutQuestion
 from lifecycle.model import build
+from lifecycle.rollout.environments.calculator import Calculator
+from lifecycle.rollout.environments.named import EnvironmentKeys
 from lifecycle.runs.answers import NAME, HeldOutAnswers, answers, is_well_formed, read_answers, shares
 from lifecycle.tokenizer.tokenizer import train_bpe
 
@@ -62,6 +64,17 @@ def test_a_prompt_is_asked_for_its_known_answer() -> None:
     model = build(toy(vocab_size=TOKENIZER.vocab_size), seed=1)
     (said,) = answers(model, [("a", asked)], TOKENIZER, most_tokens=5, step=0)
     assert (said["prompt"], said["reference"], said["right"]) == ("an", "answer", False)
+
+
+def test_an_environment_answers_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked = build(toy(vocab_size=TOKENIZER.vocab_size), seed=1), np.array(ids("an"))
+    keys = EnvironmentKeys(name="calculator", max_turns=2, max_observation_tokens=8)
+    question = [("a", HeldOutQuestion(prompt=asked, answer=np.array(ids("answer"))))]
+    (alone,) = answers(model, question, TOKENIZER, most_tokens=20, step=0)
+    first = alone["completion"][0]
+    monkeypatch.setattr(Calculator, "stops", (first,))
+    (said,) = answers(model, question, TOKENIZER, most_tokens=20, step=0, environment=keys)
+    assert said["completion"].startswith(f"{first} = error") and said["tokens"] <= 20
 
 
 def test_the_same_weights_give_the_same_answers_and_none_of_what_no_token_is() -> None:
