@@ -160,3 +160,11 @@ def test_a_loss_that_is_no_likelihood_has_no_perplexity_and_may_have_measures_be
     no_text = validation_metrics({"a": torch.tensor([8.0, 4.0]).double()}, {"a": (1.0, None)})
     assert no_text == {"valid/a/loss": 2.0, "valid/loss": 2.0}
     assert of_text["valid/a/perplexity"] == pytest.approx(math.exp(2)) and "valid/a/bits_per_byte" in of_text
+
+
+def test_what_could_not_be_measured_is_no_loss_of_0() -> None:
+    domains, nothing = {"a": (0.5, None), "b": (0.5, None)}, torch.zeros(3, dtype=torch.float64, device="cpu")
+    measured = torch.tensor([-3.0, 4.0, 3.0], dtype=torch.float64, device="cpu")
+    found = validation_metrics({"a": measured, "b": nothing.clone()}, domains, ["reward"])
+    assert found == {"valid/a/loss": -0.75, "valid/a/reward": 0.75, "valid/loss": -0.75}
+    assert validation_metrics({"a": nothing.clone(), "b": nothing.clone()}, domains, ["reward"]) == {}

@@ -16,7 +16,8 @@ The bytes are those of the text of the same tokens, in UTF-8: under the view `ch
 without the prompt and without marks. Pairs, judged completions and prompts have a loss alone, and what their stage
 measures.
 
-`valid/loss` weights the domains as the mixture does: it is absent where all that is measured has weight 0.
+`valid/loss` weights the domains as the mixture does: it is absent where all that is measured has weight 0. A domain of
+which nothing could be measured, as answers that no grader marked, is absent too.
 """
 
 from __future__ import annotations
@@ -251,13 +252,15 @@ def validation_metrics(
     metrics, weighted, weights = {}, 0.0, 0.0
     for domain, total in sums.items():
         summed, count, *further = sum_over_ranks(total).tolist()
-        loss = summed / (count or 1)
+        if not count:  # nothing of it could be measured, which is no loss of 0
+            continue
+        loss = summed / count
         weight, size = domains[domain]
         metrics[f"valid/{domain}/loss"] = loss
         if measures is None and size is not None:
             metrics[f"valid/{domain}/perplexity"] = math.exp(min(loss, 700.0))
             metrics[f"valid/{domain}/bits_per_byte"] = summed / math.log(2) / max(size, 1)
-        means = {name: value / (count or 1) for name, value in zip(measures or (), further, strict=True)}
+        means = {name: value / count for name, value in zip(measures or (), further, strict=True)}
         metrics |= {f"valid/{domain}/{name}": value for name, value in (told(means, count) if means else {}).items()}
         weighted, weights = weighted + weight * loss, weights + weight
     return {**metrics, "valid/loss": weighted / weights} if weights else metrics
