@@ -93,7 +93,7 @@ def test_the_preset_for_examinations_asks_with_plain_text_by_eight_samples_a_mic
 
 
 @pytest.mark.parametrize("data", ["usmle", "offline/usmle"])
-@pytest.mark.parametrize("stage", ["grpo", "grpo_usmle", "ppo", "spo"])
+@pytest.mark.parametrize("stage", ["grpo", "grpo_usmle", "ppo", "spo", "rlaif", *CHANGES])
 def test_options_of_examinations_are_shuffled_where_letters_are_rewarded(data: str, stage: str) -> None:
     sources = config.compose([f"stage={stage}", f"data={data}"]).data.sources
     assert all(source.shuffle_options for source in sources.values())
