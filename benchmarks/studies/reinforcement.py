@@ -55,11 +55,13 @@ def arguments(kind: str, seed: int) -> list[str]:
     """What a run is told."""
     start = f"init_from=reinforcement/few_s{seed}"
     practised = [start, *PRACTISED, "validation.answers=1000"]
+    tuned = _steps(TUNED, measured=100)
     groups, short = [*practised, *GROUPS], _steps(STEPS_OF_METHODS, measured=50)
     kinds = {
         "begun": [*DEMONSTRATED, *WATCHED, "init_from=demo-midtrain", *_steps(160, measured=80)],
         "few": [*DEMONSTRATED, *WATCHED, f"init_from=reinforcement/begun_s{seed}", *_steps(100, measured=50)],
-        "continued": [*DEMONSTRATED, start, "validation.answers=1000", *_steps(TUNED, measured=100)],
+        "continued": [*DEMONSTRATED, start, "validation.answers=1000", *tuned],
+        "gently": [*DEMONSTRATED, start, "stage.optimizer.lr=3e-4", "validation.answers=1000", *tuned],
         "grpo": ["stage=grpo", *groups, *VARYING, *_steps(STEPS, measured=100)],
         "shuffled": ["stage=grpo", *groups, *VARYING, *short],
         "grpo_short": ["stage=grpo", *groups, *VARYING, *short],
@@ -76,7 +78,7 @@ def _steps(steps: int, *, measured: int) -> list[str]:
 
 def runs() -> list[str]:
     """All runs, those that decide most first."""
-    first, then = ("begun", "few", "grpo", "continued"), ("shuffled", "grpo_short", "rloo", "ppo", "spo")
+    first, then = ("begun", "few", "grpo", "continued"), ("gently", "shuffled", "grpo_short", "rloo", "ppo", "spo")
     return [f"{kind}_s{seed}" for kinds in (first, then) for seed in SEEDS for kind in kinds]
 
 
