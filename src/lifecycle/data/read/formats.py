@@ -15,7 +15,8 @@ from typing import Any, Protocol
 from lifecycle.batch import Record
 from lifecycle.data.read.forms.fields import Fields
 from lifecycle.data.read.forms.preferences import preference, scored_pairs, unpaired
-from lifecycle.data.read.forms.problems import code_problem, multiple_choice, question_answer, word_problem
+from lifecycle.data.read.forms.problems import multiple_choice, question_answer, word_problem
+from lifecycle.data.read.forms.programs import code_problem
 from lifecycle.data.read.forms.turns import conversations, instruction, messages, prompt_completion
 from lifecycle.data.read.row import BadRow
 
@@ -117,12 +118,14 @@ LIST = (
         name="code_problem",
         make=code_problem,
         needs=("prompt", "tests"),
-        takes=("code", "setup", "entry_point"),
+        takes=("code", "setup", "entry_point", "starter_code"),
         layouts=(
             Layout(
                 columns={"prompt": "text", "tests": "test_list", "code": "code"}, extra={"setup": "test_setup_code"}
             ),
             Layout(columns={"prompt": "prompt", "tests": "test", "code": "canonical_solution"}),
+            Layout(columns={"prompt": "question", "tests": "input_output", "code": "solutions"}),
+            Layout(columns={"prompt": "description", "tests": "public_tests"}),
         ),
     ),
     Format(

@@ -1,4 +1,4 @@
-"""Rows with a question and its answer: multiple choice, word problems, questions, programs with tests."""
+"""Rows with a question and its answer: multiple choice, word problems, questions."""
 
 from __future__ import annotations
 
@@ -60,39 +60,6 @@ def question_answer(row: Fields) -> Parts:
         "prompt": _in_context(row, row.text("question")),
         "answer": answer,
         "meta": {"thoughts": thoughts} if thoughts else {},
-    }
-
-
-def code_problem(row: Fields) -> Parts:
-    """A programming task, a solution where the row has one, and in `meta` the tests that a solution must pass.
-
-    Tests in a list are shown with the task, since they name the function. A solution that begins with a space continues
-    the text of the prompt, which is in `meta` too where it begins the function.
-    """
-    task = row.text("prompt", strip=False).replace("\r\n", "\n")
-    tests = row.required("tests")
-    listed = isinstance(tests, list)
-    if not listed and not isinstance(tests, str):
-        raise BadRow(f"wrong type of {row.name('tests')}: {type(tests).__name__}")
-    if not tests or not all(isinstance(test, str) for test in tests):
-        raise BadRow(f"no tests in {row.name('tests')}")
-    code = row.text_if_there("code", strip=False).replace("\r\n", "\n").rstrip()
-    if code[:1].isspace():
-        code = task + code
-    entry_point = row.text_if_there("entry_point")
-    meta: dict[str, Any] = {
-        "tests": list(tests) if listed else [tests],
-        "setup": row.text_if_there("setup", strip=False).replace("\r\n", "\n"),
-        "entry_point": entry_point,
-    }
-    if entry_point and re.search(rf"^def {re.escape(entry_point)}\b", task, re.MULTILINE):
-        meta["begun"] = task  # what is asked for goes on with it
-    shown = "\n\nThe code must pass these tests:\n" + "\n".join(tests) if listed else ""
-    return {
-        "prompt": f"{task.strip()}{shown}".strip(),
-        "completion": code or None,
-        "answer": code or None,
-        "meta": meta,
     }
 
 
