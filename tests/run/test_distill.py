@@ -64,7 +64,7 @@ def test_another_teacher_in_its_place_is_refused_by_the_run_that_goes_on(place: 
 
 def test_a_dry_run_counts_the_teacher(place: Path, whole: Path) -> None:
     done = lifecycle(place, "run=dry", *DISTILL, *SMALLER, "dry_run=true")
-    (line,) = [line for line in done.out.splitlines() if "a teacher" in line]
+    (line,) = [line for line in done.out.splitlines() if "teacher, judges" in line]
     assert f"{facts(whole)['parameters'] * 4 / 1e9:.2f}"[:4] in line
 
 

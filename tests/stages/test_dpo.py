@@ -486,7 +486,7 @@ def test_the_held_out_loss_is_that_of_the_domain_whatever_its_micro_batches(loss
     ],
 )
 def test_what_cannot_stand_together_says_what_to_type(changed: dict[str, Any], words: str) -> None:
-    found = faults({"stage": CONF | changed})
+    found = faults({"stage": {"view": "preference"} | CONF | changed})
     assert len(found) == 1 and words in found[0]
 
 

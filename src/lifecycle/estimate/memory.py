@@ -1,16 +1,14 @@
 """The memory of one device in training, by part, before anything is built.
 
 N parameters, D width, F ffn width, V vocab. Weights, gradients and optimizer state are exact; activations count what
-the backward pass of the decoder keeps with a fused attention kernel (no T x T scores), a layer and token:
+the backward pass of the decoder keeps with a fused attention kernel (no T x T scores), a layer and token, in numbers:
 
-                 fp32 (residual stream, norms)    in the compute type
-    eager        4 D                              2 D + 2 (heads + kv_heads) head_dim + 4 F
-    compiled     2 D                              2 D + 2 (heads + kv_heads) head_dim + 3 F
+    2 D      the residual stream before each norm: in the compute type in eager, in fp32 where it is compiled
+    2 D + 2 (heads + kv_heads) head_dim + 3 F       norm outputs, q k v, attention out; gate, up, product
 
-where 4 F and 3 F become, in a block with A active experts of width F_e: 4 or 3 (A F_e + shared) + 2 A D, for each token
-stands once for every expert it visits. (Norm outputs, q k v, attention out; gate, silu(gate), up, product.) The eager
-row agrees with the tensors that autograd saves; what a compiler recomputes, peaks between steps, fragmentation and
-workspaces are stated guesses.
+where 3 F becomes, in a block with A active experts of width F_e: 3 (4 in eager) (A F_e + shared) + 2 A D, for each
+token stands once for every expert it visits. The sums agree with the tensors that autograd saves; what a compiler
+recomputes, peaks between steps, fragmentation and workspaces are stated guesses.
 """
 
 from __future__ import annotations
@@ -167,14 +165,13 @@ def _compute_copies(model: ModelLike, precision: str, shards: int) -> float:
 
 def _activations(model: ModelLike, size: int, compiled: bool) -> tuple[float, float]:
     """Bytes of activations a token, without and with checkpointing; size: bytes of a number in the compute type."""
-    residual, inner = (2 if compiled else 4) * model.width * FP32, _inner_elements(model, compiled) * size
-    edge = 2 * model.width * FP32  # the embedding's output and the final norm's
-    full = model.layers * (residual + inner) + edge
-    return full, model.layers * model.width * FP32 + residual + inner + edge
+    stream = model.width * (FP32 if compiled else size)
+    block, edge = 2 * stream + _inner_elements(model, compiled) * size, (2 if compiled else 1) * stream
+    return model.layers * block + edge, model.layers * stream + block + edge
 
 
 def _inner_elements(model: ModelLike, compiled: bool) -> float:
     """Elements a token that a layer keeps in the compute type."""
     attention = 2 * (model.heads + model.kv_heads) * model.head_dim
     inner, copies = model.feed_forward_widths()
-    return 2 * model.width * (1 + copies) + attention + (3 if compiled else 4) * inner
+    return 2 * model.width * (1 + copies) + attention + (4 if copies and not compiled else 3) * inner

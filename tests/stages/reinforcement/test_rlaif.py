@@ -131,9 +131,9 @@ def test_rewards_are_learnt_from_as_stage_grpo_learns(tmp_path: Path) -> None:
 
 
 def test_a_step_without_a_pair_moves_nothing(tmp_path: Path) -> None:
-    class Equal:
+    class Equal(ByTokens):
         def scores(self, stage: Any, rollout: Rollout, given: PromptBatch) -> SampleScores:
-            found = ByTokens().scores(stage, rollout, given)
+            found = super().scores(stage, rollout, given)
             return replace(found, rewards=torch.full_like(found.rewards, 0.3))
 
     made = rlaif(scoring=Equal())
