@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lifecycle.rewards.programs.wire import Peer
+from lifecycle.rewards.programs.wire import Gone, Peer
 from lifecycle.rewards.programs.zygote import ERRORS, Ended, Zygote
 from lifecycle.rewards.sandbox import kernel, seccomp
 from lifecycle.rewards.sandbox.limits import OverLimit, SandboxLimits
@@ -81,13 +81,16 @@ def _verdict(program: str, tests: Tests, zygote: Zygote) -> int:
     except SyntaxError:
         return FAULTY
     peer = Peer(zygote.begin(program), may_ask_all=False)
+    asked, gone = None, False
     try:
         asked = _hold(codes, peer, tests)
+    except Gone:
+        gone = True
     except BaseException:  # an assertion, or whatever the program raised
-        asked = None
+        pass
     ended = zygote.end()
     if asked is None:
-        return OVER if _over(ended, zygote.limits) else WRONG
+        return OVER if gone and _over(ended, zygote.limits) else WRONG
     return PASSED if asked else FAULTY
 
 
@@ -141,5 +144,6 @@ def _lines(text: str) -> list[str]:
 
 
 def _over(ended: Ended, limits: SandboxLimits) -> bool:
-    """Whether the kernel ended a program for its time: it measures in small steps."""
-    return ended.status < 0 and ended.cpu_s > limits.cpu_s - 0.1
+    """Whether the kernel ended a program for its time. It counts that in ticks: of a program that shared its core, what
+    it tells afterwards was seen to be a third less."""
+    return ended.status < 0 and ended.cpu_s > limits.cpu_s / 2
