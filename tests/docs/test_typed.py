@@ -72,7 +72,7 @@ def test_a_command_runs(command: Command, place: Path, run: Shell) -> None:
         mine = place / "conf/data/mine.yaml"
         mine.write_text(mine.read_text().replace("    path: null ", "    path: texts "))
     name = re.search(r"\brun=(\w+)", line)
-    if name and not line.startswith("lifecycle -m"):
+    if name and not line.startswith("lifecycle -m") and "dry_run=true" not in line:
         assert json.loads((place / "outputs" / name[1] / "run.json").read_text())["status"] == "finished"
     if "dry_run=true" in line:
         assert "parameters" in done.stdout
