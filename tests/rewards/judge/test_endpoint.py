@@ -116,9 +116,10 @@ def test_nobody_there_is_told() -> None:
     assert isinstance(found[0], NoReply) and "Connect" in found[0].why
 
 
-@pytest.mark.parametrize("wanted", ["1", formatdate(time.time() + 3600, usegmt=True), "9" * 40])
+@pytest.mark.parametrize("wanted", ["1", "in an hour", "9" * 40])
 def test_the_wait_that_an_endpoint_asks_for_is_kept_to_within_a_bound(wanted: str) -> None:
     began = time.monotonic()
+    wanted = formatdate(time.time() + 3600, usegmt=True) if wanted == "in an hour" else wanted
     busy = Answer(status=429, headers={"Retry-After": wanted})
     found, requests = ask(lambda body, number: busy if number == 1 else FINE, longest_wait_s=0.5)
     assert isinstance(found[0], Reply) and 0.5 <= time.monotonic() - began < 4
