@@ -1,11 +1,10 @@
 """Reinforcement learning from a finished run, end to end: killed or stopped, it goes on as the run that was not."""
 
-import random
 from pathlib import Path
 
 import pytest
-from tests.run.cli import assert_same_run, cut_back, facts, kill_after, lifecycle, metrics, newest
-from tests.run.prompts import write_prompts
+from tests.run.cli import cut_back, facts, lifecycle, metrics
+from tests.run.prompts import assert_same_samples, kill_at_random, write_prompts
 
 GRPO = (
     "stage=grpo",
@@ -55,10 +54,7 @@ def new_data(place: Path, whole: Path) -> None:
 
 def assert_same(run: Path, other: Path) -> None:
     """The same run, and what was told of its samples."""
-    assert_same_run(run, other)
-    here, there = metrics(run), metrics(other)
-    told = [name for name in here if name.startswith(("policy/", "rollout/", "reward/"))]
-    assert len(told) >= 9 and all(here[name] == there[name] for name in told if "per_second" not in name)
+    assert_same_samples(run, other, least=9)
 
 
 def test_a_run_that_was_stopped_goes_on_as_the_run_that_was_not(place: Path) -> None:
@@ -76,18 +72,10 @@ def test_a_run_that_was_stopped_goes_on_as_the_run_that_was_not(place: Path) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["all", "solved", "talks"])
 def test_a_run_killed_at_random_moments_is_the_run_that_was_not(form: str, place: Path) -> None:
-    draw, longer = (
-        random.Random(5),
-        (*GRPO, "stage.max_steps=60", "checkpoint.every_steps=2", *FORMS[form]),
-    )
+    longer = (*GRPO, "stage.max_steps=60", "checkpoint.every_steps=2", *FORMS[form])
     lifecycle(place, f"run=long-{form}", *longer)
     run = place / f"outputs/killed-{form}"
-    for number in range(20):
-        done, soon = newest(run), number % 2 == 0
-        wait = draw.uniform(0.2, 1.5) if soon else 0.0
-        kill_after(place, f"run=killed-{form}", *longer, checkpoints=not soon, wait=wait)
-        assert soon or newest(run) > done or newest(run) == 60
-    lifecycle(place, f"run=killed-{form}", *longer)
+    kill_at_random(place, f"run=killed-{form}", *longer, seed=5, kills=20, last=60)
     assert_same(run, place / f"outputs/long-{form}")
 
 

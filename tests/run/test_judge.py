@@ -1,7 +1,6 @@
 """A judge behind an endpoint, end to end: a run that goes on gets the marks and tells the costs of the run that was not
 stopped, asks nothing twice, and leaves its key nowhere."""
 
-import random
 import re
 import zlib
 from collections import Counter
@@ -12,8 +11,8 @@ from typing import Any
 import pytest
 from tests.conftest import CACHE
 from tests.rewards.judge.served import Answer, Served, said, serving
-from tests.run.cli import assert_same_run, cut_back, facts, kill_after, lifecycle, metrics, newest
-from tests.run.prompts import write_prompts
+from tests.run.cli import assert_same_run, cut_back, facts, lifecycle, metrics, newest
+from tests.run.prompts import assert_same_samples, kill_at_random, write_prompts
 from tests.run.test_rlaif import SAMPLES
 
 REWARDS = ("stage=grpo", "stage.rewards={judge: 1, preferred: 0.5, length: 0.2}", "stage.grading.target_words=4")
@@ -64,10 +63,7 @@ def words(served: Served, name: str) -> tuple[str, ...]:
 
 def assert_same(run: Path, other: Path) -> None:
     """The same run, and what was told of its samples and of the judge."""
-    assert_same_run(run, other)
-    here, there = metrics(run), metrics(other)
-    told = [name for name in here if name.startswith(("judge/", "policy/", "rollout/", "reward/"))]
-    assert len(told) >= 16 and all(here[name] == there[name] for name in told if "per_second" not in name)
+    assert_same_samples(run, other, told=("judge/",), least=16)
 
 
 def test_a_run_goes_on_with_its_marks_and_costs_and_leaves_no_key(place: Path, served: Served) -> None:
@@ -117,16 +113,11 @@ def test_a_run_that_may_cost_no_more_ends_and_goes_on_with_more(place: Path, ser
 
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_asks_again_only_what_was_under_way(place: Path, served: Served) -> None:
-    draw, longer = random.Random(3), ("stage.max_steps=40", "checkpoint.every_steps=3")
+    longer = ("stage.max_steps=40", "checkpoint.every_steps=3")
     lifecycle(place, *words(served, "long"), *longer)
     alone = len(served.bodies)
     run = place / "outputs/killed"
-    for number in range(20):
-        done, soon = newest(run), number % 2 == 0
-        wait = draw.uniform(0.2, 1.5) if soon else 0.0
-        kill_after(place, *words(served, "killed"), *longer, checkpoints=not soon, wait=wait)
-        assert soon or newest(run) > done or newest(run) == 40
-    lifecycle(place, *words(served, "killed"), *longer)
+    kill_at_random(place, *words(served, "killed"), *longer, seed=3, kills=20, last=40)
     assert_same(run, place / "outputs/long")
     assert len(served.bodies) <= 2 * alone + 20 * 16
 

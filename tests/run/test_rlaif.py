@@ -2,7 +2,6 @@
 a run, it goes on as the run that was not."""
 
 import json
-import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.run.cli import TOY, assert_same_run, cut_back, facts, kill_after, lifecycle, make_texts, metrics, newest
-from tests.run.prompts import write_prompts
+from tests.run.cli import TOY, cut_back, facts, lifecycle, make_texts, metrics
+from tests.run.prompts import assert_same_samples, kill_at_random, write_prompts
 from transformers import AutoModelForSequenceClassification
 
 from lifecycle.config import compose
@@ -83,10 +82,15 @@ def judge(place: Path, whole: Path) -> Path:
 
 def assert_same(run: Path, other: Path) -> None:
     """The same run, and what was told of its samples."""
-    assert_same_run(run, other)
-    here, there = metrics(run), metrics(other)
-    told = [name for name in here if name.startswith(("policy/", "rollout/", "reward/", "rlaif/", "preference/"))]
-    assert len(told) >= 8 and all(here[name] == there[name] for name in told if "per_second" not in name)
+    assert_same_samples(
+        run,
+        other,
+        told=(
+            "rlaif/",
+            "preference/",
+        ),
+        least=8,
+    )
 
 
 def test_a_run_that_was_stopped_goes_on_as_the_run_that_was_not(place: Path, judge: Path) -> None:
@@ -154,15 +158,10 @@ def test_the_dry_run_counts_what_is_asked_and_what_is_trained(
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_a_run_killed_at_random_moments_is_the_run_that_was_not(way: str, place: Path) -> None:
-    draw, longer = random.Random(6), (*SAMPLES, *WAYS[way], "stage.max_steps=40", "checkpoint.every_steps=2")
+    longer = (*SAMPLES, *WAYS[way], "stage.max_steps=40", "checkpoint.every_steps=2")
     lifecycle(place, f"run=long-{way}", *longer)
     run = place / f"outputs/killed-{way}"
-    for number in range(8):
-        done, soon = newest(run), number % 2 == 0
-        wait = draw.uniform(0.2, 1.5) if soon else 0.0
-        kill_after(place, f"run=killed-{way}", *longer, checkpoints=not soon, wait=wait)
-        assert soon or newest(run) > done or newest(run) == 40
-    lifecycle(place, f"run=killed-{way}", *longer)
+    kill_at_random(place, f"run=killed-{way}", *longer, seed=6, kills=8, last=40)
     assert_same(run, place / f"outputs/long-{way}")
 
 

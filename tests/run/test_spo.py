@@ -1,13 +1,12 @@
 """Single-stream policy optimisation from a finished run, end to end: killed or stopped, it goes on as the run that was
 not."""
 
-import random
 from pathlib import Path
 
 import pytest
 import torch
-from tests.run.cli import assert_same_run, cut_back, facts, kill_after, lifecycle, metrics, newest
-from tests.run.prompts import write_prompts
+from tests.run.cli import cut_back, facts, lifecycle, metrics
+from tests.run.prompts import assert_same_samples, kill_at_random, write_prompts
 
 SPO = (
     "stage=spo",
@@ -44,10 +43,7 @@ def new_data(place: Path, whole: Path) -> None:
 
 def assert_same(run: Path, other: Path) -> None:
     """The same run, and what was told of its samples and prompts."""
-    assert_same_run(run, other)
-    here, there = metrics(run), metrics(other)
-    told = [name for name in here if name.startswith(("policy/", "rollout/", "reward/", "spo/"))]
-    assert len(told) >= 14 and all(here[name] == there[name] for name in told if "per_second" not in name)
+    assert_same_samples(run, other, told=("spo/",), least=14)
 
 
 @pytest.mark.parametrize("variant", ["paper", "recipe"])
@@ -65,15 +61,10 @@ def test_a_run_that_was_stopped_goes_on_as_the_run_that_was_not(variant: str, pl
 
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_is_the_run_that_was_not(place: Path) -> None:
-    draw, longer = random.Random(6), (*SPO, "stage.max_steps=60", "checkpoint.every_steps=2")
+    longer = (*SPO, "stage.max_steps=60", "checkpoint.every_steps=2")
     lifecycle(place, "run=spo-long", *longer)
     run = place / "outputs/spo-killed"
-    for number in range(20):
-        done, soon = newest(run), number % 2 == 0
-        wait = draw.uniform(0.2, 1.5) if soon else 0.0
-        kill_after(place, "run=spo-killed", *longer, checkpoints=not soon, wait=wait)
-        assert soon or newest(run) > done or newest(run) == 60
-    lifecycle(place, "run=spo-killed", *longer)
+    kill_at_random(place, "run=spo-killed", *longer, seed=6, kills=20, last=60)
     assert_same(run, place / "outputs/spo-long")
 
 
