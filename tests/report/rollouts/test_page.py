@@ -12,7 +12,7 @@ from tests.report.rollouts.made import HOSTILE, sample, write, write_answers
 from lifecycle.errors import UserError
 from lifecycle.report.__main__ import main
 from lifecycle.report.rollouts import write_rollouts
-from lifecycle.report.rollouts.kept import read_kept
+from lifecycle.report.rollouts.kept import read_kept, spread
 from lifecycle.report.rollouts.picked import CHANGED, EACH, changed, changed_answers, difference, extremes, typical
 
 
@@ -77,6 +77,14 @@ def test_held_out_questions_that_became_right_or_wrong_come_first(run: Path) -> 
     chosen, counts = changed_answers(rows[:3], rows[3:])
     assert [one.after["prompt"] for one in chosen] == ["a", "b", "c"]
     assert counts == {"asked": 3, "gained": 1, "lost": 1}
+    with (run / "answers.jsonl").open("a") as file:
+        file.write('{"step": 50, "domain": "he')  # the run was killed as it wrote
+    assert write_rollouts(run).read_text() == page
+
+
+def test_many_steps_are_spread_evenly_and_few_are_all_there() -> None:
+    assert spread([1, 2, 3], 3) == [1, 2, 3] and spread([], 3) == []
+    assert spread(range(0, 1000, 10), 4) == [0, 330, 660, 990]
 
 
 def test_nothing_that_was_written_acts_on_the_page(tmp_path: Path) -> None:

@@ -84,12 +84,18 @@ def read_kept(folder: Path | str) -> KeptRun:
             f"{folder} has no kept samples ({FOLDER}/step-*.parquet): give the folder of a run of reinforcement "
             "learning that wrote some (stage.keep_rollouts says every how many steps)"
         )
-    chosen = {steps[n * (len(steps) - 1) // max(MOST_STEPS - 1, 1)] for n in range(MOST_STEPS)}
-    chosen = chosen if len(steps) > MOST_STEPS else set(steps)
+    chosen = set(spread(steps, MOST_STEPS))
     marks = [mark for file in files if _step(file) in chosen for mark in _marks(file)]
     if not marks:
         raise UserError(f"{folder}: its kept steps have no sample in them: no prompt was left to train on")
     return KeptRun(folder, len(steps), len(chosen), marks)
+
+
+def spread(steps: Sequence[int], most: int) -> list[int]:
+    """All of them, or `most`, evenly spread, the first and the last among them."""
+    if len(steps) <= most:
+        return list(steps)
+    return [steps[n * (len(steps) - 1) // (most - 1)] for n in range(most)]
 
 
 def whole(mark: Mark) -> Row:

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from lifecycle.report.page.format import number
 from lifecycle.report.page.render import Sheet, table_in_html
 from lifecycle.report.rollouts import samples
-from lifecycle.report.rollouts.kept import KeptRun, Mark, read_kept
+from lifecycle.report.rollouts.kept import KeptRun, Mark, read_kept, spread
 from lifecycle.report.rollouts.picked import changed, changed_answers, extremes, mean
 from lifecycle.report.rollouts.samples import SamplesShown
+from lifecycle.report.run.run_data import read_lines
+from lifecycle.report.stages.results import ANSWERS, Answer
 from lifecycle.system import atomic
 
 PAGE = "rollouts.html"
-ANSWERS = "answers.jsonl"
 MOST_ROWS = 12
 """Of the table of steps."""
 
@@ -44,8 +43,10 @@ def _document(run: KeptRun, other: KeptRun | None) -> str:
     style += files("lifecycle.report.rollouts").joinpath("page.css").read_text()
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     title = f"Samples of {run.name}" + (f", beside {other.name}" if other else "")
-    parts = [_overview(run), *_sections(run, other)]
-    sources = sorted({*run.sources, *(other.sources if other else ()), *_domains(run)})
+    answers = read_lines(run.folder / ANSWERS)
+    parts = [_overview(run), *_sections(run, other, answers)]
+    domains = {str(one["domain"]) for one in answers}
+    sources = sorted({*run.sources, *(other.sources if other else ()), *domains})
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f"<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
@@ -72,14 +73,11 @@ def _controls(sources: Sequence[str]) -> str:
 
 def _overview(run: KeptRun) -> str:
     steps = sorted(run.by_step)
-    rows = [steps[n * (len(steps) - 1) // max(MOST_ROWS - 1, 1)] for n in range(MOST_ROWS)]
-    shown = sorted({*rows}) if len(steps) > MOST_ROWS else steps
     looked = "" if run.looked_at == run.steps else f", of which {run.looked_at:,} are looked at here, evenly spread"
     words = f"{run.steps:,} steps were kept{looked}: {len(run.marks):,} samples. Source by source: "
     words += "; ".join(_of_source(run, source) for source in run.sources) + "."
-    sheet = Sheet(
-        ("step", "samples", "reward", "cut off", "groups that vary"), [_of_step(run.by_step[step]) for step in shown]
-    )
+    rows = [_of_step(run.by_step[step]) for step in spread(steps, MOST_ROWS)]
+    sheet = Sheet(("step", "samples", "reward", "cut off", "groups that vary"), rows)
     return f"<p>{samples.text(words)}</p>{table_in_html(sheet)}"
 
 
@@ -102,7 +100,7 @@ def _of_step(marks: Sequence[Mark]) -> list[str]:
     ]
 
 
-def _sections(run: KeptRun, other: KeptRun | None) -> list[str]:
+def _sections(run: KeptRun, other: KeptRun | None, answers: Sequence[Answer]) -> list[str]:
     shown, theirs = SamplesShown(run.folder), None if other is None else SamplesShown(other.folder)
     best, worst = (extremes(run, best=wanted) for wanted in (True, False))
     made = [
@@ -117,12 +115,12 @@ def _sections(run: KeptRun, other: KeptRun | None) -> list[str]:
     parts.append(
         _section("Prompts whose answers changed most", words, [shown.change(one, by, names) for by, one in changes])
     )
-    return [*parts, *_held_out(run, other)]
+    return [*parts, *_held_out(run, other, answers)]
 
 
-def _held_out(run: KeptRun, other: KeptRun | None) -> list[str]:
+def _held_out(run: KeptRun, other: KeptRun | None, lines: Sequence[Answer]) -> list[str]:
     """Greedy answers to held-out questions: at the first and last measurement, or at the last of both runs."""
-    lines, theirs = _answers(run.folder), [] if other is None else _answers(other.folder)
+    theirs = [] if other is None else read_lines(other.folder / ANSWERS)
     steps = sorted({one["step"] for one in lines})
     if not steps or (other is None and len(steps) < 2) or (other is not None and not theirs):
         return []
@@ -137,15 +135,6 @@ def _held_out(run: KeptRun, other: KeptRun | None) -> list[str]:
         f"right and {counts['lost']:,} wrong. Right means the known answer, letter by letter."
     )
     return [_section("Held-out questions whose answers changed most", words, [samples.pair(c, names) for c in chosen])]
-
-
-def _answers(folder: Path) -> list[Mapping[str, Any]]:
-    path = folder / ANSWERS
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-
-
-def _domains(run: KeptRun) -> set[str]:
-    return {str(one["domain"]) for one in _answers(run.folder)}
 
 
 def _section(title: str, words: str, made: Sequence[str]) -> str:
