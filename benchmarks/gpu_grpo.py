@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,8 @@ from lifecycle import config
 WARM, TIMED = 2, 4
 RUN_S = 300
 """Seconds of the run."""
+ENDING_S = 30
+"""That its last checkpoint may take."""
 
 
 def step(sizes: Sizes) -> Iterator[dict[str, Any]]:
@@ -79,17 +80,11 @@ def _run(
             process.wait(timeout=RUN_S)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)  # the run saves what it has, and ends
-            _ended(process)
+            try:
+                process.wait(timeout=ENDING_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
     if process.returncode not in (0, 130) or not (folder / "outputs/measured/metrics.csv").exists():
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{log.read_text()[-1500:]}")
     return [row for row in metrics(folder / "outputs/measured") if row.get("perf/step_s")]
-
-
-def _ended(process: subprocess.Popen[bytes]) -> None:
-    """Wait half a minute for its last checkpoint."""
-    end = time.monotonic() + 30
-    while process.poll() is None and time.monotonic() < end:
-        time.sleep(0.1)
-    if process.poll() is None:
-        process.kill()
-        process.wait()
