@@ -19,8 +19,6 @@ from lifecycle.stages.beside.frozen import Together
 from lifecycle.stages.reinforcement import settings
 from lifecycle.stages.reinforcement.acting import told
 from lifecycle.stages.reinforcement.acting.actor import Actor
-from lifecycle.stages.reinforcement.acting.scoring import compared
-from lifecycle.stages.reinforcement.learning.experience import Experience
 from lifecycle.stages.reinforcement.learning.learner import Learner
 from lifecycle.stages.reinforcement.settings import PolicyKeys, RewardKeys, SamplingKeys
 from lifecycle.stages.run.inheritance import OptimizerState, PeakRate
@@ -66,10 +64,8 @@ class Grpo(Stage):
     def training_step(self, batch: StepBatch[PromptBatch], batch_idx: int) -> None:
         """One rollout, and the updates on it."""
         self.enter(batch.step)
-        (prompts, rollout, scores), facts = self.actor.act(self, batch)
-        advantage = compared(scores, kind=self.policy.advantage, device=self.device)
-        experience = Experience.of(prompts, rollout, advantage, mask_unfinished=self.policy.mask_unfinished)
-        self.actor.keep(self, experience, scores, batch.step)
+        sampled, facts = self.actor.act(self, batch)
+        experience = self.actor.experience(self, sampled, self.policy, batch.step)
         self.learner.learn(self, batch, experience, facts)
 
     def validation_step(self, batch: tuple[PromptBatch, DocumentMask | None], batch_idx: int) -> Tensor:

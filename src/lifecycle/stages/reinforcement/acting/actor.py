@@ -21,9 +21,9 @@ from lifecycle.stages.reinforcement.acting import told
 from lifecycle.stages.reinforcement.acting.choice_of_prompts import Sampled, Solved, sampled
 from lifecycle.stages.reinforcement.acting.kept_rollouts import keep
 from lifecycle.stages.reinforcement.acting.sampler import PolicySampler
-from lifecycle.stages.reinforcement.acting.scoring import SampleScores, Scoring
+from lifecycle.stages.reinforcement.acting.scoring import SampleScores, Scoring, compared
 from lifecycle.stages.reinforcement.learning.experience import Experience
-from lifecycle.stages.reinforcement.settings import RewardKeys, SamplingKeys
+from lifecycle.stages.reinforcement.settings import PolicyKeys, RewardKeys, SamplingKeys
 from lifecycle.stages.run.setup import Setup
 
 HELD_OUT_DRAWS = "held-out samples"
@@ -61,6 +61,15 @@ class Actor:
         )
         self.solved.note(found, stage.device)
         return found, {**facts, **phases.told(), **self.scoring.told()}
+
+    def experience(self, stage: Stage, sampled: Sampled, policy: PolicyKeys, step: int) -> Experience:
+        """The samples of step `step` with their advantages, each compared with the others of its prompt; they are kept
+        where that is due. Every rank must call."""
+        prompts, rollout, scores = sampled
+        advantage = compared(scores, kind=policy.advantage, device=stage.device)
+        found = Experience.of(prompts, rollout, advantage, mask_unfinished=policy.mask_unfinished)
+        self.keep(stage, found, scores, step)
+        return found
 
     def keep(self, stage: Stage, experience: Experience, scores: SampleScores, step: int) -> None:
         """Write the samples of step `step`, counted from 0, to a file, where that is due."""

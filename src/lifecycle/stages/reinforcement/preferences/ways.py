@@ -12,7 +12,7 @@ from lifecycle.stages.base import Stage
 from lifecycle.stages.preference.settings import PreferenceKeys
 from lifecycle.stages.reinforcement.acting.actor import Actor
 from lifecycle.stages.reinforcement.acting.choice_of_prompts import Sampled
-from lifecycle.stages.reinforcement.acting.scoring import comparable, compared
+from lifecycle.stages.reinforcement.acting.scoring import comparable
 from lifecycle.stages.reinforcement.learning.experience import Experience, finished
 from lifecycle.stages.reinforcement.learning.learner import Learner
 from lifecycle.stages.reinforcement.preferences.learner import PairLearner, best_and_worst
@@ -32,11 +32,7 @@ class ByRewards:
 
     def learn(self, stage: Stage, batch: StepBatch[PromptBatch], sampled: Sampled, facts: Mapping[str, Tensor]) -> None:
         """The updates of a step. facts: what is told of its samples. Every rank must call."""
-        prompts, rollout, scores = sampled
-        advantage = compared(scores, kind=self._policy.advantage, device=stage.device)
-        experience = Experience.of(prompts, rollout, advantage, mask_unfinished=self._policy.mask_unfinished)
-        self._actor.keep(stage, experience, scores, batch.step)
-        self._learner.learn(stage, batch, experience, facts)
+        self._learner.learn(stage, batch, self._actor.experience(stage, sampled, self._policy, batch.step), facts)
 
 
 class ByPairs:

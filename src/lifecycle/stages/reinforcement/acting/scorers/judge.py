@@ -21,7 +21,6 @@ from torch import Tensor
 from lifecycle.batch import TURNS
 from lifecycle.errors import UserError
 from lifecycle.rewards.judge.question import Answering
-from lifecycle.rewards.judge.remote import RemoteJudge
 from lifecycle.rewards.judge.settings import JudgeKeys
 from lifecycle.rewards.judge.verdicts import JUDGED, Judged, Verdicts, verdicts
 from lifecycle.rewards.record import Answered
@@ -55,6 +54,8 @@ class Judge:
             self._judge: Answering = local
             self.beside = local.network
         else:
+            from lifecycle.rewards.judge.remote import RemoteJudge  # its client takes a tenth of a second to import
+
             self._judge = RemoteJudge(keys, folder=made_cache_folder() / CACHE, run=str(setup.folder))
         self.carried: Mapping[str, Carried] = {KEY: self}
         self._told = dict[str, list[float]]()
