@@ -38,9 +38,11 @@ def test_greedy_words_are_those_of_the_merged_model(name: str) -> None:
 @pytest.mark.skipif(library("fused") is None, reason="needs a C compiler")
 @pytest.mark.parametrize("name", ["plain", "deepseek_v3"])
 def test_it_is_decoded_by_one_call_a_token(name: str) -> None:
-    assert isinstance(prepare(adapted(made(name)), rows=4)[1], Fused)
-    assert isinstance(prepare(adapted(made("plain")), rows=4, cache=torch.float64)[1], Joined)
-    assert isinstance(prepare(adapted(made(name)), rows=4, cache=torch.float64)[1], AsItIs | Joined)
+    assert isinstance(prepare(adapted(made(name)), rows=4, dtype=torch.float32)[1], Fused)
+    assert isinstance(prepare(adapted(made("plain")), rows=4, dtype=torch.float32, cache=torch.float64)[1], Joined)
+    assert isinstance(
+        prepare(adapted(made(name)), rows=4, dtype=torch.float32, cache=torch.float64)[1], AsItIs | Joined
+    )
 
 
 def test_in_half_precision_too() -> None:

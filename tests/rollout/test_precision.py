@@ -10,6 +10,7 @@ from tests.rollout.sampled import CONFIG, mismatch, prompts, settings
 from lifecycle.errors import UserError
 from lifecycle.model import Decoder, build, compile_model
 from lifecycle.rollout import Engine, generate
+from lifecycle.rollout.decoder.backend import Cast
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,16 @@ def test_under_autocast_and_in_bf16_it_agrees_with_a_pass_of_that_precision(mode
     rollout = generate(half, asked, sampling, seed=0)
     print(f"\ngreatest difference: autocast {worst:.1e}, bf16 weights {mismatch(half, rollout, sampling):.1e}")
     assert worst < 0.15 and mismatch(half, rollout, sampling) < 0.15
+
+
+@pytest.mark.parametrize("family", ["plain", "deepseek_v3"])
+def test_autocast_decodes_as_weights_of_its_dtype_would(family: str) -> None:
+    weights, sampling, asked = build(VARIANTS[family] if family in VARIANTS else CONFIG, seed=1), settings(), prompts(6)
+    cast = Cast(weights, torch.bfloat16).model
+    wanted, full = generate(cast, asked, sampling, seed=0), generate(weights, asked, sampling, seed=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = generate(weights, asked, sampling, seed=0)
+    assert torch.equal(found.logprobs, wanted.logprobs) and not torch.equal(found.logprobs, full.logprobs)
 
 
 def test_experts_under_autocast_agree_too() -> None:

@@ -226,22 +226,23 @@ class Engine:
         moe = self._model.config.moe
         if self._notes_experts and moe is not None:
             call.out.note_experts(self._model.config.layers - moe.first_dense, moe.active)
+        dtype = compute_dtype(self._model)  # the caller's: the context below leaves autocast
         with self._context():
-            self._make_ready(sampling, call.room)
+            self._make_ready(sampling, call.room, dtype)
         return call
 
-    def _make_ready(self, sampling: Sampling, room: Room) -> None:
-        """Make cache, prepared weights and buffers for this call; those of the last call are kept where they fit."""
-        wanted = compute_dtype(self._model), self._model.config  # a stage moves the rotary base of the latter
+    def _make_ready(self, sampling: Sampling, room: Room, dtype: torch.dtype) -> None:
+        """Make cache, weights for products in `dtype`, and buffers; those of the last call are kept where they fit."""
+        wanted = dtype, self._model.config  # a stage moves the rotary base of the latter
         if self._step is None or self._prepared_for != wanted:
             rows = TILE if self._deterministic else self._slots
-            self._prefill_model, decode = self._prepare(self._model, rows=rows)
+            self._prefill_model, decode = self._prepare(self._model, rows=rows, dtype=dtype)
             self._step = DecodeStep(
                 decode, slots=self._slots, device=self._device, compiled=self._compiled, graphs=self._graphs
             )
             self._prepared_for = wanted
         self._step.refresh(Version.of(self._model))
-        held = self._dtype or cache_dtype(self._model, self._step.decode)
+        held = self._dtype or cache_dtype(self._model, self._step.decode, dtype)
         self._step.make_room(room, self._model.config, held)
         self._step.set_sampling(sampling, vocab=self._model.config.vocab)
         self._step.share({}, [])

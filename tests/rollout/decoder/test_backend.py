@@ -59,8 +59,7 @@ def test_a_wider_head_gives_the_products_of_its_own_dtype(kind: str, monkeypatch
     if name != "Fused":
         monkeypatch.setattr(fused, "fits", lambda model: False)
     model = silent(config)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        backends = [prepare(model, rows=8, head=head)[1] for head in (torch.float32, None)]
+    backends = [prepare(model, rows=8, dtype=torch.bfloat16, head=head)[1] for head in (torch.float32, None)]
     assert all(isinstance(one, {"Fused": Fused, "Joined": Joined, "AsItIs": AsItIs}[name]) for one in backends)
     for _ in range(2):
         exact, rough = by_hand(model)
@@ -77,6 +76,6 @@ def test_a_wider_head_gives_the_products_of_its_own_dtype(kind: str, monkeypatch
 
 def test_a_head_that_is_no_wider_changes_nothing() -> None:
     model = build(CONFIG, seed=4)
-    ready, backend = prepare(model, rows=8, head=torch.float32)
+    ready, backend = prepare(model, rows=8, dtype=torch.float32, head=torch.float32)
     assert ready is model
-    assert torch.equal(step(backend, CONFIG), step(prepare(model, rows=8)[1], CONFIG))
+    assert torch.equal(step(backend, CONFIG), step(prepare(model, rows=8, dtype=torch.float32)[1], CONFIG))

@@ -203,18 +203,18 @@ def test_other_sizes_are_left_to_torch(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("dtype", "step"), [(torch.bfloat16, Fused), (torch.float16, backend.Joined)])
 def test_a_cache_of_another_dtype_is_read_or_left_to_torch(dtype: torch.dtype, step: type) -> None:
     model, sampling = build(CONFIG, seed=2), settings(top_k=10)
-    assert isinstance(backend.prepare(model, rows=4, cache=dtype)[1], step)
+    assert isinstance(backend.prepare(model, rows=4, dtype=torch.float32, cache=dtype)[1], step)
     engine = Engine(model, slots=4, dtype=dtype)
     assert mismatch(model, engine.generate(prompts(5), sampling, seed=0), sampling) < 0.15
 
 
 def test_bf16_is_decoded_by_it_from_a_bf16_cache_where_there_are_units() -> None:
     model = build(CONFIG, seed=2).bfloat16()
-    step = backend.prepare(model, rows=4)[1]
+    step = backend.prepare(model, rows=4, dtype=torch.bfloat16)[1]
     assert isinstance(step, Fused)
-    assert backend.cache_dtype(model, step) == (torch.bfloat16 if has_bf16_units(CPU) else torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert isinstance(backend.prepare(build(CONFIG, seed=2), rows=4)[1], Fused)
+    held = backend.cache_dtype(model, step, torch.bfloat16)
+    assert held == (torch.bfloat16 if has_bf16_units(CPU) else torch.float32)
+    assert isinstance(backend.prepare(build(CONFIG, seed=2), rows=4, dtype=torch.bfloat16)[1], Fused)
 
 
 def test_fp64_is_left_to_torch() -> None:
@@ -304,6 +304,6 @@ def test_without_a_compiler_torch_draws_the_same(monkeypatch: pytest.MonkeyPatch
     engine = Engine(model, slots=7)
     found = engine.generate(prompts(9), sampling, seed=0)
     assert mismatch(model, found, sampling) < 1e-5
-    assert isinstance(backend.prepare(model, rows=4)[1], backend.Joined)
+    assert isinstance(backend.prepare(model, rows=4, dtype=torch.float32)[1], backend.Joined)
     theirs, ours = completions(found), completions(wanted)
     assert sum(theirs[name] != ours[name] for name in ours) <= 2  # a draw on the edge falls the other way

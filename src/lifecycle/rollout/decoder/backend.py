@@ -62,9 +62,9 @@ def compute_dtype(model: Decoder) -> torch.dtype:
     return model.embedding.weight.dtype
 
 
-def cache_dtype(model: Decoder, step: DecodeBackend) -> torch.dtype:
-    """The dtype of keys and values that the backend reads fastest; a wider one holds the same numbers."""
-    dtype = compute_dtype(model)
+def cache_dtype(model: Decoder, step: DecodeBackend, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of keys and values that the backend reads fastest; a wider one holds the same numbers. dtype: of the
+    products."""
     emulated = dtype == torch.bfloat16 and not has_bf16_units(model.embedding.weight.device)
     return torch.float32 if emulated and isinstance(step, Fused | Joined) else dtype
 
@@ -91,6 +91,7 @@ def prepare(
     model: Decoder,
     *,
     rows: int,
+    dtype: torch.dtype,
     packed: bool = True,
     cache: torch.dtype | None = None,
     head: torch.dtype | None = None,
@@ -98,11 +99,11 @@ def prepare(
 ) -> tuple[Decoder, DecodeBackend]:
     """The model to prefill with, and the backend to decode with; rows: most sequences that are decoded together.
 
-    packed: lay matrices out for the CPU, where that is known to help; compilers cannot look into the layout. cache: the
-    dtype of the keys and values, None where the step may choose (see `cache_dtype`). head: the dtype of its product,
-    where that is wider than those of the others; None: theirs. notes_experts: keep `visited`.
+    dtype: of products (see `compute_dtype`). packed: lay matrices out for the CPU, where that is known to help;
+    compilers cannot look into the layout. cache: the dtype of the keys and values, None where the step may choose (see
+    `cache_dtype`). head: the dtype of its product, where that is wider than those of the others; None: theirs.
+    notes_experts: keep `visited`.
     """
-    dtype = compute_dtype(model)
     head = None if head is None or head.itemsize <= dtype.itemsize else head
     if not is_plain(model):
         return model, AsItIs(model, head=head, notes_experts=notes_experts)
