@@ -201,6 +201,20 @@ def test_a_fault_names_the_key_and_what_to_type(override: str, said: str) -> Non
     assert said in fault(override)
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("stage.num_generations=8", "Type stage.samples_per_prompt=8"),
+        ("stage.beta=0.04", "Type stage.kl.coefficient=0.04"),
+        ("stage.temperature=0.9", "Type stage.sampling.temperature=0.9"),
+        ("stage.epsilon_high=0.28", "Type stage.clip_high=0.28"),
+        ("stage.max_prompt_length=512", "here it is stage.sequence_length less"),
+    ],
+)
+def test_a_name_of_another_library_for_reinforcement_learning_is_told_in_ours(override: str, said: str) -> None:
+    assert said in fault("stage=grpo", override)
+
+
 def test_all_faults_come_at_once() -> None:
     text = fault("sede=3", "stage.max_steps=abc", "hardware.precision=bf32", "model.width=-3", "stage.optimizer.lr=x")
     assert text.startswith("5 faults in the configuration; nothing was started:")

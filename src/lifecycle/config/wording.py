@@ -44,8 +44,30 @@ OTHER_NAMES = {
     "output_dir": "run",
     "out_dir": "run",
     "model_name_or_path": "init_from",
+    "num_generations": "stage.samples_per_prompt",
+    "group_size": "stage.samples_per_prompt",
+    "max_completion_length": "stage.sampling.max_new_tokens",
+    "max_new_tokens": "stage.sampling.max_new_tokens",
+    "temperature": "stage.sampling.temperature",
+    "beta": "stage.kl.coefficient",
+    "kl_coef": "stage.kl.coefficient",
+    "kl_loss_coef": "stage.kl.coefficient",
+    "epsilon": "stage.clip_low",
+    "epsilon_high": "stage.clip_high",
+    "delta": "stage.dual_clip",
+    "num_iterations": "stage.passes_per_rollout",
+    "ppo_epochs": "stage.passes_per_rollout",
+    "num_ppo_epochs": "stage.passes_per_rollout",
+    "mask_truncated_completions": "stage.mask_unfinished",
+    "importance_sampling_level": "stage.ratio",
+    "ref_model_sync_steps": "stage.kl.refresh_every",
+    "ref_model_mixup_alpha": "stage.kl.refresh_mix",
+    "entropy_coef": "stage.entropy",
+    "reward_funcs": "stage.rewards",
+    "reward_model_path": "stage.reward_model.path",
+    "eval_steps": "validation.every_steps",
 }
-"""By the name in TRL, transformers, LitGPT, nanoGPT or LLaMA-Factory: the key here, which has the same meaning."""
+"""By the name in TRL, verl, transformers, LitGPT, nanoGPT or LLaMA-Factory: the key here, of the same meaning."""
 
 OTHER_WAYS = {
     "batch_size": "stage.global_batch_tokens, in tokens: sequences of a step times stage.sequence_length",
@@ -60,6 +82,11 @@ OTHER_WAYS = {
     "report_to": "a choice: logger=csv, logger=tensorboard or logger=wandb",
     "dataset": "data=files data.sources.mine.path=FILES",
     "dataset_name": "data=files data.sources.mine.hub=OWNER/NAME",
+    "scale_rewards": "stage.advantage: group_std, batch_std, or group_mean for none",
+    "reward_weights": "a part of the rewards: stage.rewards='{NAME: 1, OTHER: 0.1}'",
+    "max_prompt_length": "stage.sequence_length less stage.sampling.max_new_tokens: longer prompts are left out",
+    "steps_per_generation": "stage.updates_per_rollout, the updates that the samples of a step are split into",
+    "log_completions": "stage.keep_rollouts, the steps from one whose samples are kept to the next",
 }
 """By the same names: what is counted or chosen in another way here."""
 

@@ -16,7 +16,7 @@ from lifecycle.errors import UserError
 from lifecycle.lineage.parent import Parent, find_parent, finished_runs
 from lifecycle.rewards.judge.verdicts import JUDGED
 from lifecycle.stages.beside.critic import CRITIC
-from lifecycle.stages.reinforcement.acting.scorers.reward_model import REWARD_MODEL
+from lifecycle.stages.reinforcement.reward_names import REWARD_MODEL
 from lifecycle.stages.reinforcement.settings import reward_names
 from lifecycle.tokenizer.tokenizer import load
 

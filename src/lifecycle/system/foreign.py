@@ -141,6 +141,9 @@ def users_own(name: str, where: str, *, what: Literal["function", "class"], exam
     module_name, colon, attribute = name.partition(":")
     if not colon or not module_name or not attribute:
         raise UserError(f"{where} is {name!r}; wanted MODULE:{what.upper()}, such as {example}")
+    if module_name.endswith(".py"):
+        meant = ".".join(Path(module_name).with_suffix("").parts)
+        raise UserError(f"{where} is {name!r}, with the name of a file; wanted that of its module: {meant}:{attribute}")
     if module_name.split(".")[0] in sys.stdlib_module_names:
         raise UserError(
             f"{where} is {name!r}, of Python's own library; wanted a {what} of your own, MODULE:{what.upper()}"

@@ -14,13 +14,14 @@ import signal
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
 from lifecycle.errors import UserError
-from lifecycle.rewards.pool.task import FAILED, TIMED_OUT, Outcome, Task
+from lifecycle.rewards.pool.task import FAILED, MARKED, TIMED_OUT, Outcome, Task
 from lifecycle.rewards.pool.worker_process import WorkerProcess
 from lifecycle.rewards.sandbox.limits import SandboxLimits
 
@@ -28,14 +29,26 @@ LOOK_S = 0.5
 """Seconds between two looks at the deadlines, at most."""
 STARTS = 3
 """Workers that may end at their start, one after another, before that is a fault of the whole."""
+PATIENCE = 4
+"""Completions on which a function of the user's own may take too long before it has marked one."""
 
 
 class GradingPool:
     """Starts no process before the first tasks. graders: names of those it will be asked for. namespaces: whether
-    workers ask the kernel for their own."""
+    workers ask the kernel for their own. own: whether graders are functions of the user's own, which are not shut
+    off."""
 
-    def __init__(self, *, graders: Sequence[str], workers: int, limits: SandboxLimits, namespaces: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        graders: Sequence[str],
+        workers: int,
+        limits: SandboxLimits,
+        namespaces: bool = True,
+        own: bool = False,
+    ) -> None:
         self._graders, self._most, self._limits, self._namespaces = tuple(graders), workers, limits, namespaces
+        self._own, self._slow, self._known_to_mark = own, Counter[str](), set[str]()
         self._workers: list[WorkerProcess] = []
         self._busy = threading.Lock()
         # The kernel ends a worker with the thread that started it, so one thread starts all and lasts as long.
@@ -84,7 +97,9 @@ class GradingPool:
             return [outcome for outcome in outcomes if outcome is not None]
 
     def _start(self) -> None:
-        start = self._starter.submit(WorkerProcess, self._graders, self._limits, namespaces=self._namespaces)
+        start = self._starter.submit(
+            WorkerProcess, self._graders, self._limits, namespaces=self._namespaces, own=self._own
+        )
         self._workers.append(start.result())
 
     def _turn(self, tasks: Sequence[Task], outcomes: list[Outcome | None]) -> None:
@@ -99,15 +114,15 @@ class GradingPool:
             ready = {key.data for key, _ in selector.select(max(0.0, min([LOOK_S, *(end - now for end in busy)])))}
         for worker in list(self._workers):
             if worker in ready:
-                self._hear(worker, outcomes)
+                self._hear(worker, tasks, outcomes)
             elif time.monotonic() > worker.ends_at and (worker.number is not None or worker.layers is None):
-                self._replace(worker, outcomes, by_itself=False)
+                self._replace(worker, tasks, outcomes, by_itself=False)
 
-    def _hear(self, worker: WorkerProcess, outcomes: list[Outcome | None]) -> None:
+    def _hear(self, worker: WorkerProcess, tasks: Sequence[Task], outcomes: list[Outcome | None]) -> None:
         try:
             message = worker.receive()
         except EOFError:
-            self._replace(worker, outcomes, by_itself=True)
+            self._replace(worker, tasks, outcomes, by_itself=True)
             return
         if message is None:
             return
@@ -115,9 +130,13 @@ class GradingPool:
             worker.layers, self._failed_starts = message, 0
         elif worker.number is not None:
             state, mark, text = message
+            if state == MARKED:
+                self._known_to_mark.add(tasks[worker.number].grader)
             outcomes[worker.number], worker.number = Outcome(state=state, mark=mark, text=text), None
 
-    def _replace(self, worker: WorkerProcess, outcomes: list[Outcome | None], *, by_itself: bool) -> None:
+    def _replace(
+        self, worker: WorkerProcess, tasks: Sequence[Task], outcomes: list[Outcome | None], *, by_itself: bool
+    ) -> None:
         """End a worker that says no more, or nothing in time; `map` starts another where there is work."""
         self._workers.remove(worker)
         said = worker.errors() if worker.layers is None else ""
@@ -130,9 +149,22 @@ class GradingPool:
                     f"{said or 'it said nothing'}"
                 )
         elif worker.number is not None:
-            timed_out = not by_itself or code == 128 + signal.SIGPROF
+            timed_out = not by_itself or code in (128 + signal.SIGPROF, -signal.SIGPROF)
             text = "took too long" if timed_out else f"the worker ended with code {code}"
             outcomes[worker.number] = Outcome(state=TIMED_OUT if timed_out else FAILED, text=text)
+            if timed_out and self._own:
+                self._lose_patience(tasks[worker.number].grader)
+
+    def _lose_patience(self, name: str) -> None:
+        """A function that has taken too long again, and never marked anything, would take hours to say so."""
+        self._slow[name] += 1
+        if name not in self._known_to_mark and self._slow[name] == PATIENCE:
+            raise UserError(
+                f"the reward {name} took too long for each of the first {PATIENCE} answers, more than "
+                f"stage.grading.cpu_s={self._limits.cpu_s} seconds of computing or stage.grading.wall_s="
+                f"{self._limits.wall_s:g} in all: make it quicker (load what it needs when its module is imported), or "
+                "give it more time by these keys"
+            )
 
 
 def _close(workers: list[WorkerProcess], starter: ThreadPoolExecutor) -> None:

@@ -40,7 +40,8 @@ class Outcome:
 class WorkerStart:
     """What a worker is started with. parent: the process id of the pool. readable: folders that it needs to read.
     packages: of them, those where Python finds packages. scratch: its folder, where it gets no file system of its own.
-    graders: what it marks with, so that their libraries are loaded once. namespaces: whether to ask for them."""
+    graders: what it marks with, so that their libraries are loaded once. namespaces: whether to ask for them. Of a
+    worker of the user's own functions parent, limits and graders are all that count."""
 
     parent: int
     limits: Mapping[str, Any]

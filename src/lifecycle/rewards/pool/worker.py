@@ -96,11 +96,11 @@ def _serve(start: WorkerStart, layers: set[str], user: int | None, nowhere: int)
             name, completion, record = frames.read(READ)
         except EOFError:
             return
-        frames.write(WRITE, _marked(known[name], completion, Answered(**record), limits))
+        frames.write(WRITE, marked(known[name], completion, Answered(**record), limits))
         empty(scratch)
 
 
-def _marked(grader: Grader, completion: str, record: Answered, limits: SandboxLimits) -> list[Any]:
+def marked(grader: Grader, completion: str, record: Answered, limits: SandboxLimits) -> list[Any]:
     """State, mark and text. A grader that computes for too long ends the worker by a signal, which needs no Python to
     run; the pool knows the signal. What a grader raises is told, for the pool to count."""
     signal.setitimer(signal.ITIMER_PROF, limits.cpu_s)

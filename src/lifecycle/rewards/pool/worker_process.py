@@ -24,20 +24,23 @@ from lifecycle.rewards.sandbox.limits import SandboxLimits
 from lifecycle.rewards.sandbox.scratch import empty
 
 CODE = "import sys; sys.path.append({!r}); from lifecycle.rewards.pool.worker import main; main()"
+OWN_CODE = "import sys; sys.path[:] = {!r}; from lifecycle.rewards.pool.own_worker import main; main()"
+"""Of functions of the user's own: they are looked for where this process looks."""
 FLAGS = ("-P", "-s", "-S", "-B", "-X", "utf8")
 ENVIRONMENT = {"PYTHONHASHSEED": "0"}
 """All of it. Sets have the same order each time, so a resumed run gets the same marks."""
 SYSTEM = ("/usr", "/lib", "/lib32", "/lib64")
-START_S = 60.0
-"""Seconds until a worker is ready, at most."""
+START_S, OWN_START_S = 60.0, 600.0
+"""Seconds until a worker is ready, at most; of one that imports the user's own modules, which may load a model."""
 LAST_S = 2.0
 """... and until one that is ending has ended."""
 
 
 class WorkerProcess:
-    """One worker. layers: what it is shut off by; None until it is ready. number: of the task that it works on."""
+    """One worker. layers: what it is shut off by; None until it is ready. number: of the task that it works on. own:
+    whether its graders are functions of the user's own."""
 
-    def __init__(self, graders: Sequence[str], limits: SandboxLimits, *, namespaces: bool) -> None:
+    def __init__(self, graders: Sequence[str], limits: SandboxLimits, *, namespaces: bool, own: bool = False) -> None:
         self._wall_s = limits.wall_s
         self._folder = tempfile.mkdtemp(prefix="lifecycle-")
         scratch = os.path.join(self._folder, "scratch")
@@ -57,13 +60,13 @@ class WorkerProcess:
         )
         with open(os.path.join(self._folder, "errors"), "wb") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, *FLAGS, "-c", CODE.format(home), json.dumps(asdict(start))],
+                [sys.executable, *_code(home, own=own), json.dumps(asdict(start))],
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=errors,
-                env=ENVIRONMENT,
-                cwd="/",
+                stderr=None if own else errors,  # what a user's own function prints is for the user
+                env={**os.environ, **ENVIRONMENT} if own else ENVIRONMENT,
+                cwd=None if own else "/",
                 start_new_session=True,
             )
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -72,7 +75,7 @@ class WorkerProcess:
         os.set_blocking(self.stdout.fileno(), False)
         self.layers: list[str] | None = None
         self.number: int | None = None
-        self.ends_at = time.monotonic() + START_S
+        self.ends_at = time.monotonic() + (OWN_START_S if own else START_S)
         self._to_send, self._came = memoryview(b""), bytearray()
 
     def give(self, number: int, task: Task) -> None:
@@ -138,3 +141,8 @@ class WorkerProcess:
             except OSError:
                 time.sleep(0.01)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _code(home: str, *, own: bool) -> list[str]:
+    """Flags and program of an interpreter."""
+    return ["-c", OWN_CODE.format(sys.path)] if own else [*FLAGS, "-c", CODE.format(home)]

@@ -19,6 +19,7 @@ from lifecycle.rewards.judge.faults import faults as judge_faults
 from lifecycle.rewards.judge.settings import JudgeKeys
 from lifecycle.rollout.drawing import DrawingKeys
 from lifecycle.rollout.environments.named import EnvironmentKeys, fault_of
+from lifecycle.stages.reinforcement.reward_names import faults_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,15 +213,20 @@ def faults(config: Mapping[str, Any]) -> list[str]:
     rewards = stage.get("rewards")
     if rewards is not None and not isinstance(rewards, str) and not any(rewards.values()):
         found.append("stage.rewards names nothing that counts: type stage.rewards=choice, or another of its names")
+    found += faults_of(_named(config))
     return [*found, *_unbounded(config), *_environment(config), *judge_faults(stage, reward_names(config))]
 
 
 def reward_names(config: Mapping[str, Any]) -> set[str]:
     """The rewards of a stage and of its sources."""
-    data = config.get("data") or {}
-    sources = (data.get("sources") or {}).values()
-    named = [config["stage"].get("rewards"), *(one.get("rewards") for one in sources if isinstance(one, Mapping))]
-    return {name for one in named for name in ([one] if isinstance(one, str) else one or ())}
+    return {name for _, one in _named(config) for name in ([one] if isinstance(one, str) else one or ())}
+
+
+def _named(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The keys that name rewards, with what they hold."""
+    sources = ((config.get("data") or {}).get("sources") or {}).items()
+    own = [(f"data.sources.{name}.rewards", one.get("rewards")) for name, one in sources if isinstance(one, Mapping)]
+    return [("stage.rewards", config["stage"].get("rewards")), *own]
 
 
 def _unbounded(config: Mapping[str, Any]) -> list[str]:

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from lifecycle.stages.reinforcement.acting.scorers.scorer import SampleMarks, SamplesToMark
+from lifecycle.stages.reinforcement.reward_names import ENVIRONMENT
 from lifecycle.stages.step.watched import Carried
-
-ENVIRONMENT = "environment"
 
 
 class EnvironmentReward:

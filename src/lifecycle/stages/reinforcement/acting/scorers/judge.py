@@ -86,7 +86,7 @@ class Judge:
         samples = [
             Judged(
                 completion=asked.rollout.text[n],
-                record=_record(asked, asked.index[n]),
+                record=plain_record(asked, asked.index[n]),
                 prompt=int(asked.rollout.prompt_id[n]),
                 by=frozenset(by),
             )
@@ -161,7 +161,7 @@ class Judge:
         )
 
 
-def _record(asked: SamplesToMark, i: int) -> Answered:
+def plain_record(asked: SamplesToMark, i: int) -> Answered:
     """The record of a prompt, whose text is that of its turns, without the marks of a template."""
     record, turns = asked.records[i], asked.prompts.meta[i].get(TURNS)
     return record if turns is None else Answered(answer=record.answer, prompt=shown(turns), meta=record.meta)

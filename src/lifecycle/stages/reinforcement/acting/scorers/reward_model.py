@@ -27,14 +27,12 @@ from lifecycle.stages.base import Stage
 from lifecycle.stages.beside.frozen import FrozenNetwork
 from lifecycle.stages.reinforcement.acting.scorers.scorer import SampleMarks, SamplesToMark, unmarked
 from lifecycle.stages.reinforcement.learning.experience import finished
+from lifecycle.stages.reinforcement.reward_names import REWARD_MODEL
 from lifecycle.stages.reinforcement.settings import RewardModelKeys
 from lifecycle.stages.run.setup import Setup
 from lifecycle.stages.step.collectives import highest_of_ranks
 from lifecycle.stages.step.on_device import on_device
 from lifecycle.stages.step.watched import Carried
-
-REWARD_MODEL = "reward_model"
-"""Name of the reward, and key of `stage` for its settings."""
 
 
 class RewardModel:

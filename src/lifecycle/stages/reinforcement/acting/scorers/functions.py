@@ -1,0 +1,67 @@
+"""Functions of the user's own as a scorer: each marks the text of a completion, in a pool of processes beside the run.
+
+What they read is the whole completion, what an environment answered in it too, and a record whose prompt is the text
+of its turns. Equal samples are marked each: nothing says that a function gives them the same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from lifecycle.batch import TURNS
+from lifecycle.rewards.graded import GradingKeys
+from lifecycle.rewards.pool.own_worker import own_grader
+from lifecycle.rewards.pool.pool import GradingPool
+from lifecycle.rewards.pool.task import FAILED, TIMED_OUT, Task
+from lifecycle.rewards.record import Answered
+from lifecycle.stages.reinforcement.acting.scorers.judge import plain_record
+from lifecycle.stages.reinforcement.acting.scorers.scorer import SampleMarks, SamplesToMark, unmarked
+from lifecycle.stages.step.watched import Carried
+
+
+class Functions:
+    """named: by the key that names it, each function. Raises UserError where one cannot be imported."""
+
+    beside = None
+    carried: Mapping[str, Carried] = {}
+
+    def __init__(self, named: Sequence[tuple[str, str]], grading: GradingKeys) -> None:
+        for where, name in named:
+            own_grader(name, where)
+        self.names = tuple(dict.fromkeys(name for _, name in named))
+        self._pool = GradingPool(graders=self.names, workers=grading.workers, limits=grading.limits, own=True)
+
+    def marked(self, asked: SamplesToMark) -> SampleMarks:
+        """By the texts of the samples; one that takes too long gets 0, and one that fails has no mark."""
+        records = [_told(asked, i) for i in range(len(asked.records))]
+        places = [(name, n) for name in self.names for n in asked.of(name)]
+        tasks = [
+            Task(grader=name, completion=asked.rollout.text[n], record=records[asked.index[n]]) for name, n in places
+        ]
+        marks = {name: unmarked(len(asked)) for name in self.names}
+        failed, timed_out, said = Counter[str](), Counter[str](), dict[str, str]()
+        for (name, n), outcome in zip(places, self._pool.map(tasks), strict=True):
+            if outcome.state == FAILED:
+                failed[name] += 1
+                said.setdefault(name, outcome.text)
+                continue
+            timed_out[name] += outcome.state == TIMED_OUT
+            marks[name][n] = outcome.mark or 0.0
+        return SampleMarks(marks=marks, failed=failed, timed_out=+timed_out, said=said)
+
+    def told(self) -> dict[str, Tensor]:
+        """Nothing beside its marks."""
+        return {}
+
+    def close(self) -> None:
+        """End the processes."""
+        self._pool.close()
+
+
+def _told(asked: SamplesToMark, i: int) -> Answered:
+    record = plain_record(asked, i)
+    meta = {key: value for key, value in record.meta.items() if key != TURNS}
+    return Answered(answer=record.answer, prompt=record.prompt, meta=meta)
