@@ -1,10 +1,10 @@
 """A decoder for the next token of a few sequences on a CPU, all blocks in one call of our own C (fused.c).
 
 The same numbers as the model's own cached forward pass, up to rounding. With few rows, torch spends most of a step on
-starting kernels and on products that are laid out for many rows. Here a matrix is read once, in panels of 16 columns,
-for six rows at a time; a row reads only its own positions; and samples of one prompt read the prompt's keys and values
-from one row, which is still in the processor's cache. A row's bits do not depend on the other rows. Plain and latent
-attention, dense feed-forward parts and experts.
+starting kernels and on products that are laid out for many rows. Here a matrix is read in panels of 16 or 32 columns,
+for 6 or 12 rows at a time, as many as the processor's registers hold; a row reads only its own positions; and samples
+of one prompt read the prompt's keys and values from one row, which is still in the processor's cache. A row's bits do
+not depend on the other rows. Plain and latent attention, dense feed-forward parts and experts.
 
 A model in bf16 is read as bf16, half the bytes, and summed in fp32; what torch rounds to bf16 is rounded here too. The
 cache may be fp32 or bf16, whatever the model is.
@@ -31,8 +31,8 @@ from lifecycle.rollout.decoder.c_library import library
 from lifecycle.rollout.decoder.packed_linear import joined, joined_biases
 from lifecycle.rollout.decoder.shared_prefix import SharedPrefix
 
-PANEL, LANES = 16, 8
-"""As in fused.c: columns of a panel, floats of a vector."""
+WHOLE, LANES = 16, 8
+"""Columns of half a panel of the widest vectors, which no matrix can do without, and floats of the narrowest."""
 
 DTYPES = (torch.float32, torch.bfloat16)
 """Dtypes that weights and cache may have."""
@@ -88,7 +88,7 @@ def fits(model: Decoder) -> bool:
         vectors.append(config.ffn_width)
     if moe is not None:
         vectors += [moe.ffn_width, moe.shared_width]
-    whole = all(n % PANEL == 0 for n in panels) and all(n % LANES == 0 for n in vectors)
+    whole = all(n % WHOLE == 0 for n in panels) and all(n % LANES == 0 for n in vectors)
     return whole and weight.device.type == "cpu" and weight.dtype in DTYPES and library("fused") is not None
 
 
@@ -114,7 +114,8 @@ class Fused:
         self._library, self._source, self._refresh_model, self._head = found, model, refresh_model, head
         self._notes_experts = notes_experts
         self.visited: Tensor | None = None
-        self._library.scratch_size.restype = _Long
+        self._library.scratch_size.restype = self._library.panel_columns.restype = _Long
+        self._panel = int(self._library.panel_columns())
         config = model.config
         self._model = _Model(
             **{"layers": config.layers, "D": config.width, "H": config.heads, "G": config.kv_heads},
@@ -211,11 +212,11 @@ class Fused:
             layer.q_down, layer.qkv = (self._matrix([m.weight]) for m in (attention.q_down, attention.q_up))
             layer.q_norm = self._vector(attention.q_norm.weight)
         down = attention.kv_down.weight
-        layer.kv_down = self._matrix([F.pad(down, (0, 0, 0, -len(down) % PANEL))])
+        layer.kv_down = self._matrix([F.pad(down, (0, 0, 0, -len(down) % WHOLE))])
         layer.k_norm = self._vector(attention.kv_norm.weight)
         up_HXC = attention.kv_up.weight.unflatten(0, (attention.heads, -1))
         k_up, v_up = up_HXC.split((sizes.nope_dim, sizes.v_dim), dim=1)
-        layer.k_up, layer.v_up = self._matrix([k_up.mT.flatten(0, 1)]), self._matrix([v_up.flatten(0, 1)])
+        layer.k_up, layer.v_up = self._matrices(k_up.mT), self._matrices(v_up)
 
     def _lay_out_dense(self, layer: _Layer, ffn: FeedForward) -> None:
         layer.F = len(ffn.gate_proj.weight)
@@ -225,20 +226,29 @@ class Fused:
     def _lay_out_experts(self, layer: _Layer, ffn: MoEFeedForward) -> None:
         layer.router, layer.router_bias = self._vector(ffn.router.weight), self._vector(ffn.router.bias)
         gate_up_EXD = torch.cat((ffn.experts.gate_proj, ffn.experts.up_proj), dim=1)
-        layer.experts_gate_up = self._matrix([gate_up_EXD.flatten(0, 1)])
-        layer.experts_down = self._matrix([ffn.experts.down_proj.flatten(0, 1)])
+        layer.experts_gate_up = self._matrices(gate_up_EXD)
+        layer.experts_down = self._matrices(ffn.experts.down_proj)
         if ffn.shared is not None:
             self._lay_out_dense(layer, ffn.shared)
             layer.shared_gate = self._vector(None if ffn.shared_gate is None else ffn.shared_gate.weight)
 
     def _matrix(self, weights: Sequence[Tensor]) -> int:
-        """Address of weights (N, K), stacked along N, as panels: (N / PANEL, K, PANEL), or (N / PANEL, K / 2, PANEL, 2)
-        in bf16."""
-        panels = joined(weights).unflatten(0, (-1, PANEL)).transpose(1, 2)
-        if panels.dtype == torch.bfloat16:
-            panels = panels.unflatten(1, (-1, 2)).transpose(2, 3)
-        self._kept.append(panels.contiguous())
-        return self._kept[-1].data_ptr()
+        """Address of weights (N, K), stacked along N, as panels, see `_matrices`."""
+        return self._matrices(joined(weights)[None])
+
+    def _matrices(self, weights_MNK: Tensor) -> int:
+        """Address of M matrices behind one another, each as its panels of P columns, (N / P, K, P), or
+        (N / P, K / 2, P, 2) in bf16; the last panel has half as many where N wants it."""
+        matrices, columns, width = weights_MNK.shape
+        made_MX = torch.empty(matrices, columns * width, dtype=weights_MNK.dtype, device="cpu")
+        whole = columns - columns % self._panel
+        for first, last, panel in ((0, whole, self._panel), (whole, columns, WHOLE)):
+            parts = weights_MNK.detach()[:, first:last].unflatten(1, (-1, panel)).transpose(2, 3)
+            if parts.dtype == torch.bfloat16:
+                parts = parts.unflatten(2, (-1, 2)).transpose(3, 4)
+            made_MX[:, first * width : last * width].view(parts.shape).copy_(parts)
+        self._kept.append(made_MX)
+        return made_MX.data_ptr()
 
     def _vector(self, vector: Tensor | None) -> int | None:
         """Address of a copy in fp32."""
@@ -255,7 +265,7 @@ def _latent_sizes(config: ModelConfig) -> dict[str, float]:
     kept = latent.kv_rank + latent.rope_dim
     return {
         **{"rank": latent.kv_rank, "q_rank": latent.q_rank or 0, "nope": latent.nope_dim, "value": latent.v_dim},
-        **{"kept": kept + -kept % PANEL, "inner_eps": INNER_EPS, "scale": softmax_scale(config)},
+        **{"kept": kept + -kept % WHOLE, "inner_eps": INNER_EPS, "scale": softmax_scale(config)},
     }
 
 

@@ -9,13 +9,14 @@
 #define UNITS 0
 #endif
 
-#ifdef __AVX512F__
-#define WIDTH 16 /* floats in the machine's widest vector */
+#ifdef __AVX512F__ /* 32 registers of 16 floats, else 16 of 8 */
+#define WIDTH 16
 #else
 #define WIDTH 8
 #endif
 
-enum { LANES = 8, PANEL = 16, PARTS = PANEL / WIDTH, TILE = 6, HIGH = (int)0xFFFF0000 };
+/* A tile has at most TILE rows of y and PANEL columns, two vectors of them: what is read of x serves both. */
+enum { LANES = 8, PANEL = 2 * WIDTH, TILE = WIDTH == 16 ? 12 : 6, HIGH = (int)0xFFFF0000 };
 
 #define VECTOR(type, bytes, least) typedef type __attribute__((vector_size(bytes), aligned(least), may_alias))
 VECTOR(float, 32, 4) vec;
@@ -95,80 +96,104 @@ INLINE void norm(const float *x, const float *weight, long n, float eps, long ha
 }
 
 /* -- products: y = x W' + b, or y += x W'. W (N, K) comes as panels: (N / PANEL, K, PANEL) of floats, or
-   (N / PANEL, K / 2, PANEL, 2) of bf16. With bf16 and UNITS a row of x holds bf16 too, in the first half of its memory. */
+   (N / PANEL, K / 2, PANEL, 2) of bf16; where N is no whole number of panels, the last has half the columns. With bf16
+   and UNITS a row of x holds bf16 too, in the first half of its memory. */
 
-/* total += column k of R rows of x times row k of a panel; for bf16 with UNITS, two of each at once. */
-INLINE void add(const int R, wide total[][PARTS], const float *x, long K, const wide *of) {
-#pragma GCC unroll 8
+long panel_columns(void) { return PANEL; }
+
+INLINE long panels_of(long N) { return (N + PANEL - 1) / PANEL; }
+
+/* total += column k of R rows of x times row k of a panel of C vectors; for bf16 with UNITS, two of each at once. */
+INLINE void add(const int R, const int C, wide total[][2], const float *x, long K, const wide *of) {
+#pragma GCC unroll 16
   for (int r = 0; r < R; r++)
-    for (int part = 0; part < PARTS; part++) total[r][part] += x[r * K] * of[part];
+    for (int c = 0; c < C; c++) total[r][c] += x[r * K] * of[c];
 }
 
-INLINE void add_two(const int R, wide total[][PARTS], const float *x, long k, long K, const wide_ints *two) {
+INLINE void add_two(const int R, const int C, wide total[][2], const float *x, long k, long K, const wide_ints *two) {
 #if UNITS
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < R; r++) {
     wide_ints mine = (wide_ints){0} + ((const word *)(x + r * K))[k / 2];
-    total[r][0] = (wide)_mm512_dpbf16_ps((__m512)total[r][0], (__m512bh)mine, (__m512bh)two[0]);
+    for (int c = 0; c < C; c++)
+      total[r][c] = (wide)_mm512_dpbf16_ps((__m512)total[r][c], (__m512bh)mine, (__m512bh)two[c]);
   }
 #else
-  wide of[PARTS]; /* the second of each two is added first, the order of the bf16 instruction */
-  for (int part = 0; part < PARTS; part++) of[part] = (wide)(two[part] & HIGH);
-  add(R, total, x + k + 1, K, of);
-  for (int part = 0; part < PARTS; part++) of[part] = (wide)(two[part] << 16);
-  add(R, total, x + k, K, of);
+  wide of[2]; /* the second of each two is added first, the order of the bf16 instruction */
+  for (int c = 0; c < C; c++) of[c] = (wide)(two[c] & HIGH);
+  add(R, C, total, x + k + 1, K, of);
+  for (int c = 0; c < C; c++) of[c] = (wide)(two[c] << 16);
+  add(R, C, total, x + k, K, of);
 #endif
 }
 
-INLINE void tile(const int half, const int R, const float *x, const void *panel, const float *bias, long K, float *y,
-                 long N, int adds) {
-  wide total[TILE][PARTS];
+INLINE void tile(const int half, const int R, const int C, const float *x, const void *panel, const float *bias, long K,
+                 float *y, long N, int adds) {
+  wide total[TILE][2];
   for (int r = 0; r < R; r++)
-    for (int part = 0; part < PARTS; part++)
-      total[r][part] = bias ? *(const wide *)(bias + part * WIDTH) : (wide){0};
+    for (int c = 0; c < C; c++) total[r][c] = bias ? *(const wide *)(bias + c * WIDTH) : (wide){0};
   if (half)
-    for (long k = 0; k < K; k += 2) add_two(R, total, x, k, K, (const wide_ints *)panel + k / 2 * PARTS);
+    for (long k = 0; k < K; k += 2) add_two(R, C, total, x, k, K, (const wide_ints *)panel + k / 2 * C);
   else
-    for (long k = 0; k < K; k++) add(R, total, x + k, K, (const wide *)panel + k * PARTS);
+    for (long k = 0; k < K; k++) add(R, C, total, x + k, K, (const wide *)panel + k * C);
   for (int r = 0; r < R; r++)
-    for (int i = 0; i < PANEL; i += LANES) {
+    for (int i = 0; i < C * WIDTH; i += LANES) {
       float *to = y + r * N + i;
       vec made = rounded(SEEN((const float *)total[r] + i), half);
       AT(to) = adds ? rounded(SEEN(to) + made, half) : made;
     }
 }
 
-INLINE void rows(const int half, const float *x, const void *panel, const float *bias, long B, long K, long N, float *y,
-                 int adds) {
-  const int most = half && PARTS > 1 ? 4 : TILE; /* rows whose sums fit sixteen registers beside the two for bf16 */
-  for (long row = 0; row < B; row += most) {
+#define TILE_OF(R) \
+  case R: tile(half, R <= most ? R : 1, C, from, panel, bias, K, to, N, adds); break
+
+/* Tiles of as many rows as the registers hold, or one less: a tile of few rows reads a panel for little. */
+INLINE void rows(const int half, const int C, const float *x, const void *panel, const float *bias, long B, long K,
+                 long N, float *y, int adds) {
+  const int most = half && !UNITS ? TILE * 2 / 3 : TILE; /* bf16 without UNITS needs registers for what it widens to */
+  long tiles = (B + most - 1) / most;
+  for (long row = 0, count; row < B; row += count, tiles--) {
     const float *from = x + row * K;
     float *to = y + row * N;
-    switch (B - row < most ? B - row : most) {
-      case 1: tile(half, 1, from, panel, bias, K, to, N, adds); break;
-      case 2: tile(half, 2, from, panel, bias, K, to, N, adds); break;
-      case 3: tile(half, 3, from, panel, bias, K, to, N, adds); break;
-      case 4: tile(half, 4, from, panel, bias, K, to, N, adds); break;
-      case 5: tile(half, 5, from, panel, bias, K, to, N, adds); break;
-      default: tile(half, TILE, from, panel, bias, K, to, N, adds);
+    count = (B - row + tiles - 1) / tiles;
+    switch (count) {
+      TILE_OF(1);
+      TILE_OF(2);
+      TILE_OF(3);
+      TILE_OF(4);
+      TILE_OF(5);
+      TILE_OF(6);
+      TILE_OF(7);
+      TILE_OF(8);
+      TILE_OF(9);
+      TILE_OF(10);
+      TILE_OF(11);
+      TILE_OF(12);
     }
   }
 }
 
-/* Product with panel p of a matrix: PANEL columns of B rows of y, which lie `stride` floats apart. */
-static void product(long half, const float *x, const void *panels, long p, const float *bias, long B, long K,
+/* Product with panel p of a matrix of N columns: those of the panel, of B rows of y, which lie `stride` floats apart. */
+static void product(long half, const float *x, const void *panels, long p, long N, const float *bias, long B, long K,
                     long stride, float *y, int adds) {
-  const float *b = bias ? bias + p * PANEL : 0;
-  if (half)
-    rows(1, x, (const bf16 *)panels + p * PANEL * K, b, B, K, stride, y + p * PANEL, adds);
+  long first = p * PANEL, whole = first + PANEL <= N;
+  const char *panel = (const char *)panels + first * K * (half ? sizeof(bf16) : sizeof(float));
+  const float *b = bias ? bias + first : 0;
+  y += first;
+  if (half && whole)
+    rows(1, 2, x, panel, b, B, K, stride, y, adds);
+  else if (half)
+    rows(1, 1, x, panel, b, B, K, stride, y, adds);
+  else if (whole)
+    rows(0, 2, x, panel, b, B, K, stride, y, adds);
   else
-    rows(0, x, (const float *)panels + p * PANEL * K, b, B, K, stride, y + p * PANEL, adds);
+    rows(0, 1, x, panel, b, B, K, stride, y, adds);
 }
 
 static void linear(long half, const float *x, const void *panels, const float *bias, long B, long K, long N, float *y,
                    int adds) {
 #pragma omp for schedule(static)
-  for (long p = 0; p < N / PANEL; p++) product(half, x, panels, p, bias, B, K, N, y, adds);
+  for (long p = 0; p < panels_of(N); p++) product(half, x, panels, p, N, bias, B, K, N, y, adds);
 }
 
 /* silu(g) u of a row (2, F) that holds g and u; the result is the input row of a product. */

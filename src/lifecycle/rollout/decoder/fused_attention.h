@@ -162,9 +162,9 @@ static void attend_latent(const Model *m, const Layer *layer, const Step *s, con
     place_latent(m, layer, s, b, wide_q + b * queries, kept + b * m->kept, plain, q + b * H * J);
 #pragma omp for schedule(static) collapse(2)
   for (long h = 0; h < H; h++)
-    for (long p = 0; p < L / PANEL; p++)
-      product(half, plain + h * B * N, (const char *)layer->k_up + h * L * N * (half ? 2 : 4), p, 0, B, N, H * J,
-              q + h * J, 0);
+    for (long p = 0; p < panels_of(L); p++)
+      product(half, plain + h * B * N, (const char *)layer->k_up + h * L * N * (half ? 2 : 4), p, L, 0, B, N,
+              H * J, q + h * J, 0);
 #pragma omp for schedule(static) collapse(2)
   for (long b = 0; b < B; b++)
     for (long h = 0; h < H; h++) {
@@ -174,9 +174,9 @@ static void attend_latent(const Model *m, const Layer *layer, const Step *s, con
     }
 #pragma omp for schedule(static) collapse(2)
   for (long h = 0; h < H; h++)
-    for (long p = 0; p < m->value / PANEL; p++)
-      product(half, seen + h * B * L, (const char *)layer->v_up + h * m->value * L * (half ? 2 : 4), p, 0, B, L,
-              H * m->value, out + h * m->value, 0);
+    for (long p = 0; p < panels_of(m->value); p++)
+      product(half, seen + h * B * L, (const char *)layer->v_up + h * m->value * L * (half ? 2 : 4), p, m->value, 0, B,
+              L, H * m->value, out + h * m->value, 0);
 #pragma omp for schedule(static)
   for (long b = 0; b < B; b++)
     for (long i = 0; i < H * m->value; i += LANES)

@@ -132,18 +132,18 @@ static void visit(const Model *m, const Layer *layer, long B, const float *y, co
     for (long k = 0; k < D; k += LANES) AT(v.rows + v.place[i] * D + k) = SEEN(y + i / m->A * D + k);
 #pragma omp for schedule(dynamic, 4) collapse(2)
   for (long e = 0; e < m->E; e++)
-    for (long p = 0; p < 2 * X / PANEL; p++) {
+    for (long p = 0; p < panels_of(2 * X); p++) {
       long start = v.starts[e], n = v.starts[e + 1] - start;
-      product(half, v.rows + start * D, (const char *)layer->experts_gate_up + e * 2 * X * D * bytes, p, 0, n, D, 2 * X,
-              v.gate_up + start * 2 * X, 0);
+      product(half, v.rows + start * D, (const char *)layer->experts_gate_up + e * 2 * X * D * bytes, p, 2 * X, 0, n, D,
+              2 * X, v.gate_up + start * 2 * X, 0);
     }
 #pragma omp for schedule(static)
   for (long i = 0; i < B * m->A; i++) gate(v.gate_up + i * 2 * X, X, half, v.inner + i * X);
 #pragma omp for schedule(dynamic, 4) collapse(2)
   for (long e = 0; e < m->E; e++)
-    for (long p = 0; p < D / PANEL; p++) {
+    for (long p = 0; p < panels_of(D); p++) {
       long start = v.starts[e], n = v.starts[e + 1] - start;
-      product(half, v.inner + start * X, (const char *)layer->experts_down + e * D * X * bytes, p, 0, n, X, D,
+      product(half, v.inner + start * X, (const char *)layer->experts_down + e * D * X * bytes, p, D, 0, n, X, D,
               v.made + start * D, 0);
     }
 #pragma omp for schedule(static)
