@@ -57,7 +57,12 @@ def make_place(folder: Path) -> Path:
     write(folder / "prompts.jsonl", ({"prompt": text} for text in ("The cat", "Far away")))
     (folder / "prompts.txt").write_text("The cat\nFar away\n")
     write(folder / "papers.jsonl", (row("papers", n) for n in range(400)))
-    for page, name in (("docs/data.md", "my_filters.py"), ("docs/reinforcement.md", "my_tools.py")):
+    own = (
+        ("docs/data.md", "my_filters.py"),
+        ("docs/environments.md", "my_tools.py"),
+        ("docs/rewards.md", "my_rewards.py"),
+    )
+    for page, name in own:
         (folder / name).write_text(next(block for block in blocks(page) if f"# {name}" in block))
     for hub, parts in hub_sets().items():
         make_set(folder / hub, parts)
