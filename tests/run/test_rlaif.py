@@ -14,7 +14,7 @@ from tests.run.prompts import assert_same_samples, kill_at_random, write_prompts
 from transformers import AutoModelForSequenceClassification
 
 from lifecycle.config import compose
-from lifecycle.runs.dry_run import _frozen, _trained_beside
+from lifecycle.runs.dry_run import _frozen, _repeats, _trained_beside
 from lifecycle.runs.plan import make_plan
 
 JUDGE = (
@@ -153,6 +153,12 @@ def test_the_dry_run_counts_what_is_asked_and_what_is_trained(
         assert _frozen(plan, model) == copies * model.parameters() + scored
         kept = 4 * scored / model.parameters() if way == "ppo" else 0
         assert _trained_beside(plan, model) == pytest.approx(kept)
+        critic = scored / model.parameters() if way == "ppo" else 0  # trained, and asked once before that
+        assert _repeats(plan, model) == pytest.approx(1 + (1 / 3 if way == "ppo" else 0) + critic * 4 / 3)
+    words += ["stage.kl.coefficient=0.1", "stage.kl.refresh_every=5"]  # a reference of the policy's size beside both
+    plan = make_plan(compose([*words, "data=asked", "dry_run=true"], config_dirs=[place / "conf"]))
+    assert _trained_beside(plan, model) == pytest.approx(kept + 1)
+    assert _repeats(plan, model) == pytest.approx(1 + 2 / 3 + critic * 4 / 3)
 
 
 @pytest.mark.slow

@@ -64,8 +64,8 @@ class BeforeFirstUpdate(Callback):
             raise UserError(refusal(judged.refused))
 
     def _drawing(self, stage: Stage) -> Drawing:
-        setup, sampling = stage.setup_facts, self._actor.drawn.sampling
-        tokenizer = setup.tokenizer
+        setup, drawn = stage.setup_facts, self._actor.drawn
+        sampling, environment, tokenizer = drawn.sampling, drawn.environment, setup.tokenizer
         assert tokenizer is not None
         ids = dict.fromkeys([*tokenizer.end_ids, *setup.end_ids])
         return Drawing(
@@ -73,6 +73,7 @@ class BeforeFirstUpdate(Callback):
             temperature=sampling.temperature,
             samples_per_prompt=setup.timeline.at(0).samples,
             ends=[*(tokenizer.decode([i], specials=True) for i in ids), *map(repr, sampling.stop)],
+            max_turns=None if environment.name is None else environment.max_turns,
         )
 
 
@@ -89,9 +90,7 @@ class WhileTraining(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen. What was noticed in steps that will be taken again goes."""
         self._stage = stage = cast(Stage, pl_module)
-        setup, step = stage.setup_facts, stage.setup_facts.timeline.at(trainer.global_step)
-        facts = Facts(bf16=setup.bf16, samples=step.rows * step.samples, rewards=tuple(self._actor.scoring.names))
-        self._signs = Signs(facts)
+        self._signs = Signs(Facts(bf16=stage.setup_facts.bf16, rewards=tuple(self._actor.scoring.names)))
         if self._restored is not None:
             self._signs.restore(self._restored)
         if trainer.is_global_zero and (self._signs.said or self._path.exists()):

@@ -64,8 +64,8 @@ class GradingKeys:
 @dataclass(frozen=True, kw_only=True)
 class Marks:
     """Marks of S completions. names: of the R rewards. weights_SR: 0 where a reward is none of the source; of rewards
-    that are, also where the mark is missing. failed, timed_out: by reward, how often. said: by reward, what the first
-    failure said."""
+    that are, also where the mark is missing. lost: (completion, reward), where a grader failed. failed, timed_out: by
+    reward, how often. said: by reward, what the first failure said."""
 
     names: tuple[str, ...]
     marks_SR: Tensor
@@ -73,6 +73,7 @@ class Marks:
     failed: Counter[str] = field(default_factory=Counter)
     timed_out: Counter[str] = field(default_factory=Counter)
     said: Mapping[str, str] = field(default_factory=dict)
+    lost: frozenset[tuple[int, int]] = frozenset()
 
     @property
     def total_S(self) -> Tensor:
@@ -142,7 +143,7 @@ class Rewards:
         shape = (len(completions), len(self.names))
         marks_SR = torch.full(shape, torch.nan, dtype=torch.float64, device="cpu")
         weights_SR = torch.zeros(shape, dtype=torch.float64, device="cpu")
-        places, tasks = list[tuple[int, int]](), list[Task]()
+        places, tasks, lost = list[tuple[int, int]](), list[Task](), set[tuple[int, int]]()
         for s, (completion, record, source) in enumerate(zip(completions, records, sources, strict=True)):
             known = {key: record.meta[key] for key in READ_OF_META if key in record.meta}
             told = Answered(answer=record.answer, prompt=record.prompt, meta={**self._settings, **known})
@@ -156,6 +157,7 @@ class Rewards:
         failed, timed_out, said = Counter[str](), Counter[str](), dict[str, str]()
         for (s, r), outcome in zip(places, self._pool.map(tasks), strict=True):
             if outcome.state == FAILED:
+                lost.add((s, r))
                 failed[self.names[r]] += 1
                 said.setdefault(self.names[r], outcome.text)
                 continue
@@ -168,4 +170,5 @@ class Rewards:
             failed=failed,
             timed_out=+timed_out,
             said=said,
+            lost=frozenset(lost),
         )

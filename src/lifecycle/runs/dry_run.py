@@ -38,7 +38,7 @@ from lifecycle.model.adapters import matrices, size_of
 from lifecycle.model.lora import Adapter
 from lifecycle.runs.guarded import check_reach
 from lifecycle.runs.plan import RunPlan
-from lifecycle.stages.beside.critic import CRITIC
+from lifecycle.stages.beside.critic import CRITIC, CRITIC_COPIES
 from lifecycle.stages.reinforcement.settings import weighs_distance
 from lifecycle.system.cache import made_cache_folder
 from lifecycle.tokenizer.tokenizer import Tokenizer, TokenizerRecipe, train_bpe
@@ -223,7 +223,7 @@ def _estimate(plan: RunPlan, limits: Limits, model: ModelConfig, timeline: Timel
         frozen=_frozen(plan, model),
         adapter=None if plan.adapter is None else _adapter(plan.adapter, model),
         free_disk=shutil.disk_usage(_existing(Path.cwd())).free,
-        repeats=_repeats(plan),
+        repeats=_repeats(plan, model),
         sampling=_sampling(plan, limits, model, timeline),
     )
 
@@ -253,14 +253,17 @@ def _sampling(plan: RunPlan, limits: Limits, model: ModelConfig, timeline: Timel
     )
 
 
-def _repeats(plan: RunPlan) -> float:
+def _repeats(plan: RunPlan, model: ModelConfig) -> float:
     """How often each position is trained on; a forward pass alone is a third. Samples that are used in more than one
-    update are asked for their log-probabilities first; and a model that is its own reference, without its adapter."""
+    update are asked for their log-probabilities first, and a critic for its values; a refreshed reference is asked,
+    too, and a model that is its own, without its adapter."""
     stage = plan.config.stage
     passes = int(stage.get("passes_per_rollout") or 1)
     again = passes * int(stage.get("updates_per_rollout") or 1) > 1 or stage.get("critic") is not None
     own = plan.adapter is not None and weighs_distance(config.resolved(plan.config)["stage"])
-    return passes + (again + own) / 3
+    critic = _critic(plan, model)
+    refreshed = _copies(plan) - CRITIC_COPIES * (critic > 0)
+    return passes + (again + own + refreshed) / 3 + critic * (passes + 1 / 3)
 
 
 def _adapter(adapter: Adapter, model: ModelConfig) -> TrainedAdapter:
@@ -270,9 +273,21 @@ def _adapter(adapter: Adapter, model: ModelConfig) -> TrainedAdapter:
 
 def _trained_beside(plan: RunPlan, model: ModelConfig) -> float:
     """Copies of the weights that take as much as what the stage trains beside them: a critic may be of another size."""
-    copies = plan.stage.trained_copies(config.resolved(plan.config)) if plan.stage else 0
-    critic = plan.models.get(CRITIC)
-    return copies if critic is None else copies * critic.model.parameters() / model.parameters()
+    critic = _critic(plan, model)
+    return _copies(plan) + CRITIC_COPIES * (critic - (critic > 0))
+
+
+def _copies(plan: RunPlan) -> int:
+    """The same, of a critic that has the sizes of the model."""
+    return plan.stage.trained_copies(config.resolved(plan.config)) if plan.stage else 0
+
+
+def _critic(plan: RunPlan, model: ModelConfig) -> float:
+    """Parameters of a critic of its own, as a multiple of the model's; 0 where there is none."""
+    if (plan.config.stage.get("critic") or {}).get("kind") != "separate":
+        return 0.0
+    own = plan.models.get(CRITIC)
+    return 1.0 if own is None else own.model.parameters() / model.parameters()
 
 
 def _frozen(plan: RunPlan, model: ModelConfig) -> int:

@@ -55,7 +55,7 @@ class Grpo(Stage):
             optimization=optimization,
             setup=setup,
             beside=Together.of(learner.reference.beside, *actor.scoring.beside),
-            carried={**learner.carried, "solved": actor.solved, **actor.scoring.carried},
+            carried={**learner.carried, **actor.carried},
         )
         self.reference = learner.reference.kept  # its weights are in every checkpoint
         self.learner, self.actor, self.policy = learner, actor, policy

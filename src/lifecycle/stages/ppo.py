@@ -18,7 +18,7 @@ from lifecycle.batch import PromptBatch, StepBatch
 from lifecycle.bounds import Keys
 from lifecycle.model import DocumentMask, ModelConfig
 from lifecycle.stages.base import Stage
-from lifecycle.stages.beside.critic import Critic, CriticKeys
+from lifecycle.stages.beside.critic import CRITIC_COPIES, Critic, CriticKeys
 from lifecycle.stages.beside.frozen import Together
 from lifecycle.stages.reinforcement import settings
 from lifecycle.stages.reinforcement.acting import told
@@ -61,9 +61,9 @@ def faults(config: Mapping[str, Any]) -> list[str]:
 
 
 def critic_copies(config: Mapping[str, Any]) -> int:
-    """Numbers that a run of this config keeps of each weight: weight, gradient, two moments of a separate critic, and a
-    refreshed reference."""
-    return settings.trained_copies(config) + 4 * ((config["stage"].get("critic") or {}).get("kind") == "separate")
+    """Numbers that a run of this config keeps of each weight: those of a separate critic, and a refreshed reference."""
+    separate = (config["stage"].get("critic") or {}).get("kind") == "separate"
+    return settings.trained_copies(config) + CRITIC_COPIES * separate
 
 
 class Ppo(Stage):
@@ -100,7 +100,7 @@ class Ppo(Stage):
             setup=setup,
             beside=Together.of(learner.reference.beside, *actor.scoring.beside),
             critic=beside,
-            carried={**learner.carried, "solved": actor.solved, **actor.scoring.carried},
+            carried={**learner.carried, **actor.carried},
         )
         self.reference = learner.reference.kept  # its weights are in every checkpoint
         self.learner, self.actor, self.policy = learner, actor, policy
@@ -112,7 +112,8 @@ class Ppo(Stage):
         (prompts, rollout, scores), facts = self.actor.act(self, batch)
         earned = compared(scores, kind=self.policy.advantage, device=self.device)  # at the last token of each sample
         experience = Experience.of(prompts, rollout, earned, mask_unfinished=self.policy.mask_unfinished)
-        trained = experience.trained & ~scores.total.isnan()[:, None]  # without a reward there is nothing to learn from
+        unknown = scores.total.isnan() | scores.incomplete  # without a reward there is nothing to learn from
+        trained = experience.trained & ~unknown[:, None]
         experience = replace(experience, trained=trained)
         self.actor.keep(self, experience, scores, batch.step)
         self.learner.learn(self, batch, experience, facts)

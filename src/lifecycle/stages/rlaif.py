@@ -71,7 +71,7 @@ class Rlaif(Stage):
             optimization=optimization,
             setup=setup,
             beside=Together.of(way.reference, *actor.scoring.beside),
-            carried={"solved": actor.solved, **actor.scoring.carried, **way.carried},
+            carried={**actor.carried, **way.carried},
         )
         self.reference = way.kept  # weights that every checkpoint has to hold
         self.actor, self.way = actor, way

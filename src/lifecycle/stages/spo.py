@@ -60,11 +60,7 @@ class Spo(Stage):
             optimization=optimization,
             setup=setup,
             beside=Together.of(learner.reference.beside, *actor.scoring.beside),
-            carried={
-                **learner.carried,
-                "trackers": single_stream.trackers,
-                **actor.scoring.carried,
-            },
+            carried={**learner.carried, "trackers": single_stream.trackers, **actor.carried},
         )
         self.reference = learner.reference.kept  # its weights are in every checkpoint
         self.learner, self.actor, self.stream = learner, actor, single_stream

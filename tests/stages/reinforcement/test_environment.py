@@ -122,3 +122,18 @@ def test_the_policy_gives_what_it_drew_the_probability_of_its_draw(tmp_path: Pat
 def test_a_name_that_is_none_is_refused_before_the_first_step() -> None:
     with pytest.raises(UserError, match="stage.environment.name is 'abacus'"):
         grpo(environment=replace(TALKS, name="abacus"))
+
+
+def test_a_run_does_not_go_on_with_another_text_of_the_users_class(tmp_path: Path) -> None:
+    sampler = grpo(environment=TALKS).actor.sampler
+    state = sampler.state()
+    sampler.restore(state)
+    sampler.restore(None)  # of an older version
+    with pytest.raises(UserError, match="the file of stage.environment.name=.*Talker has changed"):
+        sampler.restore("0" * 64)
+    assert state is not None and grpo(environment=replace(TALKS, name="calculator")).actor.sampler.state() is None
+    made = grpo(environment=TALKS, steps=1)
+    train(made, tmp_path, 1)
+    saved: dict[str, Any] = {}
+    made.on_save_checkpoint(saved)
+    assert saved["stage"]["environment"] == state

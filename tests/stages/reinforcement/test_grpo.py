@@ -1,5 +1,6 @@
 """Laws of group relative policy optimisation in its stage: a plain loop, ratios of 1, and that no layout matters."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,9 @@ from lifecycle.stages.reinforcement import settings
 from lifecycle.stages.reinforcement.acting.choice_of_prompts import Solved
 from lifecycle.stages.reinforcement.acting.kept_rollouts import read
 from lifecycle.stages.reinforcement.acting.scoring import Scoring
+from lifecycle.stages.reinforcement.learning import learner
 from lifecycle.stages.reinforcement.learning.coefficients import KlCoefficient
-from lifecycle.stages.reinforcement.learning.experience import Experience
+from lifecycle.stages.reinforcement.learning.experience import Experience, micro_batches
 
 STEPS = 3
 
@@ -190,7 +192,8 @@ def test_a_phase_sets_temperature_samples_and_the_weight_of_the_kl_in_sampler_an
 
 
 def test_a_reference_that_only_a_later_phase_weighs_is_held(tmp_path: Path) -> None:
-    made = grpo(steps=2, setup={"timeline": phases({}, {"kl_coefficient": 0.3}, steps=2)})
+    facts = {"timeline": phases({}, {"kl_coefficient": 0.3}, steps=2), "log_every": 2}
+    made = grpo(steps=2, setup=facts)  # both rows are read together, and the second tells more
     rows = train(made, tmp_path, 2)
     assert [rows[step]["policy/kl_coefficient"] for step in (1, 2)] == [0, 0.3] and rows[2]["policy/kl"] > 1e-3
     config = {"stage": {"kl": {"coefficient": 0.0}, "phases": [{"at_steps": 0}, {"at_steps": 1, "kl_coefficient": 1}]}}
@@ -399,11 +402,29 @@ def test_solved_prompts_are_not_asked_again_and_checkpoints_know_them(tmp_path: 
 
     made, asked = grpo(drop_solved=True, samples=3), list[int]()
     made.actor.scoring = First()  # type: ignore[assignment]
-    train(made, tmp_path)
+    train(made, tmp_path / "a")
     assert asked == [12, 9, 9]  # all four prompts once
     again = Solved(drops=True)
     again.restore(made.actor.solved.state())
     assert [len(again.without(prompts(1))), len(made.actor.solved.state())] == [3, 1]
+    made, asked = grpo(drop_solved=True, samples=3, varying_prompts=4), list[int]()
+    made.actor.scoring = First()  # type: ignore[assignment]
+    train(made, tmp_path / "b")
+    assert asked == [12, 9, 9]  # and of prompts that are not trained on, as their samples are alike, it is known, too
+
+
+def test_each_update_has_an_equal_part_of_the_prompts_that_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = list[int]()
+
+    def counted(experience: Experience, samples: Sequence[int], *given: Any, **more: Any) -> Any:
+        parts.append(len({int(experience.place[n]) for n in samples}))
+        return micro_batches(experience, samples, *given, **more)
+
+    monkeypatch.setattr(learner, "micro_batches", counted)
+    train(grpo(steps=1, varying_prompts=2, updates=2, samples=3), tmp_path, 1)  # the first part of two has enough
+    assert parts == [1, 1]
 
 
 # -- kept rollouts

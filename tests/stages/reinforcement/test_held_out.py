@@ -113,14 +113,14 @@ def test_a_prompt_with_a_sample_without_a_mark_is_left_out() -> None:
     place = torch.arange(6) // 2
     scores = SampleScores(names=["code"], weights=[2.0], rewards=marks, place=place, failed={}, timed_out={})
     sums: Any = told.sampled_sums(Drawn(), scores, 2)  # type: ignore[arg-type]
-    assert sums.tolist() == [1.0 + 2.0 + 0.0, 1, 1, 0]  # by hand: means of what is marked, and prompts with 0, 1, 2
-    found = told.held_out(dict(zip(told.measures(2), [0.5, 1.0, 3.0, *(sums / 3).tolist()], strict=True)), 3.0)
+    assert sums.tolist() == [1.0 + 2.0 + 0.0, 3, 1, 1, 0]  # by hand: means of what is marked, and prompts with 0, 1, 2
+    found = told.held_out(dict(zip(told.measures(2), [0.5, 1.0, 3.0, 1.0, *(sums / 3).tolist()], strict=True)), 3.0)
     assert found["pass_at_1"] == 0.25 and found["pass_at_2"] == 0.5  # over the two prompts that are marked
 
 
 @pytest.mark.parametrize(("samples", "told_of"), [(1, [1]), (3, [1, 2]), (8, [1, 2, 4, 8]), (12, [1, 2, 4, 8])])
 def test_k_goes_in_powers_of_two_up_to_the_samples(samples: int, told_of: list[int]) -> None:
-    means = dict.fromkeys(told.measures(samples), 0.0) | {f"{told.RIGHT}{samples}": 1.0}
+    means = dict.fromkeys(told.measures(samples), 0.0) | {told.ANSWERS: 1.0, f"{told.RIGHT}{samples}": 1.0}
     found = told.held_out(means, 5.0)
     assert [k for k in range(1, 13) if f"pass_at_{k}" in found] == told_of
     assert all(found[f"pass_at_{k}"] == 1 for k in told_of)

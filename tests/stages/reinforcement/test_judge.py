@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.rewards.judge.served import Answer, keys, said, serving
 from tests.stages.reinforcement.made import GRADED, POLICY, Letters, grpo, prompts
 from tests.stages.reinforcement.test_reward_model import drawn
@@ -20,6 +21,7 @@ from lifecycle.errors import UserError
 from lifecycle.model import build
 from lifecycle.rewards.judge.faults import faults
 from lifecycle.rewards.judge.settings import Criterion, JudgeKeys
+from lifecycle.stages.reinforcement.acting.actor import each_alone
 from lifecycle.stages.reinforcement.acting.scorers.judge import Judge, shown
 from lifecycle.stages.reinforcement.acting.scoring import Scoring
 from lifecycle.stages.run.setup import AskedModel, ParentWeights
@@ -101,6 +103,7 @@ def test_what_has_no_verdict_is_missing_and_told(capsys: pytest.CaptureFixture[s
         found, told = marker.scores(made, rollout, given), marker.told()
     missing = int(found.rewards.isnan().sum())
     assert 0 < missing < len(rollout) and found.failed == {"judge": missing}
+    assert found.lost is not None and torch.equal(found.lost[:, 0], found.rewards[:, 0].isnan())
     assert told["judge/failed"][0] > 0 and told["judge/unreadable"][0] > 0
     assert "the reward judge has failed" in capsys.readouterr().err and found.total.isnan().sum() == missing
 
@@ -140,6 +143,19 @@ def test_a_greedy_answer_is_compared_with_the_known_one() -> None:
         found = marker.scores(made, rollout, replace(prompts(1), answer=["xxxx", "", None, "x" * 99]))
     lengths = [len(text) for text in rollout.text]
     wanted = [1.0 if lengths[0] > 4 else 0.5 if lengths[0] == 4 else 0.0, math.nan, math.nan, 0.0]
+    assert found.rewards[:, 0].tolist() == pytest.approx(wanted, nan_ok=True)
+
+
+def test_samples_of_a_held_out_prompt_are_compared_with_the_known_answer_and_not_with_one_another() -> None:
+    given = replace(prompts(1), answer=["xxxx", "x" * 99, "", "xx"])
+    rollout = drawn(given, samples=3)
+    with serving(by_length) as served:
+        marker, made = scoring(keys(url=served.url), {"preferred": 1.0})
+        found = marker.scores(made, *each_alone(rollout, given))
+    known = [len(given.answer[n // 3] or "") for n in range(12)]
+    lengths = [len(text) for text in rollout.text]
+    wanted = [1.0 if own > to else 0.5 if own == to else 0.0 for own, to in zip(lengths, known, strict=True)]
+    wanted[6:9] = [math.nan] * 3
     assert found.rewards[:, 0].tolist() == pytest.approx(wanted, nan_ok=True)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from lifecycle import config
 from lifecycle.stages.grpo import Grpo
+from lifecycle.stages.reinforcement import settings
 from lifecycle.stages.reinforcement.settings import notices
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -107,3 +108,33 @@ def test_it_is_said_that_the_mask_cannot_fire() -> None:
     for other in ("stage.updates_per_rollout=2", "stage.passes_per_rollout=2", "stage.masks.off_policy_threshold=null"):
         assert not notices(config.resolved(config.compose(["stage=grpo_usmle", other, "init_from=parent"])))
     assert not notices(config.resolved(config.compose(["stage=pretrain"])))
+
+
+def test_it_is_said_that_few_groups_under_a_bound_move_as_much_as_many() -> None:
+    def said(*words: str) -> list[str]:
+        return notices(config.resolved(config.compose([*words, "init_from=parent"])))
+
+    (line,) = said("stage=dapo")
+    assert "stage.varying_prompts=16" in line and "stage.optimizer.grad_clip=1)" in line
+    for other in ("stage.varying_prompts=null", "stage.normaliser=constant", "stage.optimizer.grad_clip=null"):
+        assert other.split("=")[0] in line and not said("stage=dapo", other)
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("stage.kl.target=0.05", "type stage.kl.coefficient=0.01"),
+        ("stage.samples_per_prompt=1", "nothing would be learnt: type stage.samples_per_prompt=8"),
+    ],
+)
+def test_what_would_move_nothing_is_refused_and_the_advice_helps(typed: str, says: str) -> None:
+    def said(*words: str) -> list[str]:
+        return settings.faults(config.resolved(config.compose(["stage=grpo", "init_from=parent", *words])))
+
+    (line,) = said(typed)
+    assert says in line
+    advice = [part.split()[0].rstrip(",") for part in line.split(" type ")[1].split(", or ")]
+    for one in advice:
+        assert not said(typed, one)
+    phases = "stage.phases=[{at_steps: 0, kl_coefficient: 0.1}]"
+    assert bool(said(typed, phases)) == ("samples" in typed)

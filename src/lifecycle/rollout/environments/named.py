@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from lifecycle.bounds import Count
 from lifecycle.errors import UserError
@@ -28,6 +31,15 @@ class EnvironmentKeys:
         """Raise UserError for a name that is none."""
         if self.name is not None:
             environment(self.name)
+
+    @property
+    def text(self) -> str | None:
+        """A hash of the file that a class of the user's own stands in, which decides what it answers; None of others,
+        and where there is no such file."""
+        if self.name is None or self.name in BUILT_IN:
+            return None
+        file = getattr(sys.modules[environment(self.name).__module__], "__file__", None)
+        return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
     def of(self, records: Sequence[Answered], tokenizer: Coding) -> Environments | None:
         """For prompts with these records; None where there is none."""

@@ -41,6 +41,8 @@ class CriticKeys:
     warmup_steps: FromZero
 
 
+CRITIC_COPIES = 4
+"""Numbers that a critic of its own keeps of each of its weights: weight, gradient, two moments."""
 CRITIC = "critic"
 """Key of `stage` whose `init_from` names what a critic begins as."""
 

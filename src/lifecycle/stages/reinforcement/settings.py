@@ -21,6 +21,9 @@ from lifecycle.rollout.drawing import DrawingKeys
 from lifecycle.rollout.environments.named import EnvironmentKeys, fault_of
 from lifecycle.stages.reinforcement.reward_names import faults_of
 
+WITHIN_GROUPS: tuple[AdvantageName, ...] = ("group_std", "group_mean", "batch_std", "leave_one_out", "gdpo")
+"""Advantages that are 0 of a prompt with a single sample."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class KlKeys:
@@ -209,12 +212,29 @@ def faults(config: Mapping[str, Any]) -> list[str]:
             f"stage.overlong_buffer is {buffer} tokens of the {new} that a completion may have "
             f"(stage.sampling.max_new_tokens): type stage.overlong_buffer={max(1, new // 5)}"
         )
-    found += _refresh_faults(config)
+    found += [*_refresh_faults(config), *_moves_nothing(stage)]
     rewards = stage.get("rewards")
     if rewards is not None and not isinstance(rewards, str) and not any(rewards.values()):
         found.append("stage.rewards names nothing that counts: type stage.rewards=choice, or another of its names")
     found += faults_of(_named(config))
     return [*found, *_unbounded(config), *_environment(config), *judge_faults(stage, reward_names(config))]
+
+
+def _moves_nothing(stage: Mapping[str, Any]) -> list[str]:
+    """A target that nothing is moved towards, and groups of one."""
+    found, target = list[str](), (stage.get("kl") or {}).get("target")
+    if target is not None and not weighs_distance(stage):
+        found.append(
+            f"stage.kl.target is {target}, and stage.kl.coefficient is 0, from which no factor moves it: type "
+            "stage.kl.coefficient=0.01, or stage.kl.target=null"
+        )
+    samples, kind = stage.get("samples_per_prompt"), stage.get("advantage")
+    if samples == 1 and kind in WITHIN_GROUPS and stage.get("optimise") != "online_dpo":
+        found.append(
+            f"stage.samples_per_prompt is 1, and stage.advantage={kind} compares the samples of a prompt with one "
+            "another, so that nothing would be learnt: type stage.samples_per_prompt=8, or stage.advantage=batch"
+        )
+    return found
 
 
 def reward_names(config: Mapping[str, Any]) -> set[str]:
@@ -290,8 +310,27 @@ def _refresh_faults(config: Mapping[str, Any]) -> list[str]:
 
 
 def notices(config: Mapping[str, Any]) -> list[str]:
-    """What is set and cannot do anything, though it is no fault."""
+    """What is set and cannot do anything, or not what one may think, though it is no fault."""
     stage = config["stage"]
+    return [*_cannot_fire(stage), *_equally_long(stage)]
+
+
+def _equally_long(stage: Mapping[str, Any]) -> list[str]:
+    """The mean over the tokens of few groups, under a bound on the norm."""
+    varying, clip = stage.get("varying_prompts"), (stage.get("optimizer") or {}).get("grad_clip")
+    averages = stage.get("normaliser") == "token" and stage.get("optimise") != "online_dpo"
+    if varying is None or clip is None or not averages:
+        return []
+    return [
+        f"stage.varying_prompts={varying} trains on few groups, and stage.normaliser=token takes the mean over their "
+        "tokens alone, which may be ten times that over all: the bound on the gradient's norm "
+        f"(stage.optimizer.grad_clip={clip:g}) then makes every step equally long, however little it has to say; "
+        "stage.normaliser=constant with stage.optimizer.grad_clip=null lets few groups move little"
+    ]
+
+
+def _cannot_fire(stage: Mapping[str, Any]) -> list[str]:
+    """A mask whose ratio is 1."""
     masks, updates = stage.get("masks") or {}, (stage.get("updates_per_rollout"), stage.get("passes_per_rollout"))
     if masks.get("off_policy_threshold") is None or updates != (1, 1):
         return []

@@ -119,7 +119,10 @@ class Meter:
         parts = [loss, grad_norm, *extra.values()]
         sums = torch.cat([part.detach().double().reshape(-1) for part in parts])
         known = {"train/lr": lr, "train/skipped": skipped, "extra": {name: v.numel() for name, v in extra.items()}}
-        self._rows.append((step, torch.cat([sums, counts.double(), *_extremes(loads)]), known))
+        row = step, torch.cat([sums, counts.double(), *_extremes(loads)]), known
+        if self._rows and _form(self._rows[-1]) != _form(row):
+            self.flush()  # a phase may tell more than the one before, and rows that are read together are of one form
+        self._rows.append(row)
         self._steps += 1
         if self._steps == WARM_UP_STEPS:
             gc.collect()
@@ -276,6 +279,11 @@ def _means(sizes: Mapping[str, int], values: Sequence[float], total: float) -> d
             means[name] = values[at] / values[at + 1]
         at += size
     return means
+
+
+def _form(row: tuple[int, Tensor, dict[str, Any]]) -> tuple[list[tuple[str, int]], int]:
+    """What stands where in a row: names and sizes of what is told besides, and the number of all values."""
+    return [*row[2]["extra"].items()], row[1].numel()
 
 
 def _extremes(loads: Tensor | None) -> list[Tensor]:

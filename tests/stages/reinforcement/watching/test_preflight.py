@@ -122,6 +122,28 @@ def test_a_sample_without_a_mark_is_not_one_that_is_wrong(missing: bool, tmp_pat
     assert found["right"] == [1, 1] and found["reward"] == 1 and found["marked"] == (31 / 32 if missing else 1)
 
 
+def test_a_sample_is_shown_once_and_one_without_a_mark_is_neither_best_nor_worst(tmp_path: Path) -> None:
+    def shown(told: Any, name: str) -> list[tuple[str, float | None, str]]:
+        (tmp_path / name).mkdir()
+        trained(made(told, keys=replace(PREFLIGHT, prompts=4, refuse_below=0.0)), tmp_path / name)
+        found = json.loads((tmp_path / name / FILE).read_text())["shown"]
+        return [(one["why"], one["reward"], one["ending"]) for one in found]
+
+    def alike(rollout: Rollout) -> torch.Tensor:
+        return torch.zeros(len(rollout), dtype=torch.float64)
+
+    def below(rollout: Rollout) -> torch.Tensor:
+        return (-1.0 - rollout.sample.double()).masked_fill(rollout.sample < 2, torch.nan)
+
+    def none(rollout: Rollout) -> torch.Tensor:
+        return torch.full((len(rollout),), torch.nan, dtype=torch.float64)
+
+    whys, rewards, _ = zip(*shown(alike, "a"), strict=True)
+    assert whys[:2] == ("best", "worst") and rewards[:2] == (0, 0)  # two samples, though they are marked alike
+    assert [reward for _, reward, _ in shown(below, "b")][:2] == [-3, -8]
+    assert [reward for _, reward, _ in shown(none, "c")][:2] == [None, None]
+
+
 def test_a_run_that_goes_on_is_not_looked_at_again(tmp_path: Path) -> None:
     stage = made()
     looking = BeforeFirstUpdate(stage.actor, folder=tmp_path)

@@ -14,7 +14,7 @@ from lifecycle.callbacks.rollouts import NOTICED, WhileTraining
 from lifecycle.stages.reinforcement.watching.signs import Facts, Signs
 from lifecycle.stages.reinforcement.watching.trends import WINDOW, Trend
 
-FACTS = Facts(bf16=False, samples=64, rewards=("choice", "format"))
+FACTS = Facts(bf16=False, rewards=("choice", "format"))
 HEALTHY: dict[str, float] = {
     "policy/entropy": 0.6,
     "policy/kl": 0.02,
@@ -68,8 +68,8 @@ def test_of_a_run_that_is_well_nothing_is_said() -> None:
         ({"rollout/reward": 0.1}, "reward", ("RUN@best", "stage.optimizer.lr")),
         ({"policy/ratio_max_deviation": 0.3}, "ratio", ("hardware.precision=fp32",)),
         ({"policy/sampler_effective": 0.5}, "ratio", ("effective",)),
-        ({"reward/choice/failed": 16.0}, "failed choice", ("fails on", "no mark")),
-        ({"reward/choice/timed_out": 16.0}, "failed choice", ("too long for", "gets 0")),
+        ({"reward/choice/failed": 0.25}, "failed choice", ("fails on", "no mark")),
+        ({"reward/choice/timed_out": 0.25}, "failed choice", ("too long for", "gets 0")),
         ({"reward/format": 0.2, "rollout/reward": 0.8}, "apart format", ("shape", "stage.rewards")),
         ({"reward/choice": 0.1, "rollout/reward": 0.8}, "apart choice", ("get worse",)),
         ({"critic/explained_variance": -0.5}, "critic", ("warmup_steps",)),
@@ -110,7 +110,7 @@ def test_a_floor_is_a_floor_from_the_first_step_on() -> None:
 
 def test_in_bf16_ratios_may_be_further_off() -> None:
     run = rows({"policy/ratio_max_deviation": 0.3})
-    assert said(run, Facts(bf16=True, samples=64, rewards=())) == [] and said(run)[0][0] == "ratio"
+    assert said(run, Facts(bf16=True, rewards=())) == [] and said(run)[0][0] == "ratio"
 
 
 def test_a_trend_holds_its_first_last_and_best_windows() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,9 +23,10 @@ from lifecycle.stages.reinforcement.acting.choice_of_prompts import Sampled, Sol
 from lifecycle.stages.reinforcement.acting.kept_rollouts import keep
 from lifecycle.stages.reinforcement.acting.sampler import PolicySampler
 from lifecycle.stages.reinforcement.acting.scoring import SampleScores, Scoring, compared
-from lifecycle.stages.reinforcement.learning.experience import Experience
+from lifecycle.stages.reinforcement.learning.experience import Experience, prompt_of
 from lifecycle.stages.reinforcement.settings import PolicyKeys, RewardKeys, SamplingKeys
 from lifecycle.stages.run.setup import Setup
+from lifecycle.stages.step.watched import Carried
 
 HELD_OUT_DRAWS = "held-out samples"
 """Of the seeds of the draws of a measurement."""
@@ -32,13 +34,18 @@ HELD_OUT_DRAWS = "held-out samples"
 
 class Actor:
     """What a stage holds to have samples. drawn, graded: how they are drawn and marked. solved: the prompts that are
-    not asked again, for its checkpoints."""
+    not asked again."""
 
     def __init__(self, drawn: SamplingKeys, graded: RewardKeys, setup: Setup) -> None:
         self.drawn, self.graded, self._setup = drawn, graded, setup
         self.sampler, self.solved = PolicySampler(drawn, setup), Solved(drops=drawn.drop_solved)
         self.measures = told.measures(setup.validation_samples)
         self.scoring = Scoring(graded, setup, longest=drawn.sampling.max_new_tokens)
+
+    @property
+    def carried(self) -> dict[str, Carried]:
+        """What every checkpoint of a stage holds of it."""
+        return {"solved": self.solved, "environment": self.sampler, **self.scoring.carried}
 
     def act(self, stage: Stage, batch: StepBatch[PromptBatch]) -> tuple[Sampled, dict[str, Tensor]]:
         """The samples that are trained on, and what is told of all that were drawn. Every rank must call."""
@@ -49,6 +56,7 @@ class Actor:
                 rollout = self.sampler.rollout(part, stage.network, step=batch.step)
             with phases.of("grading"):
                 scores = self.scoring.scores(stage, rollout, part)
+            self.solved.note((part, rollout, scores), stage.device)
             phases.tokens += int(rollout.length.sum())
             return rollout, scores
 
@@ -59,7 +67,6 @@ class Actor:
             varying_prompts=self.drawn.varying_prompts,
             device=stage.device,
         )
-        self.solved.note(found, stage.device)
         return found, {**facts, **phases.told(), **self.scoring.told()}
 
     def experience(self, stage: Stage, sampled: Sampled, policy: PolicyKeys, step: int) -> Experience:
@@ -85,10 +92,17 @@ class Actor:
         samples = self._setup.validation_samples
         if samples:
             drawn = self.sampler.apart(prompts, stage.network, step=0, samples=samples, purpose=HELD_OUT_DRAWS)
-            found = told.sampled_sums(drawn, self.scoring.scores(stage, drawn, prompts), samples)
-            sums = torch.cat([sums, found])
+            scores = self.scoring.scores(stage, *each_alone(drawn, prompts))
+            sums = torch.cat([sums, told.sampled_sums(drawn, scores, samples)])
         self.scoring.told()  # what it tells is of no step
         return sums.to(stage.device)
+
+
+def each_alone(rollout: Rollout, prompts: PromptBatch) -> tuple[Rollout, PromptBatch]:
+    """Every sample as the only one of a prompt of its own: what marks by comparison then takes the known answer, as of
+    greedy ones. Among themselves samples win half of their pairs, whatever they are worth."""
+    number = -1 - torch.arange(len(rollout), device="cpu")
+    return replace(rollout, prompt_id=number), replace(prompts.at(prompt_of(rollout, prompts)), number=number)
 
 
 class Phases:

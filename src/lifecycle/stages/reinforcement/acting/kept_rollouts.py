@@ -37,7 +37,12 @@ def keep(experience: Experience, scores: SampleScores, setup: Setup, *, step: in
     pq.write_table(pa.Table.from_pylist(rows(experience, scores, setup, step=step)), out, compression="zstd")
     folder = setup.folder / FOLDER
     folder.mkdir(exist_ok=True)
-    atomic.write(folder / f"step-{step:08d}{f'-{rank}' if world > 1 else ''}.parquet", out.getvalue())
+    name = f"step-{step:08d}"
+    mine = [f"{name}-{one}.parquet" for one in range(world)] if world > 1 else [f"{name}.parquet"]
+    atomic.write(folder / mine[rank], out.getvalue())
+    for other in folder.glob(f"{name}*.parquet") if rank == 0 else ():
+        if other.name not in mine:  # the run went on with another number of ranks
+            other.unlink()
 
 
 def rows(experience: Experience, scores: SampleScores, setup: Setup, *, step: int) -> list[dict[str, Any]]:

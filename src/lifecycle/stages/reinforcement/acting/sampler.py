@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lifecycle.batch import PromptBatch, Rollout
+from lifecycle.errors import UserError
 from lifecycle.model import Decoder
 from lifecycle.rollout.engine import generate
 from lifecycle.rollout.sampling.parameters import Sampling
@@ -23,11 +24,26 @@ PREFILL = 1024
 
 
 class PolicySampler:
-    """Draws from a policy."""
+    """Draws from a policy. Its state is what no config says of the draws: the text of an environment of the user's."""
 
     def __init__(self, keys: SamplingKeys, setup: Setup) -> None:
         self._keys, self._setup = keys, setup
         keys.environment.check()
+        self._text = keys.environment.text  # as it is imported; the file may be edited while the run goes on
+
+    def state(self) -> str | None:
+        """For the checkpoint."""
+        return self._text
+
+    def restore(self, state: str | None) -> None:
+        """Raise UserError where the run began with another text."""
+        if state is not None and state != self._text:
+            name = self._keys.environment.name
+            raise UserError(
+                f"resume: the file of stage.environment.name={name} has changed since this checkpoint, and what it "
+                "answers may have: put it back as it was, or start another run from this one's weights "
+                "(init_from=RUN run=NAME)"
+            )
 
     def rollout(self, prompts: PromptBatch, network: Decoder, *, step: int) -> Rollout:
         """`samples_per_prompt` completions of each prompt, those of a prompt together. Every rank must call."""

@@ -6,8 +6,8 @@ reward/<name>             each reward, where it is not missing
 rollout/length            tokens of a completion
 rollout/entropy           of the distributions that its tokens were drawn from, in nats, all tokens alike
 rollout/stopped           share of the completions that came to their own end
-reward/<name>/failed      samples that a grader failed on, whose reward is missing
-reward/<name>/timed_out   samples that it took too long for, whose reward is 0
+reward/<name>/failed      share of the samples that a grader failed on, whose reward is missing
+reward/<name>/timed_out   share of the samples that it took too long for, whose reward is 0
 rollout/turns             turns of the policy in a completion, where an environment answers
 rollout/calls_failed      share of its calls that the environment could not answer
 rollout/observed          share of the tokens of completions that the environment wrote, none of which is trained
@@ -33,7 +33,9 @@ from lifecycle.rewards.interval import pass_at, pass_at_interval
 from lifecycle.stages.reinforcement.acting.scoring import SampleScores
 from lifecycle.stages.reinforcement.learning.experience import finished
 
-HELD_OUT: tuple[str, ...] = ("reward", "stopped", "length")
+ANSWERS, MARKED = "answers", "marked_prompts"
+"""Numbers that are added up beside: greedy answers, and prompts of whose samples one has a reward."""
+HELD_OUT: tuple[str, ...] = ("reward", "stopped", "length", ANSWERS)
 """What is added up over greedy answers, in this order."""
 RIGHT = "right_"
 """Before a number of samples: prompts of which so many are right."""
@@ -41,14 +43,14 @@ RIGHT = "right_"
 
 def measures(samples: int) -> tuple[str, ...]:
     """What is added up over held-out prompts, of each of which so many samples are drawn beside the greedy answer."""
-    drawn = ("sampled_reward", *(f"{RIGHT}{right}" for right in range(samples + 1)))
+    drawn = ("sampled_reward", MARKED, *(f"{RIGHT}{right}" for right in range(samples + 1)))
     return (*HELD_OUT, *(drawn if samples else ()))
 
 
 def of_rollout(rollout: Rollout, scores: SampleScores) -> dict[str, Tensor]:
     """(2,) float64 by name: the same names on every rank."""
     _, group_N = scores.place.unique(return_inverse=True)
-    varying_G = varying_groups(scores.total, group_N).double()
+    varying_G = varying_groups(scores.filled, group_N).double()
     return {**of_samples(rollout, scores), "rollout/groups_varying": _mean(varying_G)}
 
 
@@ -64,31 +66,35 @@ def of_samples(rollout: Rollout, scores: SampleScores) -> dict[str, Tensor]:
         columns = [r for r, one in enumerate(scores.names) if one == name]
         told[f"reward/{name}"] = _mean(scores.rewards[:, columns].flatten())
         for kind, counts in (("failed", scores.failed), ("timed_out", scores.timed_out)):
-            told[f"reward/{name}/{kind}"] = torch.tensor([counts.get(name, 0), 1], dtype=torch.float64, device="cpu")
+            share = [counts.get(name, 0), len(rollout)]
+            told[f"reward/{name}/{kind}"] = torch.tensor(share, dtype=torch.float64, device="cpu")
     return told if rollout.dialogues is None else told | _of_dialogues(rollout, rollout.dialogues)
 
 
 def held_out_sums(rollout: Rollout, scores: SampleScores) -> Tensor:
-    """(2 + HELD_OUT,) float64: minus the summed reward, the number of answers, and the sums of `HELD_OUT`."""
+    """(2 + HELD_OUT,) float64: minus the summed reward, the number of answers that have one, and the sums of
+    `HELD_OUT`."""
     reward, count = _mean(scores.total)
     stopped, length = float(sum(finished(rollout))), float(rollout.length.sum())
-    return torch.tensor([-reward, count, reward, stopped, length], dtype=torch.float64, device="cpu")
+    return torch.tensor([-reward, count, reward, stopped, length, len(rollout)], dtype=torch.float64, device="cpu")
 
 
 def sampled_sums(rollout: Rollout, scores: SampleScores, samples: int) -> Tensor:
-    """(2 + samples,) float64: the sums of what `measures` has beside `HELD_OUT`. A prompt with a sample that no grader
+    """(3 + samples,) float64: the sums of what `measures` has beside `HELD_OUT`. A prompt with a sample that no grader
     who knows the answer has marked is in none of the numbers of right ones."""
     if not len(rollout):
-        return torch.zeros(2 + samples, dtype=torch.float64, device="cpu")
+        return torch.zeros(3 + samples, dtype=torch.float64, device="cpu")
     right_PS = scores.right.view(-1, samples)
     by_count = torch.bincount(right_PS[~right_PS.isnan().any(1)].sum(1).long(), minlength=samples + 1)
-    reward = scores.total.view(-1, samples).nanmean(1).nansum()
-    return torch.cat([reward[None], by_count.double()])
+    return torch.cat([_mean(scores.total.view(-1, samples).nanmean(1)), by_count.double()])
 
 
 def held_out(means: Mapping[str, float], count: float) -> dict[str, float]:
-    """What is logged of the means of `measures` over `count` prompts: pass@k in place of the numbers of right ones."""
-    found = {name: value for name, value in means.items() if not name.startswith(RIGHT)}
+    """What is logged of the means of `measures` over the `count` prompts whose greedy answer has a reward: each over
+    what it is of, and pass@k in place of the numbers of right ones."""
+    found = {"reward": means["reward"], **{name: means[name] / means[ANSWERS] for name in ("stopped", "length")}}
+    if means.get(MARKED):
+        found["sampled_reward"] = means["sampled_reward"] / means[MARKED]
     by_count = [round(value * count) for name, value in means.items() if name.startswith(RIGHT)]
     if not sum(by_count):
         return found

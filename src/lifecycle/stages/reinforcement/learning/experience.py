@@ -57,9 +57,12 @@ class Experience:
         """(N,) int64, the place of each sample's prompt in the step, over all ranks."""
         return place_of(self.rollout)
 
-    def update(self, number: int, of: int) -> list[int]:
-        """The samples of one of the updates of a step: whole groups, every `of`th prompt."""
-        return (self.place % of == number).nonzero()[:, 0].tolist()
+    def parts(self, of: int, device: torch.device) -> list[list[int]]:
+        """The samples of each of the updates of a step: whole groups, every `of`th of the prompts that there are on
+        all ranks, so that each has as many of them as another, or one more. Every rank must call."""
+        (place_S,), mine = of_all_ranks([self.place], device)
+        number_N = place_S.unique(return_inverse=True)[1][mine]
+        return [(number_N % of == part).nonzero()[:, 0].tolist() for part in range(of)]
 
 
 @dataclass(frozen=True, kw_only=True)

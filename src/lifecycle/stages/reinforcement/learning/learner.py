@@ -94,7 +94,7 @@ class Learner:
         if not (self._asks or self.entropy.weight or self._values is not None or stage.config.moe is not None):
             experience = experience.without_idle()  # which move nothing but a KL, an entropy, a critic, a balance
         parts, passes = self._drawn.updates_per_rollout, self._drawn.passes_per_rollout
-        asked = [experience.update(number, parts) for number in range(parts)]
+        asked = experience.parts(parts, stage.device)
         made = [micro_batches(experience, one, self._keys, layout, device=stage.device) for one in asked]
         old = parts * passes > 1 or self._values is not None
         made = [[self._known(stage, micro, old=old) for micro in update] for update in made]

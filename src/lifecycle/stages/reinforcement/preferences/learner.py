@@ -8,8 +8,9 @@ its samples have a reward. Of equal rewards the first sample counts. The loss is
 Log-probabilities are those of temperature 1 over the whole vocabulary, whatever the samples were drawn with.
 
 rlaif/pairs         share of the prompts that gave a pair
-rlaif/ties          share of the prompts whose samples are all as good
-rlaif/unscorable    share of the samples without any reward
+rlaif/ties          share of the prompts whose samples, two of which have a reward at least, are all as good
+rlaif/unscorable    share of the samples that take no part: without a reward, without one that others of their prompt
+                    have, or cut off where these are masked
 rlaif/gap           reward of the best minus that of the worst sample of a pair
 preference/...      of the pairs, as in stage=dpo
 
@@ -87,7 +88,7 @@ class PairLearner:
         """All updates of a step. experience: the choice of `best_and_worst` is its advantage; total: the rewards;
         facts: what is told of the samples. Every rank must call."""
         parts, told_of = self._drawn.updates_per_rollout, of_choice(experience, total_N)
-        updates = [self._micro_batches(stage, experience, experience.update(n, parts)) for n in range(parts)]
+        updates = [self._micro_batches(stage, experience, one) for one in experience.parts(parts, stage.device)]
         sums = torch.stack([chosen_tokens(micro) for update in updates for micro in update]).sum(0)
         step = self._objective.of_step(sum_over_ranks(sums.to(stage.device)))
 
@@ -161,7 +162,7 @@ def of_choice(experience: Experience, total_N: Tensor) -> dict[str, Tensor]:
     there_N = ~total_N.isnan()
     prompts = len(place_N.unique())
     ties = sum(
-        bool(there_N[mine].any() and total_N[mine & there_N].max() == total_N[mine & there_N].min())
+        bool((mine & there_N).sum() > 1 and total_N[mine & there_N].max() == total_N[mine & there_N].min())
         for mine in (place_N == place for place in place_N.unique())
     )
     pairs = int((choice_N > 0).sum())

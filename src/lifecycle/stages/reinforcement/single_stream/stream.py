@@ -141,8 +141,8 @@ class SingleStream:
 
 
 def in_bounds(scores: SampleScores) -> Tensor:
-    """(N,) fp64: the reward of each sample; what rounding has put above 1 is 1."""
-    total_N = scores.total
+    """(N,) fp64: the reward of each sample, NaN where a part of it was lost; what rounding has put above 1 is 1."""
+    total_N = scores.total.masked_fill(scores.incomplete, torch.nan)
     return torch.where((total_N > 1) & (total_N < 1 + 1e-9), torch.ones_like(total_N), total_N)
 
 

@@ -90,8 +90,8 @@ def look(stage: Stage, actor: Actor) -> Preflight | None:
     stage.network.eval()
     with stage.trainer.precision_plugin.forward_context():
         rollout = actor.sampler.apart(prompts, stage.network, step=0, samples=keys.samples, purpose=PURPOSE)
+        scores = actor.scoring.scores(stage, rollout, prompts)
     stage.network.train()
-    scores = actor.scoring.scores(stage, rollout, prompts)
     actor.scoring.told()  # what it tells is of no step
     sampled_in = time.perf_counter() - read_at
     of_samples = _gathered(rollout, scores, stage.device)
@@ -135,6 +135,7 @@ def _gathered(rollout: Rollout, scores: SampleScores, device: torch.device) -> d
     mine = {
         "prompt": rollout.prompt_id,
         "total": scores.total,
+        "filled": scores.filled,
         "right": scores.right,
         "full": scores.is_full.double(),
         "stopped": ended,
@@ -156,7 +157,7 @@ def _counted(of: Mapping[str, Tensor]) -> dict[str, Any]:
         "marked": float(marked.double().mean()),
         "reward": float(of["total"][marked].mean()) if marked.any() else None,
         "right": _right(of["right"], group_S, groups, most),
-        "varying": float(varying_groups(of["total"], group_S).double().mean()) if most > 1 else None,
+        "varying": float(varying_groups(of["filled"], group_S).double().mean()) if most > 1 else None,
         "full": float(full_G.mean()),
         "length": float(of["length"].mean()),
         "longest": int(of["length"].max()),
@@ -200,14 +201,14 @@ def _too_long(stage: Stage, cursor: Cursor | None) -> dict[str, float]:
 
 
 def _shown(stage: Stage, rollout: Rollout, scores: SampleScores, prompts: PromptBatch) -> list[Shown]:
-    """The best, the worst, and one that was cut off, of this rank."""
-    if not len(rollout):
-        return []
-    total, ended = scores.total.nan_to_num(0.0), finished(rollout)
-    chosen = {BEST: int(total.argmax()), WORST: int(total.argmin())}
-    if not all(ended):
-        others = [n for n, one in enumerate(ended) if not one]
-        chosen[CUT_OFF] = next((n for n in others if n not in chosen.values()), others[0])
+    """The best, the worst, and one that was cut off, of this rank, each sample once; of those without a reward only
+    where there are no others."""
+    total, ended = scores.total.tolist(), finished(rollout)
+    ranked = sorted((n for n, one in enumerate(total) if one == one), key=lambda n: -total[n]) or [*range(len(total))]
+    chosen = dict(zip((BEST, WORST), dict.fromkeys([*ranked[:1], *ranked[-1:]]), strict=False))
+    others = [n for n, one in enumerate(ended) if not one and n not in chosen.values()]
+    if others:
+        chosen[CUT_OFF] = others[0]
     index, tokenizer = prompt_of(rollout, prompts), stage.setup_facts.tokenizer
     assert tokenizer is not None
     return [

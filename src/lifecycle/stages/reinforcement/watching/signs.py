@@ -34,14 +34,24 @@ LEAST_EFFECTIVE = 0.9
 """Effective share of the tokens under these ratios."""
 MANY_FAIL = 0.05
 """Share of the samples that a grader fails on, or takes too long for."""
+MEND_A_GRADER = "Mend the grader or its data, or raise its limits (stage.grading.cpu_s, memory_mb)"
+OF_A_JUDGE = (
+    "judge/failed is the share of its questions without a reply (stage.judge.timeout_s, attempts, in_flight), and "
+    "judge/unreadable that of replies without a verdict (stage.judge.template, max_new_tokens)"
+)
+MEND = {
+    "judge": OF_A_JUDGE,
+    "preferred": OF_A_JUDGE,
+    "reward_model": "Take a reward model with more positions, or shorter answers (stage.sampling.max_new_tokens)",
+}
+"""By reward, what to do where that is no grader."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """Of the run. bf16: whether it computes in bf16. samples: of a step. rewards: their names."""
+    """Of the run. bf16: whether it computes in bf16. rewards: their names."""
 
     bf16: bool
-    samples: int
     rewards: tuple[str, ...]
 
 
@@ -79,7 +89,7 @@ class Signs:
         ]
         looks.append(("ratio", partial(_ratio, trends, bf16=facts.bf16)))
         for name in facts.rewards:
-            looks.append((f"failed {name}", partial(_failing, trends, name, facts.samples)))
+            looks.append((f"failed {name}", partial(_failing, trends, name)))
             looks.append((f"apart {name}", partial(_apart, trends, name)))
         return looks
 
@@ -132,9 +142,10 @@ def _cut_off(trends: Trends) -> str | None:
     if trend is None or trend.now > trend.start - MORE_CUT_OFF:
         return None
     return (
-        f"{1 - trend.now:.0%} of the answers are cut off at stage.sampling.max_new_tokens, and {1 - trend.start:.0%} "
-        "were at the start: they grow longer than there is room. Give them room, take length off the reward "
-        "(stage.overlong_buffer), or leave those that are cut off untrained (stage.mask_unfinished=true)"
+        f"{1 - trend.now:.0%} of the answers are cut off at stage.sampling.max_new_tokens (or, with an environment, at "
+        f"one call more than stage.environment.max_turns), and {1 - trend.start:.0%} were at the start: they grow "
+        "longer than there is room. Give them room, take length off the reward (stage.overlong_buffer), or leave those "
+        "that are cut off untrained (stage.mask_unfinished=true)"
     )
 
 
@@ -188,14 +199,14 @@ def _ratio(trends: Trends, *, bf16: bool) -> str | None:
     )
 
 
-def _failing(trends: Trends, name: str, samples: int) -> str | None:
+def _failing(trends: Trends, name: str) -> str | None:
     for end, words in (("failed", "fails on"), ("timed_out", "takes too long for")):
         trend = trends.known(f"reward/{name}/{end}")
-        if trend is not None and trend.now > MANY_FAIL * samples:
+        if trend is not None and trend.now > MANY_FAIL:
             what = "has no mark of it" if end == "failed" else "gets 0 for it"
             return (
-                f"the reward '{name}' {words} {trend.now:.3g} samples of a step, each of which {what}: what it said "
-                "first stands above. Mend the grader or its data, or raise its limits (stage.grading.cpu_s, memory_mb)"
+                f"the reward '{name}' {words} {trend.now:.0%} of the samples, each of which {what}: what it said first "
+                f"stands above. {MEND.get(name, MEND_A_GRADER)}"
             )
     return None
 

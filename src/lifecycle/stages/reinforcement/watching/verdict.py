@@ -23,12 +23,13 @@ WANTED = {
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
     """What of the config advice speaks of. ends: names of the tokens that end a completion, and further texts that
-    do."""
+    do. max_turns: calls that it may make; None: there is no environment."""
 
     max_new_tokens: int
     temperature: float
     samples_per_prompt: int
     ends: Sequence[str]
+    max_turns: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +82,16 @@ def _unmarked(found: Preflight) -> str:
 
 
 def _endless(found: Preflight, drawing: Drawing) -> str:
+    calls = (
+        f", and one call more than stage.environment.max_turns={drawing.max_turns} cuts a completion off"
+        if drawing.max_turns
+        else ""
+    )
     return (
         f"{_share(found.stopped)} of the completions come to their own end within stage.sampling.max_new_tokens="
-        f"{drawing.max_new_tokens}; ends are {', '.join(drawing.ends)}. A model of plain text does not know where an "
-        "answer ends: fine-tune it first (stage=sft, or stage=midtrain on questions with answers). Where it was "
-        "fine-tuned elsewhere, ask as it was asked then (data.chat_template) and name what ended its answers "
+        f"{drawing.max_new_tokens}; ends are {', '.join(drawing.ends)}{calls}. A model of plain text does not know "
+        "where an answer ends: fine-tune it first (stage=sft, or stage=midtrain on questions with answers). Where it "
+        "was fine-tuned elsewhere, ask as it was asked then (data.chat_template) and name what ended its answers "
         "(stage.sampling.stop=[TEXT]). Where the sample above that is cut off is on its way to an answer, let it "
         "finish: stage.sampling.max_new_tokens"
     )
@@ -109,7 +115,14 @@ def _alike(found: Preflight, drawing: Drawing) -> str:
             f"{what}: {_share(found.full)} are wholly right already. Too easy: take harder data, or leave solved "
             "prompts out (stage.drop_solved=true)"
         )
-    if found.right is None or found.right[1] < 0.5:
+    if found.right is None:
+        return (
+            f"{what}: the answers to a prompt are marked alike, as answers that are alike are. Look at the samples "
+            f"above, and draw more freely (stage.sampling.temperature={max(1.0, drawing.temperature + 0.2):g}), or "
+            f"more (stage.samples_per_prompt={2 * drawing.samples_per_prompt}); where they differ, take a reward that "
+            "tells them apart (stage.rewards)"
+        )
+    if found.right[1] < 0.5:
         return (
             f"{what}: of most, no sample is right. Too hard as it stands: take easier data, fine-tune on answers first "
             "(stage=sft), take a reward that also gives parts (stage.rewards={NAME: 1, format: 0.1}), or draw more "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from lifecycle.batch import Rollout
@@ -35,7 +36,11 @@ class Graders:
         records = [asked.records[i] for i in asked.index]
         found = self._rewards.graded_in_turns(last, all_said, records, asked.sources)
         marks = {name: found.marks_SR[:, r] for r, name in enumerate(self.names)}
-        return SampleMarks(marks=marks, failed=found.failed, timed_out=found.timed_out, said=found.said)
+        lost_SR = torch.zeros_like(found.marks_SR, dtype=torch.bool)
+        for place in found.lost:
+            lost_SR[place] = True
+        lost = {name: lost_SR[:, r] for r, name in enumerate(self.names)}
+        return SampleMarks(marks=marks, lost=lost, failed=found.failed, timed_out=found.timed_out, said=found.said)
 
     def stated(self, asked: SamplesToMark) -> dict[str, Tensor]:
         """By grader that can tell, (N,) whether it finds an answer to mark, right or wrong."""

@@ -97,6 +97,7 @@ class Judge:
         said = found.why or (f"its reply states no verdict: {found.unread[:SHOWN]!r}" if found.unread else "")
         return SampleMarks(
             marks={name: torch.tensor(marks, dtype=torch.float64, device="cpu") for name, marks in found.marks.items()},
+            lost={name: torch.tensor(lost, dtype=torch.bool, device="cpu") for name, lost in found.lost.items()},
             failed=found.failed,
             said={name: said for name in JUDGED if found.failed[name]},
         )

@@ -61,10 +61,12 @@ class RewardModel:
     def marked(self, asked: SamplesToMark) -> SampleMarks:
         """The scaled score of every sample."""
         marks_N, sequences, said = unmarked(len(asked)), dict[int, list[int]](), list[str]()
+        lost_N = torch.zeros(len(asked), dtype=torch.bool, device="cpu")
         for n in asked.of(REWARD_MODEL):
             ids = self._ids(asked, n)
             if isinstance(ids, str):
                 said.append(ids)
+                lost_N[n] = True
             else:
                 sequences[n] = ids
         # answers that are one text have one mark, bit for bit: in two rows it might differ in its last bits
@@ -75,7 +77,12 @@ class RewardModel:
             ended = finished(asked.rollout)
             marks_N[[n for n in sequences if not ended[n]]] = self._keys.unfinished
         failed = Counter({REWARD_MODEL: len(said)}) if said else Counter[str]()
-        return SampleMarks(marks={REWARD_MODEL: marks_N}, failed=failed, said={REWARD_MODEL: said[0]} if said else {})
+        return SampleMarks(
+            marks={REWARD_MODEL: marks_N},
+            lost={REWARD_MODEL: lost_N},
+            failed=failed,
+            said={REWARD_MODEL: said[0]} if said else {},
+        )
 
     def _ids(self, asked: SamplesToMark, n: int) -> list[int] | str:
         """What is read of a sample, or why it cannot be."""

@@ -50,10 +50,12 @@ class SamplesToMark:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleMarks:
-    """marks: by reward, (N,) float64 on the CPU, NaN where there is none. failed, timed_out: by reward, how many
-    samples it failed on, or took too long for. said: by reward, what the first failure said."""
+    """marks: by reward, (N,) float64 on the CPU, NaN where there is none. lost: by reward, (N,) bool, where it should
+    have one, and failed; a reward that cannot fail is not there. failed, timed_out: by reward, how many samples it
+    failed on, or took too long for. said: by reward, what the first failure said."""
 
     marks: Mapping[str, Tensor]
+    lost: Mapping[str, Tensor] = field(default_factory=dict)
     failed: Counter[str] = field(default_factory=Counter)
     timed_out: Counter[str] = field(default_factory=Counter)
     said: Mapping[str, str] = field(default_factory=dict)
