@@ -19,11 +19,10 @@ from lifecycle.stages.base import Stage
 from lifecycle.stages.beside.frozen import HeldBeside
 from lifecycle.stages.reinforcement.acting.records import records_of
 from lifecycle.stages.reinforcement.acting.scorers.by_name import scorers_of
-from lifecycle.stages.reinforcement.acting.scorers.environment import ENVIRONMENT
 from lifecycle.stages.reinforcement.acting.scorers.graders import Graders
-from lifecycle.stages.reinforcement.acting.scorers.reward_model import REWARD_MODEL
 from lifecycle.stages.reinforcement.acting.scorers.scorer import SamplesToMark
 from lifecycle.stages.reinforcement.learning.experience import of_all_ranks, place_of, prompt_of
+from lifecycle.stages.reinforcement.reward_names import ENVIRONMENT, REWARD_MODEL
 from lifecycle.stages.reinforcement.settings import RewardKeys
 from lifecycle.stages.run.setup import Setup
 from lifecycle.stages.step.watched import Carried

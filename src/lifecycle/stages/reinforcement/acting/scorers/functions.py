@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from lifecycle.batch import TURNS
@@ -42,15 +43,17 @@ class Functions:
             Task(grader=name, completion=asked.rollout.text[n], record=records[asked.index[n]]) for name, n in places
         ]
         marks = {name: unmarked(len(asked)) for name in self.names}
+        lost = {name: torch.zeros(len(asked), dtype=torch.bool, device="cpu") for name in self.names}
         failed, timed_out, said = Counter[str](), Counter[str](), dict[str, str]()
         for (name, n), outcome in zip(places, self._pool.map(tasks), strict=True):
             if outcome.state == FAILED:
                 failed[name] += 1
+                lost[name][n] = True
                 said.setdefault(name, outcome.text)
                 continue
             timed_out[name] += outcome.state == TIMED_OUT
             marks[name][n] = outcome.mark or 0.0
-        return SampleMarks(marks=marks, failed=failed, timed_out=+timed_out, said=said)
+        return SampleMarks(marks=marks, lost=lost, failed=failed, timed_out=+timed_out, said=said)
 
     def told(self) -> dict[str, Tensor]:
         """Nothing beside its marks."""
