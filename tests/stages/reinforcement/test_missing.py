@@ -143,11 +143,11 @@ class Lost(ByTokens):
 
 
 def test_a_critic_is_not_trained_on_what_has_lost_a_part(tmp_path: Path) -> None:
-    rows = []
+    rows, batches = list[dict[str, float]](), Batches([[prompts(0)]])  # type: ignore[list-item]
     for scoring in (Lost(), ByTokens()):
         made, logger = ppo(steps=1), Kept()
         made.actor.scoring = scoring  # type: ignore[assignment]
-        trainer_of(1, tmp_path / str(len(rows)), logger=logger).fit(made, Batches([[prompts(0)]]))
+        trainer_of(1, tmp_path / str(len(rows)), logger=logger).fit(made, batches)
         rows.append(logger.rows[1])
     assert 0 < rows[0]["train/tokens"] < rows[1]["train/tokens"]
 
@@ -155,7 +155,7 @@ def test_a_critic_is_not_trained_on_what_has_lost_a_part(tmp_path: Path) -> None
 def test_a_tracker_counts_nothing_of_what_has_lost_a_part(tmp_path: Path) -> None:
     made = spo(chosen=4, steps=1)
     made.actor.scoring = Lost()  # type: ignore[assignment]
-    trainer_of(1, tmp_path).fit(made, Batches([[prompts(0)]]))
+    trainer_of(1, tmp_path).fit(made, Batches([[prompts(0)]]))  # type: ignore[list-item]
     keys, state = keys_of(prompts(0)), made.stream.trackers.state()
     alpha = dict(zip(state["keys"].tolist(), state["alpha_P"].tolist(), strict=True))
     assert [alpha[key] == 0.5 for key in keys] == [True, False, True, False]
