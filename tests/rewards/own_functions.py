@@ -34,3 +34,9 @@ def by_the_text(completion: str, record: Answered) -> Any:
 def asleep(completion: str, record: Answered) -> float:
     time.sleep(60)
     return 1.0
+
+
+def told(completion: str, record: Answered) -> bool:
+    """Whether the record is that of test_functions."""
+    prompt = "system: s\n\nuser: q"
+    return (record.prompt, record.answer, dict(record.meta)) == (prompt, "4", {"options": ["a"], "hard": 3})

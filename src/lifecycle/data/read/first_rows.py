@@ -118,7 +118,8 @@ def of_no_format(seen: Sequence[Seen], where: str) -> str:
     came += "" if other is None else " (not all of them in every row)"
     return (
         f"{where}.format is auto, but rows with the columns {came} fit no known format. Name "
-        f"{where}.format and map its fields to columns by {where}.fields: {formats}"
+        f"{where}.format and map its fields to columns by {where}.fields, such as {where}.format=question_answer "
+        f"'{where}.fields={{question: COLUMN, answer: COLUMN}}'. Formats and their fields: {formats}"
     )
 
 

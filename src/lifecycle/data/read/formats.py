@@ -13,17 +13,21 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lifecycle.batch import Record
-from lifecycle.data.read.forms.fields import Fields
+from lifecycle.data.read.forms.fields import Fields, is_plain, value_at
 from lifecycle.data.read.forms.preferences import preference, scored_pairs, unpaired
 from lifecycle.data.read.forms.problems import multiple_choice, question_answer, word_problem
 from lifecycle.data.read.forms.programs import code_problem
-from lifecycle.data.read.forms.turns import conversations, instruction, messages, prompt_completion
+from lifecycle.data.read.forms.turns import conversations, instruction, messages, prompt, prompt_completion
 from lifecycle.data.read.row import BadRow
 
 AUTO = "auto"
 """The format is recognised by the columns of the first rows."""
 
 LEVEL = re.compile(r"\D*(\d+(?:\.\d+)?)")  # "Level 3", "3", "grade 2.5"
+
+KEPT = "columns"
+"""Name of the field of columns that are kept as they are, for a reward of the user's own; their place in the meta of a
+record, too."""
 
 ASKED = frozenset({"text", "chat", "prompt"})
 JUDGED = frozenset({"chat", "preference", "comparison", "prompt"})
@@ -56,7 +60,7 @@ class Format:
     @property
     def fields(self) -> tuple[str, ...]:
         """All names on the left of `spec.fields`."""
-        return (*self.needs, *self.takes, *self.named, "level")
+        return (*self.needs, *self.takes, *self.named, "level", KEPT)
 
 
 def _text(row: Fields) -> dict[str, Any]:
@@ -126,6 +130,7 @@ LIST = (
             Layout(columns={"prompt": "prompt", "tests": "test", "code": "canonical_solution"}),
             Layout(columns={"prompt": "question", "tests": "input_output", "code": "solutions"}),
             Layout(columns={"prompt": "description", "tests": "public_tests"}),
+            Layout(columns={"prompt": "prompt", "tests": "tests"}),
         ),
     ),
     Format(
@@ -145,6 +150,8 @@ LIST = (
             Layout(columns={"question": "question", "options": "options", "answer": "correct"}),
             Layout(columns={"question": "question", "options": "options", "answer": "answer"}),
             Layout(columns={"question": "query", "options": "choices", "answer": "gold"}),
+            Layout(columns={"question": "prompt", "options": "options", "answer": "answer"}),
+            Layout(columns={"question": "prompt", "options": "choices", "answer": "answer"}),
         ),
     ),
     Format(
@@ -204,6 +211,24 @@ LIST = (
         layouts=(Layout(columns={"conversations": "conversations"}, extra=SYSTEM),),
     ),
     Format(
+        name="prompt",
+        make=prompt,
+        needs=("prompt",),
+        takes=("answer",),
+        named=("system",),
+        views=frozenset({"prompt"}),
+        layouts=tuple(
+            Layout(columns={"prompt": "prompt", **answer}, extra=SYSTEM)
+            for answer in (
+                {"answer": "answer"},
+                {"answer": "solution"},
+                {"answer": "ground_truth"},
+                {"answer": "reward_model.ground_truth"},
+                {},
+            )
+        ),
+    ),
+    Format(
         name="text",
         make=_text,
         needs=("text",),
@@ -257,7 +282,19 @@ def to_record(row: Mapping[str, Any], *, spec: Reading, name: str, row_id: str) 
     """The row of source `name` as a record of `spec.format`. Raises BadRow for a row that does not fit the format."""
     fields = fields_of(row, spec)
     parts = FORMATS[spec.format].make(fields)
+    if KEPT in spec.fields:
+        parts["meta"] = {**parts.get("meta", {}), KEPT: _kept(fields)}
     return Record(id=row_id, source=name, domain=spec.domain or name, level=_level(fields), **parts)
+
+
+def _kept(row: Fields) -> dict[str, Any]:
+    """The columns that `spec.fields` keeps, by their own names; null where a row lacks one."""
+    named = row.names[KEPT]
+    kept = {column: value_at(row.values, column) for column in ([named] if isinstance(named, str) else named)}
+    kept = {column: None if value != value else value for column, value in kept.items()}  # NaN is pandas' for none
+    if wrong := [column for column, value in kept.items() if not is_plain(value)]:
+        raise BadRow(f"{wrong[0]} holds a value that is no JSON")
+    return kept
 
 
 def fields_of(row: Mapping[str, Any], spec: Reading) -> Fields:

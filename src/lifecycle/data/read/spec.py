@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from lifecycle.bounds import Count, FromZero, NotNegative, Part, Positive
 from lifecycle.data.mixture.weight import Weight
 from lifecycle.data.quality.rules import FilterSpec
-from lifecycle.data.read.formats import AUTO, COLUMNS, FORMATS
+from lifecycle.data.read.formats import AUTO, COLUMNS, FORMATS, KEPT
 from lifecycle.errors import UserError
 
 SampleBy = Literal["document", "line", "paragraph"]
@@ -169,8 +169,10 @@ class SourceSpec:
         for key, value in self.fields.items():
             if key not in FORMATS[self.format].fields:
                 raise UserError(f"{where}.fields.{key}: no such field; {_choices(key, FORMATS[self.format].fields)}")
-            if isinstance(value, list) and key != "options":
-                raise UserError(f"{where}.fields.{key} is a list; only options can be several columns: name one")
+            if isinstance(value, list) and key not in ("options", KEPT):
+                raise UserError(
+                    f"{where}.fields.{key} is a list; only options and {KEPT} can be several columns: name one"
+                )
 
     def _check_amounts(self, where: str) -> None:
         weight = Weight.of(self.weight, f"{where}.weight")

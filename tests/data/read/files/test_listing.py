@@ -246,7 +246,7 @@ def test_parts_of_a_hub_data_set_may_be_its_folders(tmp_path: Path) -> None:
         ({"path": "a", "encoding": "utf-9"}, "encoding is 'utf-9'"),
         ({"path": "a", "encoding": "hex"}, "encoding is 'hex'"),
         ({"path": "a", "fields": {"texts": "b"}}, r"fields\.texts: no such field; .*did you mean text"),
-        ({"path": "a", "fields": {"text": ["b"]}}, "only options can be several columns"),
+        ({"path": "a", "fields": {"text": ["b"]}}, "only options and columns can be several columns"),
         ({"path": "a", "weight": -1.0}, "weight is -1; weights are positive"),
         (
             {"path": "a", "weight": 0.0, "validation": None},

@@ -11,6 +11,7 @@ from lifecycle.data.read.formats import to_record
 from lifecycle.data.read.in_words import answered, as_text, question
 from lifecycle.data.read.row import BadRow
 from lifecycle.data.read.spec import SourceSpec
+from lifecycle.data.views import asked_of
 
 
 def record(row: dict[str, Any], form: str, **fields: Any) -> Record:
@@ -132,3 +133,32 @@ def test_tools_that_cannot_be_read_say_why() -> None:
     nothing: list[Any] = [None, "", "[]", []]
     for tools in nothing:
         assert record({"messages": turns, "tools": tools}, "messages").meta == {}
+
+
+def test_a_prompt_is_a_text_or_turns_and_its_answer_is_known_and_never_a_turn() -> None:
+    asked = [{"role": "user", "content": "2 + 2?"}]
+    for came in (asked, '[{"role": "user", "content": "2 + 2?"}]'):
+        turns = record({"prompt": came, "answer": 4.0}, "prompt")
+        assert (turns.messages, turns.prompt, turns.answer, turns.completion) == (asked, None, "4", None)
+        assert asked_of(turns) == asked
+    text = record({"prompt": "2 + 2?", "answer": " 4 "}, "prompt")
+    assert (text.prompt, text.answer) == ("2 + 2?", "4") and asked_of(text) == asked
+    for none in ({}, {"answer": None}, {"answer": " "}):
+        alone = record({"prompt": "2 + 2?", **none}, "prompt")
+        assert alone.answer is None and asked_of(alone) == asked and as_text(alone) == "2 + 2?"
+    assert reason({"prompt": " "}, "prompt") == "empty" and reason({"prompt": 3}, "prompt").startswith("wrong type")
+    assert reason({"prompt": "q", "answer": float("nan")}, "prompt") == "missing field answer"
+
+
+def test_columns_that_are_named_are_kept_as_they_are() -> None:
+    row = {"prompt": "q", "hard": 3, "words": ["a"], "empty": float("nan"), "when": datetime(2025, 1, 1)}
+
+    def kept(columns: str | list[str]) -> Any:
+        spec = SourceSpec(path="x", format="prompt", fields={"columns": columns})
+        assert set(spec.columns) == {"prompt", "answer", *([columns] if isinstance(columns, str) else columns)}
+        return to_record(row, spec=spec, name="s", row_id="0").meta["columns"]
+
+    assert kept("hard") == {"hard": 3}
+    assert kept(["words", "empty", "none"]) == {"words": ["a"], "empty": None, "none": None}
+    with pytest.raises(BadRow, match="when holds a value that is no JSON"):
+        kept(["when"])

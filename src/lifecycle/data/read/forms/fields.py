@@ -76,6 +76,15 @@ class Fields:
         else."""
         return self.text_if_there(key) if key in self.names else ""
 
+    def text_or_number(self, key: str) -> str:
+        """The text of a field that every row has; of a number, as it is written: 8.0 is 8."""
+        value = self.required(key)
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise BadRow(f"wrong type of {self.name(key)}: {type(value).__name__}")
+        if value != value:  # how pandas writes that there is none
+            raise BadRow(f"missing field {self.name(key)}")
+        return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+
     def number(self, key: str) -> float | None:
         """The number of a field that a row may have; NaN is how pandas writes that it has none."""
         value = self.look(key)

@@ -32,7 +32,7 @@ def multiple_choice(row: Fields) -> Parts:
 def word_problem(row: Fields) -> Parts:
     """The final answer is what follows `####`, or the whole answer; thousands separators are taken out."""
     question = row.text("question")
-    worked = _text_or_number(row, "answer")
+    worked = row.text_or_number("answer")
     reasoning = row.text_if_named("reasoning")
     if final := FINAL_ANSWER.search(worked):
         reasoning, worked = reasoning or worked[: final.start()], final[1]
@@ -42,18 +42,10 @@ def word_problem(row: Fields) -> Parts:
     return {"prompt": question, "answer": answer, "meta": {"reasoning": _steps(reasoning.strip(), tags=row.step_tags)}}
 
 
-def _text_or_number(row: Fields, key: str) -> str:
-    """The value of a field that every row has, a number as it is written: 8.0 is 8."""
-    value = row.required(key)
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise BadRow(f"wrong type of {row.name(key)}: {type(value).__name__}")
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
-
-
 def question_answer(row: Fields) -> Parts:
     """A question and its answer; also the context and the reasoning, where `fields` names such columns."""
     thoughts = row.text_if_named("reasoning")
-    answer = clean(_text_or_number(row, "answer"))
+    answer = clean(row.text_or_number("answer"))
     if not answer:
         raise BadRow("empty")
     return {

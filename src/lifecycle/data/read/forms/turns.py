@@ -58,6 +58,19 @@ def prompt_completion(row: Fields) -> dict[str, Any]:
     return {**_system(row), "prompt": row.text("prompt", strip=False), "completion": completion}
 
 
+def prompt(row: Fields) -> dict[str, Any]:
+    """A prompt, a text or turns, and the known answer where a row has one: no answer is trained on as it stands."""
+    value = row.required("prompt")
+    if isinstance(value, str):
+        value = turns_in(value) or value
+    if isinstance(value, str):
+        asked: dict[str, Any] = {**_system(row), "prompt": row.text("prompt", strip=False)}
+    else:
+        asked = {"messages": [*_system(row).get("messages", []), *read_turns(value, row.name("prompt"))]}
+    answer = "" if row.look("answer") is None else clean(row.text_or_number("answer"))
+    return {**asked, **({"answer": answer} if answer else {})}
+
+
 def read_turns(value: Any, name: str) -> list[Turn]:
     """The turns of a list of {role, content} or {from, value}, or of its JSON text; name: of the list in the row, for
     errors."""

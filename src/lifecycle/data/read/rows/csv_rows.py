@@ -21,6 +21,8 @@ from lifecycle.data.read.row import Position, RawRow, Rows, Wanted
 from lifecycle.errors import UserError
 
 DELIMITERS = ",;\t"
+FEW = 6
+"""Names of columns that an error shows."""
 FOR_EXCEL = re.compile(rb'"?sep=([,;\t|])"?\r?', re.IGNORECASE)
 
 
@@ -55,8 +57,9 @@ def _header(file: File, raw: Stored, most_bytes: int) -> tuple[list[str], str, P
     if names and file.columns is not None and not set(names) & set(file.columns):
         raise UserError(
             f"{file.source}: {file.url} has the columns {', '.join(names)[:300]}, none of which is read "
-            f"({', '.join(file.columns)}): name them by {file.source}.fields, such as {{text: COLUMN}}; the first line "
-            "must be a header"
+            f"({', '.join(file.columns[:FEW])}{', ...' if len(file.columns) > FEW else ''}): name what a row is, and "
+            f"its columns, such as {file.source}.format=question_answer '{file.source}.fields={{question: COLUMN, "
+            "answer: COLUMN}'; the first line must be a header"
         )
     if twice := [name for name in file.columns or names if names.count(name) > 1]:
         raise UserError(

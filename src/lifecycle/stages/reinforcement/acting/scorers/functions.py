@@ -1,7 +1,8 @@
 """Functions of the user's own as a scorer: each marks the text of a completion, in a pool of processes beside the run.
 
 What they read is the whole completion, what an environment answered in it too, and a record whose prompt is the text
-of its turns. Equal samples are marked each: nothing says that a function gives them the same.
+of its turns and whose meta has the columns that the source keeps (`fields: {columns: [...]}`). Equal samples are marked
+each: nothing says that a function gives them the same.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lifecycle.batch import TURNS
+from lifecycle.data.read.formats import KEPT
 from lifecycle.rewards.graded import GradingKeys
 from lifecycle.rewards.pool.own_worker import own_grader
 from lifecycle.rewards.pool.pool import GradingPool
@@ -66,5 +68,5 @@ class Functions:
 
 def _told(asked: SamplesToMark, i: int) -> Answered:
     record = plain_record(asked, i)
-    meta = {key: value for key, value in record.meta.items() if key != TURNS}
-    return Answered(answer=record.answer, prompt=record.prompt, meta=meta)
+    meta = {key: value for key, value in record.meta.items() if key not in (TURNS, KEPT)}
+    return Answered(answer=record.answer, prompt=record.prompt, meta={**meta, **record.meta.get(KEPT, {})})
