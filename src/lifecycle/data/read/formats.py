@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from lifecycle.batch import Record
+from lifecycle.batch import KEPT, Record
 from lifecycle.data.read.forms.fields import Fields, is_plain, value_at
 from lifecycle.data.read.forms.preferences import preference, scored_pairs, unpaired
 from lifecycle.data.read.forms.problems import multiple_choice, question_answer, word_problem
@@ -24,10 +24,6 @@ AUTO = "auto"
 """The format is recognised by the columns of the first rows."""
 
 LEVEL = re.compile(r"\D*(\d+(?:\.\d+)?)")  # "Level 3", "3", "grade 2.5"
-
-KEPT = "columns"
-"""Name of the field of columns that are kept as they are, for a reward of the user's own; their place in the meta of a
-record, too."""
 
 ASKED = frozenset({"text", "chat", "prompt"})
 JUDGED = frozenset({"chat", "preference", "comparison", "prompt"})

@@ -11,10 +11,11 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from lifecycle.batch import KEPT
 from lifecycle.bounds import Count, FromZero, NotNegative, Part, Positive
 from lifecycle.data.mixture.weight import Weight
 from lifecycle.data.quality.rules import FilterSpec
-from lifecycle.data.read.formats import AUTO, COLUMNS, FORMATS, KEPT
+from lifecycle.data.read.formats import AUTO, COLUMNS, FORMATS
 from lifecycle.errors import UserError
 
 SampleBy = Literal["document", "line", "paragraph"]

@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lifecycle.batch import TURNS
-from lifecycle.data.read.formats import KEPT
+from lifecycle.batch import KEPT, TURNS
 from lifecycle.rewards.graded import GradingKeys
 from lifecycle.rewards.pool.own_worker import own_grader
 from lifecycle.rewards.pool.pool import GradingPool
