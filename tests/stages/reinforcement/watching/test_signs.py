@@ -16,7 +16,7 @@ from lifecycle.stages.reinforcement.watching.trends import WINDOW, Trend
 
 FACTS = Facts(bf16=False, rewards=("choice", "format"))
 HEALTHY: dict[str, float] = {
-    "policy/entropy": 0.6,
+    "rollout/entropy": 0.6,
     "policy/kl": 0.02,
     "policy/ratio_max_deviation": 1e-6,
     "policy/sampler_effective": 1.0,
@@ -60,11 +60,12 @@ def test_of_a_run_that_is_well_nothing_is_said() -> None:
 @pytest.mark.parametrize(
     ("then", "cause", "words"),
     [
-        ({"policy/entropy": 0.02}, "entropy", ("stage.entropy", "temperature")),
+        ({"rollout/entropy": 0.02}, "entropy", ("stage.entropy", "temperature")),
         ({"policy/kl": 2.0}, "kl", ("nats a token from", "stage.kl.coefficient")),
         ({"rollout/length": 10.0}, "shorter", ("have gone from 100 to", "look at them")),
         ({"rollout/stopped": 0.4}, "cut off", ("and 5% were at the start", "max_new_tokens", "overlong_buffer")),
         ({"rollout/groups_varying": 0.0}, "alike", ("loss of 0", "drop_solved", "stage=sft")),
+        ({"rollout/groups_varying": 0.0, "rollout/entropy": 0.2}, "alike", ("from 0.6 to 0.2 nats", "Begin again")),
         ({"rollout/reward": 0.1}, "reward", ("RUN@best", "stage.optimizer.lr")),
         ({"policy/ratio_max_deviation": 0.3}, "ratio", ("hardware.precision=fp32",)),
         ({"policy/sampler_effective": 0.5}, "ratio", ("effective",)),
@@ -86,7 +87,7 @@ def test_what_goes_wrong_is_said_once_with_what_to_do(
 
 @pytest.mark.parametrize("stopped_at", [1, 9, 25, 31, 40, 55])
 def test_a_run_that_was_stopped_says_what_the_run_that_was_not_says(stopped_at: int) -> None:
-    run = rows({"policy/entropy": 0.01, "rollout/stopped": 0.3, "rollout/reward": 0.1})
+    run = rows({"rollout/entropy": 0.01, "rollout/stopped": 0.3, "rollout/reward": 0.1})
     first = Signs(FACTS)
     for step in range(stopped_at):
         first.see(step + 1, run[step])
@@ -99,12 +100,12 @@ def test_a_run_that_was_stopped_says_what_the_run_that_was_not_says(stopped_at: 
 
 
 def test_numbers_that_are_missing_say_nothing() -> None:
-    assert said([{"policy/entropy": float("nan"), "rollout/reward": 0.5}] * 100) == []
+    assert said([{"rollout/entropy": float("nan"), "rollout/reward": 0.5}] * 100) == []
     assert said([{}] * 100) == []
 
 
 def test_a_floor_is_a_floor_from_the_first_step_on() -> None:
-    assert said([HEALTHY | {"policy/entropy": 0.001}] * 30) == [("entropy", 2 * WINDOW)]
+    assert said([HEALTHY | {"rollout/entropy": 0.001}] * 30) == [("entropy", 2 * WINDOW)]
     assert said([HEALTHY | {"rollout/groups_varying": 0.0}] * 30) == [("alike", 2 * WINDOW)]
 
 

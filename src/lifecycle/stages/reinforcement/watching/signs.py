@@ -22,6 +22,13 @@ LENGTH_LEFT = 0.25
 """Share of the length at the start, below which answers have collapsed."""
 MORE_CUT_OFF = 0.3
 """By how much the share of answers that are cut off may grow."""
+ENTROPY_HALVED = 0.5
+"""Share of the first entropy from which samples that are alike may be one and the same answer."""
+_SETTLED = (
+    "The entropy of its samples has gone from {:.3g} to {:.3g} nats a token: if all say the same (rollouts/), the "
+    "policy has settled, and practice cannot bring it back. Begin again with a lower rate (stage.optimizer.lr) or "
+    "stage.kl.coefficient=0.01. "
+)
 FEW_VARY = 0.05
 """Share of the prompts whose samples differ."""
 REWARD_LOST = 0.3
@@ -104,7 +111,7 @@ class Signs:
 
 
 def _entropy(trends: Trends) -> str | None:
-    trend = trends.known("policy/entropy")
+    trend = trends.known("rollout/entropy")  # of all samples: those that are alike are not computed again
     if trend is None or not (trend.now < LEAST_ENTROPY or trend.now < ENTROPY_LEFT * trend.start):
         return None
     return (
@@ -153,11 +160,15 @@ def _alike(trends: Trends) -> str | None:
     trend, reward = trends.known("rollout/groups_varying"), trends.known("rollout/reward")
     if trend is None or reward is None or trend.now >= FEW_VARY:
         return None
+    entropy = trends.known("rollout/entropy")
+    settled = entropy is not None and entropy.now < ENTROPY_HALVED * entropy.start
     return (
         f"{1 - trend.now:.0%} of the prompts have samples with equal rewards, which teach nothing: a loss of 0 is then "
-        f"expected, and no fault. The mean reward is {reward.now:.3g}. Where that is near the most, the data is "
-        "solved: take harder prompts, or stage.drop_solved=true; where it is near the least, it is too hard: "
-        "easier prompts, stage=sft first, more samples a prompt. stage.varying_prompts trains on those that vary"
+        f"expected, and no fault. The mean reward is {reward.now:.3g}. "
+        + (_SETTLED.format(entropy.start, entropy.now) if settled and entropy is not None else "")
+        + "Where the reward is near the most, the data is solved: take harder prompts, or stage.drop_solved=true; "
+        "where it is near the least, it is too hard: easier prompts, stage=sft first, more samples a prompt. "
+        "stage.varying_prompts trains on those that vary"
     )
 
 
@@ -233,7 +244,7 @@ LOOKS: dict[str, Callable[[Trends], str | None]] = {
     "critic": _critic,
 }
 NUMBERS = (
-    "policy/entropy",
+    "rollout/entropy",
     "policy/kl",
     "policy/ratio_max_deviation",
     "policy/sampler_effective",
