@@ -75,17 +75,31 @@ OPTIONS: list[Any] = [
     [{"label": "A", "text": "lung"}, {"label": "B", "text": "liver"}],
     ["A) lung", "B) liver"],
     ["(A) lung", "(B) liver"],
+    "A. lung\nB. liver",
+    "(A) lung\r\n\r\n(B) liver\r\n",
 ]
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("answer", ["B", "b", " liver ", 1, "1"])
+@pytest.mark.parametrize("answer", ["B", "b", " liver ", 1, "1", "(B)", "b)", "B.", "B. liver", "(B) liver"])
 def test_every_way_to_give_options_and_the_answer_means_the_same(options: Any, answer: Any) -> None:
     spec = SourceSpec(path="x", format="multiple_choice")
     made = record({"question": " Bile? ", "options": options, "answer": answer}, spec)
     assert made.prompt == "Bile?\nA. lung\nB. liver"
     assert made.answer == "B"
     assert as_text(made) == "Question: Bile?\nA. lung\nB. liver\nAnswer: B. liver"
+
+
+def test_options_may_be_numbers_and_an_answer_in_words_must_be_that_of_its_letter() -> None:
+    spec = SourceSpec(path="x", format="multiple_choice")
+    made = record({"question": "q", "options": [3, 2.5], "answer": "2.5"}, spec)
+    assert (made.meta["options"], made.answer) == (["3", "2.5"], "B")
+    numbers = {"question": "q", "options": [1, 2, 3]}
+    assert reason(numbers | {"answer": 1}, spec) == "answer is an option and the number of another"
+    assert record(numbers | {"answer": 0}, spec).answer == "A" and record(numbers | {"answer": "1"}, spec).answer == "A"
+    row = {"question": "q", "options": ["lung", "liver"]}
+    for wrong in ("A. liver", "B. lung", "(C)", "Not A", "A or B"):
+        assert reason(row | {"answer": wrong}, spec) == "unknown answer"
 
 
 def test_labels_that_are_numbers_go_before_counting() -> None:
@@ -115,7 +129,7 @@ def test_choices_that_cannot_be_read_say_why() -> None:
     row = {"question": "q", "options": ["x", "y"], "answer": "A"}
     assert reason(row | {"options": None}, spec) == "missing field options"
     assert reason(row | {"options": "x, y"}, spec) == "wrong type of options: str"
-    assert reason(row | {"options": ["x", 2]}, spec) == "wrong type of options: int"
+    assert reason(row | {"options": ["x", [2]]}, spec) == "wrong type of options: list"
     assert reason(row | {"options": ["x"]}, spec) == "1 options"
     assert reason(row | {"answer": "C"}, spec) == "unknown answer"
     assert reason(row | {"answer": True}, spec) == "wrong type of answer: bool"

@@ -88,6 +88,15 @@ def test_columns_of_no_known_form_are_named_with_what_is_known(tmp_path: Path) -
     assert all(f"{form.name} ({form.needs[0]}" in str(raised.value) for form in LIST)
 
 
+@pytest.mark.parametrize("question", ["question", "prompt"])
+def test_options_that_cannot_be_read_are_told_and_not_left_out(question: str, tmp_path: Path) -> None:
+    row = {question: "Bile?", "options": "lung or liver", "answer": "liver"}
+    with pytest.raises(UserError, match=r"s: its rows have options .column options. that cannot be read: .*line 1"):
+        guess([row] * 3, tmp_path, "prompt")
+    empty = guess([row | {"options": none} for none in (None, "", [])], tmp_path, "prompt")
+    assert empty.format == ("question_answer" if question == "question" else "prompt")
+
+
 def test_a_column_that_some_rows_lack_is_told(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match="columns instruction, output .not all of them in every row. fit no known format"

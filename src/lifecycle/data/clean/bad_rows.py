@@ -86,7 +86,7 @@ def _advice(name: str, reason: str) -> str:
         return f"declare the encoding of the files ({where}.encoding=cp1252, latin-1, ...)"
     if reason.startswith("chat template"):
         return "choose data.chat_template (auto, chatml, plain, or a Jinja file that writes such rows)"
-    if reason == "unknown answer":
+    if reason == "unknown answer" or reason.startswith("answer is an option"):
         return f"say where the answers count from ({where}.answer_base=1), or map the fields ({where}.fields)"
     if reason.startswith(("missing field", "wrong type of", "no prompt")):
         return f"map the fields ({where}.fields, such as {{text: THEIR_NAME}}), choose {where}.format"

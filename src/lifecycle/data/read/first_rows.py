@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from lifecycle.data.read.files.listing import Listing
-from lifecycle.data.read.formats import LIST, Layout, to_record
+from lifecycle.data.read.formats import FORMATS, LIST, Layout, to_record
 from lifecycle.data.read.forms.fields import value_at
 from lifecycle.data.read.forms.preferences import NEAR_TIE, SAME
 from lifecycle.data.read.forms.turns import is_turn
@@ -101,6 +101,26 @@ def broken_alike(seen: Sequence[Seen], spec: SourceSpec, view: str, where: str) 
                 f"{len(seen)} rows are broken: {place(one.raw)} ({why}): {content(one.raw)}; mend the rows, or name "
                 f"{where}.format and map its fields to columns by {where}.fields"
             )
+    return None
+
+
+def options_unread(seen: Sequence[Seen], spec: SourceSpec, where: str) -> str | None:
+    """The message for rows with options that no layout of the format reads: any other format would ask the question
+    without them; None where there are none."""
+    form = FORMATS["multiple_choice"]
+    for layout in form.layouts:
+        columns = layout.columns["options"]
+        if isinstance(columns, list) or not has_columns(seen, layout):
+            continue
+        tried = replace(spec, format=form.name, fields=columns_of(seen, layout))
+        for one in seen:
+            if value_at(one.row, columns) and (why := fault(one, tried)):
+                return (
+                    f"{where}: its rows have options (column {columns}) that cannot be read: {place(one.raw)} ({why}): "
+                    f"{content(one.raw)}; wanted a list, a mapping by letter, or lines that begin with A., B., ..., "
+                    "and as answer a letter, a number or the text of an option. Mend the rows, or type "
+                    f"{where}.format=question_answer to ask without options"
+                )
     return None
 
 

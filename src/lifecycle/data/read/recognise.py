@@ -20,11 +20,15 @@ from lifecycle.data.read.first_rows import (
     has_columns,
     nothing_read,
     of_no_format,
+    options_unread,
 )
 from lifecycle.data.read.formats import AUTO, FORMATS, LIST, Format, Layout
 from lifecycle.data.read.spec import SourceSpec
 from lifecycle.errors import UserError
 from lifecycle.system.say_once import say_read
+
+WITHOUT_OPTIONS = ("question_answer", "word_problem", "prompt")
+"""Formats that have columns of multiple choice, too, and would leave the options out."""
 
 
 def recognised(spec: SourceSpec, found: Listing, *, where: str, view: str) -> tuple[SourceSpec, Listing]:
@@ -48,6 +52,8 @@ def recognised(spec: SourceSpec, found: Listing, *, where: str, view: str) -> tu
     if chosen is None:
         raise UserError(of_no_format(seen, where))
     form, layout = chosen
+    if form.name in WITHOUT_OPTIONS and (why := options_unread(seen, spec, where)):
+        raise UserError(why)
     columns = columns_of(seen, layout)
     fields = {key: name for key, name in columns.items() if key != name or key in form.named}
     made = replace(spec, format=form.name, fields=fields)

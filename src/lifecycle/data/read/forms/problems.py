@@ -14,6 +14,8 @@ from lifecycle.data.read.row import BadRow
 CALCULATOR_MARK = re.compile(r"<<([^<>]*)>>")
 FINAL_ANSWER = re.compile(r"\n?####\s*(.+?)\s*$", re.DOTALL)
 OWN_LABEL = re.compile(r"^\s*\(?([A-Z])\s*[).:]\s*")
+MARKED_LABEL = re.compile(r"\(?\s*([A-Za-z])\s*[).:]*")
+"""A label and nothing else, as "(b)", "B." and "B)"."""
 
 Parts = dict[str, Any]
 """Fields of a record."""
@@ -23,7 +25,10 @@ def multiple_choice(row: Fields) -> Parts:
     """Options get the letters A, B, ... in the order of the row; the answer is a letter."""
     question = _in_context(row, row.text("question"))
     labels, options = _options(row)
-    index = _answer_index(row.required("answer"), labels, options, row.answer_base)
+    answer = row.required("answer")
+    index = _answer_index(answer, labels, options, row.answer_base)
+    if isinstance(answer, int) and str(answer) in options and options[index] != str(answer) and _are_numbers(row):
+        raise BadRow("answer is an option and the number of another")
     letters = string.ascii_uppercase[: len(options)]
     meta = {"options": options, "answer_text": options[index], "explanation": row.text_if_named("explanation")}
     return {"prompt": f"{question}\n{listed(options)}", "answer": letters[index], "meta": meta}
@@ -74,8 +79,11 @@ def _steps(reasoning: str, *, tags: bool) -> str:
 
 
 def _options(row: Fields) -> tuple[list[str], list[str]]:
-    """Labels and texts of the options, from a list, a mapping by letter, {label, text} pairs, or single columns."""
+    """Labels and texts of the options, from a list, a mapping by letter, {label, text} pairs, single columns, or a text
+    with a line for each ("A. lung")."""
     value = unpacked(row.several("options"), row.name("options"))
+    if isinstance(value, str) and (lines := _lines_by_letter(value)):
+        value = lines
     if isinstance(value, Mapping) and {"label", "text"} <= set(value):
         labels, texts = value["label"], value["text"]
         if wrong := [one for one in (labels, texts) if not isinstance(one, list)]:
@@ -89,11 +97,24 @@ def _options(row: Fields) -> tuple[list[str], list[str]]:
         labels, texts = list(string.ascii_uppercase[: len(value)]), list(value)
     else:
         raise BadRow(f"wrong type of {row.name('options')}: {type(value).__name__}")
+    texts = [str(text) if isinstance(text, int | float) and not isinstance(text, bool) else text for text in texts]
     if wrong := [text for text in texts if not isinstance(text, str)]:
         raise BadRow(f"wrong type of {row.name('options')}: {type(wrong[0]).__name__}")
     if not 2 <= len(texts) <= len(string.ascii_uppercase) or len(labels) != len(texts):
         raise BadRow(f"{len(texts)} options")
     return [str(label) for label in labels], _without_own_labels([clean(text) for text in texts])
+
+
+def _are_numbers(row: Fields) -> bool:
+    """Whether the row has options that are no texts."""
+    value = row.several("options")
+    return isinstance(value, list) and any(isinstance(option, int | float) for option in value)
+
+
+def _lines_by_letter(text: str) -> list[str]:
+    """The lines of a text of which each has a letter of its own; none where they have not."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines if _without_own_labels(lines) is not lines else []
 
 
 def _without_own_labels(options: list[str]) -> list[str]:
@@ -114,10 +135,21 @@ def _answer_index(answer: Any, labels: list[str], options: list[str], base: int)
         if text in options:
             return options.index(text)
         if not re.fullmatch(r"-?\d+", text):
-            raise BadRow("unknown answer")
+            return _by_marked_label(text, labels, options)
         answer = int(text)
     if isinstance(answer, bool) or not isinstance(answer, int):
         raise BadRow(f"wrong type of answer: {type(answer).__name__}")
     if not 0 <= answer - base < len(options):
         raise BadRow("unknown answer")
     return answer - base
+
+
+def _by_marked_label(text: str, labels: list[str], options: list[str]) -> int:
+    """The same of an answer such as "(B)", or "B. liver" where that is what option B says."""
+    if (alone := MARKED_LABEL.fullmatch(text)) and alone[1].upper() in labels:
+        return labels.index(alone[1].upper())
+    if (before := OWN_LABEL.match(text)) and before[1] in labels:
+        index = labels.index(before[1])
+        if text[before.end() :].strip() == options[index].strip():
+            return index
+    raise BadRow("unknown answer")
