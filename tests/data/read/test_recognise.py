@@ -93,7 +93,8 @@ def test_options_that_cannot_be_read_are_told_and_not_left_out(question: str, tm
     row = {question: "Bile?", "options": "lung or liver", "answer": "liver"}
     with pytest.raises(UserError, match=r"s: its rows have options .column options. that cannot be read: .*line 1"):
         guess([row] * 3, tmp_path, "prompt")
-    empty = guess([row | {"options": none} for none in (None, "", [])], tmp_path, "prompt")
+    nothing: list[Any] = [None, "", []]
+    empty = guess([row | {"options": none} for none in nothing], tmp_path, "prompt")
     assert empty.format == ("question_answer" if question == "question" else "prompt")
 
 
