@@ -39,5 +39,5 @@ def test_a_function_reads_the_plain_prompt_and_the_columns_and_marks_only_what_i
     assert scorer.names == (TOLD, TEXT)
     assert found.marks[TOLD].isnan().tolist() == [False, True, True] and found.marks[TOLD][0] == 1
     assert found.marks[TEXT].isnan().tolist() == [True, True, False] and found.marks[TEXT][2] == 0.25
-    assert found.failed == {TEXT: 1} and not found.timed_out and found.said == {TEXT: "KeyError: 'kw'"}
+    assert found.failed == {TEXT: 1} and not found.timed_out and "KeyError: 'kw'" in found.said[TEXT]
     assert not cast(Any, scorer.told())

@@ -11,9 +11,10 @@ import json
 import math
 import os
 import sys
+import traceback
 
 from lifecycle.rewards.pool.task import WorkerStart
-from lifecycle.rewards.pool.worker import READ, WRITE, marked
+from lifecycle.rewards.pool.worker import READ, WRITE, in_words, marked
 from lifecycle.rewards.record import Answered, Grader
 from lifecycle.rewards.sandbox import frames, kernel
 from lifecycle.rewards.sandbox.limits import SandboxLimits
@@ -26,18 +27,25 @@ def main() -> None:
     """Mark completions one after another, until the standard input ends."""
     start = WorkerStart(**json.loads(sys.argv[1]))
     kernel.die_with_parent(start.parent)
-    answers = os.dup(WRITE)
-    os.dup2(ERRORS, WRITE)  # what a function prints is no message
+    asked, answers = os.dup(READ), os.dup(WRITE)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), READ)  # a function that waits for a key reads no message ...
+    os.dup2(ERRORS, WRITE)  # ... and what it prints is none
     known = {name: own_grader(name) for name in start.graders}
     frames.write(answers, [])
     while True:
         try:
-            name, completion, record = frames.read(READ)
+            name, completion, record = frames.read(asked)
         except EOFError:
             return
-        found = marked(known[name], completion, Answered(**record), SandboxLimits(**start.limits))
+        found = marked(known[name], completion, Answered(**record), SandboxLimits(**start.limits), _with_place)
         sys.stdout.flush()
         frames.write(answers, found)
+
+
+def _with_place(error: Exception) -> str:
+    """What a function raised, with the line of its file."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return in_words(error) + ("" if place.filename == __file__ else f" ({place.filename}, line {place.lineno})")
 
 
 def own_grader(name: str, where: str = "stage.rewards") -> Grader:

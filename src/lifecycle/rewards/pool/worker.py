@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from lifecycle.rewards.graders import GRADERS, READERS, prepare
@@ -100,15 +101,26 @@ def _serve(start: WorkerStart, layers: set[str], user: int | None, nowhere: int)
         empty(scratch)
 
 
-def marked(grader: Grader, completion: str, record: Answered, limits: SandboxLimits) -> list[Any]:
+def in_words(error: Exception) -> str:
+    """What a grader raised."""
+    return f"{type(error).__name__}: {error}"
+
+
+def marked(
+    grader: Grader,
+    completion: str,
+    record: Answered,
+    limits: SandboxLimits,
+    words: Callable[[Exception], str] = in_words,
+) -> list[Any]:
     """State, mark and text. A grader that computes for too long ends the worker by a signal, which needs no Python to
-    run; the pool knows the signal. What a grader raises is told, for the pool to count."""
+    run; the pool knows the signal. What a grader raises is told, in `words`, for the pool to count."""
     signal.setitimer(signal.ITIMER_PROF, limits.cpu_s)
     try:
         return [MARKED, grader(completion, record), ""]
     except (OverLimit, MemoryError, RecursionError) as error:
         return [TIMED_OUT, None, type(error).__name__]
     except Exception as error:
-        return [FAILED, None, f"{type(error).__name__}: {error}"[:500]]
+        return [FAILED, None, words(error)[:500]]
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)

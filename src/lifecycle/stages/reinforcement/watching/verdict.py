@@ -76,8 +76,9 @@ def _unmarked(found: Preflight) -> str:
         said = "; ".join(f"'{name}' failed {count} times: {_said(found, name)}" for name, count in found.failed.items())
         return f"{what}: the grader {said}. Mend that, or take another reward (stage.rewards)"
     return (
-        f"{what}: their rows lack what the reward needs, as a known answer, or tests: choose data that has it, name "
-        "its fields (data.sources.NAME.fields), or take another reward (stage.rewards, or data.sources.NAME.rewards)"
+        f"{what}: their rows lack what the reward needs, as a known answer, or tests (or your own function returned "
+        "None for each): choose data that has it, name its fields (data.sources.NAME.fields), or take another reward "
+        "(stage.rewards, or data.sources.NAME.rewards)"
     )
 
 
