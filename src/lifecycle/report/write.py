@@ -20,7 +20,7 @@ from lifecycle.report.run.facts import headline
 from lifecycle.report.run.forgetting_section import table, verdict
 from lifecycle.report.run.plots import draw
 from lifecycle.report.run.run_data import read_run
-from lifecycle.report.run.sections import domain_table, incidents, measures_table, overview, sections, title
+from lifecycle.report.run.sections import incidents, overview, results_table, sections, title
 from lifecycle.system import atomic
 
 PICTURES = "report"
@@ -58,8 +58,8 @@ def terminal_summary(run_folder: Path | str) -> RenderableType:
     for name, value in incidents(run):
         plain.add_row(Text(name, style="yellow"), value.replace("`", ""))
     parts.append(Padding(plain, (1, 0, 0, 0)))
-    if facts.domains or not run.is_likelihood:
-        columns, rows = domain_table(facts) if run.is_likelihood else measures_table(run)
+    columns, rows = results_table(run, facts)
+    if rows:
         parts.append(sheet(columns, rows))
     kept = verdict(run)
     if kept:

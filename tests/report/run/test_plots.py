@@ -9,9 +9,7 @@ import pytest
 
 from lifecycle.report.page.canvas import DARK, LIGHT, smooth
 from lifecycle.report.run.plots import PICTURES, curriculum, draw, loss, throughput
-from lifecycle.report.run.reward_plot import pass_at_k, rewards
 from lifecycle.report.run.run_data import RunData, read_run
-from lifecycle.report.run.sections import measures_table
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +25,7 @@ def size(png: bytes) -> tuple[int, int]:
 
 def test_a_finished_run_has_every_picture_of_one_width(run: RunData) -> None:
     drawn = draw(run, LIGHT)
-    assert list(drawn) == [name for name in PICTURES if name not in ("rewards", "pass_at_k")]  # it samples nothing
+    assert list(drawn) == [name for name in PICTURES if name not in ("rewards", "pass_at_k", "policy")]  # no samples
     assert {size(png)[0] for png in drawn.values()} == {1280}
 
 
@@ -113,38 +111,3 @@ def test_a_speed_that_was_measured_once_is_seen(run: RunData) -> None:
     figure = throughput(replace(run, metrics=last), LIGHT)
     assert figure is not None
     assert [axes.lines[0].get_marker() for axes in figure.axes] == ["o", "o"]
-
-
-def test_rewards_are_drawn_of_a_run_that_samples(run: RunData) -> None:
-    steps = [float(step) for step in range(1, 6)]
-    told: dict[str, list[float | None]] = {"step": list(steps), "rollout/reward": [0.1, 0.2, 0.4, 0.5, 0.6]}
-    told |= {"valid/asked/loss": [-0.3] * 5, "valid/asked/reward": [0.3] * 5, "policy/entropy": [1.0] * 5}
-    figure = rewards(replace(run, metrics=told), LIGHT)
-    assert figure is not None
-    upper, lower = figure.axes
-    assert [line.get_label() for line in upper.lines[1:]] == ["samples, smoothed", "greedy, held out: asked"]
-    assert upper.lines[0].get_ydata() == pytest.approx([0.1, 0.2, 0.4, 0.5, 0.6]) and len(lower.lines) == 1
-
-
-def sampled(run: RunData) -> RunData:
-    """With pass@1 and pass@8, measured at two of three steps."""
-    told: dict[str, list[float | None]] = {"step": [0.0, 1.0, 2.0], "valid/asked/loss": [-0.3, None, -0.4]}
-    for k, values in ((1, [0.2, None, 0.3]), (8, [0.5, None, 0.4])):
-        for end, shift in (("", 0.0), ("_low", -0.1), ("_high", 0.1)):
-            told[f"valid/asked/pass_at_{k}{end}"] = [None if value is None else value + shift for value in values]
-    return replace(run, metrics=told)
-
-
-def test_pass_at_k_is_drawn_with_its_band(run: RunData) -> None:
-    figure = pass_at_k(sampled(run), LIGHT)
-    assert figure is not None
-    (axes,) = figure.axes
-    assert [line.get_label() for line in axes.lines] == ["pass@1", "pass@8"] and len(axes.collections) == 2
-    assert axes.lines[1].get_xydata().tolist() == [[0, 0.5], [2, 0.4]]  # type: ignore[union-attr]
-    assert axes.collections[0].get_paths()[0].get_extents().ymax == pytest.approx(0.4)
-
-
-def test_a_measure_stands_in_the_table_with_its_interval(run: RunData) -> None:
-    columns, rows = measures_table(sampled(run))
-    assert columns == ["held-out data", "loss", "pass@1", "pass@8"]
-    assert rows == [["asked", "-0.400", "0.300 (0.200 to 0.400)", "0.400 (0.300 to 0.500)"]]

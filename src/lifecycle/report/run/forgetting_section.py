@@ -18,9 +18,10 @@ MOST_ROWS = 12
 
 
 def measurements(run: RunData) -> list[Mapping[str, Any]]:
-    """All measurements of the retained domains, the first one before the first step; empty where there are none."""
+    """All measurements of the retained domains, the first one before the first step; empty where there is none of
+    text."""
     found: list[Mapping[str, Any]] = run.forgetting.get("measurements", [])
-    return found
+    return found if any(one["perplexity"] for one in found) else []
 
 
 def forgetting(run: RunData, theme: Theme) -> Figure | None:

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentF
 from lifecycle.report.page.canvas import Theme, canvas, legend, level, png, smooth, style, ticks, tokens_axis
 from lifecycle.report.page.format import short
 from lifecycle.report.run.forgetting_section import forgetting
-from lifecycle.report.run.reward_plot import pass_at_k, rewards
+from lifecycle.report.run.reinforcement.pictures import pass_at_k, policy, rewards
 from lifecycle.report.run.run_data import RunData, dig
 
 BASELINE_STYLES = {"unigram": ":", "bigram": "--"}
@@ -34,10 +34,11 @@ def draw(run: RunData, theme: Theme) -> dict[str, bytes]:
 
 
 def loss(run: RunData, theme: Theme) -> Figure | None:
-    """Training loss, raw and smoothed; held-out loss; what a unigram and a bigram model reach."""
+    """Training loss, raw and smoothed; held-out loss; what a unigram and a bigram model reach. None for a run that
+    learns from samples, of which the value of the loss says nothing."""
     x = _x(run)
     steps, values = run.series("train/loss", x)
-    if not steps:
+    if not steps or run.learns_from_samples:
         return None
     figure, (axes,) = canvas(theme, "Loss (nats a token)" if run.is_likelihood else "Loss", height=3.9)
     first, second = theme.series[:2]
@@ -164,11 +165,12 @@ def throughput(run: RunData, theme: Theme) -> Figure | None:
 
 
 def ledger(run: RunData, theme: Theme) -> Figure | None:
-    """Planned (pale) and seen (solid) tokens of every source, and how often it was read."""
+    """Planned (pale) and seen (solid) tokens or prompts of every source, and how often it was read."""
     sources = run.ledger.get("sources", {})
     if not sources:
         return None
-    figure, (axes,) = canvas(theme, "Tokens by source (pale: planned, solid: seen)", height=0.75 + 0.52 * len(sources))
+    unit = "Prompts" if run.learns_from_samples else "Tokens"
+    figure, (axes,) = canvas(theme, f"{unit} by source (pale: planned, solid: seen)", height=0.75 + 0.52 * len(sources))
     most = max(max(s.get("planned_tokens") or 0, s.get("seen_tokens") or 0) for s in sources.values()) or 1
     for place, source in enumerate(sources.values()):
         color = _domain_color(run, theme, source.get("domain", ""))
@@ -233,6 +235,7 @@ PICTURES: dict[str, Callable[[RunData, Theme], Figure | None]] = {
     "loss": loss,
     "rewards": rewards,
     "pass_at_k": pass_at_k,
+    "policy": policy,
     "perplexity": perplexity,
     "forgetting": forgetting,
     "ledger": ledger,

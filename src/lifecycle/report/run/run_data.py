@@ -64,6 +64,11 @@ class RunData:
         return not self.domains or any(self.last(f"valid/{name}/perplexity") is not None for name in self.domains)
 
     @property
+    def learns_from_samples(self) -> bool:
+        """Whether it was trained on samples of its own, by their rewards."""
+        return "rollout/reward" in self.metrics
+
+    @property
     def measures(self) -> dict[str, dict[str, float]]:
         """By domain, what was last measured on its held-out data, by name."""
         found: dict[str, dict[str, float]] = {name: {} for name in self.domains}

@@ -19,17 +19,19 @@ from lifecycle.report.run.facts import DomainResult, Headline, headline
 from lifecycle.report.run.forgetting_section import measurements, table
 from lifecycle.report.run.forgetting_section import verdict as verdict_of_guard
 from lifecycle.report.run.provenance import convention, mfu_name, used
-from lifecycle.report.run.rollouts_section import before_the_first_update, noticed
+from lifecycle.report.run.reinforcement.outcome import outcome, outcome_table, reached
+from lifecycle.report.run.reinforcement.watched_section import before_the_first_update, noticed
 from lifecycle.report.run.run_data import RunData
 
 PICTURE_WORDS = {
     "loss": "Loss over tokens: training, held-out, and what counting words reaches",
-    "rewards": "Reward of the samples of each step and of greedy answers to held-out prompts; below, the share of the "
-    "prompts whose samples differ in their reward, which are those that teach, and the entropy of the policy",
+    "rewards": "Reward of the samples of each step, and of greedy answers to held-out prompts",
     "pass_at_k": "Chance that one of k samples of a held-out prompt is right, with 95 % intervals over the prompts",
+    "policy": "The policy and its samples, step by step; prompts that teach are those whose samples differ in their "
+    "reward",
     "perplexity": "Held-out perplexity of every domain, beside its unigram and bigram baselines",
     "forgetting": "What was gained and what was forgotten of what the parent knew, with every action of the guard",
-    "ledger": "Planned and seen tokens of every source",
+    "ledger": "What was planned and seen of every source",
     "learning_rate": "Learning rate and gradient norm",
     "throughput": "Tokens a second, and the share of time that training waited for data",
     "curriculum": "Planned share of a source's tokens by level of difficulty, over the run",
@@ -46,9 +48,9 @@ def sections(run: RunData, drawn: list[str]) -> list[Element]:
     facts = headline(run)
     return [
         *_result(run, facts),
-        *before_the_first_update(run),
         *_pictures(drawn),
         *noticed(run),
+        *before_the_first_update(run),
         *_forgetting(run, "forgetting" in drawn),
         *answers(run),
         *calibration(run),
@@ -61,11 +63,12 @@ def sections(run: RunData, drawn: list[str]) -> list[Element]:
 
 
 def _result(run: RunData, facts: Headline) -> list[Element]:
-    blocks: list[Element] = [Paragraph(verdict(facts), "lead")]
+    blocks: list[Element] = [Paragraph(verdict(run, facts), "lead")]
     if run.missing:
         blocks.append(Paragraph("This folder does not (yet) hold: " + ", ".join(run.missing) + ".", "warning"))
+    blocks += outcome(run) if run.learns_from_samples else []
     blocks.append(Sheet(("", ""), [list(row) for row in overview(run, facts)], numbers=False))
-    if not run.is_likelihood:
+    if not run.is_likelihood and not run.learns_from_samples:
         blocks.append(Sheet(*measures_table(run)))
     elif facts.domains:
         columns, rows = domain_table(facts)
@@ -83,7 +86,7 @@ def _result(run: RunData, facts: Headline) -> list[Element]:
     return blocks
 
 
-def verdict(facts: Headline) -> str:
+def verdict(run: RunData, facts: Headline) -> str:
     """One sentence: how far it got, and what it reached."""
     steps, tokens = count(facts.steps), count(facts.tokens)
     begin = {
@@ -96,11 +99,13 @@ def verdict(facts: Headline) -> str:
         return f"No step has been logged yet (status: {facts.status})."
     if facts.seconds is not None:
         begin += f" in {span(facts.seconds)}"
-    reached = [_reached(domain) for domain in facts.domains]
-    return begin + ("; held-out perplexity " + ", ".join(reached) if reached else "") + "."
+    if run.learns_from_samples:
+        return f"{begin}; {reached(run)}." if reached(run) else f"{begin}."
+    perplexities = [_perplexity(domain) for domain in facts.domains]
+    return begin + ("; held-out perplexity " + ", ".join(perplexities) if perplexities else "") + "."
 
 
-def _reached(domain: DomainResult) -> str:
+def _perplexity(domain: DomainResult) -> str:
     beside = f" (bigram model: {number(domain.bigram, 0)})" if domain.bigram else ""
     return f"{number(domain.perplexity, 1)} on {domain.name}{beside}"
 
@@ -114,6 +119,10 @@ def overview(run: RunData, facts: Headline) -> list[tuple[str, str]]:
         if value is not None
     ]
     best = f", best at step {count(facts.best_step)}" if facts.best_step not in (None, facts.steps) else ""
+    reached = ("loss, nats a token" if run.is_likelihood else "loss", ", ".join(losses) + best if losses else None)
+    if run.learns_from_samples:  # whose loss is no measure: held out it is minus the reward
+        of_held_out = None if facts.held_out_loss is None else number(-facts.held_out_loss, 3) + best
+        reached = ("reward, held out", of_held_out)
     rows = [
         ("status", facts.status),
         ("steps", count(facts.steps) + of if facts.steps is not None else None),
@@ -121,9 +130,16 @@ def overview(run: RunData, facts: Headline) -> list[tuple[str, str]]:
         ("training time", span(facts.seconds) if facts.seconds is not None else None),
         ("tokens per second", count(facts.tokens_per_second) if facts.tokens_per_second is not None else None),
         (mfu_name(run), share(facts.mfu) if facts.mfu is not None else None),
-        ("loss, nats a token" if run.is_likelihood else "loss", ", ".join(losses) + best if losses else None),
+        reached,
     ]
     return [(name, value) for name, value in rows if value is not None]
+
+
+def results_table(run: RunData, facts: Headline) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of what came out, whatever the run measured; no rows where it measured nothing."""
+    if run.learns_from_samples:
+        return outcome_table(run)
+    return domain_table(facts) if run.is_likelihood else measures_table(run)
 
 
 def measures_table(run: RunData) -> tuple[list[str], list[list[str]]]:
@@ -212,7 +228,7 @@ def _ledger(run: RunData, drawn: bool) -> list[Element]:
     if reasons:
         blocks.append(Sheet(("source", "rows left out"), reasons, numbers=False))
     padding = run.ledger.get("padding_share")
-    if padding is not None:
+    if padding is not None and not run.learns_from_samples:  # prompts are in no rows
         blocks.append(Paragraph(f"Padding: {share(padding, 2)} of all positions.", "note"))
     return blocks
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lifecycle.report.page.render import Paragraph, Sample, Sheet
-from lifecycle.report.run.rollouts_section import before_the_first_update, noticed
+from lifecycle.report.run.reinforcement.watched_section import before_the_first_update, noticed
 from lifecycle.report.run.run_data import read_run
 from lifecycle.report.write import write_report
 
