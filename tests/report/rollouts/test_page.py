@@ -111,6 +111,8 @@ def test_rewards_advantage_and_an_unfinished_answer_are_told(tmp_path: Path) -> 
     page = write_rollouts(tmp_path / "cut").read_text()
     for words in ("reward 0.5", "choice 0.5", "length missing", "advantage -1.750", "known answer: B"):
         assert words in page, words
+    write(tmp_path / "whole", 5, [sample(5, 0, 0, 0.5)])
+    assert "tokens, ended by itself" in write_rollouts(tmp_path / "whole").read_text()
     assert f"unfinished: cut off at {len(row['token_ids'])} tokens" in page and '<pre class="d3">' in page
     assert re.search(r'<span class="l4" title="probability 0.00674, logprob -5.000">', page)
     assert re.search(r'<span class="l1 off" title="probability 0.607', page)

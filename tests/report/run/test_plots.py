@@ -88,6 +88,11 @@ def test_smoothing_takes_noise_away() -> None:
     assert max(map(abs, smoothed[1000:3000])) < 0.5
 
 
+def test_a_smoothed_share_stays_within_what_was_measured() -> None:
+    shares = [0.5, 1.0, 0.5, 0.75, 1.0, 1.0]
+    assert 0.5 <= min(smooth(shares)) and max(smooth(shares)) <= 1.0
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
 def test_a_run_of_few_steps_can_be_smoothed(count: int) -> None:
     assert smooth([2.0] * count) == pytest.approx([2.0] * count)

@@ -122,15 +122,16 @@ def ticks(number: int) -> MaxNLocator:
     return MaxNLocator(number, steps=[1, 2, 2.5, 5, 10])
 
 
-def legend(axes: Axes) -> None:
-    """Names of the curves."""
-    axes.legend(loc="upper right", frameon=False, fontsize=9.5)
+def legend(axes: Axes, *, where: str = "upper right") -> None:
+    """Names of the curves. where: as matplotlib names places; best: where they hide least."""
+    axes.legend(loc=where, frameon=False, fontsize=9.5)
 
 
 def smooth(values: Sequence[float]) -> list[float]:
     """A straight line fitted around each point: about a fortieth of the run to both sides, less near the steep start.
 
-    Unlike a running mean it does not lag behind a falling curve. Values that are not finite are ignored.
+    Unlike a running mean it does not lag behind a falling curve. Values that are not finite are ignored. It stays
+    within what was measured: the line through a few shares would leave 0 to 1.
     """
     y = np.asarray(values, dtype=np.float64)
     finite = np.isfinite(y)
@@ -145,4 +146,6 @@ def smooth(values: Sequence[float]) -> list[float]:
     spread = xx - x**2 / n_safe
     slope = np.where(spread > 1e-9, (xy - x * total / n_safe) / np.where(spread > 1e-9, spread, 1), 0.0)
     fitted = total / n_safe + slope * (place - x / n_safe)
+    if finite.any():
+        fitted = np.clip(fitted, y[finite].min(), y[finite].max())
     return [float(v) for v in np.where(n > 0, fitted, np.nan)]

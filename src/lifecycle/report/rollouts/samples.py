@@ -21,6 +21,14 @@ PROBABLE = ("below 0.9", "below 0.5", "below 0.2", "below 0.05")
 STRENGTHS = (0.05, 0.5, 1.5)
 """Sizes of an advantage from which on a sample has the next colour."""
 ADVANTAGES = {"d3": "-1.5 or less", "d2": "-0.5", "d1": "below 0", "u1": "above 0", "u2": "0.5", "u3": "1.5 or more"}
+ENDED = {
+    "stop_id": "by itself",
+    "stop_string": "at a text that ends it",
+    "capacity": "at the model's last position",
+    "done": "by its environment",
+    "turns": "by one call more than it may make",
+}
+"""Why a completion ended, in words."""
 MOST_CHARACTERS = 20_000
 """Of a text; more is counted and left out."""
 
@@ -127,7 +135,7 @@ def _badges(row: Row, advantage: float) -> str:
     if row["stop_reason"] == "length":
         parts.append(("cut", f"unfinished: cut off at {size:,} tokens"))
     else:
-        parts.append(("", f"{size:,} tokens, ended by {row['stop_reason']}"))
+        parts.append(("", f"{size:,} tokens, ended {ENDED.get(row['stop_reason'], row['stop_reason'])}"))
     return "".join(f'<span class="badge {kind}">{text(words)}</span>' for kind, words in parts)
 
 

@@ -35,7 +35,7 @@ def rewards(run: RunData, theme: Theme) -> Figure | None:
         axes.plot(x, held, color=color, marker="o", markersize=4, label=f"greedy, held out: {domain}")
     axes.yaxis.set_major_locator(ticks(6))
     tokens_axis(axes, "step")
-    axes.legend(loc="best", frameon=False, fontsize=9.5)
+    legend(axes, where="best")
     return figure
 
 
@@ -78,7 +78,7 @@ def pass_at_k(run: RunData, theme: Theme) -> Figure | None:
             axes.plot(steps, values, color=color, marker="o", markersize=4, linewidth=1.6, label=f"pass@{k}")
         axes.set_title(domain, fontsize=10.5, color=theme.ink, loc="left")
         axes.set_ylim(bottom=0)
-        legend(axes)
+        legend(axes, where="best")
     panels[-1].set_xlabel("steps")
     return figure
 
