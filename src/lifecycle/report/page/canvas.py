@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -122,7 +122,7 @@ def ticks(number: int) -> MaxNLocator:
     return MaxNLocator(number, steps=[1, 2, 2.5, 5, 10])
 
 
-def legend(axes: Axes, *, where: str = "upper right") -> None:
+def legend(axes: Axes, *, where: Literal["upper right", "best"] = "upper right") -> None:
     """Names of the curves. where: as matplotlib names places; best: where they hide least."""
     axes.legend(loc=where, frameon=False, fontsize=9.5)
 
