@@ -154,7 +154,7 @@ def test_the_dry_run_counts_what_is_asked_and_what_is_trained(
         kept = 4 * scored / model.parameters() if way == "ppo" else 0
         assert _trained_beside(plan, model) == pytest.approx(kept)
         critic = scored / model.parameters() if way == "ppo" else 0  # trained, and asked once before that
-        assert _repeats(plan, model) == pytest.approx(1 + (1 / 3 if way == "ppo" else 0) + critic * 4 / 3)
+        assert _repeats(plan, model) == pytest.approx(1 + 1 / 3 + critic * 4 / 3)  # of two updates
     words += ["stage.kl.coefficient=0.1", "stage.kl.refresh_every=5"]  # a reference of the policy's size beside both
     plan = make_plan(compose([*words, "data=asked", "dry_run=true"], config_dirs=[place / "conf"]))
     assert _trained_beside(plan, model) == pytest.approx(kept + 1)

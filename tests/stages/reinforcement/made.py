@@ -197,15 +197,16 @@ def ppo(
     critic: CriticKeys = HEAD,
     values: ValueKeys = VALUES,
     environment: EnvironmentKeys = ALONE,
+    model: ModelConfig = POLICY,
     lr: float = 1e-2,
     setup: dict[str, Any] | None = None,
     **keys: Any,
 ) -> Ppo:
     """With the facts of `grpo`, and a critic."""
-    facts: dict[str, Any] = {"read_weights": lambda: build(POLICY, seed=3).state_dict(), **(setup or {})}
-    like = grpo(steps=steps, micro_tokens=micro_tokens, setup=facts, environment=environment)
+    facts: dict[str, Any] = {"read_weights": lambda: build(model, seed=3).state_dict(), **(setup or {})}
+    like = grpo(steps=steps, micro_tokens=micro_tokens, setup=facts, environment=environment, model=model)
     made = Ppo(
-        model=POLICY,
+        model=model,
         optimization=optimization(lr, eps=EPS),
         drawn=replace(like.actor.drawn, updates_per_rollout=updates, passes_per_rollout=passes),
         graded=GRADED,

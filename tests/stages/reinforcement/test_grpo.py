@@ -413,6 +413,19 @@ def test_solved_prompts_are_not_asked_again_and_checkpoints_know_them(tmp_path: 
     assert asked == [12, 9, 9]  # and of prompts that are not trained on, as their samples are alike, it is known, too
 
 
+def test_it_is_said_once_that_no_prompt_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class All(ByTokens):
+        def scores(self, stage: Any, rollout: Rollout, given: PromptBatch) -> Any:
+            found = super().scores(stage, rollout, given)
+            return replace(found, rewards=torch.ones_like(found.rewards))
+
+    made = grpo(drop_solved=True, samples=2, updates=2, varying_prompts=2)
+    made.actor.scoring = All()  # type: ignore[assignment]
+    rows = train(made, tmp_path)
+    assert "rollout/reward" in rows[1] and "rollout/reward" not in rows[3] and rows[3]["train/loss"] == 0
+    assert capsys.readouterr().err.count("step 2 has no prompt that was not solved") == 1
+
+
 def test_each_update_has_an_equal_part_of_the_prompts_that_are_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -425,6 +438,9 @@ def test_each_update_has_an_equal_part_of_the_prompts_that_are_left(
     monkeypatch.setattr(learner, "micro_batches", counted)
     train(grpo(steps=1, varying_prompts=2, updates=2, samples=3), tmp_path, 1)  # the first part of two has enough
     assert parts == [1, 1]
+    parts.clear()
+    train(grpo(steps=1, varying_prompts=2, updates=3, samples=3), tmp_path / "b", 1)  # and none changes the weights by
+    assert parts == [1, 1]  # momentum alone
 
 
 # -- kept rollouts
@@ -432,6 +448,9 @@ def test_each_update_has_an_equal_part_of_the_prompts_that_are_left(
 
 def test_kept_rollouts_hold_every_sample_with_its_worth_and_its_tokens(tmp_path: Path) -> None:
     made = grpo(keep_rollouts=2, drawing=replace(DRAWING, top_k=5), setup={"folder": tmp_path})
+    (tmp_path / "rollouts").mkdir()
+    for rank in range(2):  # of two ranks, which were killed behind their last checkpoint
+        (tmp_path / f"rollouts/step-00000002-{rank}.parquet").write_bytes(b"")
     train(made, tmp_path / "run")
     assert [file.name for file in (tmp_path / "rollouts").glob("*")] == ["step-00000002.parquet"]
     found = read(tmp_path).to_pylist()

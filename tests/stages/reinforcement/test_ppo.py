@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lifecycle.batch import Rollout
 from lifecycle.errors import UserError
-from lifecycle.model import Decoder, build
+from lifecycle.model import Decoder, MoE, build
 from lifecycle.model.layers.initial import ending_in, fresh_score
 from lifecycle.optim import Muon
 from lifecycle.optim.carry import carry_over
@@ -232,6 +232,16 @@ def test_a_separate_critic_begins_as_the_parent_with_a_fresh_score() -> None:
     wanted = ending_in(build(POLICY, seed=3).state_dict(), fresh_score(SCORED, seed=1))
     found = made.critic.network.state_dict()
     assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_score_on_a_policy_needs_no_class_that_ends_in_one_and_a_critic_of_its_own_does(tmp_path: Path) -> None:
+    experts = MoE(experts=4, active=2, ffn_width=16, shared=1, score="sigmoid", bias_rate=0.01)
+    policy = replace(POLICY, family="glm4_moe", moe=experts)
+    warm = replace(HEAD, warmup_steps=1)  # its routers move in the second step alone, and both rows are read together
+    rows = train(ppo(critic=warm, model=policy, steps=2, setup={"log_every": 2}), tmp_path, 2)
+    assert "moe/load_max" not in rows[1] and rows[2]["moe/load_max"] >= 1 and rows[2]["critic/loss"] > 0
+    with pytest.raises(UserError, match="family glm4_moe ends in a score: type stage.critic.kind=head"):
+        ppo(critic=SEPARATE, model=policy)
 
 
 def test_a_critic_may_begin_as_a_reward_model_of_another_size() -> None:

@@ -138,3 +138,15 @@ def test_what_would_move_nothing_is_refused_and_the_advice_helps(typed: str, say
         assert not said(typed, one)
     phases = "stage.phases=[{at_steps: 0, kl_coefficient: 0.1}]"
     assert bool(said(typed, phases)) == ("samples" in typed)
+
+
+@pytest.mark.parametrize(("weight", "says"), [(0.0, "nothing that counts"), (float("nan"), "no weight")])
+def test_a_weight_that_is_none_is_refused_wherever_it_stands(weight: float, says: str) -> None:
+    own = {"mine": {"rewards": {"choice": weight}}}
+    held: tuple[tuple[Any, dict[str, Any], str], ...] = (
+        ({"choice": weight}, {}, "stage.rewards"),
+        ("choice", own, "data.sources.mine.rewards"),
+    )
+    for rewards, sources, where in held:
+        (line,) = settings.faults({"stage": {"rewards": rewards}, "data": {"sources": sources}})
+        assert line.startswith(where) and says in line

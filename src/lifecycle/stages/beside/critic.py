@@ -21,6 +21,7 @@ from lifecycle.batch import SampleBatch
 from lifecycle.bounds import FromZero, NotNegative, Positive
 from lifecycle.errors import UserError
 from lifecycle.model import Decoder, DocumentMask, ModelConfig, build, compile_model
+from lifecycle.model.families import family_of
 from lifecycle.model.layers.initial import ending_in, fresh_score
 from lifecycle.stages.run.setup import AskedModel, Setup
 from lifecycle.stages.step.gradients import Sums
@@ -55,10 +56,20 @@ class Critic(nn.Module):
         self._began_as = setup.asked.get(CRITIC) if keys.init_from is not None else None
         if self._began_as is not None:
             _check(self._began_as, config)
-        own = replace(config, score_head=True) if self._began_as is None else self._began_as.config
-        self.keys, self._setup, self._config = keys, setup, own
+        self.keys, self._setup, self._config = keys, setup, self._own(config, keys)
         self.score: nn.Linear | None = None
         self.network: Decoder | None = None
+
+    def _own(self, policy: ModelConfig, keys: CriticKeys) -> ModelConfig:
+        """The sizes of the critic; of a score on the policy those of the policy."""
+        if self._began_as is not None or keys.kind == "head":
+            return policy if self._began_as is None else self._began_as.config
+        if not family_of(policy.family).switches.score_head:
+            raise UserError(
+                f"stage.critic.kind is separate, and no model of family {policy.family} ends in a score: type "
+                "stage.critic.kind=head"
+            )
+        return replace(policy, score_head=True)
 
     def build(self, mesh: DeviceMesh | None) -> None:
         """Its weights, the same on every rank. A run that goes on gets those of its checkpoint."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -213,9 +214,13 @@ def faults(config: Mapping[str, Any]) -> list[str]:
             f"(stage.sampling.max_new_tokens): type stage.overlong_buffer={max(1, new // 5)}"
         )
     found += [*_refresh_faults(config), *_moves_nothing(stage)]
-    rewards = stage.get("rewards")
-    if rewards is not None and not isinstance(rewards, str) and not any(rewards.values()):
-        found.append("stage.rewards names nothing that counts: type stage.rewards=choice, or another of its names")
+    for where, held in _named(config):
+        if not isinstance(held, Mapping):
+            continue
+        if not any(held.values()):
+            found.append(f"{where} names nothing that counts: type '{where}={{choice: 1}}', or others of its names")
+        if odd := [f"{name}: {w}" for name, w in held.items() if isinstance(w, float) and not math.isfinite(w)]:
+            found.append(f"{where} has {odd[0]}, which is no weight: give it a number, as {{choice: 1, format: 0.1}}")
     found += faults_of(_named(config))
     return [*found, *_unbounded(config), *_environment(config), *judge_faults(stage, reward_names(config))]
 

@@ -26,6 +26,7 @@ from lifecycle.stages.reinforcement.acting.scoring import SampleScores, Scoring,
 from lifecycle.stages.reinforcement.learning.experience import Experience, prompt_of
 from lifecycle.stages.reinforcement.settings import PolicyKeys, RewardKeys, SamplingKeys
 from lifecycle.stages.run.setup import Setup
+from lifecycle.stages.step.collectives import sum_over_ranks
 from lifecycle.stages.step.watched import Carried
 
 HELD_OUT_DRAWS = "held-out samples"
@@ -40,6 +41,7 @@ class Actor:
         self.drawn, self.graded, self._setup = drawn, graded, setup
         self.sampler, self.solved = PolicySampler(drawn, setup), Solved(drops=drawn.drop_solved)
         self.measures = told.measures(setup.validation_samples)
+        self._said = False
         self.scoring = Scoring(graded, setup, longest=drawn.sampling.max_new_tokens)
 
     @property
@@ -60,14 +62,27 @@ class Actor:
             phases.tokens += int(rollout.length.sum())
             return rollout, scores
 
+        asked = self.solved.without(prompts)
+        self._say_where_all_are_solved(stage, len(asked), batch.step)
         found, facts = sampled(
-            self.solved.without(prompts),
+            asked,
             draw,
             prompts_per_step=self._setup.timeline.at(batch.step).rows,
             varying_prompts=self.drawn.varying_prompts,
             device=stage.device,
         )
         return found, {**facts, **phases.told(), **self.scoring.told()}
+
+    def _say_where_all_are_solved(self, stage: Stage, asked: int, step: int) -> None:
+        """Once in a process. asked: prompts of this rank. Every rank must call."""
+        if not self.drawn.drop_solved or self._said:
+            return
+        self._said = not int(sum_over_ranks(torch.tensor([asked], device=stage.device)))
+        if self._said:
+            stage.meter.say(
+                f"step {step + 1} has no prompt that was not solved before (stage.drop_solved), so it draws and trains "
+                "nothing. If that goes on the data is solved: take other data, or let the run end"
+            )
 
     def experience(self, stage: Stage, sampled: Sampled, policy: PolicyKeys, step: int) -> Experience:
         """The samples of step `step` with their advantages, each compared with the others of its prompt; they are kept

@@ -59,9 +59,11 @@ class Experience:
 
     def parts(self, of: int, device: torch.device) -> list[list[int]]:
         """The samples of each of the updates of a step: whole groups, every `of`th of the prompts that there are on
-        all ranks, so that each has as many of them as another, or one more. Every rank must call."""
+        all ranks, so that each has as many of them as another, or one more; of fewer prompts there are fewer updates,
+        and one of none. Every rank must call."""
         (place_S,), mine = of_all_ranks([self.place], device)
-        number_N = place_S.unique(return_inverse=True)[1][mine]
+        places, number_S = place_S.unique(return_inverse=True)
+        number_N, of = number_S[mine], min(of, max(1, len(places)))
         return [(number_N % of == part).nonzero()[:, 0].tolist() for part in range(of)]
 
 
