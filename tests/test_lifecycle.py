@@ -35,6 +35,7 @@ AFTER = ["stage.peak_ratio=0.5", "stage.replay.share=0.5"]
 GROUPS = [
     "stage.prompts_per_step=4",
     "stage.samples_per_prompt=4",
+    "stage.varying_prompts=null",
     "stage.sampling.max_new_tokens=6",
     "stage.entropy=1",
     "stage.preflight.prompts=0",

@@ -38,8 +38,9 @@ class SourceSpec:
         commit of it, None: its main branch as it is when a run begins.
     path: a file, folder, glob or URL, a list of them, or one of these per split; `python://prose` and `python://code`
         are the texts of the running Python installation, `python://arithmetic` and `python://reasoning` exercises,
-        `python://questions` and `python://preferences` questions that Python answers, `python://demonstrations`,
-        `python://expressions` and `python://expressions_held_out` small expressions that it evaluates,
+        `python://questions`, `python://few_questions` and `python://preferences` questions that Python answers,
+        `python://demonstrations`, `python://expressions` and `python://expressions_held_out` small expressions that it
+        evaluates,
         `python://calculator_calls`, `python://calculations` and `python://calculations_held_out` questions for a
         calculator.
     split: which split is trained on.

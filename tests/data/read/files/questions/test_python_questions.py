@@ -52,6 +52,10 @@ def value_of(node: ast.expr) -> Any:
     raise AssertionError(ast.dump(node))
 
 
+def test_few_questions_are_the_first_of_them() -> None:
+    assert [*python_questions("few_questions", SIGNATURES)] == ASKED[:1200] != ASKED
+
+
 def test_every_answer_is_the_right_one() -> None:
     kinds = set()
     for question, right in answered():

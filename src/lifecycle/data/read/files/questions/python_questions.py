@@ -1,7 +1,8 @@
 """Questions that Python itself answers: the value of an expression, and facts of functions of the standard library.
 
-    questions     messages                    a question, and its answer
-    preferences   prompt, chosen, rejected    a question, its answer, and a wrong one of the same form
+    questions        messages                    a question, and its answer
+    few_questions    messages                    the first of these
+    preferences      prompt, chosen, rejected    a question, its answer, and a wrong one of the same form
 
 Half are small expressions, answered by `eval`; half are about functions of the standard library, whose signature
 stands in the question. What is asked in one kind is never asked in the other: a model that was fine-tuned on the first
@@ -11,13 +12,17 @@ has not seen the pairs of the second.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-KINDS = ("questions", "preferences")
+KINDS = ("questions", "few_questions", "preferences")
 ROWS = 6000
 """Questions of both kinds together."""
+
+FEW = 1200
+"""Of them, those of `few_questions`."""
 
 REPEATS = 1000
 """After so many draws in a row that gave no new question, there are no more about these functions."""
@@ -57,6 +62,9 @@ class Question(NamedTuple):
 
 def python_questions(kind: str, signatures: Sequence[Signature]) -> Iterator[Mapping[str, Any]]:
     """The rows of `kind`, no question twice: the same for the same signatures."""
+    if kind == "few_questions":
+        yield from itertools.islice(python_questions("questions", signatures), FEW)
+        return
     for number, question in enumerate(_questions(signatures)):
         paired = int.from_bytes(hashlib.sha256(question.asked.encode()).digest()[:8]) % PAIRS_IN == 0
         if paired and kind == "preferences":
