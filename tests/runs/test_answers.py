@@ -1,5 +1,6 @@
 """Answers to held-out prompts: what is asked, and what counts as a well-formed answer."""
 
+import contextlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -109,3 +110,17 @@ def test_answers_of_steps_that_are_taken_again_go_and_a_new_run_is_asked_before_
         asks.on_train_start(cast(Any, trainer), cast(Any, stage))
         assert [one["step"] for one in read_answers(tmp_path / NAME)] == left
         assert stage.validation_due == (step == 0)
+
+
+@pytest.mark.parametrize(("view", "begin"), [("chat", "rollout"), ("prompt", "answers")])
+def test_they_are_logged_apart_from_the_samples_of_a_run_that_samples(tmp_path: Path, view: str, begin: str) -> None:
+    question = HeldOutQuestion(prompt=np.array(ids("an")), answer=np.array(ids("answer")))
+    asks, logged = HeldOutAnswers([("a", question)], TOKENIZER, folder=tmp_path, most_tokens=2), dict[str, float]()
+    meter = SimpleNamespace(pause=lambda: None, log=lambda step, told: logged.update(told))
+    model = build(toy(vocab_size=TOKENIZER.vocab_size), seed=1)
+    stage = SimpleNamespace(measured_at=0, network=model, views=frozenset({view}), meter=meter)
+    plugin = SimpleNamespace(forward_context=contextlib.nullcontext)
+    trainer = SimpleNamespace(is_global_zero=True, precision_plugin=plugin)
+    asks.on_train_batch_end(cast(Any, trainer), cast(Any, stage))
+    assert {name for name in logged if name.endswith("/stopped")} == {f"{begin}/stopped"}
+    assert len(logged) == 4 and ("rollout/length" in logged) == (view == "chat")

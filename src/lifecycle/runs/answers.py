@@ -7,6 +7,8 @@
     reward/exact_match     share of those that are the answer of the data besides, letter by letter
     rollout/length         tokens of an answer, in the mean
 
+In a run that learns from samples, whose metrics have these names, they are answers/stopped, and so on.
+
 Greedy, so that an answer changes with the weights alone; the same prompts each time. Every rank answers all of them,
 for a sharded model needs every rank, and rank 0 writes.
 """
@@ -24,7 +26,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from lifecycle.batch import Ids, PairBatch
+from lifecycle.batch import Ids, PairBatch, Rollout
 from lifecycle.data.module import DataModule
 from lifecycle.data.validation import HeldOutQuestion
 from lifecycle.model import Decoder, DocumentMask
@@ -103,7 +105,10 @@ class HeldOutAnswers(Callback):
                 environment=self._environment,
             )
         stage.network.train()
-        stage.meter.log(step, shares(made))
+        told = shares(made)
+        if "prompt" in stage.views:  # its samples are told under these names, in the same rows
+            told = {f"answers/{name.partition('/')[2]}": value for name, value in told.items()}
+        stage.meter.log(step, told)
         if trainer.is_global_zero:
             known = read_answers(self._path) if self._path.exists() else []
             self._write([*(one for one in known if one["step"] != step), *made])
@@ -140,32 +145,32 @@ def answers(
     prompts = [one.prompt[-room:].tolist() for _, one in asked]
     environments = None
     if environment is not None:
-        known = [
-            (_text(one.answer, tokenizer), tokenizer.decode(ids, specials=True))
+        records = [
+            Answered(answer=_text(one.answer, tokenizer), prompt=tokenizer.decode(ids, specials=True))
             for ids, (_, one) in zip(prompts, asked, strict=True)
         ]
-        environments = environment.of([Answered(answer=answer, prompt=prompt) for answer, prompt in known], tokenizer)
+        environments = environment.of(records, tokenizer)
     rollout = generate(model, prompts, sampling, seed=0, tokenizer=tokenizer, environments=environments)
-    made = []
-    for n, (domain, one) in enumerate(asked):
-        ids, stopped = rollout.token_ids[n][: int(rollout.length[n])].tolist(), rollout.stop_reason[n] == "stop_id"
-        well_formed = stopped and is_well_formed(ids[:-1], tokenizer)
-        said = tokenizer.decode(ids) if rollout.dialogues is None else rollout.dialogues[n].last_said
-        right = well_formed and said.strip() == _text(one.answer, tokenizer).strip()
-        made.append(
-            {
-                "step": step,
-                "domain": domain,
-                "prompt": tokenizer.decode(prompts[n], specials=True),
-                "completion": tokenizer.decode(ids, specials=True),
-                "reference": _text(one.answer, tokenizer, specials=True),
-                "tokens": len(ids),
-                "stopped": stopped,
-                "well_formed": well_formed,
-                "right": right,
-            }
-        )
-    return made
+    return [
+        {"step": step, "domain": domain, "prompt": tokenizer.decode(prompts[n], specials=True)}
+        | _answer(rollout, n, one, tokenizer)
+        for n, (domain, one) in enumerate(asked)
+    ]
+
+
+def _answer(rollout: Rollout, n: int, asked: HeldOutQuestion, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What is known of completion `n`, which answers a question."""
+    ids, stopped = rollout.completion(n), rollout.stop_reason[n] == "stop_id"
+    well_formed = stopped and is_well_formed(ids[:-1], tokenizer)
+    said = tokenizer.decode(ids) if rollout.dialogues is None else rollout.dialogues[n].last_said
+    return {
+        "completion": tokenizer.decode(ids, specials=True),
+        "reference": _text(asked.answer, tokenizer, specials=True),
+        "tokens": len(ids),
+        "stopped": stopped,
+        "well_formed": well_formed,
+        "right": well_formed and said.strip() == _text(asked.answer, tokenizer).strip(),
+    }
 
 
 def _text(answer: Ids | str, tokenizer: Tokenizer, *, specials: bool = False) -> str:

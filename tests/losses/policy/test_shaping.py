@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from lifecycle.errors import UserError
-from lifecycle.losses.policy.shaping import overlong_penalty, rewards_less_kl, token_rewards
+from lifecycle.losses.policy.shaping import overlong_penalty, token_rewards
+from lifecycle.losses.policy.sums import sums_of
 
 
 def doubles(*values: float) -> Tensor:
@@ -29,18 +30,16 @@ def test_a_buffer_that_cannot_be_meant_is_refused(buffer: int) -> None:
 
 def test_rewards_of_tokens_by_hand() -> None:
     kl, sequence = doubles(0.1, 0.2, 0.3, -0.1, 0.5), torch.tensor([0, 0, 2, 2, 1])
-    found = token_rewards(doubles(1, 20, -30), kl, sequence, coefficient=0.5, score_clip=10)
-    assert found.tolist() == pytest.approx([-0.05, -0.1 + 1, -0.15, 0.05 - 10, -0.25 + 10])
+    found = token_rewards(doubles(1, 20, -30), kl, sequence, coefficient=0.5)
+    assert found.tolist() == pytest.approx([-0.05, -0.1 + 1, -0.15, 0.05 - 30, -0.25 + 20])
     missing = token_rewards(doubles(1, math.nan, 3), kl, sequence, coefficient=0.0)
     assert missing.tolist() == [0, 1, 0, 3, 0]
     assert token_rewards(doubles(1), kl[:0], sequence[:0], coefficient=1.0).shape == (0,)
 
 
-def test_rewards_of_samples_by_hand() -> None:
+def test_rewards_have_no_gradient() -> None:
     kl, sequence = doubles(0.1, 0.2, 0.3, -0.1).requires_grad_(), torch.tensor([0, 0, 2, 2])
-    found = rewards_less_kl(doubles(1, 5, math.nan), kl, sequence, coefficient=0.5)
-    assert found[:2].tolist() == pytest.approx([0.85, 5]) and found[2].isnan()
-    assert not found.requires_grad and not token_rewards(doubles(1, 2, 3), kl, sequence, coefficient=1.0).requires_grad
+    assert not token_rewards(doubles(1, 2, 3), kl, sequence, coefficient=1.0).requires_grad
 
 
 def test_the_rewards_of_a_samples_tokens_sum_to_its_own() -> None:
@@ -50,4 +49,4 @@ def test_the_rewards_of_a_samples_tokens_sum_to_its_own() -> None:
     score = torch.randn(5, dtype=torch.float64, generator=generator)
     by_token = token_rewards(score, kl, sequence, coefficient=0.3)
     summed = torch.zeros_like(score).index_add(0, sequence, by_token)
-    torch.testing.assert_close(summed, rewards_less_kl(score, kl, sequence, coefficient=0.3))
+    torch.testing.assert_close(summed, score - 0.3 * sums_of(kl, sequence, 5))

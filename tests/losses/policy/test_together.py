@@ -13,7 +13,7 @@ from lifecycle.losses.policy.kl import kl
 from lifecycle.losses.policy.masks import SamplerMasks, product, ratio_facts
 from lifecycle.losses.policy.normalisers import normaliser
 from lifecycle.losses.policy.objectives import Ratio, objective, token_objective
-from lifecycle.losses.policy.shaping import overlong_penalty, rewards_less_kl, token_rewards
+from lifecycle.losses.policy.shaping import overlong_penalty, token_rewards
 from lifecycle.losses.policy.spo import distances, kept_share, prompt_weights, started, updated
 from lifecycle.losses.value import explained_variance, gae, moments, value_loss, whitened
 
@@ -111,7 +111,6 @@ def everything(given: dict[str, Tensor]) -> list[Tensor]:
         *found,
         *ratio_facts(given["old"], given["sampler"]),
         overlong_penalty(given["tokens"], longest=8, buffer=4),
-        rewards_less_kl(score, logp, sequence, coefficient=0.1),
         *(*estimates, whitened(estimates.advantage_N, sums), loss, clipped),
         explained_variance(sums, moments(estimates.return_N - logp)),
         *(*tracker, prompt_weights(tracker.value_P)),

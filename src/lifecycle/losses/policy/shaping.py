@@ -1,8 +1,7 @@
-"""What is taken off a reward: for length, and for distance from a reference.
+"""What is taken off a reward: for length of a sample, and for distance from a reference of each of its tokens.
 
     overlong    0 for L <= longest - buffer, then down in a line to -1 at L = longest             DAPO, arXiv 2503.14476
-    by token    R_t = - k KL_t, and at the last token of a sample + clip(score)                  PPO, 1909.08593
-    by sample   R = score - k sum of KL_t                                                        RLOO, 2402.14740
+    by token    R_t = - k KL_t, and at the last token of a sample + score                        PPO, 1909.08593
 
 Rewards are constants: nothing here has a gradient. Shapes: S samples, N trained tokens, the tokens of a sample together
 and in their order.
@@ -15,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lifecycle.errors import UserError
-from lifecycle.losses.policy.sums import sums_of
 
 
 def overlong_penalty(length_S: Tensor, *, longest: int, buffer: int) -> Tensor:
@@ -28,23 +26,13 @@ def overlong_penalty(length_S: Tensor, *, longest: int, buffer: int) -> Tensor:
     return ((longest - buffer - length_S.double()) / buffer).clamp(-1, 0)
 
 
-def token_rewards(
-    score_S: Tensor, kl_N: Tensor, sequence_N: Tensor, *, coefficient: float, score_clip: float | None = None
-) -> Tensor:
+def token_rewards(score_S: Tensor, kl_N: Tensor, sequence_N: Tensor, *, coefficient: float) -> Tensor:
     """(N,) of every token: the score of a sample at its last token, whether that ends the answer or was cut off.
 
     score_S: a missing one (NaN) counts as 0: leave such samples out of the update. kl_N: `kl(kind="k1")` of the old
-    policy. score_clip: scores stay between minus this and this.
+    policy.
     """
     score_S = score_S.nan_to_num(nan=0.0)
-    if score_clip is not None:
-        score_S = score_S.clamp(-score_clip, score_clip)
     last_N = F.pad(sequence_N[1:] != sequence_N[:-1], (0, 1), value=True)[: len(sequence_N)]
     at_end_N = score_S[sequence_N].to(kl_N.dtype)
     return -coefficient * kl_N.detach() + torch.where(last_N, at_end_N, torch.zeros_like(at_end_N))
-
-
-def rewards_less_kl(reward_S: Tensor, kl_N: Tensor, sequence_N: Tensor, *, coefficient: float) -> Tensor:
-    """(S,) reward less what the sample's distance costs, in the dtype of the rewards; NaN stays NaN."""
-    distance_S = sums_of(kl_N.detach().to(reward_S.dtype), sequence_N, len(reward_S))
-    return reward_S - coefficient * distance_S

@@ -26,6 +26,7 @@ from lifecycle.stages.reinforcement.acting.scoring import SampleScores, Scoring,
 from lifecycle.stages.reinforcement.learning.experience import Experience, prompt_of
 from lifecycle.stages.reinforcement.settings import PolicyKeys, RewardKeys, SamplingKeys
 from lifecycle.stages.run.setup import Setup
+from lifecycle.stages.step import mean_parts
 from lifecycle.stages.step.collectives import sum_over_ranks
 from lifecycle.stages.step.watched import Carried
 
@@ -136,6 +137,5 @@ class Phases:
 
     def told(self) -> dict[str, Tensor]:
         """(2,) sums and counts."""
-        found = {f"perf/{name}_s": [seconds, 1.0] for name, seconds in self._seconds.items()}
-        found["rollout/tokens_per_second"] = [float(self.tokens), self._seconds["sampling"]]
-        return {name: torch.tensor(pair, dtype=torch.float64, device="cpu") for name, pair in found.items()}
+        found = {f"perf/{name}_s": mean_parts.of_numbers(seconds) for name, seconds in self._seconds.items()}
+        return found | {"rollout/tokens_per_second": mean_parts.of_numbers(self.tokens, self._seconds["sampling"])}

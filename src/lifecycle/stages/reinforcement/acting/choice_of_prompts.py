@@ -20,6 +20,7 @@ from lifecycle.losses.policy.advantages import varying_groups
 from lifecycle.stages.reinforcement.acting.scoring import SampleScores
 from lifecycle.stages.reinforcement.acting.told import of_rollout
 from lifecycle.stages.reinforcement.learning.experience import of_all_ranks, place_of
+from lifecycle.stages.step import mean_parts
 from lifecycle.stages.step.collectives import gather_values
 from lifecycle.system.seeds import derive
 
@@ -91,7 +92,7 @@ def sampled(
         Rollout.joined([k[1] for k in kept]),
         SampleScores.joined([k[2] for k in kept]),
     )
-    told["rollout/prompts_kept"] = torch.tensor([found, 1], dtype=torch.float64, device="cpu")
+    told["rollout/prompts_kept"] = mean_parts.of_numbers(found)
     return joined, told
 
 

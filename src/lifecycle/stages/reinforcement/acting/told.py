@@ -32,6 +32,7 @@ from lifecycle.losses.policy.advantages import varying_groups
 from lifecycle.rewards.interval import pass_at, pass_at_interval
 from lifecycle.stages.reinforcement.acting.scoring import SampleScores
 from lifecycle.stages.reinforcement.learning.experience import finished
+from lifecycle.stages.step import mean_parts
 
 ANSWERS, MARKED = "answers", "marked_prompts"
 """Numbers that are added up beside: greedy answers, and prompts of whose samples one has a reward."""
@@ -51,30 +52,29 @@ def of_rollout(rollout: Rollout, scores: SampleScores) -> dict[str, Tensor]:
     """(2,) float64 by name: the same names on every rank."""
     _, group_N = scores.place.unique(return_inverse=True)
     varying_G = varying_groups(scores.filled, group_N).double()
-    return {**of_samples(rollout, scores), "rollout/groups_varying": _mean(varying_G)}
+    return {**of_samples(rollout, scores), "rollout/groups_varying": mean_parts.of_known(varying_G)}
 
 
 def of_samples(rollout: Rollout, scores: SampleScores) -> dict[str, Tensor]:
     """The same without what is told of groups."""
     told = {
-        "rollout/reward": _mean(scores.total),
-        "rollout/length": _mean(rollout.length.double()),
-        "rollout/entropy": _mean(rollout.entropy[rollout.sampled].double()),
-        "rollout/stopped": _mean(torch.tensor(finished(rollout), dtype=torch.float64, device="cpu")),
+        "rollout/reward": mean_parts.of_known(scores.total),
+        "rollout/length": mean_parts.of_known(rollout.length.double()),
+        "rollout/entropy": mean_parts.of_known(rollout.entropy[rollout.sampled].double()),
+        "rollout/stopped": mean_parts.of_known(torch.tensor(finished(rollout), dtype=torch.float64, device="cpu")),
     }
     for name in dict.fromkeys(scores.names):
         columns = [r for r, one in enumerate(scores.names) if one == name]
-        told[f"reward/{name}"] = _mean(scores.rewards[:, columns].flatten())
+        told[f"reward/{name}"] = mean_parts.of_known(scores.rewards[:, columns].flatten())
         for kind, counts in (("failed", scores.failed), ("timed_out", scores.timed_out)):
-            share = [counts.get(name, 0), len(rollout)]
-            told[f"reward/{name}/{kind}"] = torch.tensor(share, dtype=torch.float64, device="cpu")
+            told[f"reward/{name}/{kind}"] = mean_parts.of_numbers(counts.get(name, 0), len(rollout))
     return told if rollout.dialogues is None else told | _of_dialogues(rollout, rollout.dialogues)
 
 
 def held_out_sums(rollout: Rollout, scores: SampleScores) -> Tensor:
     """(2 + HELD_OUT,) float64: minus the summed reward, the number of answers that have one, and the sums of
     `HELD_OUT`."""
-    reward, count = _mean(scores.total)
+    reward, count = mean_parts.of_known(scores.total)
     stopped, length = float(sum(finished(rollout))), float(rollout.length.sum())
     return torch.tensor([-reward, count, reward, stopped, length, len(rollout)], dtype=torch.float64, device="cpu")
 
@@ -86,7 +86,7 @@ def sampled_sums(rollout: Rollout, scores: SampleScores, samples: int) -> Tensor
         return torch.zeros(3 + samples, dtype=torch.float64, device="cpu")
     right_PS = scores.right.view(-1, samples)
     by_count = torch.bincount(right_PS[~right_PS.isnan().any(1)].sum(1).long(), minlength=samples + 1)
-    return torch.cat([_mean(scores.total.view(-1, samples).nanmean(1)), by_count.double()])
+    return torch.cat([mean_parts.of_known(scores.total.view(-1, samples).nanmean(1)), by_count.double()])
 
 
 def held_out(means: Mapping[str, float], count: float) -> dict[str, float]:
@@ -104,19 +104,12 @@ def held_out(means: Mapping[str, float], count: float) -> dict[str, float]:
     return found
 
 
-def _mean(values_N: Tensor) -> Tensor:
-    """(2,) float64: the sum of what there is, and how many there are."""
-    there = ~values_N.isnan()
-    return torch.stack([values_N.nan_to_num(0.0).sum(), there.sum().double()])
-
-
 def _of_dialogues(rollout: Rollout, dialogues: list[Dialogue]) -> dict[str, Tensor]:
     observed = int((rollout.exists & ~rollout.sampled).sum())
     calls, failed = sum(one.calls for one in dialogues), sum(one.failed for one in dialogues)
     turns = sum(own for one in dialogues for own, _ in one.turns)
-    found = {
-        "rollout/turns": [turns, len(dialogues)],
-        "rollout/calls_failed": [failed, calls],
-        "rollout/observed": [observed, int(rollout.length.sum())],
+    return {
+        "rollout/turns": mean_parts.of_numbers(turns, len(dialogues)),
+        "rollout/calls_failed": mean_parts.of_numbers(failed, calls),
+        "rollout/observed": mean_parts.of_numbers(observed, int(rollout.length.sum())),
     }
-    return {name: torch.tensor(pair, dtype=torch.float64, device="cpu") for name, pair in found.items()}

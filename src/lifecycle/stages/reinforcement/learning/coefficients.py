@@ -10,6 +10,7 @@ from lifecycle.losses.policy.entropy import AdaptiveEntropy
 from lifecycle.losses.policy.kl import AdaptiveKl
 from lifecycle.stages.reinforcement.learning.experience import Experience
 from lifecycle.stages.reinforcement.settings import KlKeys, PolicyKeys
+from lifecycle.stages.step import mean_parts
 from lifecycle.stages.step.collectives import sum_over_ranks
 
 
@@ -65,8 +66,7 @@ class EntropyCoefficient:
         """Take the weight of the step with these samples, and the coefficient of the next. Every rank must call."""
         if self._adaptive is None:
             return
-        entropy_T = experience.rollout.entropy[experience.trained].double()
-        mine = torch.stack([entropy_T.sum(), torch.full_like(entropy_T.sum(), len(entropy_T))])
+        mine = mean_parts.of_values(experience.rollout.entropy[experience.trained])
         total, count = sum_over_ranks(mine.to(device)).tolist()
         if count:
             self.weight = self._adaptive.weight(self.value, total / count)

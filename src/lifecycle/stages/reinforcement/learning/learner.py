@@ -21,6 +21,7 @@ from lifecycle.stages.reinforcement.learning.reference import PolicyReference
 from lifecycle.stages.reinforcement.learning.values import ValueLearner
 from lifecycle.stages.reinforcement.settings import PolicyKeys, SamplingKeys
 from lifecycle.stages.run.setup import Setup
+from lifecycle.stages.step import mean_parts
 from lifecycle.stages.step.collectives import greatest_of_ranks, sum_over_ranks
 from lifecycle.stages.step.gradients import Told
 from lifecycle.stages.step.watched import Carried
@@ -144,9 +145,9 @@ class Learner:
         greatest = torch.stack([greatest_of_ranks(self._deviation), torch.ones_like(self._deviation)])
         told = {"policy/ratio_max_deviation": greatest, **self._ratios()}
         if self.reference.asked:
-            told["policy/kl_coefficient"] = _number(self.coefficient.value)
+            told["policy/kl_coefficient"] = mean_parts.of_numbers(self.coefficient.value)
         if self.entropy.moves:
-            told["policy/entropy_coefficient"] = _number(self.entropy.weight)
+            told["policy/entropy_coefficient"] = mean_parts.of_numbers(self.entropy.weight)
         return told if self._values is None else told | self._values.told()
 
     def _ratios(self) -> dict[str, Tensor]:
@@ -204,8 +205,3 @@ class Learner:
         banned = torch.arange(tokens, vocab, device=stage.device) if tokens < vocab else None
         temperature = self._phase.temperature or self._drawn.sampling.temperature
         return sample_logprobs(network, hidden_ND, batch, temperature=temperature, banned=banned, head=self._drawn.head)
-
-
-def _number(value: float) -> Tensor:
-    """(2,): told as it is."""
-    return torch.tensor([value, 1.0], dtype=torch.float64, device="cpu")

@@ -30,6 +30,7 @@ from lifecycle.losses.policy.objectives import objective, token_objective
 from lifecycle.model import Decoder, DocumentMask
 from lifecycle.model.layers.moe import KnownRoutes
 from lifecycle.stages.reinforcement.settings import PolicyKeys
+from lifecycle.stages.step import mean_parts
 
 CLAMP = 20.0
 """Of a logarithm of a ratio to the reference, as in verl."""
@@ -126,17 +127,11 @@ def policy_loss(
         entropy_coefficient=entropy_coefficient,
     )
     told = {
-        "policy/ratio": _mean(found.ratio_N),
-        "policy/clipped": _mean(found.clipped_N),
-        "policy/entropy": _mean(entropy_N),
-        **{f"policy/{name}_masked": _mean(mask.cut_N) for name, mask in masks.items()},
+        "policy/ratio": mean_parts.of_values(found.ratio_N),
+        "policy/clipped": mean_parts.of_values(found.clipped_N),
+        "policy/entropy": mean_parts.of_values(entropy_N),
+        **{f"policy/{name}_masked": mean_parts.of_values(mask.cut_N) for name, mask in masks.items()},
     }
     if kl_N is not None:
-        told["policy/kl"] = _mean(kl_N)
+        told["policy/kl"] = mean_parts.of_values(kl_N)
     return -(batch.weight * total_N).sum(), told
-
-
-def _mean(values_N: Tensor) -> Tensor:
-    """(2,) float64: the sum, and how many there are."""
-    summed = values_N.detach().double().sum()
-    return torch.stack([summed, torch.full_like(summed, len(values_N))])

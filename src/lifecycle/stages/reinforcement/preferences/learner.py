@@ -37,6 +37,7 @@ from lifecycle.stages.preference.settings import PreferenceKeys, reference_of
 from lifecycle.stages.reinforcement.learning.experience import Experience
 from lifecycle.stages.reinforcement.settings import SamplingKeys
 from lifecycle.stages.run.setup import Setup
+from lifecycle.stages.step import mean_parts
 from lifecycle.stages.step.collectives import highest_of_ranks, sum_over_ranks
 
 
@@ -167,10 +168,9 @@ def of_choice(experience: Experience, total_N: Tensor) -> dict[str, Tensor]:
     )
     pairs = int((choice_N > 0).sum())
     gap = float(total_N[choice_N > 0].sum() - total_N[choice_N < 0].sum())
-    found = {
-        "pairs": (pairs, prompts),
-        "ties": (ties, prompts),
-        "unscorable": (int((~there_N).sum()), len(there_N)),
-        "gap": (gap, pairs),
+    return {
+        "rlaif/pairs": mean_parts.of_numbers(pairs, prompts),
+        "rlaif/ties": mean_parts.of_numbers(ties, prompts),
+        "rlaif/unscorable": mean_parts.of_numbers(int((~there_N).sum()), len(there_N)),
+        "rlaif/gap": mean_parts.of_numbers(gap, pairs),
     }
-    return {f"rlaif/{name}": torch.tensor(pair, dtype=torch.float64, device="cpu") for name, pair in found.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from lifecycle.stages.reinforcement import settings
@@ -18,6 +18,12 @@ def faults(config: Mapping[str, Any]) -> list[str]:
             f"stage.chosen_per_step is {chosen}, and they are chosen from the step's stage.prompts_per_step={asked}: "
             f"type stage.prompts_per_step={4 * chosen}"
         )
+    return [*found, *_of_groups(stage), *_of_rewards(stage, settings.reward_names(config))]
+
+
+def _of_groups(stage: Mapping[str, Any]) -> list[str]:
+    """What compares samples of one prompt, of which there is one; and a temperature that moves."""
+    found = list[str]()
     if (samples := stage.get("samples_per_prompt", 1)) != 1:
         found.append(
             f"stage.samples_per_prompt is {samples}, and stage=spo compares one answer with the tracker of its prompt: "
@@ -44,13 +50,19 @@ def faults(config: Mapping[str, Any]) -> list[str]:
                 f"stage.{key} is {value}, which compares samples of one prompt: stage=spo has one, so type "
                 f"stage.{key}={typed}"
             )
+    return found
+
+
+def _of_rewards(stage: Mapping[str, Any], names: Collection[str]) -> list[str]:
+    """Rewards that are not from 0 to 1. names: of the rewards of all sources."""
+    found = list[str]()
     if stage.get("overlong_buffer") is not None:
         found.append(
             "stage.overlong_buffer gives rewards below 0, and stage=spo counts rewards from 0 to 1 as successes: type "
             "stage.overlong_buffer=null"
         )
     model = stage.get("reward_model") or {}
-    if "reward_model" in settings.reward_names(config) and not model.get("sigmoid"):
+    if "reward_model" in names and not model.get("sigmoid"):
         found.append(
             "a reward is reward_model, whose marks have no bounds, and stage=spo counts rewards from 0 to 1 as "
             "successes: type stage.reward_model.sigmoid=true"

@@ -40,6 +40,7 @@ from lifecycle.stages.reinforcement.single_stream import last_answers
 from lifecycle.stages.reinforcement.single_stream.choice import drawn
 from lifecycle.stages.reinforcement.single_stream.last_answers import NONE, as_rollout, of_rollout
 from lifecycle.stages.reinforcement.single_stream.trackers import Trackers
+from lifecycle.stages.step import mean_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,7 @@ class SingleStream:
         mine = _at_places(prompts, places)
         order = _tensor([places.index(place) for place in (mine.number % PLACES).tolist()])
         mine = replace(mine, number=step * PLACES + order)
-        told["spo/value"] = _mean(self.values(mine))
+        told["spo/value"] = mean_parts.of_values(self.values(mine))
         return mine, told
 
     def values(self, prompts: PromptBatch) -> Tensor:
@@ -101,7 +102,7 @@ class SingleStream:
         answers = last_answers.of_all_ranks(of_rollout(rollout), stage.device)
         every = key_S.tolist()
         self.trackers.note(every, updated(self.trackers.of(every), reward_S, kept_S), answers)
-        return {"spo/distance": _mean(distance_P), "spo/kept": _mean(kept_P)}
+        return {"spo/distance": mean_parts.of_values(distance_P), "spo/kept": mean_parts.of_values(kept_P)}
 
     def _distances(self, stage: Stage, learner: Learner, prompts: PromptBatch, keys: Sequence[int]) -> Tensor:
         """(P,) fp64, D."""
@@ -137,7 +138,10 @@ class SingleStream:
             tracker = started(reward_S, there_S, variant=self._keys.variant)
             every = last_answers.of_all_ranks(answers, stage.device)
             self.trackers.begin(key_S.tolist(), tracker, every, samples=count * samples)
-        return {"spo/prompts": _once(len(self.trackers)), "spo/start_samples": _once(count * samples)}
+        return {
+            "spo/prompts": mean_parts.of_numbers(len(self.trackers)),
+            "spo/start_samples": mean_parts.of_numbers(count * samples),
+        }
 
 
 def in_bounds(scores: SampleScores) -> Tensor:
@@ -167,12 +171,3 @@ def _at_places(prompts: PromptBatch, places: Iterable[int]) -> PromptBatch:
 
 def _tensor(values: Sequence[int]) -> Tensor:
     return torch.tensor(list(values), dtype=torch.long, device="cpu")
-
-
-def _once(value: float) -> Tensor:
-    """(2,) of what every rank knows of all."""
-    return torch.tensor([value, 1], dtype=torch.float64, device="cpu")
-
-
-def _mean(value_P: Tensor) -> Tensor:
-    return torch.tensor([float(value_P.sum()), len(value_P)], dtype=torch.float64, device="cpu")

@@ -28,6 +28,7 @@ from lifecycle.stages.beside.frozen import HeldBeside
 from lifecycle.stages.reinforcement.acting.scorers.local_judge import LocalJudge
 from lifecycle.stages.reinforcement.acting.scorers.scorer import SampleMarks, SamplesToMark
 from lifecycle.stages.run.setup import Setup
+from lifecycle.stages.step import mean_parts
 from lifecycle.stages.step.collectives import sum_over_ranks
 from lifecycle.stages.step.watched import Carried
 from lifecycle.system.cache import made_cache_folder
@@ -105,7 +106,7 @@ class Judge:
     def told(self) -> dict[str, Tensor]:
         """(2,) sums and counts of the calls since it was last asked."""
         told, self._told = self._told, {}
-        return {name: torch.tensor(pair, dtype=torch.float64, device="cpu") for name, pair in told.items()}
+        return {name: mean_parts.of_numbers(*pair) for name, pair in told.items()}
 
     def _settle(self, found: Verdicts, device: torch.device) -> None:
         """Count what the call took on all ranks, and end the run where it must end. Every rank must call."""
