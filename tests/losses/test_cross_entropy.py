@@ -9,8 +9,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
+from lifecycle.batch import IGNORED
 from lifecycle.losses import linear_cross_entropy, token_logprobs, token_losses
-from lifecycle.losses.cross_entropy import IGNORED, check_tokens
+from lifecycle.losses.chunks import check_tokens
 
 
 def inputs(

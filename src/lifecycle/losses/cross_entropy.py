@@ -18,7 +18,7 @@ Shapes: N tokens, D width, V vocabulary, C tokens of one chunk.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,15 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lifecycle.batch import IGNORED
-
-CPU_CHUNK_BYTES = 16 << 20
-"""fp32 logits of one chunk on a CPU: they stay within its last cache."""
-
-DEVICE_CHUNK_BYTES = 1 << 30
-"""The same on an accelerator: large enough that products keep it busy and the weight's gradient is visited rarely."""
-
-LEAST_CHUNK_TOKENS = 512
-"""Fewer would read the head too often."""
+from lifecycle.losses.chunks import HeadGradients, check_tokens, chunks, compute_dtype, default_chunk, sum_dtype
 
 Terms = tuple[Tensor, Tensor, Tensor]
 """Summed loss, cross-entropy and penalty."""
@@ -120,26 +112,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         differentiate: bool,
         compiled: bool,
     ) -> Terms:
-        wanted = [needed and differentiate for needed in ctx.needs_input_grad[:2]]
-        sums = sum_dtype(compute)
+        needs_hidden, needs_weight = (needed and differentiate for needed in ctx.needs_input_grad[:2])
         weight = weight_VD.to(compute)
-        grad_hidden = torch.empty_like(hidden_ND) if wanted[0] else None
-        grad_weight = torch.zeros(weight.shape, dtype=sums, device=weight.device) if wanted[1] else None
-        loss, nll, penalty = torch.zeros((3,), dtype=sums, device=weight.device)
+        gradients, wanted = HeadGradients(hidden_ND, weight, (needs_hidden, needs_weight)), needs_hidden or needs_weight
+        loss, nll, penalty = torch.zeros((3,), dtype=sum_dtype(compute), device=weight.device)
         terms = _compiled_terms() if compiled else _terms
         for part in chunks(len(labels_N), chunk):
             hidden = hidden_ND[part].to(compute)
             logits = hidden @ weight.T
             weights = None if weights_N is None else weights_N[part]
-            chunk_sums, grad_logits = terms(logits, labels_N[part], weights, z_loss, any(wanted), dft, softcap)
+            chunk_sums, grad_logits = terms(logits, labels_N[part], weights, z_loss, wanted, dft, softcap)
             loss, nll, penalty = loss + chunk_sums[0], nll + chunk_sums[1], penalty + chunk_sums[2]
-            if grad_hidden is not None:
-                grad_hidden[part] = grad_logits @ weight
-            if grad_weight is not None:
-                add_product(grad_weight, grad_logits.T, hidden)
-        if grad_weight is not None:
-            grad_weight = grad_weight.to(weight_VD.dtype)
-        ctx.save_for_backward(grad_hidden, grad_weight)
+            gradients.add(part, hidden, grad_logits)
+        ctx.save_for_backward(gradients.hidden_ND, gradients.of_weight(weight_VD.dtype))
         ctx.mark_non_differentiable(nll, penalty)
         return loss + penalty, nll, penalty
 
@@ -195,51 +180,3 @@ def _capped(logits_CV: Tensor, softcap: float | None) -> Tensor:
 def _compiled_terms() -> Callable[..., tuple[Terms, Tensor]]:
     # dynamic from the start: the kernel, and with it the last bit, must not depend on the chunks seen before
     return torch.compile(_terms, dynamic=True)
-
-
-def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, with the sum over chunks in the dtype of total."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    else:
-        total += left @ right
-
-
-def check_tokens(ids_N: Tensor, *, vocab: int, ignored: bool) -> None:
-    """Refuse an id outside the vocabulary; `ignored`: -100 is allowed.
-
-    ValueError on a CPU; elsewhere an assertion on the device, which does not synchronise. The look-up itself would not
-    refuse: negative ids count from the end in compiled code.
-    """
-    known_N = (ids_N >= 0) & (ids_N < vocab)
-    if ignored:
-        known_N |= ids_N == IGNORED
-    wanted = f"wanted 0 to {vocab - 1}" + (f", or {IGNORED} for a token that is not trained" if ignored else "")
-    if ids_N.device.type != "cpu":
-        torch._assert_async(known_N.all(), f"a label names no token; {wanted}")
-    elif not known_N.all():
-        raise ValueError(f"a label is {int(ids_N[~known_N][0])}; {wanted}")
-
-
-def chunks(tokens: int, chunk: int) -> Iterator[slice]:
-    """Slices of at most `chunk` of `tokens` tokens, of nearly equal length: a short last one would waste a product."""
-    pieces = -(-tokens // chunk)
-    size = -(-tokens // max(pieces, 1))
-    return (slice(start, min(start + size, tokens)) for start in range(0, tokens, max(size, 1)))
-
-
-def default_chunk(labels_N: Tensor, *, vocab: int) -> int:
-    """Tokens of a chunk whose logits are small enough for where they are."""
-    limit = CPU_CHUNK_BYTES if labels_N.device.type == "cpu" else DEVICE_CHUNK_BYTES
-    return max(LEAST_CHUNK_TOKENS, limit // (4 * vocab))
-
-
-def compute_dtype(hidden: Tensor) -> torch.dtype:
-    """The dtype of products with `hidden`: autocast's where it is on."""
-    device_type = hidden.device.type
-    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
-
-
-def sum_dtype(compute: torch.dtype) -> torch.dtype:
-    """The dtype of logarithms and sums."""
-    return torch.float64 if compute == torch.float64 else torch.float32

@@ -12,7 +12,7 @@ as in GKD, and not the limits of the generalised JSD, which are 0.
 A teacher's output may also be stored before training: its K most probable tokens and their log-probabilities at that T
 (`TopK`). All other tokens are then one more token, the tail: without it the reverse divergence would be smallest where
 the student gives the teacher's K tokens no probability. The logits of one chunk of tokens exist at a time, and their
-gradients are computed in the forward pass, as in `cross_entropy.py`.
+gradients are computed in the forward pass, as in `cross_entropy.py` (`chunks.py`).
 
 Shapes: N tokens, D and E widths of student and teacher, V vocabulary, K tokens kept of the teacher, C of one chunk.
 """
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lifecycle.losses.cross_entropy import add_product, chunks, compute_dtype, default_chunk, sum_dtype
+from lifecycle.losses.chunks import HeadGradients, chunks, compute_dtype, default_chunk, sum_dtype
 
 NOTHING = -1e30
 """Log of probability 0: finite, so that its product with 0 is 0."""
@@ -102,12 +102,11 @@ class _Divergence(torch.autograd.Function):
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, teacher: Head | TopK, weights_N: Tensor | None, settings: Any
     ) -> Tensor:
         beta, temperature, softcap, chunk, compute, differentiate = settings
-        wanted = [needed and differentiate for needed in ctx.needs_input_grad[:2]]
+        needs_hidden, needs_weight = (needed and differentiate for needed in ctx.needs_input_grad[:2])
         weight, sums = weight_VD.to(compute), sum_dtype(compute)
         if isinstance(teacher, Head):
             teacher = teacher._replace(weight_VD=teacher.weight_VD.to(compute))
-        grad_hidden = torch.empty_like(hidden_ND) if wanted[0] else None
-        grad_weight = torch.zeros(weight.shape, dtype=sums, device=weight.device) if wanted[1] else None
+        gradients = HeadGradients(hidden_ND, weight, (needs_hidden, needs_weight))
         loss = torch.zeros((), dtype=sums, device=weight.device)
         for part in chunks(len(hidden_ND), chunk):
             hidden = hidden_ND[part].to(compute)
@@ -121,14 +120,10 @@ class _Divergence(torch.autograd.Function):
                 weights_C = weights_N[part].to(sums)
                 terms_C, grad_CV = terms_C * weights_C, grad_CV.mul_(weights_C[:, None])
             loss += temperature**2 * terms_C.sum()
-            if not any(wanted):
-                continue
-            grad_CV = grad_CV.mul_(temperature if slope_CV is None else temperature * slope_CV).to(compute)
-            if grad_hidden is not None:
-                grad_hidden[part] = grad_CV @ weight
-            if grad_weight is not None:
-                add_product(grad_weight, grad_CV.T, hidden)
-        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight_VD.dtype))
+            if needs_hidden or needs_weight:
+                grad_CV = grad_CV.mul_(temperature if slope_CV is None else temperature * slope_CV)
+                gradients.add(part, hidden, grad_CV.to(compute))
+        ctx.save_for_backward(gradients.hidden_ND, gradients.of_weight(weight_VD.dtype))
         return loss
 
     @staticmethod

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lifecycle.batch import Kept
-from lifecycle.losses.cross_entropy import add_product, check_tokens, chunks, compute_dtype, default_chunk, sum_dtype
+from lifecycle.losses.chunks import HeadGradients, check_tokens, chunks, compute_dtype, default_chunk, sum_dtype
 
 BANNED = -1e30
 """Logit of a token that may not be drawn: finite, so that 0 times it is 0."""
@@ -112,9 +112,8 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden_ND, weight_VD, ids_N, banned_ids, entropy_N = ctx.saved_tensors
         kept, temperature, softcap, chunk, compute = ctx.settings
         weight = weight_VD.to(compute)
-        grad_hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
+        gradients = HeadGradients(hidden_ND, weight, ctx.needs_input_grad[:2])
         room_2CV = _room(weight, min(chunk, len(ids_N)))
-        grad_weight = torch.zeros_like(weight, dtype=room_2CV.dtype) if ctx.needs_input_grad[1] else None
         by_logp_N = room_2CV.new_zeros(len(ids_N)) if grad_logp_N is None else grad_logp_N / temperature
         by_entropy_N = None if grad_entropy_N is None else grad_entropy_N / temperature
         for part in chunks(len(ids_N), chunk):
@@ -123,14 +122,8 @@ class _TokenLogprobs(torch.autograd.Function):
             kept_CV = _kept(kept, part, ids_N, len(weight))
             by_entropy = None if by_entropy_N is None else (by_entropy_N[part], entropy_N[part])
             grad_CV = _gradient(l_CV, p_CV, ids_N[part], kept_CV, by_logp_N[part], by_entropy)
-            grad_logits = (grad_CV if slope_CV is None else grad_CV.mul_(slope_CV)).to(compute)
-            if grad_hidden is not None:
-                grad_hidden[part] = grad_logits @ weight
-            if grad_weight is not None:
-                add_product(grad_weight, grad_logits.T, hidden)
-        if grad_weight is not None:
-            grad_weight = grad_weight.to(weight_VD.dtype)
-        return (grad_hidden, grad_weight, *[None] * 7)
+            gradients.add(part, hidden, (grad_CV if slope_CV is None else grad_CV.mul_(slope_CV)).to(compute))
+        return (gradients.hidden_ND, gradients.of_weight(weight_VD.dtype), *[None] * 7)
 
 
 def _room(weight: Tensor, tokens: int) -> Tensor:

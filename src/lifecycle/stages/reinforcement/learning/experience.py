@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lifecycle.batch import Places, PromptBatch, Rollout, SampleBatch, TokenBatch
+from lifecycle.batch import Micro, Places, PromptBatch, Rollout, SampleBatch, TokenBatch
 from lifecycle.batch.prompts import PLACES
 from lifecycle.losses.policy.normalisers import Normaliser, normaliser
 from lifecycle.stages.reinforcement.learning.rows import laid, row_width
@@ -107,10 +107,17 @@ def micro_batches(
     width = row_width(rollout, wanted, shared=layout.shared, width=layout.width, most=layout.most)
     rows = laid(rollout, trained_NT, sources, width=width, shared=layout.shared)
     whole = _batch(rollout, rows.tokens, rows.order, rows.place_of_token, experience.advantage[list(samples)], found)
-    per_micro = max(1, layout.most // rows.tokens.labels.shape[1])
-    cut = [whole.rows(at, at + per_micro) for at in range(0, len(rows.tokens.labels), per_micro)]
-    (most,) = highest_of_ranks([len(cut)], device)
-    return [*cut, *[_nothing(cut[0]) for _ in range(most - len(cut))]]
+    return cut(whole, rows.tokens, most=layout.most, device=device)
+
+
+def cut(whole: Micro, tokens: TokenBatch, *, most: int, device: torch.device) -> list[Micro]:
+    """Micro-batches of at most `most` positions, or of a single row, equally many on every rank: the last ones may have
+    no row. tokens: those of `whole`. Every rank must call."""
+    rows, width = tokens.labels.shape
+    per_micro = max(1, most // width)
+    parts = [whole.rows(at, at + per_micro) for at in range(0, rows, per_micro)]
+    (longest,) = highest_of_ranks([len(parts)], device)
+    return [*parts, *[whole.rows(0, 0)] * (longest - len(parts))]
 
 
 def normalised(
@@ -157,8 +164,3 @@ def _batch(
         kept=rollout.kept.take(place_N) if truncated else None,
         experts=None if rollout.experts is None else rollout.experts.flatten(0, 1)[place_N],
     )
-
-
-def _nothing(like: SampleBatch) -> SampleBatch:
-    """Rows of padding alone."""
-    return like.rows(0, 0)

@@ -34,11 +34,11 @@ from lifecycle.stages.preference.objective import Objective, StepFacts
 from lifecycle.stages.preference.pairs import chosen_tokens, judged_pairs
 from lifecycle.stages.preference.reference import LiveReference, Reference, WithoutAdapter
 from lifecycle.stages.preference.settings import PreferenceKeys, reference_of
-from lifecycle.stages.reinforcement.learning.experience import Experience
+from lifecycle.stages.reinforcement.learning.experience import Experience, cut
 from lifecycle.stages.reinforcement.settings import SamplingKeys
 from lifecycle.stages.run.setup import Setup
 from lifecycle.stages.step import mean_parts
-from lifecycle.stages.step.collectives import highest_of_ranks, sum_over_ranks
+from lifecycle.stages.step.collectives import sum_over_ranks
 
 
 def best_and_worst(total_N: Tensor, place_N: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
@@ -116,11 +116,7 @@ class PairLearner:
     def _micro_batches(self, stage: Stage, experience: Experience, samples: Sequence[int]) -> list[PairBatch]:
         """The pairs among some samples, in equally many micro-batches on every rank."""
         whole = PairBatch.of(*packed_pairs(experience, pairs_of(experience, samples)))
-        per_micro = max(1, self._setup.micro_batch_tokens // whole.tokens.labels.shape[1])
-        rows = range(0, len(whole.tokens.labels), per_micro)
-        cut = [whole.rows(at, at + per_micro) for at in rows]
-        (most,) = highest_of_ranks([len(cut)], stage.device)
-        return [*cut, *[whole.rows(0, 0)] * (most - len(cut))]
+        return cut(whole, whole.tokens, most=self._setup.micro_batch_tokens, device=stage.device)
 
 
 def pairs_of(experience: Experience, samples: Iterable[int]) -> list[tuple[int, int]]:
