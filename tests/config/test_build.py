@@ -325,6 +325,11 @@ def test_limits_logging_and_hardware_may_change_on_resume_and_nothing_else() -> 
     assert sorted(changed) == sorted(word.partition("=")[0] for word in bound)
 
 
+def test_what_is_looked_at_and_kept_of_samples_may_change_on_resume() -> None:
+    old, new = ({"stage": {"keep_rollouts": n, "preflight": {"prompts": n, "samples": 8}}} for n in (0, 32))
+    assert config.changed_keys(old, new) == []
+
+
 def test_a_run_of_an_older_version_goes_on() -> None:
     new = config.resolved(config.compose(["stage=prepare"]))
     old = config.resolved(config.compose(["stage=prepare"]))

@@ -30,6 +30,8 @@ MAY_DIFFER = (
     "stage.max_skipped",
     "stage.max_norm_ratio",
     "stage.schedule.stretch",
+    "stage.preflight",
+    "stage.keep_rollouts",
     "stage.judge.url",
     "stage.judge.key_from",
     "stage.judge.in_flight",
