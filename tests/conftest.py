@@ -21,9 +21,10 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A shell lets what it starts in the background ignore Ctrl-C, and the runs that tests interrupt would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-CACHE = tempfile.TemporaryDirectory(prefix="lifecycle-cache-")
-os.environ.setdefault("LIFECYCLE_USER_CACHE", os.environ.get("LIFECYCLE_CACHE", ""))  # where `make smollm2` put it
-os.environ["LIFECYCLE_CACHE"] = CACHE.name
+if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers of a session share what one of them has made
+    CACHE = tempfile.TemporaryDirectory(prefix="lifecycle-cache-")
+    os.environ.setdefault("LIFECYCLE_USER_CACHE", os.environ.get("LIFECYCLE_CACHE", ""))  # where `make smollm2` put it
+    os.environ["LIFECYCLE_CACHE"] = CACHE.name
 
 
 @pytest.fixture(autouse=True)

@@ -212,7 +212,7 @@ def _without_docstrings(source: str, tree: ast.Module) -> str:
 
 def _docstring_nodes(tree: ast.Module) -> Iterator[tuple[ast.Expr, bool]]:
     """Docstrings, and whether each is the only statement of its function or class."""
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
             if (
@@ -221,3 +221,11 @@ def _docstring_nodes(tree: ast.Module) -> Iterator[tuple[ast.Expr, bool]]:
                 and isinstance(first.value.value, str)
             ):
                 yield first, len(node.body) == 1 and not isinstance(node, ast.Module)
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """A node and the statements inside it, without their expressions: no definition stands in one."""
+    yield node
+    for block in ("body", "handlers", "cases", "orelse", "finalbody"):
+        for child in getattr(node, block, ()):
+            yield from _statements(child)
