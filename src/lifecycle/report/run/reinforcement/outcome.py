@@ -35,7 +35,7 @@ OF_HELD_OUT = {
 """What is told of held-out answers beside their reward, in words."""
 NOTE = (
     "Held-out answers are greedy, but for pass@k and the reward of samples; first and last measurement. Brackets hold "
-    f"95 % intervals. Samples of training: means of the first and of the last {STEPS} steps."
+    f"95 % intervals. Samples of training: means of the first and of the last {STEPS} steps (of fewer in a short run)."
 )
 
 
