@@ -125,10 +125,16 @@ def is_over(plan: RunPlan) -> bool:
         if plan.stage is not None and not (folder.path / "report.md").exists():  # killed while it was drawn
             with hold(folder.path):
                 write_report(folder.path)
-        report = f"Its report: {folder.path / 'report.md'}. To go on, raise a limit (stage.max_tokens=...); to start"
+        report = f"Its report: {folder.path / 'report.md'}. To go on, raise its limit ({_limit(plan)}=...); to start"
         further = report if plan.stage is not None else "To start"
         print(f"run '{folder.path}' is finished; nothing to do. {further} anew, choose another run=NAME")
     return True
+
+
+def _limit(plan: RunPlan) -> str:
+    """The key of the limit that the run has."""
+    keys = ("max_tokens", "max_steps", "max_epochs")
+    return next((f"stage.{key}" for key in keys if plan.config.stage.get(key) is not None), "stage.max_tokens")
 
 
 def begin_anew(plan: RunPlan) -> None:

@@ -150,7 +150,7 @@ def measures_table(run: RunData) -> tuple[list[str], list[list[str]]]:
         [domain, *(_with_interval(found.get(name), run.interval(domain, name)) for name in names)]
         for domain, found in measured.items()
     ]
-    return ["held-out data", *(name.replace("pass_at_", "pass@") for name in names)], rows
+    return ["held-out data", *(name.replace("pass_at_", "pass@").replace("_", " ") for name in names)], rows
 
 
 def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:

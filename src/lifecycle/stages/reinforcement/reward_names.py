@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from lifecycle.rewards.graders import GRADERS
 from lifecycle.rewards.judge.verdicts import JUDGED
@@ -26,6 +26,9 @@ def fault_of(name: str, where: str) -> str | None:
     """What is wrong with the name of a reward, as far as that is known without importing anything."""
     if name in KNOWN or is_own(name):
         return None
+    module, dot, function = name.rpartition(".")
+    if dot:
+        return f"{where} names '{name}', and a function of your own stands behind a colon: type {module}:{function}"
     near = difflib.get_close_matches(name, KNOWN, n=1)
     meant = f"; did you mean {near[0]}? There are" if near else ": take of"
     return (
@@ -40,6 +43,9 @@ def faults_of(named: Iterable[tuple[str, object]]) -> list[str]:
     for where, held in named:
         if isinstance(held, str):
             found.append(fault_of(held, where))
+        elif isinstance(held, Sequence):
+            weights = ", ".join(f"{str(name).replace(':', chr(92) + ':')}: 1" for name in held)
+            found.append(f"{where} is a list, and each reward has a weight: type '{where}={{{weights}}}'")
         elif isinstance(held, Mapping):
             found += [_cut(name, weight, where) or fault_of(str(name), where) for name, weight in held.items()]
     return [fault for fault in found if fault]
