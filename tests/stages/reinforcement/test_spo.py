@@ -301,7 +301,7 @@ def test_values_that_do_not_work_together_are_named() -> None:
         "prompts_per_step": 8,
         "chosen_per_step": 4,
         "updates_per_rollout": 2,
-        "rewards": {"choice": 0.9, "x": 0.1},
+        "rewards": {"choice": 0.9, "format": 0.1},
     }
     assert faults({"stage": stage}) == []
     for more, word in (

@@ -38,12 +38,13 @@ class Judged:
 @dataclass(kw_only=True)
 class Verdicts:
     """marks: of each sample by reward, 0 to 1; NaN: none. lost: by reward, whether a sample has none though it was
-    asked about. asked: questions; answered: of these, those with a reply; unreadable: replies that state no verdict;
-    over: questions that were not asked, as no more may be spent. shares: by criterion, sum and number of its marks.
-    why: what the first failure said. unread: the first reply that states no verdict."""
+    asked about; failed: how many of them. asked: questions; answered: of these, those with a reply; unreadable: replies
+    that state no verdict; over: questions that were not asked, as no more may be spent. shares: by criterion, sum and
+    number of its marks. why: what the first failure said. unread: the first reply that states no verdict."""
 
     marks: dict[str, list[float]]
     lost: dict[str, list[bool]]
+    failed: Counter[str] = field(default_factory=Counter)
     asked: int = 0
     answered: int = 0
     unreadable: int = 0
@@ -65,15 +66,11 @@ class Verdicts:
             self.unread = self.unread or (outcome.text if outcome.whole else f"{outcome.text} (cut off)")
         return found
 
-    @property
-    def failed(self) -> Counter[str]:
-        """By reward, how many samples have lost theirs."""
-        return +Counter({name: sum(lost) for name, lost in self.lost.items()})
-
     def mark(self, name: str, sample: int, mark: float) -> None:
         """Of a sample that was asked about."""
         self.marks[name][sample] = mark
         self.lost[name][sample] = math.isnan(mark)
+        self.failed[name] += math.isnan(mark)
 
 
 def verdicts(keys: JudgeKeys, judge: Answering, samples: Sequence[Judged], *, seed: int) -> Verdicts:
