@@ -86,6 +86,7 @@ def ours(kind: str, runs: int) -> dict[str, Any]:
         *keys(inputs, prompts=PROMPTS, samples=samples, new=NEW, words=WORDS),
         f"stage.max_steps={steps}",
         *undisturbed(STEPS),
+        *(["stage.advantage=batch"] if samples == 1 else []),  # a sample alone is compared with those of other prompts
         *(["stage.kl.coefficient=0.04", "stage.kl.kind=k3"] if "kl" in kind else []),
         *([] if precision == "auto" else [f"hardware.precision={precision}", "hardware.compile=false"]),
     ]

@@ -31,13 +31,13 @@ KINDS = {
     "grpo": "GRPO",
     "continued": "fine-tuning continued",
     "gently": "fine-tuning continued at 3e-4",
-    "grpo_short": "GRPO, half as long",
+    "grpo_short": "GRPO, 100 steps",
     "rloo": "RLOO",
     "ppo": "PPO",
     "spo": "SPO",
-    "shuffled": "GRPO, rewards shuffled",
+    "shuffled": "rewards shuffled",
 }
-LONG, METHODS = ("grpo", "continued", "gently"), ("grpo", "rloo", "ppo", "spo", "shuffled")
+LONG, METHODS = ("grpo", "continued", "gently"), ("grpo_short", "rloo", "ppo", "spo", "shuffled")
 SAMPLES = 256  # of a step of each method
 
 Marks = Mapping[int, Mapping[str, bool]]
@@ -71,7 +71,7 @@ def found(outputs: Path) -> dict[str, dict[str, Any]]:
     """What is known of each kind of run, by seed."""
     results: dict[str, dict[str, Any]] = {}
     for kind in KINDS:
-        for run in sorted(outputs.glob(f"{kind}_s*/run.json")):
+        for run in sorted(outputs.glob(f"{kind}_s[0-9]*/run.json")):
             if json.loads(run.read_text())["status"] == "finished":
                 name, seed = run.parent.name, run.parent.name.rsplit("_s", 1)[1]
                 seconds = json.loads((outputs / f"{name}.cpu.json").read_text())
