@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from lifecycle import config
 from lifecycle.errors import UserError
 from lifecycle.lineage.parent import Parent
 from lifecycle.lineage.replay import replayed_sources, texts, told_apart, trained_on
-from lifecycle.runs.guarded import check_guard, check_reach
+from lifecycle.runs.guarded import check_guard, check_reach, guards
 
 OLD = {"mine": source("old.jsonl")}
 
@@ -57,6 +58,15 @@ def test_a_guard_without_held_out_text_is_refused_also_when_it_only_watches(pare
     assert "or type guard=null" in refusal(cfg, parent)
     cfg.guard.actions = ["rate"]
     assert "guard.actions=[rate] would never act" in refusal(cfg, parent)
+
+
+@pytest.mark.parametrize("stage", ["grpo", "ppo", "dpo", "reward"])
+def test_a_stage_that_measures_no_text_is_not_watched(parent: Parent, stage: str) -> None:
+    cfg = configured(parent, {"mine": source("old.jsonl")}, f"stage={stage}")
+    check_guard(cfg, parent)
+    assert guards(cfg, Path(), SimpleNamespace(held_out=["mine"]), parent) == []  # type: ignore[arg-type]
+    cfg.guard.actions = ["rate"]
+    assert "and no text; type guard.actions=[]" in refusal(cfg, parent)
 
 
 def test_text_of_weight_0_is_watched(parent: Parent) -> None:

@@ -76,8 +76,10 @@ def guards(cfg: DictConfig, folder: Path, data: DataModule, parent: Parent | Non
 
 
 def _known(cfg: DictConfig, parent: Parent | None) -> dict[str, bool]:
-    """The domains whose text the parent was trained on -> whether some of it is held out."""
-    if parent is None:
+    """The domains whose text the parent was trained on -> whether some of it is held out; none where the stage measures
+    no loss of text."""
+    stage = config.stage_class(cfg.stage)
+    if parent is None or (stage is not None and stage.measures is not None):
         return {}
     data: Mapping[str, Any] = config.resolved(cfg)["data"]
     back, theirs = replayed(data["sources"]), trained_on(parent)
@@ -107,6 +109,12 @@ def _nothing_to_watch(cfg: DictConfig, parent: Parent | None) -> UserError:
     if parent is None:
         return UserError(f"{would}the run starts from fresh weights, which forget nothing; type guard.actions=[]")
     off = "guard.actions=[]" if cfg.guard.actions else "guard=null"
+    stage = config.stage_class(cfg.stage)
+    if stage is not None and stage.measures is not None:
+        return UserError(
+            f"{would}it looks at the perplexity of held-out text, and this stage measures {', '.join(stage.measures)} "
+            f"of held-out data, and no text; type {off}"
+        )
     return UserError(
         f"{would}the run has no held-out text of what {parent.name} was trained on. Name a source {REPLAY} with a "
         f"validation of its own (data.sources.{REPLAY}.path=...), or type {off}"
