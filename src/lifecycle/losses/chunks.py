@@ -33,9 +33,8 @@ class HeadGradients:
     """
 
     def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, wanted: tuple[bool, bool]) -> None:
-        sums, device = sum_dtype(weight_VD.dtype), weight_VD.device
         self.hidden_ND = torch.empty_like(hidden_ND) if wanted[0] else None
-        self._sum_VD = torch.zeros(weight_VD.shape, dtype=sums, device=device) if wanted[1] else None
+        self._sum_VD = torch.zeros_like(weight_VD, dtype=sum_dtype(weight_VD.dtype)) if wanted[1] else None
         self._head_VD = weight_VD
 
     def add(self, part: slice, hidden_CD: Tensor, grad_CV: Tensor) -> None:

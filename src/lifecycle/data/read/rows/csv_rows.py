@@ -55,11 +55,16 @@ def _header(file: File, raw: Stored, most_bytes: int) -> tuple[list[str], str, P
     found = feed.record(delimiter)
     names = [name.strip() for name in found[0]] if found else []
     if names and file.columns is not None and not set(names) & set(file.columns):
+        many = len(file.columns) > FEW  # those of every format: which is it?
+        advice = (
+            f"name what a row is, and its columns, such as {file.source}.format=question_answer "
+            f"'{file.source}.fields={{question: COLUMN, answer: COLUMN}}'"
+            if many
+            else f"name them by {file.source}.fields, such as {{{file.columns[0]}: COLUMN}}"
+        )
         raise UserError(
             f"{file.source}: {file.url} has the columns {', '.join(names)[:300]}, none of which is read "
-            f"({', '.join(file.columns[:FEW])}{', ...' if len(file.columns) > FEW else ''}): name what a row is, and "
-            f"its columns, such as {file.source}.format=question_answer '{file.source}.fields={{question: COLUMN, "
-            "answer: COLUMN}'; the first line must be a header"
+            f"({', '.join(file.columns[:FEW])}{', ...' if many else ''}): {advice}; the first line must be a header"
         )
     if twice := [name for name in file.columns or names if names.count(name) > 1]:
         raise UserError(
