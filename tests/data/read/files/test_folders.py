@@ -237,7 +237,8 @@ def test_what_is_wrong_with_a_file_is_said_of_its_source(tmp_path: Path, where: 
         found = listing(SourceSpec(path=name), name="mine", root=str(tmp_path), cache=tmp_path, where=where).files
         with pytest.raises(UserError, match=said):
             list(rows(found, Position(0, 0, 0), wanted=lambda ordinal: True))
-    spec = SourceSpec(path="b.csv", format="auto")
+    (tmp_path / "f.csv").write_bytes(b"foo,bar\nx,y\n")
+    spec = SourceSpec(path="f.csv", format="auto")
     found = listing(spec, name="mine", root=str(tmp_path), cache=tmp_path, where=where).files
     with pytest.raises(
         UserError, match=rf"such as {source}.format=question_answer '{source}.fields={{question: COLUMN"
