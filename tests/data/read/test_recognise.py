@@ -285,3 +285,15 @@ def test_shards_know_the_format_that_was_recognised_when_they_were_made() -> Non
     specs = with_formats({"a": auto, "b": named, "c": auto, "old": auto}, metas)
     assert [spec.format for spec in specs.values()] == ["instruction", "messages", "auto", "text"]
     assert specs["a"].fields == {"output": "response"}
+
+
+def test_answers_that_count_from_one_are_not_read_from_zero(tmp_path: Path) -> None:
+    def asked(*answers: Any) -> list[dict[str, Any]]:
+        return [{"question": f"q{n}", "options": ["a", "b", "c", "d"], "answer": one} for n, one in enumerate(answers)]
+
+    with pytest.raises(
+        UserError, match=r"count from 1, and are read from 0: .*line 3 .* type data\.sources\.s\.answer_base=1"
+    ):
+        guess(asked(1, 2, 4, 1, 3), tmp_path, "prompt")
+    for whole in (asked(1, 2, 3), asked(0, 3, 1), asked("A", "D", "C"), asked(0, 4, 1)):
+        assert guess(whole, tmp_path, "prompt").format == "multiple_choice"

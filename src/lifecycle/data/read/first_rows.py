@@ -124,6 +124,18 @@ def options_unread(seen: Sequence[Seen], spec: SourceSpec, where: str) -> str | 
     return None
 
 
+def counted_from_one(seen: Sequence[Seen], spec: SourceSpec, where: str) -> str | None:
+    """The message for rows of multiple choice with numbers that count from 1 and are read from 0: most would name the
+    option behind their own; None for others."""
+    beyond = next((one for one in seen if fault(one, spec) == "unknown answer"), None)
+    if spec.answer_base or beyond is None or any(fault(one, replace(spec, answer_base=1)) for one in seen):
+        return None
+    return (
+        f"{where}: the answers of its rows count from 1, and are read from 0: {place(beyond.raw)} names an option "
+        f"behind the last one ({content(beyond.raw)}), and no row the number 0: type {where}.answer_base=1"
+    )
+
+
 def of_no_format(seen: Sequence[Seen], where: str) -> str:
     """The message for rows whose columns are those of no format, or of several."""
     first = seen[0]

@@ -15,6 +15,7 @@ from lifecycle.data.read.first_rows import (
     Seen,
     broken_alike,
     columns_of,
+    counted_from_one,
     fault,
     first_rows,
     has_columns,
@@ -57,6 +58,8 @@ def recognised(spec: SourceSpec, found: Listing, *, where: str, view: str) -> tu
     columns = columns_of(seen, layout)
     fields = {key: name for key, name in columns.items() if key != name or key in form.named}
     made = replace(spec, format=form.name, fields=fields)
+    if form.name == "multiple_choice" and (why := counted_from_one(seen, made, where)):
+        raise UserError(why)
     mapped = f" fields={{{', '.join(f'{key}: {_shown(name)}' for key, name in fields.items())}}}" if fields else ""
     say_read(f"{where}.format", f"{form.name}{mapped}, by the columns of its first rows")
     return made, replace(found, files=tuple(replace(file, columns=made.columns) for file in found.files))
