@@ -9,6 +9,7 @@ download, UTF-16, comments.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import os
@@ -166,3 +167,9 @@ def users_own(name: str, where: str, *, what: Literal["function", "class"], exam
             f"({getattr(found, '__module__', 'unknown')}:{attribute})"
         )
     return found
+
+
+def text_of(own: Any) -> str | None:
+    """A hash of the file that a user's function or class stands in, as it is now; None where there is no such file."""
+    file = getattr(sys.modules[own.__module__], "__file__", None)
+    return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()

@@ -3,11 +3,13 @@
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 import torch
 from tests.rewards import own_functions
 from tests.rewards.test_graded import GRADING
 
 from lifecycle.batch import TURNS
+from lifecycle.errors import UserError
 from lifecycle.rewards.record import Answered
 from lifecycle.stages.reinforcement.acting.scorers.functions import Functions
 from lifecycle.stages.reinforcement.acting.scorers.scorer import SamplesToMark
@@ -41,3 +43,14 @@ def test_a_function_reads_the_plain_prompt_and_the_columns_and_marks_only_what_i
     assert found.marks[TEXT].isnan().tolist() == [True, True, False] and found.marks[TEXT][2] == 0.25
     assert found.failed == {TEXT: 1} and not found.timed_out and "KeyError: 'kw'" in found.said[TEXT]
     assert not cast(Any, scorer.told())
+
+
+def test_a_run_does_not_go_on_with_another_text_of_a_function() -> None:
+    texts = Functions([("stage.rewards", TOLD)], GRADING).carried["functions"]
+    state = texts.state()
+    texts.restore(state)
+    texts.restore(None)  # of an older version
+    texts.restore({"of_another:key": "0" * 64})
+    with pytest.raises(UserError, match=f"the file of the reward {TOLD} has changed"):
+        texts.restore({TOLD: "0" * 64})
+    assert len(state[TOLD]) == 64

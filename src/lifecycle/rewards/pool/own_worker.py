@@ -12,6 +12,8 @@ import math
 import os
 import sys
 import traceback
+from collections.abc import Callable
+from typing import Any
 
 from lifecycle.rewards.pool.task import WorkerStart
 from lifecycle.rewards.pool.worker import READ, WRITE, in_words, marked
@@ -48,10 +50,16 @@ def _with_place(error: Exception) -> str:
     return in_words(error) + ("" if place.filename == __file__ else f" ({place.filename}, line {place.lineno})")
 
 
+def imported(name: str, where: str) -> Callable[..., Any]:
+    """The user's function itself. Raises UserError where there is none."""
+    function: Callable[..., Any] = users_own(name, where, what="function", example="my_rewards:polite")
+    return function
+
+
 def own_grader(name: str, where: str = "stage.rewards") -> Grader:
     """The user's function, whose mark is a number; None and NaN: there is none. Raises UserError where there is no such
     function; called, TypeError and ValueError for what is no mark."""
-    function = users_own(name, where, what="function", example="my_rewards:polite")
+    function = imported(name, where)
 
     def grader(completion: str, record: Answered) -> float:
         mark = function(completion, record)

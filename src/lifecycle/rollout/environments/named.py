@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from lifecycle.bounds import Count
 from lifecycle.errors import UserError
 from lifecycle.rewards.record import Answered
 from lifecycle.rollout.environments.calculator import Calculator
 from lifecycle.rollout.environments.environment import Coding, Environment, Environments
-from lifecycle.system.foreign import users_own
+from lifecycle.system.foreign import text_of, users_own
 
 BUILT_IN: dict[str, Callable[[], Environment]] = {"calculator": Calculator}
 
@@ -38,8 +35,7 @@ class EnvironmentKeys:
         and where there is no such file."""
         if self.name is None or self.name in BUILT_IN:
             return None
-        file = getattr(sys.modules[environment(self.name).__module__], "__file__", None)
-        return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        return text_of(environment(self.name))
 
     def of(self, records: Sequence[Answered], tokenizer: Coding) -> Environments | None:
         """For prompts with these records; None where there is none."""

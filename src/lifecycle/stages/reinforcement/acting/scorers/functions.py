@@ -14,25 +14,25 @@ import torch
 from torch import Tensor
 
 from lifecycle.batch import KEPT, TURNS
+from lifecycle.errors import UserError
 from lifecycle.rewards.graded import GradingKeys
-from lifecycle.rewards.pool.own_worker import own_grader
+from lifecycle.rewards.pool.own_worker import imported
 from lifecycle.rewards.pool.pool import GradingPool
 from lifecycle.rewards.pool.task import FAILED, TIMED_OUT, Task
 from lifecycle.rewards.record import Answered
 from lifecycle.stages.reinforcement.acting.scorers.judge import plain_record
 from lifecycle.stages.reinforcement.acting.scorers.scorer import SampleMarks, SamplesToMark, unmarked
 from lifecycle.stages.step.watched import Carried
+from lifecycle.system.foreign import text_of
 
 
 class Functions:
     """named: by the key that names it, each function. Raises UserError where one cannot be imported."""
 
     beside = None
-    carried: Mapping[str, Carried] = {}
 
     def __init__(self, named: Sequence[tuple[str, str]], grading: GradingKeys) -> None:
-        for where, name in named:
-            own_grader(name, where)
+        self.carried: Mapping[str, Carried] = {"functions": _Texts(named)}
         self.names = tuple(dict.fromkeys(name for _, name in named))
         self._pool = GradingPool(graders=self.names, workers=grading.workers, limits=grading.limits, own=True)
 
@@ -63,6 +63,27 @@ class Functions:
     def close(self) -> None:
         """End the processes."""
         self._pool.close()
+
+
+class _Texts:
+    """The files of the functions, as they were when the run began or went on: what they give may depend on them."""
+
+    def __init__(self, named: Sequence[tuple[str, str]]) -> None:
+        self._of = {name: text_of(imported(name, where)) for where, name in named}
+
+    def state(self) -> dict[str, str | None]:
+        """For the checkpoint."""
+        return self._of
+
+    def restore(self, state: Mapping[str, str | None] | None) -> None:
+        """Raise UserError where the run began with another text; there is no state in a checkpoint of an older
+        version."""
+        for name, text in (state or {}).items():
+            if text != self._of.get(name, text):
+                raise UserError(
+                    f"resume: the file of the reward {name} has changed since this checkpoint, and what it gives may "
+                    "have: put it back as it was, or start another run from this one's weights (init_from=RUN run=NAME)"
+                )
 
 
 def _told(asked: SamplesToMark, i: int) -> Answered:
