@@ -54,6 +54,8 @@ def make_place(folder: Path) -> Path:
         write(folder / f"{name}.jsonl", made)
     for part in (1, 2):
         write(folder / f"rows/hh_harmless_base_part{part}.jsonl", (conversation(part, n) for n in range(150)))
+    for split in ("train", "dev"):
+        write(folder / f"rows/commonsenseqa.{split}.jsonl", (common_sense(split, n) for n in range(100)))
     write(folder / "prompts.jsonl", ({"prompt": text} for text in ("The cat", "Far away")))
     (folder / "prompts.txt").write_text("The cat\nFar away\n")
     write(folder / "papers.jsonl", (row("papers", n) for n in range(400)))
@@ -96,6 +98,13 @@ def row(name: str, number: int) -> dict[str, Any]:
         "level": f"Level {1 + number % 5}",
         "max_stars_count": number,
     }
+
+
+def common_sense(split: str, number: int) -> dict[str, Any]:
+    """A question as CommonsenseQA writes it."""
+    said = row(split, number)
+    choices = [{"label": letter, "text": option} for letter, option in said["options"].items()]
+    return {"answerKey": said["answer_idx"], "question": {"stem": said["question"], "choices": choices}}
 
 
 def conversation(part: int, number: int) -> dict[str, str]:

@@ -40,6 +40,20 @@ def test_a_spike_is_more_than_so_many_times_the_mean_and_only_once_that_has_sett
     assert not settled(2.0, max_norm_ratio=None).bad(torch.tensor(1e6), LOSS)
 
 
+def test_steps_without_a_gradient_make_no_spikes_of_the_others() -> None:
+    made, said = Skipping(max_skipped=3, max_norm_ratio=5.0), list[str]()
+    for _ in range(2 * SETTLED):
+        made.take(torch.tensor(0.0))
+    assert not made.bad(torch.tensor(1.0), LOSS) and int(made.taken) == 0
+    batch: StepBatch[Any] = StepBatch(step=6, micro=[], cursor=Cursor(step=7, streams={0: {}}))
+    made.skip(batch, torch.tensor(1.0), torch.tensor(torch.nan), say=said.append)
+    assert "gradient norm 1.0; data" in said[0]
+    rare = settled(2.0)
+    for _ in range(WINDOW):
+        rare.take(torch.tensor(0.0))
+    assert float(rare.mean) == 2.0 and not rare.bad(torch.tensor(10.0), LOSS) and rare.bad(torch.tensor(10.01), LOSS)
+
+
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
 def test_what_is_not_finite_is_bad_from_the_first_step(value: float) -> None:
     made = Skipping(max_skipped=0, max_norm_ratio=None)

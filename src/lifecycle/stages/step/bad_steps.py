@@ -3,6 +3,8 @@
     spike:  norm > max_norm_ratio * mean,     mean <- mean + (norm - mean) / min(taken steps, WINDOW)   after a step
 
 Weights and optimizer stay as they were; the data goes on. The mean waits for SETTLED steps: at first norms fall fast.
+A step without a gradient, such as one of samples that are all marked alike, is none of them: next to a mean of such
+norms every other would be a spike.
 """
 
 from __future__ import annotations
@@ -31,25 +33,29 @@ class Skipping:
 
     def __init__(self, *, max_skipped: int, max_norm_ratio: float | None) -> None:
         self.max_skipped, self.max_norm_ratio = max_skipped, max_norm_ratio
-        self.skipped = self.taken = 0
-        self.mean: Tensor | float = 0.0  # on the device, which need not be waited for
+        self.skipped = 0
+        self.taken: Tensor | int = 0  # steps with a gradient; both on the device, which need not be waited for
+        self.mean: Tensor | float = 0.0
 
     def bad(self, norm: Tensor, loss: Tensor) -> Tensor:
         """() bool: whether the step with this gradient norm (before clipping) and loss is to be skipped."""
         bad = ~torch.isfinite(norm) | ~torch.isfinite(loss)
-        if self.max_norm_ratio is not None and self.taken >= SETTLED:
-            bad = bad | (norm > self.max_norm_ratio * self.mean)
+        if self.max_norm_ratio is not None:
+            bad = bad | ((norm > self.max_norm_ratio * self.mean) & (self.taken >= SETTLED))
         return bad
 
     def take(self, norm: Tensor) -> None:
         """Count a step that was taken, and move the mean of the norms."""
-        self.taken += 1
-        self.mean = self.mean + (norm.detach().float() - self.mean) / min(self.taken, WINDOW)
+        moved = norm.detach() > 0
+        self.taken = self.taken + moved.long()
+        step = (norm.detach().float() - self.mean) / self.taken.clamp(min=1, max=WINDOW)
+        self.mean = self.mean + torch.where(moved, step, 0.0)
 
     def skip(self, batch: StepBatch, norm: Tensor, loss: Tensor, *, say: Callable[[str], None]) -> None:
         """Count a skipped step and report it through `say`. Raises UserError for more than `max_skipped`."""
         self.skipped += 1
-        usual = f", {float(norm) / float(self.mean):.1f} times the usual" if torch.isfinite(norm) and self.taken else ""
+        mean = float(self.mean)
+        usual = f", {float(norm) / mean:.1f} times the usual" if torch.isfinite(norm) and mean else ""
         say(
             f"step {batch.step + 1} skipped: loss {float(loss)}, gradient norm {float(norm)}{usual}; data: rows of "
             f"step {batch.step} of streams {min(batch.cursor.streams)}-{max(batch.cursor.streams)} "
@@ -64,7 +70,7 @@ class Skipping:
 
     def state(self) -> dict[str, Any]:
         """Counts and mean as plain numbers, for the checkpoint."""
-        return {"skipped": self.skipped, "taken": self.taken, "mean": float(self.mean)}
+        return {"skipped": self.skipped, "taken": int(self.taken), "mean": float(self.mean)}
 
     def restore(self, state: dict[str, Any], device: torch.device) -> None:
         """Restore what `state` returned; the mean is put on `device`."""
