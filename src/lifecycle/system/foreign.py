@@ -173,3 +173,13 @@ def text_of(own: Any) -> str | None:
     """A hash of the file that a user's function or class stands in, as it is now; None where there is no such file."""
     file = getattr(sys.modules[own.__module__], "__file__", None)
     return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def check_text(then: str | None, now: str | None, *, of: str, does: str) -> None:
+    """Raise UserError where the file of a function or class is another (`text_of`) than when the run began. of, does:
+    what it is, and does, in words."""
+    if then != now:
+        raise UserError(
+            f"resume: the file of {of} has changed since this checkpoint, and what it {does} may have: put it back as "
+            "it was, or start another run from this one's weights (init_from=RUN run=NAME)"
+        )

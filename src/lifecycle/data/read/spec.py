@@ -40,9 +40,8 @@ class SourceSpec:
         are the texts of the running Python installation, `python://arithmetic` and `python://reasoning` exercises,
         `python://questions`, `python://few_questions` and `python://preferences` questions that Python answers,
         `python://demonstrations`, `python://expressions` and `python://expressions_held_out` small expressions that it
-        evaluates,
-        `python://calculator_calls`, `python://calculations` and `python://calculations_held_out` questions for a
-        calculator.
+        evaluates, `python://calculator_calls`, `python://calculations` and `python://calculations_held_out` questions
+        for a calculator.
     split: which split is trained on.
     format, fields: the form of a row (one of `formats.FORMATS`, or auto: recognised by the columns of the first rows),
         and our field name -> the row's (a dotted path, or a list of columns for `options`).

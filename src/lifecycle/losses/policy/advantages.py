@@ -34,6 +34,9 @@ from lifecycle.losses.policy.sums import how_many, sums_of
 AdvantageName = Literal["group_std", "group_mean", "batch_std", "leave_one_out", "gdpo", "batch", "none"]
 """What a reward is compared with, and divided by."""
 
+ACROSS_PROMPTS: tuple[AdvantageName, ...] = ("batch", "none")
+"""Those that compare a sample with samples of other prompts, or with 0; the others are 0 of a prompt's only sample."""
+
 EPSILON = 1e-4
 """Added to a std before it divides. A std below it is an accident of rounding more often than a difference."""
 

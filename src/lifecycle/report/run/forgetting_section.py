@@ -18,10 +18,9 @@ MOST_ROWS = 12
 
 
 def measurements(run: RunData) -> list[Mapping[str, Any]]:
-    """All measurements of the retained domains, the first one before the first step; empty where there is none of
-    text."""
+    """All measurements of the retained domains, the first one before the first step; empty where there are none."""
     found: list[Mapping[str, Any]] = run.forgetting.get("measurements", [])
-    return found if any(one["perplexity"] for one in found) else []
+    return found
 
 
 def forgetting(run: RunData, theme: Theme) -> Figure | None:

@@ -119,10 +119,10 @@ def overview(run: RunData, facts: Headline) -> list[tuple[str, str]]:
         if value is not None
     ]
     best = f", best at step {count(facts.best_step)}" if facts.best_step not in (None, facts.steps) else ""
-    reached = ("loss, nats a token" if run.is_likelihood else "loss", ", ".join(losses) + best if losses else None)
+    result = ("loss, nats a token" if run.is_likelihood else "loss", ", ".join(losses) + best if losses else None)
     if run.learns_from_samples:  # whose loss is no measure: held out it is minus the reward
         of_held_out = None if facts.held_out_loss is None else number(-facts.held_out_loss, 3) + best
-        reached = ("reward, held out", of_held_out)
+        result = ("reward, held out", of_held_out)
     rows = [
         ("status", facts.status),
         ("steps", count(facts.steps) + of if facts.steps is not None else None),
@@ -130,7 +130,7 @@ def overview(run: RunData, facts: Headline) -> list[tuple[str, str]]:
         ("training time", span(facts.seconds) if facts.seconds is not None else None),
         ("tokens per second", count(facts.tokens_per_second) if facts.tokens_per_second is not None else None),
         (mfu_name(run), share(facts.mfu) if facts.mfu is not None else None),
-        reached,
+        result,
     ]
     return [(name, value) for name, value in rows if value is not None]
 

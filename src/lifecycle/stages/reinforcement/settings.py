@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
 from lifecycle.bounds import Count, Every, FromZero, NotNegative, PartOrAll, PartOrNone, Positive
-from lifecycle.losses.policy.advantages import AdvantageName
+from lifecycle.losses.policy.advantages import ACROSS_PROMPTS, AdvantageName
 from lifecycle.losses.policy.kl import KlName
 from lifecycle.losses.policy.masks import SamplerMasks
 from lifecycle.losses.policy.normalisers import NormaliserName
@@ -21,9 +21,6 @@ from lifecycle.rewards.judge.settings import JudgeKeys
 from lifecycle.rollout.drawing import DrawingKeys
 from lifecycle.rollout.environments.named import EnvironmentKeys, fault_of
 from lifecycle.stages.reinforcement.reward_names import faults_of
-
-WITHIN_GROUPS: tuple[AdvantageName, ...] = ("group_std", "group_mean", "batch_std", "leave_one_out", "gdpo")
-"""Advantages that are 0 of a prompt with a single sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +231,8 @@ def _moves_nothing(stage: Mapping[str, Any]) -> list[str]:
             "stage.kl.coefficient=0.01, or stage.kl.target=null"
         )
     samples, kind = stage.get("samples_per_prompt"), stage.get("advantage")
-    if samples == 1 and kind in WITHIN_GROUPS and stage.get("optimise") != "online_dpo":
+    within_groups = {*get_args(AdvantageName)} - {*ACROSS_PROMPTS}
+    if samples == 1 and kind in within_groups and stage.get("optimise") != "online_dpo":
         found.append(
             f"stage.samples_per_prompt is 1, and stage.advantage={kind} compares the samples of a prompt with one "
             "another, so that nothing would be learnt: type stage.samples_per_prompt=8, or stage.advantage=batch"

@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lifecycle.batch import PromptBatch, Rollout
-from lifecycle.errors import UserError
 from lifecycle.model import Decoder
 from lifecycle.rollout.engine import generate
 from lifecycle.rollout.sampling.parameters import Sampling
 from lifecycle.stages.reinforcement.acting.records import records_of
 from lifecycle.stages.reinforcement.settings import SamplingKeys
 from lifecycle.stages.run.setup import Setup
+from lifecycle.system.foreign import check_text
 from lifecycle.system.seeds import derive
 
 PREFILL = 1024
@@ -37,13 +37,9 @@ class PolicySampler:
 
     def restore(self, state: str | None) -> None:
         """Raise UserError where the run began with another text."""
-        if state is not None and state != self._text:
+        if state is not None:
             name = self._keys.environment.name
-            raise UserError(
-                f"resume: the file of stage.environment.name={name} has changed since this checkpoint, and what it "
-                "answers may have: put it back as it was, or start another run from this one's weights "
-                "(init_from=RUN run=NAME)"
-            )
+            check_text(state, self._text, of=f"stage.environment.name={name}", does="answers")
 
     def rollout(self, prompts: PromptBatch, network: Decoder, *, step: int) -> Rollout:
         """`samples_per_prompt` completions of each prompt, those of a prompt together. Every rank must call."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lifecycle.batch import PromptBatch, Rollout
-from lifecycle.losses.policy.advantages import AdvantageName, advantages, total_rewards
+from lifecycle.losses.policy.advantages import ACROSS_PROMPTS, AdvantageName, advantages, total_rewards
 from lifecycle.losses.policy.shaping import overlong_penalty
 from lifecycle.rewards.graders import KNOW_THE_ANSWER
 from lifecycle.stages.base import Stage
@@ -29,8 +29,6 @@ from lifecycle.stages.step.watched import Carried
 
 OVERLONG = "overlong"
 """Name of the penalty for length, which is 0 to -1."""
-ACROSS_PROMPTS: tuple[AdvantageName, ...] = ("batch", "none")
-"""Advantages that compare a sample with those of other prompts, or with 0."""
 UNBOUNDED = (REWARD_MODEL, ENVIRONMENT)
 """Rewards without a full mark."""
 

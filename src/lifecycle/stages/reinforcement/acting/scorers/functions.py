@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from lifecycle.batch import KEPT, TURNS
-from lifecycle.errors import UserError
 from lifecycle.rewards.graded import GradingKeys
 from lifecycle.rewards.pool.own_worker import imported
 from lifecycle.rewards.pool.pool import GradingPool
@@ -23,7 +22,7 @@ from lifecycle.rewards.record import Answered
 from lifecycle.stages.reinforcement.acting.scorers.judge import plain_record
 from lifecycle.stages.reinforcement.acting.scorers.scorer import SampleMarks, SamplesToMark, unmarked
 from lifecycle.stages.step.watched import Carried
-from lifecycle.system.foreign import text_of
+from lifecycle.system.foreign import check_text, text_of
 
 
 class Functions:
@@ -79,11 +78,7 @@ class _Texts:
         """Raise UserError where the run began with another text; there is no state in a checkpoint of an older
         version."""
         for name, text in (state or {}).items():
-            if text != self._of.get(name, text):
-                raise UserError(
-                    f"resume: the file of the reward {name} has changed since this checkpoint, and what it gives may "
-                    "have: put it back as it was, or start another run from this one's weights (init_from=RUN run=NAME)"
-                )
+            check_text(text, self._of.get(name, text), of=f"the reward {name}", does="gives")
 
 
 def _told(asked: SamplesToMark, i: int) -> Answered:
