@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lifecycle.errors import UserError
+from lifecycle.model.layers.visible import VisibleBlock, attend_by_block, visible_blocks
 
 Kernel = Literal["sdpa", "varlen", "flash"]
 
@@ -39,7 +41,7 @@ class DocumentMask:
     mask_B1TT: bool, for sdpa. starts_S: first positions of the documents, for the boundary kernels (see `_starts`).
     window: how many positions each attends to, itself included; a mask includes it. takes_groups: whether the kernel
     lets several query heads share a key-value head, else keys and values are repeated; stored, because compiled code
-    cannot look it up.
+    cannot look it up. blocks: the mask by blocks of queries, on a CPU outside compiled code.
     """
 
     kernel: Kernel
@@ -47,23 +49,31 @@ class DocumentMask:
     starts_S: Tensor | None = None
     window: int | None = None
     takes_groups: bool = True
+    blocks: Sequence[VisibleBlock] | None = None
 
     @staticmethod
     def from_ids(
-        document_ids_BT: Tensor, *, kernel: Kernel, pieces: int | None = None, shared_BT: Tensor | None = None
+        document_ids_BT: Tensor,
+        *,
+        kernel: Kernel,
+        pieces: int | None = None,
+        shared_BT: Tensor | None = None,
+        compiled: bool = False,
     ) -> DocumentMask:
         """From the document number of every position (B, T); neighbours with equal numbers are one document, and so is
         padding. shared_BT: prompts that several documents begin with (`TokenBatch.shared`), for sdpa alone.
 
         pieces: `count_pieces(document_ids_BT)`, or more, counted on the host; without it the boundary kernels count
-        here, which synchronises once on CUDA.
+        here, which synchronises once on CUDA. compiled: for compiled code, which sees no sizes that hang on the ids.
         """
         if kernel == "sdpa":
             T = document_ids_BT.shape[1]
             same = document_ids_BT[:, :, None] == document_ids_BT[:, None, :]
             if shared_BT is not None:  # those who follow prompt k see the positions of prompt k
                 same = same | (shared_BT[:, :, None] == -shared_BT[:, None, :]) & (shared_BT[:, None, :] > 0)
-            return DocumentMask(kernel=kernel, mask_B1TT=(same & lower_triangle(T, same.device))[:, None])
+            mask = (same & lower_triangle(T, same.device))[:, None]
+            by_block = mask.device.type == "cpu" and not compiled
+            return DocumentMask(kernel=kernel, mask_B1TT=mask, blocks=visible_blocks(mask) if by_block else None)
         takes_groups = kernel == "flash" or varlen_takes_groups()
         return DocumentMask(kernel=kernel, starts_S=_starts(document_ids_BT, pieces), takes_groups=takes_groups)
 
@@ -74,6 +84,7 @@ class DocumentMask:
             self,
             mask_B1TT=None if mask is None else mask.to(device, non_blocking=non_blocking),
             starts_S=None if starts is None else starts.to(device, non_blocking=non_blocking),
+            blocks=self.blocks if device.type == "cpu" else None,
         )
 
 
@@ -125,7 +136,8 @@ def slide(documents: DocumentMask | None, window: int, T: int, device: torch.dev
         return replace(documents, window=window)
     near = lower_triangle(T, device) & ~lower_triangle(T, device, shift=window)
     mask = near[None, None] if documents is None else documents.mask_B1TT & near  # type: ignore[operator]
-    return DocumentMask(kernel="sdpa", mask_B1TT=mask, window=window)
+    by_block = documents is not None and documents.blocks is not None
+    return DocumentMask(kernel="sdpa", mask_B1TT=mask, window=window, blocks=visible_blocks(mask) if by_block else None)
 
 
 def attention(
@@ -136,6 +148,8 @@ def attention(
     H must be a multiple of G; query head h reads key-value head h // (H / G). None means that every sequence is one
     document, in which case plain causal attention is enough.
     """
+    if documents is not None and documents.blocks is not None:
+        return attend_by_block(q_BTHK, k_BTGK, v_BTGK, documents.blocks, scale=scale)
     if documents is None or documents.kernel == "sdpa":
         return _sdpa(q_BTHK, k_BTGK, v_BTGK, documents, scale)
     kernel = _flash if documents.kernel == "flash" else _varlen
