@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tests.data.every_view import VIEWS, fitting, is_same, items, module, named, on_ranks, read, sizes, write
 
+from lifecycle.batch import positions
 from lifecycle.batch.item_arrays import joined
 from lifecycle.data.module import DataModule
 from lifecycle.data.read.spec import ValidationRatio
@@ -102,6 +103,15 @@ def test_shards_hold_the_items_that_the_rows_give(tmp_path: Path, view: str) -> 
     again.load_state_dict(states[2])
     rest, _ = read(again)
     assert rest and all(is_same(rest[step], steps[step]) for step in rest)
+
+
+def test_as_many_items_are_measured_as_the_positions_take(tmp_path: Path, view: str) -> None:
+    held: dict[str, Any] = {"spec": {"validation": ValidationRatio(ratio=0.5)}, "validation_tokens": 60}
+    raw = module(tmp_path, view, {"a": None, "b": None}, to_the_end=True, **held)
+    for source in raw.corpus.whole:
+        *most, last = [positions(item) for item in raw.corpus.held_out(source, 60)]
+        assert sum(most) < 60 <= sum(most) + last or not most
+        assert len(most) < 30  # of prompts too: their tokens
 
 
 def plain(found: list[Any]) -> list[str]:

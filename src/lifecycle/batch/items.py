@@ -93,9 +93,14 @@ class Prompt:
 
     @property
     def size(self) -> int:
-        """Prompts are counted."""
+        """In a step prompts are counted."""
         return 1
 
 
 Item = Example | Pair | Prompt
 """What a view makes of a record, and what the data engine carries."""
+
+
+def positions(item: Item) -> int:
+    """Positions of an item in a row; of a prompt, its tokens."""
+    return len(item.ids) if isinstance(item, Prompt) else item.size

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lifecycle.batch import Item
+from lifecycle.batch import Item, positions
 from lifecycle.batch.item_arrays import joined, split
 from lifecycle.data.clean.bad_rows import BAD, refuse_broken
 from lifecycle.data.clean.cached_scan import alone
@@ -40,7 +40,7 @@ from lifecycle.data.read.spec import SourceSpec, ValidationRatio
 from lifecycle.system.seeds import derive
 from lifecycle.tokenizer.tokenizer import Tokenizer
 
-VERSION = 1
+VERSION = 2
 LOCAL_BYTES = 16 * 2**30  # of files as stored: more is not read before a run begins, ...
 REMOTE_BYTES = 256 * 2**20  # ... nor over the network, ...
 BYTES_A_TOKEN = 12.0  # ... but for what so many held-out tokens may take: text has 3 to 6
@@ -242,9 +242,9 @@ class _Least:
             items.append(item)
         order = np.zeros(len(hashes), ORDER)
         order["hash"] = hashes
-        positions = np.array([item.size for item in items], np.int64)
-        chosen = first(order, positions, self._tokens, math.inf)
-        if positions[chosen].sum() >= self._tokens:
+        given = np.array([positions(item) for item in items], np.int64)
+        chosen = first(order, given, self._tokens, math.inf)
+        if given[chosen].sum() >= self._tokens:
             self._bound = hashes[chosen[-1]]
         self._hashes, self._kept = [hashes[i] for i in chosen], [items[i] for i in chosen]
         self._waiting = []

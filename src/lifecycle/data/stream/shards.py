@@ -129,8 +129,8 @@ class Shards:
         """The items that `held_out.held_out_items` chooses from the rows that these were made from."""
         orders = [self.folder / f"{part}.order.npy" for part in self.parts]
         order = np.concatenate([np.zeros(0, ORDER), *(np.load(path) for path in orders if path.exists())])
-        sizes = np.ones(len(self._sizes), np.int64) if self.view == "prompt" else self._sizes
-        return [self.item(int(index)) for index in first(order, sizes, tokens, share)]
+        given = self._sizes - 1 if self.view == "prompt" else self._sizes  # as `batch.positions`
+        return [self.item(int(index)) for index in first(order, given, tokens, share)]
 
     def __getstate__(self) -> dict[str, Any]:
         keep = ("folder", "parts", "dtype", "documents", "tokens", "view")

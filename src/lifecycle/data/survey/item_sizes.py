@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lifecycle.batch import Item, Prompt
+from lifecycle.batch import Item, positions
 from lifecycle.data.clean.filter_row import FilteredRow
 from lifecycle.data.read.spec import SourceSpec
 from lifecycle.data.stream.epoch_length import sizes_in_rows
@@ -49,14 +49,10 @@ def item_sizes(rows: Sequence[FilteredRow], how: AsItems) -> ItemSizes:
     return ItemSizes(
         rows=len(rows),
         size=how.packing.positions(sizes, how.row_length) / max(1, len(rows)),
-        length=sum(_length(item) for item in items) / number,
+        length=sum(positions(item) for item in items) / number,
         too_long=sum(not _fits(item, how) for item in items) / number,
         broken=Counter(reason for reason in made if isinstance(reason, str)),
     )
-
-
-def _length(item: Item) -> int:
-    return len(item.ids) if isinstance(item, Prompt) else item.size
 
 
 def _fits(item: Item, how: AsItems) -> bool:

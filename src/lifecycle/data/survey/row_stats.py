@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from lifecycle.batch import Item, Pair, Prompt
+from lifecycle.batch import Item, Pair, Prompt, positions
 from lifecycle.data.clean import contamination_report
 from lifecycle.data.clean.bad_rows import BAD
 from lifecycle.data.clean.filter_row import HELD_OUT, FilteredRow, filter_row
@@ -98,11 +98,6 @@ class Measure:
 def length(item: Item) -> int:
     """Tokens of an item: of a pair, of both sides."""
     return len(item.chosen.ids) + len(item.rejected.ids) if isinstance(item, Pair) else len(item.ids)
-
-
-def positions(item: Item) -> int:
-    """Positions of an item in a row; of a prompt, its tokens."""
-    return len(item.ids) if isinstance(item, Prompt) else item.size
 
 
 def trained(item: Item) -> int:
