@@ -59,7 +59,8 @@ def assert_same(run: Path, other: Path) -> None:
 
 def test_a_run_that_was_stopped_goes_on_as_the_run_that_was_not(place: Path) -> None:
     whole, parts = place / "outputs/taught", place / "outputs/taught-parts"
-    lifecycle(place, "run=taught", *GRPO)
+    said = lifecycle(place, "run=taught", *GRPO).err
+    assert "held out of 'asked': 11 prompts of " in said and "answered at every measurement" in said
     told = metrics(whole)
     assert facts(whole)["parent"]["path"] == str(place / "outputs/whole")
     assert max(value or 0 for value in told["policy/ratio_max_deviation"]) < 0.05  # bf16, where the machine has it

@@ -16,6 +16,7 @@ from lifecycle.runs.guarded import check_reach
 from lifecycle.runs.plan import RunPlan
 from lifecycle.runs.resume import begun
 from lifecycle.stages.step.next_token import TrainedTokens
+from lifecycle.system.say_once import say_read
 
 SHOWN = 200
 """Characters of an example in a message."""
@@ -95,4 +96,18 @@ def load_data(plan: RunPlan) -> tuple[DataModule, Length]:
         validation_tokens=plan.config.validation.tokens,
         workers=plan.hardware.workers,
     )
+    if plan.config.validation.every_steps:
+        _say_asked(data)
     return data, length
+
+
+def _say_asked(data: DataModule) -> None:
+    """How many held-out prompts a stage that learns from samples answers: what it takes grows with them."""
+    for domain, held in data.held_out.items():
+        if held.prompts:
+            tokens = sum(len(prompt.ids) for prompt, _ in held.prompts)
+            say_read(
+                f"held out of '{domain}'",
+                f"{len(held.prompts):,} prompts of {tokens:,} tokens, answered at every measurement; fewer: "
+                "validation.tokens, or validation_tokens of a source",
+            )

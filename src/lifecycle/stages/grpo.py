@@ -49,7 +49,7 @@ class Grpo(Stage):
         setup: Setup,
     ) -> None:
         learner = Learner(model=model, policy=policy, drawn=drawn, setup=setup)
-        actor = Actor(drawn, graded, setup)
+        actor = Actor(drawn, graded, setup, advantage=policy.advantage)
         super().__init__(
             model=model,
             optimization=optimization,

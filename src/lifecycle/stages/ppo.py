@@ -93,7 +93,7 @@ class Ppo(Stage):
         beside = Critic(config=model, keys=critic, setup=setup)
         judge = ValueLearner(critic=beside, keys=values, kl_kind=policy.kl.kind)
         learner = Learner(model=model, policy=policy, drawn=drawn, setup=setup, values=judge)
-        actor = Actor(drawn, graded, setup)
+        actor = Actor(drawn, graded, setup, advantage=policy.advantage)
         super().__init__(
             model=model,
             optimization=optimization,

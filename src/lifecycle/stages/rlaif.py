@@ -53,7 +53,7 @@ class Rlaif(Stage):
         online_dpo: PreferenceKeys,
         setup: Setup,
     ) -> None:
-        actor = Actor(drawn, graded, setup)
+        actor = Actor(drawn, graded, setup, advantage=policy.advantage if optimise == "grpo" else "none")
         way: ByRewards | ByPairs
         if optimise == "grpo":
             way = ByRewards(model=model, policy=policy, actor=actor, setup=setup)

@@ -19,7 +19,7 @@ from lifecycle.stages.base import Stage
 from lifecycle.stages.beside.frozen import Together
 from lifecycle.stages.reinforcement import settings
 from lifecycle.stages.reinforcement.acting import told
-from lifecycle.stages.reinforcement.acting.actor import Actor
+from lifecycle.stages.reinforcement.acting.actor import Actor, Phases
 from lifecycle.stages.reinforcement.learning.experience import Experience, of_all_ranks
 from lifecycle.stages.reinforcement.learning.learner import Learner
 from lifecycle.stages.reinforcement.settings import PolicyKeys, RewardKeys, SamplingKeys
@@ -53,7 +53,8 @@ class Spo(Stage):
         stream: Keys[StreamKeys],
         setup: Setup,
     ) -> None:
-        learner, actor = Learner(model=model, policy=policy, drawn=drawn, setup=setup), Actor(drawn, graded, setup)
+        learner = Learner(model=model, policy=policy, drawn=drawn, setup=setup)
+        actor = Actor(drawn, graded, setup, advantage=policy.advantage)
         single_stream = SingleStream(stream, actor.sampler)
         super().__init__(
             model=model,
@@ -70,14 +71,20 @@ class Spo(Stage):
     def training_step(self, batch: StepBatch[PromptBatch], batch_idx: int) -> None:
         """One answer to each chosen prompt, and the updates on them."""
         self.enter(batch.step)
-        prompts, facts = self.stream.chosen(self, self.actor.scoring, PromptBatch.joined(batch.micro), batch.step)
-        rollout = self.actor.sampler.rollout(prompts, self.network, step=batch.step)
-        rollout, scores = in_order(rollout, self.actor.scoring.scores(self, rollout, prompts), prompts)
+        asked, phases, scoring = PromptBatch.joined(batch.micro), Phases(), self.actor.scoring
+        prompts, facts = self.stream.chosen(self, scoring, asked, batch.step, phases)
+        with phases.of("sampling"):
+            rollout = self.actor.sampler.rollout(prompts, self.network, step=batch.step)
+        with phases.of("grading"):
+            scores = scoring.scores(self, rollout, prompts)
+        phases.tokens += int(rollout.length.sum())
+        rollout, scores = in_order(rollout, scores, prompts)
         reward_P = in_bounds(scores)
         advantage_P = self._advantages(reward_P - self.stream.values(prompts))
         experience = Experience.of(prompts, rollout, advantage_P, mask_unfinished=self.policy.mask_unfinished)
         self.actor.keep(self, experience, scores, batch.step)
-        facts |= {**told.of_samples(rollout, scores), **self.actor.scoring.told()}
+        facts |= {**told.of_samples(rollout, scores), **self.stream.vary(self, reward_P), **scoring.told()}
+        facts |= phases.told()
 
         def note() -> dict[str, Tensor]:
             return self.stream.note(self, self.learner, prompts, rollout, reward_P)

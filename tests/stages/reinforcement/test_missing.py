@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tests.stages.reinforcement.made import GRADED, ByTokens, grpo, ppo, prompts
+from tests.stages.reinforcement.test_grpo import train
 from tests.stages.reinforcement.test_held_out import Held, asked
 from tests.stages.reinforcement.test_reward_model import asked_model, drawn
 from tests.stages.reinforcement.test_spo import spo
@@ -15,7 +16,7 @@ from tests.stages.test_step import Batches, Kept, trainer_of
 from torch import Tensor
 
 from lifecycle.batch import PromptBatch, Rollout
-from lifecycle.losses.policy.advantages import advantages, varying_groups
+from lifecycle.losses.policy.advantages import AdvantageName, advantages, varying_groups
 from lifecycle.stages.base import Stage
 from lifecycle.stages.reinforcement.acting import told
 from lifecycle.stages.reinforcement.acting.choice_of_prompts import keys_of
@@ -66,15 +67,42 @@ def test_a_penalty_for_length_is_taken_off_a_reward_and_is_none() -> None:
     assert torch.equal(found.rewards[:, -1].isnan(), lacks)
 
 
-def test_groups_vary_where_their_advantages_do() -> None:
-    """A sample that one reward is missing of counts as the mean of it, in what is trained and in what is told."""
+@pytest.mark.parametrize("kind", ["group_mean", "gdpo"])
+def test_groups_vary_where_their_advantages_do(kind: AdvantageName) -> None:
+    """A sample that one reward is missing of counts as the mean of it, in what is trained and in what is told; equal
+    sums of other rewards teach `gdpo`."""
     drawn = torch.Generator().manual_seed(0)
     for _ in range(200):
-        marks = torch.randint(0, 2, (12, 2), generator=drawn).double()
+        marks = torch.randint(0, 3, (12, 2), generator=drawn).double()
         marks = marks.masked_fill(torch.rand(12, 2, generator=drawn) < 0.3, NAN)
         found = scores(marks.tolist(), {"judge": 1.0, "length": 0.5}, [n // 4 for n in range(12)])
-        moved = advantages(found.rewards, found.weights_R, found.place, kind="group_mean").view(3, 4) != 0
-        assert torch.equal(varying_groups(found.filled, found.place), moved.any(1))
+        found = replace(found, apart=kind == "gdpo")
+        moved = advantages(found.rewards, found.weights_R, found.place, kind=kind).view(3, 4) != 0
+        assert torch.equal(varying_groups(found.compared_by, found.place), moved.any(1))
+
+
+@pytest.mark.parametrize("kind", ["group_std", "gdpo"])
+def test_a_step_trains_on_prompts_whose_rewards_differ_as_its_advantage_compares_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: AdvantageName
+) -> None:
+    class Swapped(ByTokens):
+        """Two rewards whose sum is the same for every answer."""
+
+        def __init__(self, *given: Any, apart: bool = False, **more: Any) -> None:
+            self.beside, self.carried, self.apart = list[Any](), dict[str, Any](), apart
+            asked_for.append(apart)
+
+        def scores(self, stage: Stage, rollout: Rollout, prompts: PromptBatch) -> SampleScores:
+            found = super().scores(stage, rollout, prompts)
+            rewards = torch.cat([found.rewards, 1 - found.rewards], 1)
+            return replace(found, names=["a", "b"], weights=[1.0, 1.0], rewards=rewards, apart=self.apart)
+
+    asked_for = list[bool]()
+    monkeypatch.setattr("lifecycle.stages.reinforcement.acting.actor.Scoring", Swapped)
+    made = grpo(steps=1, varying_prompts=2, samples=3, advantage=kind)
+    made.actor.scoring = Swapped(apart=asked_for[-1])  # type: ignore[assignment]
+    row = train(made, tmp_path, 1)[1]
+    assert row["rollout/prompts_kept"] == (2 if kind == "gdpo" else 0)
 
 
 class Half(ByTokens):

@@ -32,6 +32,7 @@ from lifecycle.losses.policy.spo import SpoVariant
 from lifecycle.model import Decoder, build
 from lifecycle.rollout.engine import generate
 from lifecycle.rollout.sampling.parameters import Sampling
+from lifecycle.stages.reinforcement.acting.actor import Phases
 from lifecycle.stages.reinforcement.acting.choice_of_prompts import keys_of
 from lifecycle.stages.reinforcement.settings import SamplingKeys
 from lifecycle.stages.reinforcement.single_stream.choice import drawn
@@ -219,7 +220,7 @@ def test_chosen_prompts_are_split_evenly_among_the_updates(tmp_path: Path) -> No
     made = spo(updates=2, steps=1, chosen=2)
     train(made, tmp_path, 1)
     given = prompts(0)
-    chosen, _ = made.stream.chosen(made, made.actor.scoring, given.at([3, 1, 0, 2]), 1)
+    chosen, _ = made.stream.chosen(made, made.actor.scoring, given.at([3, 1, 0, 2]), 1, Phases())
     assert (chosen.number - PLACES).sort().values.tolist() == [0, 1]
 
 
@@ -265,6 +266,22 @@ def test_without_start_samples_trackers_begin_at_a_half(tmp_path: Path) -> None:
     state = made.stream.trackers.state()
     assert (state["alpha_P"] + state["beta_P"]).tolist() == pytest.approx([0.96 + 1] * 4)
     assert all(state["completion_sizes"] > 0)
+
+
+@pytest.mark.parametrize("equal", [False, True])
+def test_seconds_of_all_sampling_are_told_and_whether_rewards_differ(tmp_path: Path, equal: bool) -> None:
+    class Timed(ByTokens):
+        def scores(self, stage: Any, rollout: Rollout, given: PromptBatch) -> Any:
+            found = super().scores(stage, rollout, given)
+            lengths.append(int(rollout.length.sum()))
+            return replace(found, rewards=torch.ones_like(found.rewards)) if equal else found
+
+    lengths, made = list[int](), spo(chosen=4, steps=1)
+    made.actor.scoring = Timed()  # type: ignore[assignment]
+    row = train(made, tmp_path, 1)[1]
+    assert row["perf/sampling_s"] > 0 and row["perf/grading_s"] > 0 and row["spo/rewards_vary"] == (not equal)
+    assert len(lengths) == 2  # those that start trackers, too
+    assert row["rollout/tokens_per_second"] * row["perf/sampling_s"] == pytest.approx(sum(lengths))
 
 
 # -- rewards

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lifecycle.batch import PromptBatch, Rollout, StepBatch
 from lifecycle.bounds import due
+from lifecycle.losses.policy.advantages import AdvantageName
 from lifecycle.stages.base import Stage
 from lifecycle.stages.reinforcement.acting import told
 from lifecycle.stages.reinforcement.acting.choice_of_prompts import Sampled, Solved, sampled
@@ -35,15 +36,16 @@ HELD_OUT_DRAWS = "held-out samples"
 
 
 class Actor:
-    """What a stage holds to have samples. drawn, graded: how they are drawn and marked. solved: the prompts that are
-    not asked again."""
+    """What a stage holds to have samples. drawn, graded: how they are drawn and marked. advantage: what they are
+    compared by. solved: the prompts that are not asked again."""
 
-    def __init__(self, drawn: SamplingKeys, graded: RewardKeys, setup: Setup) -> None:
+    def __init__(self, drawn: SamplingKeys, graded: RewardKeys, setup: Setup, *, advantage: AdvantageName) -> None:
         self.drawn, self.graded, self._setup = drawn, graded, setup
         self.sampler, self.solved = PolicySampler(drawn, setup), Solved(drops=drawn.drop_solved)
         self.measures = told.measures(setup.validation_samples)
         self._said = False
-        self.scoring = Scoring(graded, setup, longest=drawn.sampling.max_new_tokens)
+        longest = drawn.sampling.max_new_tokens
+        self.scoring = Scoring(graded, setup, longest=longest, apart=advantage == "gdpo")
 
     @property
     def carried(self) -> dict[str, Carried]:

@@ -98,9 +98,9 @@ def sampled(
 
 def _varying(scores: SampleScores, *, most: int, device: torch.device) -> tuple[list[int], int]:
     """The places of this rank's groups that vary, of the first `most` of all ranks; and how many these are."""
-    (filled_S, place_S), _ = of_all_ranks([scores.filled, scores.place], device)
+    (compared_S, place_S), _ = of_all_ranks([scores.compared_by, scores.place], device)
     places, group_S = place_S.unique(return_inverse=True)
-    chosen = places[varying_groups(filled_S, group_S)].tolist()[:most]
+    chosen = places[varying_groups(compared_S, group_S)].tolist()[:most]
     mine = set(scores.place.tolist())
     return [place for place in chosen if place in mine], len(chosen)
 

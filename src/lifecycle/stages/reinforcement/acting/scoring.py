@@ -38,7 +38,8 @@ class SampleScores:
     """names, weights: of the R rewards; one that sources weigh differently stands there once for each weight. rewards:
     (N, R) float64, NaN where one is missing. place: (N,) int64, of each sample's prompt in the step. failed, timed_out:
     by name, how many samples a grader failed on, or took too long for. said: by name, what the first failure said.
-    lost: (N, R) bool, the missing ones that should be there; None: none is."""
+    lost: (N, R) bool, the missing ones that should be there; None: none is. apart: whether each reward is compared by
+    itself, not their sum."""
 
     names: list[str]
     weights: list[float]
@@ -48,6 +49,7 @@ class SampleScores:
     timed_out: dict[str, int]
     said: Mapping[str, str] = field(default_factory=dict)
     lost: Tensor | None = None
+    apart: bool = False
 
     @property
     def weights_R(self) -> Tensor:
@@ -66,6 +68,12 @@ class SampleScores:
         others. All samples of a prompt must be there."""
         _, group_N = self.place.unique(return_inverse=True)
         return total_rewards(self.rewards, self.weights_R, group_N)
+
+    @property
+    def compared_by(self) -> Tensor:
+        """(N,) or (N, R) float64: what samples of a prompt have to differ in so that they teach. All samples of a
+        prompt must be there."""
+        return self.rewards.masked_fill(self.weights_R == 0, torch.nan) if self.apart else self.filled
 
     @property
     def incomplete(self) -> Tensor:
@@ -110,10 +118,11 @@ class SampleScores:
 
 
 class Scoring:
-    """Marks samples by the rewards of their sources. longest: tokens of a completion at most."""
+    """Marks samples by the rewards of their sources. longest: tokens of a completion at most. apart: see
+    `SampleScores`."""
 
-    def __init__(self, keys: RewardKeys, setup: Setup, *, longest: int) -> None:
-        self._keys, self._setup, self._longest = keys, setup, longest
+    def __init__(self, keys: RewardKeys, setup: Setup, *, longest: int, apart: bool = False) -> None:
+        self._keys, self._setup, self._longest, self._apart = keys, setup, longest, apart
         own = [keys.weights if of is None else of for of in setup.source_rewards]
         self._columns = list(dict.fromkeys(column for of in own for column in of.items()))
         self._of_source = own
@@ -170,6 +179,7 @@ class Scoring:
             timed_out={name: count for one in found for name, count in one.timed_out.items()},
             said={name: text for one in found for name, text in one.said.items()},
             lost=lost_NR & there_NR,
+            apart=self._apart,
         )
         return scores if self._keys.overlong_buffer is None else self._shortened(scores, rollout)
 

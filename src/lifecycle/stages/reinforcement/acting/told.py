@@ -51,7 +51,7 @@ def measures(samples: int) -> tuple[str, ...]:
 def of_rollout(rollout: Rollout, scores: SampleScores) -> dict[str, Tensor]:
     """(2,) float64 by name: the same names on every rank."""
     _, group_N = scores.place.unique(return_inverse=True)
-    varying_G = varying_groups(scores.filled, group_N).double()
+    varying_G = varying_groups(scores.compared_by, group_N).double()
     return {**of_samples(rollout, scores), "rollout/groups_varying": mean_parts.of_known(varying_G)}
 
 

@@ -4,6 +4,7 @@ prompt.
     spo/value           what the chosen prompts were expected to give
     spo/distance        how far the policy has moved since the last answers to them: D
     spo/kept            how much of their past was kept: rho
+    spo/rewards_vary    1 where the answers of the step differ in their reward, else 0
     spo/prompts         prompts that are known
     spo/start_samples   completions of the step that were drawn to start trackers; they are samples like all others
 
@@ -31,6 +32,7 @@ from lifecycle.losses.policy.spo import (
     updated,
 )
 from lifecycle.stages.base import Stage
+from lifecycle.stages.reinforcement.acting.actor import Phases
 from lifecycle.stages.reinforcement.acting.choice_of_prompts import keys_of
 from lifecycle.stages.reinforcement.acting.sampler import PolicySampler
 from lifecycle.stages.reinforcement.acting.scoring import SampleScores, Scoring
@@ -41,6 +43,9 @@ from lifecycle.stages.reinforcement.single_stream.choice import drawn
 from lifecycle.stages.reinforcement.single_stream.last_answers import NONE, as_rollout, of_rollout
 from lifecycle.stages.reinforcement.single_stream.trackers import Trackers
 from lifecycle.stages.step import mean_parts
+
+STARTING = "start trackers"
+"""Of the seeds of the draws that start trackers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +67,16 @@ class SingleStream:
         self.trackers = Trackers()
 
     def chosen(
-        self, stage: Stage, scoring: Scoring, prompts: PromptBatch, step: int
+        self, stage: Stage, scoring: Scoring, prompts: PromptBatch, step: int, phases: Phases
     ) -> tuple[PromptBatch, dict[str, Tensor]]:
         """This rank's prompts of those that are trained on, numbered anew from 0 over all ranks; and what is told of
-        them. Of a record that stands in the step twice, the first counts. Every rank must call."""
+        them. Of a record that stands in the step twice, the first counts. phases: the clock of the step. Every rank
+        must call."""
         first = dict[int, int]()
         (key_S, place_S), _ = of_all_ranks([_tensor(keys_of(prompts)), prompts.number % PLACES], stage.device)
         for place, key in sorted(zip(place_S.tolist(), key_S.tolist(), strict=True)):
             first.setdefault(key, place)
-        told = self._start(stage, scoring, _at_places(prompts, first.values()), first, step)
+        told = self._start(stage, scoring, _at_places(prompts, first.values()), first, step, phases)
         value_S = self.trackers.of(list(first)).value_P
         keys = drawn(
             list(first),
@@ -85,6 +91,12 @@ class SingleStream:
         mine = replace(mine, number=step * PLACES + order)
         told["spo/value"] = mean_parts.of_values(self.values(mine))
         return mine, told
+
+    def vary(self, stage: Stage, reward_P: Tensor) -> dict[str, Tensor]:
+        """Whether the answers of the step differ in their reward, over all ranks. Every rank must call."""
+        (reward_S,), _ = of_all_ranks([reward_P], stage.device)
+        there_S = reward_S[~reward_S.isnan()]
+        return {"spo/rewards_vary": mean_parts.of_numbers(float((there_S != there_S[:1]).any()))}
 
     def values(self, prompts: PromptBatch) -> Tensor:
         """(P,) fp64, what each is expected to give."""
@@ -117,7 +129,13 @@ class SingleStream:
         return distances(now_N, then_N, own_N.long(), prompts=len(prompts), variant=self._keys.variant)
 
     def _start(
-        self, stage: Stage, scoring: Scoring, prompts: PromptBatch, keys: Collection[int], step: int
+        self,
+        stage: Stage,
+        scoring: Scoring,
+        prompts: PromptBatch,
+        keys: Collection[int],
+        step: int,
+        phases: Phases,
     ) -> dict[str, Tensor]:
         """Trackers of the prompts that are not known. keys: of all ranks."""
         new = [i for i, key in enumerate(keys_of(prompts)) if key not in self.trackers]
@@ -128,10 +146,12 @@ class SingleStream:
             reward_P = there_P = torch.zeros(len(part), dtype=torch.float64, device="cpu")
             answers = [NONE] * len(part)
             if samples:
-                rollout = self._sampler.apart(part, stage.network, step=step, samples=samples, purpose="start trackers")
-                reward_P, there_P = _by_prompt(
-                    in_bounds(scoring.scores(stage, rollout, part)), prompt_of(rollout, part), len(part)
-                )
+                with phases.of("sampling"):
+                    rollout = self._sampler.apart(part, stage.network, step=step, samples=samples, purpose=STARTING)
+                with phases.of("grading"):
+                    reward_N = in_bounds(scoring.scores(stage, rollout, part))
+                phases.tokens += int(rollout.length.sum())
+                reward_P, there_P = _by_prompt(reward_N, prompt_of(rollout, part), len(part))
                 firsts = {i: n for n, i in reversed(list(enumerate(prompt_of(rollout, part))))}
                 answers = of_rollout(rollout.rows([firsts[i] for i in range(len(part))]))
             (key_S, reward_S, there_S), _ = of_all_ranks([_tensor(keys_of(part)), reward_P, there_P], stage.device)

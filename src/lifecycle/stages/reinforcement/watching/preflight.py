@@ -135,7 +135,7 @@ def _gathered(rollout: Rollout, scores: SampleScores, device: torch.device) -> d
     mine = {
         "prompt": rollout.prompt_id,
         "total": scores.total,
-        "filled": scores.filled,
+        "compared": scores.compared_by,
         "right": scores.right,
         "full": scores.is_full.double(),
         "stopped": ended,
@@ -157,7 +157,7 @@ def _counted(of: Mapping[str, Tensor]) -> dict[str, Any]:
         "marked": float(marked.double().mean()),
         "reward": float(of["total"][marked].mean()) if marked.any() else None,
         "right": _right(of["right"], group_S, groups, most),
-        "varying": float(varying_groups(of["filled"], group_S).double().mean()) if most > 1 else None,
+        "varying": float(varying_groups(of["compared"], group_S).double().mean()) if most > 1 else None,
         "full": float(full_G.mean()),
         "length": float(of["length"].mean()),
         "longest": int(of["length"].max()),

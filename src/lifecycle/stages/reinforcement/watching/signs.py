@@ -31,6 +31,8 @@ _SETTLED = (
 )
 FEW_VARY = 0.05
 """Share of the prompts whose samples differ."""
+STEPS_VARY = 0.5
+"""Share of the steps of single answers whose rewards differ."""
 REWARD_LOST = 0.3
 """Share of the best reward so far that may be lost."""
 REWARD_APART = 0.1
@@ -172,6 +174,18 @@ def _alike(trends: Trends) -> str | None:
     )
 
 
+def _equal(trends: Trends) -> str | None:
+    trend, reward = trends.known("spo/rewards_vary"), trends.known("rollout/reward")
+    if trend is None or reward is None or trend.now >= STEPS_VARY:
+        return None
+    return (
+        f"in {1 - trend.now:.0%} of the last ten steps all answers had the same reward ({reward.now:.3g} in the mean): "
+        "what is learnt there follows from what trackers expected alone. Where the reward is near 1, the data is "
+        "solved: take harder prompts; where it is near 0, it is too hard: easier prompts, stage=sft first, or more "
+        "answers a step (stage.chosen_per_step)"
+    )
+
+
 def _reward(trends: Trends) -> str | None:
     trend = trends.known("rollout/reward")
     if trend is None or not trend.best:
@@ -204,9 +218,9 @@ def _ratio(trends: Trends, *, bf16: bool) -> str | None:
     if largest.now <= MOST_DEVIATION[bf16] and effective.now >= LEAST_EFFECTIVE:
         return None
     return (
-        f"sampling and training give a token probabilities whose ratio is up to {largest.now:.2g} from 1 (effective "
-        f"share of the tokens {effective.now:.2g}), under the same weights: what is trained is not what was drawn. "
-        "Compute in fp32 (hardware.precision=fp32), or weigh it (stage.masks.truncate_between=[0, 2])"
+        f"the probabilities that sampling and training give a token differ by up to {largest.now:.1%} of the sampler's "
+        f"(effective share of the tokens {effective.now:.2g}), under the same weights: what is trained is not what was "
+        "drawn. Compute in fp32 (hardware.precision=fp32), or weigh it (stage.masks.truncate_between=[0, 2])"
     )
 
 
@@ -240,6 +254,7 @@ LOOKS: dict[str, Callable[[Trends], str | None]] = {
     "shorter": _shorter,
     "cut off": _cut_off,
     "alike": _alike,
+    "equal": _equal,
     "reward": _reward,
     "critic": _critic,
 }
@@ -251,6 +266,7 @@ NUMBERS = (
     "rollout/length",
     "rollout/stopped",
     "rollout/groups_varying",
+    "spo/rewards_vary",
     "rollout/reward",
     "critic/explained_variance",
 )
