@@ -157,7 +157,7 @@ def test_a_dry_run_counts_what_is_trained(place: Path, whole: Path) -> None:
         (("init_from=null", "stage=pretrain"), "init_from is null: type init_from=RUN"),
         (("optimizer=muon",), "type optimizer=adamw"),
         (("stage.optimizer_state=parent",), "type stage.optimizer_state=fresh"),
-        (("stage.new_tokens=['<x>']",), "add rows to the embedding"),
+        (("stage.new_tokens=['<x>']",), "type stage.new_tokens=[] stage.split_digits=false (a parent"),
         (("stage.phases=[{at_steps: 0, rope_theta: 5e4}]",), "changes the frozen model"),
         (("adapter.targets=[q_prj]",), "did you mean q_proj"),
         (("adapter=qlora",), "type adapter=lora"),

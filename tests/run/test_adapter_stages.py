@@ -49,7 +49,7 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "dpo_dora": (*DPO, "adapter.dora=true", "adapter.rslora=true", "adapter.dropout=0.2"),
     "reason": ("stage=distill_reason", "data=traces", "stage.max_epochs=null", "stage.new_tokens=[]"),
     "simpo": (*DPO, "stage.loss=simpo", "stage.reference=null"),
-    "aot": (*DPO, "stage.loss=aot"),
+    "aot": (*DPO, "stage.loss=aot", "adapter.dropout=0.2"),
     "kto": ("stage=dpo", "data=judged", "stage.loss=kto", "stage.view=unpaired", "stage.max_epochs=null"),
     "distill_whole": TEACHER,
     "distill_cached": (*TEACHER, "stage.top_k=8"),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.model.adapted import lora
 from tests.stages.test_step import LENGTH, MODEL, STEPS, Batches, Kept, optimization, stage, trainer_of, whole
 from torch.nn import functional as F
 
@@ -50,14 +51,14 @@ def test_weights_of_the_data_are_kept_as_factors() -> None:
     assert made.weights is not None and made.weights.tolist() == [[10, 3, 10, 1]]
 
 
-def made_stage(tags: list[str], known: dict[str, int]) -> DistillReason:
+def made_stage(tags: list[str], known: dict[str, int], **facts: Any) -> DistillReason:
     return DistillReason(
         model=MODEL,
         optimization=optimization(),
         tags=tags,
         tag_weight=10.0,
         answer_weight=2.0,
-        setup=replace(stage().setup_facts, token_id=known.get),
+        setup=replace(stage().setup_facts, token_id=known.get, **facts),
     )
 
 
@@ -79,5 +80,7 @@ def test_the_loss_is_divided_by_the_weights_of_the_whole_step(tmp_path: Path) ->
 def test_tags_that_are_not_one_token_say_what_to_type() -> None:
     with pytest.raises(UserError, match=r"no token for </a>: type 'stage.new_tokens=\[<a>,</a>\]'"):
         made_stage(["<a>", "</a>"], {"<a>": OPEN})
+    with pytest.raises(UserError, match="makes each one token and adapter=none, since an adapter adds no rows"):
+        made_stage(["<a>", "</a>"], {"<a>": OPEN}, adapter=lora())
     with pytest.raises(UserError, match="wanted two names"):
         made_stage(["<a>"], {"<a>": OPEN})

@@ -525,6 +525,27 @@ def test_with_an_adapter_the_reference_is_the_model_without_it(tmp_path: Path) -
     same(made, live)
 
 
+@pytest.mark.parametrize("view", ["preference", "unpaired"])
+def test_what_dropout_draws_follows_from_the_step_also_in_what_the_loss_knows_of_all_of_it(
+    view: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on finds torch's generator in another state."""
+    pieces, loss = (pairs, "aot") if view == "preference" else (singles, "kto")
+    steps, runs = [[rows_of(pieces(step), view)] for step in range(STEPS)], []
+    for state in range(2):
+        made = dpo(adapter=replace(ADAPTER, dropout=0.3), lr=3e-2, loss=loss)
+        taken = made.training_step
+
+        def after_others(batch: Any, batch_idx: int, *, taken: Any = taken, state: int = state) -> None:
+            torch.manual_seed(state)
+            taken(batch, batch_idx)
+
+        monkeypatch.setattr(made, "training_step", after_others)
+        train(made, steps, tmp_path / str(state))
+        runs.append(made)
+    same(*runs)
+
+
 @pytest.mark.parametrize("changed", [{"tail": 0.3}, {"divergence": "js"}, {"divergence": "forward_kl"}])
 def test_a_tail_and_a_divergence_begin_at_log_2_and_lead_elsewhere(changed: dict[str, Any], tmp_path: Path) -> None:
     plain, other = dpo(), dpo(**changed)

@@ -109,7 +109,7 @@ def _adapter(nodes: Mapping[str, Mapping[str, Any]], declared: Declared) -> list
         faults.append("stage.phases has rope_theta, which changes the frozen model: leave it out, or adapter=none")
     if stage.get("new_tokens") or stage.get("split_digits"):
         faults.append(
-            "stage.new_tokens and stage.split_digits add rows to the embedding, which an adapter leaves as it is: "
-            "leave them out, or type adapter=none"
+            "stage.new_tokens and stage.split_digits add rows to the embedding, which an adapter leaves as it is: type "
+            "stage.new_tokens=[] stage.split_digits=false (a parent that has such tokens keeps them), or adapter=none"
         )
     return faults

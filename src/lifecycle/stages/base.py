@@ -157,7 +157,6 @@ class Stage(pl.LightningModule, ABC):
         """The same for a step that changes the weights several times, once on each of `updates`, in which every rank
         has equally many micro-batches. told: gives further metrics of the step, the same names on every rank."""
         self.enter(batch.step)
-        seed_dropout(self.network, self.setup_facts.seed, step=batch.step, rank=self.global_rank)
         optimizer = self.optimizer()
         rate = self.optimization.set_rates(optimizer.param_groups, batch.step, scale=self.guard.lr_scale)
         taken = []
@@ -209,7 +208,8 @@ class Stage(pl.LightningModule, ABC):
         torch.clear_autocast_cache()  # the cached bf16 copies are of the weights before the step
 
     def enter(self, step: int) -> None:
-        """Set the rope base to that of step `step` (counted from 0), where a phase of the run changes it."""
+        """Set rope base and dropout to what they are in step `step` (counted from 0), also in what precedes updates."""
+        seed_dropout(self.network, self.setup_facts.seed, step=step, rank=self.global_rank)
         theta = self.setup_facts.timeline.rope_theta(step) or self._rope_theta
         if theta != self.config.rope_theta:
             self.config = replace(self.config, rope_theta=theta)

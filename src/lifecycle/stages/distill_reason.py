@@ -66,8 +66,9 @@ def _ids(tags: list[str], setup: Setup) -> tuple[int, int]:
         raise UserError(f"stage.tags is {tags}; wanted two names, such as [<think>,</think>]")
     found = [setup.token_id(name) for name in tags]
     if found[0] is None or found[1] is None:
+        beside = " and adapter=none, since an adapter adds no rows to the embedding" if setup.adapter else ""
         raise UserError(
             f"stage.tags: the tokenizer has no token for {tags[found.index(None)]}: type "
-            f"'stage.new_tokens=[{','.join(tags)}]', which makes each one token"
+            f"'stage.new_tokens=[{','.join(tags)}]', which makes each one token{beside}"
         )
     return found[0], found[1]
