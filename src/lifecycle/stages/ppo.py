@@ -112,7 +112,7 @@ class Ppo(Stage):
         (prompts, rollout, scores), facts = self.actor.act(self, batch)
         earned = compared(scores, kind=self.policy.advantage, device=self.device)  # at the last token of each sample
         experience = Experience.of(prompts, rollout, earned, mask_unfinished=self.policy.mask_unfinished)
-        unknown = scores.total.isnan() | scores.incomplete  # without a reward there is nothing to learn from
+        unknown = scores.worth.isnan()  # without a reward there is nothing to learn from
         trained = experience.trained & ~unknown[:, None]
         experience = replace(experience, trained=trained)
         self.actor.keep(self, experience, scores, batch.step)

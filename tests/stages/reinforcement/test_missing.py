@@ -113,15 +113,17 @@ class Half(ByTokens):
         return replace(found, rewards=found.rewards.masked_fill((found.place % 2 == 0)[:, None], NAN))
 
 
-def test_shares_of_held_out_answers_are_of_all_and_rewards_of_those_that_have_one(tmp_path: Path) -> None:
-    def row(scoring: ByTokens) -> dict[str, float]:
-        facts = {"validation_samples": 4, "validate_every": 1, "domains": {"asked": (1.0, None)}}
-        made, logger = grpo(steps=1, setup=facts, lr=1e-9), Kept()
-        made.actor.scoring = scoring  # type: ignore[assignment]
-        trainer_of(1, tmp_path / type(scoring).__name__, logger=logger).fit(made, Held([[prompts(0)]], [asked()]))
-        return {k.rpartition("/")[2]: v for k, v in logger.rows[1].items() if k.startswith("valid/asked/")}
+def held_out_row(scoring: ByTokens, folder: Path) -> dict[str, float]:
+    """What is logged of held-out answers, marked so."""
+    facts = {"validation_samples": 4, "validate_every": 1, "domains": {"asked": (1.0, None)}}
+    made, logger = grpo(steps=1, setup=facts, lr=1e-9), Kept()
+    made.actor.scoring = scoring  # type: ignore[assignment]
+    trainer_of(1, folder / type(scoring).__name__, logger=logger).fit(made, Held([[prompts(0)]], [asked()]))
+    return {k.rpartition("/")[2]: v for k, v in logger.rows[1].items() if k.startswith("valid/asked/")}
 
-    half, every = row(Half()), row(ByTokens())
+
+def test_shares_of_held_out_answers_are_of_all_and_rewards_of_those_that_have_one(tmp_path: Path) -> None:
+    half, every = (held_out_row(scoring, tmp_path) for scoring in (Half(), ByTokens()))
     assert {name: half[name] for name in ("stopped", "length")} == {name: every[name] for name in ("stopped", "length")}
     assert 0 <= half["stopped"] <= 1 and half["length"] <= 9
     assert 0 < half["sampled_reward"] < 1 and half["sampled_reward"] != every["sampled_reward"]
@@ -215,3 +217,18 @@ def test_a_reward_of_the_stage_that_no_source_has_is_asked_for_nothing() -> None
     found = scoring.scores(made, rollout, given)
     scoring.close()
     assert found.names == ["length", "length"] and not found.total.isnan().any()
+
+
+def test_what_was_not_marked_lowers_no_reward_that_is_told() -> None:
+    """A judge that fails on one answer of a prompt, on all of another, and has nothing to say of a third."""
+    marks = [[0.8, 1.0], [NAN, 1.0], [NAN, 0.5], [NAN, 0.5], [NAN, 0.25], [NAN, 0.25]]
+    found = scores(marks, {"judge": 1.0, "length": 0.5}, [0, 0, 1, 1, 2, 2])
+    fails = torch.tensor([[False, True, True, True, False, False], [False] * 6]).T
+    worth = replace(found, lost=fails).worth
+    assert worth.isnan().tolist() == [False, False, True, True, False, False]
+    assert worth[~worth.isnan()].tolist() == pytest.approx([1.3, 1.3, 0.125, 0.125])
+
+
+def test_a_judge_that_fails_makes_held_out_answers_no_worse(tmp_path: Path) -> None:
+    row = held_out_row(Lost(), tmp_path)
+    assert min(row["reward"], row["sampled_reward"]) >= 0.5  # half of the 1 that the judge gives to all that it marks

@@ -49,7 +49,7 @@ def rows(experience: Experience, scores: SampleScores, setup: Setup, *, step: in
     """A row for each sample."""
     rollout, prompts, decode = experience.rollout, experience.prompts, setup.tokenizer
     assert decode is not None
-    total, out = scores.total.tolist(), list[dict[str, Any]]()
+    worth, out = scores.worth.tolist(), list[dict[str, Any]]()
     counts, ends = rollout.kept.counts, rollout.kept.offsets
     for n, i in enumerate(prompt_of(rollout, prompts)):
         length, T = int(rollout.length[n]), rollout.token_ids.shape[1]
@@ -68,7 +68,7 @@ def rows(experience: Experience, scores: SampleScores, setup: Setup, *, step: in
                 "seed": int(rollout.seed[n]),
                 "completion": rollout.text[n],
                 "stop_reason": rollout.stop_reason[n],
-                "reward": total[n],
+                "reward": worth[n],
                 "advantage": float(experience.advantage[n]),
                 "rewards": dict(named),
                 "prompt_ids": prompts.ids[i],

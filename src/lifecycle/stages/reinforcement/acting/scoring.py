@@ -86,6 +86,12 @@ class SampleScores:
         return (lost & (self.weights_R != 0) & (there_GR[group_N] == 0)).any(1)
 
     @property
+    def worth(self) -> Tensor:
+        """(N,) float64: what is told of each sample: `filled`; NaN of an `incomplete` one, which is worth not less for
+        what was not marked."""
+        return self.filled.masked_fill(self.incomplete, torch.nan)
+
+    @property
     def is_full(self) -> Tensor:
         """(N,) bool: whether no reward of a sample could be higher; never where it has one whose marks have no
         bound."""

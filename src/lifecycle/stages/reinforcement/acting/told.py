@@ -1,7 +1,7 @@
 """What is told of the samples of a step, and of greedy answers to held-out prompts: sums, each with what it is divided
 by.
 
-rollout/reward            weighted sum of the rewards of a sample
+rollout/reward            weighted sum of the rewards of a sample, one that was lost as the mean of its prompt's others
 reward/<name>             each reward, where it is not missing
 rollout/length            tokens of a completion
 rollout/entropy           of the distributions that its tokens were drawn from, in nats, all tokens alike
@@ -58,7 +58,7 @@ def of_rollout(rollout: Rollout, scores: SampleScores) -> dict[str, Tensor]:
 def of_samples(rollout: Rollout, scores: SampleScores) -> dict[str, Tensor]:
     """The same without what is told of groups."""
     told = {
-        "rollout/reward": mean_parts.of_known(scores.total),
+        "rollout/reward": mean_parts.of_known(scores.worth),
         "rollout/length": mean_parts.of_known(rollout.length.double()),
         "rollout/entropy": mean_parts.of_known(rollout.entropy[rollout.sampled].double()),
         "rollout/stopped": mean_parts.of_known(torch.tensor(finished(rollout), dtype=torch.float64, device="cpu")),
@@ -74,7 +74,7 @@ def of_samples(rollout: Rollout, scores: SampleScores) -> dict[str, Tensor]:
 def held_out_sums(rollout: Rollout, scores: SampleScores) -> Tensor:
     """(2 + HELD_OUT,) float64: minus the summed reward, the number of answers that have one, and the sums of
     `HELD_OUT`."""
-    reward, count = mean_parts.of_known(scores.total)
+    reward, count = mean_parts.of_known(scores.worth)
     stopped, length = float(sum(finished(rollout))), float(rollout.length.sum())
     return torch.tensor([-reward, count, reward, stopped, length, len(rollout)], dtype=torch.float64, device="cpu")
 
@@ -86,7 +86,7 @@ def sampled_sums(rollout: Rollout, scores: SampleScores, samples: int) -> Tensor
         return torch.zeros(3 + samples, dtype=torch.float64, device="cpu")
     right_PS = scores.right.view(-1, samples)
     by_count = torch.bincount(right_PS[~right_PS.isnan().any(1)].sum(1).long(), minlength=samples + 1)
-    return torch.cat([mean_parts.of_known(scores.total.view(-1, samples).nanmean(1)), by_count.double()])
+    return torch.cat([mean_parts.of_known(scores.worth.view(-1, samples).nanmean(1)), by_count.double()])
 
 
 def held_out(means: Mapping[str, float], count: float) -> dict[str, float]:

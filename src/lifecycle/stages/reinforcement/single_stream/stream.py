@@ -165,9 +165,9 @@ class SingleStream:
 
 
 def in_bounds(scores: SampleScores) -> Tensor:
-    """(N,) fp64: the reward of each sample, NaN where a part of it was lost; what rounding has put above 1 is 1."""
-    total_N = scores.total.masked_fill(scores.incomplete, torch.nan)
-    return torch.where((total_N > 1) & (total_N < 1 + 1e-9), torch.ones_like(total_N), total_N)
+    """(N,) fp64: what each sample is worth; what rounding has put above 1 is 1."""
+    worth_N = scores.worth
+    return torch.where((worth_N > 1) & (worth_N < 1 + 1e-9), torch.ones_like(worth_N), worth_N)
 
 
 def in_order(rollout: Rollout, scores: SampleScores, prompts: PromptBatch) -> tuple[Rollout, SampleScores]:

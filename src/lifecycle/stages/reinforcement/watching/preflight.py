@@ -136,6 +136,7 @@ def _gathered(rollout: Rollout, scores: SampleScores, device: torch.device) -> d
         "prompt": rollout.prompt_id,
         "total": scores.total,
         "compared": scores.compared_by,
+        "worth": scores.worth,
         "right": scores.right,
         "full": scores.is_full.double(),
         "stopped": ended,
@@ -149,13 +150,14 @@ def _counted(of: Mapping[str, Tensor]) -> dict[str, Any]:
     """What `Preflight` says of the samples."""
     _, group_S = of["prompt"].unique(return_inverse=True)
     groups, marked = int(group_S.max()) + 1, ~of["total"].isnan()
+    worth = of["worth"][~of["worth"].isnan()]
     most = len(group_S) // groups
     full_G = torch.ones(groups, dtype=torch.float64, device="cpu").scatter_reduce(0, group_S, of["full"], "amin")
     return {
         "prompts": groups,
         "stopped": float(of["stopped"].mean()),
         "marked": float(marked.double().mean()),
-        "reward": float(of["total"][marked].mean()) if marked.any() else None,
+        "reward": float(worth.mean()) if len(worth) else None,
         "right": _right(of["right"], group_S, groups, most),
         "varying": float(varying_groups(of["compared"], group_S).double().mean()) if most > 1 else None,
         "full": float(full_G.mean()),
@@ -203,8 +205,8 @@ def _too_long(stage: Stage, cursor: Cursor | None) -> dict[str, float]:
 def _shown(stage: Stage, rollout: Rollout, scores: SampleScores, prompts: PromptBatch) -> list[Shown]:
     """The best, the worst, and one that was cut off, of this rank, each sample once; of those without a reward only
     where there are no others."""
-    total, ended = scores.total.tolist(), finished(rollout)
-    ranked = sorted((n for n, one in enumerate(total) if one == one), key=lambda n: -total[n]) or [*range(len(total))]
+    worth, ended = scores.worth.tolist(), finished(rollout)
+    ranked = sorted((n for n, one in enumerate(worth) if one == one), key=lambda n: -worth[n]) or [*range(len(worth))]
     chosen = dict(zip((BEST, WORST), dict.fromkeys([*ranked[:1], *ranked[-1:]]), strict=False))
     others = [n for n, one in enumerate(ended) if not one and n not in chosen.values()]
     if others:
@@ -216,7 +218,7 @@ def _shown(stage: Stage, rollout: Rollout, scores: SampleScores, prompts: Prompt
             why=why,
             prompt=tokenizer.decode(prompts.ids[index[n]], specials=True),
             completion=tokenizer.decode(rollout.completion(n), specials=True),
-            reward=None if scores.total[n].isnan() else float(scores.total[n]),
+            reward=None if worth[n] != worth[n] else worth[n],
             answer=prompts.answer[index[n]],
             ending=ENDED if ended[n] else CUT_OFF,
         )
