@@ -153,10 +153,18 @@ def test_seeds_of_a_sweep_are_one_row_named_by_what_they_have_in_common(tmp_path
     ]
 
 
-def test_a_run_of_a_sweep_that_differs_in_nothing_short_has_its_number(tmp_path: Path) -> None:
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    folders = [tmp_path / above / "out" / "dpo" for above in ("mine", "yours")]
+    for number, folder in enumerate(folders):
+        judged(folder, 1, 0.5, f"stage.beta={number}")
+    other = judged(tmp_path / "dpo2", 1, 0.5, "stage.beta=2")
+    assert [row.name for row in compare([*folders, other])] == ["mine/out/dpo", "yours/out/dpo", "dpo2"]
+
+
+def test_a_run_of_a_sweep_that_differs_in_nothing_short_has_its_number_before_it(tmp_path: Path) -> None:
     long = [f"data.sources.a_source_with_a_long_name.path=folder_{number}" for number in range(2)]
     sweep = [judged(tmp_path / "sweep" / str(number), 1, 0.5, long[number]) for number in range(2)]
-    assert [row.name for row in compare(sweep)] == ["sweep/0", "sweep/1"]
+    assert [row.name for row in compare(sweep)] == [f"sweep/{number}: {long[number]}" for number in range(2)]
 
 
 def test_answers_to_held_out_prompts_stand_beside_text(runs: list[Path], tmp_path: Path) -> None:

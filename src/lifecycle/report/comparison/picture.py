@@ -40,7 +40,7 @@ def matrix(rows: Sequence[Recipe], theme: Theme) -> Figure | None:
             words = cell(row, domain, first[domain]).replace(" (", "\n(")
             axes.text(x, y, words, ha="center", va="center", color=theme.ink, fontsize=9.5)
     axes.set_xticks(range(len(domains)), domains, color=theme.ink)
-    axes.set_yticks(range(len(rows)), [named(row) for row in rows], color=theme.ink)
+    axes.set_yticks(range(len(rows)), [_short(named(row)) for row in rows], color=theme.ink)
     axes.xaxis.tick_top()
     axes.spines[:].set_visible(False)
     axes.grid(visible=False)

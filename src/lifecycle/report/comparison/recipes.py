@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os.path import commonprefix
 from pathlib import Path
 from statistics import mean
@@ -88,7 +88,8 @@ def compare(folders: Sequence[Path | str]) -> list[Recipe]:
         groups.setdefault(_recipe(run), []).append(run)
     unit = "perplexity" if len({digest for run in runs if (digest := tokenizer_digest(run))}) < 2 else "bits_per_byte"
     names = _names(runs)
-    rows = [_row(group, unit, names) for group in groups.values()]
+    made = [_row(group, unit, names) for group in groups.values()]
+    rows = _told_apart(made, [group[0].folder.resolve() for group in groups.values()])
     start = {domain: [value] for domain in runs[0].domains if (value := _at_start(runs[0], domain, unit)) is not None}
     return [*([_before(start, unit)] if start else []), *rows]
 
@@ -129,6 +130,21 @@ def _row(group: Sequence[RunData], unit: str, told: Mapping[Path, str]) -> Recip
     )
 
 
+def _told_apart(rows: Sequence[Recipe], folders: Sequence[Path]) -> list[Recipe]:
+    """The rows: those of one name with as many of the folders above as they differ in, and one of a sweep whose name is
+    too long for a picture with its number before it. folders: of the first run of each."""
+    found = list[Recipe]()
+    for row, folder in zip(rows, folders, strict=True):
+        name, others = row.name, [at for one, at in zip(rows, folders, strict=True) if one.name == row.name]
+        if len(name) > LONGEST_NAME and folder.name.isdigit():
+            name = f"{folder.parent.name}/{folder.name}: {name}"
+        elif len(others) > 1:
+            depth = next(n for n in range(1, len(folder.parts)) if len({at.parts[-n:] for at in others}) == len(others))
+            name = "/".join(folder.parts[-depth:])
+        found.append(replace(row, name=name))
+    return found
+
+
 def _recipe(run: RunData) -> str:
     """What runs of one recipe have in common: all of the config but name, seed, and what only shows the run."""
     return repr({key: value for key, value in run.config.items() if key not in ASIDE} or run.folder)
@@ -141,7 +157,7 @@ def _names(runs: Sequence[RunData]) -> dict[Path, str]:
     for folder, words in told.items():
         own = " ".join(word for word in words if any(word not in others for others in told.values()))
         where = folder.resolve()
-        found[folder] = own if 0 < len(own) <= LONGEST_NAME else f"{where.parent.name}/{where.name}"
+        found[folder] = own or f"{where.parent.name}/{where.name}"
     return found
 
 
