@@ -241,6 +241,23 @@ def test_the_likeliest_tokens_are_computed_once_and_are_what_the_teacher_says(tm
     assert all(torch.equal(v, again.network.state_dict()[name]) for name, v in known.network.state_dict().items())
 
 
+def test_a_lesson_of_which_a_part_is_not_known_is_asked_whole(tmp_path: Path) -> None:
+    made, (first,), (second,) = distill(top_k=5, cache=tmp_path / "c"), whole(0), whole(1)
+    train(made, [[first]], tmp_path)
+    assert made.known is not None
+    both = TokenBatch.of({name: torch.cat([one, second.tensors()[name]]) for name, one in first.tensors().items()})
+    for rows, asked in ((first, 0), (both, 1)):
+        found: list[Lesson] = []
+
+        def ask(lesson: Lesson, found: list[Lesson] = found) -> TopK:
+            found.append(lesson)
+            return made._said(lesson)
+
+        made.known._ask = ask
+        said = made.known.lesson(Lesson.of(rows)).said
+        assert len(found) == asked and said is not None and len(said.ids) == len(Lesson.of(rows).places)
+
+
 def test_the_teacher_is_asked_before_the_steps_in_the_precision_that_it_has_in_them(tmp_path: Path) -> None:
     said = []
     for name, k in (("live", None), ("known", 63)):

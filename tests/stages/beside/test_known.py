@@ -1,9 +1,12 @@
 """What is known of sequences is found again by other processes; a damaged file is told and not read."""
 
+import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lifecycle.stages.beside.known import KnownValues, digest
@@ -51,3 +54,23 @@ def test_a_damaged_file_is_told_and_computed_again(
     known.add(OTHER, torch.tensor([3.0]))
     known.save()  # in its place
     assert KnownValues(tmp_path)[OTHER].tolist() == [3.0] and not capsys.readouterr().err
+
+
+def test_a_file_that_was_put_into_the_folder_of_others_is_told_and_not_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its name and content are right, and what it says is of another teacher, or of another K."""
+    file = written(tmp_path / "one", ONE, torch.tensor([1.5, -2.0]))
+    (tmp_path / "other").mkdir()
+    there = shutil.copy(file, tmp_path / "other")
+    known = KnownValues(tmp_path / "other")
+    assert ONE not in known and not known.damaged
+    assert f"{there} was made for the folder one" in capsys.readouterr().err
+
+
+def test_a_file_of_an_older_version_says_no_folder_and_is_read(tmp_path: Path) -> None:
+    file = written(tmp_path, ONE, torch.tensor([1.5]))
+    content = save(load_file(file))
+    file.unlink()
+    (tmp_path / f"{hashlib.sha256(content).hexdigest()[:16]}.safetensors").write_bytes(content)
+    assert KnownValues(tmp_path)[ONE].tolist() == [1.5]

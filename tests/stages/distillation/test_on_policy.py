@@ -119,6 +119,19 @@ def test_every_draw_follows_from_step_and_content_and_not_from_the_order() -> No
     assert len(chosen) > 1  # other sequences, not only other draws
 
 
+def test_another_seed_of_the_run_chooses_and_draws_otherwise() -> None:
+    rows = [rows_of([chat((3, 2), seed=s) for s in range(8)])]
+
+    def said(seed: int) -> dict[tuple[int, ...], list[int]]:
+        made = sampler(share=0.6)
+        made._setup = replace(made._setup, seed=seed)
+        return {tuple(one.ids[:3].tolist()): answer(one) for one in written(made, rows, even())}
+
+    one, other = said(1), said(2)
+    assert one.keys() != other.keys() and one == said(1)
+    assert (both := one.keys() & other.keys()) and all(one[prompt] != other[prompt] for prompt in both)
+
+
 def test_equal_conversations_get_answers_of_their_own() -> None:
     one, other = written(sampler(), [rows_of([chat((3, 2)), chat((3, 2))])], even())
     assert answer(one) != answer(other)

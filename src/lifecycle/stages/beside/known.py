@@ -2,7 +2,8 @@
 
 A folder belongs to all that the values depend on beside the sequence (`made_by`): weights, precision, kernel. Later
 epochs, a resumed run and other runs with the same parent or teacher find them there. A file is named by its content, so
-that one that a disk has damaged is known, and not read.
+that one that a disk has damaged is known, and not read; it says which folder it is of, so that one that was put into
+another is not read either.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -24,6 +26,9 @@ DIGEST = 16
 """Bytes of a sequence's hash."""
 
 SUFFIX = ".safetensors"
+
+HOME = "made_by"
+"""The entry of a file's header that names its folder."""
 
 
 def digest(content: bytes) -> bytes:
@@ -50,6 +55,8 @@ class KnownValues:
         for part in sorted(folder.glob(f"*{SUFFIX}")):
             if not _is_whole(part):
                 self.damaged.append(part.name)
+                continue
+            if not _is_at_home(part):
                 continue
             tensors = load_file(part)
             keys = tensors["keys"].numpy().tobytes()
@@ -81,7 +88,7 @@ class KnownValues:
             "lengths": torch.tensor([len(value) for value in values], dtype=torch.int64, device="cpu"),
             "values": torch.cat(values),
         }
-        content = save(tensors)
+        content = save(tensors, metadata={HOME: self.folder.name})
         atomic.write(self.folder / _named(hashlib.sha256(content).hexdigest()), content)
         self._unsaved = []
 
@@ -101,3 +108,17 @@ def _is_whole(part: Path) -> bool:
             file=sys.stderr,
         )
     return whole
+
+
+def _is_at_home(part: Path) -> bool:
+    """Whether a file was made for the folder that it lies in; says so of one that was not. Those of older versions name
+    none."""
+    with safe_open(part, "pt") as opened:
+        home = (opened.metadata() or {}).get(HOME, part.parent.name)
+    if home != part.parent.name:
+        print(
+            f"{part} was made for the folder {home}, by other weights or settings, and is not read: what it says is "
+            "computed again where it can be. The file may be deleted",
+            file=sys.stderr,
+        )
+    return bool(home == part.parent.name)
