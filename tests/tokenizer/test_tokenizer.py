@@ -1,5 +1,6 @@
 """Laws of the tokenizer: nothing of a text is lost, text stays text, training repeats itself, the cache heals."""
 
+import errno
 import gzip
 import json
 import os
@@ -157,6 +158,14 @@ def test_saved_it_is_the_same_for_load_and_for_transformers(tmp_path: Path) -> N
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (1, 2, 0)
     config = json.loads((tmp_path / "tokenizer/tokenizer_config.json").read_text())
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_disk_that_is_full_is_an_error_of_the_system(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device") as found:
+        trained().save(tmp_path)
+    assert found.value.errno == errno.ENOSPC
 
 
 def test_the_hash_tells_tokenizers_apart_and_knows_the_marks() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
@@ -99,6 +100,18 @@ def replace_files(folder: Path, *, marker: str, stale: Sequence[str]) -> Iterato
     finally:
         if not owner.lost(folder):  # the folder of that name is the new owner's
             shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def told_in_words(path: Path) -> Iterator[None]:
+    """Raise the OSError of what a library in Rust writes to `path`: of a full disk, say, it tells in words only."""
+    try:
+        yield
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None or isinstance(error, OSError):
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -26,7 +26,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lifecycle.bounds import Count
 from lifecycle.errors import UserError
-from lifecycle.system.atomic import publish_folder
+from lifecycle.system.atomic import publish_folder, told_in_words
 from lifecycle.system.hub_files import TOKENIZER, fetched, reason
 from lifecycle.system.unicode import well_formed
 from lifecycle.tokenizer.bpe import Digits, check_settings, train
@@ -142,7 +142,8 @@ class Tokenizer:
 
     def save(self, folder: Path) -> None:
         """Write the files that `AutoTokenizer.from_pretrained` (transformers 4 and 5) and `load` read."""
-        self.hf.save_pretrained(folder)
+        with told_in_words(folder):
+            self.hf.save_pretrained(folder)
         path = folder / "tokenizer_config.json"
         config = json.loads(path.read_text(encoding="utf-8"))
         # names of transformers 4 and of tools that use it; version 5 reads them too

@@ -13,7 +13,7 @@ from lifecycle.lineage.parent.parent import TOKENIZER_FILES, Parent, trained_wit
 from lifecycle.lineage.run_folder import RunFolder
 from lifecycle.model.huggingface import load_pretrained, read_config
 from lifecycle.model.huggingface.gguf import gguf_file, tokenizer_gguf
-from lifecycle.system.atomic import publish_folder
+from lifecycle.system.atomic import publish_folder, told_in_words
 from lifecycle.system.cache import cache_folder
 
 
@@ -59,5 +59,6 @@ def _unpacked_tokenizer(file: Path) -> str | None:
         if tokenizer is None:
             return None
         with publish_folder(folder, replace=False) as aside:
-            tokenizer.save_pretrained(aside)
+            with told_in_words(folder):
+                tokenizer.save_pretrained(aside)
     return str(folder)

@@ -10,14 +10,11 @@ model.safetensors, or several files and their index. A folder that has a config.
 from __future__ import annotations
 
 import json
-import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -27,7 +24,7 @@ from lifecycle.model.huggingface.card import model_card
 from lifecycle.model.huggingface.config_json import to_hf_config
 from lifecycle.model.huggingface.lazy_tensors import CONFIG, EOS, GENERATION, INDEX, SINGLE, ends_of
 from lifecycle.model.huggingface.names import IN_FP32, names, parts, rows
-from lifecycle.system.atomic import replace_files
+from lifecycle.system.atomic import replace_files, told_in_words
 
 OF_THEIR_VERSION = ("transformers_version", "_from_model_config")
 """Keys of a generation_config.json that say how the file was made."""
@@ -191,10 +188,5 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 def _write_shard(path: Path, *, weights: dict[str, Tensor], dtype: torch.dtype) -> None:
     # one file's tensors at a time: a large model is never in memory twice
     cast = {name: weight.to("cpu", _dtype(name, dtype)).contiguous() for name, weight in weights.items()}
-    try:
+    with told_in_words(path):
         save_file(cast, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # a full disk, say: it hands the system's error on in words only
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error

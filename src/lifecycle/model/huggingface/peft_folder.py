@@ -34,6 +34,7 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.model.huggingface.names import names, rows
 from lifecycle.model.layers.initial import SCORE
 from lifecycle.model.lora import Adapter, Factors
+from lifecycle.system.atomic import told_in_words
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -74,7 +75,8 @@ def write_adapter(
     how.target_modules = modules or None  # it has made a set of them, whose order is another in every process
     tensors = to_peft(config, adapter, factors) | ({} if score is None else {f"{PREFIX}{SCORE}": score})
     how.save_pretrained(str(folder))
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
+    with told_in_words(folder / WEIGHTS):
+        save_file({name: one.cpu().contiguous() for name, one in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
 
 
 def read_adapter(folder: Path, config: ModelConfig, adapter: Adapter, places: Collection[str]) -> dict[str, Factors]:

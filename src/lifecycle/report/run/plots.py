@@ -149,7 +149,7 @@ def throughput(run: RunData, theme: Theme) -> Figure | None:
     middle = median(speed)
     level(panels[0], theme, middle, f"median {middle:,.0f}", "--", above=False)
     panels[0].set_ylabel("tokens/s")
-    panels[0].set_ylim(0, max(speed) * 1.2)
+    panels[0].set_ylim(0, max(speed) * 1.2 or 1)
     panels[0].yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
     if waits:
         percent = [100 * wait for wait in waits]
