@@ -134,6 +134,24 @@ def test_another_teacher_under_the_same_name_is_refused(place: Path, monkeypatch
         sample()
 
 
+def test_other_tests_of_the_same_programs_are_refused_though_no_prompt_shows_them(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(wanted: str) -> None:
+        tests = json.dumps({"inputs": ["1"], "outputs": [wanted]})
+        known = {"input_output": tests, "solutions": '["print(2)"]'}
+        found = [{"question": "ab" * n, **known} for n in range(1, 5)]
+        (place / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+
+    write("2")
+    monkeypatch.setattr(Written, "end", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sample("stage.verifier=code")
+    write("3")
+    with pytest.raises(UserError, match="another value of: the prompts"):
+        sample("stage.verifier=code")
+
+
 def test_prompts_without_a_known_answer_are_refused_by_their_number(place: Path) -> None:
     (place / "asked.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n' * 3)
     with pytest.raises(UserError, match="no row is a prompt with a known answer.*'no answer': 3"):

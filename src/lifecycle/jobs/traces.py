@@ -33,7 +33,7 @@ from lifecycle.jobs.drawing import EngineKeys, drawn_by
 from lifecycle.lineage.run_folder import RunFolder
 from lifecycle.model import Decoder
 from lifecycle.rewards.graded import GradingKeys, Rewards
-from lifecycle.rewards.graders import GraderName
+from lifecycle.rewards.graders import READ_OF_META, GraderName
 from lifecycle.rewards.record import Answered
 from lifecycle.rewards.stated import THOUGHTS_BEGIN
 from lifecycle.rollout.drawing import DrawingKeys
@@ -101,11 +101,17 @@ def traces(
 
 def _made_by(model: Decoder, sha256: str | None, prompts: Sequence[Asked]) -> dict[str, str | None]:
     """What the traces depend on beside the config, by what to call it."""
+    asked = repr([(one.ids, one.answer, *_judged_by(one)) for one in prompts])
     return {
         "the teacher's files": sha256,
         "the precision of its weights": str(model.head_weight.dtype),
-        "the prompts": hashlib.sha256(repr([(one.ids, one.answer) for one in prompts]).encode()).hexdigest(),
+        "the prompts": hashlib.sha256(asked.encode()).hexdigest(),
     }
+
+
+def _judged_by(one: Asked) -> list[tuple[str, Any]]:
+    """What a verifier reads of a prompt beside the answer, such as the tests of a program, which need not be shown."""
+    return [(name, one.meta[name]) for name in READ_OF_META if name in one.meta]
 
 
 def _accepted(
