@@ -462,3 +462,10 @@ def test_conservative_is_the_published_formula_of_open_instruct_and_openrlhf() -
     z, e = BETA["beta"] * made.margin, SETTINGS["smoothing"]
     published = -torch.log(1 / (1 + torch.exp(-z))) * (1 - e) - torch.log(1 / (1 + torch.exp(z))) * e
     torch.testing.assert_close(preference.conservative(made, **SMOOTHED), published)
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "js", "alpha"])
+def test_a_divergence_has_no_slope_where_policy_and_reference_are_equal(divergence: Any) -> None:
+    """Its constant would be left over where both sides are divided by lengths of their own (ipo, sigmoid_norm)."""
+    made = diverged(pairs(-3.0, -5.0, -3.0, -5.0), divergence, alpha=0.3)
+    assert made.chosen_ratio.tolist() == pytest.approx([0.0]) and made.mean_margin.tolist() == pytest.approx([0.0])

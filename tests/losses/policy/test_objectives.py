@@ -275,3 +275,7 @@ def test_equal_normaliser_grpo_is_gspo_and_dapo_is_cispo_at_ratio_1(kind: Any) -
     losses = {k: slopes(RATIOS[k], **one, weight=weight[one["sequence"]]) / divisor.sum() for k in KINDS}
     for other in ("sequence", "cispo", "sapo", "reinforce"):
         torch.testing.assert_close(losses["token"], losses[other], rtol=1e-13, atol=1e-15)
+
+
+def test_a_token_without_an_advantage_is_none_that_a_bound_cut() -> None:
+    assert not of(RATIOS["token"], [0.1, 2.0, 9.0], [0.0, 0.0, 0.0]).clipped_N.any()
