@@ -57,6 +57,12 @@ def test_a_model_that_cannot_read_the_rows_is_refused_before_anything_is_opened(
         make_plan(config.compose(["model.max_positions=64", "stage.sequence_length=512", "data.root=/nowhere"]))
 
 
+def test_a_source_without_a_place_is_no_fault_of_its_view() -> None:
+    """Its name is a slip, which is said where the sources are opened."""
+    words = ["data=files", "data.sources.mine.path=pairs.jsonl", "data.sources.mien.weight=0.5"]
+    assert "mien" in make_plan(config.compose([*words, "stage.view=preference"])).data.sources
+
+
 def test_what_is_asked_of_a_stage_says_its_class() -> None:
     """A stage that takes over nothing has none of the keys, whatever they are called."""
     for word in (

@@ -125,7 +125,9 @@ def _fetched(cfg: DictConfig, folder: RunFolder) -> Pinned:
     what the stage trains on."""
     data: DataConfig = config.build(cfg.data)
     if "view" in cfg.stage and data.prepared is None:
-        check_views({name: spec for name, spec in data.sources.items() if spec.format != "auto"}, cfg.stage.view)
+        known = {name: spec for name, spec in data.sources.items() if spec.format != "auto"}
+        placed = {name: spec for name, spec in known.items() if spec.hub or spec.path}  # else the name is a slip, say
+        check_views(placed, cfg.stage.view)
     return pin(cfg, folder)
 
 
