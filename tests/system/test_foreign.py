@@ -1,6 +1,8 @@
 """What stands where a JSON object was expected is called by its name, with its place and what to do."""
 
+import importlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 
 from lifecycle.errors import UserError
 from lifecycle.lineage.run_folder import RunFolder
-from lifecycle.system.foreign import mistaken_file, read_mapping, read_object
+from lifecycle.system.foreign import check_text, mistaken_file, read_mapping, read_object, text_of
 
 WHOLE = '{"hidden_size": 32, "name": "é"}'
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
@@ -85,3 +87,60 @@ def test_what_a_run_writes_is_read(tmp_path: Path) -> None:
     run.write_config({"model": {"layers": 1}, "stage": None})
     assert run.lineage()["data"]["config"]["sources"] == {"a": {"path": "x"}}
     assert run.config() == read_mapping(tmp_path / "config.yaml") == {"model": {"layers": 1}, "stage": None}
+
+
+def module_of(folder: Path, name: str, files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    """What `text_of` says of a function `mark` in module `name` among these files, as they are when it is called."""
+    for place, text in files.items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_text(text)
+    monkeypatch.syspath_prepend(str(folder))
+    for known in [one for one in sys.modules if one.split(".")[0] in {"own_marks", "own_parts", "own_pack"}]:
+        monkeypatch.delitem(sys.modules, known)
+    mark = importlib.import_module(name).mark
+    return lambda: str(text_of(mark))
+
+
+FILES = {
+    "own_marks.py": "import own_parts.words\ndef mark(c, r):\n    from own_later import x\n    return 1\n",
+    "own_parts/__init__.py": "",
+    "own_parts/words.py": "from . import deep\nimport json\n",
+    "own_parts/deep.py": "LIMIT = 3\n",
+    "own_later.py": "this is no Python\n",
+    "own_other.py": "",
+}
+
+
+def test_a_function_has_another_text_where_a_file_beside_it_has_that_it_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = module_of(tmp_path, "own_marks", FILES, monkeypatch)
+    seen = [text()]
+    (tmp_path / "own_other.py").write_text("x = 1\n")  # which nobody imports
+    assert text() == seen[0]
+    for name in ("own_marks.py", "own_parts/deep.py", "own_later.py", "own_parts/__init__.py"):
+        (tmp_path / name).write_text((tmp_path / name).read_text() + "# another\n")
+        assert text() not in seen
+        seen.append(text())
+
+
+def test_a_module_of_a_package_is_found_from_its_root_and_of_an_installed_one_its_own_files_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"own_pack/__init__.py": "", "own_pack/sub/marks.py": "", "own_pack/words.py": "", "own_parts.py": ""}
+    files["own_pack/sub/marks.py"] = "from ..words import *\nimport own_parts\ndef mark(c, r): ...\n"
+    for folder, counts in ((tmp_path / "here", True), (tmp_path / "site-packages", False)):
+        text = module_of(folder, "own_pack.sub.marks", files, monkeypatch)
+        before = text()
+        (folder / "own_pack/words.py").write_text("x = 1\n")
+        between = text()
+        (folder / "own_parts.py").write_text("x = 1\n")
+        assert before != between and (text() != between) == counts
+
+
+def test_a_text_of_an_older_version_is_compared_with_the_file_alone() -> None:
+    check_text("a", "a:b", of="it", does="gives")
+    check_text("a", "a", of="it", does="gives")
+    for then, now in (("a", "b:c"), ("a:b", "a"), ("a:b", "a:c"), (None, "a"), ("a", None)):
+        with pytest.raises(UserError, match="has changed since this checkpoint, or one beside it that it imports"):
+            check_text(then, now, of="it", does="gives")

@@ -9,6 +9,7 @@ download, UTF-16, comments.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import json
@@ -26,6 +27,7 @@ from lifecycle.errors import UserError
 LFS = b"version https://git-lfs.github.com/spec/"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 AGAIN = "get the file again"
+PACKAGE = "__init__.py"
 SHOWN = 40
 """Characters of a file that an error shows."""
 
@@ -170,16 +172,61 @@ def users_own(name: str, where: str, *, what: Literal["function", "class"], exam
 
 
 def text_of(own: Any) -> str | None:
-    """A hash of the file that a user's function or class stands in, as it is now; None where there is no such file."""
-    file = getattr(sys.modules[own.__module__], "__file__", None)
-    return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    """A hash of the file that a user's function or class stands in, as it is now, and behind a colon one of the files
+    beside it that it imports, at whatever place in it; None where there is no such file."""
+    module = own.__module__
+    file = getattr(sys.modules[module], "__file__", None)
+    if file is None:
+        return None
+    path = Path(file)
+    root = path.parents[module.count(".") + (path.name == PACKAGE)]
+    others = sorted(_imports(path, root, module.partition(".")[0]))
+    text = hashlib.sha256(path.read_bytes()).hexdigest()
+    texts = [(str(other.relative_to(root)), hashlib.sha256(other.read_bytes()).hexdigest()) for other in others]
+    return f"{text}:{hashlib.sha256(repr(texts).encode()).hexdigest()}" if texts else text
+
+
+def _imports(path: Path, root: Path, package: str) -> set[Path]:
+    """The files in `root` that `path` imports, and those that these do; of an installed package its own alone."""
+    own_alone = not {"site-packages", "dist-packages"}.isdisjoint(root.parts)
+    found, waiting = {path}, [path]
+    while waiting:
+        for name in _imported_names(waiting.pop(), root):
+            parts = name.split(".")
+            if own_alone and parts[0] != package:
+                continue
+            places = [root.joinpath(*parts[:end]) for end in range(1, len(parts) + 1)]
+            files = {file for place in places for file in (place.with_name(f"{place.name}.py"), place / PACKAGE)}
+            new = {file for file in files - found if file.is_file()}
+            found |= new
+            waiting += new
+    return found - {path}
+
+
+def _imported_names(path: Path, root: Path) -> Iterator[str]:
+    """The dotted names that a file imports, and what it takes from them, which may be modules too."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # of a file that is imported later, if at all
+        return
+    parents = path.relative_to(root).parts[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = parents[: len(parents) - node.level + 1] if node.level else ()
+            parts = [*above, *([node.module] if node.module else [])]
+            yield from (".".join([*parts, *([] if alias.name == "*" else [alias.name])]) for alias in node.names)
 
 
 def check_text(then: str | None, now: str | None, *, of: str, does: str) -> None:
-    """Raise UserError where the file of a function or class is another (`text_of`) than when the run began. of, does:
-    what it is, and does, in words."""
+    """Raise UserError where the file of a function or class is another (`text_of`) than when the run began, or one that
+    it imports. of, does: what it is, and does, in words."""
+    if then is not None and now is not None and ":" not in then:
+        now = now.partition(":")[0]  # of an older version, which did not look at what is imported
     if then != now:
         raise UserError(
-            f"resume: the file of {of} has changed since this checkpoint, and what it {does} may have: put it back as "
-            "it was, or start another run from this one's weights (init_from=RUN run=NAME)"
+            f"resume: the file of {of} has changed since this checkpoint, or one beside it that it imports, and what "
+            f"it {does} may have: put it back as it was, or start another run from this one's weights "
+            "(init_from=RUN run=NAME)"
         )
