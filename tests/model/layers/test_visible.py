@@ -109,6 +109,16 @@ def test_no_rows_have_no_blocks() -> None:
     assert attention(q, k, v, DocumentMask.from_ids(ids, kernel="sdpa")).shape == (0, 300, 4, 8)
 
 
+@pytest.mark.parametrize("which", range(3))
+def test_numbers_of_a_head_need_not_be_neighbours(which: int) -> None:
+    ids, shared = shared_prompts()
+    documents = DocumentMask.from_ids(ids, kernel="sdpa", shared_BT=shared)
+    assert documents.mask_B1TT is not None
+    given = qkv(*ids.shape)
+    given[which] = given[which].detach().repeat_interleave(2, -1)[..., ::2].requires_grad_()
+    check(*given, documents.mask_B1TT, attention(*given, documents))
+
+
 def test_gradients_by_differences() -> None:
     q, k, v = (x.detach()[..., :3].clone().requires_grad_() for x in qkv(1, 7))
     mask = random_mask(1, 7, 0.5)

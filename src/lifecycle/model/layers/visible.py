@@ -87,6 +87,8 @@ def attend_by_block(
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         q_BTHK, k_BTGK, v_BTGK = (x.to(dtype) for x in (q_BTHK, k_BTGK, v_BTGK))
+    # the kernel takes the numbers of a head for neighbours, and does not look whether they are
+    q_BTHK, k_BTGK, v_BTGK = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_BTHK, k_BTGK, v_BTGK))
     repeats = 1 if TAKES_GROUPS else q_BTHK.shape[2] // k_BTGK.shape[2]
     k_BTHK, v_BTHK = (x if repeats == 1 else x.repeat_interleave(repeats, dim=2) for x in (k_BTGK, v_BTGK))
     out: Tensor = _ByBlock.apply(q_BTHK, k_BTHK, v_BTHK, blocks, scale)
