@@ -114,6 +114,18 @@ def test_as_many_items_are_measured_as_the_positions_take(tmp_path: Path, view: 
         assert len(most) < 30  # of prompts too: their tokens
 
 
+def test_a_pass_over_prompts_gives_each_once_before_any_comes_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lifecycle.data.module.WINDOW_ROWS", 512)  # which holds many passes over so few
+    write(tmp_path, "prompt", "a", sizes(0, 24))
+    long: dict[str, Any] = {"sequence_length": 400, "global_batch_tokens": 1600, "micro_batch_tokens": 800}
+    steps, _ = read(module(tmp_path, "prompt", {"a": None}, steps=18, streams=1, **long))
+    asked = [name for step in steps.values() for name in step["id"]]
+    passes = [asked[at : at + 24] for at in range(0, len(asked), 24)]
+    assert len(passes) == 3 and all(len(set(one)) == 24 for one in passes) and passes[0] != passes[1]
+
+
 def plain(found: list[Any]) -> list[str]:
     """Items as texts that are equal where they are, whatever their order."""
     texts = []

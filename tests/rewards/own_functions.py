@@ -28,7 +28,15 @@ def by_the_text(completion: str, record: Answered) -> Any:
             pass
     if completion == "leave":
         sys.exit(3)
-    values: dict[str, Any] = {"none": None, "nan": math.nan, "inf": math.inf, "text": "1.0", "yes": True, "list": [1]}
+    values: dict[str, Any] = {
+        "none": None,
+        "nan": math.nan,
+        "inf": math.inf,
+        "huge": -1e31,
+        "text": "1.0",
+        "yes": True,
+        "list": [1],
+    }
     values |= {"part": Fraction(1, 4), "here": os.environ.get("LIFECYCLE_TEST_KEY") == "k"}
     return values[completion]
 

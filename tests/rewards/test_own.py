@@ -32,14 +32,15 @@ def test_a_function_has_the_environment_of_the_run_and_may_return_any_number(mon
 
 
 def test_a_function_that_fails_or_never_ends_is_counted_and_the_others_are_marked() -> None:
-    asked = ["yes", "raise", "input", "inf", "text", "list", "leave", "sleep", "compute", "yes"]
+    asked = ["yes", "raise", "input", "inf", "text", "list", "leave", "sleep", "compute", "yes", "huge"]
     found = outcomes("by_the_text", *asked)
-    states = [MARKED, *[FAILED] * 6, TIMED_OUT, TIMED_OUT, MARKED]
+    states = [MARKED, *[FAILED] * 6, TIMED_OUT, TIMED_OUT, MARKED, FAILED]
     assert [one.state for one in found] == states
     said = [one.text for one in found]
     assert said[1].startswith("KeyError: 'kw' (") and "own_functions.py, line " in said[1]
     assert "returned inf" in said[3] and "returned '1.0', wanted a number" in said[4]
     assert said[6] == "the worker ended with code 3"
+    assert "returned -1e+31, wanted a number of at most 1e+30" in said[10]
 
 
 def test_a_function_that_never_marks_anything_ends_the_run_with_what_to_do() -> None:

@@ -9,14 +9,25 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from tests.stages.reinforcement.made import GRADED, grpo
 from tests.toy import toy
 
 from lifecycle.batch import Example, Pair, Prompt
 from lifecycle.data.validation import HeldOutQuestion
 from lifecycle.model import build
+from lifecycle.rewards.record import Answered
 from lifecycle.rollout.environments.calculator import Calculator
 from lifecycle.rollout.environments.named import EnvironmentKeys
-from lifecycle.runs.answers import NAME, HeldOutAnswers, answers, is_well_formed, read_answers, shares
+from lifecycle.runs.answers import (
+    NAME,
+    HeldOutAnswers,
+    answers,
+    is_well_formed,
+    read_answers,
+    right_by_rewards,
+    shares,
+)
+from lifecycle.stages.reinforcement.acting.scoring import Scoring
 from lifecycle.tokenizer.tokenizer import train_bpe
 
 TOKENIZER = train_bpe(["an answer <think> </think>\n"] * 9, vocab_size=300, digits=1)
@@ -65,6 +76,32 @@ def test_a_prompt_is_asked_for_its_known_answer() -> None:
     model = build(toy(vocab_size=TOKENIZER.vocab_size), seed=1)
     (said,) = answers(model, [("a", asked)], TOKENIZER, most_tokens=5, step=0)
     assert (said["prompt"], said["reference"], said["right"]) == ("an", "answer", False)
+
+
+def test_graders_say_what_is_right_where_there_are_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known answers are letters, and what is said is a sentence; of a source without a grader, letter by letter."""
+    sources = [{"choice": 1.0, "length": 0.1}, {"length": 1.0}]
+    made = grpo(setup={"source_rewards": sources, "source_names": ["asked", "other"]})
+    made.actor.scoring = Scoring(GRADED, made.setup_facts, longest=9)
+    right = right_by_rewards(made)
+    assert right is not None and right_by_rewards(cast(Any, SimpleNamespace())) is None
+    texts, records = ["The answer is (B).", "B", "The answer is (C)."], [Answered(answer="B")] * 3
+    assert right(texts, records, [0, 0, 0]) == [True, True, False]
+    assert right(texts, records, [1, 1, 1]) == [None] * 3
+    made.actor.scoring.close()
+    prompt = Prompt(id="a", ids=np.array(ids("an"), np.int32), answer="B", meta={"options": ["x", "y"]})
+    question = HeldOutQuestion.of(prompt, source=1)
+    assert question is not None and (question.meta, question.source) == ({"options": ["x", "y"]}, 1)
+    asked_for = list[Any]()
+
+    def marks(said: Any, records: Any, sources: Any) -> list[bool | None]:
+        asked_for.append((records[0].meta, sources))
+        return [True]
+
+    monkeypatch.setattr("lifecycle.runs.answers.is_well_formed", lambda ids, tokenizer: True)
+    model = build(toy(vocab_size=TOKENIZER.vocab_size), seed=1)
+    (said,) = answers(model, [("a", question)], TOKENIZER, most_tokens=50, step=0, right=marks)
+    assert asked_for == [({"options": ["x", "y"]}, [1])] and said["right"] == said["stopped"]
 
 
 def test_an_environment_answers_in_between(monkeypatch: pytest.MonkeyPatch) -> None:

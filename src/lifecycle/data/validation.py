@@ -25,17 +25,21 @@ from lifecycle.system.say_once import say_read
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOutQuestion:
     """Of a held-out conversation or prompt: the ids that a model is asked with, and what stands there as the answer;
-    of a prompt its text."""
+    of a prompt its text, and what graders read beside it (meta). source: its index."""
 
     prompt: Ids
     answer: Ids | str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    source: int = 0
 
     @classmethod
-    def of(cls, item: Item) -> HeldOutQuestion | None:
+    def of(cls, item: Item, source: int = 0) -> HeldOutQuestion | None:
         """The first answer of a conversation, the chosen one of a pair, the known one of a prompt; None of a text, and
         of a prompt without an answer."""
         if isinstance(item, Prompt):
-            return None if item.answer is None else cls(prompt=item.ids, answer=item.answer)
+            if item.answer is None:
+                return None
+            return cls(prompt=item.ids, answer=item.answer, meta=item.meta, source=source)
         if isinstance(item, Pair):
             return cls(prompt=item.prompt, answer=item.chosen.ids[len(item.prompt) :])
         if not isinstance(item, Example) or is_document(item):
@@ -210,5 +214,5 @@ def pack(
         tokens=int((packed["labels"] != IGNORED).sum()) if packed else len(prompts),
         bytes=byte_count(packed["labels"][packed["labels"] != IGNORED]) if packing.has_text else None,
         documents=len(documents),
-        questions=[one for piece in asked if (one := HeldOutQuestion.of(piece.item)) is not None],
+        questions=[one for piece in asked if (one := HeldOutQuestion.of(piece.item, piece.source)) is not None],
     )

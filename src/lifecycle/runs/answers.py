@@ -7,7 +7,8 @@
     reward/exact_match     share of those that are the answer of the data besides, letter by letter
     rollout/length         tokens of an answer, in the mean
 
-In a run that learns from samples, whose metrics have these names, they are answers/stopped, and so on.
+In a run that learns from samples, whose metrics have these names, they are answers/stopped, and so on; its last is
+answers/right, the share of those that the graders among its rewards give 1 to.
 
 Greedy, so that an answer changes with the weights alone; the same prompts each time. Every rank answers all of them,
 for a sharded model needs every rank, and rank 0 writes.
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,11 +38,30 @@ from lifecycle.rollout.sampling.parameters import Sampling
 from lifecycle.stages.base import Stage
 from lifecycle.stages.preference.answers import pair_scores
 from lifecycle.stages.preference.calibration import reliability
+from lifecycle.stages.reinforcement.acting.actor import Actor
 from lifecycle.system import atomic
 from lifecycle.tokenizer.tokenizer import Tokenizer
 
 NAME = "answers.jsonl"
 THOUGHTS = re.compile(r"<(/?)think>")
+
+Right = Callable[[Sequence[str], Sequence[Answered], Sequence[int]], list[bool | None]]
+"""Of answers as texts, each with what is known of its question and the index of its source, whether they are right;
+None of one that no grader knows: it has to be the answer of the data."""
+
+
+def right_by_rewards(stage: Stage) -> Right | None:
+    """By the graders among the rewards of a stage that learns from them; None of any other stage."""
+    actor = getattr(stage, "actor", None)
+    if not isinstance(actor, Actor):
+        return None
+    names = stage.setup_facts.source_names
+
+    def right(said: Sequence[str], records: Sequence[Answered], sources: Sequence[int]) -> list[bool | None]:
+        marks = actor.scoring.right(said, records, [names[index] for index in sources]).tolist()
+        return [None if mark != mark else mark == 1 for mark in marks]
+
+    return right
 
 
 def answering(cfg: DictConfig, folder: Path, data: DataModule) -> list[HeldOutAnswers]:
@@ -103,11 +123,13 @@ class HeldOutAnswers(Callback):
                 most_tokens=self._most_tokens,
                 step=step,
                 environment=self._environment,
+                right=right_by_rewards(stage),
             )
         stage.network.train()
         told = shares(made)
         if "prompt" in stage.views:  # its samples are told under these names, in the same rows
             told = {f"answers/{name.partition('/')[2]}": value for name, value in told.items()}
+            told["answers/right"] = told.pop("answers/exact_match")
         stage.meter.log(step, told)
         if trainer.is_global_zero:
             known = read_answers(self._path) if self._path.exists() else []
@@ -130,9 +152,10 @@ def answers(
     most_tokens: int,
     step: int,
     environment: EnvironmentKeys | None = None,
+    right: Right | None = None,
 ) -> list[dict[str, Any]]:
     """The greedy answer to each question: the schema of answers.jsonl. Where an environment answers in between, what
-    the model said last is its answer."""
+    the model said last is its answer. right: see `Right`."""
     if not asked:
         return []
     vocab, room = model.config.vocab, model.config.max_positions - 1
@@ -143,33 +166,41 @@ def answers(
         banned_ids=tuple(range(tokenizer.vocab_size, vocab)),  # rows that only fill the matrix up
     )
     prompts = [one.prompt[-room:].tolist() for _, one in asked]
-    environments = None
-    if environment is not None:
-        records = [
-            Answered(answer=_text(one.answer, tokenizer), prompt=tokenizer.decode(ids, specials=True))
-            for ids, (_, one) in zip(prompts, asked, strict=True)
-        ]
-        environments = environment.of(records, tokenizer)
+    records = [
+        Answered(answer=_text(one.answer, tokenizer), prompt=tokenizer.decode(ids, specials=True), meta=one.meta)
+        for ids, (_, one) in zip(prompts, asked, strict=True)
+    ]
+    environments = None if environment is None else environment.of(records, tokenizer)
     rollout = generate(model, prompts, sampling, seed=0, tokenizer=tokenizer, environments=environments)
+    said = [
+        tokenizer.decode(rollout.completion(n)) if rollout.dialogues is None else rollout.dialogues[n].last_said
+        for n in range(len(asked))
+    ]
+    graded = [None] * len(asked) if right is None else right(said, records, [one.source for _, one in asked])
     return [
-        {"step": step, "domain": domain, "prompt": tokenizer.decode(prompts[n], specials=True)}
-        | _answer(rollout, n, one, tokenizer)
-        for n, (domain, one) in enumerate(asked)
+        {"step": step, "domain": domain, "prompt": records[n].prompt}
+        | _answer(rollout, n, one, tokenizer, is_right=_is_same(said[n], one, tokenizer) if mark is None else mark)
+        for n, ((domain, one), mark) in enumerate(zip(asked, graded, strict=True))
     ]
 
 
-def _answer(rollout: Rollout, n: int, asked: HeldOutQuestion, tokenizer: Tokenizer) -> dict[str, Any]:
+def _is_same(said: str, asked: HeldOutQuestion, tokenizer: Tokenizer) -> bool:
+    return said.strip() == _text(asked.answer, tokenizer).strip()
+
+
+def _answer(
+    rollout: Rollout, n: int, asked: HeldOutQuestion, tokenizer: Tokenizer, *, is_right: bool
+) -> dict[str, Any]:
     """What is known of completion `n`, which answers a question."""
     ids, stopped = rollout.completion(n), rollout.stop_reason[n] == "stop_id"
     well_formed = stopped and is_well_formed(ids[:-1], tokenizer)
-    said = tokenizer.decode(ids) if rollout.dialogues is None else rollout.dialogues[n].last_said
     return {
         "completion": tokenizer.decode(ids, specials=True),
         "reference": _text(asked.answer, tokenizer, specials=True),
         "tokens": len(ids),
         "stopped": stopped,
         "well_formed": well_formed,
-        "right": well_formed and said.strip() == _text(asked.answer, tokenizer).strip(),
+        "right": well_formed and is_right,
     }
 
 

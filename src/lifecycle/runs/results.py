@@ -36,7 +36,7 @@ from lifecycle.model.lora import Adapter
 from lifecycle.report import terminal_summary, write_report
 from lifecycle.rollout.engine import generate
 from lifecycle.rollout.sampling.parameters import Sampling
-from lifecycle.runs.answers import answers, held_out_scores
+from lifecycle.runs.answers import answers, held_out_scores, right_by_rewards
 from lifecycle.runs.plan import RunPlan
 from lifecycle.stages.base import Stage
 from lifecycle.system import atomic
@@ -156,7 +156,7 @@ def _write_samples(plan: RunPlan, stage: Stage, model: Decoder, data: DataModule
         said, found = held_out_scores(model, data, step=step)
         _write_json(folder / "calibration.json", found)
     else:
-        said = [*_answers(plan, model, data, step), *samples(model, data, stage)]
+        said = [*_answers(plan, stage, model, data, step), *samples(model, data, stage)]
     _write_json(folder / "samples.json", said)
 
 
@@ -228,10 +228,11 @@ def full_weights(stage: Stage) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def _answers(plan: RunPlan, model: Decoder, data: DataModule, step: int) -> list[dict[str, Any]]:
+def _answers(plan: RunPlan, stage: Stage, model: Decoder, data: DataModule, step: int) -> list[dict[str, Any]]:
     measured = plan.config.validation
     asked = data.questions(min(measured.answers or 0, ANSWERS_A_DOMAIN))
-    return answers(model, asked, data.tokenizer, most_tokens=measured.answer_tokens, step=step)
+    most, right = measured.answer_tokens, right_by_rewards(stage)
+    return answers(model, asked, data.tokenizer, most_tokens=most, step=step, right=right)
 
 
 def samples(model: Decoder, data: DataModule, stage: Stage) -> list[dict[str, Any]]:

@@ -116,7 +116,8 @@ def test_numbers_of_a_head_need_not_be_neighbours(which: int) -> None:
     assert documents.mask_B1TT is not None
     given = qkv(*ids.shape)
     given[which] = given[which].detach().repeat_interleave(2, -1)[..., ::2].requires_grad_()
-    check(*given, documents.mask_B1TT, attention(*given, documents))
+    q, k, v = given
+    check(q, k, v, documents.mask_B1TT, attention(q, k, v, documents))
 
 
 def test_gradients_by_differences() -> None:

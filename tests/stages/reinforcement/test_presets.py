@@ -124,7 +124,7 @@ def test_it_is_said_that_few_groups_under_a_bound_move_as_much_as_many() -> None
     ("typed", "says"),
     [
         ("stage.kl.target=0.05", "type stage.kl.coefficient=0.01"),
-        ("stage.samples_per_prompt=1", "nothing would be learnt: type stage.samples_per_prompt=8"),
+        ("stage.samples_per_prompt=1", "nothing would be learnt: give it 8, or type stage.advantage=batch"),
     ],
 )
 def test_what_would_move_nothing_is_refused_and_the_advice_helps(typed: str, says: str) -> None:
@@ -138,6 +138,8 @@ def test_what_would_move_nothing_is_refused_and_the_advice_helps(typed: str, say
         assert not said(typed, one)
     phases = "stage.phases=[{at_steps: 0, kl_coefficient: 0.1}]"
     assert bool(said(typed, phases)) == ("samples" in typed)
+    (line,) = said("stage.phases=[{at_steps: 0}, {at_steps: 9, samples_per_prompt: 1}]")
+    assert "stage.phases[1].samples_per_prompt is 1, and stage.advantage=group_std compares" in line
 
 
 @pytest.mark.parametrize(("weight", "says"), [(0.0, "nothing that counts"), (float("nan"), "no weight")])

@@ -179,8 +179,13 @@ class Stream:
             wanted = self._rows_left(len(rows), used_up, packed)
         # What was left over goes first, so no piece waits longer than a window; then the fullest rows, to pad least.
         order = sorted(range(len(rows)), key=lambda i: (not rows[i].carried, rows[i].free))
-        rng = np.random.Generator(np.random.Philox(derive(self.seed, "rows", self.index, step)))
-        self._window = [rows[order[i]] for i in rng.permutation(min(wanted, len(rows)))]
+        given = order[:wanted]
+        if (
+            not self.packing.counts
+        ):  # prompts stay as they were drawn: a window may hold several passes over few of them
+            rng = np.random.Generator(np.random.Philox(derive(self.seed, "rows", self.index, step)))
+            given = [order[i] for i in rng.permutation(len(given))]
+        self._window = [rows[i] for i in given]
         self._window += [Row([], room) for _ in range(wanted - len(rows))]
         self.carry = [p._replace(carried=True) for i in order[wanted:] for p in rows[i].pieces]
         self._given = 0

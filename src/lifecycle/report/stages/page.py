@@ -81,7 +81,8 @@ def most_frequent(answers: Sequence[Answer]) -> tuple[str, float]:
 def _notes(stages: Sequence[StageResult]) -> list[str]:
     notes = [
         "Held-out questions are in no training data. An answer is well-formed if it is one and ends with a stop token, "
-        "and right if it is the known one besides, letter by letter. Answers are greedy; brackets hold 95 % intervals; "
+        "and right if it is the known one besides, letter by letter, or by the graders among the rewards of its stage. "
+        "Answers are greedy; brackets hold 95 % intervals; "
         "losses are of held-out text, in nats a token."
     ]
     for stage in stages:

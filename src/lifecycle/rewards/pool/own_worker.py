@@ -23,6 +23,8 @@ from lifecycle.rewards.sandbox.limits import SandboxLimits
 from lifecycle.system.foreign import users_own
 
 ERRORS = 2
+LARGEST = 1e30
+"""Of a mark, and of minus a mark: marks are compared by their squares."""
 
 
 def main() -> None:
@@ -67,8 +69,8 @@ def own_grader(name: str, where: str = "stage.rewards") -> Grader:
             return math.nan
         if isinstance(mark, str | bytes) or not hasattr(mark, "__float__"):
             raise TypeError(f"{name} returned {mark!r:.80}, wanted a number, or None for no mark")
-        if math.isinf(number := float(mark)):
-            raise ValueError(f"{name} returned {number}, wanted a finite number, or None for no mark")
+        if abs(number := float(mark)) > LARGEST:  # not so NaN
+            raise ValueError(f"{name} returned {number}, wanted a number of at most {LARGEST:g}, or None for no mark")
         return number
 
     return grader

@@ -179,7 +179,14 @@ def trained_copies(config: Mapping[str, Any]) -> int:
 def faults(config: Mapping[str, Any]) -> list[str]:
     """Values that do not work together."""
     stage = config["stage"]
-    found = []
+    found = [*_of_samples(config), *_refresh_faults(config), *_moves_nothing(stage), *_names_nothing(config)]
+    found += faults_of(_named(config))
+    return [*found, *_unbounded(config), *_environment(config), *judge_faults(stage, reward_names(config))]
+
+
+def _of_samples(config: Mapping[str, Any]) -> list[str]:
+    """Samples that there cannot be, or that could not be trained on."""
+    stage, found = config["stage"], list[str]()
     sampling: Mapping[str, Any] = stage.get("sampling") or {}
     new: Any
     prompts, updates = stage.get("prompts_per_step"), stage.get("updates_per_rollout")
@@ -210,16 +217,18 @@ def faults(config: Mapping[str, Any]) -> list[str]:
             f"stage.overlong_buffer is {buffer} tokens of the {new} that a completion may have "
             f"(stage.sampling.max_new_tokens): type stage.overlong_buffer={max(1, new // 5)}"
         )
-    found += [*_refresh_faults(config), *_moves_nothing(stage)]
-    for where, held in _named(config):
-        if not isinstance(held, Mapping):
-            continue
+    return found
+
+
+def _names_nothing(config: Mapping[str, Any]) -> list[str]:
+    """Rewards without a weight, or with none that is a number."""
+    found = list[str]()
+    for where, held in ((where, held) for where, held in _named(config) if isinstance(held, Mapping)):
         if not any(held.values()):
             found.append(f"{where} names nothing that counts: type '{where}={{choice: 1}}', or others of its names")
         if odd := [f"{name}: {w}" for name, w in held.items() if isinstance(w, float) and not math.isfinite(w)]:
             found.append(f"{where} has {odd[0]}, which is no weight: give it a number, as {{choice: 1, format: 0.1}}")
-    found += faults_of(_named(config))
-    return [*found, *_unbounded(config), *_environment(config), *judge_faults(stage, reward_names(config))]
+    return found
 
 
 def _moves_nothing(stage: Mapping[str, Any]) -> list[str]:
@@ -230,14 +239,21 @@ def _moves_nothing(stage: Mapping[str, Any]) -> list[str]:
             f"stage.kl.target is {target}, and stage.kl.coefficient is 0, from which no factor moves it: type "
             "stage.kl.coefficient=0.01, or stage.kl.target=null"
         )
-    samples, kind = stage.get("samples_per_prompt"), stage.get("advantage")
-    within_groups = {*get_args(AdvantageName)} - {*ACROSS_PROMPTS}
-    if samples == 1 and kind in within_groups and stage.get("optimise") != "online_dpo":
+    kind, within_groups = stage.get("advantage"), {*get_args(AdvantageName)} - {*ACROSS_PROMPTS}
+    if (where := of_one_sample(stage)) and kind in within_groups and stage.get("optimise") != "online_dpo":
         found.append(
-            f"stage.samples_per_prompt is 1, and stage.advantage={kind} compares the samples of a prompt with one "
-            "another, so that nothing would be learnt: type stage.samples_per_prompt=8, or stage.advantage=batch"
+            f"{where} is 1, and stage.advantage={kind} compares the samples of a prompt with one another, so that "
+            "nothing would be learnt: give it 8, or type stage.advantage=batch"
         )
     return found
+
+
+def of_one_sample(stage: Mapping[str, Any]) -> str | None:
+    """The key by which a prompt has one sample, in the run or in a phase of it."""
+    if stage.get("samples_per_prompt") == 1:
+        return "stage.samples_per_prompt"
+    lines = [number for number, line in enumerate(_phases(stage)) if line.get("samples_per_prompt") == 1]
+    return f"stage.phases[{lines[0]}].samples_per_prompt" if lines else None
 
 
 def reward_names(config: Mapping[str, Any]) -> set[str]:
@@ -258,7 +274,10 @@ def _unbounded(config: Mapping[str, Any]) -> list[str]:
     found, names = list[str](), reward_names(config)
     critic = config["stage"].get("critic") or {}
     if "reward_model" not in names and critic.get("init_from") != "reward_model" and model.get("path") is not None:
-        found.append(_unused(model.get("path")))
+        found.append(
+            f"stage.reward_model.path is {model['path']}, and no reward is reward_model: type "
+            "stage.rewards=reward_model, or stage.reward_model.path=null"
+        )
     for name, what in (("reward_model", "a reward model"), ("environment", "an environment")):
         if name in names and config["stage"].get("drop_solved") is True:
             found.append(
@@ -279,13 +298,6 @@ def _environment(config: Mapping[str, Any]) -> list[str]:
             "stage.environment.name=calculator, or MODULE:CLASS of your own, or another reward"
         ]
     return []
-
-
-def _unused(path: Any) -> str:
-    return (
-        f"stage.reward_model.path is {path}, and no reward is reward_model: type stage.rewards=reward_model, or "
-        "stage.reward_model.path=null"
-    )
 
 
 def _refresh_faults(config: Mapping[str, Any]) -> list[str]:
@@ -314,8 +326,7 @@ def _refresh_faults(config: Mapping[str, Any]) -> list[str]:
 
 def notices(config: Mapping[str, Any]) -> list[str]:
     """What is set and cannot do anything, or not what one may think, though it is no fault."""
-    stage = config["stage"]
-    return [*_cannot_fire(stage), *_equally_long(stage)]
+    return [*_cannot_fire(config["stage"]), *_equally_long(config["stage"])]
 
 
 def _equally_long(stage: Mapping[str, Any]) -> list[str]:

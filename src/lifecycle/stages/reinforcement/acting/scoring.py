@@ -15,11 +15,12 @@ from lifecycle.batch import PromptBatch, Rollout
 from lifecycle.losses.policy.advantages import ACROSS_PROMPTS, AdvantageName, advantages, total_rewards
 from lifecycle.losses.policy.shaping import overlong_penalty
 from lifecycle.rewards.graders import KNOW_THE_ANSWER
+from lifecycle.rewards.record import Answered
 from lifecycle.stages.base import Stage
 from lifecycle.stages.beside.frozen import HeldBeside
 from lifecycle.stages.reinforcement.acting.records import records_of
 from lifecycle.stages.reinforcement.acting.scorers.by_name import scorers_of
-from lifecycle.stages.reinforcement.acting.scorers.graders import Graders
+from lifecycle.stages.reinforcement.acting.scorers.graders import Graders, right_by
 from lifecycle.stages.reinforcement.acting.scorers.scorer import SamplesToMark
 from lifecycle.stages.reinforcement.learning.experience import of_all_ranks, place_of, prompt_of
 from lifecycle.stages.reinforcement.reward_names import ENVIRONMENT, REWARD_MODEL
@@ -105,9 +106,7 @@ class SampleScores:
         """(N,) float64: 1 where every grader that knows the answer gave 1, else 0; NaN of a sample that none marked. A
         reward for shape, of a length for one, makes no answer right or wrong."""
         knowing = [r for r, name in enumerate(self.names) if name in KNOW_THE_ANSWER and self.weights[r] > 0]
-        marks = self.rewards[:, knowing]
-        missing = marks.isnan()
-        return ((marks >= 1) | missing).all(1).double().masked_fill(missing.all(1), torch.nan)
+        return right_by(self.rewards[:, knowing])
 
     def rows(self, indices: Sequence[int]) -> SampleScores:
         """Of the samples at `indices`; what failed is told of all."""
@@ -202,6 +201,14 @@ class Scoring:
         asked = self._asked(stage, rollout, prompts)
         found = [one.stated(asked) for one in self._scorers if isinstance(one, Graders)]
         return {name: stated_N for one in found for name, stated_N in one.items()}
+
+    def right(self, said: Sequence[str], records: Sequence[Answered], sources: Sequence[str]) -> Tensor:
+        """(N,) float64 of texts, each with the record and the source of its prompt: 1 where every grader that knows
+        the answer gives 1, else 0; NaN where the rewards have none."""
+        for one in self._scorers:
+            if isinstance(one, Graders):
+                return one.right(said, records, sources)
+        return torch.full((len(said),), torch.nan, dtype=torch.float64, device="cpu")
 
     def _asked(self, stage: Stage, rollout: Rollout, prompts: PromptBatch) -> SamplesToMark:
         index = prompt_of(rollout, prompts)

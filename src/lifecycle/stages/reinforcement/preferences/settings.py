@@ -41,10 +41,7 @@ def faults(config: Mapping[str, Any]) -> list[str]:
             "stage.online_dpo.reference is cached, and the answers of a step are new ones: type "
             "stage.online_dpo.reference=live"
         )
-    if stage.get("samples_per_prompt") == 1:
-        found.append(
-            "stage.samples_per_prompt is 1, and a pair is made of two samples: type stage.samples_per_prompt=4, or "
-            "stage.optimise=grpo"
-        )
+    if where := settings.of_one_sample(stage):
+        found.append(f"{where} is 1, and a pair is made of two samples: give it 4, or type stage.optimise=grpo")
     as_dpo = {**config, "stage": {**own, "view": "preference"}}
     return [*found, *(line.replace("stage.", "stage.online_dpo.") for line in preference.faults(as_dpo))]

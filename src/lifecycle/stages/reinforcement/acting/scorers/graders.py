@@ -6,14 +6,15 @@ answer read what the policy said last, behind the last of its calls, and those o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from lifecycle.batch import Rollout
 from lifecycle.rewards.graded import GradingKeys, Rewards
-from lifecycle.rewards.graders import READERS, STATED
+from lifecycle.rewards.graders import KNOW_THE_ANSWER, READERS, STATED
+from lifecycle.rewards.record import Answered
 from lifecycle.stages.reinforcement.acting.scorers.scorer import SampleMarks, SamplesToMark
 from lifecycle.stages.step.watched import Carried
 
@@ -48,6 +49,13 @@ class Graders:
         found = self._rewards.stated(last, [asked.records[i] for i in asked.index], asked.sources).marks_SR
         return {name: found[:, r] for r, name in enumerate(self.names) if f"{name}{STATED}" in READERS}
 
+    def right(self, said: Sequence[str], records: Sequence[Answered], sources: Sequence[str]) -> Tensor:
+        """(N,) float64 of texts, each with the record and the source of its prompt: 1 where every grader that knows
+        the answer gives 1, else 0; NaN where none does."""
+        found = self._rewards.graded(said, records, sources)
+        knowing_R = torch.tensor([name in KNOW_THE_ANSWER for name in self.names], dtype=torch.bool, device="cpu")
+        return right_by(found.marks_SR.masked_fill((found.weights_SR <= 0) | ~knowing_R, torch.nan))
+
     def told(self) -> dict[str, Tensor]:
         """Nothing beside its marks."""
         return {}
@@ -55,6 +63,12 @@ class Graders:
     def close(self) -> None:
         """End the processes."""
         self._rewards.close()
+
+
+def right_by(marks_NR: Tensor) -> Tensor:
+    """(N,) float64: 1 where each mark of a sample is full, else 0; NaN of a sample without any."""
+    missing = marks_NR.isnan()
+    return ((marks_NR >= 1) | missing).all(1).double().masked_fill(missing.all(1), torch.nan)
 
 
 def texts(rollout: Rollout) -> tuple[list[str], list[str]]:
