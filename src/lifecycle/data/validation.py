@@ -129,7 +129,7 @@ def held_out_sets(
         domains.setdefault(source.domain, []).append(source)
     packed = dict[str, HeldOutSet]()
     for domain, members in domains.items():
-        pieces, asked = list[Piece](), dict[str, int]()
+        pieces, asked, unfit = list[Piece](), dict[str, int](), dict[str, int]()
         for twins, wanted in _shares(members, weights, tokens):
             source = twins[0]
             found = [Piece(item, source.index) for item in read(source, wanted)]
@@ -140,8 +140,12 @@ def held_out_sets(
                     "that passes the source's format and filters: name another split or file, or null for none"
                 )
             pieces += found
+            if found and not any(packing.laid(piece, row_length) for piece in found):
+                unfit[source.name] = len(found)
         if pieces and (held := pack(domain, pieces, row_length, packing, byte_count)).tokens:
             packed[domain] = replace(held, wanted=asked)
+            for name, count in unfit.items():
+                _say_unmeasured(name, members, count, row_length)
         elif any(asked.values()) and any(s.spec.validation is not None for s in members):
             _say_unmeasured(domain, members, len(pieces), row_length)
     return packed
@@ -158,8 +162,8 @@ def _shares(members: Sequence[Source], weights: Mapping[str, float], tokens: int
         yield twins, stated if tokens and stated is not None else wanted
 
 
-def _say_unmeasured(domain: str, members: Sequence[Source], found: int, row_length: int) -> None:
-    """Say why nothing of a domain is measured that something was to be held out of."""
+def _say_unmeasured(of: str, members: Sequence[Source], found: int, row_length: int) -> None:
+    """Say why nothing of a domain, or of one of its sources, is measured that something was to be held out of."""
     names = ", ".join(source.name for source in members)
     why = (
         f"none of its {found:,} held-out items fits into a row of stage.sequence_length={row_length} with a trained "
@@ -167,7 +171,7 @@ def _say_unmeasured(domain: str, members: Sequence[Source], found: int, row_leng
         if found
         else f"no row of {names} is held out: raise data.sources.NAME.validation.ratio, or name a split or a file there"
     )
-    say_read(f"warning: nothing is measured of '{domain}'", why)
+    say_read(f"warning: nothing is measured of '{of}'", why)
 
 
 def _by_text(members: Sequence[Source]) -> list[list[Source]]:

@@ -201,5 +201,20 @@ def test_a_domain_of_which_nothing_can_be_measured_is_said(tmp_path: Path, capsy
     found, said = measured()
     assert found == {} and f"no row of {source.name} is held out" in said and "validation.ratio" in said
     assert measured(tokens=0) == ({}, "")  # none was asked for
-    found, said = measured(Example(ids=long[:60], trained=long[:60] > 50))
+    short = Example(ids=long[:60], trained=long[:60] > 50)
+    found, said = measured(short)
     assert list(found) == ["d"] and said == ""
+    say_once.begin_anew()
+    (tmp_path / "other").mkdir()
+    write(tmp_path / "other", files=1, documents=10)
+    found = held_out_sets(
+        [source, replace(opened(tmp_path / "other", domain="d"), name="other", index=1)],
+        {source.name: 1.0, "other": 1.0},
+        lambda source, wanted: [example] if source.name == "other" else [short],
+        tokens=900,
+        row_length=64,
+        packing=Packing(view="chat", long_examples="drop"),
+        byte_count=len,
+    )
+    said = capsys.readouterr().err
+    assert list(found) == ["d"] and "nothing is measured of 'other': none of its 1 held-out items fits" in said
