@@ -170,8 +170,7 @@ class Limits:
         if (tokens := self.global_batch_tokens) is None:
             if self.prompts_per_step is None:
                 raise UserError(
-                    "stage.global_batch_tokens is null: give the positions of a step, 16384 for example, or, to a "
-                    "stage that samples, its prompts (stage.prompts_per_step=16)"
+                    "stage.global_batch_tokens is null: type 16384, or (sampling) stage.prompts_per_step=16"
                 )
         elif self.prompts_per_step is not None:
             raise UserError(
