@@ -169,9 +169,7 @@ class Limits:
     def __post_init__(self) -> None:
         if (tokens := self.global_batch_tokens) is None:
             if self.prompts_per_step is None:
-                raise UserError(
-                    "stage.global_batch_tokens is null: type 16384, or (sampling) stage.prompts_per_step=16"
-                )
+                raise UserError("stage.global_batch_tokens is null: give the positions of a step, 16384 for example")
         elif self.prompts_per_step is not None:
             raise UserError(
                 f"stage.global_batch_tokens is {tokens}, but a step of this stage is stage.prompts_per_step="
