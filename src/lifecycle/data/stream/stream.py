@@ -180,9 +180,7 @@ class Stream:
         # What was left over goes first, so no piece waits longer than a window; then the fullest rows, to pad least.
         order = sorted(range(len(rows)), key=lambda i: (not rows[i].carried, rows[i].free))
         given = order[:wanted]
-        if (
-            not self.packing.counts
-        ):  # prompts stay as they were drawn: a window may hold several passes over few of them
+        if not self.packing.counts:  # prompts stay as drawn: a window may hold several passes over few of them
             rng = np.random.Generator(np.random.Philox(derive(self.seed, "rows", self.index, step)))
             given = [order[i] for i in rng.permutation(len(given))]
         self._window = [rows[i] for i in given]
