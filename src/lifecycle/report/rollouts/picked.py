@@ -95,9 +95,12 @@ def changed_answers(
 
 
 def typical(marks: Sequence[Mark]) -> Mark:
-    """The sample whose reward is nearest to the mean of all."""
+    """The sample whose reward is nearest to the mean of all; the first where none has a reward."""
     middle = mean(marks)
-    return min(marks, key=lambda mark: (abs((mark.reward or 0.0) - (middle or 0.0)), mark.sample))
+    if middle is None:
+        return min(marks, key=lambda mark: mark.sample)
+    there = [(abs(mark.reward - middle), mark.sample, mark) for mark in marks if mark.reward is not None]
+    return min(there, key=lambda one: one[:2])[2]
 
 
 def mean(marks: Iterable[Mark]) -> float | None:
@@ -112,7 +115,10 @@ def difference(one: str, other: str) -> float:
 
 
 def _moved(one: ChangedSamples) -> float:
-    return abs((one.reward_after or 0.0) - (one.reward_before or 0.0))
+    """By how much the reward changed; 0 where it is not known of both."""
+    if one.reward_before is None or one.reward_after is None:
+        return 0.0
+    return abs(one.reward_after - one.reward_before)
 
 
 def _texts(one: ChangedSamples) -> tuple[str, str]:
