@@ -8,7 +8,9 @@ from lifecycle.report.rollouts.picked import ChangedSamples, _moved, typical
 
 
 def marks(rewards: Sequence[float | None]) -> list[Mark]:
-    return [Mark(Path("kept"), n, 1, 0, ("a", "1"), n, reward, 0.0, unfinished=False) for n, reward in enumerate(rewards)]
+    return [
+        Mark(Path("kept"), n, 1, 0, ("a", "1"), n, reward, 0.0, unfinished=False) for n, reward in enumerate(rewards)
+    ]
 
 
 def test_the_typical_sample_is_one_with_a_reward() -> None:

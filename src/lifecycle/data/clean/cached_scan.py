@@ -11,10 +11,13 @@ wait for it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 from filelock import FileLock
@@ -24,6 +27,10 @@ from lifecycle.data.clean.scan import Work, scan
 from lifecycle.data.clean.source import Source
 from lifecycle.data.read.row import Position
 from lifecycle.system import atomic
+
+T = TypeVar("T")
+DAMAGED = (ValueError, EOFError, KeyError, OSError, BadZipFile)
+"""What reading a file raises that is cut short, or holds other bytes than were written."""
 
 KEPT_EVERY = 32  # batches between two notes of how far a pass has come
 Columns = Mapping[str, tuple[str, int]]  # numpy type and number of values a document, by file name
@@ -43,6 +50,28 @@ def kept_scan(
         if not done.whole:
             done = _go_on(source, work, folder, columns, done, processes, doing)
     return [_mapped(folder / name, done.documents, *form) for name, form in columns.items()]
+
+
+def kept(path: Path, write: Callable[[IO[bytes]], None], read: Callable[[Path], T]) -> T:
+    """What `read` finds in the file that `write` fills, once for all processes. One that a power cut or a disk has
+    damaged is said and made again."""
+    with alone(path):
+        if path.exists():
+            try:
+                return read(path)
+            except DAMAGED as error:
+                print(f"{path} is damaged ({error or type(error).__name__}): made again", file=sys.stderr)
+        with open(aside := path.with_suffix(".part"), "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+        return read(path)
+
+
+def kept_array(path: Path, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+    """The array of `make`, kept so as a file `.npy`."""
+    return kept(path, lambda file: np.save(file, make()), np.load)
 
 
 def alone(path: Path) -> FileLock:

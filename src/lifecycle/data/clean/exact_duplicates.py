@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from lifecycle.data.clean.cached_scan import alone, kept_scan
+from lifecycle.data.clean.cached_scan import kept_array, kept_scan
 from lifecycle.data.clean.scan import refuse_remote
 from lifecycle.data.clean.source import Source
 from lifecycle.data.read.files.listing import fingerprint
@@ -40,21 +40,19 @@ def duplicate_rows(source: Source, *, cache: Path, processes: int) -> NDArray[np
     refuse_remote(source, "filters.exact_duplicates")
     key = _key(source)
     path = cache / "duplicates" / f"{key}.npy"
-    with alone(path):
-        if not path.exists():
-            rows, digests = kept_scan(
-                source,
-                _digested,
-                folder=cache / "digests" / key,
-                columns=COLUMNS,
-                processes=processes,
-                doing="looking for duplicates",
-            )
-            with open(aside := path.with_suffix(".part"), "wb") as file:
-                np.save(file, repeated(rows, digests))
-            aside.replace(path)
-    found: NDArray[np.int64] = np.load(path)
-    return found
+
+    def make() -> NDArray[np.int64]:
+        rows, digests = kept_scan(
+            source,
+            _digested,
+            folder=cache / "digests" / key,
+            columns=COLUMNS,
+            processes=processes,
+            doing="looking for duplicates",
+        )
+        return repeated(rows, digests)
+
+    return kept_array(path, make)
 
 
 def repeated(rows: NDArray[np.int64], digests: NDArray[np.uint64]) -> NDArray[np.int64]:

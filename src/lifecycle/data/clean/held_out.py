@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from lifecycle.batch import Item, positions
 from lifecycle.batch.item_arrays import joined, split
 from lifecycle.data.clean.bad_rows import BAD, refuse_broken
-from lifecycle.data.clean.cached_scan import alone
+from lifecycle.data.clean.cached_scan import kept
 from lifecycle.data.clean.filter_row import HELD_OUT, FilteredRow, filter_row
 from lifecycle.data.clean.scan import scan
 from lifecycle.data.clean.source import Source, text_hash
@@ -128,20 +128,24 @@ def held_out_items(source: Source, make: Make, *, tokens: int, cache: Path, proc
     share = share_read([(file.url, file.size) for file in source.files], source.spec, tokens)
     form = (VERSION, source.fingerprint, make.tokenizer.sha256, make.key, tokens, share)
     path = cache / "held_out" / f"{hashlib.sha256(repr(form).encode()).hexdigest()[:32]}.npz"
-    with alone(path):
-        if not path.exists():
-            items, counts = _choose(source, make, tokens, share, processes)
-            arrays = joined(items, "items")
-            kept = {name: arrays.pop(name) for name in list(arrays) if isinstance(arrays[name], np.ndarray)}
-            with open(aside := path.with_suffix(".part"), "wb") as file:
-                np.savez(file, **kept, lists=json.dumps(arrays), counts=json.dumps(counts))
-            aside.replace(path)
-    with np.load(path) as found:
-        values: dict[str, Any] = {name: found[name] for name in found.files if name not in ("lists", "counts")}
-        values, counts = values | json.loads(str(found["lists"])), json.loads(str(found["counts"]))
+
+    def write(file: IO[bytes]) -> None:
+        items, counts = _choose(source, make, tokens, share, processes)
+        arrays = joined(items, "items")
+        there = {name: arrays.pop(name) for name in list(arrays) if isinstance(arrays[name], np.ndarray)}
+        np.savez(file, **there, lists=json.dumps(arrays), counts=json.dumps(counts))
+
+    values, counts = kept(path, write, _read)
     if source.held_out is None:
         refuse_broken(source, counts, before=sum(counts.values()), at_end=True)
     return split(values, "items")
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """Items as arrays, and the verdicts."""
+    with np.load(path) as found:
+        values: dict[str, Any] = {name: found[name] for name in found.files if name not in ("lists", "counts")}
+        return values | json.loads(str(found["lists"])), json.loads(str(found["counts"]))
 
 
 def _choose(source: Source, make: Make, tokens: int, share: float, processes: int) -> tuple[list[Item], Counter[str]]:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lifecycle.data.clean.cached_scan import alone, kept_scan
+from lifecycle.data.clean.cached_scan import kept_array, kept_scan
 from lifecycle.data.clean.filter_row import filter_row
 from lifecycle.data.clean.scan import refuse_remote
 from lifecycle.data.clean.source import Source
@@ -92,13 +92,8 @@ def near_pairs(
     ]
     form = hashlib.sha256("|".join([*keys, repr((PAIRING, rules.threshold))]).encode()).hexdigest()[:32]
     path = cache / "near_duplicates" / f"{form}.npy"
-    with alone(path):
-        if not path.exists():
-            pairs = similar_pairs(Signatures([one[1] for one in signed]), rules.threshold)
-            with open(aside := path.with_suffix(".part"), "wb") as file:
-                np.save(file, pairs)
-            aside.replace(path)
-    return [one[0] for one in signed], np.load(path)
+    pairs = kept_array(path, lambda: similar_pairs(Signatures([one[1] for one in signed]), rules.threshold))
+    return [one[0] for one in signed], pairs
 
 
 def _key(source: Source, rules: NearRules) -> str:

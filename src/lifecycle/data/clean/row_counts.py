@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lifecycle.data.clean.cached_scan import alone
+from lifecycle.data.clean.cached_scan import kept_array
 from lifecycle.data.clean.source import Source
 from lifecycle.data.clean.walk import walk_rows
 from lifecycle.data.read.files.listing import fingerprint
@@ -23,12 +23,7 @@ def with_row_counts(source: Source, *, cache: Path) -> Source:
     """The source with the rows of each of its files."""
     key = (fingerprint(source.files), [file.kind for file in source.files], source.spec.max_rows)
     path = cache / "rows" / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.npy"
-    with alone(path):
-        if not path.exists():
-            with open(aside := path.with_suffix(".part"), "wb") as file:
-                np.save(file, row_counts(source))
-            aside.replace(path)
-    return replace(source, file_rows=np.load(path))
+    return replace(source, file_rows=kept_array(path, lambda: row_counts(source)))
 
 
 def row_counts(source: Source) -> NDArray[np.int64]:

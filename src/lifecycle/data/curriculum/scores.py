@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
+from lifecycle.data.clean.cached_scan import kept_array
 from lifecycle.data.clean.filter_row import HELD_OUT, filter_row
 from lifecycle.data.clean.source import Source
 from lifecycle.data.clean.walk import walk_rows
@@ -104,14 +104,12 @@ def score_rows(
             "give local copies by path, or leave it out of data.curriculum.sources"
         )
     path = cache / "difficulty" / f"{_key(source, by, tokenizer, parent_loss)}.npy"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        if not path.exists():
-            found = _score(_Task(source, by, tokenizer, parent_loss=parent_loss))
-            aside = path.with_name(f".{path.stem}.{os.getpid()}.npy")
-            np.save(aside, np.stack([found.score, found.size]))
-            aside.replace(path)
-    return Scores(*np.load(path))
+
+    def make() -> NDArray[np.float64]:
+        found = _score(_Task(source, by, tokenizer, parent_loss=parent_loss))
+        return np.stack([found.score, found.size])
+
+    return Scores(*kept_array(path, make))
 
 
 def _key(source: Source, by: By, tokenizer: Tokenizer | None, parent_loss: DocumentLoss | None) -> str:
