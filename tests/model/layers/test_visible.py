@@ -148,6 +148,19 @@ def test_compiled_code_gets_no_blocks() -> None:
     assert near is not None and near.blocks is None
 
 
+@pytest.mark.parametrize("window", [50, 10**6])
+def test_compiled_code_leaves_the_blocks_of_a_mask_alone(window: int) -> None:
+    ids, shared = shared_prompts()
+    documents = DocumentMask.from_ids(ids, kernel="sdpa", shared_BT=shared)
+    q, k, v = qkv(*ids.shape)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(q, k, v, slide(documents, window, ids.shape[1], CPU))
+
+    compiled = torch.compile(attend, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(q, k, v), attend(q, k, v))
+
+
 def test_what_autograd_keeps_does_not_grow_with_the_blocks() -> None:
     ids, shared = shared_prompts()
     documents = DocumentMask.from_ids(ids, kernel="sdpa", shared_BT=shared)

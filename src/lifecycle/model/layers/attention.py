@@ -136,7 +136,7 @@ def slide(documents: DocumentMask | None, window: int, T: int, device: torch.dev
         return replace(documents, window=window)
     near = lower_triangle(T, device) & ~lower_triangle(T, device, shift=window)
     mask = near[None, None] if documents is None else documents.mask_B1TT & near  # type: ignore[operator]
-    by_block = documents is not None and documents.blocks is not None
+    by_block = _blocks(documents) is not None
     return DocumentMask(kernel="sdpa", mask_B1TT=mask, window=window, blocks=visible_blocks(mask) if by_block else None)
 
 
@@ -148,13 +148,18 @@ def attention(
     H must be a multiple of G; query head h reads key-value head h // (H / G). None means that every sequence is one
     document, in which case plain causal attention is enough.
     """
-    if documents is not None and documents.blocks is not None:
-        return attend_by_block(q_BTHK, k_BTGK, v_BTGK, documents.blocks, scale=scale)
+    if (blocks := _blocks(documents)) is not None:
+        return attend_by_block(q_BTHK, k_BTGK, v_BTGK, blocks, scale=scale)
     if documents is None or documents.kernel == "sdpa":
         return _sdpa(q_BTHK, k_BTGK, v_BTGK, documents, scale)
     kernel = _flash if documents.kernel == "flash" else _varlen
     flat = (x.flatten(0, 1) for x in (q_BTHK, k_BTGK, v_BTGK))
     return kernel(*flat, documents=documents, longest=q_BTHK.shape[1], scale=scale).reshape(q_BTHK.shape)
+
+
+def _blocks(documents: DocumentMask | None) -> Sequence[VisibleBlock] | None:
+    """The mask by blocks of queries, for code that is not compiled: their sizes hang on the ids."""
+    return None if torch.compiler.is_compiling() or documents is None else documents.blocks
 
 
 def cached_attention(
