@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -97,10 +98,11 @@ def changed_answers(
 def typical(marks: Sequence[Mark]) -> Mark:
     """The sample whose reward is nearest to the mean of all; the first where none has a reward."""
     middle = mean(marks)
-    if middle is None:
-        return min(marks, key=lambda mark: mark.sample)
-    there = [(abs(mark.reward - middle), mark.sample, mark) for mark in marks if mark.reward is not None]
-    return min(there, key=lambda one: one[:2])[2]
+
+    def apart(mark: Mark) -> float:
+        return math.inf if mark.reward is None or middle is None else abs(mark.reward - middle)
+
+    return min(marks, key=lambda mark: (apart(mark), mark.sample))
 
 
 def mean(marks: Iterable[Mark]) -> float | None:
