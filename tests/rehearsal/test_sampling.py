@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 from tests.model.variants import VARIANTS
 from tests.rehearsal.claims import Device, rehearsal
+from tests.rollout.copied import Copied
 from tests.rollout.sampled import prompts, settings
 
 from lifecycle.model import build
 from lifecycle.rollout import Engine, Sampling
+from lifecycle.rollout.decode_step import DecodeStep
 from lifecycle.rollout.sampling.score import score
 
 KINDS: dict[str, Sampling] = {
@@ -74,3 +77,26 @@ def test_scoring_looks_once_a_completion(device: Device) -> None:
     found = score(model, prompts(3), [[5, 6], [7], [8, 9, 10]], settings(top_p=0.9))
     assert [one.logprobs.device.type for one in found] == ["cpu"] * 3
     assert device.waits["rollout/sampling/score.py _score"] == 3 * 4
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "deepseek_v3"])
+def test_prefill_of_new_prompts_copies_no_row_of_the_cache(
+    name: str, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(VARIANTS[name], seed=1, device=torch.device("cuda"))
+    copied, passes, prefill = Copied(least=4096), [], DecodeStep.prefill
+
+    def counted(step: DecodeStep, *given: Any, **more: Any) -> None:
+        passes.append(1)
+        with copied:
+            prefill(step, *given, **more)
+
+    monkeypatch.setattr(DecodeStep, "prefill", counted)
+    engine = Engine(model, slots=16, graphs=False)
+    engine.generate([[1 + n] * 33 for n in range(16)], settings(), seed=0)
+    step = engine._step
+    assert step is not None and step.cache is not None
+    written = 16 * 32 * step.cache.bytes_per_position
+    found = {kind: n for kind, n in copied.bytes.items() if n}
+    assert len(passes) == 1 and found["index_copy_"] == written  # the prompts themselves
+    assert found.get("index", 0) < written / 4

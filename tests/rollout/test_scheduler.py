@@ -164,3 +164,30 @@ def test_a_long_prompt_holds_back_no_short_one(deterministic: bool, monkeypatch:
             alone = engine.generate([prompt], sampling, seed=0, prompt_ids=[number])
             assert torch.equal(alone.token_ids[0], together.token_ids[number])
             assert torch.equal(alone.logprobs[0], together.logprobs[number])
+
+
+def chunks(schedule: Scheduler) -> list[Chunk]:
+    """All of the prefill of what was admitted at once."""
+    schedule.admit()
+    made = []
+    while schedule.prefilling:
+        made.append(schedule.chunk())
+        schedule.prefilled(made[-1])
+    return made
+
+
+def test_many_prompts_are_prefilled_whole_and_not_a_token_of_each() -> None:
+    count = 1024
+    schedule = Scheduler([[1] * 64] * count, samples=1, seeds=range(count), slots=count, prefill_tokens=8192)
+    made = chunks(schedule)
+    assert len(made) == 8 and {chunk.width for chunk in made} == {63}
+    assert [row for chunk in made for row in chunk.rows] == list(range(count))
+    assert not any(start for chunk in made for start in chunk.starts)
+
+
+def test_rows_that_begin_are_prefilled_apart_from_rows_that_go_on() -> None:
+    schedule = Scheduler(
+        [[1] * length for length in (5, 30, 6, 31)], samples=1, seeds=range(4), slots=4, prefill_tokens=16
+    )
+    made = [(chunk.rows, chunk.starts, chunk.width) for chunk in chunks(schedule)]
+    assert made == [([0, 2], [0, 0], 5), ([1], [0], 16), ([1], [16], 13), ([3], [0], 16), ([3], [16], 14)]

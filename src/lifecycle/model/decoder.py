@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lifecycle.errors import UserError
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.layers.attention import DocumentMask, attention, cached_attention, slide
+from lifecycle.model.layers.attention import DocumentMask, attention, slide
 from lifecycle.model.layers.initial import SCORE, normal, score_std
 from lifecycle.model.layers.kv_cache import Cache, CallSlots, Slots
 from lifecycle.model.layers.latent import LatentAttention
@@ -65,8 +65,7 @@ class SelfAttention(nn.Module):
         if slots is None:
             out_BTHK = attention(q_BTHK, k_BTGK, v_BTGK, documents)
         else:
-            k_BGLK, v_BGLK = slots.write(k_BTGK, v_BTGK)
-            out_BTHK = cached_attention(q_BTHK.to(k_BGLK.dtype), k_BGLK, v_BGLK, slots.mask_B1TL).to(x_BTD.dtype)
+            out_BTHK = slots.attend(q_BTHK, k_BTGK, v_BTGK).to(x_BTD.dtype)
         out: Tensor = self.o_proj(out_BTHK.flatten(2))
         return out
 
@@ -157,7 +156,7 @@ class Decoder(nn.Module):
         position_ids_BT: Tensor,
         documents: DocumentMask | None = None,
         cache: Cache | None = None,
-        rows: Tensor | None = None,
+        rows: Tensor | slice | None = None,
         counted: Tensor | None = None,
         known: KnownRoutes | None = None,
         visited: list[Tensor] | None = None,

@@ -31,6 +31,11 @@ FINE = 8
 """Positions attended to are rounded up to a multiple of this where a new shape costs nothing."""
 
 
+def prefill_tokens(device: torch.device) -> int:
+    """Tokens of prompts in one forward pass: a GPU has computed fewer before the host has launched what comes next."""
+    return 8192 if device.type == "cuda" else 1024
+
+
 class DecodeStep:
     """The step of one model over `slots` rows.
 
@@ -136,16 +141,22 @@ class DecodeStep:
             positions[line, : len(part)] = np.arange(start, start + len(part))
         end = int(positions.max()) + 1
         self._grow(end)  # there is room for all prompts, and not for what sequences are told
-        self.cache.limit = min(bucket(end), self.cache.capacity)
+        self.cache.limit, self.cache.begins = min(bucket(end), self.cache.capacity), not any(chunk.starts)
         given = (torch.from_numpy(x).to(self._device) for x in (ids, positions))
         with as_sampled(model):
-            model(*given, cache=self.cache, rows=torch.tensor(chunk.rows, device=self._device))
+            model(*given, cache=self.cache, rows=self._rows(chunk.rows))
+
+    def _rows(self, rows: Sequence[int]) -> Tensor | slice:
+        """Rows of the cache; a slice where they follow on one another, which reads them without a copy."""
+        first, count = rows[0], len(rows)
+        follows = list(rows) == list(range(first, first + count))
+        return slice(first, first + count) if follows else torch.tensor(rows, device=self._device)
 
     def empty_pass(self, model: Decoder) -> None:
         """A forward pass over padding alone, which takes part in the collectives of the other ranks."""
         assert self.cache is not None
         nothing = torch.zeros(1, 1, dtype=torch.long, device=self._device)
-        self.cache.limit = min(bucket(1), self.cache.capacity)
+        self.cache.limit, self.cache.begins = min(bucket(1), self.cache.capacity), False
         with as_sampled(model):
             model(nothing, nothing - 1, cache=self.cache)
 
@@ -211,7 +222,7 @@ class DecodeStep:
     def _eager_logits(self, table: Tensor, index: Tensor | None, limit: int) -> Tensor:
         """(B, V) for the rows of `table`, which are rows `index` of the cache."""
         assert self.cache is not None
-        self.cache.limit = limit
+        self.cache.limit, self.cache.begins = limit, False
         return self.decode(table[TOKEN][:, None], table[POSITION][:, None], self.cache, index, self._shared)
 
     def _draw(self, table: Tensor, index: Tensor | None, logits_BV: Tensor) -> Drawn:

@@ -29,15 +29,14 @@ from lifecycle.batch import Rollout
 from lifecycle.errors import UserError
 from lifecycle.model import Decoder, ModelConfig, fixed_shapes
 from lifecycle.rollout.cache_room import Room
-from lifecycle.rollout.decode_step import DecodeStep
+from lifecycle.rollout.decode_step import DecodeStep, prefill_tokens
 from lifecycle.rollout.decoder.backend import cache_dtype, compute_dtype, is_plain, prepare
 from lifecycle.rollout.environments.environment import Environments
-from lifecycle.rollout.environments.turns import Told
 from lifecycle.rollout.output import Collected, best
 from lifecycle.rollout.request import Call, NewToken, OneAtATime
 from lifecycle.rollout.sampling.parameters import Sampling
 from lifecycle.rollout.sampling.stop_conditions import Decoding
-from lifecycle.rollout.scheduler import NUMBER, PLACE, POSITION, Ints, Scheduler
+from lifecycle.rollout.scheduler import POSITION, Ints, Scheduler
 from lifecycle.rollout.weights_version import Version, optimizer_steps
 
 TILE = 8
@@ -60,7 +59,7 @@ def generate(
     prompt_ids: Sequence[int] | None = None,
     weights_version: int | None = None,
     slots: int = 32,
-    prefill_chunk: int = 1024,
+    prefill_chunk: int | None = None,
     deterministic: bool = False,
     head_dtype: torch.dtype | None = None,
     notes_experts: bool = False,
@@ -92,10 +91,11 @@ def generate(
 class Engine:
     """Samples from one model. Its weights may change in place between calls: every call checks (weights_version.py).
 
-    slots: sequences decoded at a time. prefill_chunk: tokens of prompts in one forward pass. deterministic: no sequence
-    depends on the others in any bit. compiled: the decode step goes through torch.compile. graphs: it is recorded as
-    CUDA graphs (None: on CUDA, for a model without experts on one device). dtype: of the cache; None is the compute
-    dtype. head_dtype: of the product that gives logits, where it is the wider; None is the compute dtype.
+    slots: sequences decoded at a time. prefill_chunk: tokens of prompts in one forward pass; None: as suits the device.
+    deterministic: no sequence depends on the others in any bit. compiled: the decode step goes through torch.compile.
+    graphs: it is recorded as CUDA graphs (None: on CUDA, for a model without experts on one device). dtype: of the
+    cache; None is the compute dtype. head_dtype: of the product that gives logits, where it is the wider; None is the
+    compute dtype.
     notes_experts: rollouts say which experts were visited (`Rollout.experts`).
 
     Call it under autocast for bf16 over fp32 weights, or give it bf16 weights. Over a sharded model every rank calls,
@@ -107,7 +107,7 @@ class Engine:
         model: Decoder,
         *,
         slots: int = 32,
-        prefill_chunk: int = 1024,
+        prefill_chunk: int | None = None,
         deterministic: bool = False,
         compiled: bool = False,
         graphs: bool | None = None,
@@ -115,6 +115,8 @@ class Engine:
         head_dtype: torch.dtype | None = None,
         notes_experts: bool = False,
     ) -> None:
+        self._device = model.embedding.weight.device
+        prefill_chunk = prefill_tokens(self._device) if prefill_chunk is None else prefill_chunk
         if slots < 1 or prefill_chunk < 1:
             raise UserError(f"the engine has slots={slots}, prefill_chunk={prefill_chunk}; both must be 1 or more")
         if deterministic and (compiled or graphs):
@@ -122,7 +124,6 @@ class Engine:
         self._model, self._slots, self._prefill_chunk, self._deterministic = model, slots, prefill_chunk, deterministic
         self._compiled, self._dtype, self._notes_experts = compiled, dtype, notes_experts
         self._prepare = partial(prepare, packed=not compiled, cache=dtype, head=head_dtype, notes_experts=notes_experts)
-        self._device = model.embedding.weight.device
         self._plain = is_plain(model)
         self._shared = not self._plain and distributed.is_available() and distributed.is_initialized()
         experts = model.config.moe is not None
@@ -255,8 +256,8 @@ class Engine:
         while self._anyone(schedule.busy):
             with self._context():
                 step.copy(schedule.admit())
-                # alternately: active rows wait for one chunk at most
-                prefilled_last = schedule.prefilling and not (prefilled_last and schedule.active)
+                # alternately where somebody waits for tokens of active rows; else steps have all rows they can
+                prefilled_last = schedule.prefilling and not (watched and prefilled_last and schedule.active)
                 if prefilled_last:
                     chunk = schedule.chunk()
                     width = FIXED_CHUNK if self._deterministic else chunk.width
@@ -266,36 +267,9 @@ class Engine:
                 if not schedule.active:
                     step.empty_pass(self._model)
                     continue
-                tokens = self._decode(schedule, call.out)
-            yield from self._after(call, tokens, watched=watched)
-
-    def _after(self, call: Call, tokens: Ints, *, watched: bool) -> list[NewToken]:
-        """End the sequences that their last token ends, free their rows, and tell others what their environments say.
-        Returns the new tokens if `watched`."""
-        schedule = call.schedule
-        assert self._step is not None
-        rows = schedule.active_rows()
-        schedule.step(len(tokens), tokens)
-        sequences, numbers, drawn = schedule.table[PLACE, rows], schedule.table[NUMBER, rows], tokens[rows]
-        call.check(sequences, numbers, drawn)
-        told, ended = dict[int, Told](), dict(call.stops.ended(sequences, drawn, numbers))
-        if call.turns is not None:
-            told, ended = call.turns.told(sequences, drawn, ended)
-        news = list[NewToken]()
-        for place, (sequence, token) in enumerate(zip(sequences.tolist(), drawn.tolist(), strict=True)):
-            if watched:
-                new = [token, *told[place].ids] if place in told else [token]
-                prompt, sample = divmod(sequence, schedule.samples)
-                news += [NewToken(prompt, sample, one, ended.get(place)) for one in new]
-        for place, one in told.items():
-            call.out.tell(int(sequences[place]), int(numbers[place]), one.ids)
-            schedule.tell(int(rows[place]), one.whole)
-        for place, reason in ended.items():
-            call.out.end(int(sequences[place]), int(numbers[place]), reason)
-        if ended:
-            with self._context():
-                self._step.copy(schedule.finish([int(rows[place]) for place in ended]))
-        return news
+                news, ended = call.take(self._decode(schedule, call.out), watched=watched)
+                step.copy(schedule.finish(ended))
+            yield from news
 
     # -- on the device
 

@@ -12,11 +12,11 @@ from lifecycle.batch import StopReason
 from lifecycle.errors import UserError
 from lifecycle.rollout.cache_room import Room
 from lifecycle.rollout.environments.environment import Environments
-from lifecycle.rollout.environments.turns import Turns
+from lifecycle.rollout.environments.turns import Told, Turns
 from lifecycle.rollout.output import Collected
 from lifecycle.rollout.sampling.parameters import Sampling, sequence_seed
 from lifecycle.rollout.sampling.stop_conditions import Decoding, Stops
-from lifecycle.rollout.scheduler import Ints, Scheduler
+from lifecycle.rollout.scheduler import NUMBER, PLACE, Ints, Scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,31 @@ class Call:
             turns=turns,
         )
 
-    def check(self, sequences: Ints, numbers: Ints, tokens: Ints) -> None:
+    def take(self, tokens: Ints, *, watched: bool) -> tuple[list[NewToken], list[int]]:
+        """Enter what the first rows drew, tell sequences what their environments say, and end those that are over.
+        Returns the new tokens if `watched`, and the rows that are free now."""
+        schedule = self.schedule
+        rows = schedule.active_rows()
+        schedule.step(len(tokens), tokens)
+        sequences, numbers, drawn = schedule.table[PLACE, rows], schedule.table[NUMBER, rows], tokens[rows]
+        self._check(sequences, numbers, drawn)
+        told, ended = dict[int, Told](), dict(self.stops.ended(sequences, drawn, numbers))
+        if self.turns is not None:
+            told, ended = self.turns.told(sequences, drawn, ended)
+        news = list[NewToken]()
+        for place, (sequence, token) in enumerate(zip(sequences.tolist(), drawn.tolist(), strict=True)):
+            if watched:
+                new = [token, *told[place].ids] if place in told else [token]
+                prompt, sample = divmod(sequence, schedule.samples)
+                news += [NewToken(prompt, sample, one, ended.get(place)) for one in new]
+        for place, one in told.items():
+            self.out.tell(int(sequences[place]), int(numbers[place]), one.ids)
+            schedule.tell(int(rows[place]), one.whole)
+        for place, reason in ended.items():
+            self.out.end(int(sequences[place]), int(numbers[place]), reason)
+        return news, [int(rows[place]) for place in ended]
+
+    def _check(self, sequences: Ints, numbers: Ints, tokens: Ints) -> None:
         """Refuse tokens that were drawn from logits that are not finite. Errors: `UserError`."""
         wrong = np.flatnonzero(tokens < 0)
         if len(wrong):

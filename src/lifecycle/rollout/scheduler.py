@@ -149,17 +149,20 @@ class Scheduler:
         return moves
 
     def chunk(self) -> Chunk:
-        """The next part of what is being prefilled; at most a quarter of it is padding."""
-        left = {row: len(one.ids) - 1 - one.done for row, one in self._writing.items()}
-        if not self._together:
-            shortest = min(left, key=lambda row: left[row])
-            left = {shortest: left[shortest]}
-        most = max(1, self._prefill_tokens // len(left))
-        widths = {min(most, positions) for positions in left.values()}
-        used = {width: sum(min(width, positions) for positions in left.values()) for width in widths}
-        width = max(width for width in widths if 4 * used[width] >= 3 * width * len(left))
-        parts = [self._writing[row] for row in left]
-        return Chunk(list(left), [one.ids for one in parts], [one.done for one in parts], width)
+        """The next part of what is being prefilled: the shortest first, whole where they fit, and at most a quarter of
+        it padding. Rows that begin are not mixed with rows that go on: the former have nothing in the cache to read."""
+        left = sorted((len(one.ids) - 1 - one.done, row) for row, one in self._writing.items())
+        begins = self._writing[left[0][1]].done == 0
+        lines, used, width = list[int](), 0, 0
+        for positions, row in left:
+            wide = min(positions, self._prefill_tokens)
+            size = wide * (len(lines) + 1)
+            if lines and (not self._together or size > self._prefill_tokens or 4 * (used + wide) < 3 * size):
+                break
+            if (self._writing[row].done == 0) == begins:
+                lines, used, width = [*lines, row], used + wide, wide
+        parts = [self._writing[row] for row in lines]
+        return Chunk(lines, [one.ids for one in parts], [one.done for one in parts], width)
 
     def prefilled(self, chunk: Chunk) -> None:
         """Note that the chunk is in the cache."""

@@ -55,6 +55,31 @@ def test_cached_logits_are_those_of_the_whole_row(name: str) -> None:
         torch.testing.assert_close(cached(model, tokens, empty(config, rows=3), cuts), wanted)
 
 
+@pytest.mark.parametrize("name", ["llama", "mistral", "yarn", "deepseek_v3", "qwen3"])
+def test_rows_that_begin_with_a_call_read_nothing_that_was_there(name: str) -> None:
+    config = VARIANTS[name]
+    model, tokens = made(config), ids(5)
+    wanted, lengths, width = whole(model, tokens), [12, 20], 20
+    cache = empty(config, rows=5)
+    for stored in (*cache.keys, *cache.values):
+        stored.fill_(torch.nan)  # of sequences before
+    positions = torch.full((2, width), -1)
+    for row, n in enumerate(lengths):
+        positions[row, :n] = torch.arange(n)
+    with torch.no_grad():
+        cache.begins = True
+        found = model.logits(model(tokens[:2, :width], positions, cache=cache, rows=slice(2, 4)))
+        for row, n in enumerate(lengths):
+            torch.testing.assert_close(found[row, :n], wanted[row, :n])
+        for stored in (*cache.keys, *cache.values):
+            stored.nan_to_num_()
+        cache.begins = False
+        now = torch.tensor(lengths)[:, None]
+        found = model.logits(model(tokens[:2].gather(1, now), now, cache=cache, rows=slice(2, 4)))
+    for row, n in enumerate(lengths):
+        torch.testing.assert_close(found[row, 0], wanted[row, n])
+
+
 @pytest.mark.parametrize("name", ["qwen2", "deepseek_v3"])
 def test_rows_of_any_length_padded_anywhere_keep_to_themselves(name: str) -> None:
     config = VARIANTS[name]

@@ -5,6 +5,7 @@
     hidden_B1D = model(token_ids_B1, position_ids_B1, cache=cache)          # one token more in every row
 
 A token is written at the slot of its position and sees the slots of its row up to its own (and within the window).
+Rows that begin with a call see nothing that was there before: they attend to the call's own keys and read no slot.
 Latent attention keeps its compressed vectors only: kv_rank + rope_dim numbers a token and layer.
 
 Shapes: R rows of the cache, C capacity in positions, L positions looked at, B rows of a call, T positions of a call,
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lifecycle.model.config import ModelConfig
+from lifecycle.model.layers.attention import DocumentMask, attention, cached_attention, slide
 from lifecycle.model.layers.rope import rotary_table
 
 
@@ -30,7 +32,8 @@ class Cache:
     rope_dim), the compressed vector and the rotated shared key, and there are no values. The slot after the last takes
     what padding (position -1) writes and is never read. angles: cos and signed sin of every position, each (C, P) fp32.
     windows: by layer. config: of the model. limit: how many positions attention looks at, None for all: no token of a
-    call may stand at or after it. Keep it near the longest row for speed, or fixed where shapes must be.
+    call may stand at or after it. Keep it near the longest row for speed, or fixed where shapes must be. begins: every
+    row of a call begins with it, at positions 0, 1, 2, ... with padding behind them.
     """
 
     keys: list[Tensor]
@@ -39,6 +42,7 @@ class Cache:
     windows: tuple[int | None, ...]
     config: ModelConfig
     limit: int | None = None
+    begins: bool = False
 
     @staticmethod
     def empty(config: ModelConfig, *, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> Cache:
@@ -97,11 +101,29 @@ class Cache:
         for stored in (*self.keys, *self.values):
             stored[targets, :, :stop] = stored[sources, :, :stop]
 
-    def place(self, position_ids_BT: Tensor, rows_B: Tensor | None) -> CallSlots:
+    def place(self, position_ids_BT: Tensor, rows_B: Tensor | slice | None) -> CallSlots:
         """The slots, masks and angles of one call's tokens at `position_ids_BT` (-1: padding), for all layers.
 
-        rows_B: the cache row of each call row; None: call row b is cache row b.
+        rows_B: the cache row of each call row; a slice where they follow on one another, which copies nothing; None:
+        call row b is cache row b.
         """
+        cos, sin = (table[position_ids_BT][:, :, None] for table in self.angles)
+        return CallSlots(
+            cache=self,
+            rows_B=rows_B,
+            slots_M=self._slots(position_ids_BT, rows_B),
+            masks={} if self.begins else self._masks(position_ids_BT),
+            documents=self._documents(position_ids_BT) if self.begins else None,
+            angles=(cos, sin),
+        )
+
+    def _documents(self, position_ids_BT: Tensor) -> dict[int | None, DocumentMask | None]:
+        """By window, what a call whose rows begin with it sees of itself; None: all before each token."""
+        T, device = position_ids_BT.shape[1], position_ids_BT.device
+        return {w: None if w is None else slide(None, w, T, device) for w in dict.fromkeys(self.windows)}
+
+    def _masks(self, position_ids_BT: Tensor) -> dict[int | None, Tensor]:
+        """By window, what each token sees of its row."""
         device = position_ids_BT.device
         slots_L = torch.arange(self.capacity if self.limit is None else self.limit, device=device)
         # padding (-1) looks at slot 0: a row of attention that sees nothing would not be a number
@@ -110,20 +132,14 @@ class Cache:
         masks = {w: seen if w is None else seen & (slots_L > own_B1T1 - w) for w in dict.fromkeys(self.windows)}
         if device.type == "cpu":  # its kernels want what is added to the scores, and would make it in every layer
             masks = {w: self._added(mask) for w, mask in masks.items()}
-        cos, sin = (table[position_ids_BT][:, :, None] for table in self.angles)
-        return CallSlots(
-            cache=self,
-            rows_B=rows_B,
-            slots_M=self._slots(position_ids_BT, rows_B),
-            masks=masks,
-            angles=(cos, sin),
-        )
+        return masks
 
-    def _slots(self, position_ids_BT: Tensor, rows_B: Tensor | None) -> Tensor:
+    def _slots(self, position_ids_BT: Tensor, rows_B: Tensor | slice | None) -> Tensor:
         """(B T G,) line of (R G (C + 1), K) where each key of a call is stored; padding in the last slot of its row."""
         heads, slots = self.keys[0].shape[1], self.capacity + 1
         device = position_ids_BT.device
-        row_B = torch.arange(len(position_ids_BT), device=device) if rows_B is None else rows_B
+        rows = slice(0, len(position_ids_BT)) if rows_B is None else rows_B
+        row_B = torch.arange(rows.start, rows.stop, device=device) if isinstance(rows, slice) else rows
         head_BG = row_B[:, None] * heads + torch.arange(heads, device=device)
         return (head_BG[:, None] * slots + (position_ids_BT % slots)[:, :, None]).flatten()
 
@@ -142,44 +158,66 @@ class CallSlots:
     """The tokens of one call in a cache.
 
     slots_M: of the call's keys, see `Cache._slots`. masks: by window, (B, 1, T, L), bool and true where a slot is seen;
-    on a CPU what is added to scores, 0 there and -inf elsewhere. angles: cos and signed sin of the tokens' positions,
-    each (B, T, 1, P).
+    on a CPU what is added to scores, 0 there and -inf elsewhere. documents: by window, in their place where all rows
+    begin with the call. angles: cos and signed sin of the tokens' positions, each (B, T, 1, P).
     """
 
     cache: Cache
-    rows_B: Tensor | None
+    rows_B: Tensor | slice | None
     slots_M: Tensor
     masks: dict[int | None, Tensor]
+    documents: dict[int | None, DocumentMask | None] | None
     angles: tuple[Tensor, Tensor]
 
     def layer(self, number: int) -> Slots:
         """The call's slots in layer `number`."""
         cache = self.cache
-        values = cache.values[number] if cache.values else None
-        return Slots(place=self, keys=cache.keys[number], values=values, mask_B1TL=self.masks[cache.windows[number]])
+        window = cache.windows[number]
+        return Slots(
+            place=self,
+            keys=cache.keys[number],
+            values=cache.values[number] if cache.values else None,
+            mask_B1TL=self.masks.get(window),
+            documents=None if self.documents is None else self.documents[window],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slots:
-    """One layer's part of a cache for one call: write its tokens first, then attend to what is returned."""
+    """One layer's part of a cache for one call, which stores its tokens first, then attends to what its rows hold.
+
+    mask_B1TL: what is seen of them; None where all rows begin with the call: they see `documents` of it.
+    """
 
     place: CallSlots
     keys: Tensor
     values: Tensor | None
-    mask_B1TL: Tensor
+    mask_B1TL: Tensor | None
+    documents: DocumentMask | None
 
-    def write(self, keys_BTGK: Tensor, values_BTGK: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the keys and values (B, T, G, K) of the call's tokens; returns those of its rows, each (B, G, L, K)."""
+    def attend(self, q_BTHK: Tensor, keys_BTGK: Tensor, values_BTGK: Tensor) -> Tensor:
+        """Store the keys and values of the call's tokens, then (B, T, H, K) of their queries, in the cache's dtype."""
         assert self.values is not None
-        return self._write(self.keys, keys_BTGK), self._write(self.values, values_BTGK)
+        stored, q_BTHK = (self.keys, self.values), q_BTHK.to(self.keys.dtype)
+        k, v = (self._store(s, new) for s, new in zip(stored, (keys_BTGK, values_BTGK), strict=True))
+        if self.mask_B1TL is None:
+            return attention(q_BTHK, k, v, self.documents)
+        k_BGLK, v_BGLK = (self._held(s, self.mask_B1TL) for s in stored)
+        return cached_attention(q_BTHK, k_BGLK, v_BGLK, self.mask_B1TL)
 
     def write_latent(self, joint_BT1K: Tensor) -> Tensor:
-        """Store the compressed vectors of the call's tokens, joined with their shared keys -> (B, 1, L, K)."""
-        return self._write(self.keys, joint_BT1K)
+        """Store the compressed vectors of the call's tokens, joined with their shared keys; returns those of its rows
+        (B, 1, L, K), which are the call's own where all begin with it."""
+        new_BT1K = self._store(self.keys, joint_BT1K)
+        return new_BT1K.transpose(1, 2) if self.mask_B1TL is None else self._held(self.keys, self.mask_B1TL)
 
-    def _write(self, stored: Tensor, new_BTGK: Tensor) -> Tensor:
-        place = self.place
-        lines = stored.view(-1, stored.shape[-1])
-        lines.index_copy_(0, place.slots_M, new_BTGK.reshape(-1, stored.shape[-1]).to(stored.dtype))
-        held = stored[:, :, : self.mask_B1TL.shape[-1]]
-        return held[: len(new_BTGK)] if place.rows_B is None else held[place.rows_B]
+    def _store(self, stored: Tensor, new_BTGK: Tensor) -> Tensor:
+        """Returns what was stored, in its dtype."""
+        new_BTGK, lines = new_BTGK.to(stored.dtype), stored.view(-1, stored.shape[-1])
+        lines.index_copy_(0, self.place.slots_M, new_BTGK.reshape(-1, stored.shape[-1]))
+        return new_BTGK
+
+    def _held(self, stored: Tensor, mask_B1TL: Tensor) -> Tensor:
+        """(B, G, L, K) of the call's rows."""
+        rows = self.place.rows_B
+        return stored[slice(0, len(mask_B1TL)) if rows is None else rows, :, : mask_B1TL.shape[-1]]

@@ -64,8 +64,11 @@ class LatentAttention(nn.Module):
         else:
             held_B1LJ = slots.write_latent(torch.cat((c_BTC[:, :, None], k_rope_BT1P), dim=-1)).to(x_BTD.dtype)
             plain = type(self.kv_up) is nn.Linear  # an adapter beside it is no part of its weight
-            cached = self._compressed if plain and q_BTHK.shape[1] <= FEW_QUERIES else self._unfolded
-            out = cached(q_nope, q_rope, held_B1LJ, slots.mask_B1TL)
+            if slots.mask_B1TL is None:
+                out = self._begun(q_nope, q_rope, held_B1LJ, slots.documents)
+            else:
+                cached = self._compressed if plain and q_BTHK.shape[1] <= FEW_QUERIES else self._unfolded
+                out = cached(q_nope, q_rope, held_B1LJ, slots.mask_B1TL)
         result: Tensor = self.o_proj(out.flatten(2))
         return result
 
@@ -85,6 +88,15 @@ class LatentAttention(nn.Module):
         q, k, v = (F.pad(x, (0, widest - x.shape[-1])) if x.shape[-1] < widest else x for x in (q, k, v))
         return attention(q, k, v, documents, scale=self.scale)[..., :width]
 
+    def _begun(self, q_nope: Tensor, q_rope: Tensor, held_B1LJ: Tensor, documents: DocumentMask | None) -> Tensor:
+        """Of rows that begin with the call, which are all that the cache has to show."""
+        k, v = self._unfold_held(held_B1LJ)
+        return self._attend(torch.cat((q_nope, q_rope), dim=-1), k, v, documents)
+
+    def _unfold_held(self, held_B1LJ: Tensor) -> tuple[Tensor, Tensor]:
+        c_BLC, k_rope_BLP = held_B1LJ[:, 0].split((self.sizes.kv_rank, self.sizes.rope_dim), dim=-1)
+        return self._unfold(c_BLC, k_rope_BLP[:, :, None])
+
     def _compressed(self, q_nope: Tensor, q_rope: Tensor, held_B1LJ: Tensor, mask_B1TL: Tensor) -> Tensor:
         """Every head looks at the compressed vectors themselves: one key head, whose first C numbers are the value."""
         up_HXC = self.kv_up.weight.to(q_nope.dtype).unflatten(0, (self.heads, -1))
@@ -96,8 +108,7 @@ class LatentAttention(nn.Module):
 
     def _unfolded(self, q_nope: Tensor, q_rope: Tensor, held_B1LJ: Tensor, mask_B1TL: Tensor) -> Tensor:
         """For many queries at once: unfold what the cache holds, then plain attention."""
-        c_BLC, k_rope_BLP = held_B1LJ[:, 0].split((self.sizes.kv_rank, self.sizes.rope_dim), dim=-1)
-        k, v = self._unfold(c_BLC, k_rope_BLP[:, :, None])
+        k, v = self._unfold_held(held_B1LJ)
         q, width = torch.cat((q_nope, q_rope), dim=-1), v.shape[-1]
         widest = max(k.shape[-1], width)
         q, k, v = (F.pad(x, (0, widest - x.shape[-1])) if x.shape[-1] < widest else x for x in (q, k, v))

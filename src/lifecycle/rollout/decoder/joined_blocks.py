@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from lifecycle.model import Cache, Decoder
 from lifecycle.model.decoder import Block, SelfAttention
-from lifecycle.model.layers.attention import cached_attention
 from lifecycle.model.layers.kv_cache import CallSlots
 from lifecycle.model.layers.norm_swiglu import FeedForward, RMSNorm
 from lifecycle.model.layers.rope import rotate
@@ -107,9 +106,7 @@ class JoinedBlock:
         else:
             q = rotate(rms_norm(q_k_v[:, :, :H], attention.q_norm), *place.angles)
             k = rotate(rms_norm(q_k_v[:, :, H : H + G], attention.k_norm), *place.angles)
-        slots = place.layer(self._number)
-        held_k, held_v = slots.write(k, q_k_v[:, :, H + G :])
-        seen = cached_attention(q.to(held_k.dtype), held_k, held_v, slots.mask_B1TL)
+        seen = place.layer(self._number).attend(q, k, q_k_v[:, :, H + G :])
         return seen.reshape(len(y_BD), -1).to(y_BD.dtype)
 
     def refresh(self) -> None:

@@ -19,9 +19,6 @@ from lifecycle.stages.run.setup import Setup
 from lifecycle.system.foreign import check_text
 from lifecycle.system.seeds import derive
 
-PREFILL = 1024
-"""Tokens of prompts in one forward pass."""
-
 
 class PolicySampler:
     """Draws from a policy. Its state is what no config says of the draws: the text of an environment of the user's."""
@@ -79,7 +76,6 @@ class PolicySampler:
             tokenizer=self._setup.tokenizer,
             prompt_ids=prompts.number.tolist(),
             slots=self._keys.slots,
-            prefill_chunk=PREFILL,
             head_dtype=self._keys.head,
             environments=environments,
             notes_experts=True,

@@ -15,9 +15,6 @@ from lifecycle.stages.beside.frozen import FrozenNetwork
 from lifecycle.stages.run.setup import Setup
 from lifecycle.stages.step.collectives import many_ranks
 
-PREFILL = 1024
-"""Tokens of questions in one forward pass."""
-
 
 class LocalJudge:
     """The model that `stage.judge.model` names. Raises UserError where that is null. It asks for no price."""
@@ -72,7 +69,6 @@ class LocalJudge:
             seed=0,
             tokenizer=tokenizer,
             slots=self._keys.in_flight,
-            prefill_chunk=PREFILL,
         )
         ended, lengths = [reason == "stop_id" for reason in rollout.stop_reason], rollout.length.tolist()
         replies = list[Reply]()
