@@ -10,9 +10,9 @@ from lifecycle.model import Decoder
 from lifecycle.model.adapters import adapter_off, plain_weights
 from lifecycle.rollout import Engine
 from lifecycle.rollout.decoder.backend import AsItIs, Joined, prepare
-from lifecycle.rollout.decoder.c_library import library
-from lifecycle.rollout.decoder.fused import Fused
+from lifecycle.rollout.decoder.fused import SLOWER, SOURCE, Fused
 from lifecycle.rollout.sampling.parameters import Sampling
+from lifecycle.system.native.c_library import library
 
 GREEDY = Sampling(max_new_tokens=12, temperature=0.0)
 NAMES = ("plain", "qwen2", "qwen3", "mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3")
@@ -35,7 +35,7 @@ def test_greedy_words_are_those_of_the_merged_model(name: str) -> None:
     assert words(model) == words(merged(model)) != words(made(name))
 
 
-@pytest.mark.skipif(library("fused") is None, reason="needs a C compiler")
+@pytest.mark.skipif(library(SOURCE, SLOWER) is None, reason="needs a C compiler")
 @pytest.mark.parametrize("name", ["plain", "deepseek_v3"])
 def test_it_is_decoded_by_one_call_a_token(name: str) -> None:
     assert isinstance(prepare(adapted(made(name)), rows=4, dtype=torch.float32)[1], Fused)

@@ -12,14 +12,15 @@ from torch import Tensor
 from lifecycle.errors import UserError
 from lifecycle.model import Cache, Decoder, Latent, ModelConfig, build
 from lifecycle.rollout import Engine
-from lifecycle.rollout.decoder import backend, c_library, fused
-from lifecycle.rollout.decoder.c_library import library
-from lifecycle.rollout.decoder.fused import Fused, fits
+from lifecycle.rollout.decoder import backend, fused
+from lifecycle.rollout.decoder.fused import SLOWER, SOURCE, Fused, fits
 from lifecycle.rollout.decoder.packed_linear import has_bf16_units
 from lifecycle.rollout.decoder.shared_prefix import shared_prefix
 from lifecycle.rollout.scheduler import Scheduler
+from lifecycle.system.native import c_library
+from lifecycle.system.native.c_library import library
 
-pytestmark = pytest.mark.skipif(library("fused") is None, reason="needs a C compiler")
+pytestmark = pytest.mark.skipif(library(SOURCE, SLOWER) is None, reason="needs a C compiler")
 
 CPU = torch.device("cpu")
 LATENT = Latent(kv_rank=32, nope_dim=16, rope_dim=8, v_dim=16, q_rank=48)
@@ -162,12 +163,12 @@ def test_a_row_has_the_same_bits_alone(name: str, dtype: torch.dtype) -> None:
 @torch.inference_mode()
 def test_bf16_units_and_shifts_come_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(c_library, "FLAGS", (*c_library.FLAGS, "-mno-avx512bf16"))
-    other = c_library.library.__wrapped__("fused")
+    other = c_library.library.__wrapped__(SOURCE, SLOWER)
     if other is None:
         pytest.skip("no such processor, or no such option of its compiler")
     model, (ids, positions) = build(KINDS["wide"], seed=2).bfloat16(), asked(13)
     with_units = stepped(model)(ids, positions, held(KINDS["wide"], 13), None)
-    monkeypatch.setattr(fused, "library", lambda _: other)
+    monkeypatch.setattr(fused, "library", lambda *_: other)
     without = stepped(model)(ids, positions, held(KINDS["wide"], 13), None)
     assert torch.equal(with_units, without)
 
@@ -300,7 +301,7 @@ def test_deterministic_sampling_shares_no_prefix(counted: list[bool]) -> None:
 def test_without_a_compiler_torch_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model, sampling = build(CONFIG, seed=2), settings(samples=4, top_k=20)
     wanted = Engine(model, slots=7).generate(prompts(9), sampling, seed=0)
-    monkeypatch.setattr(fused, "library", lambda _: None)
+    monkeypatch.setattr(fused, "library", lambda *_: None)
     engine = Engine(model, slots=7)
     found = engine.generate(prompts(9), sampling, seed=0)
     assert mismatch(model, found, sampling) < 1e-5

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lifecycle.errors import UserError
-from lifecycle.model.layers.visible import VisibleBlock, attend_by_block, visible_blocks
+from lifecycle.model.layers import packed_attention
 
 Kernel = Literal["sdpa", "varlen", "flash"]
 
@@ -41,7 +41,7 @@ class DocumentMask:
     mask_B1TT: bool, for sdpa. starts_S: first positions of the documents, for the boundary kernels (see `_starts`).
     window: how many positions each attends to, itself included; a mask includes it. takes_groups: whether the kernel
     lets several query heads share a key-value head, else keys and values are repeated; stored, because compiled code
-    cannot look it up. blocks: the mask by blocks of queries, on a CPU outside compiled code.
+    cannot look it up.
     """
 
     kernel: Kernel
@@ -49,7 +49,6 @@ class DocumentMask:
     starts_S: Tensor | None = None
     window: int | None = None
     takes_groups: bool = True
-    blocks: Sequence[VisibleBlock] | None = None
 
     @staticmethod
     def from_ids(
@@ -58,22 +57,19 @@ class DocumentMask:
         kernel: Kernel,
         pieces: int | None = None,
         shared_BT: Tensor | None = None,
-        compiled: bool = False,
     ) -> DocumentMask:
         """From the document number of every position (B, T); neighbours with equal numbers are one document, and so is
         padding. shared_BT: prompts that several documents begin with (`TokenBatch.shared`), for sdpa alone.
 
         pieces: `count_pieces(document_ids_BT)`, or more, counted on the host; without it the boundary kernels count
-        here, which synchronises once on CUDA. compiled: for compiled code, which sees no sizes that hang on the ids.
+        here, which synchronises once on CUDA.
         """
         if kernel == "sdpa":
             T = document_ids_BT.shape[1]
             same = document_ids_BT[:, :, None] == document_ids_BT[:, None, :]
             if shared_BT is not None:  # those who follow prompt k see the positions of prompt k
                 same = same | (shared_BT[:, :, None] == -shared_BT[:, None, :]) & (shared_BT[:, None, :] > 0)
-            mask = (same & lower_triangle(T, same.device))[:, None]
-            by_block = mask.device.type == "cpu" and not compiled
-            return DocumentMask(kernel=kernel, mask_B1TT=mask, blocks=visible_blocks(mask) if by_block else None)
+            return DocumentMask(kernel=kernel, mask_B1TT=(same & lower_triangle(T, same.device))[:, None])
         takes_groups = kernel == "flash" or varlen_takes_groups()
         return DocumentMask(kernel=kernel, starts_S=_starts(document_ids_BT, pieces), takes_groups=takes_groups)
 
@@ -84,7 +80,6 @@ class DocumentMask:
             self,
             mask_B1TT=None if mask is None else mask.to(device, non_blocking=non_blocking),
             starts_S=None if starts is None else starts.to(device, non_blocking=non_blocking),
-            blocks=self.blocks if device.type == "cpu" else None,
         )
 
 
@@ -136,8 +131,7 @@ def slide(documents: DocumentMask | None, window: int, T: int, device: torch.dev
         return replace(documents, window=window)
     near = lower_triangle(T, device) & ~lower_triangle(T, device, shift=window)
     mask = near[None, None] if documents is None else documents.mask_B1TT & near  # type: ignore[operator]
-    by_block = _blocks(documents) is not None
-    return DocumentMask(kernel="sdpa", mask_B1TT=mask, window=window, blocks=visible_blocks(mask) if by_block else None)
+    return DocumentMask(kernel="sdpa", mask_B1TT=mask, window=window)
 
 
 def attention(
@@ -148,18 +142,11 @@ def attention(
     H must be a multiple of G; query head h reads key-value head h // (H / G). None means that every sequence is one
     document, in which case plain causal attention is enough.
     """
-    if (blocks := _blocks(documents)) is not None:
-        return attend_by_block(q_BTHK, k_BTGK, v_BTGK, blocks, scale=scale)
     if documents is None or documents.kernel == "sdpa":
         return _sdpa(q_BTHK, k_BTGK, v_BTGK, documents, scale)
     kernel = _flash if documents.kernel == "flash" else _varlen
     flat = (x.flatten(0, 1) for x in (q_BTHK, k_BTGK, v_BTGK))
     return kernel(*flat, documents=documents, longest=q_BTHK.shape[1], scale=scale).reshape(q_BTHK.shape)
-
-
-def _blocks(documents: DocumentMask | None) -> Sequence[VisibleBlock] | None:
-    """The mask by blocks of queries, for code that is not compiled: their sizes hang on the ids."""
-    return None if torch.compiler.is_compiling() or documents is None else documents.blocks
 
 
 def cached_attention(
@@ -209,8 +196,14 @@ def _starts(document_ids_BT: Tensor, pieces: int | None) -> Tensor:
 def _sdpa(
     q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, documents: DocumentMask | None, scale: float | None
 ) -> Tensor:
-    q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK))
     mask_B1TT = None if documents is None else documents.mask_B1TT
+    if q_BTHK.device.type == "cpu":
+        q_BTHK, k_BTGK, v_BTGK = _as_autocast((q_BTHK, k_BTGK, v_BTGK))
+        if q_BTHK.dtype in packed_attention.DTYPES and packed_attention.is_there():
+            mask_BTT = None if mask_B1TT is None else mask_B1TT[:, 0]
+            scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
+            return packed_attention.packed_attention(q_BTHK, k_BTGK, v_BTGK, mask_BTT, scale)
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK))
     options: dict[str, Any] = {"scale": scale, "enable_gqa": q.shape[1] != k.shape[1]}
     if q.device.type == "cpu":
         window = None if documents is None else documents.window
@@ -222,11 +215,18 @@ def _sdpa(
     return out.transpose(1, 2)
 
 
+def _as_autocast(parts: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Queries, keys and values in one dtype: autocast's, where it is on (norms of queries and keys leave fp32)."""
+    if not torch.is_autocast_enabled("cpu"):
+        return parts
+    return [part.to(torch.get_autocast_dtype("cpu")) for part in parts]
+
+
 def _sdpa_in_blocks(
     q: Tensor, k: Tensor, v: Tensor, mask_B1TT: Tensor | None, window: int | None, options: dict[str, Any]
 ) -> Tensor:
-    """The CPU's kernel computes masked products too, so cut the queries: those of a block need no key after `stop`,
-    nor one before the first one's window."""
+    """torch's kernel for a CPU computes masked products too, so cut the queries: those of a block need no key after
+    `stop`, nor one before the first one's window."""
     T = q.shape[2]
     block = 256 if T <= 1024 else 512
     if mask_B1TT is None and (T <= block or T > 1024):  # in long sequences the kernel leaves out enough itself

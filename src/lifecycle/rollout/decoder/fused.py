@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,15 +28,18 @@ from lifecycle.model.layers.latent import INNER_EPS, LatentAttention
 from lifecycle.model.layers.moe import MoEFeedForward
 from lifecycle.model.layers.norm_swiglu import FeedForward
 from lifecycle.model.layers.rope import softmax_scale
-from lifecycle.rollout.decoder.c_library import library
 from lifecycle.rollout.decoder.packed_linear import joined, joined_biases
 from lifecycle.rollout.decoder.shared_prefix import SharedPrefix
+from lifecycle.system.native.c_library import library
 
 WHOLE, LANES = 16, 8
 """Columns of half a panel of the widest vectors, which no matrix can do without, and floats of the narrowest."""
 
 DTYPES = (torch.float32, torch.bfloat16)
 """Dtypes that weights and cache may have."""
+
+SOURCE = Path(__file__).with_name("fused.c")
+SLOWER = "tokens are decoded by torch alone, about half as fast"
 
 _Pointer, _Long = ctypes.c_void_p, ctypes.c_long
 
@@ -89,7 +93,7 @@ def fits(model: Decoder) -> bool:
     if moe is not None:
         vectors += [moe.ffn_width, moe.shared_width]
     whole = all(n % WHOLE == 0 for n in panels) and all(n % LANES == 0 for n in vectors)
-    return whole and weight.device.type == "cpu" and weight.dtype in DTYPES and library("fused") is not None
+    return whole and weight.device.type == "cpu" and weight.dtype in DTYPES and library(SOURCE, SLOWER) is not None
 
 
 class Fused:
@@ -109,7 +113,7 @@ class Fused:
         head: Tensor | None = None,
         notes_experts: bool = False,
     ) -> None:
-        found = library("fused")
+        found = library(SOURCE, SLOWER)
         assert found is not None
         self._library, self._source, self._refresh_model, self._head = found, model, refresh_model, head
         self._notes_experts = notes_experts

@@ -1,43 +1,22 @@
 /* Numbers and products of fused.c: vectors, rounding to bf16, the norm, and y = x W' for few rows. */
 
-#include <math.h>
-
-#if defined(__AVX512BF16__) && defined(__AVX512F__)
-#include <immintrin.h>
-#define UNITS 1
-#else
-#define UNITS 0
-#endif
-
-#ifdef __AVX512F__ /* 32 registers of 16 floats, else 16 of 8 */
-#define WIDTH 16
-#else
-#define WIDTH 8
-#endif
+#include "vectors.h"
 
 /* A tile has at most TILE rows of y and PANEL columns, two vectors of them: what is read of x serves both. */
-enum { LANES = 8, PANEL = 2 * WIDTH, TILE = WIDTH == 16 ? 12 : 6, HIGH = (int)0xFFFF0000 };
+enum { LANES = 8, PANEL = 2 * WIDTH, TILE = WIDTH == 16 ? 12 : 6 };
 
-#define VECTOR(type, bytes, least) typedef type __attribute__((vector_size(bytes), aligned(least), may_alias))
 VECTOR(float, 32, 4) vec;
 VECTOR(int, 32, 4) ints;
 VECTOR(unsigned, 32, 4) unsigneds;
 VECTOR(unsigned short, 16, 2) shorts;
-VECTOR(float, WIDTH * 4, 4) wide;
-VECTOR(int, WIDTH * 4, 4) wide_ints;
-typedef int word __attribute__((may_alias, aligned(2)));
-typedef unsigned short bf16;
 
-#define INLINE static inline __attribute__((always_inline))
 #define AT(pointer) (*(vec *)(pointer))
 #define SEEN(pointer) (*(const vec *)(pointer))
 
 INLINE float sum(vec v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
 
-INLINE ints nearest(vec x) { /* the upper half of each number becomes the nearest bf16, ties to even */
-  ints bits = (ints)x;
-  return bits + 0x7FFF + ((bits >> 16) & 1);
-}
+NEAREST(nearest, vec, ints)
+EXPONENTIAL(exponential, vec, ints)
 
 INLINE vec rounded(vec x, long half) { return half ? (vec)(nearest(x) & HIGH) : x; }
 
@@ -52,22 +31,6 @@ INLINE void store(const int half, void *to, long i, vec x) {
     *(shorts *)((bf16 *)to + i) = __builtin_convertvector((unsigneds)nearest(x) >> 16, shorts);
   else
     AT((float *)to + i) = x;
-}
-
-INLINE vec exponential(vec x) { /* Cody and Waite's reduction and a polynomial; 0 below -87, inf above 88.7 */
-  const float shift = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
-  vec whole = (x * 1.44269504f + shift) - shift;
-  vec r = (x - whole * 0.693359375f) - whole * -2.12194440e-4f;
-  vec y = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  y = y * r + 8.3334519073e-3f;
-  y = y * r + 4.1665795894e-2f;
-  y = y * r + 1.6666665459e-1f;
-  y = y * r + 5.0000001201e-1f;
-  y = y * r * r + r + 1.0f;
-  ints power = (__builtin_convertvector(whole, ints) + 127) << 23;
-  ints small = x <= -87.0f, large = x >= 88.0f; /* both false for NaN, so that NaN stays NaN */
-  ints bits = (ints)(y * (vec)power) & ~small;
-  return (vec)((bits & ~large) | (large & 0x7F800000));
 }
 
 /* Input rows of products hold floats; with UNITS and bf16 matrices they hold bf16, in the first half of their memory.

@@ -22,5 +22,5 @@ def on_device(
         return moved, None
     pieces = count_pieces(packed.document_ids)  # here on the CPU, where counting waits for nothing
     ids, shared = moved.packed.document_ids, moved.packed.shared
-    documents = DocumentMask.from_ids(ids, kernel=kernel, pieces=pieces, shared_BT=shared, compiled=compiled)
+    documents = DocumentMask.from_ids(ids, kernel=kernel, pieces=pieces, shared_BT=shared)
     return moved, documents

@@ -1,4 +1,4 @@
-"""The C of this folder as a library: compiled once for each machine, kept in the cache folder.
+"""A C source as a library: compiled once for each machine, kept in the cache folder.
 
     whole and ours in the cache | built there, under a lock | built in a temporary folder | None: torch alone
 
@@ -30,9 +30,11 @@ from pathlib import Path
 from lifecycle.errors import UserError
 from lifecycle.system.cache import cache_folder
 
+SHARED = Path(__file__).parent
+"""Folder of the headers that all sources share."""
+
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=gnu11")
 COMPILERS = ("cc", "gcc", "clang")
-SLOWER = "tokens are decoded by torch alone, about half as fast"
 BUILD_S = 300
 """Longest time that a compiler gets, and that another process's is waited for."""
 
@@ -40,16 +42,16 @@ logger = logging.getLogger(__name__)
 
 
 @cache
-def library(name: str) -> ctypes.CDLL | None:
-    """`NAME.c` of this folder, compiled and loaded; None, with a warning, where that cannot be.
+def library(source: Path, slower: str) -> ctypes.CDLL | None:
+    """`source`, compiled and loaded; None, with a warning that says what is `slower` then, where that cannot be.
 
     $CC names the compiler, with options if need be. Another processor that shares the cache folder builds its own.
     """
     compiler = _compiler()
     if compiler is None or os.name != "posix":
-        logger.warning("no C compiler (looked for %s): %s", ", ".join(COMPILERS), SLOWER)
+        logger.warning("no C compiler (looked for %s): %s", ", ".join(COMPILERS), slower)
         return None
-    source, failed = Path(__file__).with_name(f"{name}.c"), None
+    failed = None
     for load in (_from_cache, _from_temporary):
         try:
             found = load(source, compiler)
@@ -58,13 +60,13 @@ def library(name: str) -> ctypes.CDLL | None:
             continue
         if failed is not None:
             logger.warning(
-                "%s.c is compiled anew in every process, which takes seconds, since it cannot be kept (%s); "
+                "%s is compiled anew in every process, which takes seconds, since it cannot be kept (%s); "
                 "$LIFECYCLE_CACHE names another folder",
-                *(name, _said(failed)),
+                *(source.name, _said(failed)),
             )
         return found
     assert failed is not None
-    logger.warning("%s could not build %s.c: %s\n%s", " ".join(compiler), name, SLOWER, _said(failed))
+    logger.warning("%s could not build %s: %s\n%s", " ".join(compiler), source.name, slower, _said(failed))
     return None
 
 
@@ -81,7 +83,7 @@ def _said(error: Exception) -> str:
 def _from_cache(source: Path, compiler: list[str]) -> ctypes.CDLL:
     """The library of the cache folder, built there first if it is absent, another's, or not as it was written."""
     made_of = [
-        *(path.read_text() for path in sorted(source.parent.glob("*.[ch]"))),
+        *(path.read_text() for folder in (source.parent, SHARED) for path in sorted(folder.glob("*.[ch]"))),
         *compiler,
         *FLAGS,
         platform.machine(),
@@ -110,7 +112,7 @@ def _from_temporary(source: Path, compiler: list[str]) -> ctypes.CDLL:
 
 def _build(source: Path, compiler: list[str], made: Path) -> None:
     made.unlink(missing_ok=True)
-    command = [*compiler, *FLAGS, "-o", str(made), str(source), "-lm"]
+    command = [*compiler, *FLAGS, f"-I{SHARED}", "-o", str(made), str(source), "-lm"]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=BUILD_S)
     made.chmod(0o700)
 

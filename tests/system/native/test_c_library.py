@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from lifecycle.errors import UserError
-from lifecycle.rollout.decoder import c_library
+from lifecycle.rollout.decoder.fused import SLOWER, SOURCE
 from lifecycle.system.cache import cache_folder
+from lifecycle.system.native import c_library
 
 fresh: Any = c_library.library.__wrapped__
-needs_compiler = pytest.mark.skipif(c_library.library("fused") is None, reason="needs a C compiler")
+needs_compiler = pytest.mark.skipif(c_library.library(SOURCE, SLOWER) is None, reason="needs a C compiler")
 
 
 @pytest.fixture
@@ -27,10 +28,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @needs_compiler
 def test_it_is_built_once(folder: Path) -> None:
     with ThreadPoolExecutor(3) as pool:  # several processes of one machine begin at once
-        assert all(pool.map(fresh, ["fused"] * 3))
+        assert all(pool.map(fresh, [SOURCE] * 3, [SLOWER] * 3))
     (built,) = folder.glob("*.so")
     made = built.stat().st_mtime_ns
-    assert fresh("fused") is not None
+    assert fresh(SOURCE, SLOWER) is not None
     assert built.stat().st_mtime_ns == made
     assert sorted(p.suffix for p in folder.iterdir()) == ["", ".sha256", ".so"]  # and the lock
     assert [oct(p.stat().st_mode & 0o077) for p in (folder, *folder.iterdir())] == ["0o0"] * 4
@@ -38,9 +39,9 @@ def test_it_is_built_once(folder: Path) -> None:
 
 @needs_compiler
 def test_another_processor_builds_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fresh("fused")
+    fresh(SOURCE, SLOWER)
     monkeypatch.setattr(c_library, "_processor", lambda: "flags: of another one")
-    fresh("fused")
+    fresh(SOURCE, SLOWER)
     assert len(list(folder.glob("*.so"))) == 2
 
 
@@ -48,7 +49,7 @@ def test_no_compiler_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch, capl
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.delenv("CC", raising=False)
     with caplog.at_level(logging.WARNING):
-        assert fresh("fused") is None
+        assert fresh(SOURCE, SLOWER) is None
     assert "no C compiler (looked for cc, gcc, clang)" in caplog.text
 
 
@@ -60,7 +61,7 @@ def test_a_compiler_that_fails_is_quoted(
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
     with caplog.at_level(logging.WARNING):
-        assert fresh("fused") is None
+        assert fresh(SOURCE, SLOWER) is None
     assert "broken could not build fused.c" in caplog.text and "unknown option -fopenmp" in caplog.text
     assert [path.name for path in folder.iterdir()] == ["lock"]
 
@@ -81,7 +82,7 @@ def built(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CC", f"{compiler} -m64")  # options of $CC reach the compiler
     with monkeypatch.context() as patched:  # not loaded: this process would die of one cut short under it
         patched.setattr(ctypes, "CDLL", lambda path: path)
-        (library,) = folder.glob(Path(fresh("fused")).name)
+        (library,) = folder.glob(Path(fresh(SOURCE, SLOWER)).name)
     return library
 
 
@@ -125,7 +126,7 @@ DAMAGES = {name: value for name, value in list(globals().items()) if name.starts
 def test_only_the_library_that_was_written_is_loaded(name: str, built: Path) -> None:
     before = built.stat().st_ino
     DAMAGES[name](built)
-    assert fresh("fused").nothing() == 7
+    assert fresh(SOURCE, SLOWER).nothing() == 7
     assert built.stat().st_size > 9000 and not built.is_symlink()
     assert (built.stat().st_ino == before) is (name == "damage_nothing")
     assert oct(built.stat().st_mode & 0o777) == "0o700"
@@ -136,14 +137,14 @@ def test_a_library_of_another_owner_is_not_loaded(built: Path, monkeypatch: pyte
     ours = built.stat().st_ino
     private = c_library._is_private
     monkeypatch.setattr(c_library, "_is_private", lambda path: path.suffix != ".so" and private(path))
-    assert fresh("fused").nothing() == 7
+    assert fresh(SOURCE, SLOWER).nothing() == 7
     assert built.stat().st_ino != ours
 
 
 @needs_compiler
 def test_a_folder_that_was_open_to_others_is_closed(built: Path) -> None:
     built.parent.chmod(0o777)
-    assert fresh("fused").nothing() == 7
+    assert fresh(SOURCE, SLOWER).nothing() == 7
     assert oct(built.parent.stat().st_mode & 0o777) == "0o700"
 
 
@@ -168,7 +169,7 @@ def test_where_it_cannot_be_kept_it_is_built_aside(
     else:
         monkeypatch.setattr(c_library, "_write_private", lambda *_: (_ for _ in ()).throw(OSError("No space left")))
     with caplog.at_level(logging.WARNING):
-        assert fresh("fused").nothing() == 7
+        assert fresh(SOURCE, SLOWER).nothing() == 7
     assert "compiled anew in every process" in caplog.text and "$LIFECYCLE_CACHE names another" in caplog.text
     assert list((tmp_path / "temporary").iterdir()) == []
 
