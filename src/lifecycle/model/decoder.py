@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lifecycle.errors import UserError
 from lifecycle.model.config import ModelConfig
+from lifecycle.model.layers import packed_attention
 from lifecycle.model.layers.attention import DocumentMask, attention, slide
 from lifecycle.model.layers.initial import SCORE, normal, score_std
 from lifecycle.model.layers.kv_cache import Cache, CallSlots, Slots
@@ -291,6 +292,8 @@ def compile_model(model: Decoder, *, unit: Literal["model", "block"]) -> None:
     before the first forward pass. Every shape of the sequences has a graph of its own.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
+    if model.embedding.weight.device.type != "cuda":
+        packed_attention.is_there()  # which may call a C compiler, and compiled code cannot
     if unit == "model":
         model.compile(dynamic=False)
         return

@@ -200,7 +200,7 @@ def test_compiled_code_calls_it_as_plain_code_does(window: int) -> None:
         return attention(q, k, v, slide(documents, window, ids.shape[1], CPU))
 
     compiled = torch.compile(attend, backend="aot_eager", fullgraph=True)
-    found, plain = compiled(q, k, v), attend(q, k, v)
+    plain, found = attend(q, k, v), compiled(q, k, v)
     assert torch.equal(found, plain)
     for one, other in zip(*(torch.autograd.grad(x.sum(), (q, k, v)) for x in (found, plain)), strict=True):
         assert torch.equal(one, other)

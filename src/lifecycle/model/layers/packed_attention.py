@@ -36,10 +36,15 @@ class _Call(ctypes.Structure):
     ]
 
 
-@torch.compiler.assume_constant_result
+_found: bool | None = None
+
+
 def is_there() -> bool:
-    """Whether this machine has it: it needs a C compiler, once."""
-    return library(SOURCE, SLOWER) is not None
+    """Whether this machine has it: it needs a C compiler, once. Compiled code reads what was found before."""
+    global _found
+    if _found is None:
+        _found = library(SOURCE, SLOWER) is not None
+    return _found
 
 
 def packed_attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGV: Tensor, mask_BTT: Tensor | None, scale: float) -> Tensor:
