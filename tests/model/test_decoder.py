@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.model.variants import VARIANTS
 from tests.toy import toy
 from torch import Tensor
 
@@ -103,6 +104,16 @@ def test_initial_weights_have_the_stated_spread() -> None:
     assert weights["blocks.1.ffn.up_proj.weight"].std().item() == pytest.approx(0.2, rel=0.02)
     assert weights["blocks.1.ffn.down_proj.weight"].std().item() == pytest.approx(0.2 / 2, rel=0.02)
     assert bool((weights["blocks.0.attention.q_norm.weight"] == 1).all())
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_moe", "deepseek_v3"])
+def test_a_residual_init_of_zero_makes_every_block_the_identity_and_leaves_the_other_weights(name: str) -> None:
+    scaled, zero = (build(replace(VARIANTS[name], residual_init=kind), seed=0) for kind in ("scaled", "zero"))
+    for (label, was), now in zip(scaled.named_parameters(), zero.parameters(), strict=True):
+        writes = any(part in label for part in ("o_proj", "down_proj"))
+        assert torch.equal(now, torch.zeros_like(was) if writes else was), label
+    ids, positions, _ = packed()
+    torch.testing.assert_close(zero(ids, positions, None), zero.norm(zero.embedding(ids)))
 
 
 def gradients(model: Decoder) -> dict[str, Tensor]:

@@ -254,8 +254,9 @@ class Decoder(nn.Module):
     @torch.no_grad()
     def init_weights(self, *, seed: int) -> None:
         """Fresh weights. Norms are 1, biases 0; matrices are normal with `init_std`, those that write into the residual
-        stream (o_proj, down_proj) with init_std / sqrt(2 * layers), so that its variance does not grow with depth. A
-        score is normal with 1 / (width + 1): nothing is judged better than another at the start.
+        stream (o_proj, down_proj) with init_std / sqrt(2 * layers), so that its variance does not grow with depth, or 0
+        where `residual_init` says so. A score is normal with 1 / (width + 1): nothing is judged better than another at
+        the start.
 
         Every parameter draws from a CPU generator seeded by (seed, its name): the weights depend neither on the order
         of construction nor on the device nor on how many ranks share a parameter.
@@ -265,7 +266,9 @@ class Decoder(nn.Module):
                 parameter.fill_(0.0 if name.endswith("bias") else 1.0)
                 continue
             residual = name.endswith(("o_proj.weight", "down_proj.weight", "experts.down_proj"))
-            std = self.config.init_std / ((2 * self.config.layers) ** 0.5 if residual else 1.0)
+            std = self.config.init_std
+            if residual:
+                std = 0.0 if self.config.residual_init == "zero" else std / (2 * self.config.layers) ** 0.5
             if name == SCORE:
                 std = score_std(self.config)
             fill(parameter, normal(parameter.shape, std, seed=derive(seed, "weights", name)))

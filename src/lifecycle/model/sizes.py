@@ -7,9 +7,12 @@ reads a config but never makes one (the families, their keys of a config.json) i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from lifecycle.errors import UserError
 from lifecycle.model.parts import Latent, MoE, RopeScaling
+
+ResidualInit = Literal["scaled", "zero"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +24,8 @@ class ModelSizes:
     from `sliding_from` on. rotary_share: part of a head's width that turns with the position, from the front.
     logit_softcap c: logits become c tanh(logits / c) (arXiv 2408.00118, section 2). With `latent`, kv_heads is heads
     and head_dim is nope_dim + rope_dim; ffn_width is that of the dense blocks. score_head: it ends in one number a
-    position, as reward models do, and predicts no tokens; `tied_head` means nothing then.
+    position, as reward models do, and predicts no tokens; `tied_head` means nothing then. residual_init: of the fresh
+    weights that write into the residual stream; "zero": every block begins as the identity.
     """
 
     family: str
@@ -47,6 +51,7 @@ class ModelSizes:
     moe: MoE | None = None
     latent: Latent | None = None
     score_head: bool = False
+    residual_init: ResidualInit = "scaled"
 
     @property
     def vocab(self) -> int:
