@@ -96,6 +96,13 @@ def test_muon_by_hand_on_a_diagonal() -> None:
     assert optimizer.state[layer.weight]["momentum"].item() == 0.5
 
 
+def test_momentum_rises_evenly_from_its_start_and_stays() -> None:
+    """From 0.85 to 0.95 in 0.4 of the run: 0.875 after a tenth, 0.95 from 0.4 on."""
+    rising = muon(momentum_start=0.85, momentum_rise=0.4)
+    assert [rising.momentum_at(x) for x in (0.0, 0.1, 0.4, 1.0)] == pytest.approx([0.85, 0.875, 0.95, 0.95])
+    assert muon(momentum_start=0.85, momentum_rise=0.0).momentum_at(0.0) == muon().momentum_at(0.0) == 0.95
+
+
 def test_without_nesterov_the_momentum_is_not_overwritten() -> None:
     layer = nn.Linear(3, 2, bias=False)
     optimizer = muon(nesterov=False).build(layer)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 from torch.optim.adamw import adamw
 
-from lifecycle.bounds import Count, NotNegative, PartOrNone, Positive
+from lifecycle.bounds import Count, NotNegative, PartOrNone, Positive, Share
 from lifecycle.optim.groups import fusable, group, is_stack, kind_of, trainable
 
 Scale = Literal["match_rms_adamw", "original"]
@@ -69,7 +69,9 @@ class Muon:
     """Settings under `stage.optimizer`; `build` makes the optimizer for a model.
 
     lr: peak rate of the hidden matrices; adamw_lr: of the head, norms and biases (None: lr); embedding_lr: of the
-    embedding (None: adamw_lr). betas, eps: of the AdamW part. grad_clip: as in AdamW, applied by the stage.
+    embedding (None: adamw_lr). momentum_start: of the first step, from which it rises evenly to `momentum` in the share
+    `momentum_rise` of the run; None: it is `momentum` throughout. betas, eps: of the AdamW part. grad_clip: as in
+    AdamW, applied by the stage.
     """
 
     lr: Positive | None
@@ -83,6 +85,15 @@ class Muon:
     betas: tuple[PartOrNone, PartOrNone]
     eps: Positive
     grad_clip: Positive | None
+    momentum_start: PartOrNone | None = None
+    momentum_rise: Share = 0.0
+
+    def momentum_at(self, progress: float) -> float:
+        """The momentum where the share `progress` of the run's steps has been taken; a function of the step alone, so
+        that a resumed run goes on with the same."""
+        if self.momentum_start is None or progress >= self.momentum_rise:
+            return self.momentum
+        return self.momentum_start + (self.momentum - self.momentum_start) * progress / self.momentum_rise
 
     def build(self, model: nn.Module) -> MuonAdamW:
         """The optimizer over the trainable parameters of a model (plain or sharded).

@@ -7,7 +7,7 @@ import torch
 from tests.stages.test_step import ADAMW, LENGTH
 
 from lifecycle.duration import Segment, Timeline
-from lifecycle.optim import Schedule
+from lifecycle.optim import Muon, Schedule
 from lifecycle.stages.step.optimization import Optimization, OptimizationKeys
 
 EARLY, LATE = Segment(step=0, row_length=LENGTH, rows=1), Segment(step=4, row_length=LENGTH, rows=1, rate=0.5)
@@ -40,6 +40,23 @@ def test_every_group_has_its_own_peak() -> None:
     assert optimization.set_rates(optimizer.param_groups, 2, scale=1.0) == pytest.approx(0.1 * 5 / 6)
     found = {group["name"]: group["lr"] for group in optimizer.param_groups}
     assert found["embedding"] == pytest.approx(0.3 * 5 / 6) and found["decay"] == pytest.approx(0.1 * 5 / 6)
+
+
+def test_muons_momentum_follows_the_step_and_no_other_group_has_one() -> None:
+    """From 0.5 to 0.9 in half of eight steps; past the planned end it stays, as it does in a run that begins there."""
+    spec = Muon(
+        lr=0.1, adamw_lr=None, embedding_lr=None, weight_decay=0.0, momentum=0.9, nesterov=True, newton_schulz_steps=5,
+        scale="original", betas=(0.9, 0.95), eps=1e-8, grad_clip=None, momentum_start=0.5, momentum_rise=0.5,
+    )  # fmt: skip
+    keys = OptimizationKeys(optimizer=spec, schedule=FALLING, max_skipped=0, max_norm_ratio=None)
+    optimization = Optimization(keys, Timeline(8, (EARLY, LATE)))
+    optimizer = optimization.build(torch.nn.Linear(2, 2), None)
+    muon, vectors = optimizer.param_groups
+    found = []
+    for step in (0, 1, 2, 3, 4, 7, 9):
+        optimization.set_rates(optimizer.param_groups, step, scale=1.0)
+        found.append(muon["momentum"])
+    assert found == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9, 0.9, 0.9]) and "momentum" not in vectors
 
 
 def test_it_goes_on_where_it_was_and_says_so_where_the_run_has_another_length() -> None:

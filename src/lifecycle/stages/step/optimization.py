@@ -75,11 +75,14 @@ class Optimization:
         return optimizer
 
     def set_rates(self, groups: Iterable[dict[str, Any]], step: int, *, scale: float) -> float:
-        """Give every parameter group its rate in step `step` (from 0); returns that of `stage.optimizer.lr`."""
+        """Give every parameter group its rate, and those of Muon a momentum that moves, in step `step` (from 0);
+        returns the rate of `stage.optimizer.lr`."""
         planned = min(step, self._timeline.steps - 1)  # the last row of the data may come a little later
         factor = self._course(planned) * self._timeline.rate(step) * scale
         for group in groups:
             group["lr"] = group["lr_peak"] * factor
+            if isinstance(self._spec, Muon) and self._spec.momentum_start is not None and "momentum" in group:
+                group["momentum"] = self._spec.momentum_at(planned / self._timeline.steps)
         return factor * self._peak
 
     def clip(self, parameters: Iterable[Tensor]) -> Tensor:
