@@ -52,7 +52,7 @@ def make() -> tuple[nn.Module, torch.optim.Optimizer]:
 
 
 def ours(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Callable[[Path], Any], Callable[[Path], Any]]:
-    from lifecycle.checkpoint import CommittedCheckpointIO
+    from lifecycle.checkpoint.io import CommittedCheckpointIO
 
     writer = CommittedCheckpointIO()
 

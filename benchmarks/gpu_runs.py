@@ -42,7 +42,7 @@ def _tests() -> list[str]:
 
 def checkpoint(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """Weights and AdamW's moments of the model, saved twice in the background: training waits `blocked_s`."""
-    from lifecycle.checkpoint import CommittedCheckpointIO
+    from lifecycle.checkpoint.io import CommittedCheckpointIO
     from lifecycle.model import build
 
     model = build(sizes.config(), seed=1, device=sizes.device)

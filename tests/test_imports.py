@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "system": {"errors"},
     "losses": {"errors", "batch"},
     "model": {"bounds", "errors", "system"},
-    "optim": {"bounds", "errors"},
+    "optim": {"bounds", "errors", "system"},
     "rewards": {"bounds", "errors", "system"},
     "tokenizer": {"bounds", "errors", "system"},
     # what is known of a prompt (`rewards.record`) is told to the environment that answers its completions

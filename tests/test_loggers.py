@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from lifecycle.errors import UserError
-from lifecycle.loggers import CsvLogger, read_metrics, tensorboard, wandb
+from lifecycle.loggers import read_metrics, tensorboard, wandb
+from lifecycle.loggers.csv_logger import CsvLogger
 
 LOGGERS = Path(__file__).parents[1] / "conf" / "logger"
 

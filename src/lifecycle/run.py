@@ -14,20 +14,14 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from lifecycle import config
-from lifecycle.callbacks.rollouts import watching_rollouts
-from lifecycle.loggers import CsvLogger
-from lifecycle.runs.answers import answering
 from lifecycle.runs.at_work import at_work
-from lifecycle.runs.begin_end import begin, is_over
+from lifecycle.runs.begin_end import RunResult, begin, is_over, result_of
 from lifecycle.runs.data import load_data
 from lifecycle.runs.dry_run import dry_run
 from lifecycle.runs.guarded import guards
 from lifecycle.runs.job import run_job
 from lifecycle.runs.plan import RunPlan, make_plan
-from lifecycle.runs.results import RunResult, finish, result_of
 from lifecycle.runs.resume import agree
-from lifecycle.runs.stage import build_stage
-from lifecycle.runs.trainer import check_tasks, fit, trainer_of
 from lifecycle.system.ranks import rank
 
 
@@ -59,6 +53,14 @@ def run(cfg: DictConfig) -> RunResult:
 
 def train(plan: RunPlan) -> RunResult:
     """One run of a stage that trains."""
+    # What stands on Lightning: seconds that a fault of the config, a dry run and a job do without.
+    from lifecycle.callbacks.rollouts import watching_rollouts
+    from lifecycle.loggers.csv_logger import CsvLogger
+    from lifecycle.runs.answers.asking import answering
+    from lifecycle.runs.results import finish
+    from lifecycle.runs.stage import build_stage
+    from lifecycle.runs.trainer import check_tasks, fit, trainer_of
+
     check_tasks(plan.hardware)
     metrics = CsvLogger(folder=plan.folder.path)
     loggers = [metrics, *config.build_loggers(plan.config.logger, folder=plan.folder.path)]  # first: a login may fail

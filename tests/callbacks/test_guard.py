@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lifecycle.callbacks.guard import ForgettingGuard
-from lifecycle.checkpoint import CommittedCheckpointIO
+from lifecycle.checkpoint.io import CommittedCheckpointIO
 from lifecycle.config.schema import Action, Guard
 from lifecycle.stages.step.watched import GuardState
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 import yaml
 
-from lifecycle.callbacks import Profile, ProgressDisplay, observers
+from lifecycle.callbacks import observers
+from lifecycle.callbacks.profile import Profile
+from lifecycle.callbacks.progress import ProgressDisplay
 
 CONF = Path(__file__).parents[2] / "conf" / "callbacks"
 

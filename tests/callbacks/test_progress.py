@@ -6,8 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from lifecycle.callbacks import ProgressDisplay
-from lifecycle.callbacks.progress import Moment, Pace, as_typed, clock
+from lifecycle.callbacks.progress import Moment, Pace, ProgressDisplay, as_typed, clock
 
 METRICS = {
     "train/loss": 3.21,

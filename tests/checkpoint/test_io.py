@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lifecycle.checkpoint import CheckpointError, CommittedCheckpointIO, load, verify
+from lifecycle.checkpoint import CheckpointError, load, verify
+from lifecycle.checkpoint.io import CommittedCheckpointIO
 from lifecycle.checkpoint.protocol import HashingFile
 from lifecycle.checkpoint.snapshot import DTYPES, SLOT, plain
 from lifecycle.errors import UserError

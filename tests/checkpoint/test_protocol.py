@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lifecycle.checkpoint import CheckpointError, CommittedCheckpointIO, last_good, list_committed, load, verify
+from lifecycle.checkpoint import CheckpointError, last_good, list_committed, load, verify
+from lifecycle.checkpoint.io import CommittedCheckpointIO
 from lifecycle.checkpoint.manifest import MANIFEST
 from lifecycle.checkpoint.protocol import HashingFile, clear_staging
 from lifecycle.errors import UserError
@@ -171,7 +172,7 @@ def test_too_little_room_is_seen_before_a_byte_is_written(tmp_path: Path, monkey
 SAVING = """
     import sys, torch
     from pathlib import Path
-    from lifecycle.checkpoint import CommittedCheckpointIO
+    from lifecycle.checkpoint.io import CommittedCheckpointIO
     folder, step = Path(sys.argv[1]), int(sys.argv[2])
     writer = CommittedCheckpointIO(keep_last=2)
     print("ready", flush=True)

@@ -6,15 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lifecycle.checkpoint import (
-    CheckpointError,
-    CommittedCheckpointIO,
-    keep,
-    list_committed,
-    mark_best,
-    mark_safe,
-    read_best,
-)
+from lifecycle.checkpoint import CheckpointError, keep, list_committed, mark_best, mark_safe, read_best
+from lifecycle.checkpoint.io import CommittedCheckpointIO
 from lifecycle.checkpoint.retention import remedies, size_of
 from lifecycle.errors import UserError
 

@@ -11,7 +11,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
-from lifecycle.checkpoint import CheckpointError, CommittedCheckpointIO, Entry
+from lifecycle.checkpoint import CheckpointError, Entry
+from lifecycle.checkpoint.io import CommittedCheckpointIO
 from lifecycle.checkpoint.protocol import commit
 from lifecycle.checkpoint.shard_reader import PlainPlanner, ShardReader
 from lifecycle.checkpoint.weights import is_sharded, load_stage, load_weights

@@ -19,8 +19,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 
 from lifecycle.callbacks.saving import periodic
-from lifecycle.checkpoint import CommittedCheckpointIO, ShardedStrategy, last_good, wait_for_saves
+from lifecycle.checkpoint import last_good
+from lifecycle.checkpoint.io import CommittedCheckpointIO
 from lifecycle.checkpoint.protocol import HashingFile
+from lifecycle.checkpoint.sharded import ShardedStrategy, wait_for_saves
 
 
 def disk_full(self: HashingFile, data: object) -> int:

@@ -13,7 +13,8 @@ from tests.model.huggingface.families import CONFIGS, DEEPSEEK, LLAMA, made
 from tests.model.huggingface.test_gguf import head_of, tensors_of, write_gguf
 
 from lifecycle import config
-from lifecycle.checkpoint import CommittedCheckpointIO, mark_best
+from lifecycle.checkpoint import mark_best
+from lifecycle.checkpoint.io import CommittedCheckpointIO
 from lifecycle.errors import UserError
 from lifecycle.lineage import inherit
 from lifecycle.lineage.inherit import adopted, optimizer_checkpoint, settled

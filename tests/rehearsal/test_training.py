@@ -17,7 +17,7 @@ from tests.stages.test_step import STEPS, Batches, padded, split, stage, whole
 from torch import Tensor
 
 from lifecycle.batch import StepBatch, TokenBatch
-from lifecycle.checkpoint import CommittedCheckpointIO
+from lifecycle.checkpoint.io import CommittedCheckpointIO
 from lifecycle.model import ModelConfig
 from lifecycle.model.layers import attention
 from lifecycle.optim import AdamW, Muon, Schedule

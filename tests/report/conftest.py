@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lifecycle.loggers import CsvLogger
+from lifecycle.loggers.csv_logger import CsvLogger
 
 STEPS, TOKENS_PER_STEP = 400, 16_384
 CONFIG = {

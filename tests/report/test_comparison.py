@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lifecycle.loggers import CsvLogger
+from lifecycle.loggers.csv_logger import CsvLogger
 from lifecycle.report.__main__ import main
 from lifecycle.report.comparison import compare, table, write_comparison
 

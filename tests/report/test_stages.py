@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lifecycle.errors import UserError
-from lifecycle.loggers import CsvLogger
+from lifecycle.loggers.csv_logger import CsvLogger
 from lifecycle.report.__main__ import main
 from lifecycle.report.stages import read_stages, table, write_stages
 from lifecycle.report.stages.page import most_frequent

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from lifecycle.errors import UserError
-from lifecycle.report import terminal_summary, write_report
 from lifecycle.report.__main__ import main
 from lifecycle.report.run.plots import PICTURES
+from lifecycle.report.write import terminal_summary, write_report
 from lifecycle.system import atomic
 
 

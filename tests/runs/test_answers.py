@@ -18,9 +18,9 @@ from lifecycle.model import build
 from lifecycle.rewards.record import Answered
 from lifecycle.rollout.environments.calculator import Calculator
 from lifecycle.rollout.environments.named import EnvironmentKeys
-from lifecycle.runs.answers import (
+from lifecycle.runs.answers.asking import HeldOutAnswers
+from lifecycle.runs.answers.given import (
     NAME,
-    HeldOutAnswers,
     answers,
     is_well_formed,
     read_answers,
@@ -98,7 +98,7 @@ def test_graders_say_what_is_right_where_there_are_such(monkeypatch: pytest.Monk
         asked_for.append((records[0].meta, sources))
         return [True]
 
-    monkeypatch.setattr("lifecycle.runs.answers.is_well_formed", lambda ids, tokenizer: True)
+    monkeypatch.setattr("lifecycle.runs.answers.given.is_well_formed", lambda ids, tokenizer: True)
     model = build(toy(vocab_size=TOKENIZER.vocab_size), seed=1)
     (said,) = answers(model, [("a", question)], TOKENIZER, most_tokens=50, step=0, right=marks)
     assert asked_for == [({"options": ["x", "y"]}, [1])] and said["right"] == said["stopped"]

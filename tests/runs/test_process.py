@@ -28,7 +28,7 @@ from lifecycle.__main__ import LOST, main
 from lifecycle.callbacks.saving import SaveOnEvents
 from lifecycle.errors import FolderLost, Terminated, UserError
 from lifecycle.run import run
-from lifecycle.runs.results import RunResult
+from lifecycle.runs.begin_end import RunResult
 from lifecycle.system import lock
 from lifecycle.system.lock import hold
 from lifecycle.system.owner import LOCK

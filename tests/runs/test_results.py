@@ -11,7 +11,7 @@ from tests.toy import toy
 from lifecycle.data.read.spec import ValidationRatio
 from lifecycle.data.survey.ngram_baselines import baselines
 from lifecycle.model import build
-from lifecycle.runs.answers import answers
+from lifecycle.runs.answers.given import answers
 from lifecycle.runs.results import samples
 from lifecycle.tokenizer.tokenizer import TokenizerRecipe
 

@@ -8,7 +8,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEn
 from lightning.pytorch.strategies import DDPStrategy
 
 from lifecycle import config
-from lifecycle.checkpoint import CommittedCheckpointIO
+from lifecycle.checkpoint.io import CommittedCheckpointIO
 from lifecycle.errors import UserError
 from lifecycle.hardware import Choice, Hardware
 from lifecycle.runs.trainer import build_trainer, check_tasks

@@ -16,7 +16,7 @@ from lifecycle.checkpoint.protocol import staged
 from lifecycle.data.read.quarantine import quarantine
 from lifecycle.data.read.row import Position, RawRow
 from lifecycle.errors import FolderLost, UserError
-from lifecycle.loggers import CsvLogger
+from lifecycle.loggers.csv_logger import CsvLogger
 from lifecycle.system import atomic, lock, owner
 from lifecycle.system.lock import hold
 from lifecycle.system.owner import LOCK, STALE_S

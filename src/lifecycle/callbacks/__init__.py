@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-from lightning.pytorch import Callback
+from typing import Any
 
 from lifecycle.bounds import Every, FromZero, NotNegative
-from lifecycle.callbacks.profile import Profile
-from lifecycle.callbacks.progress import ProgressDisplay
-
-__all__ = ["Profile", "ProgressDisplay", "observers"]
 
 
 def observers(
@@ -20,9 +15,12 @@ def observers(
     progress_seconds: NotNegative,
     profile_steps: Every,
     profile_after_steps: FromZero,
-) -> list[Callback]:
+) -> list[Any]:
     """The callbacks that the config asks for; `folder` is the run's. 0 and None for `profile_steps` profile nothing."""
-    chosen: list[Callback] = [ProgressDisplay(every_seconds=progress_seconds)] if progress else []
+    from lifecycle.callbacks.profile import Profile  # here: the check of a config, which reads the keys above, does
+    from lifecycle.callbacks.progress import ProgressDisplay  # without Lightning
+
+    chosen: list[Any] = [ProgressDisplay(every_seconds=progress_seconds)] if progress else []
     if profile_steps:
         chosen.append(Profile(folder=Path(folder), steps=profile_steps, after_steps=profile_after_steps))
     return chosen

@@ -16,7 +16,8 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lifecycle.callbacks.forgetting import History, Measurement, assess
-from lifecycle.checkpoint import list_committed, step_of, wait_for_saves
+from lifecycle.checkpoint import list_committed, step_of
+from lifecycle.checkpoint.sharded import wait_for_saves
 from lifecycle.config.schema import Guard
 from lifecycle.stages.base import Stage
 from lifecycle.system import atomic

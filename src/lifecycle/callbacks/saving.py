@@ -13,7 +13,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lifecycle.bounds import due
-from lifecycle.checkpoint import CommittedCheckpointIO, ShardedStrategy, mark_best, mark_safe
+from lifecycle.checkpoint import mark_best, mark_safe
+from lifecycle.checkpoint.io import CommittedCheckpointIO
+from lifecycle.checkpoint.sharded import ShardedStrategy
 from lifecycle.stages.base import Stage
 from lifecycle.system import owner, signals
 

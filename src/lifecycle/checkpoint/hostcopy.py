@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from lifecycle.system.shards import local_part
 
 
 class HostCopy:
@@ -17,7 +18,7 @@ class HostCopy:
 
     def release(self) -> None:
         """Free the memory."""
-        for part in (_local(kept) for kept in self._kept):
+        for part in (local_part(kept) for kept in self._kept):
             if part.is_pinned():
                 torch.cuda.cudart().cudaHostUnregister(part.data_ptr())
         self._kept = []
@@ -30,7 +31,7 @@ class HostCopy:
             self.release()
             self._kept = [_on_host(tensor) for tensor in tensors]
         for kept, tensor in zip(self._kept, tensors, strict=True):
-            _local(kept).copy_(_local(tensor), non_blocking=True)
+            local_part(kept).copy_(local_part(tensor), non_blocking=True)
         for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
             torch.cuda.synchronize(device)
         copies = iter(self._kept)
@@ -40,19 +41,14 @@ class HostCopy:
         return copied
 
 
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
-    return tensor.shape, _local(tensor).shape, tensor.dtype
+    return tensor.shape, local_part(tensor).shape, tensor.dtype
 
 
 def _on_host(tensor: torch.Tensor) -> torch.Tensor:
     """Host memory for a tensor or its shard; page-locked for one on a GPU, which copies to such memory fastest."""
     room = tensor.to("cpu", copy=True)
-    part = _local(room)
+    part = local_part(room)
     if tensor.is_cuda and part.numel():  # where the limit on locked memory forbids it, the copy is only slower
         torch.cuda.cudart().cudaHostRegister(part.data_ptr(), part.nbytes, 0)
     return room

@@ -18,13 +18,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
-from torch import Tensor
 
-from lifecycle.checkpoint.manifest import MANIFEST, CheckpointError, Entry, damage, read_manifest
+from lifecycle.checkpoint.load import load
+from lifecycle.checkpoint.manifest import MANIFEST
 from lifecycle.checkpoint.protocol import clear_staging, staged, step_of
 from lifecycle.checkpoint.retention import make_room, prune, remedies
-from lifecycle.checkpoint.snapshot import TREE, Frozen, HashingReader, Pool, join, plain, read_tensors
-from lifecycle.errors import UserError
+from lifecycle.checkpoint.snapshot import TREE, Frozen, Pool, plain
 
 
 class CommittedCheckpointIO(CheckpointIO):
@@ -150,35 +149,3 @@ def tokens_of(checkpoint: dict[str, Any]) -> int | None:
     """Trained tokens so far, from the state of the stage; None where it holds no count."""
     tokens = checkpoint.get("stage", {}).get("meter", {}).get("tokens")
     return None if tokens is None else int(tokens)
-
-
-def load(path: Path, device: torch.device | str | None = None) -> dict[str, Any]:
-    """Read and verify the checkpoint `path` in one pass."""
-    if not path.is_dir():
-        raise UserError(f"{path} is no checkpoint folder; wanted one such as outputs/RUN/checkpoints/step-00000100")
-    manifest = read_manifest(path)
-    if any(name.endswith(".distcp") for name in manifest.files):
-        raise CheckpointError(f"checkpoint {path} was saved by hardware.strategy=fsdp: go on with that strategy")
-    with ThreadPoolExecutor(thread_name_prefix="load") as threads:
-        contents = list(threads.map(lambda name: _read(path, name, manifest.files[name]), manifest.files))
-    found = dict(zip(manifest.files, contents, strict=True))
-    tree = torch.load(io.BytesIO(found.pop(TREE)), weights_only=True, map_location=device or "cpu")
-    tensors: dict[tuple[str, str], Tensor] = {}
-    for content in found.values():
-        tensors |= content
-    if device is not None:
-        tensors = {key: tensor.to(device) for key, tensor in tensors.items()}
-    checkpoint: dict[str, Any] = join(tree, tensors)
-    return checkpoint
-
-
-def _read(path: Path, name: str, entry: Entry) -> Any:
-    """The bytes of state.pt, or the tensors of another file; raises `CheckpointError` unless the hash is right."""
-    with (path / name).open("rb") as file:
-        reader = HashingReader(file)
-        content = reader.read(entry.bytes) if name == TREE else read_tensors(name, entry.bytes, reader)
-    if content is None:
-        raise damage(path, name, "a header that is none", "the one that was written")
-    if reader.hash.hexdigest() != entry.sha256:
-        raise damage(path, name, f"sha256 {reader.hash.hexdigest()}", entry.sha256)
-    return content

@@ -38,7 +38,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 
 from lifecycle.checkpoint.hostcopy import HostCopy
@@ -47,6 +46,7 @@ from lifecycle.checkpoint.manifest import MANIFEST, CheckpointError, Entry, chec
 from lifecycle.checkpoint.protocol import Staging, clear_staging, commit, open_staging, refused
 from lifecycle.checkpoint.shard_reader import PlainPlanner, ShardReader
 from lifecycle.checkpoint.snapshot import TREE, plain
+from lifecycle.system.shards import local_part
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -214,8 +214,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def _total_bytes(self, shards: dict[str, Any]) -> int:
         tensors = [leaf for leaf in tree_leaves(shards) if isinstance(leaf, torch.Tensor)]
-        local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
-        return sum(self._gather(sum(tensor.nbytes for tensor in local)))
+        return sum(self._gather(sum(local_part(tensor).nbytes for tensor in tensors)))
 
     def _gather(self, mine: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
         """What every rank has, on every rank."""

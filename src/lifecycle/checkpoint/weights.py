@@ -6,14 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from lifecycle.checkpoint.io import load
+from lifecycle.checkpoint.load import load
 from lifecycle.checkpoint.manifest import check_hashes, read_manifest, verify
-from lifecycle.checkpoint.shard_reader import PlainPlanner, ShardReader
 from lifecycle.checkpoint.snapshot import TREE, WEIGHTS
 
 SHARDED = "state_dict."
@@ -47,6 +44,11 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     if WEIGHTS in manifest.files:
         check_hashes(path, manifest, [WEIGHTS])
         return load_file(path / WEIGHTS)
+    import torch.distributed.checkpoint as dcp  # here: what few read, and the check of a config does not
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    from lifecycle.checkpoint.shard_reader import PlainPlanner, ShardReader
+
     verify(path)
     reader = ShardReader(path)
     found = reader.read_metadata().state_dict_metadata

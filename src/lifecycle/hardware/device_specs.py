@@ -130,7 +130,7 @@ def peak_flops(device_name: str, dtype: torch.dtype | str) -> float | None:
     return None if rate is None else rate * TERA
 
 
-def measure_peak(dtype: torch.dtype, seconds: float = 0.5, device: str = "cpu") -> float:
+def measure_peak(dtype: torch.dtype, seconds: float = 0.2, device: str = "cpu") -> float:
     """The best matrix-product rate of this machine in FLOP/s, over growing square sizes within about `seconds`.
 
     The size grows only while a product fits into an eighth of the time, so that a machine that emulates `dtype` (a bf16

@@ -143,7 +143,7 @@ def device_name(device_type: str) -> str:
     return f"{model[0] if model else platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def probe(device_type: Literal["cpu", "cuda"], seconds: float = 0.5) -> Probe:
+def probe(device_type: Literal["cpu", "cuda"], seconds: float = 0.2) -> Probe:
     """Measure a CPU (about 2 x `seconds`); of a GPU only its capabilities are read."""
     if device_type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -37,7 +37,7 @@ from lifecycle.rewards.graders import READ_OF_META, GraderName
 from lifecycle.rewards.record import Answered
 from lifecycle.rewards.stated import THOUGHTS_BEGIN
 from lifecycle.rollout.drawing import DrawingKeys
-from lifecycle.runs.answers import is_well_formed
+from lifecycle.runs.answers.given import is_well_formed
 from lifecycle.system import atomic, owner
 from lifecycle.system.foreign import read_object
 from lifecycle.tokenizer.tokenizer import Tokenizer

@@ -11,12 +11,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 
 from lifecycle.model.decoder import Decoder, fill
 from lifecycle.model.layers.moe import Router
 from lifecycle.model.layers.norm_swiglu import RMSNorm
+from lifecycle.system.shards import local_part
 
 
 def shard(model: Decoder, mesh: DeviceMesh, *, param_dtype: torch.dtype, reduce_dtype: torch.dtype) -> None:
@@ -26,6 +25,8 @@ def shard(model: Decoder, mesh: DeviceMesh, *, param_dtype: torch.dtype, reduce_
     Each block is gathered for its own forward and backward pass only. The root (embedding, head) stays gathered
     between them, because the loss reads `head_weight` outside the model's forward pass.
     """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # here: a run on one device does without
+
     whole = set(kept_whole(model))
     # Inputs are not cast: hidden states have the type of the embedding already, and the rotary angles are fp32.
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False)
@@ -46,8 +47,7 @@ def load_sharded(model: Decoder, weights: Mapping[str, Tensor] | None) -> None:
     so no rank holds more than its shards and one whole tensor. Every rank must call."""
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, target in state.items():
-        local = target.to_local() if isinstance(target, DTensor) else target
-        whole = torch.empty(target.shape, dtype=target.dtype, device=local.device)
+        whole = torch.empty(target.shape, dtype=target.dtype, device=local_part(target).device)
         if weights is not None:
             whole.copy_(weights[name])
         torch.distributed.broadcast(whole, src=0)

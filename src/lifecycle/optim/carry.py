@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lifecycle.errors import UserError
+from lifecycle.system.shards import is_sharded
 
 CRITIC = "critic_"
 """How the names of groups begin that are of a critic, which nothing goes on from."""
@@ -63,7 +63,9 @@ def _fitted(value: Any, parameter: Tensor, group: str, *, count_on: torch.device
         )
     whole = torch.zeros(parameter.shape, dtype=value.dtype, device=value.device)
     whole[: len(value)] = value
-    if isinstance(parameter, DTensor):
+    if is_sharded(parameter):
+        from torch.distributed.tensor import distribute_tensor  # here: see `shards`
+
         return distribute_tensor(
             whole.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
         )

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Placement, Replicate
 
-Layout = tuple[DeviceMesh, tuple[Placement, ...]]
+from lifecycle.system.shards import is_sharded
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import Placement
+
+    Layout = tuple[DeviceMesh, tuple[Placement, ...]]
 
 
 @torch.no_grad()
@@ -24,7 +29,7 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tens
     by_layout: dict[Layout | None, list[Tensor]] = defaultdict(list)
     for parameter in parameters:
         gradient = parameter.grad
-        if isinstance(gradient, DTensor):
+        if gradient is not None and is_sharded(gradient):
             by_layout[(gradient.device_mesh, tuple(gradient.placements))].append(gradient.to_local())
         elif gradient is not None:
             by_layout[None].append(gradient)
@@ -47,6 +52,8 @@ def _global_square(gradients: list[Tensor], layout: Layout | None) -> Tensor:
     square = torch.stack(torch._foreach_norm(gradients)).double().square().sum()
     if layout is None:
         return square
+    from torch.distributed.tensor import DTensor, Partial, Replicate  # here: see `shards`
+
     mesh, placements = layout
     partial = [Partial() if placement.is_shard() else Replicate() for placement in placements]
     return DTensor.from_local(square, mesh, partial, run_check=False).full_tensor()

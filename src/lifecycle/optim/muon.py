@@ -24,11 +24,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate
 from torch.optim.adamw import adamw
 
 from lifecycle.bounds import Count, NotNegative, PartOrNone, Positive, Share
 from lifecycle.optim.groups import fusable, group, is_stack, kind_of, trainable
+from lifecycle.system.shards import is_sharded
 
 Scale = Literal["match_rms_adamw", "original"]
 
@@ -170,8 +170,10 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def _direction(self, update: Tensor, steps: int) -> Tensor:
         """The orthogonal direction, in the layout of the update."""
-        if not isinstance(update, DTensor):
+        if not is_sharded(update):
             return orthogonalise(update, steps=steps)
+        from torch.distributed.tensor import DTensor, Replicate  # here: see `shards`
+
         mesh = update.device_mesh
         if update.ndim == 3 and all(placement.is_shard(0) for placement in update.placements):  # whole experts here
             mine = orthogonalise(update.to_local(), steps=steps)

@@ -17,8 +17,8 @@ from pathlib import Path
 from rich.console import Console
 
 from lifecycle.errors import DISK_FULL, NO_ACCESS, TOO_LARGE, UserError
-from lifecycle.report import comparison, rollouts, stages, terminal_summary, write_report
-from lifecycle.report.write import sheet, turned
+from lifecycle.report import comparison, rollouts, stages
+from lifecycle.report.write import sheet, terminal_summary, turned, write_report
 
 WIDE = 10_000  # columns of a terminal on which no table is too wide
 

@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lifecycle.model import Decoder
+from lifecycle.system.shards import local_part
 
 SAMPLED = 64
 """Numbers looked at of every weight, evenly spaced."""
@@ -68,7 +68,7 @@ class Version:
     @classmethod
     def of(cls, model: Decoder) -> Version:
         """The version of the model's present weights."""
-        weights = [w.to_local() if isinstance(w, DTensor) else w for w in (*model.parameters(), *model.buffers())]
+        weights = [local_part(weight) for weight in (*model.parameters(), *model.buffers())]
         counted = not any(weight.is_inference() for weight in weights)
         return cls(
             announced=model.weights_version,

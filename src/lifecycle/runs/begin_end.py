@@ -7,16 +7,15 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
 from lifecycle import config
 from lifecycle.checkpoint import list_committed, step_of
 from lifecycle.data.clean.contamination_report import write_row_reports
-from lifecycle.data.module import DataModule
 from lifecycle.data.read.begun import NAME as DATA
 from lifecycle.data.validation import described
 from lifecycle.duration import ended_by_config
@@ -27,7 +26,6 @@ from lifecycle.loggers import read_metrics
 from lifecycle.model import ModelConfig
 from lifecycle.model.adapters import size_of
 from lifecycle.model.lora import Adapter
-from lifecycle.report import write_report
 from lifecycle.runs.data import timeline_of
 from lifecycle.runs.plan import RunPlan
 from lifecycle.runs.resume import Start
@@ -37,6 +35,39 @@ from lifecycle.system import atomic
 from lifecycle.system.lock import hold
 from lifecycle.system.ranks import rank
 from lifecycle.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from lifecycle.data.module import DataModule
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """The outcome of a run, for Python.
+
+    status: finished; stopped, by a signal, after a step that is saved, so that the same config goes on; planned, by a
+    dry run, which does nothing. metrics: the last value of each in metrics.csv. model: the folder of the exported
+    model, None where there is none. result: what a job returned; of training the best validation loss and its step.
+    """
+
+    folder: Path
+    status: Literal["finished", "stopped", "planned"]
+    metrics: Mapping[str, float]
+    model: Path | None
+    result: Any
+
+
+def result_of(folder: RunFolder, status: Literal["finished", "stopped", "planned"]) -> RunResult:
+    """The outcome, read from the files of a run's folder."""
+    columns = read_metrics(folder.path / "metrics.csv")
+    known = {name: [value for value in column if value is not None] for name, column in columns.items()}
+    model = folder.path / "model"
+    return RunResult(
+        folder=folder.path,
+        status=status,
+        metrics={name: float(values[-1]) for name, values in known.items() if values},
+        model=model if status == "finished" and model.is_dir() else None,
+        result=folder.lineage().get("result"),
+    )
 
 
 def begin(plan: RunPlan, start: Start, stage: Stage, data: DataModule) -> None:
@@ -123,6 +154,8 @@ def is_over(plan: RunPlan) -> bool:
         return False
     if rank() == 0:
         if plan.stage is not None and not (folder.path / "report.md").exists():  # killed while it was drawn
+            from lifecycle.report.write import write_report  # here: a run that begins does without its drawing library
+
             with hold(folder.path):
                 write_report(folder.path)
         report = f"Its report: {folder.path / 'report.md'}. To go on, raise its limit ({_limit(plan)}=...); to start"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lifecycle import config
 from lifecycle.batch.item_arrays import sequences
 from lifecycle.data.corpus import Corpus
 from lifecycle.data.mixture.batch_plan import phases_of
-from lifecycle.data.module import DataModule
 from lifecycle.duration import Limits, Timeline
 from lifecycle.errors import UserError
 from lifecycle.lineage.parent_loss import ParentLoss
@@ -17,6 +17,9 @@ from lifecycle.runs.plan import RunPlan
 from lifecycle.runs.resume import begun
 from lifecycle.stages.step.next_token import TrainedTokens
 from lifecycle.system.say_once import say_read
+
+if TYPE_CHECKING:
+    from lifecycle.data.module import DataModule
 
 SHOWN = 200
 """Characters of an example in a message."""
@@ -82,6 +85,8 @@ def length_of(limits: Limits, corpus: Corpus) -> Length:
 
 def load_data(plan: RunPlan) -> tuple[DataModule, Length]:
     """The data of a run that trains, and the length of the run."""
+    from lifecycle.data.module import DataModule  # here: it stands on Lightning, and a job opens its corpus without
+
     assert plan.limits is not None, "a job has no length"
     corpus = open_corpus(plan)
     length = length_of(plan.limits, corpus)

@@ -198,6 +198,7 @@ def _estimate(plan: RunPlan, limits: Limits, model: ModelConfig, timeline: Timel
     copies = plan.stage.weight_copies if plan.stage else {}
     rows = limits.positions // limits.sequence_length // devices
     micro_rows = max(micro_batch_rows(hardware.micro_batch_tokens)(limits.sequence_length, max(1, rows)))
+    device = _device(plan)
     return estimate(
         model,
         timeline=timeline,
@@ -212,7 +213,7 @@ def _estimate(plan: RunPlan, limits: Limits, model: ModelConfig, timeline: Timel
         hardware=hardware,
         world_size=devices,
         sharded=hardware.strategy == "fsdp",
-        device=_device(plan),
+        device=device,
         checkpoints=CheckpointPlan(
             keep_last=cfg.checkpoint.keep_last,
             milestones=len(cfg.checkpoint.milestones) + (cfg.guard is not None and "restore" in cfg.guard.actions),
@@ -224,13 +225,15 @@ def _estimate(plan: RunPlan, limits: Limits, model: ModelConfig, timeline: Timel
         adapter=None if plan.adapter is None else _adapter(plan.adapter, model),
         free_disk=shutil.disk_usage(_existing(Path.cwd())).free,
         repeats=_repeats(plan, model),
-        sampling=_sampling(plan, limits, model, timeline),
+        sampling=_sampling(plan, limits, model, timeline, device),
     )
 
 
-def _sampling(plan: RunPlan, limits: Limits, model: ModelConfig, timeline: Timeline) -> SamplingPlan | None:
+def _sampling(
+    plan: RunPlan, limits: Limits, model: ModelConfig, timeline: Timeline, device: RunDevice
+) -> SamplingPlan | None:
     """Of a stage that draws samples for its prompts; None of others."""
-    stage, device = plan.config.stage, _device(plan)
+    stage = plan.config.stage
     if (drawing := stage.get("sampling")) is None or limits.prompts_per_step is None:
         return None
     prompts, size = (

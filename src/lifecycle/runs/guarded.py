@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from lifecycle import config
-from lifecycle.callbacks.guard import ForgettingGuard
 from lifecycle.config.schema import Guard
 from lifecycle.data.mixture.batch_plan import REPLAY, replayed
-from lifecycle.data.module import DataModule
 from lifecycle.errors import UserError
 from lifecycle.lineage.parent import Parent
 from lifecycle.lineage.replay import by_domain, texts, trained_on
+
+if TYPE_CHECKING:
+    from lifecycle.callbacks.guard import ForgettingGuard
+    from lifecycle.data.module import DataModule
 
 
 def check_guard(cfg: DictConfig, parent: Parent | None) -> None:
@@ -66,6 +68,8 @@ def check_reach(cfg: DictConfig, parent: Parent | None, steps: int) -> None:
 def guards(cfg: DictConfig, folder: Path, data: DataModule, parent: Parent | None) -> list[ForgettingGuard]:
     """The guard of a run; empty where no domain is the parent's. Raises UserError where their held-out text is
     empty."""
+    from lifecycle.callbacks.guard import ForgettingGuard  # here: a dry run, which makes none, does without Lightning
+
     if cfg.guard is None:
         return []
     known = _known(cfg, parent)

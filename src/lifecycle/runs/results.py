@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +22,6 @@ from lifecycle.data.validation import described
 from lifecycle.errors import UserError
 from lifecycle.lineage.parent import Parent, history
 from lifecycle.lineage.run_folder import RunFolder
-from lifecycle.loggers import read_metrics
 from lifecycle.model import Decoder
 from lifecycle.model.adapters import base_of, factors_of, merged
 from lifecycle.model.huggingface import export
@@ -33,10 +31,12 @@ from lifecycle.model.huggingface.peft_folder import CONFIG as ADAPTER
 from lifecycle.model.huggingface.peft_folder import write_adapter
 from lifecycle.model.layers.initial import SCORE, ending_in
 from lifecycle.model.lora import Adapter
-from lifecycle.report import terminal_summary, write_report
+from lifecycle.report.write import terminal_summary, write_report
 from lifecycle.rollout.engine import generate
 from lifecycle.rollout.sampling.parameters import Sampling
-from lifecycle.runs.answers import answers, held_out_scores, right_by_rewards
+from lifecycle.runs.answers.given import answers, right_by_rewards
+from lifecycle.runs.answers.scores import held_out_scores
+from lifecycle.runs.begin_end import RunResult, result_of
 from lifecycle.runs.plan import RunPlan
 from lifecycle.stages.base import Stage
 from lifecycle.system import atomic
@@ -45,36 +45,6 @@ PROMPTS_A_DOMAIN = 2
 ANSWERS_A_DOMAIN = 4
 PROMPT_TOKENS = 16
 SAMPLE_TOKENS = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """The outcome of a run, for Python.
-
-    status: finished; stopped, by a signal, after a step that is saved, so that the same config goes on; planned, by a
-    dry run, which does nothing. metrics: the last value of each in metrics.csv. model: the folder of the exported
-    model, None where there is none. result: what a job returned; of training the best validation loss and its step.
-    """
-
-    folder: Path
-    status: Literal["finished", "stopped", "planned"]
-    metrics: Mapping[str, float]
-    model: Path | None
-    result: Any
-
-
-def result_of(folder: RunFolder, status: Literal["finished", "stopped", "planned"]) -> RunResult:
-    """The outcome, read from the files of a run's folder."""
-    columns = read_metrics(folder.path / "metrics.csv")
-    known = {name: [value for value in column if value is not None] for name, column in columns.items()}
-    model = folder.path / "model"
-    return RunResult(
-        folder=folder.path,
-        status=status,
-        metrics={name: float(values[-1]) for name, values in known.items() if values},
-        model=model if status == "finished" and model.is_dir() else None,
-        result=folder.lineage().get("result"),
-    )
 
 
 def finish(plan: RunPlan, stage: Stage, data: DataModule) -> RunResult:

@@ -20,7 +20,8 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from lifecycle import config
 from lifecycle.callbacks.saving import SaveOnEvents, periodic
-from lifecycle.checkpoint import CommittedCheckpointIO, ShardedStrategy
+from lifecycle.checkpoint.io import CommittedCheckpointIO
+from lifecycle.checkpoint.sharded import ShardedStrategy
 from lifecycle.data.module import DataModule
 from lifecycle.errors import UserError
 from lifecycle.hardware import Choice, Hardware

@@ -15,11 +15,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from lifecycle.batch import DataFeed, Micro, PairBatch, StepBatch, with_shared_prompts
@@ -30,6 +28,7 @@ from lifecycle.model.adapters import seed_dropout
 from lifecycle.model.layers.attention import Kernel
 from lifecycle.stages.beside.critic import Critic
 from lifecycle.stages.beside.frozen import HeldBeside
+from lifecycle.stages.run.module import Module
 from lifecycle.stages.run.setup import Setup
 from lifecycle.stages.step.collectives import any_rank, count_tokens
 from lifecycle.stages.step.gradients import Sums, Told, Updates, add_gradients, added
@@ -40,10 +39,13 @@ from lifecycle.stages.step.optimization import Optimization, OptimizationKeys
 from lifecycle.stages.step.penalty import Penalty
 from lifecycle.stages.step.watched import Best, Carried, GuardState, carried_in
 
+if TYPE_CHECKING:
+    from lightning.pytorch.core.optimizer import LightningOptimizer
+
 LossSum = Callable[[Micro, DocumentMask | None], tuple[Tensor, dict[str, Tensor]]]
 
 
-class Stage(pl.LightningModule, ABC):
+class Stage(Module, ABC):
     """What every stage shares. Subclasses are final: they define `training_step` and `validation_step`, and override
     no method that has a body here (`tests/stages/test_stages.py`); what only some add is an object, as `penalty`.
 
@@ -141,9 +143,7 @@ class Stage(pl.LightningModule, ABC):
 
     def optimizer(self) -> LightningOptimizer:
         """The one optimizer, wrapped so that Lightning counts its steps."""
-        optimizer = self.optimizers(use_pl_optimizer=True)
-        assert isinstance(optimizer, LightningOptimizer)
-        return optimizer
+        return cast("LightningOptimizer", self.optimizers(use_pl_optimizer=True))
 
     # -- one step
 

@@ -13,21 +13,25 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only
 from torch.distributed import PrefixStore, Store, TCPStore
 
 from lifecycle.system import atomic
-from lifecycle.system.orphan import end_with_parent
+from lifecycle.system.signals import end_with_parent
 
 WAIT_S = 600
 SLURM_SPECIAL_STEPS = 0xFFFFFFF0  # from here on: the batch script itself, and what SLURM adds beside the user's steps
 SHELLS = ("bash", "interactive")  # names of jobs by which Lightning knows a shell
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # of these the first that is set
 LAUNCH = "LIFECYCLE_LAUNCH"  # "<pid of rank 0>-<time>": in the environment of the ranks that rank 0 launched
 
 
 def rank() -> int:
     """This process's number in the run, as its launcher numbered it."""
-    return int(getattr(rank_zero_only, "rank", 0) or 0)
+    known = getattr(rank_zero_only, "rank", None)
+    if known is None:  # Lightning, which reads the same variables as it is imported, was not needed yet
+        known = next((os.environ[name] for name in RANKS if name in os.environ), 0)
+    return int(known)
 
 
 def on_first_node() -> bool:

@@ -9,15 +9,17 @@ in the same order give the same file.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
-from transformers import PreTrainedTokenizerFast
 
 from lifecycle.errors import UserError
 from lifecycle.system.unicode import well_formed
 from lifecycle.tokenizer.chat import TRAINED_HERE, shipped_source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 Digits = Literal[1, 2, 3]
 
@@ -70,6 +72,8 @@ def train(
     Ids: pad 0, bos 1, eos 2, the chat marks, `special_tokens`, the 256 bytes, then merges by falling frequency.
     Raises `UserError` for settings that cannot work and when there is no text.
     """
+    from transformers import PreTrainedTokenizerFast  # here: it takes a second, which `tokenizer.py` spends late
+
     check_settings(vocab_size=vocab_size, digits=digits, special_tokens=special_tokens)
     first = next((text for text in texts if text), None)
     if first is None:

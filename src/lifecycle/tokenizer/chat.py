@@ -16,14 +16,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import TemplateSyntaxError
-from transformers import PreTrainedTokenizerFast
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from lifecycle.errors import UserError
 from lifecycle.system.foreign import read_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 CONTENT = "\ue000"
 """A placeholder for the assistant's content: a private-use character, which no template contains."""
@@ -112,6 +113,8 @@ class ChatTemplate:
     ) -> Rendered:
         """The text of `turns`; ask: with the generation prompt of the assistant's next turn. Raises TemplateFault where
         the template raises an error."""
+        from transformers.utils.chat_template_utils import render_jinja_template  # here: as in `tokenizer.py`
+
         source = _same_date() + self.source if "strftime_now" in self.source else self.source
         marks: dict[str, Any] = hf.special_tokens_map
         try:

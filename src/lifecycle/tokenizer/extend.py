@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, pre_tokenizers
 from tokenizers import Tokenizer as Backend
-from transformers import PreTrainedTokenizerFast
 
 from lifecycle.errors import UserError
 from lifecycle.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 DIGITS = {"type": "Digits", "individual_digits": True}
 
@@ -72,6 +75,8 @@ def _split_digits(backend: Backend) -> bool:
 def _wrapped(backend: Backend, like: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     """`backend` with the names and the chat template of `like`, as the class that takes tokenizer.json as it stands:
     those of single families (Qwen2Tokenizer) build their own pre-tokenizer instead."""
+    from transformers import PreTrainedTokenizerFast  # here: it takes a second, which `tokenizer.py` spends late
+
     marks = {key: value for key, value in like.special_tokens_map.items() if isinstance(value, str)}
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,

@@ -16,13 +16,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as Backend
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lifecycle.bounds import Count
 from lifecycle.errors import UserError
@@ -32,6 +31,9 @@ from lifecycle.system.unicode import well_formed
 from lifecycle.tokenizer.bpe import Digits, check_settings, train
 from lifecycle.tokenizer.chat import end_ids
 from lifecycle.tokenizer.tokenizer_files import check_files, gpt2, holds_gpt2, single_file, without_marks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 Ids = NDArray[np.int32]
 
@@ -186,6 +188,8 @@ def load(source: str) -> Tokenizer:
     A folder is in the format of `transformers`, or holds GPT-2's encoder.json and vocab.bpe (also gzipped).
     Raises `UserError` where there is none, or none that is fast.
     """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # here: seconds that a dry run may do without
+
     path = place_of(source)
     if (path / "tokenizer").is_dir():
         path = path / "tokenizer"

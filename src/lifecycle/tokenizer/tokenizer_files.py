@@ -15,13 +15,16 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from lifecycle.errors import UserError
 from lifecycle.system.foreign import parse_object, read_object, read_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 CONTENT = "tokenizer.json"
 OBJECTS = (
@@ -76,6 +79,8 @@ def read_backend(path: Path) -> tokenizers.Tokenizer:
 
 def single_file(path: Path, source: str) -> PreTrainedTokenizerFast:
     """The tokenizer of a bare tokenizer.json; its eos is the special token with one of the usual names."""
+    from transformers import PreTrainedTokenizerFast  # here: it takes a second, which `tokenizer.py` spends late
+
     try:
         backend = read_backend(path)
     except UserError as fault:
@@ -94,6 +99,8 @@ def holds_gpt2(folder: Path) -> bool:
 
 def gpt2(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of these files. Errors: `UserError`."""
+    from transformers import PreTrainedTokenizerFast  # here: it takes a second, which `tokenizer.py` spends late
+
     vocab = parse_object(_read(folder / GPT2_FILES[0]), folder / GPT2_FILES[0])
     lines = _read(folder / GPT2_FILES[1]).split("\n")[1:]  # the first line names the version
     merges = [(left, right) for left, _, right in (line.partition(" ") for line in lines if line.strip())]

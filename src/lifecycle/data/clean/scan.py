@@ -24,7 +24,7 @@ from lifecycle.data.clean.walk import walk_rows
 from lifecycle.data.read.files.listing import is_remote
 from lifecycle.data.read.row import Position, RawRow
 from lifecycle.errors import UserError
-from lifecycle.system.orphan import end_with_parent
+from lifecycle.system.signals import end_with_parent
 
 Result = TypeVar("Result")
 Work = Callable[[Source, list[RawRow]], Result]

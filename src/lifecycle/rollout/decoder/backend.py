@@ -17,7 +17,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from lifecycle.model import Cache, Decoder
 from lifecycle.model.adapters import dropout_off, plain_weights
@@ -27,6 +26,7 @@ from lifecycle.rollout.decoder.fused import Fused
 from lifecycle.rollout.decoder.joined_blocks import Joined, is_dense
 from lifecycle.rollout.decoder.packed_linear import has_bf16_units
 from lifecycle.rollout.decoder.shared_prefix import SharedPrefix
+from lifecycle.system.shards import is_sharded
 
 JOINED_BYTES = 4 << 30
 """Largest model whose matrices are copied to join them."""
@@ -84,7 +84,7 @@ def is_plain(model: Decoder) -> bool:
     """Whether the model consists of its own modules and its adapter on one device: not sharded."""
     kinds = {type(module).__module__.partition(".")[0] for module in model.modules()}
     adapters = set() if model.adapter is None else {"peft", "bitsandbytes"}
-    return kinds <= {"lifecycle", "torch"} | adapters and not any(isinstance(p, DTensor) for p in model.parameters())
+    return kinds <= {"lifecycle", "torch"} | adapters and not any(is_sharded(p) for p in model.parameters())
 
 
 def prepare(

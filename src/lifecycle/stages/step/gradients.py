@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from lifecycle.batch import Micro
@@ -23,6 +21,9 @@ from lifecycle.model import Decoder
 from lifecycle.model.sharding import kept_whole
 from lifecycle.stages.step.collectives import many_ranks, sum_over_ranks
 from lifecycle.stages.step.penalty import Penalty
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 LossOf = Callable[[Micro], tuple[Tensor, dict[str, Tensor]]]
 """A micro-batch's summed loss, and its summed metrics by name."""
@@ -45,7 +46,7 @@ class Sums(NamedTuple):
 
 
 def add_gradients(
-    trainer: pl.Trainer,
+    trainer: Trainer,
     model: Decoder,
     micro: Sequence[Micro],
     *,
@@ -107,21 +108,27 @@ def _balanced(
 
 
 @contextlib.contextmanager
-def _synchronised(trainer: pl.Trainer, *, last: bool) -> Iterator[None]:
+def _synchronised(trainer: Trainer, *, last: bool) -> Iterator[None]:
     """Gradients are exchanged between ranks in the last micro-batch's backward pass only.
 
     Sharded ones in each: every rank would hold the whole sum in fp32 from one micro-batch to the next.
     """
-    if last or trainer.world_size == 1 or isinstance(trainer.strategy, ModelParallelStrategy):
+    if last or trainer.world_size == 1 or _is_sharded(trainer):
         yield
     else:
         with trainer.strategy.model.no_sync():  # type: ignore[union-attr,operator]
             yield
 
 
-def _average_whole(trainer: pl.Trainer, model: Decoder) -> None:
+def _is_sharded(trainer: Trainer) -> bool:
+    from lightning.pytorch.strategies import ModelParallelStrategy  # here: the check of a config reads this module
+
+    return isinstance(trainer.strategy, ModelParallelStrategy)
+
+
+def _average_whole(trainer: Trainer, model: Decoder) -> None:
     """Average over the ranks the gradients of what a sharded model keeps whole on each: one exchange a step."""
-    if not isinstance(trainer.strategy, ModelParallelStrategy) or not many_ranks():
+    if not many_ranks() or not _is_sharded(trainer):
         return
     parameters = [parameter for parameter in kept_whole(model) if parameter.requires_grad]
     if not parameters:  # an adapter alone is trained

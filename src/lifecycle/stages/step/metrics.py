@@ -27,9 +27,8 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
@@ -37,6 +36,9 @@ from lifecycle.batch import DataFeed
 from lifecycle.bounds import due
 from lifecycle.model import ModelConfig
 from lifecycle.stages.step.collectives import sum_over_ranks
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 WARM_UP_STEPS = 3  # compilation and first allocations happen here; the collector is frozen after them
 
@@ -54,7 +56,7 @@ class Meter:
         self._sources = list(sources)
         self._by_source = [0.0] * len(sources)
         self._rows: list[tuple[int, Tensor, dict[str, Any]]] = []
-        self._trainer: pl.Trainer | None = None
+        self._trainer: Trainer | None = None
         self._read, self._flops = 0.0, 0.0  # tokens read since the last reading, and the work on them
         self._paused_at: float | None = None
         self._since = time.perf_counter()
@@ -64,7 +66,7 @@ class Meter:
         self._device = torch.device("cpu")
         self._collector = True, 0  # before training: whether it collects, objects that somebody else has frozen
 
-    def start(self, trainer: pl.Trainer, feed: DataFeed, config: ModelConfig) -> None:
+    def start(self, trainer: Trainer, feed: DataFeed, config: ModelConfig) -> None:
         """Begin to measure time; call it before the first step."""
         self._trainer, self._feed, self._config = trainer, feed, config
         self._collector = gc.isenabled(), gc.get_freeze_count()

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from lifecycle.errors import UserError
-from lifecycle.system.orphan import end_with_parent
+from lifecycle.system.signals import end_with_parent
 
 Part = tuple[NDArray[np.int32], Any]  # rows of one step, and what belongs to them
 Produce = Callable[[Callable[[int, int, int], None]], Iterator[Part]]  # called with `reading(source, row, line)`

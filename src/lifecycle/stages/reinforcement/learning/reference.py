@@ -18,8 +18,6 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from lifecycle.bounds import due
 from lifecycle.model import Decoder, ModelConfig
@@ -28,6 +26,7 @@ from lifecycle.model.decoder import fill
 from lifecycle.stages.beside.frozen import FrozenNetwork
 from lifecycle.stages.reinforcement.settings import KlKeys
 from lifecycle.stages.run.setup import Setup
+from lifecycle.system.shards import is_sharded, local_part
 
 
 class PolicyReference:
@@ -75,13 +74,15 @@ class PolicyReference:
         if self.beside is None:
             self._held = {name: _whole(weight) for name, weight in _trained(policy).items()}
             return
+        from torch.distributed.fsdp import FSDPModule  # here: see `shards`
+
         reference = self.beside.network
         for network in (policy, reference):
             if isinstance(network, FSDPModule):
                 network.reshard()  # what lies gathered after a forward pass is a copy
         theirs = policy.state_dict()
         for name, weight in reference.state_dict().items():
-            mine, new = _local(weight), _local(theirs[name])
+            mine, new = local_part(weight), local_part(theirs[name])
             if self._mix == 1:
                 mine.copy_(new)
             else:
@@ -101,7 +102,7 @@ class PolicyReference:
 def _with_weights(network: Decoder, held: Mapping[str, Tensor]) -> Iterator[None]:
     """The network with other weights of its adapter."""
     trained = _trained(network)
-    own = {name: _local(weight).detach().clone() for name, weight in trained.items()}
+    own = {name: local_part(weight).detach().clone() for name, weight in trained.items()}
 
     with torch.no_grad():
         for name, weight in trained.items():
@@ -112,7 +113,7 @@ def _with_weights(network: Decoder, held: Mapping[str, Tensor]) -> Iterator[None
     finally:
         with torch.no_grad():
             for name, weight in trained.items():
-                _local(weight).copy_(own[name])
+                local_part(weight).copy_(own[name])
         torch.clear_autocast_cache()
 
 
@@ -122,9 +123,4 @@ def _trained(network: Decoder) -> dict[str, Tensor]:
 
 def _whole(weight: Tensor) -> Tensor:
     """A copy with the parts of all ranks. Every rank must call."""
-    return (weight.full_tensor() if isinstance(weight, DTensor) else weight).detach().clone()
-
-
-def _local(weight: Tensor) -> Tensor:
-    """This rank's part."""
-    return weight.to_local() if isinstance(weight, DTensor) else weight
+    return (weight.full_tensor() if is_sharded(weight) else weight).detach().clone()

@@ -1,30 +1,22 @@
-"""Where metrics go: `metrics.csv` of the run's folder always; TensorBoard or W&B beside it by `logger=...`.
-
-metrics.csv has one row a step: `step`, `tokens` (consumed so far), then metric names in order of appearance; floats by
-repr, so that what is read back is what was computed, bit for bit; an empty field where a step has no such metric.
-`train/tokens` is the column `tokens`.
-"""
+"""Writes metrics.csv as training goes on (`metrics_file.py` says what stands in it)."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
 import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lifecycle.errors import UserError
+from lifecycle.loggers.metrics_file import FIRST_COLUMNS, lines, read_rows, written
 from lifecycle.system import owner
 
-FIRST_COLUMNS = ("step", "tokens")
 UNWANTED = ("epoch",)
 """Lightning adds it to every row; an epoch is not a unit of this project's runs."""
+_FOREVER = 2**62
 
 
 class CsvLogger(Logger):
@@ -69,7 +61,7 @@ class CsvLogger(Logger):
         row = self._pending.setdefault(int(step), {})
         for key, value in metrics.items():
             if key not in UNWANTED:
-                row["tokens" if key == "train/tokens" else key] = _written(value)
+                row["tokens" if key == "train/tokens" else key] = written(value)
         late = time.monotonic() - self._flushed_at >= self._flush_seconds
         if late or len(self._pending) >= self._flush_rows:
             self._flush(keep_newest=True)
@@ -93,7 +85,7 @@ class CsvLogger(Logger):
     def cut(self, step: int) -> None:
         """Drop every row after `step`: a resumed run computes those again."""
         self._pending = {s: row for s, row in self._pending.items() if s <= step}
-        self._columns, rows = _read_rows(self.path)
+        self._columns, rows = read_rows(self.path)
         self._opened = True
         kept = [row for row in rows if int(row[0]) <= step]
         self._last_written = int(kept[-1][0]) if kept else -1
@@ -119,13 +111,13 @@ class CsvLogger(Logger):
         self._pending = {s: row for s, row in self._pending.items() if s not in ready}
 
     def _append(self, ready: Mapping[int, Mapping[str, str]]) -> None:
-        text = _lines([str(step), *(row.get(name, "") for name in self._columns[1:])] for step, row in ready.items())
+        text = lines([str(step), *(row.get(name, "") for name in self._columns[1:])] for step, row in ready.items())
         with self.path.open("a", newline="") as file:
             file.write(text)
 
     def _merge(self, columns: list[str], ready: Mapping[int, Mapping[str, str]]) -> None:
         """A new column, or more metrics of a row already written: the whole file anew."""
-        _, rows = _read_rows(self.path)
+        _, rows = read_rows(self.path)
         merged: dict[int, dict[str, str]] = {int(r[0]): dict(zip(self._columns, r, strict=True)) for r in rows}
         for step, row in ready.items():
             merged.setdefault(step, {"step": str(step)}).update(row)
@@ -136,89 +128,7 @@ class CsvLogger(Logger):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         aside = self.path.with_name(self.path.name + ".new")
         with aside.open("w", newline="") as file:
-            file.write(_lines([self._columns or list(FIRST_COLUMNS), *rows]))
+            file.write(lines([self._columns or list(FIRST_COLUMNS), *rows]))
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, self.path)
-
-
-_FOREVER = 2**62
-
-
-def _written(value: Any) -> str:
-    number = value.item() if hasattr(value, "item") else value
-    return repr(float(number)) if isinstance(number, float) else str(int(number))
-
-
-def _lines(rows: Iterable[list[str]]) -> str:
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
-
-
-def _read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Columns and whole rows of a metrics file as text; a last line without its end (a killed writer) is dropped."""
-    if not path.exists():
-        return [], []
-    text = path.read_text(errors="replace")
-    whole = text[: text.rfind("\n") + 1]
-    rows = list(csv.reader(io.StringIO(whole, newline="")))
-    if not rows:
-        return [], []
-    return rows[0], [row for row in rows[1:] if len(row) == len(rows[0]) and row[0].isdigit()]
-
-
-def read_metrics(path: Path) -> dict[str, list[float | None]]:
-    """Columns of a metrics file, all of one length; None where a step has no such metric. Empty if there is no file."""
-    columns, rows = _read_rows(path)
-    return {name: [_number(row[index]) for row in rows] for index, name in enumerate(columns)}
-
-
-def _number(text: str) -> float | None:
-    if not text:
-        return None
-    return int(text) if text.lstrip("-").isdigit() else float(text)
-
-
-def tensorboard(*, folder: Path | str) -> TensorBoardLogger:
-    """`logger=tensorboard`: event files in the run's own folder (`tensorboard --logdir outputs`)."""
-    return TensorBoardLogger(save_dir=str(folder), name="", version="tensorboard")
-
-
-def wandb(
-    *, folder: Path | str, project: str, entity: str | None, offline: bool, tags: list[str], notes: str | None
-) -> WandbLogger:
-    """`logger=wandb`: the run's folder gives its name and its id, so that a resumed run goes on with its own curves.
-
-    Raises UserError where W&B wants a login and has none.
-    """
-    if not offline and os.environ.get("WANDB_MODE", "online") == "online":
-        _log_in()
-    place = Path(folder).resolve()
-    return WandbLogger(
-        name=place.name,
-        id=hashlib.sha256(str(place).encode()).hexdigest()[:16],
-        save_dir=str(folder),
-        project=project,
-        entity=entity,
-        offline=offline,
-        tags=tags,
-        notes=notes,
-        resume=None if offline else "allow",
-        log_model=False,
-    )
-
-
-@rank_zero_only
-def _log_in() -> None:
-    import wandb as library
-    from wandb.errors import Error
-
-    cure = "type `wandb login` (or set WANDB_API_KEY), or logger.offline=true, which `wandb sync` sends later"
-    try:
-        known = library.login()
-    except Error as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"logger=wandb: no login at Weights & Biases ({reason}); {cure}") from error
-    if not known:
-        raise UserError(f"logger=wandb: no login at Weights & Biases; {cure}")
