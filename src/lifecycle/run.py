@@ -14,7 +14,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from lifecycle import config
-from lifecycle.runs.at_work import at_work
+from lifecycle.runs.at_work import at_work, uncollected
 from lifecycle.runs.begin_end import RunResult, begin, is_over, result_of
 from lifecycle.runs.data import load_data
 from lifecycle.runs.dry_run import dry_run
@@ -53,13 +53,13 @@ def run(cfg: DictConfig) -> RunResult:
 
 def train(plan: RunPlan) -> RunResult:
     """One run of a stage that trains."""
-    # What stands on Lightning: seconds that a fault of the config, a dry run and a job do without.
-    from lifecycle.callbacks.rollouts import watching_rollouts
-    from lifecycle.loggers.csv_logger import CsvLogger
-    from lifecycle.runs.answers.asking import answering
-    from lifecycle.runs.results import finish
-    from lifecycle.runs.stage import build_stage
-    from lifecycle.runs.trainer import check_tasks, fit, trainer_of
+    with uncollected():  # what stands on Lightning: seconds that a fault of the config, a dry run and a job do without
+        from lifecycle.callbacks.rollouts import watching_rollouts
+        from lifecycle.loggers.csv_logger import CsvLogger
+        from lifecycle.runs.answers.asking import answering
+        from lifecycle.runs.results import finish
+        from lifecycle.runs.stage import build_stage
+        from lifecycle.runs.trainer import check_tasks, fit, trainer_of
 
     check_tasks(plan.hardware)
     metrics = CsvLogger(folder=plan.folder.path)

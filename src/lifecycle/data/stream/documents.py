@@ -28,7 +28,8 @@ from lifecycle.errors import UserError
 Make = Callable[[Sequence[FilteredRow]], Sequence[Item | str]]
 """(usable rows) -> the item of each, or the reason why there is none."""
 
-ENCODE_AT_ONCE = 64  # rows tokenised together: enough to amortise the call, few enough to start soon
+ENCODE_AT_ONCE = 64  # rows tokenised together at most: enough to amortise the call
+ENCODE_CHARACTERS = 2**14  # of them: the first step of a run waits for the beginnings of all its streams and sources
 
 
 class Usable(NamedTuple):
@@ -123,14 +124,23 @@ class RawDocuments:
             while not self._ready:
                 if self._index >= len(self._usable):
                     self._read_block()
-                chunk = self._usable[self._index : self._index + ENCODE_AT_ONCE]
-                self._ready.extend(self._make([self._in_order(row.filtered) for row in chunk]))
+                self._ready.extend(self._make([self._in_order(row) for row in self._at_once()]))
             self._index += 1
             made = self._ready.popleft()
             if not isinstance(made, str):
                 self._left_out.given()
                 return made
             self._refuse(self._usable[self._index - 1], made)
+
+    def _at_once(self) -> list[FilteredRow]:
+        """The next rows of the block, as many as are tokenised together."""
+        chunk, characters = list[FilteredRow](), 0
+        for row in self._usable[self._index : self._index + ENCODE_AT_ONCE]:
+            chunk.append(row.filtered)
+            characters += len(row.filtered.text or "")
+            if characters >= ENCODE_CHARACTERS:
+                break
+        return chunk
 
     def _in_order(self, row: FilteredRow) -> FilteredRow:
         """The row with its options in the order of this pass, where they are shuffled."""
