@@ -21,6 +21,7 @@ from lifecycle.data.clean.contamination import Decontaminate, EvaluationSet
 from lifecycle.data.module import DataModule
 from lifecycle.data.quality.rules import FilterSpec
 from lifecycle.data.read.spec import SourceSpec, ValidationRatio
+from lifecycle.data.stream.loading.cursors import gathered
 from lifecycle.errors import UserError
 from lifecycle.jobs.prepare import prepare
 from lifecycle.tokenizer.tokenizer import TokenizerRecipe
@@ -100,6 +101,22 @@ def test_the_token_sequence_is_the_same_for_any_number_of_ranks(texts: Path, wor
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_token_sequence_is_the_same_for_any_number_of_workers(texts: Path, workers: int) -> None:
     assert digest_by_tensor(module(texts, workers=workers), 1) == digest_by_tensor(module(texts), 1)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_cursor_of_every_step_is_the_same_for_any_number_of_workers(texts: Path, workers: int) -> None:
+    cursors = [
+        [plain(gathered(step.cursor)) for step in module(texts, workers=number).train_dataloader()]
+        for number in (0, workers)
+    ]
+    assert len(cursors[0]) == STEPS and cursors[0] == cursors[1]
+
+
+def plain(state: Any) -> Any:
+    """The same with lists in the place of tensors, so that it can be compared."""
+    if isinstance(state, dict):
+        return {key: plain(value) for key, value in state.items()}
+    return state.tolist() if isinstance(state, torch.Tensor) else state
 
 
 @pytest.mark.parametrize("prepared", [False, True])

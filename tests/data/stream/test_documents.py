@@ -74,6 +74,26 @@ def test_streams_together_give_every_row_once_a_pass(tmp_path: Path, streams: in
     assert sorted(given) == sorted([*range(ROWS), *range(ROWS)])
 
 
+@pytest.mark.parametrize(("words", "at_once"), [(1, 40), (2000, 2), (9000, 1)])
+def test_long_texts_are_tokenised_few_at_a_time_so_that_the_first_step_starts_soon(
+    tmp_path: Path, words: int, at_once: int
+) -> None:
+    asked = []
+
+    def counting(rows: Sequence[FilteredRow]) -> list[Item | str]:
+        asked.append(len(rows))
+        return make(rows)
+
+    one = source(tmp_path)
+    for file in tmp_path.glob("*.jsonl"):
+        lines = [json.loads(line)["text"] for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps({"text": line + " a word" * words}) + "\n" for line in lines))
+    read = SourceReader(one, at={0: place_in(None)}, streams=1, seed=3, buffer=40)
+    documents = RawDocuments(read, counting, stream=0)
+    take(documents, ROWS)
+    assert asked[0] == at_once == max(asked)
+
+
 def test_passes_differ_in_order_and_depend_on_the_seed_alone(tmp_path: Path) -> None:
     one = source(tmp_path)
     rows = take(reader(one, 0, 1), 2 * ROWS)

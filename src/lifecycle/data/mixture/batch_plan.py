@@ -12,6 +12,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 from lifecycle.data.mixture.weight import Weight
@@ -122,7 +123,7 @@ class Mix:
         """Whether some weight moves with every step."""
         return any(weight.moves for weight in self.weights.values())
 
-    @property
+    @cached_property
     def changes(self) -> list[int]:
         """Steps at which the weights jump."""
         steps = {at for at, _ in self.shares if at > 0 and self.replay}
@@ -155,7 +156,7 @@ class BatchPlan:
 
     def at(self, step: int) -> Phase:
         """The phase that step `step` belongs to."""
-        return self.phases[bisect_right([phase.step for phase in self.phases], step) - 1]
+        return self.phases[bisect_right(self._starts, step) - 1]
 
     def weights(self, step: int) -> dict[str, float]:
         """Shares of the sources at `step`."""
@@ -163,8 +164,16 @@ class BatchPlan:
 
     def next_change(self, step: int) -> int | None:
         """The first step after `step` at which rows or weights jump, or None."""
-        later = [at for at in (*(phase.step for phase in self.phases), *self.mix.changes) if at > step]
-        return min(later, default=None)
+        later = self._changes[bisect_right(self._changes, step) :]
+        return later[0] if later else None
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [phase.step for phase in self.phases]
+
+    @cached_property
+    def _changes(self) -> list[int]:
+        return sorted({*self._starts, *self.mix.changes})
 
     def window(self, step: int, steps: int) -> int:
         """Steps of the window that begins at `step`: at most `steps`, and none beyond the next change."""

@@ -36,8 +36,8 @@ AHEAD_TOKENS, AHEAD_STEPS = 2**19, (2, 16)  # a worker's slots: enough to hide a
 
 
 class Beside(NamedTuple):
-    """What goes with the packed rows of a step: the state after it of each stream, or of the tail; and in the view
-    `prompt`, where nothing is packed, the prompts: (rows,) objects."""
+    """What goes with the packed rows of a step: what it changed in the state of each stream, or the state of the tail;
+    and in the view `prompt`, where nothing is packed, the prompts: (rows,) objects."""
 
     state: Any
     prompts: NDArray[np.object_] | None
@@ -160,10 +160,11 @@ class StepLoader:
             yield [part]
 
     def _parts(self, owned: Sequence[int], start: int, reading: Reading) -> Iterator[Part]:
-        """For every step the rows (columns, B, T) of the streams `owned`, and each stream's state after the step; until
-        the first of these streams ends."""
+        """For every step the rows (columns, B, T) of the streams `owned`, and what is new in each stream's state after
+        the step; until the first of these streams ends."""
         known = {s: self._states[s] for s in owned if s in self._states}
         streams = self._open_streams(owned, known, self._plan, reading)
+        sent = dict[int, Any]()  # each stream's last anchor
         for step in count(start):
             if self._is_over(step):
                 return
@@ -172,7 +173,7 @@ class StepLoader:
             except Exhausted:
                 return
             rows = [row for rows, _ in given.values() for row in rows]
-            yield self._part(step, rows, {s: state for s, (_, state) in given.items()})
+            yield self._part(step, rows, {s: _news(s, state, sent) for s, (_, state) in given.items()})
 
     def _part(self, step: int, rows: Sequence[Row], state: Any) -> Part:
         """Rows of one step, as workers send them: packed, or their prompts beside them."""
@@ -203,7 +204,8 @@ class StepLoader:
         arrays, beside = [rows for rows, _ in parts], [one for _, one in parts]
         prompts = [one.prompts for one in beside if one.prompts is not None]
         if self._left is None:
-            self._states = {s: dict(state) for one in beside for s, state in one.state.items()}
+            news = {s: state for one in beside for s, state in one.state.items()}
+            self._states = {s: {**self._states.get(s, {}), **state} for s, state in news.items()}
             rows = _in_order(arrays, owners)
             prompts = [_in_order([part[None, :, None] for part in prompts], owners)[0, :, 0]] if prompts else []
             states: Mapping[int, State] = {s: self._states[s] for s in self._streams}
@@ -229,6 +231,16 @@ class StepLoader:
         tensors = torch.from_numpy(rows)
         whole = self._packing.batch(tensors.pin_memory() if self._pin else tensors)
         return [whole.rows(start, end) for start, end in bounds]
+
+
+def _news(stream: int, state: State, sent: dict[int, Any]) -> State:
+    """A stream's state, without the beginning of its window where that was sent with an earlier step: it holds all that
+    was left over, and to pickle it takes longer than to pack a row."""
+    anchor = state["anchor"]
+    if sent.get(stream) is anchor:
+        return {key: value for key, value in state.items() if key != "anchor"}
+    sent[stream] = anchor
+    return state
 
 
 def _prompts(rows: Sequence[Row]) -> NDArray[np.object_]:
