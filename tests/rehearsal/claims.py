@@ -45,7 +45,7 @@ WAITS = {
     "runs/results.py full_weights": "once a run: the weights to export",
     "stages/preference/cached.py _add": "a micro-batch that a cached reference is computed for, before the first step",
     "stages/distillation/known.py _add": "a micro-batch that a teacher's output is kept of, before the first step",
-    "rollout/decode_step.py run": "once a decode step: the drawn tokens",
+    "rollout/decode_step.py run": "once in up to eight decode steps, or in each where somebody waits: the drawn tokens",
     "rollout/decode_step.py tiles": "once a tile of a deterministic decode step",
     "rollout/output.py rollout": "once a call of the engine, at its end",
     "rollout/weights_version.py surely_is": "once a call of a kept engine: some numbers of every weight",

@@ -100,3 +100,39 @@ def test_prefill_of_new_prompts_copies_no_row_of_the_cache(
     found = {kind: n for kind, n in copied.bytes.items() if n}
     assert len(passes) == 1 and found["index_copy_"] == written  # the prompts themselves
     assert found.get("index", 0) < written / 4
+
+
+STOPPING = {
+    "nothing is left out": settings(max_new_tokens=21, stop_ids=tuple(range(12)), samples=3),
+    "sets and a penalty": settings(
+        max_new_tokens=21, stop_ids=tuple(range(12)), samples=3, top_k=20, top_p=0.9, repetition_penalty=1.2
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", STOPPING)
+@pytest.mark.parametrize("slots", [4, 16])
+@pytest.mark.parametrize(("name", "graphs"), [("llama", True), ("llama", False), ("qwen2_moe", False)])
+def test_nobody_looks_at_each_token_where_nobody_waits_for_it(
+    name: str, graphs: bool, slots: int, kind: str, device: Device
+) -> None:
+    """Draws, their numbers, sets and experts are those of the host, which looks after each; some rows end in between,
+    others take their place."""
+    sampling, asked = STOPPING[kind], prompts(5)
+    wanted = Engine(build(VARIANTS[name], seed=1), slots=slots, notes_experts=True).generate(asked, sampling, seed=0)
+    model = build(VARIANTS[name], seed=1, device=torch.device("cuda"))
+    engine = Engine(model, slots=slots, graphs=graphs, notes_experts=True)
+    found = engine.generate(asked, sampling, seed=0)
+    assert torch.equal(found.token_ids, wanted.token_ids) and torch.equal(found.length, wanted.length)
+    assert found.stop_reason == wanted.stop_reason and "stop_id" in found.stop_reason
+    assert torch.equal(found.kept.offsets, wanted.kept.offsets) and torch.equal(found.kept.ids, wanted.kept.ids)
+    torch.testing.assert_close(found.logprobs, wanted.logprobs, rtol=1e-4, atol=1e-4)
+    assert (found.experts is None) == (name == "llama")
+    if found.experts is not None and wanted.experts is not None:
+        assert torch.equal(found.experts, wanted.experts)
+    looks = device.waits["rollout/decode_step.py run"]
+    steps = int(wanted.length.max())
+    assert slots == 4 or looks <= -(-steps // 8)
+    for _ in engine.stream(asked, sampling, seed=0):
+        pass
+    assert device.waits["rollout/decode_step.py run"] - looks >= steps

@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from lifecycle.model import build
 from lifecycle.rollout import Engine, Sampling
 
 __all__ = ["tapes"]
+
+LONG = replace(CONFIG, max_positions=512)
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen3", "softcap", "plain_queries"])
@@ -35,12 +38,36 @@ def test_recorded_steps_draw_what_eager_steps_draw(name: str, tapes: list[Tape])
 
 
 def test_all_recordings_of_an_engine_share_one_pool_until_they_are_dropped(tapes: list[Tape]) -> None:
-    engine = Engine(build(CONFIG, seed=1), slots=8, graphs=True)
+    engine = Engine(build(LONG, seed=1), slots=8, graphs=True)
     engine.generate(prompts(9), settings(samples=3), seed=0)
     assert len(tapes) > 1 and {tape.pool() for tape in tapes} == {tapes[0]}
     first = len(tapes)
-    engine.generate(prompts(9), settings(samples=3, top_k=5), seed=0)
+    engine.generate(prompts(9), settings(samples=3, max_new_tokens=100), seed=0)  # in a larger cache
     assert len(tapes) > first and {tape.pool() for tape in tapes[first:]} == {tapes[first]}
+
+
+def test_settings_of_another_form_do_not_cost_the_recordings_of_the_first(tapes: list[Tape]) -> None:
+    model, asked = build(CONFIG, seed=1), prompts(5)
+    engine = Engine(model, slots=4, graphs=True)
+    forms = [settings(), settings(temperature=0), settings(repetition_penalty=1.3, top_k=7)]
+    wanted = [Engine(model, slots=4, graphs=False).generate(asked, one, seed=0).token_ids for one in forms]
+    for again in range(3):
+        made = len(tapes)
+        for one, ids in zip(forms, wanted, strict=True):
+            assert torch.equal(engine.generate(asked, one, seed=0).token_ids, ids)
+        assert (len(tapes) > made) == (again == 0)
+
+
+def test_a_cache_that_is_recorded_over_has_its_whole_room_at_once(tapes: list[Tape]) -> None:
+    engine = Engine(build(LONG, seed=1), slots=2, graphs=True)
+    grow = Mock(side_effect=AssertionError("what was recorded would be lost"))
+    sampling = settings(max_new_tokens=150)
+    with patch("lifecycle.model.Cache.grow", grow):
+        engine.generate(prompts(2), sampling, seed=0)
+        made = len(tapes)
+        assert made >= 3  # of 64, 128 and 192 positions
+        engine.generate(prompts(2), sampling, seed=1)
+    assert len(tapes) == made
 
 
 def test_a_recording_serves_all_numbers_of_one_form(tapes: list[Tape]) -> None:

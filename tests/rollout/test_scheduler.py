@@ -34,7 +34,14 @@ class Machine:
 
 
 def play(
-    prompts: list[list[int]], *, samples: int, slots: int, prefill_tokens: int, seed: int, together: bool = True
+    prompts: list[list[int]],
+    *,
+    samples: int,
+    slots: int,
+    prefill_tokens: int,
+    seed: int,
+    together: bool = True,
+    powers: bool = False,
 ) -> Machine:
     rng = random.Random(seed)
     lengths = [rng.randint(1, 9) for _ in range(len(prompts) * samples)]
@@ -45,6 +52,7 @@ def play(
         slots=slots,
         prefill_tokens=prefill_tokens,
         together=together,
+        powers=powers,
     )
     machine = Machine(slots, prompts, samples)
     turn = False
@@ -106,6 +114,7 @@ def test_every_sequence_runs_once_over_its_own_prompt(seed: int) -> None:
         prefill_tokens=rng.randint(1, 30),
         seed=seed,
         together=rng.random() < 0.7,
+        powers=rng.random() < 0.5,
     )
     assert sorted(machine.finished) == list(range(len(prompts) * samples))
     # once for all samples of it
@@ -164,6 +173,18 @@ def test_a_long_prompt_holds_back_no_short_one(deterministic: bool, monkeypatch:
             alone = engine.generate([prompt], sampling, seed=0, prompt_ids=[number])
             assert torch.equal(alone.token_ids[0], together.token_ids[number])
             assert torch.equal(alone.logprobs[0], together.logprobs[number])
+
+
+def test_rows_are_moved_only_when_fewer_would_be_enough_where_steps_have_powers_of_two() -> None:
+    schedule = Scheduler([[1]] * 8, samples=1, seeds=range(8), slots=8, prefill_tokens=8, powers=True)
+    schedule.admit()
+    schedule.step(8, np.arange(8))
+    assert schedule.finish([0, 2, 5]) == [] and schedule.active == 8
+    schedule.step(8, np.arange(8))
+    assert schedule.finish([6]) == [Move(7, 0, 2), Move(4, 2, 2)] and schedule.active == 4
+    assert schedule.sequence[:4] == [7, 1, 4, 3]
+    schedule.step(4, np.arange(4))
+    assert schedule.finish([0, 1, 2, 3]) == [] and not schedule.busy
 
 
 def chunks(schedule: Scheduler) -> list[Chunk]:

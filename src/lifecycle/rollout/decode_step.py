@@ -10,6 +10,7 @@ Shapes: S rows of the cache, B rows of a step, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,10 +23,13 @@ from lifecycle.rollout.decoder.backend import DecodeBackend, as_sampled
 from lifecycle.rollout.decoder.shared_prefix import SharedPrefix, shared_prefix
 from lifecycle.rollout.output import Collected
 from lifecycle.rollout.sampling.draw import Drawn, draw
-from lifecycle.rollout.sampling.on_device import DeviceSampling
+from lifecycle.rollout.sampling.on_device import DeviceSampling, Form
 from lifecycle.rollout.sampling.parameters import Sampling, uniforms
-from lifecycle.rollout.scheduler import NUMBER, PLACE, POSITION, SEED, TOKEN, Chunk, Ints, Move
+from lifecycle.rollout.scheduler import NUMBER, PLACE, POSITION, SEED, TOKEN, Chunk, Ints, Move, power
 from lifecycle.rollout.weights_version import Version
+
+FORMS = 4
+"""Forms of sampling settings whose recorded graphs are kept."""
 
 FINE = 8
 """Positions attended to are rounded up to a multiple of this where a new shape costs nothing."""
@@ -39,7 +43,8 @@ def prefill_tokens(device: torch.device) -> int:
 class DecodeStep:
     """The step of one model over `slots` rows.
 
-    graphs: each pair of (rows, positions attended to) is recorded once as a CUDA graph. compiled: one compiled program
+    graphs: each pair of (rows, positions attended to) is recorded once as a CUDA graph for each form of the sampling
+    settings, over a cache that has its whole room from the beginning. compiled: one compiled program
     for all of them; with both, the compiled program is recorded. On a CPU the draw is not compiled: run eagerly, it
     reads numbers to choose faster ways.
     """
@@ -57,11 +62,13 @@ class DecodeStep:
             self._logits = torch.compile(DecodeStep._eager_logits)
         elif compiled:
             self._compute = torch.compile(DecodeStep._eager)
-        self._recorded: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Drawn]] = {}
+        self._recorded: dict[tuple[Form, int, int], tuple[torch.cuda.CUDAGraph, Drawn]] = {}
+        self._forms: dict[Form, DeviceSampling] = {}
         self._version: Version | None = None
         self._room: Room | None = None
         self._settings: DeviceSampling | None = None
         self._seen: Tensor | None = None
+        self._ever_seen: Tensor | None = None
         self._shared: SharedPrefix | None = None
 
     def make_room(self, room: Room, config: ModelConfig, dtype: torch.dtype) -> None:
@@ -69,6 +76,8 @@ class DecodeStep:
 
         Errors: `UserError` where the device has no room for all that the call may need.
         """
+        if self._graphs:  # one that grew would have to be recorded again
+            room = replace(room, now=room.most)
         self._room, cache = room, self.cache
         held = 0 if cache is None else cache.rows * (cache.capacity + 1) * cache.bytes_per_position
         room.check(config, dtype, self._device, held=held)
@@ -88,13 +97,14 @@ class DecodeStep:
     def set_sampling(self, sampling: Sampling, *, vocab: int) -> None:
         """Set the sampling parameters of the next steps; recorded graphs stay valid for parameters of the same form."""
         settings = DeviceSampling(sampling, vocab=vocab, device=self._device)
-        if self._settings is not None and settings.form == self._settings.form:
-            self._settings.take(settings)
-            return
-        self._settings = settings
-        penalised = settings.form.penalised
-        self._seen = torch.zeros(self._slots, vocab, dtype=torch.bool, device=self._device) if penalised else None
-        self._recorded.clear()
+        if settings.form not in self._forms and len(self._forms) == FORMS:
+            self._forms.clear()
+            self._recorded.clear()
+        self._settings = self._forms.setdefault(settings.form, settings)
+        self._settings.take(settings)
+        if settings.form.penalised and self._ever_seen is None:
+            self._ever_seen = torch.zeros(self._slots, vocab, dtype=torch.bool, device=self._device)
+        self._seen = self._ever_seen if settings.form.penalised else None
 
     def refresh(self, version: Version) -> None:
         """Lay out the model's weights again, unless `version` is certainly that of the last call."""
@@ -160,23 +170,31 @@ class DecodeStep:
         with as_sampled(model):
             model(nothing, nothing - 1, cache=self.cache)
 
-    def run(self, rows: int, longest: int, out: Collected) -> Ints:
-        """One decode step of the first `rows` rows, the longest of which will hold `longest` positions. Returns their
-        tokens (rows,) on the host; what was drawn is added to `out`."""
-        assert self.cache is not None
-        self._grow(longest)
-        if self._graphs or self._compiled:  # of few shapes
-            wide = min(1 << (rows - 1).bit_length(), self._slots)
-            limit = min(bucket(longest), self.cache.capacity)
-        else:
-            wide, limit = rows, min(-(-longest // FINE) * FINE, self.cache.capacity)
-        table = self._table[:, :wide]
-        drawn = self._replay(wide, limit) if self._graphs else self._compute(self, wide, limit)
-        self._note(table, drawn, out)
-        asked = _asked(drawn, wide, out).cpu()
-        _keep(drawn, asked, out)
-        tokens: Ints = asked[0, :rows].numpy()
+    def run(self, rows: int, longest: int, out: Collected, *, steps: int = 1) -> Ints:
+        """Some decode steps of the first `rows` rows, the longest of which will hold `longest` positions behind the
+        first. Returns their tokens (steps, rows) on the host, which looks once; what was drawn is added to `out`."""
+        self._grow(longest + steps - 1)
+        wide = min(power(rows), self._slots) if self._graphs or self._compiled else rows
+        table, drawn, asked = self._table[:, :wide], list[Drawn](), list[Tensor]()
+        for number in range(steps):
+            limit = self._limit(longest + number)
+            one = self._replay(wide, limit) if self._graphs else self._compute(self, wide, limit)
+            if self._graphs and number + 1 < steps:  # the next replay writes over it
+                kept = one.kept.clone() if isinstance(one.kept, Tensor) else one.kept
+                one = one._replace(ids=one.ids.clone(), kept=kept)
+            self._note(table, one, out)
+            drawn, asked = [*drawn, one], [*asked, _asked(one, wide, out)]
+        told = torch.stack(asked).cpu()
+        for one, of_one in zip(drawn, told, strict=True):
+            _keep(one, of_one, out)
+        tokens: Ints = told[:, 0, :rows].numpy()
         return tokens
+
+    def _limit(self, longest: int) -> int:
+        """How many positions a step looks at: one of few numbers where a new one costs much."""
+        assert self.cache is not None
+        few = self._graphs or self._compiled
+        return min(bucket(longest) if few else -(-longest // FINE) * FINE, self.cache.capacity)
 
     def tiles(self, table: Ints, out: Collected, size: int) -> Ints:
         """The same for all rows, in tiles of `size` rows that read equally many positions: the shape of what is
@@ -233,7 +251,9 @@ class DecodeStep:
         return draw(logits_BV, uniforms(table[SEED], table[NUMBER]), self._settings, seen_RV=seen)
 
     def _replay(self, rows: int, limit: int) -> Drawn:
-        if (rows, limit) not in self._recorded:
+        assert self._settings is not None
+        shape = self._settings.form, rows, limit
+        if shape not in self._recorded:
             # compilers and libraries set themselves up at their first call, which a graph may not hold
             self._compute(self, rows, limit)
             torch.cuda.synchronize(self._device)
@@ -241,8 +261,8 @@ class DecodeStep:
             # one pool of memory: graphs run one after the other, so what one computes with is free for the next
             with torch.cuda.graph(graph, pool=next((other.pool() for other, _ in self._recorded.values()), None)):
                 drawn = self._compute(self, rows, limit)
-            self._recorded[rows, limit] = graph, drawn
-        graph, drawn = self._recorded[rows, limit]
+            self._recorded[shape] = graph, drawn
+        graph, drawn = self._recorded[shape]
         graph.replay()
         return drawn
 

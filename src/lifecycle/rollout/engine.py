@@ -32,11 +32,11 @@ from lifecycle.rollout.cache_room import Room
 from lifecycle.rollout.decode_step import DecodeStep, prefill_tokens
 from lifecycle.rollout.decoder.backend import cache_dtype, compute_dtype, is_plain, prepare
 from lifecycle.rollout.environments.environment import Environments
-from lifecycle.rollout.output import Collected, best
+from lifecycle.rollout.output import best
 from lifecycle.rollout.request import Call, NewToken, OneAtATime
 from lifecycle.rollout.sampling.parameters import Sampling
 from lifecycle.rollout.sampling.stop_conditions import Decoding
-from lifecycle.rollout.scheduler import POSITION, Ints, Scheduler
+from lifecycle.rollout.scheduler import POSITION, Ints
 from lifecycle.rollout.weights_version import Version, optimizer_steps
 
 TILE = 8
@@ -44,6 +44,9 @@ TILE = 8
 
 FIXED_CHUNK = 64
 """Positions of every prefill in deterministic mode."""
+
+AHEAD, AHEAD_BYTES = 8, 1 << 28
+"""Decode steps on a GPU before the host looks, where nobody waits for a token; bytes of what they chose from."""
 
 OnToken = Callable[[int, int, int], None]
 
@@ -162,8 +165,10 @@ class Engine:
         `UserError` for prompts that are empty, too long or not of the vocabulary, and where logits are not finite.
         """
         with self._alone:
-            call = self._begin(prompts, sampling, seed, step, prompt_ids, tokenizer, environments, sets=True)
-            for new in self._run(call, watched=on_token is not None):
+            watched = on_token is not None
+            given = prompts, sampling, seed, step, prompt_ids, tokenizer, environments
+            call = self._begin(*given, watched=watched, sets=True)
+            for new in self._run(call, watched=watched):
                 if on_token is not None:
                     on_token(new.prompt, new.sample, new.token)
         rollout = call.out.rollout(
@@ -190,7 +195,7 @@ class Engine:
         """The tokens of all completions, those of one decode step after another. Until the last is read, or the
         stream is closed, the engine takes no other call."""
         with self._alone:
-            call = self._begin(prompts, sampling, seed, step, prompt_ids, tokenizer, None, sets=False)
+            call = self._begin(prompts, sampling, seed, step, prompt_ids, tokenizer, None, watched=True, sets=False)
             yield from self._run(call, watched=True)
 
     # -- a call
@@ -205,6 +210,7 @@ class Engine:
         tokenizer: Decoding | None,
         environments: Environments | None,
         *,
+        watched: bool,
         sets: bool,
     ) -> Call:
         sampling.check_ids(self._model.config.vocab)
@@ -221,6 +227,8 @@ class Engine:
             slots=self._slots,
             prefill_tokens=FIXED_CHUNK if self._deterministic else self._prefill_chunk,
             together=not self._deterministic,
+            powers=self._graphs or self._compiled,
+            ahead=1 if watched else self._ahead(),
             sets=sets,
             device=self._device,
         )
@@ -267,21 +275,29 @@ class Engine:
                 if not schedule.active:
                     step.empty_pass(self._model)
                     continue
-                news, ended = call.take(self._decode(schedule, call.out), watched=watched)
+                news, ended = call.take(self._decode(call), watched=watched)
                 step.copy(schedule.finish(ended))
             yield from news
 
     # -- on the device
 
-    def _decode(self, schedule: Scheduler, out: Collected) -> Ints:
+    def _ahead(self) -> int:
+        """Decode steps that the host need not look at one by one. Ranks that share a model step together."""
+        if self._device.type != "cuda" or self._shared or self._deterministic:
+            return 1
+        return max(1, min(AHEAD, AHEAD_BYTES // (self._slots * self._model.config.vocab)))
+
+    def _decode(self, call: Call) -> Ints:
+        """(T, rows): what some steps drew."""
         assert self._step is not None
+        schedule, out = call.schedule, call.out
         if schedule.changed:
             self._step.set_table(schedule.table, schedule.take_entered())
             if not self._deterministic:  # other rows must not change the bits of a row
                 self._step.share(schedule.groups(), schedule.prompts)
         if self._deterministic:
-            return self._step.tiles(schedule.table, out, TILE)
-        return self._step.run(schedule.active, int(schedule.table[POSITION].max()) + 1, out)
+            return self._step.tiles(schedule.table, out, TILE)[None]
+        return self._step.run(schedule.active, int(schedule.table[POSITION].max()) + 1, out, steps=call.steps())
 
     # -- ranks
 

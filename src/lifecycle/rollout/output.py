@@ -82,6 +82,9 @@ class Collected:
         for sequence, number, told in self._told:
             part = slice(number, number + len(told))
             ids[sequence, part], sampled[sequence, part] = torch.tensor(told, dtype=torch.long, device="cpu"), False
+        experts = None if self._experts is None else self._experts[:-1, :longest].cpu().clone()
+        if experts is not None:
+            experts[~exists] = -1  # a sequence may have drawn on behind its end
         logprobs, full, entropy = (torch.where(exists, x, 0) for x in facts.unbind(-1))
         drawn = [x.cpu() for x in (torch.cat(self._places), Kept.joined(self._kept).ids)] if self._kept else []
         completions = [line[:end] for line, end in zip(ids.tolist(), self._lengths, strict=True)]
@@ -100,7 +103,7 @@ class Collected:
             kept=self._sets(exists, *drawn) if drawn else Kept.whole(exists.numel()),
             stop_reason=list(self._reasons),
             weights_version=weights_version,
-            experts=None if self._experts is None else self._experts[:-1, :longest].cpu().clone(),
+            experts=experts,
             dialogues=dialogues,
         )
 

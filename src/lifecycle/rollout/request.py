@@ -51,7 +51,8 @@ class OneAtATime:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """A call under way. numbers: stable numbers of the prompts. seeds: of the sequences. room: the size of its
-    cache. turns: with environments; None: there are none."""
+    cache. turns: with environments; None: there are none. ahead: decode steps at most that are made before the host
+    looks at what they drew; a sequence that has ended by then draws on, and nothing reads it."""
 
     schedule: Scheduler
     out: Collected
@@ -60,6 +61,7 @@ class Call:
     seeds: list[int]
     room: Room
     turns: Turns | None
+    ahead: int
 
     @classmethod
     def of(
@@ -77,6 +79,8 @@ class Call:
         slots: int,
         prefill_tokens: int,
         together: bool,
+        powers: bool,
+        ahead: int,
         sets: bool,
         device: torch.device,
     ) -> Call:
@@ -85,14 +89,16 @@ class Call:
         numbers, seeds, limits = sequences(
             prompts, sampling, seed=seed, step=step, prompt_ids=prompt_ids, positions=positions, vocab=vocab
         )
+        stops, turns = Stops(sampling, tokenizer, limits), None
+        ahead = 1 if stops.reads_text or environments is not None else ahead
+        longest = max((len(p) + limits[i * drawn] for i, p in enumerate(prompts)), default=1)
         room = Room.of(
             sequences=len(seeds),
             slots=slots,
             prompt=max(map(len, prompts), default=1),
-            longest=max((len(p) + limits[i * drawn] for i, p in enumerate(prompts)), default=1),
+            longest=longest + ahead - 1,
         )
-        stops, turns = Stops(sampling, tokenizer, limits), None
-        out = Collected(len(seeds), max(limits, default=1), device=device, sets=sets)
+        out = Collected(len(seeds), max(limits, default=1) + ahead - 1, device=device, sets=sets)
         if environments is not None:
             turns = Turns(environments, prompts, samples=drawn, stops=stops)
             for sequence, told in turns.openings.items():
@@ -104,6 +110,7 @@ class Call:
             slots=room.rows,
             prefill_tokens=prefill_tokens,
             together=together,
+            powers=powers,
             openings=None if turns is None else turns.openings,
         )
         return cls(
@@ -114,14 +121,27 @@ class Call:
             seeds=seeds,
             room=room,
             turns=turns,
+            ahead=ahead,
         )
 
-    def take(self, tokens: Ints, *, watched: bool) -> tuple[list[NewToken], list[int]]:
-        """Enter what the first rows drew, tell sequences what their environments say, and end those that are over.
-        Returns the new tokens if `watched`, and the rows that are free now."""
+    def steps(self) -> int:
+        """Decode steps that may be made now before the host looks."""
+        table = self.schedule.table[:, self.schedule.active_rows()]
+        return max(1, min(self.ahead, self.stops.left(table[PLACE], table[NUMBER])))
+
+    def take(self, tokens_TR: Ints, *, watched: bool) -> tuple[list[NewToken], list[int]]:
+        """Enter what the first rows drew in each of some steps. Returns the new tokens if `watched`, and the rows that
+        are free now."""
+        rows, news, free = self.schedule.active_rows(), list[NewToken](), list[int]()
+        for tokens in tokens_TR:
+            self.schedule.step(len(tokens), tokens)
+            new, ended = self._take(rows, tokens, watched=watched)
+            news, free, rows = news + new, free + ended, np.setdiff1d(rows, ended)
+        return news, free
+
+    def _take(self, rows: Ints, tokens: Ints, *, watched: bool) -> tuple[list[NewToken], list[int]]:
+        """Of one step: tell the sequences of these rows what their environments say, and end those that are over."""
         schedule = self.schedule
-        rows = schedule.active_rows()
-        schedule.step(len(tokens), tokens)
         sequences, numbers, drawn = schedule.table[PLACE, rows], schedule.table[NUMBER, rows], tokens[rows]
         self._check(sequences, numbers, drawn)
         told, ended = dict[int, Told](), dict(self.stops.ended(sequences, drawn, numbers))

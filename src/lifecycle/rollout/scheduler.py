@@ -6,7 +6,7 @@ first, in the row of its first sequence, chunk by chunk beside others: a short o
 however long its neighbours are. All but the last token of a prompt are prefilled: the last is the first that is
 decoded, so that every token is drawn in the same way. Rows that finish are free at once, and go on with their own
 prompt while samples of it wait, so that no prompt is prefilled twice; while nothing waits, the active rows are kept
-together at the front.
+together at the front. Where steps have powers of two of rows, that is done only when fewer would then be enough.
 
 A sequence that is told something (`tell`: what a tool answered) keeps its row, and what that holds: the new tokens are
 prefilled behind it, beside prompts, while other rows decode on.
@@ -63,8 +63,8 @@ class Scheduler:
     """The rows of the sequences of `prompts` x `samples`; sequence n is completion n % samples of prompt n // samples.
 
     table: (5, slots) int64, what the decode step reads of every row. prefill_tokens: at most so many in a chunk, over
-    all its lines. together: several prompts may share a chunk. openings: what sequences are told before their first
-    token.
+    all its lines. together: several prompts may share a chunk. powers: decode steps have powers of two of rows.
+    openings: what sequences are told before their first token.
     """
 
     def __init__(
@@ -76,11 +76,12 @@ class Scheduler:
         slots: int,
         prefill_tokens: int,
         together: bool = True,
+        powers: bool = False,
         openings: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
         self.prompts, self.samples, self.slots = prompts, samples, slots
         self._openings = openings or {}
-        self._seeds, self._prefill_tokens, self._together = seeds, prefill_tokens, together
+        self._seeds, self._prefill_tokens, self._together, self._powers = seeds, prefill_tokens, together, powers
         self._next = dict.fromkeys(range(len(prompts)), 0)  # prompts with samples that wait, and the first of these
         self.sequence: list[int | None] = [None] * slots
         self._holds: list[int | None] = [None] * slots
@@ -204,10 +205,10 @@ class Scheduler:
         """Free these rows. Returns the moves that keep the others at the front, to be made in order."""
         for row in rows:
             self._clear(row)
-        if self._next:
+        if self._next or (self._powers and power(len(self.active_rows())) == power(self.active)):
             return []
         moves = []
-        for row in sorted(rows):
+        for row in (row for row, one in enumerate(self.sequence) if one is None and row not in self._writing):
             last = self.active - 1
             if last <= row:
                 break
@@ -236,3 +237,8 @@ class Scheduler:
         self.table[:, row] = (0, -1, 0, 0, len(self._seeds))
         self.sequence[row] = None
         self.changed = True
+
+
+def power(rows: int) -> int:
+    """The power of two that so many rows fit into."""
+    return 1 << max(rows - 1, 0).bit_length()

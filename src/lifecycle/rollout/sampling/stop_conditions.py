@@ -91,6 +91,15 @@ class Stops:
             self._tails.pop(int(sequences[place]), None)
         return found
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether every token has to be looked at before the next."""
+        return bool(self._strings)
+
+    def left(self, sequences: Ints, numbers: Ints) -> int:
+        """Tokens that may still be drawn of one of the sequences, the most; they have `numbers` each."""
+        return int((self._limits[sequences] - numbers).max(initial=0))
+
     def room(self, sequence: int, number: int) -> int:
         """Tokens that sequence `sequence` of `number` tokens may be told, so that one can be drawn behind them."""
         return int(self._limits[sequence]) - number - 1
