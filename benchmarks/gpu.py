@@ -5,6 +5,7 @@ transformers, reinforcement learning, saving, FSDP2.
     PYTHONPATH=src:. python -m benchmarks.gpu --only decode,decode_hf --budget 120
     PYTHONPATH=src:. python -m benchmarks.gpu --only finetune --budget 330 --json benchmarks/results/gpu_finetune.json
     PYTHONPATH=src:. python -m benchmarks.gpu --only grpo_step,grpo_run_135m --json benchmarks/results/gpu_grpo.json
+    PYTHONPATH=src:. python -m benchmarks.gpu --only decode --beside old/src     # and the same with the code there
     PYTHONPATH=src:. python -m benchmarks.gpu --rehearse           # on a CPU at toy size; says nothing of speed
 
 Every item is a process of its own with a limit of its own: one that fails or hangs costs the others nothing, and what
@@ -34,6 +35,8 @@ LINES = 12
 
 FINETUNE = "finetune"
 """In --only: all items of which this is the beginning."""
+
+SOURCE = Path(__file__).parents[1] / "src"
 
 ENDING_S = 5
 """Kept back for the table."""
@@ -67,6 +70,8 @@ ITEMS = (
     Item("decode", 100, 40, "gpu_decode", "ours"),
     Item("tests", 100, 30, "gpu_runs", "tests"),
     Item("train_hf_64k", 130, 50, "gpu_train", "transformers"),
+    Item("decode_shares", 60, 30, "gpu_decode", "shares"),
+    Item("decode_compiled", 150, 60, "gpu_decode", "ours", (True,)),
     Item("decode_hf", 60, 30, "gpu_decode", "transformers"),
     _train("train_64k_varlen_eager", 45, 1, "varlen", False),
     _train("train_64k_sdpa_eager", 45, 1, "sdpa", False),
@@ -101,10 +106,11 @@ def main() -> int:
     found: dict[str, dict[str, Any]] = {}
     end = time.monotonic() + given.budget - ENDING_S
     try:
-        for item in wanted:
-            found[item.name] = {"status": "stopped"}
-            found[item.name] = _run(item, end - time.monotonic(), given.rehearse)
-            print(_line(item.name, found[item.name]), flush=True)
+        for item, source in [(item, source) for item in wanted for source in sources(given.beside)]:
+            name = item.name if source == SOURCE else f"{item.name} ({source})"
+            found[name] = {"status": "stopped"}
+            found[name] = _run(item, end - time.monotonic(), given.rehearse, source)
+            print(_line(name, found[name]), flush=True)
             _write(given.json, found, given)
     finally:
         _write(given.json, found, given)
@@ -124,11 +130,21 @@ def chosen(only: list[str]) -> list[Item]:
     ]
 
 
+def sources(beside: Path | None) -> list[Path]:
+    """Whose code is measured: that of another folder first, if any, then that of this repository."""
+    if beside is None:
+        return [SOURCE]
+    if not (beside / "lifecycle").is_dir():
+        sys.exit(f"--beside: {beside} has no folder lifecycle; give the src of another version of this code")
+    return [beside, SOURCE]
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", type=lambda text: text.split(","), default=[], help="items, separated by commas")
     parser.add_argument("--budget", type=float, default=480, help="seconds for all items together")
     parser.add_argument("--json", type=Path, help="default: benchmarks/results/gpu.json, none for a rehearsal")
+    parser.add_argument("--beside", type=Path, help="the src of another version of this code, to measure as well")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, at toy size")
     parser.add_argument("--item", help="measure this one here, in this process")
     given = parser.parse_args()
@@ -145,7 +161,7 @@ def _measure(item: Item, rehearse: bool) -> None:
         print("RESULT " + json.dumps(result), flush=True)
 
 
-def _run(item: Item, left_s: float, rehearse: bool) -> dict[str, Any]:
+def _run(item: Item, left_s: float, rehearse: bool, source: Path) -> dict[str, Any]:
     if left_s < (5 if rehearse else item.least_s):
         return {"status": "no time", "error": f"{max(left_s, 0):.0f} s of the budget are left"}
     command = [sys.executable, "-m", "benchmarks.gpu", "--item", item.name, *(["--rehearse"] if rehearse else [])]
@@ -156,7 +172,7 @@ def _run(item: Item, left_s: float, rehearse: bool) -> dict[str, Any]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,  # so that a kill reaches what it started
-        env=_environment(),
+        env=_environment(source),
     )
     killed = False
     try:
@@ -171,10 +187,9 @@ def _run(item: Item, left_s: float, rehearse: bool) -> dict[str, Any]:
     return _read(said, status) | {"seconds": round(time.monotonic() - started, 1)}
 
 
-def _environment() -> dict[str, str]:
+def _environment(source: Path) -> dict[str, str]:
     """Absolute paths: runs of the command line are started in folders of their own."""
-    root = Path(__file__).parents[1]
-    paths = [str(root / "src"), str(root), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    paths = [str(source), str(SOURCE.parent), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(os.path.abspath(path) for path in paths)),

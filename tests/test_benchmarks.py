@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -70,7 +71,7 @@ def test_the_shares_of_a_step_are_those_of_its_kernels_and_of_nothing_twice() ->
 @pytest.mark.parametrize(
     "name",
     [
-        *"train_64k train_128k decode train_hf_64k decode_hf checkpoint".split(),
+        *"train_64k train_128k decode decode_shares train_hf_64k decode_hf checkpoint".split(),
         *FINETUNE[:2],
         *FINETUNE[3:],
         "grpo_step",
@@ -114,6 +115,23 @@ def test_the_command_leaves_a_table_and_a_file_also_when_its_time_runs_out(tmp_p
     found = json.loads((tmp_path / "x.json").read_text())["items"]
     assert found["train_64k"]["status"] in ("ok", "killed") and found["decode"]["status"] in ("killed", "no time")
     assert done.stdout.count("\ndecode ") == 2  # as it ended, and in the table
+
+
+def test_another_version_of_the_code_is_measured_beside_this_one(tmp_path: Path) -> None:
+    other = tmp_path / "old/src"
+    shutil.copytree(ROOT / "src", other, ignore=shutil.ignore_patterns("__pycache__"))
+    engine = other / "lifecycle/rollout/__init__.py"
+    engine.write_text(engine.read_text() + "raise RuntimeError('this is the other one')\n")
+    command = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--only", "decode", "--beside", str(other)]
+    done = subprocess.run(
+        [*command, "--json", str(tmp_path / "x.json")], cwd=ROOT, env=os.environ | {"PYTHONPATH": "src:."}
+    )
+    found = json.loads((tmp_path / "x.json").read_text())["items"]
+    assert done.returncode == 1 and list(found) == [f"decode ({other})", "decode"]
+    assert "this is the other one" in found[f"decode ({other})"]["error"]
+    assert found["decode"]["status"] == "ok" and set(found["decode"]["measured"]["4"]) >= {"first_s", "graphs"}
+    with pytest.raises(SystemExit, match="has no folder lifecycle"):
+        gpu.sources(tmp_path)
 
 
 @pytest.mark.slow

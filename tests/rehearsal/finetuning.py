@@ -106,7 +106,7 @@ def _singles(make: Callable[..., Stage], **waits: int) -> Case:
     return Case(make=make, items=singles, view="unpaired", waits=waits)
 
 
-DRAWN = {"rollout/decode_step.py run": 48, "rollout/output.py rollout": 6}
+DRAWN = {"rollout/decode_step.py run": 8, "rollout/output.py rollout": 6}
 
 CASES = {
     "sft": _chat(lambda folder, **facts: plain("nll", **facts)),

@@ -198,6 +198,11 @@ class Engine:
             call = self._begin(prompts, sampling, seed, step, prompt_ids, tokenizer, None, watched=True, sets=False)
             yield from self._run(call, watched=True)
 
+    @property
+    def graphs(self) -> bool:
+        """Whether decode steps are recorded as CUDA graphs."""
+        return self._graphs
+
     # -- a call
 
     def _begin(

@@ -228,6 +228,17 @@ def test_the_split_into_micro_batches_changes_nothing(kind: Any, other: dict[str
     assert a[1]["train/grad_norm"] == pytest.approx(b[1]["train/grad_norm"], rel=1e-4)
 
 
+def test_an_engine_that_stays_changes_nothing(tmp_path: Path) -> None:
+    found = []
+    for keep in (True, False):
+        made = grpo(keep_engine=keep)
+        rows = train(made, tmp_path / str(keep))
+        told = [{key: row[key] for key in ("rollout/reward", "rollout/entropy")} for row in rows.values()]
+        found.append((told, made.network.state_dict()))
+    (told, weights), (wanted_told, wanted) = found
+    assert told == wanted_told and all(torch.equal(weights[name], wanted[name]) for name in wanted)
+
+
 def test_the_split_of_the_prompts_changes_nothing(tmp_path: Path) -> None:
     first, second = grpo(), grpo()
     a = train(first, tmp_path / "a")

@@ -81,6 +81,7 @@ def spo(
             head_dtype=None,
             environment=ALONE,
             keep_routing=False,
+            keep_engine=None,
         ),
         graded=GRADED,
         policy=replace(KEYS, **{"clip_high": 0.28, **keys}),

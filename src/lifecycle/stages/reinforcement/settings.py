@@ -48,6 +48,7 @@ class SamplingKeys:
     written to a file to the next; None: none are. head_dtype: of the product that gives logits, where that is wider
     than those of the others, in sampling and in training; None: theirs. environment: what answers in between.
     keep_routing: whether each position is trained through the experts that it visited when its token was drawn.
+    keep_engine: whether the engine that draws stays in memory during updates; None: see `KeptEngine`.
     """
 
     sampling: DrawingKeys
@@ -60,6 +61,7 @@ class SamplingKeys:
     head_dtype: Literal["float32"] | None
     environment: EnvironmentKeys
     keep_routing: bool
+    keep_engine: bool | None
 
     @property
     def head(self) -> torch.dtype | None:

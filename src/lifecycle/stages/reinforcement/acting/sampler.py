@@ -1,8 +1,8 @@
 """Samples of a step: completions of its prompts, drawn from the policy as it stands.
 
 Every draw follows from (seed of the run, step, number of the prompt in the step, number of the sample) alone: a step
-that is taken again draws the same samples, on any number of ranks. The engine is made anew in each step, so that
-nothing of it has to be kept, and what it computes together follows from the step as well.
+that is taken again draws the same samples, on any number of ranks. What the engine computes together follows from the
+step as well, whether it is made anew in each step or stays in memory (kept_engine.py).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from lifecycle.batch import PromptBatch, Rollout
 from lifecycle.model import Decoder
-from lifecycle.rollout.engine import generate
+from lifecycle.rollout.kept_engine import KeptEngine
 from lifecycle.rollout.sampling.parameters import Sampling
 from lifecycle.stages.reinforcement.acting.records import records_of
 from lifecycle.stages.reinforcement.settings import SamplingKeys
@@ -24,7 +24,7 @@ class PolicySampler:
     """Draws from a policy. Its state is what no config says of the draws: the text of an environment of the user's."""
 
     def __init__(self, keys: SamplingKeys, setup: Setup) -> None:
-        self._keys, self._setup = keys, setup
+        self._keys, self._setup, self._engine = keys, setup, KeptEngine(keys.keep_engine)
         keys.environment.check()
         self._text = keys.environment.text  # as it is imported; the file may be edited while the run goes on
 
@@ -67,16 +67,14 @@ class PolicySampler:
         if self._keys.environment.name is not None:
             assert setup.tokenizer is not None
             environments = self._keys.environment.of(records_of(prompts, setup), setup.tokenizer)
-        return generate(
-            network,
-            prompts.ids,
-            sampling,
-            seed=self._setup.seed if seed is None else seed,
-            step=step,
-            tokenizer=self._setup.tokenizer,
-            prompt_ids=prompts.number.tolist(),
-            slots=self._keys.slots,
-            head_dtype=self._keys.head,
-            environments=environments,
-            notes_experts=True,
-        )
+        settings = {"slots": self._keys.slots, "head_dtype": self._keys.head, "notes_experts": True}
+        with self._engine.of(network, **settings) as engine:
+            return engine.generate(
+                prompts.ids,
+                sampling,
+                seed=self._setup.seed if seed is None else seed,
+                step=step,
+                tokenizer=self._setup.tokenizer,
+                prompt_ids=prompts.number.tolist(),
+                environments=environments,
+            )
