@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,10 +13,13 @@ from tests.model.variants import VARIANTS
 from tests.rehearsal.claims import Device, rehearsal
 from tests.rollout.copied import Copied
 from tests.rollout.sampled import prompts, settings
+from torch.utils._pytree import tree_leaves
 
 from lifecycle.model import build
+from lifecycle.model.layers.norm_swiglu import RMSNorm
 from lifecycle.rollout import Engine, Sampling
 from lifecycle.rollout.decode_step import DecodeStep
+from lifecycle.rollout.decoder.joined_blocks import rms_norm
 from lifecycle.rollout.sampling.score import score
 
 KINDS: dict[str, Sampling] = {
@@ -136,3 +140,41 @@ def test_nobody_looks_at_each_token_where_nobody_waits_for_it(
     for _ in engine.stream(asked, sampling, seed=0):
         pass
     assert device.waits["rollout/decode_step.py run"] - looks >= steps
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_norm_in_one_kernel_is_the_norm(dtype: torch.dtype, weights: torch.dtype, device: Device) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = (3 * torch.randn(7, 96, generator=generator)).to(dtype)
+    norm = RMSNorm(96, eps=1e-5)
+    norm.weight.data = torch.randn(96, generator=generator).to(weights)
+    with torch.no_grad():
+        wanted, there = norm(x), norm.to("cuda")
+        found = rms_norm(x.cuda(), there)
+    assert found.is_cuda and found.dtype == dtype
+    torch.testing.assert_close(found.cpu(), wanted)
+
+
+@pytest.mark.parametrize(("precision", "most"), [("bf16", 18), ("autocast", 22)])
+def test_a_layer_of_a_decode_step_starts_few_kernels(precision: str, most: int, device: Device) -> None:
+    """The difference of two depths; attention and each product count as one."""
+    counts = []
+    for layers in (2, 4):
+        config = replace(VARIANTS["llama"], layers=layers)
+        model = build(config, seed=1, device=torch.device("cuda"))
+        model = model.bfloat16() if precision == "bf16" else model
+        engine = Engine(model, slots=1)
+        with torch.autocast("cuda", torch.bfloat16) if precision == "autocast" else nullcontext():
+            engine.generate([[1, 2, 3]], settings(top_k=10), seed=0)
+        step = engine._step
+        assert step is not None
+        ((tape, _),) = step._recorded.values()
+        counts.append(sum(starts_a_kernel(*call) for call in tape.calls))  # type: ignore[attr-defined]
+    assert counts[1] - counts[0] <= 2 * most
+
+
+def starts_a_kernel(function: Any, given: Any, more: Any, made: list[torch.Tensor]) -> bool:
+    """Whether it writes, or makes something that is no view of what it is given."""
+    held = {x.untyped_storage()._cdata for x in tree_leaves((given, more)) if isinstance(x, torch.Tensor)}
+    return function._schema.is_mutable or not {x.untyped_storage()._cdata for x in made} <= held

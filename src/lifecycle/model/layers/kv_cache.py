@@ -130,9 +130,8 @@ class Cache:
         own_B1T1 = position_ids_BT.clamp(min=0)[:, None, :, None]
         seen = slots_L <= own_B1T1
         masks = {w: seen if w is None else seen & (slots_L > own_B1T1 - w) for w in dict.fromkeys(self.windows)}
-        if device.type == "cpu":  # its kernels want what is added to the scores, and would make it in every layer
-            masks = {w: self._added(mask) for w, mask in masks.items()}
-        return masks
+        # not bool: kernels want what is added to the scores, and torch would make it in every layer
+        return {w: self._added(mask) for w, mask in masks.items()}
 
     def _slots(self, position_ids_BT: Tensor, rows_B: Tensor | slice | None) -> Tensor:
         """(B T G,) line of (R G (C + 1), K) where each key of a call is stored; padding in the last slot of its row."""
@@ -157,8 +156,8 @@ def _sizes(config: ModelConfig) -> tuple[int, int, int]:
 class CallSlots:
     """The tokens of one call in a cache.
 
-    slots_M: of the call's keys, see `Cache._slots`. masks: by window, (B, 1, T, L), bool and true where a slot is seen;
-    on a CPU what is added to scores, 0 there and -inf elsewhere. documents: by window, in their place where all rows
+    slots_M: of the call's keys, see `Cache._slots`. masks: by window, (B, 1, T, L), what is added to scores: 0 where a
+    slot is seen, -inf elsewhere. documents: by window, in their place where all rows
     begin with the call. angles: cos and signed sin of the tokens' positions, each (B, T, 1, P).
     """
 
