@@ -42,13 +42,11 @@ class KlKeys:
 class SamplingKeys:
     """How a step's samples come about.
 
-    slots: sequences that are decoded at a time. updates_per_rollout: updates of the weights, each on an equal part of
-    the step's prompts. passes_per_rollout: how often each sample is used. drop_solved, varying_prompts: which prompts
-    are asked, and which are trained on (`choice_of_prompts.py`). keep_rollouts: steps from one whose samples are
-    written to a file to the next; None: none are. head_dtype: of the product that gives logits, where that is wider
-    than those of the others, in sampling and in training; None: theirs. environment: what answers in between.
-    keep_routing: whether each position is trained through the experts that it visited when its token was drawn.
-    keep_engine: whether the engine that draws stays in memory during updates; None: see `KeptEngine`.
+    slots: sequences decoded at a time. updates_per_rollout: updates of the weights, each on a part of the prompts.
+    passes_per_rollout: how often each sample is used. drop_solved, varying_prompts: see choice_of_prompts.py.
+    keep_rollouts: steps between those whose samples are written; None: none are. head_dtype: of the product that gives
+    logits, where it is wider; None: as others. environment: what answers in between. keep_routing: whether tokens are
+    trained through the experts visited in sampling. keep_engine: whether it stays in updates; None: see KeptEngine.
     """
 
     sampling: DrawingKeys
