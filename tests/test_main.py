@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from lifecycle.__main__ import others_at_work
+from lifecycle.__main__ import _run, others_at_work
+from lifecycle.runs.begin_end import RunResult
 
 
 @pytest.mark.parametrize(
@@ -44,3 +47,20 @@ def test_ctrl_c_while_everything_loads_is_no_traceback() -> None:
             preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignored else None,
         )
         assert (run.returncode, run.stderr) == (left, "")
+
+
+def test_what_an_earlier_job_of_a_sweep_left_is_still_collected(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done = RunResult(folder=tmp_path, status="finished", metrics={}, model=None, result=None)
+    monkeypatch.setattr("lifecycle.run.run", lambda cfg: done)
+    frozen = gc.get_freeze_count()
+    assert gc.isenabled() and _run(OmegaConf.create()) == 0
+    assert gc.get_freeze_count() == frozen
+    try:
+        gc.disable()  # as the first job finds it
+        assert _run(OmegaConf.create()) == 0
+        assert gc.isenabled() and gc.get_freeze_count() > frozen
+    finally:
+        gc.unfreeze()
+        gc.enable()

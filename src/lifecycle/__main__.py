@@ -63,8 +63,9 @@ def _run(cfg: DictConfig) -> int:
     from lifecycle.run import run
     from lifecycle.system.ranks import end_with_rank_0, leave
 
-    gc.freeze()
-    gc.enable()
+    if not gc.isenabled():  # the first job of a sweep, or the only one: what later ones find may be garbage of others
+        gc.freeze()
+        gc.enable()
     end_with_rank_0()
     try:
         result = run(cfg)
