@@ -32,7 +32,7 @@ from lifecycle.model.layers.norm_swiglu import FeedForward, RMSNorm
 from lifecycle.model.layers.rope import rotary_angles, rotate
 from lifecycle.model.lora import Adapter
 from lifecycle.system.seeds import derive
-from lifecycle.system.shards import is_sharded
+from lifecycle.system.shards import is_sharded, shared_out
 
 SHAPES = 64
 """Graphs of one function that are kept; past its own limit of 8 the compiler would go on eagerly and say nothing."""
@@ -312,11 +312,4 @@ def _loaded(model: nn.Module, _: object) -> None:
 
 def fill(parameter: Tensor, value: Tensor) -> None:
     """Copy a whole tensor into a parameter that may be one rank's shard of it."""
-    if is_sharded(parameter):
-        from torch.distributed.tensor import distribute_tensor  # here: see `shards`
-
-        # src_data_rank None: every rank has the same whole value already and keeps its part, nothing is sent
-        value = value.to(parameter.to_local().device)
-        parameter.copy_(distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None))
-        return
-    parameter.copy_(value)
+    parameter.copy_(shared_out(value, parameter) if is_sharded(parameter) else value)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lifecycle.errors import UserError
-from lifecycle.system.shards import is_sharded
+from lifecycle.system.shards import shared_out
 
 CRITIC = "critic_"
 """How the names of groups begin that are of a critic, which nothing goes on from."""
@@ -63,10 +63,4 @@ def _fitted(value: Any, parameter: Tensor, group: str, *, count_on: torch.device
         )
     whole = torch.zeros(parameter.shape, dtype=value.dtype, device=value.device)
     whole[: len(value)] = value
-    if is_sharded(parameter):
-        from torch.distributed.tensor import distribute_tensor  # here: see `shards`
-
-        return distribute_tensor(
-            whole.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
-        )
-    return whole.to(parameter.device)
+    return shared_out(whole, parameter)
