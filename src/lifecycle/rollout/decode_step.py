@@ -44,9 +44,9 @@ class DecodeStep:
     """The step of one model over `slots` rows.
 
     graphs: each pair of (rows, positions attended to) is recorded once as a CUDA graph for each form of the sampling
-    settings, over a cache that has its whole room from the beginning. compiled: one compiled program
-    for all of them; with both, the compiled program is recorded. On a CPU the draw is not compiled: run eagerly, it
-    reads numbers to choose faster ways.
+    settings, over a cache that has its whole room from the beginning. compiled: one compiled program for all of them;
+    with both, the compiled program is recorded. On a CPU the draw is not compiled: run eagerly, it reads numbers to
+    choose faster ways.
     """
 
     def __init__(
@@ -183,7 +183,8 @@ class DecodeStep:
                 kept = one.kept.clone() if isinstance(one.kept, Tensor) else one.kept
                 one = one._replace(ids=one.ids.clone(), kept=kept)
             self._note(table, one, out)
-            drawn, asked = [*drawn, one], [*asked, _asked(one, wide, out)]
+            drawn.append(one)
+            asked.append(_asked(one, wide, out))
         told = torch.stack(asked).cpu()
         for one, of_one in zip(drawn, told, strict=True):
             _keep(one, of_one, out)

@@ -161,7 +161,8 @@ class Scheduler:
             if lines and (not self._together or size > self._prefill_tokens or 4 * (used + wide) < 3 * size):
                 break
             if (self._writing[row].done == 0) == begins:
-                lines, used, width = [*lines, row], used + wide, wide
+                lines.append(row)
+                used, width = used + wide, wide
         parts = [self._writing[row] for row in lines]
         return Chunk(lines, [one.ids for one in parts], [one.done for one in parts], width)
 

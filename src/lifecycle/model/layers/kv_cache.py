@@ -157,8 +157,8 @@ class CallSlots:
     """The tokens of one call in a cache.
 
     slots_M: of the call's keys, see `Cache._slots`. masks: by window, (B, 1, T, L), what is added to scores: 0 where a
-    slot is seen, -inf elsewhere. documents: by window, in their place where all rows
-    begin with the call. angles: cos and signed sin of the tokens' positions, each (B, T, 1, P).
+    slot is seen, -inf elsewhere. documents: by window, in their place where all rows begin with the call. angles: cos
+    and signed sin of the tokens' positions, each (B, T, 1, P).
     """
 
     cache: Cache

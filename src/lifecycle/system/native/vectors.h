@@ -2,10 +2,10 @@
 
 #include <math.h>
 
+/* Instructions that multiply two bf16 at a time; processors without widen by a shift, and add in the same order. */
 #if defined(__AVX512BF16__) && defined(__AVX512F__)
 #include <immintrin.h>
-#define UNITS \
-  1 /* instructions that multiply two bf16 at a time; the others widen by a shift, and add in the same order */
+#define UNITS 1
 #else
 #define UNITS 0
 #endif
