@@ -31,6 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lifecycle.model.layers import packed_attention
+from lifecycle.rollout.decoder.gpu import available
 
 HOST, DEVICE = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -277,5 +278,6 @@ def rehearsal() -> Iterator[Device]:
         shape = lambda x: {"shape": x.shape, "dtype": x.dtype}  # noqa: E731
         patch.setitem(torch.utils.checkpoint._allowed_determinism_checks_to_fns, "default", shape)
         patch.setattr(packed_attention, "is_there", lambda: False)  # ... and would take the host's own kernel
+        patch.setattr(available, "is_there", lambda device: False)  # kernels of a GPU need a real one
         with device, Names(device):
             yield device

@@ -23,7 +23,8 @@ from lifecycle.model.adapters import dropout_off, plain_weights
 from lifecycle.model.precision import dtype_of
 from lifecycle.rollout.decoder import fused
 from lifecycle.rollout.decoder.fused import Fused
-from lifecycle.rollout.decoder.joined_blocks import Joined, is_dense
+from lifecycle.rollout.decoder.joined_blocks import Joined
+from lifecycle.rollout.decoder.joined_matrices import is_dense
 from lifecycle.rollout.decoder.packed_linear import has_bf16_units
 from lifecycle.rollout.decoder.shared_prefix import SharedPrefix
 from lifecycle.system.shards import is_sharded

@@ -1,8 +1,7 @@
-"""A dense decoder for the next token of a few sequences, with its matrices joined: queries, keys and values are one
-product, gate and up another.
+"""A dense decoder for the next token of a few sequences, with its matrices joined (see joined_matrices.py).
 
 The same numbers as the model's own cached forward pass, up to rounding, in fewer and larger kernels: with few rows,
-starting those costs a good part of a step.
+starting those costs a good part of a step. On a GPU what lies between the products is our own kernels (see gpu/).
 
 Shapes: B rows, D width, V vocabulary, H query heads, G key-value heads, K width of a head.
 """
@@ -16,21 +15,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lifecycle.model import Cache, Decoder
-from lifecycle.model.decoder import Block, SelfAttention
 from lifecycle.model.layers.kv_cache import CallSlots
-from lifecycle.model.layers.norm_swiglu import FeedForward, RMSNorm
+from lifecycle.model.layers.norm_swiglu import RMSNorm
 from lifecycle.model.layers.rope import rotate
-from lifecycle.rollout.decoder.packed_linear import linear, matrix
+from lifecycle.rollout.decoder.gpu import available
+from lifecycle.rollout.decoder.joined_matrices import JoinedMatrices, blocks
+from lifecycle.rollout.decoder.packed_linear import matrix
 from lifecycle.rollout.decoder.shared_prefix import SharedPrefix
 
 
-def is_dense(model: Decoder) -> bool:
-    """Whether `Joined` can take the model: plain attention and no experts."""
-    return all(type(block.attention) is SelfAttention and type(block.ffn) is FeedForward for block in _blocks(model))
-
-
 class Joined:
-    """The model's blocks with joined matrices, laid out for `rows` rows (None: not laid out).
+    """The model's blocks with joined matrices, laid out for `rows` rows (None: not laid out, for a compiler).
 
     refresh_model: brings the model's own weights up to date first, where it is a cast copy. head: fp32, in place of the
     model's own, which `refresh_model` keeps up to date; its product is not rounded.
@@ -48,8 +43,13 @@ class Joined:
         head: Tensor | None = None,
     ) -> None:
         self._model, self._refresh_model, self._head_weight = model, refresh_model, head
-        self._blocks = [JoinedBlock(block, number, rows=rows) for number, block in enumerate(_blocks(model))]
+        self._blocks = [JoinedMatrices(block, rows=rows) for block in blocks(model)]
         self._head = matrix([self._matrix_of_head()], [], rows)
+        self._kernels = None
+        if rows is not None and available.is_there(model.embedding.weight.device):
+            from lifecycle.rollout.decoder.gpu.step import KernelStep  # it imports Triton
+
+            self._kernels = KernelStep(model, self._blocks)
 
     def __call__(
         self,
@@ -61,11 +61,14 @@ class Joined:
     ) -> Tensor:
         """Logits (B, V), see `DecodeBackend`."""
         model = self._model
-        place = cache.place(positions_B1, rows_B)
         x_BD = F.embedding(ids_B1[:, 0], model.embedding.weight)
-        for block in self._blocks:
-            x_BD = block(x_BD, place)
-        x_BD = rms_norm(x_BD, model.norm)
+        if self._kernels is not None and self._kernels.takes(cache):
+            x_BD = self._kernels(x_BD, positions_B1[:, 0], cache, rows_B)
+        else:
+            place = cache.place(positions_B1, rows_B)
+            for number, block in enumerate(self._blocks):
+                x_BD = _through(block, x_BD, place, number)
+            x_BD = rms_norm(x_BD, model.norm)
         return model.capped(self._head(x_BD if self._head_weight is None else x_BD.to(self._head_weight.dtype)))
 
     def refresh(self) -> None:
@@ -80,45 +83,24 @@ class Joined:
         return self._model.head_weight if self._head_weight is None else self._head_weight
 
 
-class JoinedBlock:
-    """Block number `number`."""
+def _through(matrices: JoinedMatrices, x_BD: Tensor, place: CallSlots, number: int) -> Tensor:
+    """(B, D) behind block number `number`."""
+    x_BD = x_BD + matrices.o(_attended(matrices, rms_norm(x_BD, matrices.block.attention_norm), place, number))
+    gate, up = matrices.gate_up(rms_norm(x_BD, matrices.block.ffn_norm)).chunk(2, dim=-1)
+    return x_BD + matrices.down(F.silu(gate) * up)
 
-    def __init__(self, block: Block, number: int, *, rows: int | None) -> None:
-        attention, ffn = block.attention, block.ffn
-        assert isinstance(attention, SelfAttention) and isinstance(ffn, FeedForward)
-        self._number, self._block, self._attention, self._ffn = number, block, attention, ffn
-        self._qkv = linear([attention.q_proj, attention.k_proj, attention.v_proj], rows)
-        self._o, self._down = linear([attention.o_proj], rows), linear([ffn.down_proj], rows)
-        self._gate_up = linear([ffn.gate_proj, ffn.up_proj], rows)
-        self._heads = [m.weight.shape[0] // attention.head_dim for m in (attention.q_proj, attention.k_proj)]
 
-    def __call__(self, x_BD: Tensor, place: CallSlots) -> Tensor:
-        x_BD = x_BD + self._o(self._attended(rms_norm(x_BD, self._block.attention_norm), place))
-        gate, up = self._gate_up(rms_norm(x_BD, self._block.ffn_norm)).chunk(2, dim=-1)
-        return x_BD + self._down(F.silu(gate) * up)
-
-    def _attended(self, y_BD: Tensor, place: CallSlots) -> Tensor:
-        """(B, H K), before the output matrix."""
-        attention, (H, G) = self._attention, self._heads
-        q_k_v = self._qkv(y_BD).view(len(y_BD), 1, -1, attention.head_dim)
-        if attention.q_norm is None or attention.k_norm is None:
-            q, k = rotate(q_k_v[:, :, : H + G], *place.angles).split((H, G), dim=2)
-        else:
-            q = rotate(rms_norm(q_k_v[:, :, :H], attention.q_norm), *place.angles)
-            k = rotate(rms_norm(q_k_v[:, :, H : H + G], attention.k_norm), *place.angles)
-        seen = place.layer(self._number).attend(q, k, q_k_v[:, :, H + G :])
-        return seen.reshape(len(y_BD), -1).to(y_BD.dtype)
-
-    def refresh(self) -> None:
-        """Lay out changed weights."""
-        attention, ffn = self._attention, self._ffn
-        for product, layers in (
-            (self._qkv, [attention.q_proj, attention.k_proj, attention.v_proj]),
-            (self._o, [attention.o_proj]),
-            (self._gate_up, [ffn.gate_proj, ffn.up_proj]),
-            (self._down, [ffn.down_proj]),
-        ):
-            product.refresh([m.weight for m in layers], [m.bias for m in layers])
+def _attended(matrices: JoinedMatrices, y_BD: Tensor, place: CallSlots, number: int) -> Tensor:
+    """(B, H K), before the output matrix."""
+    attention, (H, G) = matrices.attention, matrices.heads
+    q_k_v = matrices.qkv(y_BD).view(len(y_BD), 1, -1, attention.head_dim)
+    if attention.q_norm is None or attention.k_norm is None:
+        q, k = rotate(q_k_v[:, :, : H + G], *place.angles).split((H, G), dim=2)
+    else:
+        q = rotate(rms_norm(q_k_v[:, :, :H], attention.q_norm), *place.angles)
+        k = rotate(rms_norm(q_k_v[:, :, H : H + G], attention.k_norm), *place.angles)
+    seen = place.layer(number).attend(q, k, q_k_v[:, :, H + G :])
+    return seen.reshape(len(y_BD), -1).to(y_BD.dtype)
 
 
 def rms_norm(x: Tensor, norm: RMSNorm) -> Tensor:
@@ -131,7 +113,3 @@ def rms_norm(x: Tensor, norm: RMSNorm) -> Tensor:
     length = torch.linalg.vector_norm(x32, dim=-1, keepdim=True)
     scale = length.square_().div_(x.shape[-1]).add_(norm.eps).rsqrt_()
     return (x32 * scale).mul_(norm.weight).to(x.dtype)
-
-
-def _blocks(model: Decoder) -> list[Block]:
-    return [block for block in model.blocks if isinstance(block, Block)]

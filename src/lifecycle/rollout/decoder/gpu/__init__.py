@@ -1,0 +1,1 @@
+"""Kernels of our own for decode steps on a GPU, in Triton."""

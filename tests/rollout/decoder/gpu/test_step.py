@@ -1,0 +1,192 @@
+"""Our own kernels give what the model's own cached forward pass gives: on a GPU, and here in Triton's interpreter."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.model.variants import VARIANTS
+from torch import Tensor
+
+from lifecycle.model import Cache, Decoder, ModelConfig, build
+from lifecycle.rollout.decoder.gpu import available
+from lifecycle.rollout.decoder.joined_blocks import Joined
+
+pytest.importorskip("triton")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Triton reads it once, when it is imported, so the interpreter has a process of its own."""
+
+HERE = pytest.mark.skipif(not INTERPRETED, reason="runs in the process that the first test starts")
+GPU = pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason="needs a GPU")
+CPU = pytest.param("cpu", marks=HERE)
+CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, GPU])
+DEVICES = [CPU, CUDA]
+
+# the interpreter multiplies the bits of bf16 numbers as integers
+PRECISIONS = [
+    *(pytest.param("cpu", dtype, marks=HERE) for dtype in (torch.float32, torch.float16)),
+    *(
+        pytest.param("cuda", dtype, marks=[pytest.mark.gpu, GPU])
+        for dtype in (torch.float32, torch.float16, torch.bfloat16)
+    ),
+]
+
+LLAMA = replace(VARIANTS["llama"], layers=2, width=48, ffn_width=80, max_positions=512)
+CONFIGS: dict[str, ModelConfig] = {
+    "one query head a key": replace(LLAMA, heads=2, kv_heads=2, head_dim=32),
+    "three": replace(LLAMA, heads=6, kv_heads=2, head_dim=64),
+    "four of 80": replace(LLAMA, heads=4, kv_heads=1, head_dim=80),
+    "of 128": replace(LLAMA, heads=4, kv_heads=2, head_dim=128),
+    "normalised": replace(LLAMA, family="qwen3", heads=4, kv_heads=2, head_dim=24, qk_norm=True),
+    "biases": replace(LLAMA, family="qwen2", heads=4, kv_heads=2, head_dim=16, qkv_bias=True),
+    "windows": replace(LLAMA, family="qwen2", heads=4, kv_heads=2, qkv_bias=True, sliding_window=20, sliding_from=1),
+    "softcap": replace(LLAMA, logit_softcap=3.0),
+}
+CLOSE: dict[torch.dtype, dict[str, Any]] = {
+    torch.float32: {"rtol": 1e-4, "atol": 1e-4},
+    torch.bfloat16: {"rtol": 5e-2, "atol": 8e-2},
+    torch.float16: {"rtol": 1e-2, "atol": 1e-2},
+}
+
+
+@pytest.fixture(autouse=True)
+def bounds_of_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton 3.6 reads the bounds of a loop in a way that NumPy 2.4 refuses."""
+    if not INTERPRETED:
+        return
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="it is what starts this process")
+def test_the_kernels_in_the_interpreter() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", "-p", "no:cacheprovider", __file__]
+    here = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=here, cwd=Path(__file__).parents[4], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-8000:]
+
+
+def joined(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> Joined:
+    monkeypatch.setattr(available, "is_there", lambda device: True)
+    found = Joined(model, rows=8, refresh_model=None)
+    assert found._kernels is not None
+    return found
+
+
+def filled(
+    config: ModelConfig, device: str, dtype: torch.dtype, lengths: list[int], capacity: int, held: torch.dtype | None
+) -> tuple[Decoder, Cache]:
+    """A model, and a cache whose row r holds `lengths[r]` positions of it."""
+    model = build(config, seed=3, device=torch.device(device)).to(dtype)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("norm.weight", "bias")):  # not 1 and 0 everywhere
+                weight.add_(0.3 * torch.randn(weight.shape, generator=generator).to(weight))
+    cache = Cache.empty(
+        config, rows=len(lengths), capacity=capacity, device=torch.device(device), dtype=dtype if held is None else held
+    )
+    ids = torch.randint(config.vocab, (len(lengths), max(lengths)), generator=generator).to(device)
+    positions = torch.arange(max(lengths), device=device).repeat(len(lengths), 1)
+    positions[positions >= torch.tensor(lengths, device=device)[:, None]] = -1
+    with torch.inference_mode():
+        model(ids, positions, cache=cache)
+    return model, cache
+
+
+def both(
+    step: Joined, model: Decoder, cache: Cache, positions: list[int], rows: Any, *, limit: int | None = None
+) -> tuple[Tensor, Tensor, Cache]:
+    """Logits of a token a row by the kernels and by the model itself, and the cache that the latter wrote."""
+    device = model.embedding.weight.device
+    at = torch.tensor(positions, device=device)[:, None]
+    ids = (torch.arange(len(positions), device=device)[:, None] * 7 + 1) % model.config.vocab
+    twin = replace(cache, keys=[k.clone() for k in cache.keys], values=[v.clone() for v in cache.values])
+    cache.limit = twin.limit = limit
+    with torch.inference_mode():
+        found = step(ids, at, cache, rows)
+        wanted = model.logits(model(ids, at, cache=twin, rows=rows))[:, 0]
+    return found, wanted, twin
+
+
+def agree(found: Tensor, wanted: Tensor, cache: Cache, twin: Cache, positions: list[int], dtype: torch.dtype) -> None:
+    assert found.dtype == wanted.dtype and bool(found.isfinite().all())
+    real = torch.tensor([position >= 0 for position in positions], device=found.device)
+    torch.testing.assert_close(found[real].float(), wanted[real].float(), **CLOSE[dtype])
+    for mine, theirs in zip((*cache.keys, *cache.values), (*twin.keys, *twin.values), strict=True):
+        # not the last slot: padding of later layers is made of numbers that nobody reads
+        torch.testing.assert_close(mine[:, :, :-1].float(), theirs[:, :, :-1].float(), **CLOSE[dtype])
+
+
+@pytest.mark.parametrize(("device", "dtype"), PRECISIONS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_step_is_the_models_own(name: str, dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = [1, 64, 3, 17, 40]
+    model, cache = filled(CONFIGS[name], device, dtype, lengths, 70, None)
+    positions = [1, 64, -1, 17, -1]
+    found, wanted, twin = both(joined(model, monkeypatch), model, cache, positions, None)
+    agree(found, wanted, cache, twin, positions, dtype)
+
+
+@pytest.mark.parametrize(("device", "dtype"), PRECISIONS)
+@pytest.mark.parametrize("rows", [torch.tensor([3, 0, 2]), slice(1, 4)], ids=["index", "slice"])
+def test_rows_of_the_cache_may_be_chosen(
+    rows: Tensor | slice, dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = [9, 30, 12, 21]
+    model, cache = filled(CONFIGS["three"], device, dtype, lengths, 32, None)
+    chosen = rows if isinstance(rows, slice) else rows.to(device)
+    positions = [lengths[row] for row in (range(1, 4) if isinstance(rows, slice) else rows.tolist())]
+    found, wanted, twin = both(joined(model, monkeypatch), model, cache, positions, chosen, limit=31)
+    agree(found, wanted, cache, twin, positions, dtype)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["three", "windows"])
+@pytest.mark.parametrize("positions", [[400, 3, -1], [0, 511, 255]])
+def test_keys_may_be_split_over_programs(
+    positions: list[int], name: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lifecycle.rollout.decoder.gpu import attend
+
+    monkeypatch.setattr(attend, "SPLIT_KEYS", 100)
+    assert attend.splits(3, 2, 512) == 5
+    model, cache = filled(CONFIGS[name], device, torch.float32, [400, 511, 300], 512, None)
+    found, wanted, twin = both(joined(model, monkeypatch), model, cache, positions, None)
+    agree(found, wanted, cache, twin, positions, torch.float32)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_cache_may_have_a_dtype_of_its_own(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = [30, 5]
+    model, cache = filled(CONFIGS["normalised"], device, torch.float16, lengths, 40, torch.float32)
+    found, wanted, twin = both(joined(model, monkeypatch), model, cache, lengths, None)
+    agree(found, wanted, cache, twin, lengths, torch.float16)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_bits_of_a_row_depend_on_no_other_row(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lifecycle.rollout.decoder.gpu.attend import attend
+
+    lengths = [30, 5, 17]
+    model, cache = filled(CONFIGS["three"], device, torch.float16, lengths, 40, None)
+    block = joined(model, monkeypatch)._blocks[0]
+    qkv = torch.randn(3, 10 * 64, generator=torch.Generator().manual_seed(1)).to(device, torch.float16)
+    outs = []
+    with torch.inference_mode():
+        for order in ([0, 1, 2], [2, 0, 1]):
+            index = torch.tensor(order, device=device)
+            at = torch.tensor(lengths, device=device)[index]
+            outs.append(attend(qkv[index], at, cache, 0, index, block)[index.argsort()])
+    assert torch.equal(*outs)
