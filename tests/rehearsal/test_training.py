@@ -158,7 +158,7 @@ def varlen(*arguments: Any, **options: Any) -> Tensor:
 @pytest.mark.parametrize("case", CASES)
 def test_steps_and_validations_run(case: str, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen)
-    monkeypatch.setattr(attention, "varlen_takes_groups", lambda: False)
+    monkeypatch.setattr(attention, "varlen_is_told_groups", lambda: False)
     kind, model, optimizer, form, changes = CASES[case]
     made = kind(VARIANTS[model], optimizer, replace(SETUP, log_every=STEPS, **changes))
     looks = Looks()

@@ -167,8 +167,12 @@ def _terms(
         return (loss, nll, penalty), logits_CV
     pull_C = 2.0 * z_loss * logsumexp_C  # of the penalty
     factors_C = scales_C + weights_C * pull_C if dft else weights_C * (1.0 + pull_C)
-    grad_CV = logp_CV.exp_().mul_(factors_C[:, None])
-    grad_CV.scatter_add_(1, labels_C1, -scales_C[:, None])
+    if torch.compiler.is_compiling():  # one pass that reads logits and writes their gradient: no scatter between
+        at_label_CV = torch.arange(logits_CV.shape[1], device=logits_CV.device) == labels_C1
+        grad_CV = logp_CV.exp() * factors_C[:, None] - torch.where(at_label_CV, scales_C[:, None], 0.0)
+    else:
+        grad_CV = logp_CV.exp_().mul_(factors_C[:, None])
+        grad_CV.scatter_add_(1, labels_C1, -scales_C[:, None])
     return (loss, nll, penalty), grad_CV.to(logits_CV.dtype)
 
 

@@ -25,6 +25,7 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.model.layers import packed_attention
 from lifecycle.model.layers.attention import DocumentMask, attention, slide
 from lifecycle.model.layers.initial import SCORE, normal, score_std
+from lifecycle.model.layers.joined import products
 from lifecycle.model.layers.kv_cache import Cache, CallSlots, Slots
 from lifecycle.model.layers.latent import LatentAttention
 from lifecycle.model.layers.moe import KnownRoutes, MoEFeedForward, Routing, balanced
@@ -57,8 +58,7 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         """(B, T, D); with `slots` over what they hold, after the call's tokens are written there."""
         q_BTHK, k_BTGK, v_BTGK = (
-            projection(x_BTD).unflatten(-1, (-1, self.head_dim))
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            out.unflatten(-1, (-1, self.head_dim)) for out in products(x_BTD, (self.q_proj, self.k_proj, self.v_proj))
         )
         if self.q_norm is not None and self.k_norm is not None:
             q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lifecycle.errors import UserError
 from lifecycle.model import DocumentMask, best_kernel, check_kernel, count_pieces
-from lifecycle.model.layers.attention import Kernel, attention, cached_attention, slide, varlen_takes_groups
+from lifecycle.model.layers.attention import Kernel, attention, cached_attention, slide, varlen_is_told_groups
 
 IDS = torch.tensor([[1, 1, 1, 2, 2, 3, 0, 0], [1, 2, 2, 2, 2, 2, 2, 2], [1, 1, 1, 1, 1, 1, 1, 1]])
 
@@ -136,8 +136,8 @@ def older(
     scale: float | None = None,
     window_size: tuple[int, int] = (-1, -1),
 ) -> Tensor:
-    """torch's kernel as 2.11 has it: as many key-value heads as query heads, a list of boundaries, a window."""
-    assert q_NHK.shape[1] == k_NGK.shape[1] == v_NGK.shape[1], "expected as many heads"
+    """torch's kernel as 2.11 has it: key-value heads are shared without a word, a list of boundaries, a window."""
+    k_NGK, v_NGK = (x.repeat_interleave(q_NHK.shape[1] // x.shape[1], dim=1) for x in (k_NGK, v_NGK))
     assert window_size[1] == 0 and longest == longest_k and starts is starts_k
     place = torch.arange(len(q_NHK), device=q_NHK.device)
     piece = torch.bucketize(place, starts, right=True)
@@ -153,7 +153,6 @@ def newer(*arguments: Any, enable_gqa: bool = False, **options: Any) -> Tensor:
     """As later versions have it."""
     q, k, v, *rest = arguments
     assert enable_gqa == (q.shape[1] != k.shape[1])
-    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     return older(q, k, v, *rest, **options)
 
 
@@ -163,12 +162,12 @@ def test_torchs_variable_length_kernel_is_called_as_each_admitted_version_takes_
     kernel: Callable[..., Tensor], kv_heads: int, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
-    varlen_takes_groups.cache_clear()
+    varlen_is_told_groups.cache_clear()
     try:
         documents = DocumentMask.from_ids(IDS, kernel="varlen")
-        assert documents.takes_groups == (kernel is newer)
+        assert documents.tells_groups == (kernel is newer)
     finally:
-        varlen_takes_groups.cache_clear()
+        varlen_is_told_groups.cache_clear()
     q, k, v = qkv(8, kv_heads=kv_heads)
     cpu = torch.device("cpu")
     wanted = attention(q, k, v, slide(DocumentMask.from_ids(IDS, kernel="sdpa"), window, 8, cpu))

@@ -39,16 +39,15 @@ class DocumentMask:
     """Which positions may attend to each other, in the form that one kernel takes; the other form is None.
 
     mask_B1TT: bool, for sdpa. starts_S: first positions of the documents, for the boundary kernels (see `_starts`).
-    window: how many positions each attends to, itself included; a mask includes it. takes_groups: whether the kernel
-    lets several query heads share a key-value head, else keys and values are repeated; stored, because compiled code
-    cannot look it up.
+    window: how many positions each attends to, itself included; a mask includes it. tells_groups: whether the kernel
+    has to be told that several query heads share a key-value head; stored, because compiled code cannot look it up.
     """
 
     kernel: Kernel
     mask_B1TT: Tensor | None = None
     starts_S: Tensor | None = None
     window: int | None = None
-    takes_groups: bool = True
+    tells_groups: bool = False
 
     @staticmethod
     def from_ids(
@@ -70,8 +69,8 @@ class DocumentMask:
             if shared_BT is not None:  # those who follow prompt k see the positions of prompt k
                 same = same | (shared_BT[:, :, None] == -shared_BT[:, None, :]) & (shared_BT[:, None, :] > 0)
             return DocumentMask(kernel=kernel, mask_B1TT=(same & lower_triangle(T, same.device))[:, None])
-        takes_groups = kernel == "flash" or varlen_takes_groups()
-        return DocumentMask(kernel=kernel, starts_S=_starts(document_ids_BT, pieces), takes_groups=takes_groups)
+        tells = kernel == "varlen" and varlen_is_told_groups()
+        return DocumentMask(kernel=kernel, starts_S=_starts(document_ids_BT, pieces), tells_groups=tells)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> DocumentMask:
         """The same on `device`."""
@@ -93,8 +92,8 @@ def best_kernel(device: torch.device, dtype: torch.dtype) -> Kernel:
 
 
 @cache
-def varlen_takes_groups() -> bool:
-    """Whether torch's variable-length kernel takes fewer key-value heads than query heads: 2.11 does not say so."""
+def varlen_is_told_groups() -> bool:
+    """Whether torch's variable-length kernel asks to be told of shared key-value heads; 2.11's shares them untold."""
     from torch.nn.attention.varlen import varlen_attn
 
     return "enable_gqa" in inspect.signature(varlen_attn).parameters
@@ -253,10 +252,8 @@ def _varlen(
     starts_S, grouped = documents.starts_S, q_NHK.shape[1] != k_NGK.shape[1]
     assert starts_S is not None
     options: dict[str, Any] = {"scale": scale, "window_size": (_left(documents), 0)}  # the default looks both ways
-    if grouped and documents.takes_groups:
+    if grouped and documents.tells_groups:
         options["enable_gqa"] = True
-    elif grouped:
-        k_NGK, v_NGK = (x.repeat_interleave(q_NHK.shape[1] // x.shape[1], dim=1) for x in (k_NGK, v_NGK))
     out = varlen_attn(*(q_NHK, k_NGK, v_NGK, starts_S, starts_S, longest, longest), **options)
     assert isinstance(out, Tensor)  # a pair only if the log-sums are asked for
     return out

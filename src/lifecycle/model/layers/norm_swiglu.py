@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lifecycle.model.layers.joined import products
+
 
 class RMSNorm(nn.Module):
     """y = x / sqrt(mean(x^2) + eps) * weight (arXiv 1910.07467, eq. 4), over the last dimension.
@@ -79,7 +81,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(ffn_width, width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        gate, up = self.gate_proj(x_BTD), self.up_proj(x_BTD)
+        gate, up = products(x_BTD, (self.gate_proj, self.up_proj))
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             inner = _Gated.apply(gate, up)
         else:

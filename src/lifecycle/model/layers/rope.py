@@ -28,10 +28,23 @@ from lifecycle.model.parts import RopeScaling
 def rotary_table(position_ids: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
     """cos and signed sin (-sin, then sin) of every position's angles, each (..., P) in fp32 for ids of shape (...)."""
     inverse_P2 = rotary_frequencies(config, position_ids.device)
+    cos, sin = _table(position_ids, inverse_P2, attention_factor(config.rope_scaling))
+    return cos, sin
+
+
+# an operator of its own: a compiler would compute cosines again in every layer rather than read them
+@torch.library.custom_op("lifecycle::rotary_table", mutates_args=())
+def _table(position_ids: Tensor, inverse_P2: Tensor, factor: float) -> tuple[Tensor, Tensor]:
     angles = position_ids[..., None].float() * inverse_P2
-    cos, sin, factor = angles.cos(), angles.sin(), attention_factor(config.rope_scaling)
+    cos, sin = angles.cos(), angles.sin()
     both = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
     return both if factor == 1 else (both[0] * factor, both[1] * factor)
+
+
+@_table.register_fake
+def _(position_ids: Tensor, inverse_P2: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    shape = (*position_ids.shape, 2 * inverse_P2.shape[0])
+    return inverse_P2.new_empty(shape), inverse_P2.new_empty(shape)
 
 
 def rotary_angles(position_ids_BT: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
