@@ -62,11 +62,12 @@ class DecodeStep:
             self._logits = torch.compile(DecodeStep._eager_logits)
         elif compiled:
             self._compute = torch.compile(DecodeStep._eager)
-        self._recorded: dict[tuple[Form, int, int], tuple[torch.cuda.CUDAGraph, Drawn]] = {}
+        self._recorded: dict[tuple[Form, int, int, bool], tuple[torch.cuda.CUDAGraph, Drawn]] = {}
         self._forms: dict[Form, DeviceSampling] = {}
         self._version: Version | None = None
         self._room: Room | None = None
         self._settings: DeviceSampling | None = None
+        self._with_sets = True
         self._seen: Tensor | None = None
         self._ever_seen: Tensor | None = None
         self._shared: SharedPrefix | None = None
@@ -174,6 +175,7 @@ class DecodeStep:
         """Some decode steps of the first `rows` rows, the longest of which will hold `longest` positions behind the
         first. Returns their tokens (steps, rows) on the host, which looks once; what was drawn is added to `out`."""
         self._grow(longest + steps - 1)
+        self._with_sets = out.with_sets
         wide = min(power(rows), self._slots) if self._graphs or self._compiled else rows
         table, drawn, asked = self._table[:, :wide], list[Drawn](), list[Tensor]()
         for number in range(steps):
@@ -201,6 +203,7 @@ class DecodeStep:
         """The same for all rows, in tiles of `size` rows that read equally many positions: the shape of what is
         computed for a row then follows from its own position alone."""
         self._grow(int(table[POSITION].max()) + 1)
+        self._with_sets = out.with_sets
         looked_at: dict[int, list[int]] = {}
         for row in np.flatnonzero(table[POSITION] >= 0).tolist():
             looked_at.setdefault(bucket(int(table[POSITION, row]) + 1), []).append(row)
@@ -249,11 +252,12 @@ class DecodeStep:
         seen = None
         if self._seen is not None:
             seen = self._seen[: len(logits_BV)] if index is None else self._seen[index]
-        return draw(logits_BV, uniforms(table[SEED], table[NUMBER]), self._settings, seen_RV=seen)
+        u_B = uniforms(table[SEED], table[NUMBER])
+        return draw(logits_BV, u_B, self._settings, seen_RV=seen, sets=self._with_sets)
 
     def _replay(self, rows: int, limit: int) -> Drawn:
         assert self._settings is not None
-        shape = self._settings.form, rows, limit
+        shape = self._settings.form, rows, limit, self._with_sets
         if shape not in self._recorded:
             # compilers and libraries set themselves up at their first call, which a graph may not hold
             self._compute(self, rows, limit)

@@ -7,9 +7,10 @@
 A threshold lies half-way between the least kept and the greatest dropped log-probability; equal ones are kept or
 dropped together. The kept set is returned as a list of ids, since other weights would give another set.
 
-On a CPU a kept set is looked for among the few most probable tokens, which are found by way of the greatest of each
-block, and rows are taken a few at a time, so that their logits stay in the processor's cache. A row whose set is larger
-than those few is sorted whole, alone: what is computed for a row follows from this row.
+On a CUDA device with Triton one kernel does all of this, without a sort (fused_draw.py). On a CPU a kept set is looked
+for among the few most probable tokens, which are found by way of the greatest of each block, and rows are taken a few
+at a time, so that their logits stay in the processor's cache. A row whose set is larger than those few is sorted whole,
+alone: what is computed for a row follows from this row.
 
 Shapes: R rows, V vocabulary, W candidates looked at, N blocks of the vocabulary.
 """
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lifecycle.batch import Kept
+from lifecycle.rollout.sampling.fused_draw import fused_draw, takes
 from lifecycle.rollout.sampling.on_device import DeviceSampling, eager_on_cpu, sum_dtype
 
 BANNED = -1e30
@@ -54,7 +56,7 @@ class Drawn(NamedTuple):
 
     logprobs: under the distribution drawn from; full_logprobs: under the untruncated one (same temperature and
     penalty), whose entropy in nats `entropy` is. kept: what was drawn from, as ids or, from an accelerator or compiled
-    code, as bool (R, V); None without truncation.
+    code, as bool (R, V); None without truncation, or where the kernel was not asked for it.
     """
 
     ids: Tensor
@@ -64,8 +66,20 @@ class Drawn(NamedTuple):
     kept: Kept | Tensor | None
 
 
-def draw(logits_RV: Tensor, uniforms_R: Tensor, settings: DeviceSampling, *, seen_RV: Tensor | None = None) -> Drawn:
-    """Draw one token a row. `uniforms_R` in [0, 1), fp64; `seen_RV` bool, tokens that the penalty falls on."""
+def draw(
+    logits_RV: Tensor,
+    uniforms_R: Tensor,
+    settings: DeviceSampling,
+    *,
+    seen_RV: Tensor | None = None,
+    sets: bool = True,
+) -> Drawn:
+    """Draw one token a row. `uniforms_R` in [0, 1), fp64; `seen_RV` bool, tokens that the penalty falls on; sets: the
+    kept sets are wanted."""
+    if takes(logits_RV):
+        ids_R, facts_R3, kept_RV = fused_draw(logits_RV, uniforms_R, settings, seen_RV=seen_RV, sets=sets)
+        logprobs_R, full_R, entropy_R = facts_R3.unbind(-1)
+        return Drawn(ids_R, logprobs_R, full_R, entropy_R, kept_RV)
     (R, V), size = logits_RV.shape, 1
     while 2 * size * V <= TOGETHER:  # a power of two: tiles of rows are cut into equal parts
         size *= 2

@@ -51,10 +51,13 @@ class DeviceSampling:
         )
         # at temperature 0 the log-probabilities are those of temperature 1: the limit has entropy 0
         numbers = (sampling.temperature or 1, sampling.repetition_penalty, k or 0, top_p or 1, sampling.min_p or 1)
-        self._numbers = torch.tensor(numbers, dtype=torch.float64, device=device)
+        self.numbers = torch.tensor(numbers, dtype=torch.float64, device=device)
         self.banned = torch.tensor(self.form.banned, dtype=torch.long, device=device) if self.form.banned else None
+        self.banned_V: Tensor | None = None
+        if self.banned is not None:
+            self.banned_V = torch.zeros(vocab, dtype=torch.bool, device=device).index_fill_(0, self.banned, True)
         self._room: Tensor | None = None
-        self.temperature, self.penalty, self.top_k, self.top_p, self.min_p = self._numbers.unbind()
+        self.temperature, self.penalty, self.top_k, self.top_p, self.min_p = self.numbers.unbind()
 
     def room(self, logits_RV: Tensor) -> Tensor | None:
         """(2, R, V) to compute in, kept from draw to draw: on a CPU allocation costs more than the computation. None on
@@ -68,7 +71,7 @@ class DeviceSampling:
 
     def take(self, other: DeviceSampling) -> None:
         """Copy the numbers of other settings of the same form, in place."""
-        self._numbers.copy_(other._numbers)
+        self.numbers.copy_(other.numbers)
 
 
 def eager_on_cpu(x: Tensor) -> bool:

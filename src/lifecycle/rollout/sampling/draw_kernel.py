@@ -1,0 +1,356 @@
+"""The draw of draw.py for one row a program, in Triton: no sort, few passes over logits that lie in a cache.
+
+    distance a = (greatest logit - logit) / temperature >= 0, so that its bits order as integers do
+    pass 1: the greatest logit; the greatest of each of LANES lanes, the k-th of which is a bound of the k-th of all
+    pass 2: sums of exp(-a) and a exp(-a); ids and distances within the bound are written down, in the order of ids
+    among these: the k-th distance, or the one that holds top_p of the mass, bit by bit; the threshold; the draw
+
+The k-th greatest of the greatest of lanes has k - 1 above it, so all that a top-k keeps is written down. Where more is
+kept than HELD tokens, or more are equal, the bits are searched for over the whole row, which takes many passes. Sums of
+probabilities are fp64, each in one order: the same row gives the same bits.
+
+Shapes: R rows (programs), V vocabulary, B of a block of it, L lanes, C tokens that are written down.
+"""
+
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disable-error-code="no-untyped-def"
+
+import triton
+import triton.language as tl
+
+HELD = tl.constexpr(512)
+"""Tokens that are written down, and lanes: three counts of so many fit an integer."""
+
+WIDEST = tl.constexpr(256)
+"""A top-k up to here is found among them, and most other sets."""
+
+TIE = tl.constexpr(2e-5)
+SMALLEST = tl.constexpr(1.8048513878454153e-35)  # exp(-80)
+BANNED = tl.constexpr(-1e30)
+"""As in draw.py: a kernel reads constants of its own module alone."""
+
+INF_BITS = tl.constexpr(0x7F800000)
+NEVER = tl.constexpr(0x7FFFFFFF)
+
+
+@triton.jit
+def _distances(
+    logits, seen, banned, ids, inside, top, temperature, penalty, PENALISED: tl.constexpr, BANS: tl.constexpr
+):  # fmt: skip
+    """How far logits lie below `top`, after penalty and temperature; infinite outside."""
+    z = _scores(logits, seen, banned, ids, inside, penalty, PENALISED, BANS)
+    return (top - z) * (1.0 / temperature)
+
+
+@triton.jit
+def _scores(logits, seen, banned, ids, inside, penalty, PENALISED: tl.constexpr, BANS: tl.constexpr):
+    z = tl.load(logits + ids, mask=inside, other=float("-inf")).to(tl.float32)
+    if PENALISED:
+        was = tl.load(seen + ids, mask=inside, other=0)
+        z = tl.where(was != 0, tl.where(z > 0, z / penalty, z * penalty), z)
+    if BANS:
+        no = tl.load(banned + ids, mask=inside, other=0)
+        z = tl.where(no != 0, BANNED, z)
+    return z
+
+
+# -- among the few tokens that were written down
+
+
+@triton.jit
+def _kth(keys, k, ROUNDS: tl.constexpr):
+    """The k-th smallest of HELD integers of 2 ROUNDS + 1 bits, two bits at a time, of which one sum holds three counts;
+    all bits set where there are fewer."""
+    first = 1 << (2 * ROUNDS)
+    found = tl.where(tl.sum((keys < first).to(tl.int32)) < k, first, 0)
+    for i in range(ROUNDS):
+        step = 1 << (2 * (ROUNDS - 1 - i))
+        one, two, three = keys < found + step, keys < found + 2 * step, keys < found + 3 * step
+        counts = tl.sum(one.to(tl.int32) + (two.to(tl.int32) << 10) + (three.to(tl.int32) << 20))
+        passed = ((counts & 1023) < k).to(tl.int32) + (((counts >> 10) & 1023) < k).to(tl.int32)
+        found += step * (passed + ((counts >> 20) < k).to(tl.int32))
+    return found
+
+
+@triton.jit
+def _edge_of_mass(keys, mass, wanted):
+    """The smallest key up to which the masses sum to `wanted`; all bits set where there is none."""
+    found = tl.full([], 0, tl.int32)
+    for i in range(31):
+        higher = found | (1 << (30 - i))
+        below = tl.sum(tl.where(keys < higher, mass, 0.0))
+        found = tl.where(below < wanted, higher, found)
+    return found
+
+
+@triton.jit
+def _min_p_key(min_p):
+    """Of the farthest token that a min-p keeps; 0 less the logarithm of 1 has no sign."""
+    return (0.0 - tl.log(min_p)).to(tl.float32).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def _few_edge(
+    keys_C, e_C, total, k, top_p, min_p, TOP_K: tl.constexpr, TOP_P: tl.constexpr, MIN_P: tl.constexpr
+):  # fmt: skip
+    """The key of the farthest kept token."""
+    edge = tl.full([], NEVER, tl.int32)
+    if TOP_K:
+        edge = _kth(keys_C, k, 15)
+    if TOP_P:
+        mass_C = e_C.to(tl.float64)
+        of = tl.sum(tl.where(keys_C <= edge, mass_C, 0.0)) if TOP_K else total.to(tl.float64)
+        edge = tl.minimum(edge, _edge_of_mass(keys_C, mass_C, top_p * of))
+    if MIN_P:
+        edge = tl.minimum(edge, _min_p_key(min_p))
+    return edge
+
+
+@triton.jit
+def _half_way(kept, dropped):
+    return tl.where(dropped - kept > TIE, kept + (dropped - kept) / 2, kept + 2 * TIE)
+
+
+@triton.jit
+def _first_above(mass, before, target, N: tl.constexpr):
+    """The first place whose cumulative mass is above the target; the last that adds anything, where rounding leaves
+    none."""
+    places = tl.arange(0, N)
+    sums = before + tl.cumsum(mass, 0)
+    first = tl.min(tl.where((mass > 0) & (sums > target), places, N))
+    return tl.minimum(first, tl.max(tl.where(mass > 0, places, 0)))
+
+
+@triton.jit
+def _few_draw(ids_C, a_C, e_C, held, farthest, least, lse, uniform, GREEDY: tl.constexpr):
+    """The token, and the mass of what is kept."""
+    places = tl.arange(0, HELD)
+    mass_C = tl.where((places < held) & (a_C <= farthest) & (e_C > least), e_C, 0.0).to(tl.float64)
+    mass = tl.sum(mass_C)
+    place = _first_above(mass_C, 0.0, uniform * mass, HELD)
+    if GREEDY:
+        best = (places < held) & (0.0 - a_C - lse == 0.0 - lse)
+        place = tl.min(tl.where(best, places, HELD - 1))
+    return tl.sum(tl.where(places == place, ids_C, 0)), mass
+
+
+# -- over the whole row
+
+
+@triton.jit
+def _row_search(
+    logits, seen, banned, top, temperature, penalty, limit, wanted,
+    MASS: tl.constexpr, V: tl.constexpr, PENALISED: tl.constexpr, BANS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The smallest key up to which masses, or counts, sum to `wanted`; keys above `limit` weigh nothing."""
+    found = tl.full([], 0, tl.int32)
+    for i in range(31):
+        higher = found | (1 << (30 - i))
+        sums = tl.zeros([BLOCK], tl.float64)
+        for start in range(0, V, BLOCK):
+            ids = start + tl.arange(0, BLOCK)
+            a = _distances(logits, seen, banned, ids, ids < V, top, temperature, penalty, PENALISED, BANS)
+            keys = a.to(tl.int32, bitcast=True)
+            weight = tl.exp(-a).to(tl.float64) if MASS else tl.full([BLOCK], 1.0, tl.float64)
+            sums += tl.where((ids < V) & (keys < higher) & (keys <= limit), weight, 0.0)
+        found = tl.where(tl.sum(sums) < wanted, higher, found)
+    return found
+
+
+@triton.jit
+def _row_mass(
+    logits, seen, banned, top, temperature, penalty, limit,
+    V: tl.constexpr, PENALISED: tl.constexpr, BANS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Of the tokens whose key is not above `limit`."""
+    sums = tl.zeros([BLOCK], tl.float64)
+    for start in range(0, V, BLOCK):
+        ids = start + tl.arange(0, BLOCK)
+        a = _distances(logits, seen, banned, ids, ids < V, top, temperature, penalty, PENALISED, BANS)
+        within = (ids < V) & (a.to(tl.int32, bitcast=True) <= limit)
+        sums += tl.where(within, tl.exp(-a), 0.0).to(tl.float64)
+    return tl.sum(sums)
+
+
+@triton.jit
+def _row_threshold(
+    logits, seen, banned, top, temperature, penalty, k, top_p, min_p,
+    V: tl.constexpr, TOP_K: tl.constexpr, TOP_P: tl.constexpr, MIN_P: tl.constexpr,
+    PENALISED: tl.constexpr, BANS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The farthest distance that is kept."""
+    edge = tl.full([], NEVER, tl.int32)
+    if TOP_K:
+        wanted = k.to(tl.float64)
+        edge = _row_search(
+            logits, seen, banned, top, temperature, penalty, NEVER, wanted, False, V, PENALISED, BANS, BLOCK
+        )  # fmt: skip
+    if TOP_P:
+        wanted = top_p * _row_mass(logits, seen, banned, top, temperature, penalty, edge, V, PENALISED, BANS, BLOCK)
+        found = _row_search(
+            logits, seen, banned, top, temperature, penalty, edge, wanted, True, V, PENALISED, BANS, BLOCK
+        )  # fmt: skip
+        edge = tl.minimum(edge, found)
+    if MIN_P:
+        edge = tl.minimum(edge, _min_p_key(min_p))
+    counts, inner = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.float32)
+    outer = tl.full([BLOCK], float("inf"), tl.float32)
+    for start in range(0, V, BLOCK):
+        ids = start + tl.arange(0, BLOCK)
+        a = _distances(logits, seen, banned, ids, ids < V, top, temperature, penalty, PENALISED, BANS)
+        within = (ids < V) & (a.to(tl.int32, bitcast=True) <= edge)
+        counts += within.to(tl.int32)
+        inner = tl.maximum(inner, tl.where(within, a, 0.0))
+        outer = tl.minimum(outer, tl.where(within, float("inf"), a))
+    kept, dropped = tl.max(inner), tl.min(outer)
+    if TOP_K and not (TOP_P or MIN_P):
+        dropped = tl.where(tl.sum(counts) > k, kept, dropped)
+    return _half_way(kept, dropped)
+
+
+@triton.jit
+def _row_draw(
+    logits, seen, banned, top, temperature, penalty, farthest, least, lse, uniform, GREEDY: tl.constexpr,
+    V: tl.constexpr, PENALISED: tl.constexpr, BANS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """The token, and the mass of what is kept: that of each block first, then the tokens of the block."""
+    blocks = tl.arange(0, BLOCKS)
+    mass_N, best = tl.zeros([BLOCKS], tl.float64), tl.full([BLOCK], V - 1, tl.int32)
+    for start in range(0, V, BLOCK):
+        ids = start + tl.arange(0, BLOCK)
+        a = _distances(logits, seen, banned, ids, ids < V, top, temperature, penalty, PENALISED, BANS)
+        e = tl.exp(-a)
+        e = tl.where((ids < V) & (a <= farthest) & (e > least), e, 0.0)
+        mass_N = tl.where(blocks == start // BLOCK, tl.sum(e.to(tl.float64)), mass_N)
+        if GREEDY:
+            best = tl.minimum(best, tl.where((ids < V) & (0.0 - a - lse == 0.0 - lse), ids, V - 1))
+    mass = tl.sum(mass_N)
+    if GREEDY:
+        return tl.min(best), mass
+    block = _first_above(mass_N, 0.0, uniform * mass, BLOCKS)
+    ids = block * BLOCK + tl.arange(0, BLOCK)
+    a = _distances(logits, seen, banned, ids, ids < V, top, temperature, penalty, PENALISED, BANS)
+    e = tl.exp(-a)
+    e = tl.where((ids < V) & (a <= farthest) & (e > least), e, 0.0)
+    before = tl.sum(tl.where(blocks < block, mass_N, 0.0))
+    return block * BLOCK + _first_above(e.to(tl.float64), before, uniform * mass, BLOCK), mass
+
+
+@triton.jit
+def _greatest(
+    logits, seen, banned, penalty, V: tl.constexpr, PENALISED: tl.constexpr, BANS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Of each lane."""
+    lanes = tl.full([BLOCK], float("-inf"), tl.float32)
+    for start in range(0, V, BLOCK):
+        ids = start + tl.arange(0, BLOCK)
+        lanes = tl.maximum(lanes, _scores(logits, seen, banned, ids, ids < V, penalty, PENALISED, BANS))
+    return lanes
+
+
+@triton.jit
+def _bound(lanes, top, temperature, rank):
+    """A distance within which `rank` tokens lie at least, in the bits of a bf16, rounded up."""
+    lanes_L = tl.max(tl.reshape(lanes, [lanes.shape[0] // HELD, HELD]), 0)
+    keys_L = ((top - lanes_L) * (1.0 / temperature)).to(tl.int32, bitcast=True)
+    key = tl.minimum((_kth(keys_L >> 16, rank, 7) << 16) | 0xFFFF, INF_BITS)
+    return key.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _sums(
+    logits, seen, banned, top, temperature, penalty, near_bound, scratch, WRITES: tl.constexpr,
+    V: tl.constexpr, PENALISED: tl.constexpr, BANS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Sums of exp(-a) and of a exp(-a), and how many tokens are within a bound; the first HELD are written down."""
+    sums, products = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+    held = tl.full([], 0, tl.int32)
+    for start in range(0, V, BLOCK):
+        ids = start + tl.arange(0, BLOCK)
+        a = _distances(logits, seen, banned, ids, ids < V, top, temperature, penalty, PENALISED, BANS)
+        e = tl.exp(-a)
+        sums += tl.where(ids < V, e, 0.0)
+        products += tl.where(ids < V, e * a, 0.0)
+        if WRITES:
+            near = (ids < V) & (a <= near_bound)
+            places = held + tl.cumsum(near.to(tl.int32), 0) - 1
+            writes = near & (places < HELD)
+            tl.store(scratch + places, ids, mask=writes)
+            tl.store(scratch + HELD + places, a.to(tl.int32, bitcast=True), mask=writes)
+            held += tl.sum(near.to(tl.int32))
+    return tl.sum(sums), tl.sum(products), held
+
+
+@triton.jit
+def draw_rows(
+    logits, seen, banned, uniforms, settings, scratch, out_ids, out_facts, out_kept, logits_stride, seen_stride,
+    V: tl.constexpr, GREEDY: tl.constexpr, TOP_K: tl.constexpr, TOP_P: tl.constexpr, MIN_P: tl.constexpr,
+    PENALISED: tl.constexpr, BANS: tl.constexpr, SETS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """settings: fp64 (5,), see `DeviceSampling`. seen (R, V), banned (V,): bytes. scratch: int32 (R, 2, HELD).
+    out_facts: fp32 (R, 3), log-probability, untruncated, entropy. out_kept: bytes (R, V). BLOCK is a multiple of HELD,
+    BLOCKS at least the number of blocks."""
+    row = tl.program_id(0).to(tl.int64)
+    logits += row * logits_stride
+    seen += row * seen_stride
+    scratch += row * 2 * HELD
+    TRUNCATES: tl.constexpr = GREEDY or TOP_K or TOP_P or MIN_P
+    temperature, penalty = tl.load(settings).to(tl.float32), tl.load(settings + 1).to(tl.float32)
+    k, top_p, min_p = tl.load(settings + 2).to(tl.int32), tl.load(settings + 3), tl.load(settings + 4)
+    uniform = tl.load(uniforms + row)
+
+    lanes = _greatest(logits, seen, banned, penalty, V, PENALISED, BANS, BLOCK)
+    top, bound = tl.max(lanes), tl.full([], 0.0, tl.float32)
+    if TRUNCATES:
+        bound = _bound(lanes, top, temperature, tl.minimum(k, WIDEST) if TOP_K else tl.full([], WIDEST, tl.int32))
+    near_bound = bound + 3 * TIE
+    total, product, held = _sums(
+        logits, seen, banned, top, temperature, penalty, near_bound, scratch, TRUNCATES, V, PENALISED, BANS, BLOCK
+    )  # fmt: skip
+    lse, least = tl.log(total), SMALLEST * total
+    entropy = lse + product / total
+
+    farthest = tl.full([], float("inf"), tl.float32)
+    if TRUNCATES:
+        tl.debug_barrier()  # what other threads have written down
+        places = tl.arange(0, HELD)
+        ids_C = tl.load(scratch + places, mask=places < held, other=0)
+        keys_C = tl.load(scratch + HELD + places, mask=places < held, other=NEVER)
+        a_C = keys_C.to(tl.float32, bitcast=True)
+        e_C = tl.where(places < held, tl.exp(-a_C), 0.0)
+        edge = _few_edge(keys_C, e_C, total, k, top_p, min_p, TOP_K, TOP_P, MIN_P)
+        if (held <= HELD) & (edge <= bound.to(tl.int32, bitcast=True)):
+            kept = tl.max(tl.where(keys_C <= edge, a_C, 0.0))
+            dropped = tl.min(tl.where((places < held) & (keys_C > edge), a_C, near_bound))
+            if TOP_K and not (TOP_P or MIN_P):
+                dropped = tl.where(tl.sum((keys_C <= edge).to(tl.int32)) > k, kept, dropped)
+            farthest = _half_way(kept, dropped)
+            token, mass = _few_draw(ids_C, a_C, e_C, held, farthest, least, lse, uniform, GREEDY)
+        else:
+            farthest = _row_threshold(
+                logits, seen, banned, top, temperature, penalty, k, top_p, min_p,
+                V, TOP_K, TOP_P, MIN_P, PENALISED, BANS, BLOCK,
+            )  # fmt: skip
+            token, mass = _row_draw(
+                logits, seen, banned, top, temperature, penalty, farthest, least, lse, uniform,
+                GREEDY, V, PENALISED, BANS, BLOCK, BLOCKS,
+            )  # fmt: skip
+    else:
+        token, mass = _row_draw(
+            logits, seen, banned, top, temperature, penalty, farthest, least, lse, uniform,
+            GREEDY, V, PENALISED, BANS, BLOCK, BLOCKS,
+        )  # fmt: skip
+
+    if SETS:
+        for start in range(0, V, BLOCK):
+            ids = start + tl.arange(0, BLOCK)
+            a = _distances(logits, seen, banned, ids, ids < V, top, temperature, penalty, PENALISED, BANS)
+            tl.store(out_kept + row * V + ids, (a <= farthest).to(tl.int8), mask=ids < V)
+    a = _distances(logits, seen, banned, token, token < V, top, temperature, penalty, PENALISED, BANS)
+    full = 0.0 - a - lse
+    truncated = full
+    if TRUNCATES:
+        truncated = (full.to(tl.float64) - tl.log(mass / total.to(tl.float64))).to(tl.float32)
+    tl.store(out_ids + row, tl.where(tl.abs(entropy) < float("inf"), token, -1).to(tl.int64))
+    tl.store(out_facts + row * 3, truncated)
+    tl.store(out_facts + row * 3 + 1, full)
+    tl.store(out_facts + row * 3 + 2, entropy)

@@ -1,0 +1,108 @@
+"""The draw of draw.py in one kernel a row (draw_kernel.py), where Triton can compile it: on a CUDA device.
+
+One operator of torch, so that compiled code calls it as plain code does.
+
+Shapes: R rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lifecycle.rollout.decoder.gpu import available
+from lifecycle.rollout.sampling.on_device import DeviceSampling
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""Of logits that the kernel takes; fp64 goes the plain way."""
+
+BLOCK = 8192
+"""Logits of a row that a program looks at together."""
+
+WARPS = 16
+"""Of a program: a row has all of a multiprocessor, since a step often has few rows."""
+
+def takes(logits_RV: Tensor) -> bool:
+    """Whether these are drawn from by the kernel."""
+    return logits_RV.dtype in DTYPES and available.is_there(logits_RV.device)
+
+
+def fused_draw(
+    logits_RV: Tensor, uniforms_R: Tensor, settings: DeviceSampling, *, seen_RV: Tensor | None, sets: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Ids (R,) int64; (R, 3) fp32 log-probability, untruncated log-probability and entropy; bool (R, V) what was drawn
+    from, None without `sets` or truncation. See `draw.Drawn`."""
+    form = settings.form
+    forms = [form.greedy, form.width is not None, form.top_p, form.min_p]
+    seen_RV = seen_RV if form.penalised else None
+    numbers, banned_V = settings.numbers, settings.banned_V
+    sets = sets and form.truncates
+    ids_R, facts_R3, kept_RV = _draw(logits_RV, uniforms_R, numbers, seen_RV, banned_V, forms, sets)
+    return ids_R, facts_R3, kept_RV if sets else None
+
+
+@torch.library.custom_op("lifecycle::fused_draw", mutates_args=())
+def _draw(
+    logits: Tensor,
+    uniforms: Tensor,
+    settings: Tensor,
+    seen: Tensor | None,
+    banned: Tensor | None,
+    forms: list[bool],
+    sets: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from lifecycle.rollout.sampling.draw_kernel import HELD, draw_rows
+
+    logits = logits if logits.stride(1) == 1 else logits.contiguous()
+    R, V = logits.shape
+    ids, facts, kept = _results(logits, sets)
+    greedy, top_k, top_p, min_p = forms
+    scratch = torch.empty(R, 2, HELD.value, dtype=torch.int32, device=logits.device)
+    seen = None if seen is None else seen.contiguous()
+    given = [logits, *(ids if x is None else x.view(torch.uint8) for x in (seen, banned)), uniforms.contiguous()]
+    with torch.cuda.device_of(logits):
+        draw_rows[(R,)](
+            *given,
+            settings,
+            scratch,
+            ids,
+            facts,
+            kept.view(torch.uint8),
+            logits.stride(0),
+            0 if seen is None else seen.stride(0),
+            V=V,
+            GREEDY=greedy,
+            TOP_K=top_k,
+            TOP_P=top_p,
+            MIN_P=min_p,
+            PENALISED=seen is not None,
+            BANS=banned is not None,
+            SETS=sets,
+            BLOCK=BLOCK,
+            BLOCKS=max(16, 1 << (-(-V // BLOCK) - 1).bit_length()),
+            num_warps=WARPS,
+        )
+    return ids, facts, kept
+
+
+@_draw.register_fake
+def _(
+    logits: Tensor,
+    uniforms: Tensor,
+    settings: Tensor,
+    seen: Tensor | None,
+    banned: Tensor | None,
+    forms: list[bool],
+    sets: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _results(logits, sets)
+
+
+def _results(logits: Tensor, sets: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Tensors for ids, facts and sets."""
+    (R, V), device = logits.shape, logits.device
+    return (
+        torch.empty(R, dtype=torch.long, device=device),
+        torch.empty(R, 3, dtype=torch.float32, device=device),
+        torch.empty((R, V) if sets else (0, V), dtype=torch.bool, device=device),
+    )

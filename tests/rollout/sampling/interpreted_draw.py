@@ -1,0 +1,105 @@
+"""The cases of test_fused_draw.py in Triton's interpreter, which has to be chosen before Triton is imported.
+
+Prints JSON: case -> what differs from the plain way.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+from lifecycle.rollout.sampling import draw as drawing
+from lifecycle.rollout.sampling import fused_draw
+from lifecycle.rollout.sampling.draw import Drawn
+from lifecycle.rollout.sampling.on_device import DeviceSampling
+from lifecycle.rollout.sampling.parameters import Sampling
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "greedy": {"temperature": 0.0},
+    "cold": {"temperature": 1e-6},
+    "one": {"top_k": 1},
+    "top-k": {"top_k": 40},
+    "wide top-k": {"top_k": 290},
+    "wider than the vocabulary": {"top_k": 5000},
+    "tiny top-p": {"top_p": 0.001},
+    "top-p": {"top_p": 0.9, "temperature": 0.7},
+    "wide top-p": {"top_p": 0.9999},
+    "whole top-p": {"top_p": 1.0},
+    "min-p": {"min_p": 0.05},
+    "whole min-p": {"min_p": 1.0},
+    "wide min-p": {"min_p": 1e-6},
+    "all three": {"top_k": 30, "top_p": 0.8, "min_p": 0.1, "temperature": 0.8},
+    "top-p and min-p": {"top_p": 0.95, "min_p": 0.01},
+    "penalty and bans": {"top_k": 40, "repetition_penalty": 1.3, "banned_ids": (0, 7, 299)},
+    "many bans": {"top_k": 298, "banned_ids": tuple(range(3, 200, 2))},
+}
+MANY = ("nothing", "greedy", "top-k", "top-p", "all three")
+"""Drawn for many rows, too, and from logits that are no numbers."""
+
+
+def logits(R: int, V: int) -> Tensor:
+    """Of each kind that a search could stumble over, some rows."""
+    z = 3 * torch.randn(R, V, generator=torch.Generator().manual_seed(V))
+    if R > 1:
+        z[1] = torch.round(z[1])  # many are equal
+        z[2] = 0.25  # all are
+    if R > 3:
+        z[3] = torch.round(z[3]) * 0.75e-5  # neighbours are nearer than TIE
+        z[4, 10:14] = z[4].max() + 5
+        z[5], z[5, 100] = -200.0, 10.0
+    return z
+
+
+def differs(z: Tensor, options: dict[str, Any]) -> list[str]:
+    """What the kernel draws otherwise than torch, which draws as on an accelerator."""
+    R, V = z.shape
+    u = torch.rand(R, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    u[-1] = 0.0
+    seen = torch.rand(R, V, generator=torch.Generator().manual_seed(6)) < 0.1
+    settings = DeviceSampling(Sampling(max_new_tokens=1, **options), vocab=V, device=z.device)
+    wanted = drawing.draw(z, u, settings, seen_RV=seen)
+    ids, facts, kept = fused_draw.fused_draw(z, u, settings, seen_RV=seen, sets=True)
+    drawn, found = wanted.ids >= 0, []
+    if not torch.equal(ids, wanted.ids):
+        found.append(f"ids are {ids.tolist()}, not {wanted.ids.tolist()}")
+    for name, mine, theirs in zip(Drawn._fields[1:4], facts.unbind(-1), wanted[1:4], strict=True):
+        if not torch.allclose(mine[drawn], theirs[drawn], rtol=1e-5, atol=1e-5):
+            found.append(f"{name} are {mine.tolist()}, not {theirs.tolist()}")
+    if kept is None or not isinstance(wanted.kept, Tensor):
+        return found if kept is wanted.kept else [*found, "one has sets, the other has none"]
+    if not torch.equal(kept[drawn], wanted.kept[drawn]):
+        found.append(f"sets of {kept.sum(-1).tolist()}, not of {wanted.kept.sum(-1).tolist()}")
+    return found
+
+
+def cases() -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
+    """Name, logits and settings."""
+    for name, options in OPTIONS.items():
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            yield f"{name}, {str(dtype)[6:]}", logits(3, 300).to(dtype), options
+        yield f"{name}, several blocks", logits(1, 1100), options
+    for name in MANY:
+        yield f"{name}, many rows", logits(65, 523).bfloat16(), OPTIONS[name]
+        z = logits(7, 600)
+        z[0, 5], z[1, 7], z[2, 3], z[3] = math.nan, math.inf, -math.inf, -math.inf
+        yield f"{name}, no numbers", z, OPTIONS[name]
+        yield f"{name}, of every second column", logits(3, 600)[:, ::2], OPTIONS[name]
+
+
+if __name__ == "__main__":
+    np.seterr(all="ignore")  # the interpreter computes with it, and logits are to be no numbers
+    fused_draw.BLOCK = 512
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "eager_on_cpu", lambda _: False)
+        print(json.dumps({name: differs(z, options) for name, z, options in cases()}))
