@@ -190,6 +190,6 @@ def test_losses_need_torch_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("name", [name for name, file in MODULES.items() if file.name != "__main__.py"])
 def test_every_module_imports(name: str) -> None:
-    if name.startswith("rollout.decoder.gpu."):
+    if ".gpu." in name:
         pytest.importorskip("triton")
     importlib.import_module(f"lifecycle.{name}".removesuffix("."))

@@ -76,7 +76,7 @@ def draw(
 ) -> Drawn:
     """Draw one token a row. `uniforms_R` in [0, 1), fp64; `seen_RV` bool, tokens that the penalty falls on; sets: the
     kept sets are wanted."""
-    if takes(logits_RV):
+    if takes(logits_RV, settings):
         ids_R, facts_R3, kept_RV = fused_draw(logits_RV, uniforms_R, settings, seen_RV=seen_RV, sets=sets)
         logprobs_R, full_R, entropy_R = facts_R3.unbind(-1)
         return Drawn(ids_R, logprobs_R, full_R, entropy_R, kept_RV)

@@ -1,4 +1,4 @@
-"""The draw of draw.py in one kernel a row (draw_kernel.py), where Triton can compile it: on a CUDA device.
+"""The draw of draw.py in one kernel a row (gpu/draw_kernel.py), where Triton can compile it: on a CUDA device.
 
 One operator of torch, so that compiled code calls it as plain code does.
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lifecycle.rollout.decoder.gpu import available
 from lifecycle.rollout.sampling.on_device import DeviceSampling
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -22,9 +21,10 @@ BLOCK = 8192
 WARPS = 16
 """Of a program: a row has all of a multiprocessor, since a step often has few rows."""
 
-def takes(logits_RV: Tensor) -> bool:
+
+def takes(logits_RV: Tensor, settings: DeviceSampling) -> bool:
     """Whether these are drawn from by the kernel."""
-    return logits_RV.dtype in DTYPES and available.is_there(logits_RV.device)
+    return settings.has_kernels and logits_RV.dtype in DTYPES
 
 
 def fused_draw(
@@ -51,7 +51,7 @@ def _draw(
     forms: list[bool],
     sets: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from lifecycle.rollout.sampling.draw_kernel import HELD, draw_rows
+    from lifecycle.rollout.sampling.gpu.draw_kernel import HELD, draw_rows
 
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
     R, V = logits.shape

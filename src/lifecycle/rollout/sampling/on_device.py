@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lifecycle.rollout.decoder.gpu import available
 from lifecycle.rollout.sampling.parameters import Sampling
 
 MARGIN = 8
@@ -56,6 +57,7 @@ class DeviceSampling:
         self.banned_V: Tensor | None = None
         if self.banned is not None:
             self.banned_V = torch.zeros(vocab, dtype=torch.bool, device=device).index_fill_(0, self.banned, True)
+        self.has_kernels = available.is_there(device)  # found out here, since compiled code cannot
         self._room: Tensor | None = None
         self.temperature, self.penalty, self.top_k, self.top_p, self.min_p = self.numbers.unbind()
 

@@ -12,10 +12,21 @@ probabilities are fp64, each in one order: the same row gives the same bits.
 Shapes: R rows (programs), V vocabulary, B of a block of it, L lanes, C tokens that are written down.
 """
 
-# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disable-error-code="no-untyped-def"
-
 import triton
 import triton.language as tl
+
+from lifecycle.rollout.sampling.gpu.whole_row import (
+    NEVER,
+    SMALLEST,
+    TIE,
+    distances,
+    first_above,
+    half_way,
+    min_p_key,
+    row_draw,
+    row_threshold,
+    scores,
+)
 
 HELD = tl.constexpr(512)
 """Tokens that are written down, and lanes: three counts of so many fit an integer."""
@@ -23,37 +34,7 @@ HELD = tl.constexpr(512)
 WIDEST = tl.constexpr(256)
 """A top-k up to here is found among them, and most other sets."""
 
-TIE = tl.constexpr(2e-5)
-SMALLEST = tl.constexpr(1.8048513878454153e-35)  # exp(-80)
-BANNED = tl.constexpr(-1e30)
-"""As in draw.py: a kernel reads constants of its own module alone."""
-
 INF_BITS = tl.constexpr(0x7F800000)
-NEVER = tl.constexpr(0x7FFFFFFF)
-
-
-@triton.jit
-def _distances(
-    logits, seen, banned, ids, inside, top, temperature, penalty, PENALISED: tl.constexpr, BANS: tl.constexpr
-):  # fmt: skip
-    """How far logits lie below `top`, after penalty and temperature; infinite outside."""
-    z = _scores(logits, seen, banned, ids, inside, penalty, PENALISED, BANS)
-    return (top - z) * (1.0 / temperature)
-
-
-@triton.jit
-def _scores(logits, seen, banned, ids, inside, penalty, PENALISED: tl.constexpr, BANS: tl.constexpr):
-    z = tl.load(logits + ids, mask=inside, other=float("-inf")).to(tl.float32)
-    if PENALISED:
-        was = tl.load(seen + ids, mask=inside, other=0)
-        z = tl.where(was != 0, tl.where(z > 0, z / penalty, z * penalty), z)
-    if BANS:
-        no = tl.load(banned + ids, mask=inside, other=0)
-        z = tl.where(no != 0, BANNED, z)
-    return z
-
-
-# -- among the few tokens that were written down
 
 
 @triton.jit
@@ -83,12 +64,6 @@ def _edge_of_mass(keys, mass, wanted):
 
 
 @triton.jit
-def _min_p_key(min_p):
-    """Of the farthest token that a min-p keeps; 0 less the logarithm of 1 has no sign."""
-    return (0.0 - tl.log(min_p)).to(tl.float32).to(tl.int32, bitcast=True)
-
-
-@triton.jit
 def _few_edge(
     keys_C, e_C, total, k, top_p, min_p, TOP_K: tl.constexpr, TOP_P: tl.constexpr, MIN_P: tl.constexpr
 ):  # fmt: skip
@@ -101,23 +76,8 @@ def _few_edge(
         of = tl.sum(tl.where(keys_C <= edge, mass_C, 0.0)) if TOP_K else total.to(tl.float64)
         edge = tl.minimum(edge, _edge_of_mass(keys_C, mass_C, top_p * of))
     if MIN_P:
-        edge = tl.minimum(edge, _min_p_key(min_p))
+        edge = tl.minimum(edge, min_p_key(min_p))
     return edge
-
-
-@triton.jit
-def _half_way(kept, dropped):
-    return tl.where(dropped - kept > TIE, kept + (dropped - kept) / 2, kept + 2 * TIE)
-
-
-@triton.jit
-def _first_above(mass, before, target, N: tl.constexpr):
-    """The first place whose cumulative mass is above the target; the last that adds anything, where rounding leaves
-    none."""
-    places = tl.arange(0, N)
-    sums = before + tl.cumsum(mass, 0)
-    first = tl.min(tl.where((mass > 0) & (sums > target), places, N))
-    return tl.minimum(first, tl.max(tl.where(mass > 0, places, 0)))
 
 
 @triton.jit
@@ -126,113 +86,11 @@ def _few_draw(ids_C, a_C, e_C, held, farthest, least, lse, uniform, GREEDY: tl.c
     places = tl.arange(0, HELD)
     mass_C = tl.where((places < held) & (a_C <= farthest) & (e_C > least), e_C, 0.0).to(tl.float64)
     mass = tl.sum(mass_C)
-    place = _first_above(mass_C, 0.0, uniform * mass, HELD)
+    place = first_above(mass_C, 0.0, uniform * mass, HELD)
     if GREEDY:
         best = (places < held) & (0.0 - a_C - lse == 0.0 - lse)
         place = tl.min(tl.where(best, places, HELD - 1))
     return tl.sum(tl.where(places == place, ids_C, 0)), mass
-
-
-# -- over the whole row
-
-
-@triton.jit
-def _row_search(
-    logits, seen, banned, top, temperature, penalty, limit, wanted,
-    MASS: tl.constexpr, V: tl.constexpr, PENALISED: tl.constexpr, BANS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The smallest key up to which masses, or counts, sum to `wanted`; keys above `limit` weigh nothing."""
-    found = tl.full([], 0, tl.int32)
-    for i in range(31):
-        higher = found | (1 << (30 - i))
-        sums = tl.zeros([BLOCK], tl.float64)
-        for start in range(0, V, BLOCK):
-            ids = start + tl.arange(0, BLOCK)
-            a = _distances(logits, seen, banned, ids, ids < V, top, temperature, penalty, PENALISED, BANS)
-            keys = a.to(tl.int32, bitcast=True)
-            weight = tl.exp(-a).to(tl.float64) if MASS else tl.full([BLOCK], 1.0, tl.float64)
-            sums += tl.where((ids < V) & (keys < higher) & (keys <= limit), weight, 0.0)
-        found = tl.where(tl.sum(sums) < wanted, higher, found)
-    return found
-
-
-@triton.jit
-def _row_mass(
-    logits, seen, banned, top, temperature, penalty, limit,
-    V: tl.constexpr, PENALISED: tl.constexpr, BANS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Of the tokens whose key is not above `limit`."""
-    sums = tl.zeros([BLOCK], tl.float64)
-    for start in range(0, V, BLOCK):
-        ids = start + tl.arange(0, BLOCK)
-        a = _distances(logits, seen, banned, ids, ids < V, top, temperature, penalty, PENALISED, BANS)
-        within = (ids < V) & (a.to(tl.int32, bitcast=True) <= limit)
-        sums += tl.where(within, tl.exp(-a), 0.0).to(tl.float64)
-    return tl.sum(sums)
-
-
-@triton.jit
-def _row_threshold(
-    logits, seen, banned, top, temperature, penalty, k, top_p, min_p,
-    V: tl.constexpr, TOP_K: tl.constexpr, TOP_P: tl.constexpr, MIN_P: tl.constexpr,
-    PENALISED: tl.constexpr, BANS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The farthest distance that is kept."""
-    edge = tl.full([], NEVER, tl.int32)
-    if TOP_K:
-        wanted = k.to(tl.float64)
-        edge = _row_search(
-            logits, seen, banned, top, temperature, penalty, NEVER, wanted, False, V, PENALISED, BANS, BLOCK
-        )  # fmt: skip
-    if TOP_P:
-        wanted = top_p * _row_mass(logits, seen, banned, top, temperature, penalty, edge, V, PENALISED, BANS, BLOCK)
-        found = _row_search(
-            logits, seen, banned, top, temperature, penalty, edge, wanted, True, V, PENALISED, BANS, BLOCK
-        )  # fmt: skip
-        edge = tl.minimum(edge, found)
-    if MIN_P:
-        edge = tl.minimum(edge, _min_p_key(min_p))
-    counts, inner = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.float32)
-    outer = tl.full([BLOCK], float("inf"), tl.float32)
-    for start in range(0, V, BLOCK):
-        ids = start + tl.arange(0, BLOCK)
-        a = _distances(logits, seen, banned, ids, ids < V, top, temperature, penalty, PENALISED, BANS)
-        within = (ids < V) & (a.to(tl.int32, bitcast=True) <= edge)
-        counts += within.to(tl.int32)
-        inner = tl.maximum(inner, tl.where(within, a, 0.0))
-        outer = tl.minimum(outer, tl.where(within, float("inf"), a))
-    kept, dropped = tl.max(inner), tl.min(outer)
-    if TOP_K and not (TOP_P or MIN_P):
-        dropped = tl.where(tl.sum(counts) > k, kept, dropped)
-    return _half_way(kept, dropped)
-
-
-@triton.jit
-def _row_draw(
-    logits, seen, banned, top, temperature, penalty, farthest, least, lse, uniform, GREEDY: tl.constexpr,
-    V: tl.constexpr, PENALISED: tl.constexpr, BANS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
-):  # fmt: skip
-    """The token, and the mass of what is kept: that of each block first, then the tokens of the block."""
-    blocks = tl.arange(0, BLOCKS)
-    mass_N, best = tl.zeros([BLOCKS], tl.float64), tl.full([BLOCK], V - 1, tl.int32)
-    for start in range(0, V, BLOCK):
-        ids = start + tl.arange(0, BLOCK)
-        a = _distances(logits, seen, banned, ids, ids < V, top, temperature, penalty, PENALISED, BANS)
-        e = tl.exp(-a)
-        e = tl.where((ids < V) & (a <= farthest) & (e > least), e, 0.0)
-        mass_N = tl.where(blocks == start // BLOCK, tl.sum(e.to(tl.float64)), mass_N)
-        if GREEDY:
-            best = tl.minimum(best, tl.where((ids < V) & (0.0 - a - lse == 0.0 - lse), ids, V - 1))
-    mass = tl.sum(mass_N)
-    if GREEDY:
-        return tl.min(best), mass
-    block = _first_above(mass_N, 0.0, uniform * mass, BLOCKS)
-    ids = block * BLOCK + tl.arange(0, BLOCK)
-    a = _distances(logits, seen, banned, ids, ids < V, top, temperature, penalty, PENALISED, BANS)
-    e = tl.exp(-a)
-    e = tl.where((ids < V) & (a <= farthest) & (e > least), e, 0.0)
-    before = tl.sum(tl.where(blocks < block, mass_N, 0.0))
-    return block * BLOCK + _first_above(e.to(tl.float64), before, uniform * mass, BLOCK), mass
 
 
 @triton.jit
@@ -243,7 +101,7 @@ def _greatest(
     lanes = tl.full([BLOCK], float("-inf"), tl.float32)
     for start in range(0, V, BLOCK):
         ids = start + tl.arange(0, BLOCK)
-        lanes = tl.maximum(lanes, _scores(logits, seen, banned, ids, ids < V, penalty, PENALISED, BANS))
+        lanes = tl.maximum(lanes, scores(logits, seen, banned, ids, ids < V, penalty, PENALISED, BANS))
     return lanes
 
 
@@ -266,7 +124,7 @@ def _sums(
     held = tl.full([], 0, tl.int32)
     for start in range(0, V, BLOCK):
         ids = start + tl.arange(0, BLOCK)
-        a = _distances(logits, seen, banned, ids, ids < V, top, temperature, penalty, PENALISED, BANS)
+        a = distances(logits, seen, banned, ids, ids < V, top, temperature, penalty, PENALISED, BANS)
         e = tl.exp(-a)
         sums += tl.where(ids < V, e, 0.0)
         products += tl.where(ids < V, e * a, 0.0)
@@ -323,19 +181,19 @@ def draw_rows(
             dropped = tl.min(tl.where((places < held) & (keys_C > edge), a_C, near_bound))
             if TOP_K and not (TOP_P or MIN_P):
                 dropped = tl.where(tl.sum((keys_C <= edge).to(tl.int32)) > k, kept, dropped)
-            farthest = _half_way(kept, dropped)
+            farthest = half_way(kept, dropped)
             token, mass = _few_draw(ids_C, a_C, e_C, held, farthest, least, lse, uniform, GREEDY)
         else:
-            farthest = _row_threshold(
+            farthest = row_threshold(
                 logits, seen, banned, top, temperature, penalty, k, top_p, min_p,
                 V, TOP_K, TOP_P, MIN_P, PENALISED, BANS, BLOCK,
             )  # fmt: skip
-            token, mass = _row_draw(
+            token, mass = row_draw(
                 logits, seen, banned, top, temperature, penalty, farthest, least, lse, uniform,
                 GREEDY, V, PENALISED, BANS, BLOCK, BLOCKS,
             )  # fmt: skip
     else:
-        token, mass = _row_draw(
+        token, mass = row_draw(
             logits, seen, banned, top, temperature, penalty, farthest, least, lse, uniform,
             GREEDY, V, PENALISED, BANS, BLOCK, BLOCKS,
         )  # fmt: skip
@@ -343,9 +201,9 @@ def draw_rows(
     if SETS:
         for start in range(0, V, BLOCK):
             ids = start + tl.arange(0, BLOCK)
-            a = _distances(logits, seen, banned, ids, ids < V, top, temperature, penalty, PENALISED, BANS)
+            a = distances(logits, seen, banned, ids, ids < V, top, temperature, penalty, PENALISED, BANS)
             tl.store(out_kept + row * V + ids, (a <= farthest).to(tl.int8), mask=ids < V)
-    a = _distances(logits, seen, banned, token, token < V, top, temperature, penalty, PENALISED, BANS)
+    a = distances(logits, seen, banned, token, token < V, top, temperature, penalty, PENALISED, BANS)
     full = 0.0 - a - lse
     truncated = full
     if TRUNCATES:

@@ -1,0 +1,1 @@
+"""The draw of a token as kernels of a GPU, in Triton."""
