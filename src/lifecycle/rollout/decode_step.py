@@ -153,9 +153,12 @@ class DecodeStep:
         end = int(positions.max()) + 1
         self._grow(end)  # there is room for all prompts, and not for what sequences are told
         self.cache.limit, self.cache.begins = min(bucket(end), self.cache.capacity), not any(chunk.starts)
-        given = (torch.from_numpy(x).to(self._device) for x in (ids, positions))
+        ids_BT, positions_BT = (torch.from_numpy(x).to(self._device) for x in (ids, positions))
+        if self.decode.prefill is not None:
+            self.decode.prefill(ids_BT, positions_BT, self.cache, self._rows(chunk.rows))
+            return
         with as_sampled(model):
-            model(*given, cache=self.cache, rows=self._rows(chunk.rows))
+            model(ids_BT, positions_BT, cache=self.cache, rows=self._rows(chunk.rows))
 
     def _rows(self, rows: Sequence[int]) -> Tensor | slice:
         """Rows of the cache; a slice where they follow on one another, which reads them without a copy."""

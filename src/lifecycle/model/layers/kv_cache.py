@@ -197,11 +197,15 @@ class Slots:
     def attend(self, q_BTHK: Tensor, keys_BTGK: Tensor, values_BTGK: Tensor) -> Tensor:
         """Store the keys and values of the call's tokens, then (B, T, H, K) of their queries, in the cache's dtype."""
         assert self.values is not None
-        stored, q_BTHK = (self.keys, self.values), q_BTHK.to(self.keys.dtype)
-        k, v = (self._store(s, new) for s, new in zip(stored, (keys_BTGK, values_BTGK), strict=True))
+        stored = zip((self.keys, self.values), (keys_BTGK, values_BTGK), strict=True)
+        return self.look(q_BTHK.to(self.keys.dtype), *(self._store(s, new) for s, new in stored))
+
+    def look(self, q_BTHK: Tensor, keys_BTGK: Tensor, values_BTGK: Tensor) -> Tensor:
+        """The same where the keys and values are stored already; all in the cache's dtype."""
+        assert self.values is not None
         if self.mask_B1TL is None:
-            return attention(q_BTHK, k, v, self.documents)
-        k_BGLK, v_BGLK = (self._held(s, self.mask_B1TL) for s in stored)
+            return attention(q_BTHK, keys_BTGK, values_BTGK, self.documents)
+        k_BGLK, v_BGLK = (self._held(s, self.mask_B1TL) for s in (self.keys, self.values))
         return cached_attention(q_BTHK, k_BGLK, v_BGLK, self.mask_B1TL)
 
     def write_latent(self, joint_BT1K: Tensor) -> Tensor:

@@ -23,7 +23,8 @@ from lifecycle.model.adapters import dropout_off, plain_weights
 from lifecycle.model.precision import dtype_of
 from lifecycle.rollout.decoder import fused
 from lifecycle.rollout.decoder.fused import Fused
-from lifecycle.rollout.decoder.joined_blocks import Joined
+from lifecycle.rollout.decoder.gpu import available
+from lifecycle.rollout.decoder.joined_blocks import Joined, Prefill
 from lifecycle.rollout.decoder.joined_matrices import is_dense
 from lifecycle.rollout.decoder.packed_linear import has_bf16_units
 from lifecycle.rollout.decoder.shared_prefix import SharedPrefix
@@ -37,11 +38,15 @@ class DecodeBackend(Protocol):
     """Gives logits (B, V) of the next token of every sequence; `refresh` takes over changed weights.
 
     shares_prefix: whether it reads a shared prefix from one row of the cache; the others ignore `shared`. visited:
-    (B, layers, A), the experts that the sequences of the last call visited, where they are noted.
+    (B, layers, A), the experts that the sequences of the last call visited, where they are noted. prefill: what writes
+    prompts into the cache; None: the model's own forward pass.
     """
 
     shares_prefix: bool
     visited: Tensor | None
+
+    @property
+    def prefill(self) -> Prefill | None: ...
 
     def __call__(
         self,
@@ -116,7 +121,9 @@ def prepare(
     if size <= JOINED_BYTES and packed and cache in (None, *fused.DTYPES) and fused.fits(ready):
         return ready, Fused(ready, refresh_model=refresh_model, head=exact, notes_experts=notes_experts)
     if size <= JOINED_BYTES and is_dense(ready):
-        return ready, Joined(ready, rows=rows if packed else None, refresh_model=refresh_model, head=exact)
+        kernels = packed and available.fits(dtype, cache, ready.embedding.weight.device)
+        laid_out = rows if packed else None
+        return ready, Joined(ready, rows=laid_out, refresh_model=refresh_model, head=exact, kernels=kernels)
     return ready, AsItIs(ready, cast=cast, notes_experts=notes_experts)
 
 
@@ -148,6 +155,7 @@ class AsItIs:
     others."""
 
     shares_prefix = False
+    prefill = None
 
     def __init__(
         self,

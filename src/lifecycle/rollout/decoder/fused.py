@@ -104,6 +104,7 @@ class Fused:
     """
 
     shares_prefix = True
+    prefill = None
 
     def __init__(
         self,

@@ -18,17 +18,19 @@ from lifecycle.model import Cache, Decoder
 from lifecycle.model.layers.kv_cache import CallSlots
 from lifecycle.model.layers.norm_swiglu import RMSNorm
 from lifecycle.model.layers.rope import rotate
-from lifecycle.rollout.decoder.gpu import available
 from lifecycle.rollout.decoder.joined_matrices import JoinedMatrices, blocks
 from lifecycle.rollout.decoder.packed_linear import matrix
 from lifecycle.rollout.decoder.shared_prefix import SharedPrefix
+
+Prefill = Callable[[Tensor, Tensor, Cache, Tensor | slice | None], None]
+"""(ids (B, T), positions (B, T), cache, rows): writes the tokens' keys and values, as a forward pass of the model."""
 
 
 class Joined:
     """The model's blocks with joined matrices, laid out for `rows` rows (None: not laid out, for a compiler).
 
     refresh_model: brings the model's own weights up to date first, where it is a cast copy. head: fp32, in place of the
-    model's own, which `refresh_model` keeps up to date; its product is not rounded.
+    model's own, which `refresh_model` keeps up to date; its product is not rounded. kernels: by those in gpu/.
     """
 
     shares_prefix = False
@@ -41,15 +43,18 @@ class Joined:
         rows: int | None,
         refresh_model: Callable[[], None] | None,
         head: Tensor | None = None,
+        kernels: bool = False,
     ) -> None:
         self._model, self._refresh_model, self._head_weight = model, refresh_model, head
         self._blocks = [JoinedMatrices(block, rows=rows) for block in blocks(model)]
         self._head = matrix([self._matrix_of_head()], [], rows)
         self._kernels = None
-        if rows is not None and available.is_there(model.embedding.weight.device):
+        self.prefill: Prefill | None = None
+        if kernels:
             from lifecycle.rollout.decoder.gpu.step import KernelStep  # it imports Triton
 
             self._kernels = KernelStep(model, self._blocks)
+            self.prefill = self._kernels.prefill
 
     def __call__(
         self,
@@ -62,7 +67,7 @@ class Joined:
         """Logits (B, V), see `DecodeBackend`."""
         model = self._model
         x_BD = F.embedding(ids_B1[:, 0], model.embedding.weight)
-        if self._kernels is not None and self._kernels.takes(cache):
+        if self._kernels is not None:
             x_BD = self._kernels(x_BD, positions_B1[:, 0], cache, rows_B)
         else:
             place = cache.place(positions_B1, rows_B)

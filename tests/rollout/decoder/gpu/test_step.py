@@ -13,7 +13,7 @@ from tests.model.variants import VARIANTS
 from torch import Tensor
 
 from lifecycle.model import Cache, Decoder, ModelConfig, build
-from lifecycle.rollout.decoder.gpu import available
+from lifecycle.rollout.decoder import packed_linear
 from lifecycle.rollout.decoder.joined_blocks import Joined
 
 pytest.importorskip("triton")
@@ -43,7 +43,7 @@ CONFIGS: dict[str, ModelConfig] = {
     "of 128": replace(LLAMA, heads=4, kv_heads=2, head_dim=128),
     "normalised": replace(LLAMA, family="qwen3", heads=4, kv_heads=2, head_dim=24, qk_norm=True),
     "biases": replace(LLAMA, family="qwen2", heads=4, kv_heads=2, head_dim=16, qkv_bias=True),
-    "windows": replace(LLAMA, family="qwen2", heads=4, kv_heads=2, qkv_bias=True, sliding_window=20, sliding_from=1),
+    "windows": replace(LLAMA, family="qwen2", heads=4, kv_heads=2, qkv_bias=True, sliding_window=7, sliding_from=1),
     "softcap": replace(LLAMA, logit_softcap=3.0),
 }
 CLOSE: dict[torch.dtype, dict[str, Any]] = {
@@ -78,10 +78,8 @@ def test_the_kernels_in_the_interpreter() -> None:
 
 
 def joined(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> Joined:
-    monkeypatch.setattr(available, "is_there", lambda device: True)
-    found = Joined(model, rows=8, refresh_model=None)
-    assert found._kernels is not None
-    return found
+    monkeypatch.setattr(packed_linear, "packs", lambda weight: False)  # as on a GPU
+    return Joined(model, rows=8, refresh_model=None, kernels=True)
 
 
 def filled(
@@ -150,6 +148,55 @@ def test_rows_of_the_cache_may_be_chosen(
     positions = [lengths[row] for row in (range(1, 4) if isinstance(rows, slice) else rows.tolist())]
     found, wanted, twin = both(joined(model, monkeypatch), model, cache, positions, chosen, limit=31)
     agree(found, wanted, cache, twin, positions, dtype)
+
+
+@pytest.mark.parametrize(("device", "dtype"), PRECISIONS)
+@pytest.mark.parametrize("name", ["three", "normalised", "biases"])
+def test_many_rows_are_multiplied_by_the_library(
+    name: str, dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = [1, 33, 3, 17, 25, 2, 9, 30, 11]
+    model, cache = filled(CONFIGS[name], device, dtype, lengths, 34, None)
+    step = joined(model, monkeypatch)
+    monkeypatch.setattr(step._kernels, "_few_rows", None)
+    found, wanted, twin = both(step, model, cache, lengths, None)
+    agree(found, wanted, cache, twin, lengths, dtype)
+
+
+@pytest.mark.parametrize(("device", "dtype"), PRECISIONS)
+@pytest.mark.parametrize(
+    ("rows", "begins", "held"),
+    [(slice(1, 4), True, None), (torch.tensor([3, 0, 2]), True, torch.float32), (torch.tensor([3, 0, 2]), False, None)],
+    ids=["slice", "wider", "going on"],
+)
+@pytest.mark.parametrize("name", ["normalised", "windows"])
+def test_prompts_are_written_as_the_model_writes_them(
+    name: str,
+    rows: slice | Tensor,
+    begins: bool,
+    held: torch.dtype | None,
+    dtype: torch.dtype,
+    device: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    T = 11
+    lengths = [0, 0, 0, 0] if begins else [30, 5, 17, 1]
+    model, cache = filled(CONFIGS[name], device, dtype, [max(n, 1) for n in lengths], 64, held)
+    prefill = joined(model, monkeypatch).prefill
+    assert prefill is not None
+    twin = replace(cache, keys=[k.clone() for k in cache.keys], values=[v.clone() for v in cache.values])
+    chosen = [1, 2, 3] if isinstance(rows, slice) else rows.tolist()
+    at = torch.arange(T).repeat(3, 1) + torch.tensor([lengths[row] for row in chosen])[:, None]
+    at[0, 8:], at[2, 1:] = -1, -1
+    ids = torch.arange(3 * T).view(3, T) % model.config.vocab
+    cache.begins = twin.begins = begins
+    given = ids.to(device), at.to(device)
+    placed = rows if isinstance(rows, slice) else rows.to(device)
+    with torch.inference_mode():
+        prefill(*given, cache, placed)
+        model(*given, cache=twin, rows=placed)
+    for mine, theirs in zip((*cache.keys, *cache.values), (*twin.keys, *twin.values), strict=True):
+        torch.testing.assert_close(mine[:, :, :-1].float(), theirs[:, :, :-1].float(), **CLOSE[dtype])
 
 
 @pytest.mark.parametrize("device", DEVICES)

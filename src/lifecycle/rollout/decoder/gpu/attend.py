@@ -24,10 +24,10 @@ from lifecycle.rollout.decoder.joined_matrices import JoinedMatrices
 LOWEST = tl.constexpr(-1.0e30)
 """A score below all others; finite, so that the difference of two is a number."""
 
-PROGRAMS = 264
-"""Programs that fill a GPU: two for each of its 132 multiprocessors."""
+PROGRAMS = 528
+"""Programs that fill a GPU: four for each of its 132 multiprocessors."""
 
-SPLIT_KEYS = 256
+SPLIT_KEYS = 128
 """Fewest positions worth a program of their own: joining the parts takes a kernel more."""
 
 

@@ -6,8 +6,16 @@ import importlib.util
 
 import torch
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""Of weights and of caches, which the kernels take."""
+
 AMPERE = 8
 """First generation of NVIDIA GPUs with bf16 units and asynchronous copies."""
+
+
+def fits(weights: torch.dtype, cache: torch.dtype | None, device: torch.device) -> bool:
+    """Whether the kernels take a dense model of such weights with such a cache (None: in a dtype of ours)."""
+    return weights in DTYPES and cache in (None, *DTYPES) and is_there(device)
 
 
 def is_there(device: torch.device) -> bool:
