@@ -28,7 +28,7 @@ __all__ = ["Choice", "Hardware", "Probe", "choose", "device_name", "native_bf16"
 Accelerator = Literal["auto", "cpu", "gpu"]
 Precision = Literal["auto", "fp32", "bf16"]
 Strategy = Literal["auto", "ddp", "fsdp"]
-Attention = Literal["auto", "sdpa", "varlen", "flash"]
+Attention = Literal["auto", "sdpa", "varlen", "flash", "cudnn"]
 
 CPUINFO = Path("/proc/cpuinfo")
 BF16_PAYS_FROM = 1.3

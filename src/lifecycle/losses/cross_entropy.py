@@ -18,6 +18,7 @@ Shapes: N tokens, D width, V vocabulary, C tokens of one chunk.
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -52,7 +53,8 @@ def linear_cross_entropy(
     with `dft` the dynamic loss + z_loss.
     Products run in the autocast dtype where autocast is on, else in the dtype of hidden; logarithms, sums and the
     weight's gradient are fp32 (fp64 for fp64 inputs). Differentiable once, in hidden and weight. `compiled` fuses what
-    happens to a chunk's logits between the products. Memory beyond the gradients: a few chunks of logits.
+    happens to a chunk's logits between the products; an NVIDIA GPU has one kernel for that (gpu/terms_kernel.py). Memory
+    beyond the gradients: a few chunks of logits.
     """
     check_tokens(labels_N, vocab=weight_VD.shape[0], ignored=True)
     compute = compute_dtype(hidden_ND)
@@ -116,7 +118,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight = weight_VD.to(compute)
         gradients, wanted = HeadGradients(hidden_ND, weight, (needs_hidden, needs_weight)), needs_hidden or needs_weight
         loss, nll, penalty = torch.zeros((3,), dtype=sum_dtype(compute), device=weight.device)
-        terms = _compiled_terms() if compiled else _terms
+        terms = _terms_for(weight, compiled)
         for part in chunks(len(labels_N), chunk):
             hidden = hidden_ND[part].to(compute)
             logits = hidden @ weight.T
@@ -167,17 +169,27 @@ def _terms(
         return (loss, nll, penalty), logits_CV
     pull_C = 2.0 * z_loss * logsumexp_C  # of the penalty
     factors_C = scales_C + weights_C * pull_C if dft else weights_C * (1.0 + pull_C)
-    if torch.compiler.is_compiling():  # one pass that reads logits and writes their gradient: no scatter between
-        at_label_CV = torch.arange(logits_CV.shape[1], device=logits_CV.device) == labels_C1
-        grad_CV = logp_CV.exp() * factors_C[:, None] - torch.where(at_label_CV, scales_C[:, None], 0.0)
-    else:
-        grad_CV = logp_CV.exp_().mul_(factors_C[:, None])
-        grad_CV.scatter_add_(1, labels_C1, -scales_C[:, None])
+    grad_CV = logp_CV.exp_().mul_(factors_C[:, None])
+    grad_CV.scatter_add_(1, labels_C1, -scales_C[:, None])
     return (loss, nll, penalty), grad_CV.to(logits_CV.dtype)
 
 
 def _capped(logits_CV: Tensor, softcap: float | None) -> Tensor:
     return logits_CV if softcap is None else softcap * torch.tanh(logits_CV / softcap)
+
+
+def kernel_is_there(device: torch.device) -> bool:
+    """Whether Triton is installed, and the device an NVIDIA GPU."""
+    on_nvidia = device.type == "cuda" and torch.version.cuda is not None
+    return on_nvidia and importlib.util.find_spec("triton") is not None
+
+
+def _terms_for(weight_VD: Tensor, compiled: bool) -> Callable[..., tuple[Terms, Tensor]]:
+    if weight_VD.dtype != torch.float64 and kernel_is_there(weight_VD.device):
+        from lifecycle.losses.gpu import terms_kernel
+
+        return terms_kernel.terms
+    return _compiled_terms() if compiled else _terms
 
 
 @functools.cache

@@ -24,8 +24,9 @@ from lifecycle.errors import UserError
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.layers import packed_attention
 from lifecycle.model.layers.attention import DocumentMask, attention, slide
+from lifecycle.model.layers.gpu import fused
 from lifecycle.model.layers.initial import SCORE, normal, score_std
-from lifecycle.model.layers.joined import products
+from lifecycle.model.layers.joined import joined
 from lifecycle.model.layers.kv_cache import Cache, CallSlots, Slots
 from lifecycle.model.layers.latent import LatentAttention
 from lifecycle.model.layers.moe import KnownRoutes, MoEFeedForward, Routing, balanced
@@ -44,7 +45,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.head_dim = config.head_dim
+        self.heads, self.head_dim = config.heads, config.head_dim
         kv_width = config.kv_heads * config.head_dim
         self.q_proj = nn.Linear(config.width, config.attention_width, bias=config.qkv_bias)
         self.k_proj = nn.Linear(config.width, kv_width, bias=config.qkv_bias)
@@ -57,18 +58,25 @@ class SelfAttention(nn.Module):
         self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], documents: DocumentMask | None, slots: Slots | None = None
     ) -> Tensor:
         """(B, T, D); with `slots` over what they hold, after the call's tokens are written there."""
-        q_BTHK, k_BTGK, v_BTGK = (
-            out.unflatten(-1, (-1, self.head_dim)) for out in products(x_BTD, (self.q_proj, self.k_proj, self.v_proj))
-        )
-        if self.q_norm is not None and self.k_norm is not None:
-            q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
-        q_BTHK, k_BTGK = rotate(q_BTHK, *angles), rotate(k_BTGK, *angles)
+        q_BTHK, k_BTGK, v_BTGK = self._turned(x_BTD, angles)
         if slots is None:
             out_BTHK = attention(q_BTHK, k_BTGK, v_BTGK, documents)
         else:
             out_BTHK = slots.attend(q_BTHK, k_BTGK, v_BTGK).to(x_BTD.dtype)
         out: Tensor = self.o_proj(out_BTHK.flatten(2))
         return out
+
+    def _turned(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys turned by their angles, and values."""
+        layers = (self.q_proj, self.k_proj, self.v_proj)
+        whole = self.q_norm is None and angles[0].shape[-1] == self.head_dim  # nothing between product and rotation
+        qkv = joined(x_BTD, layers) if whole else None
+        if qkv is not None:
+            return fused.rotated(qkv, *angles, self.heads)
+        q_BTHK, k_BTGK, v_BTGK = (layer(x_BTD).unflatten(-1, (-1, self.head_dim)) for layer in layers)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
+        return rotate(q_BTHK, *angles), rotate(k_BTGK, *angles), v_BTGK
 
 
 class Block(nn.Module):
@@ -295,8 +303,10 @@ def compile_model(model: Decoder, *, unit: Literal["model", "block"]) -> None:
     before the first forward pass. Every shape of the sequences has a graph of its own.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
-    if model.embedding.weight.device.type != "cuda":
+    device = model.embedding.weight.device
+    if device.type != "cuda":
         packed_attention.is_there()  # which may call a C compiler, and compiled code cannot
+    fused.is_there(device)  # found once, here: compiled code cannot look for it
     if unit == "model":
         model.compile(dynamic=False)
         return

@@ -122,6 +122,8 @@ def test_without_cuda_only_sdpa_is_offered() -> None:
     check_kernel("sdpa", cpu)
     with pytest.raises(UserError, match="hardware.attention is flash, which runs on CUDA only, not on cpu"):
         check_kernel("flash", cpu)
+    with pytest.raises(UserError, match="hardware.attention is cudnn, which runs on CUDA only, not on cpu"):
+        check_kernel("cudnn", cpu)
 
 
 def older(
@@ -198,12 +200,12 @@ def test_the_layout_of_a_kernels_result_does_not_matter(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("kernel", ["sdpa", "varlen", "flash"])
+@pytest.mark.parametrize("kernel", ["sdpa", "varlen", "flash", "cudnn"])
 @pytest.mark.parametrize(("kv_heads", "window"), [(2, 520), (4, 520), (2, 100)])
 def test_every_kernel_on_cuda_gives_the_answer_of_the_cpu(kernel: Kernel, kv_heads: int, window: int) -> None:
     device = torch.device("cuda")
-    if kernel == "flash":
-        pytest.importorskip("flash_attn")
+    if kernel in ("flash", "cudnn"):
+        pytest.importorskip("flash_attn" if kernel == "flash" else "cudnn")
     q, k, v = qkv(520, kv_heads=kv_heads)
     halves = [x.detach().to(device, torch.bfloat16).requires_grad_() for x in (q, k, v)]
     ids = rows(520)

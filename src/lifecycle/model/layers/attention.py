@@ -1,12 +1,13 @@
-"""Causal attention inside documents: one function over three kernels that give the same answer.
+"""Causal attention inside documents: one function over four kernels that give the same answer.
 
     kernel = best_kernel(device, torch.bfloat16)                           # once a run
     documents = DocumentMask.from_ids(batch.document_ids, kernel=kernel)      # once a micro-batch, not in compiled code
     out_BTHK = attention(q_BTHK, k_BTGK, v_BTGK, documents)                # None: each sequence is one document
 
-`flash` (the flash-attn package) and `varlen` (torch's own) take the documents as a list of boundaries and run on CUDA;
-`sdpa` takes them as a mask and runs everywhere. `cached_attention` is the same for tokens whose earlier keys stand in
-a cache. A sliding window w lets a position see itself and the w - 1 before it (arXiv 2004.05150, section 3.1).
+`flash` (the flash-attn package), `cudnn` (NVIDIA's, see gpu/cudnn_attention.py) and `varlen` (torch's own) take the
+documents as a list of boundaries and run on CUDA; `sdpa` takes them as a mask and runs everywhere. `cached_attention`
+is the same for tokens whose earlier keys stand in a cache. A sliding window w lets a position see itself and the w - 1
+before it (arXiv 2004.05150, section 3.1).
 
 Shapes: B sequences, T positions, N = B * T, H query heads, G key-value heads, K width of a head, S slots for
 boundaries, L positions of a cache.
@@ -27,8 +28,9 @@ from torch.nn import functional as F
 
 from lifecycle.errors import UserError
 from lifecycle.model.layers import packed_attention
+from lifecycle.model.layers.gpu import cudnn_attention
 
-Kernel = Literal["sdpa", "varlen", "flash"]
+Kernel = Literal["sdpa", "varlen", "flash", "cudnn"]
 
 LEAST_SLOTS = 64
 """Boundaries are padded to a power of two from here up, so that compiled code sees few shapes."""
@@ -69,7 +71,7 @@ class DocumentMask:
             if shared_BT is not None:  # those who follow prompt k see the positions of prompt k
                 same = same | (shared_BT[:, :, None] == -shared_BT[:, None, :]) & (shared_BT[:, None, :] > 0)
             return DocumentMask(kernel=kernel, mask_B1TT=(same & lower_triangle(T, same.device))[:, None])
-        tells = kernel == "varlen" and varlen_is_told_groups()
+        tells = kernel in ("varlen", "cudnn") and varlen_is_told_groups()  # the former stands in for the latter
         return DocumentMask(kernel=kernel, starts_S=_starts(document_ids_BT, pieces), tells_groups=tells)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> DocumentMask:
@@ -83,9 +85,12 @@ class DocumentMask:
 
 
 def best_kernel(device: torch.device, dtype: torch.dtype) -> Kernel:
-    """flash-attn if installed, else torch's variable-length kernel, both in half precision on CUDA; SDPA elsewhere."""
+    """In half precision on CUDA: cuDNN's where it is installed and the fastest, else flash-attn if that is installed,
+    else torch's variable-length kernel. SDPA elsewhere."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return "sdpa"
+    if cudnn_attention.is_best(device):
+        return "cudnn"
     if importlib.util.find_spec("flash_attn") is not None:
         return "flash"
     return "varlen" if importlib.util.find_spec("torch.nn.attention.varlen") is not None else "sdpa"
@@ -103,7 +108,7 @@ def check_kernel(kernel: Kernel, device: torch.device) -> None:
     """Refuse a kernel that cannot run here. Errors: `UserError`."""
     if kernel == "sdpa":
         return
-    package = "flash_attn" if kernel == "flash" else "torch.nn.attention.varlen"
+    package = {"flash": "flash_attn", "cudnn": "cudnn", "varlen": "torch.nn.attention.varlen"}[kernel]
     if device.type != "cuda":
         raise UserError(f"hardware.attention is {kernel}, which runs on CUDA only, not on {device.type}; choose sdpa")
     if importlib.util.find_spec(package) is None:
@@ -143,7 +148,7 @@ def attention(
     """
     if documents is None or documents.kernel == "sdpa":
         return _sdpa(q_BTHK, k_BTGK, v_BTGK, documents, scale)
-    kernel = _flash if documents.kernel == "flash" else _varlen
+    kernel = {"flash": _flash, "cudnn": _cudnn, "varlen": _varlen}[documents.kernel]
     flat = (x.flatten(0, 1) for x in (q_BTHK, k_BTGK, v_BTGK))
     return kernel(*flat, documents=documents, longest=q_BTHK.shape[1], scale=scale).reshape(q_BTHK.shape)
 
@@ -271,6 +276,15 @@ def _flash(
         q_NHK, k_NGK, v_NGK, causal=True, softmax_scale=scale, window_size=window, **bounds
     )
     return out
+
+
+def _cudnn(
+    q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, *, documents: DocumentMask, longest: int, scale: float | None
+) -> Tensor:
+    if documents.window is not None or not cudnn_attention.takes(q_NHK):
+        return _varlen(q_NHK, k_NGK, v_NGK, documents=documents, longest=longest, scale=scale)
+    assert documents.starts_S is not None
+    return cudnn_attention.cudnn_attention(q_NHK, k_NGK, v_NGK, documents.starts_S, longest, scale)
 
 
 def _left(documents: DocumentMask) -> int:

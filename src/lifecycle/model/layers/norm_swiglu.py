@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lifecycle.model.layers.joined import products
+from lifecycle.model.layers.gpu import fused
+from lifecycle.model.layers.joined import joined
 
 
 class RMSNorm(nn.Module):
@@ -81,12 +82,16 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(ffn_width, width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        gate, up = products(x_BTD, (self.gate_proj, self.up_proj))
+        gate_up = joined(x_BTD, (self.gate_proj, self.up_proj))
+        if gate_up is not None:
+            out: Tensor = self.down_proj(fused.gated(gate_up))
+            return out
+        gate, up = self.gate_proj(x_BTD), self.up_proj(x_BTD)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             inner = _Gated.apply(gate, up)
         else:
             inner = F.silu(gate) * up
-        out: Tensor = self.down_proj(inner)
+        out = self.down_proj(inner)
         return out
 
 

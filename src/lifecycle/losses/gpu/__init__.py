@@ -1,0 +1,1 @@
+"""Kernels of our own, in Triton, which comes with torch for CUDA."""

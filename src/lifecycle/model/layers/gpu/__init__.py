@@ -1,0 +1,1 @@
+"""Parts of a block as kernels of our own, in Triton, for training on an NVIDIA GPU."""

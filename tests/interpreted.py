@@ -1,0 +1,46 @@
+"""Triton's interpreter, which runs a GPU's kernels on tensors of a CPU. It is asked for when Triton is imported, and so
+has a process of its own: a test file runs itself again in it (`interpret`)."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+HERE = pytest.mark.skipif(not INTERPRETED, reason="runs in the process that the file's first test starts")
+GPU = pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason="needs a GPU")
+DEVICES = [pytest.param("cpu", marks=HERE), pytest.param("cuda", marks=[pytest.mark.gpu, GPU])]
+
+
+def interpret(file: str) -> None:
+    """Run the tests of the file in the interpreter."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", "-p", "no:cacheprovider", file]
+    here = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=here, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-8000:]
+    assert " passed" in done.stdout
+
+
+@contextmanager
+def bounds_of_loops() -> Iterator[None]:
+    """Triton 3.6 reads the bounds of a loop in a way that NumPy 2.4 refuses."""
+    if not INTERPRETED:
+        yield
+        return
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    with mock.patch.object(interpreter, "_patch_lang_tensor", patched):
+        yield
