@@ -2,7 +2,7 @@
 
     distance a = (greatest logit - logit) / temperature >= 0, so that its bits order as integers do
     pass 1: the greatest logit; the greatest of each of LANES lanes, the k-th of which is a bound of the k-th of all
-    pass 2: sums of exp(-a) and a exp(-a); ids and distances within the bound are written down, in the order of ids
+    pass 2: sums of exp(-a) and a exp(-a); ids within the bound are written down, and put in order
     among these: the k-th distance, or the one that holds top_p of the mass, bit by bit; the threshold; the draw
 
 The k-th greatest of the greatest of lanes has k - 1 above it, so all that a top-k keeps is written down. Where more is
@@ -33,6 +33,9 @@ HELD = tl.constexpr(512)
 
 WIDEST = tl.constexpr(256)
 """A top-k up to here is found among them, and most other sets."""
+
+AT_ONCE = tl.constexpr(16)
+"""Of them, compared with all others at a time."""
 
 INF_BITS = tl.constexpr(0x7F800000)
 
@@ -119,9 +122,13 @@ def _sums(
     logits, seen, banned, top, temperature, penalty, near_bound, scratch, WRITES: tl.constexpr,
     V: tl.constexpr, PENALISED: tl.constexpr, BANS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sums of exp(-a) and of a exp(-a), and how many tokens are within a bound; the first HELD are written down."""
+    """Sums of exp(-a) and of a exp(-a), and how many tokens are within a bound; HELD of their ids are written down, in
+    any order."""
     sums, products = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     held = tl.full([], 0, tl.int32)
+    if WRITES:
+        tl.store(scratch, 0)
+        tl.debug_barrier()
     for start in range(0, V, BLOCK):
         ids = start + tl.arange(0, BLOCK)
         a = distances(logits, seen, banned, ids, ids < V, top, temperature, penalty, PENALISED, BANS)
@@ -130,12 +137,29 @@ def _sums(
         products += tl.where(ids < V, e * a, 0.0)
         if WRITES:
             near = (ids < V) & (a <= near_bound)
-            places = held + tl.cumsum(near.to(tl.int32), 0) - 1
-            writes = near & (places < HELD)
-            tl.store(scratch + places, ids, mask=writes)
-            tl.store(scratch + HELD + places, a.to(tl.int32, bitcast=True), mask=writes)
-            held += tl.sum(near.to(tl.int32))
+            counter = scratch + tl.zeros([BLOCK], tl.int32)
+            places = tl.atomic_add(counter, 1, mask=near, sem="relaxed")
+            tl.store(scratch + 1 + places, ids, mask=near & (places < HELD))
+    if WRITES:
+        tl.debug_barrier()  # what other threads have written
+        held = tl.atomic_add(scratch, 0, sem="relaxed")
     return tl.sum(sums), tl.sum(products), held
+
+
+@triton.jit
+def _in_order(scratch, held):
+    """(C,) the ids that were written down, ascending; V and up behind them."""
+    places = tl.arange(0, HELD)
+    ids_C = tl.load(scratch + 1 + places, mask=places < held, other=NEVER)
+    before = tl.zeros([HELD], tl.int32)
+    for start in range(0, HELD, AT_ONCE):
+        if start < held:
+            others = start + tl.arange(0, AT_ONCE)
+            ids = tl.load(scratch + 1 + others, mask=others < held, other=NEVER)
+            before += tl.sum((ids[None, :] < ids_C[:, None]).to(tl.int32), 1)
+    tl.store(scratch + 1 + HELD + before, ids_C, mask=places < held)
+    tl.debug_barrier()
+    return tl.load(scratch + 1 + HELD + places, mask=places < held, other=NEVER)
 
 
 @triton.jit
@@ -144,13 +168,13 @@ def draw_rows(
     V: tl.constexpr, GREEDY: tl.constexpr, TOP_K: tl.constexpr, TOP_P: tl.constexpr, MIN_P: tl.constexpr,
     PENALISED: tl.constexpr, BANS: tl.constexpr, SETS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """settings: fp64 (5,), see `DeviceSampling`. seen (R, V), banned (V,): bytes. scratch: int32 (R, 2, HELD).
+    """settings: fp64 (5,), see `DeviceSampling`. seen (R, V), banned (V,): bytes. scratch: int32 (R, 1 + 2 HELD).
     out_facts: fp32 (R, 3), log-probability, untruncated, entropy. out_kept: bytes (R, V). BLOCK is a multiple of HELD,
     BLOCKS at least the number of blocks."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * logits_stride
     seen += row * seen_stride
-    scratch += row * 2 * HELD
+    scratch += row * (1 + 2 * HELD)
     TRUNCATES: tl.constexpr = GREEDY or TOP_K or TOP_P or MIN_P
     temperature, penalty = tl.load(settings).to(tl.float32), tl.load(settings + 1).to(tl.float32)
     k, top_p, min_p = tl.load(settings + 2).to(tl.int32), tl.load(settings + 3), tl.load(settings + 4)
@@ -169,16 +193,15 @@ def draw_rows(
 
     farthest = tl.full([], float("inf"), tl.float32)
     if TRUNCATES:
-        tl.debug_barrier()  # what other threads have written down
-        places = tl.arange(0, HELD)
-        ids_C = tl.load(scratch + places, mask=places < held, other=0)
-        keys_C = tl.load(scratch + HELD + places, mask=places < held, other=NEVER)
-        a_C = keys_C.to(tl.float32, bitcast=True)
-        e_C = tl.where(places < held, tl.exp(-a_C), 0.0)
+        held_C = tl.arange(0, HELD) < held
+        ids_C = _in_order(scratch, tl.minimum(held, HELD))
+        a_C = distances(logits, seen, banned, ids_C, held_C, top, temperature, penalty, PENALISED, BANS)
+        keys_C = tl.where(held_C, a_C.to(tl.int32, bitcast=True), NEVER)
+        e_C = tl.where(held_C, tl.exp(-a_C), 0.0)
         edge = _few_edge(keys_C, e_C, total, k, top_p, min_p, TOP_K, TOP_P, MIN_P)
         if (held <= HELD) & (edge <= bound.to(tl.int32, bitcast=True)):
             kept = tl.max(tl.where(keys_C <= edge, a_C, 0.0))
-            dropped = tl.min(tl.where((places < held) & (keys_C > edge), a_C, near_bound))
+            dropped = tl.min(tl.where(held_C & (keys_C > edge), a_C, near_bound))
             if TOP_K and not (TOP_P or MIN_P):
                 dropped = tl.where(tl.sum((keys_C <= edge).to(tl.int32)) > k, kept, dropped)
             farthest = half_way(kept, dropped)
