@@ -53,8 +53,8 @@ def linear_cross_entropy(
     with `dft` the dynamic loss + z_loss.
     Products run in the autocast dtype where autocast is on, else in the dtype of hidden; logarithms, sums and the
     weight's gradient are fp32 (fp64 for fp64 inputs). Differentiable once, in hidden and weight. `compiled` fuses what
-    happens to a chunk's logits between the products; an NVIDIA GPU has one kernel for that (gpu/terms_kernel.py). Memory
-    beyond the gradients: a few chunks of logits.
+    happens to a chunk's logits between the products; an NVIDIA GPU has one kernel for that (gpu/terms_kernel.py).
+    Memory beyond the gradients: a few chunks of logits.
     """
     check_tokens(labels_N, vocab=weight_VD.shape[0], ignored=True)
     compute = compute_dtype(hidden_ND)
