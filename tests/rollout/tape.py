@@ -26,6 +26,7 @@ class Tape(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Callable[..., Any], Any, Any, list[Tensor]]] = []
+        self.before: list[tuple[Tensor, Tensor]] = []
         self.replays = 0
         self.shared: Tape = self
 
@@ -34,6 +35,9 @@ class Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert function.overloadpacket.__name__ not in FORBIDDEN, f"{function} cannot be recorded"
+        for argument, given in zip(function._schema.arguments, args, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                self.before.append((given, given.clone()))
         out = function(*args, **(kwargs or {}))
         made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
         self.calls.append((function, args, kwargs or {}, made))
@@ -53,6 +57,8 @@ def record(tape: Tape, pool: Tape | None = None) -> Iterator[None]:
     tape.shared = tape if pool is None else pool
     with tape:
         yield
+    for written, held in reversed(tape.before):  # nothing runs while it is recorded
+        written.copy_(held)
 
 
 @pytest.fixture

@@ -13,9 +13,11 @@ from tests.model.variants import VARIANTS
 from tests.rollout.sampled import CONFIG, prompts, settings
 from tests.rollout.tape import Tape, tapes
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lifecycle.model import build
 from lifecycle.rollout import Engine, Sampling
+from lifecycle.rollout.output import Collected
 
 __all__ = ["tapes"]
 
@@ -35,6 +37,26 @@ def test_recorded_steps_draw_what_eager_steps_draw(name: str, tapes: list[Tape])
         assert torch.equal(found.token_ids, wanted.token_ids)
         torch.testing.assert_close(found.logprobs, wanted.logprobs)
     assert sum(tape.replays for tape in tapes) > len(tapes)
+
+
+def test_between_replays_the_host_starts_nothing(tapes: list[Tape], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(build(CONFIG, seed=1), slots=4, graphs=True)
+    engine.generate(prompts(4), settings(), seed=0)
+    step, counts = engine._step, list[int]()
+    assert step is not None
+    monkeypatch.setattr(Tape, "replay", lambda tape: None)
+
+    class Counted(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            counts[-1] += 1
+            return function(*args, **(kwargs or {}))
+
+    for steps in (2, 8):
+        out = Collected(4, 64, device=torch.device("cpu"), sets=False)
+        counts.append(0)
+        with torch.inference_mode(), Counted():
+            step._replayed(4, [64] * steps, out)
+    assert counts[0] == counts[1]
 
 
 def test_all_recordings_of_an_engine_share_one_pool_until_they_are_dropped(tapes: list[Tape]) -> None:

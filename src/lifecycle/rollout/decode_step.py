@@ -2,7 +2,7 @@
 
 A row is a row of the cache, with the sequence that is decoded in it. The table of rows is kept on the device, which
 advances it; the host sends it again only when sequences begin or end. Model and draw change nothing but the cache, so
-that they can be recorded as a CUDA graph or compiled.
+that they can be compiled; a step that is recorded as a CUDA graph also notes what it drew, and advances the table.
 
 Shapes: S rows of the cache, B rows of a step, V vocabulary.
 """
@@ -23,6 +23,8 @@ from lifecycle.rollout.decoder.backend import DecodeBackend, as_sampled
 from lifecycle.rollout.decoder.shared_prefix import SharedPrefix, shared_prefix
 from lifecycle.rollout.output import Collected
 from lifecycle.rollout.sampling.draw import Drawn, draw
+from lifecycle.rollout.sampling.fused_draw import fused_uniforms
+from lifecycle.rollout.sampling.noted import Noted, advance
 from lifecycle.rollout.sampling.on_device import DeviceSampling, Form
 from lifecycle.rollout.sampling.parameters import Sampling, uniforms
 from lifecycle.rollout.scheduler import NUMBER, PLACE, POSITION, SEED, TOKEN, Chunk, Ints, Move, power
@@ -63,6 +65,7 @@ class DecodeStep:
         elif compiled:
             self._compute = torch.compile(DecodeStep._eager)
         self._recorded: dict[tuple[Form, int, int, bool], tuple[torch.cuda.CUDAGraph, Drawn]] = {}
+        self._noted = Noted(slots, device)
         self._forms: dict[Form, DeviceSampling] = {}
         self._version: Version | None = None
         self._room: Room | None = None
@@ -180,21 +183,36 @@ class DecodeStep:
         self._grow(longest + steps - 1)
         self._with_sets = out.with_sets
         wide = min(power(rows), self._slots) if self._graphs or self._compiled else rows
-        table, drawn, asked = self._table[:, :wide], list[Drawn](), list[Tensor]()
-        for number in range(steps):
-            limit = self._limit(longest + number)
-            one = self._replay(wide, limit) if self._graphs else self._compute(self, wide, limit)
-            if self._graphs and number + 1 < steps:  # the next replay writes over it
-                kept = one.kept.clone() if isinstance(one.kept, Tensor) else one.kept
-                one = one._replace(ids=one.ids.clone(), kept=kept)
-            self._note(table, one, out)
-            drawn.append(one)
-            asked.append(_asked(one, wide, out))
-        told = torch.stack(asked).cpu()
+        limits = [self._limit(longest + number) for number in range(steps)]
+        drawn = self._replayed(wide, limits, out) if self._graphs else self._computed(wide, limits, out)
+        told = torch.stack([_asked(one, wide, out) for one in drawn]).cpu()
         for one, of_one in zip(drawn, told, strict=True):
             _keep(one, of_one, out)
         tokens: Ints = told[:, 0, :rows].numpy()
         return tokens
+
+    def _computed(self, rows: int, limits: Sequence[int], out: Collected) -> list[Drawn]:
+        """A step for each of `limits`, positions that it looks at."""
+        drawn = []
+        for limit in limits:
+            drawn.append(self._compute(self, rows, limit))
+            self._note(self._table[:, :rows], drawn[-1], out)
+        return drawn
+
+    def _replayed(self, rows: int, limits: Sequence[int], out: Collected) -> list[Drawn]:
+        """The same by recorded steps; what they drew is added to `out` at once, behind the last."""
+        sets, steps = list[Kept | Tensor | None](), len(limits)
+        self._noted.restart()
+        for limit in limits:
+            kept = self._replay(rows, limit).kept if out.with_sets else None
+            # the next replay writes over it
+            sets.append(kept.clone() if isinstance(kept, Tensor) and len(sets) + 1 < steps else kept)
+        ids_TB, facts_TBF = self._noted.first(steps, rows)
+        table = self._table[:, :rows]
+        ago_T1 = torch.arange(steps, 0, -1, device=self._device)[:, None]
+        numbers_TB = table[NUMBER] - ago_T1 * (table[POSITION] >= 0)
+        out.add(table[PLACE].expand_as(numbers_TB), numbers_TB, ids_TB, facts_TBF)
+        return [Drawn(*of_one) for of_one in zip(ids_TB, *facts_TBF.unbind(-1), sets, strict=True)]
 
     def _limit(self, longest: int) -> int:
         """How many positions a step looks at: one of few numbers where a new one costs much."""
@@ -232,13 +250,7 @@ class DecodeStep:
         ids, facts = drawn.ids[:n], torch.stack(drawn[1:4], dim=-1)[:n].float()
         visited = self.decode.visited
         out.add(table[PLACE], table[NUMBER], ids, facts, None if visited is None else visited[:n])
-        active = table[POSITION] >= 0
-        if self._seen is not None:
-            index = torch.arange(n, device=self._device) if rows is None else rows
-            self._seen[index, ids] |= active
-        table[TOKEN] = ids
-        table[POSITION] += active
-        table[NUMBER] += active
+        advance(table, ids, self._seen, torch.arange(n, device=self._device) if rows is None else rows)
 
     def _eager(self, rows: int, limit: int) -> Drawn:
         table = self._table[:, :rows]
@@ -255,7 +267,7 @@ class DecodeStep:
         seen = None
         if self._seen is not None:
             seen = self._seen[: len(logits_BV)] if index is None else self._seen[index]
-        u_B = uniforms(table[SEED], table[NUMBER])
+        u_B = (fused_uniforms if self._settings.has_kernels else uniforms)(table[SEED], table[NUMBER])
         return draw(logits_BV, u_B, self._settings, seen_RV=seen, sets=self._with_sets)
 
     def _replay(self, rows: int, limit: int) -> Drawn:
@@ -263,12 +275,13 @@ class DecodeStep:
         shape = self._settings.form, rows, limit, self._with_sets
         if shape not in self._recorded:
             # compilers and libraries set themselves up at their first call, which a graph may not hold
-            self._compute(self, rows, limit)
+            self._noted.set_up(self._table, self._compute(self, rows, limit), self._seen)
             torch.cuda.synchronize(self._device)
             graph = torch.cuda.CUDAGraph()
             # one pool of memory: graphs run one after the other, so what one computes with is free for the next
             with torch.cuda.graph(graph, pool=next((other.pool() for other, _ in self._recorded.values()), None)):
                 drawn = self._compute(self, rows, limit)
+                self._noted.note(self._table[:, :rows], drawn, self._seen)
             self._recorded[shape] = graph, drawn
         graph, drawn = self._recorded[shape]
         graph.replay()

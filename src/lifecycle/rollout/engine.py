@@ -34,6 +34,7 @@ from lifecycle.rollout.decoder.backend import cache_dtype, compute_dtype, is_pla
 from lifecycle.rollout.environments.environment import Environments
 from lifecycle.rollout.output import best
 from lifecycle.rollout.request import Call, NewToken, OneAtATime
+from lifecycle.rollout.sampling.noted import AHEAD
 from lifecycle.rollout.sampling.parameters import Sampling
 from lifecycle.rollout.sampling.stop_conditions import Decoding
 from lifecycle.rollout.scheduler import POSITION, Ints
@@ -45,8 +46,8 @@ TILE = 8
 FIXED_CHUNK = 64
 """Positions of every prefill in deterministic mode."""
 
-AHEAD, AHEAD_BYTES = 8, 1 << 28
-"""Decode steps on a GPU before the host looks, where nobody waits for a token; bytes of what they chose from."""
+AHEAD_BYTES = 1 << 28
+"""Of what the steps chose from that a GPU makes before the host looks."""
 
 OnToken = Callable[[int, int, int], None]
 

@@ -35,14 +35,14 @@ class Collected:
     def add(
         self, places_B: Tensor, numbers_B: Tensor, ids_B: Tensor, facts_BF: Tensor, experts: Tensor | None = None
     ) -> None:
-        """Row b drew token `numbers_B[b]` (from 0) of sequence `places_B[b]`. experts: (B, layers, A) that the position
-        before it visited."""
+        """Row b drew token `numbers_B[b]` (from 0) of sequence `places_B[b]`; all the same for several steps,
+        (T, B). experts: (B, layers, A) that the position before it visited."""
         self._ids[places_B, numbers_B] = ids_B
         self._facts[places_B, numbers_B] = facts_BF
         if self._experts is not None and experts is not None:
             self._experts[places_B, numbers_B] = experts.to(torch.int16)
         if self.with_sets:
-            self._places.append(places_B * self._ids.shape[1] + numbers_B)
+            self._places.append((places_B * self._ids.shape[1] + numbers_B).flatten())
 
     def note_experts(self, layers: int, active: int) -> None:
         """Take `active` experts of each of so many layers from now on."""

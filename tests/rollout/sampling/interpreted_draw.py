@@ -21,8 +21,10 @@ os.environ["TRITON_INTERPRET"] = "1"
 from lifecycle.rollout.sampling import draw as drawing
 from lifecycle.rollout.sampling import fused_draw
 from lifecycle.rollout.sampling.draw import Drawn
+from lifecycle.rollout.sampling.noted import Noted
 from lifecycle.rollout.sampling.on_device import DeviceSampling
-from lifecycle.rollout.sampling.parameters import Sampling
+from lifecycle.rollout.sampling.parameters import Sampling, uniforms
+from lifecycle.rollout.scheduler import NUMBER, POSITION, SEED
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "nothing": {},
@@ -73,7 +75,7 @@ def differs(z: Tensor, options: dict[str, Any]) -> list[str]:
     drawn, found = wanted.ids >= 0, []
     if not torch.equal(ids, wanted.ids):
         found.append(f"ids are {ids.tolist()}, not {wanted.ids.tolist()}")
-    for name, mine, theirs in zip(Drawn._fields[1:4], facts.unbind(-1), wanted[1:4], strict=True):
+    for name, mine, theirs in zip(Drawn._fields[1:4], facts, wanted[1:4], strict=True):
         if not torch.allclose(mine[drawn], theirs[drawn], rtol=1e-5, atol=1e-5):
             found.append(f"{name} are {mine.tolist()}, not {theirs.tolist()}")
     if kept is None or not isinstance(wanted.kept, Tensor):
@@ -97,9 +99,36 @@ def cases() -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
         yield f"{name}, of every second column", logits(3, 600)[:, ::2], OPTIONS[name]
 
 
+def differs_noted(penalised: bool) -> list[str]:
+    """What the two small kernels of a step do otherwise than torch, in two steps of 130 rows of 140."""
+    S, B, V = 140, 130, 50
+    given = torch.Generator().manual_seed(1)
+    table = torch.randint(-(2**62), 2**62, (5, S), generator=given)
+    table[POSITION], table[NUMBER] = torch.arange(S) % 4 - 1, torch.arange(S) % 7
+    u, wanted = (
+        fused_draw.fused_uniforms(table[SEED, :B], table[NUMBER, :B]),
+        uniforms(table[SEED, :B], table[NUMBER, :B]),
+    )
+    found = [] if torch.equal(u, wanted) else ["uniforms"]
+    states = []
+    for kernels in (False, True):
+        noted, own, seen = Noted(S, table.device), table.clone(), torch.zeros(S, V, dtype=torch.bool)
+        noted._has_kernels = kernels
+        draws = torch.Generator().manual_seed(2)
+        for _ in range(2):
+            ids = torch.randint(0, V, (B,), generator=draws)
+            drawn = Drawn(*[ids, *torch.randn(3, B, generator=draws)], None)
+            noted.set_up(own[:, :B], drawn, seen if penalised else None)
+            noted.note(own[:, :B], drawn, seen if penalised else None)
+        states.append([own, seen, *noted.first(2, B), noted._step])
+    names = ("table", "seen", "ids", "facts", "step")
+    return found + [name for name, a, b in zip(names, *states, strict=True) if not torch.equal(a, b)]
+
+
 if __name__ == "__main__":
     np.seterr(all="ignore")  # the interpreter computes with it, and logits are to be no numbers
     fused_draw.BLOCK = 512
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawing, "eager_on_cpu", lambda _: False)
-        print(json.dumps({name: differs(z, options) for name, z, options in cases()}))
+        found = {name: differs(z, options) for name, z, options in cases()}
+    print(json.dumps(found | {f"noted, penalised {way}": differs_noted(way) for way in (False, True)}))

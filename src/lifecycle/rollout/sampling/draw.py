@@ -77,8 +77,8 @@ def draw(
     """Draw one token a row. `uniforms_R` in [0, 1), fp64; `seen_RV` bool, tokens that the penalty falls on; sets: the
     kept sets are wanted."""
     if takes(logits_RV, settings):
-        ids_R, facts_R3, kept_RV = fused_draw(logits_RV, uniforms_R, settings, seen_RV=seen_RV, sets=sets)
-        logprobs_R, full_R, entropy_R = facts_R3.unbind(-1)
+        ids_R, facts_3R, kept_RV = fused_draw(logits_RV, uniforms_R, settings, seen_RV=seen_RV, sets=sets)
+        logprobs_R, full_R, entropy_R = facts_3R.unbind()
         return Drawn(ids_R, logprobs_R, full_R, entropy_R, kept_RV)
     (R, V), size = logits_RV.shape, 1
     while 2 * size * V <= TOGETHER:  # a power of two: tiles of rows are cut into equal parts

@@ -27,15 +27,31 @@ def takes(logits_RV: Tensor, settings: DeviceSampling) -> bool:
 def fused_draw(
     logits_RV: Tensor, uniforms_R: Tensor, settings: DeviceSampling, *, seen_RV: Tensor | None, sets: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Ids (R,) int64; (R, 3) fp32 log-probability, untruncated log-probability and entropy; bool (R, V) what was drawn
+    """Ids (R,) int64; (3, R) fp32 log-probability, untruncated log-probability and entropy; bool (R, V) what was drawn
     from, None without `sets` or truncation. See `draw.Drawn`."""
     form = settings.form
     forms = [form.greedy, form.width is not None, form.top_p, form.min_p]
     seen_RV = seen_RV if form.penalised else None
     numbers, banned_V = settings.numbers, settings.banned_V
     sets = sets and form.truncates
-    ids_R, facts_R3, kept_RV = _draw(logits_RV, uniforms_R, numbers, seen_RV, banned_V, forms, sets)
-    return ids_R, facts_R3, kept_RV if sets else None
+    ids_R, facts_3R, kept_RV = _draw(logits_RV, uniforms_R, numbers, seen_RV, banned_V, forms, sets)
+    return ids_R, facts_3R, kept_RV if sets else None
+
+
+@torch.library.custom_op("lifecycle::fused_uniforms", mutates_args=())
+def fused_uniforms(seeds: Tensor, numbers: Tensor) -> Tensor:
+    """`parameters.uniforms` in one kernel."""
+    from lifecycle.rollout.sampling.gpu.step_kernels import ROWS, uniform_kernel
+
+    out, R = torch.empty(seeds.shape, dtype=torch.float64, device=seeds.device), len(seeds)
+    with torch.cuda.device_of(seeds):
+        uniform_kernel[(-(-R // ROWS),)](seeds.contiguous(), numbers.contiguous(), out, R, ROWS=ROWS)
+    return out
+
+
+@fused_uniforms.register_fake
+def _(seeds: Tensor, numbers: Tensor) -> Tensor:
+    return torch.empty(seeds.shape, dtype=torch.float64, device=seeds.device)
 
 
 @torch.library.custom_op("lifecycle::fused_draw", mutates_args=())
@@ -100,6 +116,6 @@ def _results(logits: Tensor, sets: bool) -> tuple[Tensor, Tensor, Tensor]:
     (R, V), device = logits.shape, logits.device
     return (
         torch.empty(R, dtype=torch.long, device=device),
-        torch.empty(R, 3, dtype=torch.float32, device=device),
+        torch.empty(3, R, dtype=torch.float32, device=device),
         torch.empty((R, V) if sets else (0, V), dtype=torch.bool, device=device),
     )

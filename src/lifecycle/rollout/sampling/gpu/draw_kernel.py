@@ -169,7 +169,7 @@ def draw_rows(
     PENALISED: tl.constexpr, BANS: tl.constexpr, SETS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """settings: fp64 (5,), see `DeviceSampling`. seen (R, V), banned (V,): bytes. scratch: int32 (R, 1 + 2 HELD).
-    out_facts: fp32 (R, 3), log-probability, untruncated, entropy. out_kept: bytes (R, V). BLOCK is a multiple of HELD,
+    out_facts: fp32 (3, R), log-probability, untruncated, entropy. out_kept: bytes (R, V). BLOCK is a multiple of HELD,
     BLOCKS at least the number of blocks."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * logits_stride
@@ -232,6 +232,7 @@ def draw_rows(
     if TRUNCATES:
         truncated = (full.to(tl.float64) - tl.log(mass / total.to(tl.float64))).to(tl.float32)
     tl.store(out_ids + row, tl.where(tl.abs(entropy) < float("inf"), token, -1).to(tl.int64))
-    tl.store(out_facts + row * 3, truncated)
-    tl.store(out_facts + row * 3 + 1, full)
-    tl.store(out_facts + row * 3 + 2, entropy)
+    R = tl.num_programs(0)
+    tl.store(out_facts + row, truncated)
+    tl.store(out_facts + R + row, full)
+    tl.store(out_facts + 2 * R + row, entropy)
