@@ -117,7 +117,8 @@ def differs_noted(penalised: bool) -> list[str]:
         draws = torch.Generator().manual_seed(2)
         for _ in range(2):
             ids = torch.randint(0, V, (B,), generator=draws)
-            drawn = Drawn(*[ids, *torch.randn(3, B, generator=draws)], None)
+            logprobs, full, entropy = torch.randn(3, B, generator=draws)
+            drawn = Drawn(ids, logprobs, full, entropy, None)
             noted.set_up(own[:, :B], drawn, seen if penalised else None)
             noted.note(own[:, :B], drawn, seen if penalised else None)
         states.append([own, seen, *noted.first(2, B), noted._step])
