@@ -24,8 +24,8 @@ from lifecycle.rollout.decoder.joined_matrices import JoinedMatrices
 LOWEST = tl.constexpr(-1.0e30)
 """A score below all others; finite, so that the difference of two is a number."""
 
-PROGRAMS = 528
-"""Programs that fill a GPU: four for each of its 132 multiprocessors."""
+PROGRAMS = 792
+"""Programs that fill a GPU: six for each of its 132 multiprocessors."""
 
 SPLIT_KEYS = 128
 """Fewest positions worth a program of their own: joining the parts takes a kernel more."""
@@ -105,8 +105,9 @@ def attend_kernel(
     values += (row * G + g) * (capacity + 1) * K
     mine = split == 0
     slot = tl.where(position < 0, capacity, position) * K + k[None, :]
-    tl.store(keys + slot, key, mask=(k < K)[None, :] & mine)
-    tl.store(values + slot, value, mask=(k < K)[None, :] & mine)
+    stored = (k < tl.where(mine, K, 0))[None, :]
+    tl.store(keys + slot, key, mask=stored)
+    tl.store(values + slot, value, mask=stored)
     begin, stop = 0, tl.maximum(position, 0)
     if WINDOW is not None:
         begin = tl.maximum(position - WINDOW + 1, 0)
@@ -150,11 +151,14 @@ def splits(rows: int, heads: int, limit: int) -> int:
     return max(1, min(PROGRAMS // (rows * heads), limit // SPLIT_KEYS))
 
 
-def block_sizes(K: int, dtype: torch.dtype) -> dict[str, int]:
-    """Width of a head as a power of two, positions of a step of the loop, and how a program is run."""
+def block_sizes(K: int, dtype: torch.dtype, programs: int) -> dict[str, int]:
+    """Width of a head as a power of two, positions of a step of the loop, and how a program is run: many programs by
+    one warp each, which waits for no other; few by more, which are sooner done."""
     wide = max(16, triton.next_power_of_2(K))
-    keys = max(16, min(64, 8192 // (wide * dtype.itemsize)))
-    return {"BLOCK_K": wide, "BLOCK_N": keys, "num_warps": 4 if dtype.itemsize == 4 else 2, "num_stages": 3}
+    few = programs <= PROGRAMS // 4
+    keys = max(16, (8192 if few else 4096) // (wide * dtype.itemsize))
+    warps = 4 if few or dtype.itemsize == 4 else 1
+    return {"BLOCK_K": wide, "BLOCK_N": min(64, keys), "num_warps": warps, "num_stages": 3 if few else 4}
 
 
 def attend(
@@ -170,7 +174,7 @@ def attend(
     out = qkv_BN.new_empty(B, H * K)
     sums = qkv_BN.new_empty(B, H, S, K, dtype=torch.float32) if S > 1 else out
     parts = qkv_BN.new_empty(B, H, S, 2, dtype=torch.float32) if S > 1 else None
-    blocks = block_sizes(K, keys.dtype)
+    blocks = block_sizes(K, keys.dtype, B * G * S)
     attend_kernel[(B * G, S)](
         qkv_BN, positions_B, rows_B if isinstance(rows_B, Tensor) else None,
         rows_B.start if isinstance(rows_B, slice) else 0, keys, values, cos, sin, *norms, sums, parts,

@@ -2,7 +2,7 @@
 
     norm -> qkv -> attention over the cache -> o -> sum, norm -> gate, up -> silu(gate) up -> down -> sum, norm -> ...
 
-With few rows the products are our own too, and hold what lies beside them (see few_rows.py).
+With one row the products are our own too, and hold what lies beside them (see one_row.py).
 
 Shapes: B rows, T positions, D width.
 """
@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from lifecycle.model import Cache, Decoder
 from lifecycle.model.layers.kv_cache import CallSlots
 from lifecycle.rollout.decoder.gpu.attend import attend
-from lifecycle.rollout.decoder.gpu.few_rows import FEW_ROWS, product
 from lifecycle.rollout.decoder.gpu.norm_gate import add_norm, gated
+from lifecycle.rollout.decoder.gpu.one_row import product
 from lifecycle.rollout.decoder.gpu.turn import turn_and_store
 from lifecycle.rollout.decoder.joined_matrices import JoinedMatrices
 from lifecycle.rollout.decoder.packed_linear import JoinedLinear
@@ -31,13 +31,11 @@ class KernelStep:
 
     def __init__(self, model: Decoder, blocks: Sequence[JoinedMatrices]) -> None:
         self._model, self._blocks = model, blocks
-        # a product of fp16 could overflow before it is scaled
-        self._few = FEW_ROWS if model.embedding.weight.dtype != torch.float16 else 0
 
     def __call__(self, x_BD: Tensor, positions_B: Tensor, cache: Cache, rows_B: Tensor | slice | None) -> Tensor:
         """Normed hidden states (B, D) of the embeddings x_BD of tokens at these positions (-1: padding), which are
         written into rows `rows_B` of the cache (see `Cache.place`)."""
-        through = self._few_rows if len(x_BD) <= self._few else self._rows
+        through = self._one_row if len(x_BD) == 1 else self._rows
         with _on_device_of(x_BD):
             return through(x_BD, positions_B.contiguous(), cache, rows_B)
 
@@ -50,7 +48,7 @@ class KernelStep:
             added_BD = block.down(gated(block.gate_up(y_BD)))
         return add_norm(x_BD, added_BD, self._model.norm)[1]
 
-    def _few_rows(self, x_BD: Tensor, positions_B: Tensor, cache: Cache, rows_B: Tensor | slice | None) -> Tensor:
+    def _one_row(self, x_BD: Tensor, positions_B: Tensor, cache: Cache, rows_B: Tensor | slice | None) -> Tensor:
         for number, block in enumerate(self._blocks):
             qkv, o, gate_up, down = (_plain(m) for m in (block.qkv, block.o, block.gate_up, block.down))
             qkv_BN = product(x_BD, qkv, norm=block.block.attention_norm)
