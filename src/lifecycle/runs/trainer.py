@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from lifecycle import config
 from lifecycle.callbacks.saving import SaveOnEvents, periodic
+from lifecycle.callbacks.waiting import ShortWaits
 from lifecycle.checkpoint.io import CommittedCheckpointIO
 from lifecycle.checkpoint.sharded import ShardedStrategy
 from lifecycle.data.module import DataModule
@@ -58,6 +59,7 @@ def trainer_of(
         callbacks=[
             *config.build(plan.config.callbacks, folder=folder.path),
             *watching,
+            ShortWaits(),
             SaveOnEvents(folder=folder.checkpoints, every_steps=kept.every_steps),
             periodic(folder.checkpoints, kept.every_steps),
         ],
