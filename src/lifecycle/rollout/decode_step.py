@@ -27,6 +27,7 @@ from lifecycle.rollout.sampling.fused_draw import fused_uniforms
 from lifecycle.rollout.sampling.noted import Noted, advance
 from lifecycle.rollout.sampling.on_device import DeviceSampling, Form
 from lifecycle.rollout.sampling.parameters import Sampling, uniforms
+from lifecycle.rollout.sampling.row_sets import RowSets
 from lifecycle.rollout.scheduler import NUMBER, PLACE, POSITION, SEED, TOKEN, Chunk, Ints, Move, power
 from lifecycle.rollout.weights_version import Version
 
@@ -186,8 +187,7 @@ class DecodeStep:
         limits = [self._limit(longest + number) for number in range(steps)]
         drawn = self._replayed(wide, limits, out) if self._graphs else self._computed(wide, limits, out)
         told = torch.stack([_asked(one, wide, out) for one in drawn]).cpu()
-        for one, of_one in zip(drawn, told, strict=True):
-            _keep(one, of_one, out)
+        _keep(drawn, told, out)
         tokens: Ints = told[:, 0, :rows].numpy()
         return tokens
 
@@ -201,12 +201,15 @@ class DecodeStep:
 
     def _replayed(self, rows: int, limits: Sequence[int], out: Collected) -> list[Drawn]:
         """The same by recorded steps; what they drew is added to `out` at once, behind the last."""
-        sets, steps = list[Kept | Tensor | None](), len(limits)
+        sets, steps = list[Kept | RowSets | Tensor | None](), len(limits)
         self._noted.restart()
         for limit in limits:
             kept = self._replay(rows, limit).kept if out.with_sets else None
-            # the next replay writes over it
-            sets.append(kept.clone() if isinstance(kept, Tensor) and len(sets) + 1 < steps else kept)
+            if isinstance(kept, RowSets):
+                kept = self._noted.sets(len(sets), rows)
+            elif isinstance(kept, Tensor) and len(sets) + 1 < steps:  # the next replay writes over it
+                kept = kept.clone()
+            sets.append(kept)
         ids_TB, facts_TBF = self._noted.first(steps, rows)
         table = self._table[:, :rows]
         ago_T1 = torch.arange(steps, 0, -1, device=self._device)[:, None]
@@ -240,7 +243,7 @@ class DecodeStep:
                 self._note(tile[:, :n], drawn, out, index[:n])
                 self._table[:, index[:n]] = tile[:, :n]
                 asked = _asked(drawn, n, out).cpu()
-                _keep(drawn, asked, out)
+                _keep([drawn], asked[None], out)
                 tokens[part] = asked[0].numpy()
         return tokens
 
@@ -292,14 +295,20 @@ def _asked(drawn: Drawn, rows: int, out: Collected) -> Tensor:
     """(1 or 2, B), everything that the host reads in one transfer: the tokens of some rows, and the sizes of their kept
     sets where these are on the device."""
     ids = drawn.ids[:rows]
-    if not isinstance(drawn.kept, Tensor) or not out.with_sets:
+    if not isinstance(drawn.kept, Tensor | RowSets) or not out.with_sets:
         return ids[None]
-    return torch.stack((ids, listed(drawn.kept[:rows]).sum(-1)))
+    kept = drawn.kept
+    return torch.stack((ids, kept.counts_L[:rows] if isinstance(kept, RowSets) else listed(kept[:rows]).sum(-1)))
 
 
-def _keep(drawn: Drawn, asked: Tensor, out: Collected) -> None:
-    """Add the kept sets of these rows to `out`, without another transfer from the device."""
-    if drawn.kept is None or not out.with_sets:
-        return
-    rows = asked.shape[1]
-    out.keep(Kept.of_mask(drawn.kept[:rows], asked[1]) if isinstance(drawn.kept, Tensor) else drawn.kept.first(rows))
+def _keep(drawn: Sequence[Drawn], asked: Tensor, out: Collected) -> None:
+    """Add the kept sets of some steps to `out`, without another transfer from the device. asked: `_asked` of each."""
+    sets, rows = [one.kept for one in drawn if out.with_sets], asked.shape[-1]
+    ours = [kept.first(rows) for kept in sets if isinstance(kept, RowSets)]
+    if ours:
+        return out.keep(RowSets.joined(ours).kept(asked[:, 1].flatten()))
+    for kept, of_one in zip(sets, asked, strict=False):
+        if isinstance(kept, Tensor):
+            out.keep(Kept.of_mask(kept[:rows], of_one[1]))
+        elif isinstance(kept, Kept):
+            out.keep(kept.first(rows))

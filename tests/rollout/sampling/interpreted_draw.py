@@ -9,21 +9,27 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tests.rollout.sampled import CONFIG, prompts, settings
 from torch import Tensor
 
 os.environ["TRITON_INTERPRET"] = "1"
 
+from lifecycle.batch import Kept
+from lifecycle.model import build
+from lifecycle.rollout import Engine
 from lifecycle.rollout.sampling import draw as drawing
-from lifecycle.rollout.sampling import fused_draw
+from lifecycle.rollout.sampling import fused_draw, on_device
 from lifecycle.rollout.sampling.draw import Drawn
 from lifecycle.rollout.sampling.noted import Noted
 from lifecycle.rollout.sampling.on_device import DeviceSampling
 from lifecycle.rollout.sampling.parameters import Sampling, uniforms
+from lifecycle.rollout.sampling.row_sets import RowSets
 from lifecycle.rollout.scheduler import NUMBER, POSITION, SEED
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -80,8 +86,9 @@ def differs(z: Tensor, options: dict[str, Any]) -> list[str]:
             found.append(f"{name} are {mine.tolist()}, not {theirs.tolist()}")
     if kept is None or not isinstance(wanted.kept, Tensor):
         return found if kept is wanted.kept else [*found, "one has sets, the other has none"]
-    if not torch.equal(kept[drawn], wanted.kept[drawn]):
-        found.append(f"sets of {kept.sum(-1).tolist()}, not of {wanted.kept.sum(-1).tolist()}")
+    mask_RV = kept.kept(kept.counts_L).mask(slice(0, R), V)
+    if not torch.equal(mask_RV[drawn], wanted.kept[drawn]):
+        found.append(f"sets of {mask_RV.sum(-1).tolist()}, not of {wanted.kept.sum(-1).tolist()}")
     return found
 
 
@@ -97,6 +104,49 @@ def cases() -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
         z[0, 5], z[1, 7], z[2, 3], z[3] = math.nan, math.inf, -math.inf, -math.inf
         yield f"{name}, no numbers", z, OPTIONS[name]
         yield f"{name}, of every second column", logits(3, 600)[:, ::2], OPTIONS[name]
+
+
+def differs_kept() -> list[str]:
+    """Steps whose sets are few, wide and all, noted and listed again."""
+    R, V, found = 3, 1100, list[str]()
+    noted, table = Noted(4, torch.device("cpu")), torch.zeros(5, 4, dtype=torch.long, device="cpu")
+    noted._has_kernels, u, draws = True, torch.full((R,), 0.5, dtype=torch.float64), list[Kept]()
+    forms: list[dict[str, Any]] = [{"top_k": 40}, {"top_k": 700}, {"min_p": 1e-30}, {"top_k": 40}]
+    for step, options in enumerate(forms):
+        settings = DeviceSampling(Sampling(max_new_tokens=1, **options), vocab=V, device=u.device)
+        z = logits(R, V) * (step + 1)
+        ids, facts, sets = fused_draw.fused_draw(z, u, settings, seen_RV=None, sets=True)
+        drawn = Drawn(ids, facts[0], facts[1], facts[2], sets)
+        noted.set_up(table[:, :R], drawn, None)
+        noted.note(table[:, :R], drawn, None)
+        wanted_RV = drawing.draw(z, u, settings).kept
+        assert isinstance(wanted_RV, Tensor)
+        draws.append(Kept.of_mask(wanted_RV))
+    sets = RowSets.joined([noted.sets(step, R) for step in range(len(draws))])
+    listed, wanted = sets.kept(sets.counts_L), Kept.joined(draws)
+    for name in ("offsets", "ids"):
+        if not torch.equal(getattr(listed, name), getattr(wanted, name)):
+            found.append(name)
+    return found
+
+
+def differs_engine() -> list[str]:
+    """Rollouts of an engine that draws by the kernel."""
+    model, found = build(CONFIG, seed=1), list[str]()
+    sampling = settings(max_new_tokens=3, top_k=5, repetition_penalty=1.2)
+    wanted = Engine(model, slots=2).generate(prompts(3), sampling, seed=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(on_device, "available", SimpleNamespace(is_there=lambda device: True))
+        drawn = Engine(model, slots=2).generate(prompts(3), sampling, seed=0)
+    for name, mine, theirs in (
+        ("ids", drawn.token_ids, wanted.token_ids),
+        ("sets", drawn.kept.ids, wanted.kept.ids),
+        ("sizes of sets", drawn.kept.offsets, wanted.kept.offsets),
+        ("logprobs", drawn.logprobs.round(decimals=4), wanted.logprobs.round(decimals=4)),
+    ):
+        if not torch.equal(mine, theirs):
+            found.append(name)
+    return found
 
 
 def differs_noted(penalised: bool) -> list[str]:
@@ -131,5 +181,6 @@ if __name__ == "__main__":
     fused_draw.BLOCK = 512
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawing, "eager_on_cpu", lambda _: False)
-        found = {name: differs(z, options) for name, z, options in cases()}
+        found = {name: differs(z, options) for name, z, options in cases()} | {"sets of several steps": differs_kept()}
+    found["engine"] = differs_engine()
     print(json.dumps(found | {f"noted, penalised {way}": differs_noted(way) for way in (False, True)}))

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from lifecycle.batch import Kept
 from lifecycle.rollout.sampling.fused_draw import fused_draw, takes
 from lifecycle.rollout.sampling.on_device import DeviceSampling, eager_on_cpu, sum_dtype
+from lifecycle.rollout.sampling.row_sets import RowSets
 
 BANNED = -1e30
 """Logit of a token that may not be drawn: finite, so that 0 times it is 0."""
@@ -56,14 +57,14 @@ class Drawn(NamedTuple):
 
     logprobs: under the distribution drawn from; full_logprobs: under the untruncated one (same temperature and
     penalty), whose entropy in nats `entropy` is. kept: what was drawn from, as ids or, from an accelerator or compiled
-    code, as bool (R, V); None without truncation, or where the kernel was not asked for it.
+    code, as bool (R, V) or, from the kernel, as both; None without truncation, or where the kernel was not asked.
     """
 
     ids: Tensor
     logprobs: Tensor
     full_logprobs: Tensor
     entropy: Tensor
-    kept: Kept | Tensor | None
+    kept: Kept | RowSets | Tensor | None
 
 
 def draw(
@@ -77,9 +78,9 @@ def draw(
     """Draw one token a row. `uniforms_R` in [0, 1), fp64; `seen_RV` bool, tokens that the penalty falls on; sets: the
     kept sets are wanted."""
     if takes(logits_RV, settings):
-        ids_R, facts_3R, kept_RV = fused_draw(logits_RV, uniforms_R, settings, seen_RV=seen_RV, sets=sets)
+        ids_R, facts_3R, sets_R = fused_draw(logits_RV, uniforms_R, settings, seen_RV=seen_RV, sets=sets)
         logprobs_R, full_R, entropy_R = facts_3R.unbind()
-        return Drawn(ids_R, logprobs_R, full_R, entropy_R, kept_RV)
+        return Drawn(ids_R, logprobs_R, full_R, entropy_R, sets_R)
     (R, V), size = logits_RV.shape, 1
     while 2 * size * V <= TOGETHER:  # a power of two: tiles of rows are cut into equal parts
         size *= 2

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lifecycle.rollout.sampling.on_device import DeviceSampling
+from lifecycle.rollout.sampling.row_sets import FEW, RowSets
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Of logits that the kernel takes; fp64 goes the plain way."""
@@ -26,16 +27,16 @@ def takes(logits_RV: Tensor, settings: DeviceSampling) -> bool:
 
 def fused_draw(
     logits_RV: Tensor, uniforms_R: Tensor, settings: DeviceSampling, *, seen_RV: Tensor | None, sets: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Ids (R,) int64; (3, R) fp32 log-probability, untruncated log-probability and entropy; bool (R, V) what was drawn
-    from, None without `sets` or truncation. See `draw.Drawn`."""
+) -> tuple[Tensor, Tensor, RowSets | None]:
+    """Ids (R,) int64; (3, R) fp32 log-probability, untruncated log-probability and entropy; what was drawn from, None
+    without `sets` or truncation. See `draw.Drawn`."""
     form = settings.form
     forms = [form.greedy, form.width is not None, form.top_p, form.min_p]
     seen_RV = seen_RV if form.penalised else None
     numbers, banned_V = settings.numbers, settings.banned_V
     sets = sets and form.truncates
-    ids_R, facts_3R, kept_RV = _draw(logits_RV, uniforms_R, numbers, seen_RV, banned_V, forms, sets)
-    return ids_R, facts_3R, kept_RV if sets else None
+    ids_R, facts_3R, *kept = _draw(logits_RV, uniforms_R, numbers, seen_RV, banned_V, forms, sets)
+    return ids_R, facts_3R, RowSets(kept[0], kept[1], kept[2], logits_RV.shape[1]) if sets else None
 
 
 @torch.library.custom_op("lifecycle::fused_uniforms", mutates_args=())
@@ -63,24 +64,22 @@ def _draw(
     banned: Tensor | None,
     forms: list[bool],
     sets: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    from lifecycle.rollout.sampling.gpu.draw_kernel import HELD, draw_rows
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from lifecycle.rollout.sampling.gpu.draw_kernel import draw_rows
 
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
     R, V = logits.shape
-    ids, facts, kept = _results(logits, sets)
+    made = _results(logits, sets)
     greedy, top_k, top_p, min_p = forms
-    scratch = torch.empty(R, 1 + 2 * HELD.value, dtype=torch.int32, device=logits.device)
+    scratch = torch.empty(R, 1 + 2 * FEW, dtype=torch.int32, device=logits.device)
     seen = None if seen is None else seen.contiguous()
-    given = [logits, *(ids if x is None else x.view(torch.uint8) for x in (seen, banned)), uniforms.contiguous()]
+    given = [logits, *(logits if x is None else x.view(torch.uint8) for x in (seen, banned)), uniforms.contiguous()]
     with torch.cuda.device_of(logits):
         draw_rows[(R,)](
             *given,
             settings,
             scratch,
-            ids,
-            facts,
-            kept.view(torch.uint8),
+            *made,
             logits.stride(0),
             0 if seen is None else seen.stride(0),
             V=V,
@@ -95,7 +94,7 @@ def _draw(
             BLOCKS=max(16, 1 << (-(-V // BLOCK) - 1).bit_length()),
             num_warps=WARPS,
         )
-    return ids, facts, kept
+    return made
 
 
 @_draw.register_fake
@@ -107,15 +106,18 @@ def _(
     banned: Tensor | None,
     forms: list[bool],
     sets: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return _results(logits, sets)
 
 
-def _results(logits: Tensor, sets: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _results(logits: Tensor, sets: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Tensors for ids, facts and sets."""
     (R, V), device = logits.shape, logits.device
+    rows = R if sets else 0
     return (
         torch.empty(R, dtype=torch.long, device=device),
         torch.empty(3, R, dtype=torch.float32, device=device),
-        torch.empty((R, V) if sets else (0, V), dtype=torch.bool, device=device),
+        torch.empty(rows, dtype=torch.long, device=device),
+        torch.empty(rows, FEW, dtype=torch.int32, device=device),
+        torch.empty(rows, -(-V // 32), dtype=torch.int32, device=device),
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lifecycle.rollout.decoder.gpu import available
 from lifecycle.rollout.sampling.draw import Drawn
+from lifecycle.rollout.sampling.row_sets import RowSets
 from lifecycle.rollout.scheduler import NUMBER, POSITION, TOKEN
 
 AHEAD = 8
@@ -25,6 +26,7 @@ class Noted:
         self._step = torch.zeros(slots, dtype=torch.long, device=device)  # of each row, so that no row waits for others
         self._ids = torch.zeros(AHEAD, slots, dtype=torch.long, device=device)
         self._facts = torch.zeros(AHEAD, 3, slots, dtype=torch.float32, device=device)
+        self._sets: RowSets | None = None
         self._has_kernels = available.is_there(device)
 
     def restart(self) -> None:
@@ -32,12 +34,19 @@ class Noted:
         self._step.zero_()
 
     def set_up(self, table: Tensor, drawn: Drawn, seen_SV: Tensor | None) -> None:
-        """Compile what `note` needs; nothing changes."""
+        """Make and compile what `note` needs for such draws; nothing is noted."""
+        if self._sets is None and isinstance(drawn.kept, RowSets):
+            counts, ids, bits = (x.new_empty(AHEAD, len(self._step), *x.shape[1:]) for x in drawn.kept[:3])
+            self._sets = RowSets(counts, ids, bits, drawn.kept.vocab)
         if self._has_kernels:
             self._launch(table, drawn, seen_SV, rows=0)
+        if isinstance(drawn.kept, RowSets):
+            self._keep(drawn.kept, rows=1)  # where the next step writes
 
     def note(self, table: Tensor, drawn: Drawn, seen_SV: Tensor | None) -> None:
         """Write down the draws of the first rows, those of `table` (5, B), and advance the active ones."""
+        if isinstance(drawn.kept, RowSets):
+            self._keep(drawn.kept, rows=table.shape[1])
         if self._has_kernels and drawn.logprobs.dtype == torch.float32:
             return self._launch(table, drawn, seen_SV, rows=table.shape[1])
         n = table.shape[1]
@@ -50,6 +59,21 @@ class Noted:
     def first(self, steps: int, rows: int) -> tuple[Tensor, Tensor]:
         """Ids (T, B) and facts (T, B, 3) of the steps since the last `restart`."""
         return self._ids[:steps, :rows], self._facts[:steps, :, :rows].transpose(1, 2)
+
+    def sets(self, step: int, rows: int) -> RowSets:
+        """What a step since the last `restart` drew from; only where it was drawn by the kernel."""
+        assert self._sets is not None
+        counts, ids, bits, vocab = self._sets
+        return RowSets(counts[step], ids[step], bits[step], vocab).first(rows)
+
+    def _keep(self, kept: RowSets, *, rows: int) -> None:
+        from lifecycle.rollout.sampling.gpu.step_kernels import keep_kernel
+
+        assert self._sets is not None
+        words = kept.bits_LW.shape[1]
+        keep_kernel[(rows,)](
+            *kept[:3], self._step, *self._sets[:3], len(self._step), C=kept.ids_LC.shape[1], W=words, BLOCK=1024
+        )
 
     def _launch(self, table: Tensor, drawn: Drawn, seen_SV: Tensor | None, *, rows: int) -> None:
         from lifecycle.rollout.sampling.gpu.step_kernels import ROWS, note_kernel

@@ -23,12 +23,14 @@ from lifecycle.rollout.sampling.gpu.whole_row import (
     first_above,
     half_way,
     min_p_key,
+    row_bits,
     row_draw,
     row_threshold,
     scores,
 )
+from lifecycle.rollout.sampling.row_sets import FEW
 
-HELD = tl.constexpr(512)
+HELD = tl.constexpr(FEW)
 """Tokens that are written down, and lanes: three counts of so many fit an integer."""
 
 WIDEST = tl.constexpr(256)
@@ -164,12 +166,14 @@ def _in_order(scratch, held):
 
 @triton.jit
 def draw_rows(
-    logits, seen, banned, uniforms, settings, scratch, out_ids, out_facts, out_kept, logits_stride, seen_stride,
+    logits, seen, banned, uniforms, settings, scratch, out_ids, out_facts, set_counts, set_ids, set_bits,
+    logits_stride, seen_stride,
     V: tl.constexpr, GREEDY: tl.constexpr, TOP_K: tl.constexpr, TOP_P: tl.constexpr, MIN_P: tl.constexpr,
     PENALISED: tl.constexpr, BANS: tl.constexpr, SETS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """settings: fp64 (5,), see `DeviceSampling`. seen (R, V), banned (V,): bytes. scratch: int32 (R, 1 + 2 HELD).
-    out_facts: fp32 (3, R), log-probability, untruncated, entropy. out_kept: bytes (R, V). BLOCK is a multiple of HELD,
+    out_facts: fp32 (3, R), log-probability, untruncated, entropy. set_counts (R,), set_ids (R, HELD),
+    set_bits (R, W): see `RowSets`. BLOCK is a multiple of HELD,
     BLOCKS at least the number of blocks."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * logits_stride
@@ -206,6 +210,11 @@ def draw_rows(
                 dropped = tl.where(tl.sum((keys_C <= edge).to(tl.int32)) > k, kept, dropped)
             farthest = half_way(kept, dropped)
             token, mass = _few_draw(ids_C, a_C, e_C, held, farthest, least, lse, uniform, GREEDY)
+            if SETS:
+                kept_C = held_C & (a_C <= farthest)
+                tl.store(set_ids + row * HELD + tl.cumsum(kept_C.to(tl.int32), 0) - 1, ids_C, mask=kept_C)
+                count = tl.sum(kept_C.to(tl.int32))
+                tl.store(set_counts + row, tl.where(count == V, 0, count).to(tl.int64))
         else:
             farthest = row_threshold(
                 logits, seen, banned, top, temperature, penalty, k, top_p, min_p,
@@ -215,17 +224,18 @@ def draw_rows(
                 logits, seen, banned, top, temperature, penalty, farthest, least, lse, uniform,
                 GREEDY, V, PENALISED, BANS, BLOCK, BLOCKS,
             )  # fmt: skip
+            if SETS:
+                count = row_bits(
+                    logits, seen, banned, top, temperature, penalty, farthest, set_bits + row * ((V + 31) // 32),
+                    V, PENALISED, BANS, BLOCK,
+                )  # fmt: skip
+                tl.store(set_counts + row, tl.where(count == V, 0, -count).to(tl.int64))
     else:
         token, mass = row_draw(
             logits, seen, banned, top, temperature, penalty, farthest, least, lse, uniform,
             GREEDY, V, PENALISED, BANS, BLOCK, BLOCKS,
         )  # fmt: skip
 
-    if SETS:
-        for start in range(0, V, BLOCK):
-            ids = start + tl.arange(0, BLOCK)
-            a = distances(logits, seen, banned, ids, ids < V, top, temperature, penalty, PENALISED, BANS)
-            tl.store(out_kept + row * V + ids, (a <= farthest).to(tl.int8), mask=ids < V)
     a = distances(logits, seen, banned, token, token < V, top, temperature, penalty, PENALISED, BANS)
     full = 0.0 - a - lse
     truncated = full

@@ -48,3 +48,20 @@ def note_kernel(
     if PENALISED:
         marks = tl.full([ROWS], 1, tl.uint8)
         tl.store(seen + rows.to(tl.int64) * seen_stride + token, marks, mask=active & (token >= 0))
+
+
+@triton.jit
+def keep_kernel(
+    counts, ids, bits, step, kept_counts, kept_ids, kept_bits, S, C: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Copy the `RowSets` of one row a program to line step[b] of (T, S, ...): what of them was written."""
+    row = tl.program_id(0)
+    count, at = tl.load(counts + row), tl.load(step + row) * S + row
+    tl.store(kept_counts + at, count)
+    if count > 0:
+        places = tl.arange(0, C)
+        tl.store(kept_ids + at * C + places, tl.load(ids + row * C + places, mask=places < count), mask=places < count)
+    if count < 0:
+        for start in range(0, W, BLOCK):
+            words = start + tl.arange(0, BLOCK)
+            tl.store(kept_bits + at * W + words, tl.load(bits + row * W + words, mask=words < W), mask=words < W)

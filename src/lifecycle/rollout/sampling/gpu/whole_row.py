@@ -156,3 +156,25 @@ def row_draw(
     e = tl.where((ids < V) & (a <= farthest) & (e > least), e, 0.0)
     before = tl.sum(tl.where(blocks < block, mass_N, 0.0))
     return block * BLOCK + first_above(e.to(tl.float64), before, uniform * mass, BLOCK), mass
+
+
+@triton.jit
+def row_bits(
+    logits, seen, banned, top, temperature, penalty, farthest, bits,
+    V: tl.constexpr, PENALISED: tl.constexpr, BANS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write a bit for each token, set where it is kept; returns how many are."""
+    counts = tl.zeros([BLOCK], tl.int32)
+    for start in range(0, V, BLOCK):
+        ids = start + tl.arange(0, BLOCK)
+        a = distances(logits, seen, banned, ids, ids < V, top, temperature, penalty, PENALISED, BANS)
+        kept = ((ids < V) & (a <= farthest)).to(tl.int32)
+        counts += kept
+        words = start // 32 + tl.arange(0, BLOCK // 32)
+        places = tl.arange(0, 32)
+        tl.store(
+            bits + words,
+            tl.sum(tl.reshape(kept, [BLOCK // 32, 32]) << places[None, :], 1),
+            mask=words < ((V + 31) // 32),
+        )
+    return tl.sum(counts)
