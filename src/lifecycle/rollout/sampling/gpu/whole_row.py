@@ -64,18 +64,25 @@ def _row_search(
     logits, seen, banned, top, temperature, penalty, limit, wanted,
     MASS: tl.constexpr, V: tl.constexpr, PENALISED: tl.constexpr, BANS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The smallest key up to which masses, or counts, sum to `wanted`; keys above `limit` weigh nothing."""
+    """The smallest key up to which masses, or counts, sum to `wanted`, two bits a pass; keys above `limit` weigh
+    nothing. Three sums have room for a part of a block."""
+    PART: tl.constexpr = BLOCK // 4
     found = tl.full([], 0, tl.int32)
-    for i in range(31):
-        higher = found | (1 << (30 - i))
-        sums = tl.zeros([BLOCK], tl.float64)
-        for start in range(0, V, BLOCK):
-            ids = start + tl.arange(0, BLOCK)
+    for i in range(16):
+        step = 1 << (30 - 2 * i)
+        one, two, three = tl.zeros([PART], tl.float64), tl.zeros([PART], tl.float64), tl.zeros([PART], tl.float64)
+        for start in range(0, V, PART):
+            ids = start + tl.arange(0, PART)
             a = distances(logits, seen, banned, ids, ids < V, top, temperature, penalty, PENALISED, BANS)
             keys = a.to(tl.int32, bitcast=True)
-            weight = tl.exp(-a).to(tl.float64) if MASS else tl.full([BLOCK], 1.0, tl.float64)
-            sums += tl.where((ids < V) & (keys < higher) & (keys <= limit), weight, 0.0)
-        found = tl.where(tl.sum(sums) < wanted, higher, found)
+            weight = tl.exp(-a).to(tl.float64) if MASS else tl.full([PART], 1.0, tl.float64)
+            weight = tl.where((ids < V) & (keys <= limit), weight, 0.0)
+            one += tl.where(keys < found + step, weight, 0.0)
+            two += tl.where(keys < found + 2 * step, weight, 0.0)
+            three += tl.where(keys < found + 3 * step, weight, 0.0)
+        # there are 31 bits: the first pass has one
+        passed = (tl.sum(one) < wanted).to(tl.int32) + ((i > 0) & (tl.sum(two) < wanted)).to(tl.int32)
+        found += step * (passed + ((i > 0) & (tl.sum(three) < wanted)).to(tl.int32))
     return found
 
 
