@@ -4,11 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tests.interpreted import DEVICES, INTERPRETED, bounds_of_loops, interpret
+from tests.interpreted import DEVICES, INTERPRETED, bounds_of_loops, interpret_tests
 
 from lifecycle.losses.cross_entropy import _terms
-
-pytest.importorskip("triton")
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +17,7 @@ def interpreter() -> Iterator[None]:
 
 @pytest.mark.skipif(INTERPRETED, reason="it is what starts this process")
 def test_the_kernel_in_the_interpreter() -> None:
-    interpret(__file__)
+    interpret_tests(__file__)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
+from tests.interpreted import interpret
 
 from lifecycle.rollout.sampling import draw as drawing
 from lifecycle.rollout.sampling import fused_draw
@@ -18,12 +15,8 @@ from lifecycle.rollout.sampling.on_device import DeviceSampling
 from lifecycle.rollout.sampling.parameters import Sampling
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 def test_the_kernel_draws_what_torch_draws() -> None:
-    command = [sys.executable, "-m", "tests.rollout.sampling.interpreted_draw"]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TRITON_INTERPRET": "1"})
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = json.loads(interpret("tests.rollout.sampling.interpreted_draw"))
     assert len(found) > 80 and not {name: faults for name, faults in found.items() if faults}
 
 

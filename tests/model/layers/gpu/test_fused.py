@@ -4,14 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tests.interpreted import DEVICES, INTERPRETED, bounds_of_loops, interpret
+from tests.interpreted import DEVICES, INTERPRETED, bounds_of_loops, interpret_tests
 from torch import Tensor
 from torch.nn import functional as F
 
 from lifecycle.model.layers.gpu import fused
 from lifecycle.model.layers.rope import rotate
 
-pytest.importorskip("triton")
 CLOSE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
@@ -23,7 +22,7 @@ def interpreter() -> Iterator[None]:
 
 @pytest.mark.skipif(INTERPRETED, reason="it is what starts this process")
 def test_the_kernels_in_the_interpreter() -> None:
-    interpret(__file__)
+    interpret_tests(__file__)
 
 
 def drawn(*shape: int, device: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:

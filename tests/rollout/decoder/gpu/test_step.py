@@ -1,30 +1,18 @@
 """Our own kernels give what the model's own cached forward pass gives: on a GPU, and here in Triton's interpreter."""
 
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.interpreted import DEVICES, GPU, HERE, INTERPRETED, bounds_of_loops, interpret_tests
 from tests.model.variants import VARIANTS
 from torch import Tensor
 
 from lifecycle.model import Cache, Decoder, ModelConfig, build
 from lifecycle.rollout.decoder import packed_linear
 from lifecycle.rollout.decoder.joined_blocks import Joined
-
-pytest.importorskip("triton")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Triton reads it once, when it is imported, so the interpreter has a process of its own."""
-
-HERE = pytest.mark.skipif(not INTERPRETED, reason="runs in the process that the first test starts")
-GPU = pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason="needs a GPU")
-CPU = pytest.param("cpu", marks=HERE)
-CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, GPU])
-DEVICES = [CPU, CUDA]
 
 # the interpreter multiplies the bits of bf16 numbers as integers
 PRECISIONS = [
@@ -54,27 +42,14 @@ CLOSE: dict[torch.dtype, dict[str, Any]] = {
 
 
 @pytest.fixture(autouse=True)
-def bounds_of_loops(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton 3.6 reads the bounds of a loop in a way that NumPy 2.4 refuses."""
-    if not INTERPRETED:
-        return
-    from triton.runtime import interpreter
-
-    patch = interpreter._patch_lang_tensor
-
-    def patched(tensor: Any, scope: Any) -> None:
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
-
-    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
+def interpreter() -> Iterator[None]:
+    with bounds_of_loops():
+        yield
 
 
 @pytest.mark.skipif(INTERPRETED, reason="it is what starts this process")
 def test_the_kernels_in_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", "-p", "no:cacheprovider", __file__]
-    here = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=here, cwd=Path(__file__).parents[4], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-8000:]
+    interpret_tests(__file__)
 
 
 def joined(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> Joined:
