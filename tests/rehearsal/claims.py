@@ -32,8 +32,7 @@ from torch.utils._pytree import tree_leaves
 
 from lifecycle.losses import cross_entropy
 from lifecycle.model.layers import packed_attention
-from lifecycle.model.layers.gpu import fused
-from lifecycle.rollout.decoder.gpu import available
+from lifecycle.model.layers.gpu import available
 
 HOST, DEVICE = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -281,7 +280,6 @@ def rehearsal() -> Iterator[Device]:
         patch.setitem(torch.utils.checkpoint._allowed_determinism_checks_to_fns, "default", shape)
         patch.setattr(packed_attention, "is_there", lambda: False)  # ... and would take the host's own kernel
         patch.setattr(available, "is_there", lambda device: False)  # kernels of a GPU need a real one
-        patch.setattr(fused, "is_there", lambda device: False)
         patch.setattr(cross_entropy, "kernel_is_there", lambda device: False)
         with device, Names(device):
             yield device

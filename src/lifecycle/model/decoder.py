@@ -24,7 +24,7 @@ from lifecycle.errors import UserError
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.layers import packed_attention
 from lifecycle.model.layers.attention import DocumentMask, attention, slide
-from lifecycle.model.layers.gpu import fused
+from lifecycle.model.layers.gpu import available, fused
 from lifecycle.model.layers.initial import SCORE, normal, score_std
 from lifecycle.model.layers.joined import joined
 from lifecycle.model.layers.kv_cache import Cache, CallSlots, Slots
@@ -306,7 +306,7 @@ def compile_model(model: Decoder, *, unit: Literal["model", "block"]) -> None:
     device = model.embedding.weight.device
     if device.type != "cuda":
         packed_attention.is_there()  # which may call a C compiler, and compiled code cannot
-    fused.is_there(device)  # found once, here: compiled code cannot look for it
+    available.is_there(device)  # found once, here: compiled code cannot look for it
     if unit == "model":
         model.compile(dynamic=False)
         return

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lifecycle.model.layers import joined as joined_module
-from lifecycle.model.layers.gpu import fused
+from lifecycle.model.layers.gpu import available
 from lifecycle.model.layers.joined import as_one, joined
 
 
@@ -42,11 +41,11 @@ def test_layers_are_called_one_by_one_where_no_compiler_looks_or_something_stand
         """As an adapter puts it in the place of a layer."""
 
     parts, x = layers(False, torch.float32), torch.randn(5, 6, device="cpu")
-    monkeypatch.setattr(fused, "is_there", lambda device: True)
+    monkeypatch.setattr(available, "is_there", lambda device: True)
     assert joined(x, parts) is None
     monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)
     assert joined(x, parts) is not None
     assert joined(x, [*parts[:2], Adapted(6, 3, bias=False, device="cpu")]) is None
     assert joined(x.double(), [part.double() for part in parts]) is None
-    monkeypatch.setattr(joined_module.fused, "is_there", lambda device: False)
+    monkeypatch.setattr(available, "is_there", lambda device: False)
     assert joined(x, parts) is None

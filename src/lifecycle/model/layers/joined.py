@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lifecycle.model.layers.gpu import fused
+from lifecycle.model.layers.gpu import available
 
 
 def joined(x: Tensor, layers: Sequence[nn.Module]) -> Tensor | None:
     """(..., N) of the outputs of all layers behind one another, for x of shape (..., D); None where they are better
     called one by one."""
     plain = [layer for layer in layers if type(layer) is nn.Linear]  # not one with an adapter or in four bits
-    compiles = torch.compiler.is_compiling() and x.dtype in fused.DTYPES
-    if compiles and len(plain) == len(layers) and fused.is_there(x.device):
+    compiles = torch.compiler.is_compiling() and x.dtype in available.DTYPES
+    if compiles and len(plain) == len(layers) and available.is_there(x.device):
         return as_one(x, plain)
     return None
 

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from lifecycle.model import Cache, Decoder
 from lifecycle.model.adapters import dropout_off, plain_weights
+from lifecycle.model.layers.gpu import available
 from lifecycle.model.precision import dtype_of
 from lifecycle.rollout.decoder import fused
 from lifecycle.rollout.decoder.fused import Fused
-from lifecycle.rollout.decoder.gpu import available
 from lifecycle.rollout.decoder.joined_blocks import Joined, Prefill
 from lifecycle.rollout.decoder.joined_matrices import is_dense
 from lifecycle.rollout.decoder.packed_linear import has_bf16_units
@@ -121,7 +121,8 @@ def prepare(
     if size <= JOINED_BYTES and packed and cache in (None, *fused.DTYPES) and fused.fits(ready):
         return ready, Fused(ready, refresh_model=refresh_model, head=exact, notes_experts=notes_experts)
     if size <= JOINED_BYTES and is_dense(ready):
-        kernels = packed and available.fits(dtype, cache, ready.embedding.weight.device)
+        taken = dtype in available.DTYPES and cache in (None, *available.DTYPES)
+        kernels = packed and taken and available.is_there(ready.embedding.weight.device)
         laid_out = rows if packed else None
         return ready, Joined(ready, rows=laid_out, refresh_model=refresh_model, head=exact, kernels=kernels)
     return ready, AsItIs(ready, cast=cast, notes_experts=notes_experts)

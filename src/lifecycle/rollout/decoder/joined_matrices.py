@@ -5,6 +5,8 @@ Shapes: B rows, D width, H query heads, G key-value heads, K width of a head, F 
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from lifecycle.model import Decoder
 from lifecycle.model.decoder import Block, SelfAttention
 from lifecycle.model.layers.norm_swiglu import FeedForward
@@ -34,6 +36,11 @@ class JoinedMatrices:
         self.gate_up = linear([ffn.gate_proj, ffn.up_proj], rows)
         H, G = (m.weight.shape[0] // attention.head_dim for m in (attention.q_proj, attention.k_proj))
         self.heads = H, G
+
+    def head_norms(self) -> tuple[Tensor | None, Tensor | None, float]:
+        """Weights of the norms of queries and keys, None where there are none, and what is added to mean squares."""
+        q_norm, k_norm = self.attention.q_norm, self.attention.k_norm
+        return (None, None, 0.0) if q_norm is None or k_norm is None else (q_norm.weight, k_norm.weight, q_norm.eps)
 
     def refresh(self) -> None:
         """Lay out changed weights."""

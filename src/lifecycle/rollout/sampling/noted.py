@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lifecycle.rollout.decoder.gpu import available
+from lifecycle.model.layers.gpu import available
 from lifecycle.rollout.sampling.draw import Drawn
 from lifecycle.rollout.sampling.row_sets import RowSets
 from lifecycle.rollout.scheduler import NUMBER, POSITION, TOKEN

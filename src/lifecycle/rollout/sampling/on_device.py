@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lifecycle.rollout.decoder.gpu import available
+from lifecycle.model.layers.gpu import available
 from lifecycle.rollout.sampling.parameters import Sampling
 
 MARGIN = 8

@@ -53,9 +53,8 @@ class ParkedTeam:
 
 
 def _park(end: threading.Event, there: threading.Event) -> None:
-    torch.ones(ENOUGH, device="cpu", dtype=torch.float32).add_(
-        1
-    )  # the first parallel operation of a thread makes its team
+    room = torch.ones(ENOUGH, device="cpu", dtype=torch.float32)
+    room.add_(1)  # the first parallel operation of a thread makes its team
     there.set()
     end.wait()
 

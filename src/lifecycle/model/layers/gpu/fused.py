@@ -8,28 +8,10 @@ Shapes: B sequences, T positions, H query heads, G key-value heads, K width of a
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
-
-AMPERE = 8
-"""First generation of NVIDIA GPUs with bf16 units."""
-
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-
-
-_found: dict[torch.device, bool] = {}
-
-
-def is_there(device: torch.device) -> bool:
-    """Whether Triton is installed, and the device an NVIDIA GPU that it compiles these kernels for. Compiled code reads
-    what was found before."""
-    if device not in _found:
-        triton = torch.version.cuda is not None and importlib.util.find_spec("triton") is not None
-        _found[device] = device.type == "cuda" and triton and torch.cuda.get_device_capability(device)[0] >= AMPERE
-    return _found[device]
 
 
 def gated(gate_up: Tensor) -> Tensor:

@@ -168,8 +168,7 @@ def attend(
     attention, (H, G) = block.attention, block.heads
     keys, values, (cos, sin) = cache.keys[number], cache.values[number], cache.angles
     B, K = len(qkv_BN), attention.head_dim
-    normed = attention.q_norm is not None and attention.k_norm is not None
-    norms = (m.weight if m is not None else None for m in (attention.q_norm, attention.k_norm))
+    q_norm, k_norm, eps = block.head_norms()
     S = splits(B, G, cache.capacity if cache.limit is None else cache.limit)
     out = qkv_BN.new_empty(B, H * K)
     sums = qkv_BN.new_empty(B, H, S, K, dtype=torch.float32) if S > 1 else out
@@ -177,9 +176,9 @@ def attend(
     blocks = block_sizes(K, keys.dtype, B * G * S)
     attend_kernel[(B * G, S)](
         qkv_BN, positions_B, rows_B if isinstance(rows_B, Tensor) else None,
-        rows_B.start if isinstance(rows_B, slice) else 0, keys, values, cos, sin, *norms, sums, parts,
-        attention.q_norm.eps if attention.q_norm is not None else 0.0, K**-0.5 * math.log2(math.e), cache.capacity,
-        H=H, G=G, K=K, P=cos.shape[-1], NORMED=normed, WINDOW=cache.windows[number], SPLIT=S > 1,
+        rows_B.start if isinstance(rows_B, slice) else 0, keys, values, cos, sin, q_norm, k_norm, sums, parts,
+        eps, K**-0.5 * math.log2(math.e), cache.capacity,
+        H=H, G=G, K=K, P=cos.shape[-1], NORMED=q_norm is not None, WINDOW=cache.windows[number], SPLIT=S > 1,
         BLOCK_M=max(16, triton.next_power_of_2(H // G)), **blocks,
     )  # fmt: skip
     if S > 1:

@@ -39,12 +39,11 @@ def turn_and_store(qkv: Tensor, slots: Slots, block: JoinedMatrices) -> tuple[Te
     """Queries (N, H, K), keys and values (N, G, K) of joined products (N, (H + 2 G) K), in their dtype."""
     attention, (H, G), (cos, sin) = block.attention, block.heads, slots.place.angles
     N, K = len(qkv), attention.head_dim
-    normed = attention.q_norm is not None and attention.k_norm is not None
-    norms = (m.weight if m is not None else None for m in (attention.q_norm, attention.k_norm))
+    q_norm, k_norm, eps = block.head_norms()
     q, k = qkv.new_empty(N, H, K), qkv.new_empty(N, G, K)
     turn_kernel[(N,)](
-        qkv, slots.place.slots_M, slots.keys, slots.values, cos, sin, *norms, q, k,
-        attention.q_norm.eps if attention.q_norm is not None else 0.0, H=H, G=G, K=K, P=cos.shape[-1], NORMED=normed,
+        qkv, slots.place.slots_M, slots.keys, slots.values, cos, sin, q_norm, k_norm, q, k,
+        eps, H=H, G=G, K=K, P=cos.shape[-1], NORMED=q_norm is not None,
         BLOCK_H=triton.next_power_of_2(H), BLOCK_G=triton.next_power_of_2(G), BLOCK_K=triton.next_power_of_2(K),
         num_warps=4,
     )  # fmt: skip
