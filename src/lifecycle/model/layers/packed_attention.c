@@ -11,16 +11,6 @@
 
 #include "attention_tiles.h"
 
-VECTOR(unsigned char, TILE, 1) tile_row;
-VECTOR(unsigned long, TILE, 1) tile_words;
-
-INLINE int holds_one(tile_row row) {
-  tile_words words = (tile_words)row;
-  return (words[0] | words[1] | words[2] | words[3] | words[4] | words[5] | words[6] | words[7]) != 0;
-}
-
-INLINE int holds_zero(tile_row row) { return holds_one(row ^ 1); }
-
 typedef struct {
   long B, T, H, G, K, V, half, mask_rows; /* mask_rows: 1, or B */
   float scale;
@@ -32,80 +22,83 @@ typedef struct {
   void *d_q, *d_k, *d_v;
 } Call;
 
-/* -- what of a tile is seen: 0 nothing, 1 some, 2 everything. seen (TILE, TILE) is filled where it is some. */
-static int look(const Call *c, long b, long query, long key, unsigned char *seen) {
+/* -- what of a tile is seen: 0 nothing, 1 some, 2 everything. Where it is some, bit q of seen[k] says whether query q sees
+   key k. */
+static int look(const Call *c, long b, long query, long key, unsigned long *seen) {
   long queries = c->T - query < TILE ? c->T - query : TILE, keys = c->T - key < TILE ? c->T - key : TILE;
   const unsigned char *mask = c->mask + (c->mask_rows > 1 ? b * c->T * c->T : 0) + query * c->T + key;
-  if (!c->mask && key > query) return 0;
-  if (!c->mask && key < query) return 2;
-  if (c->mask && keys == TILE) {
-    tile_row any = {0}, all = (tile_row){0} + 1;
-    for (long q = 0; q < queries; q++) {
-      tile_row row = *(const tile_row *)(mask + q * c->T);
-      any |= row, all &= row;
-    }
-    if (!holds_one(any)) return 0;
-    if (!holds_zero(all)) return 2;
+  if (!c->mask) {
+    for (long k = 0; k < TILE; k++) seen[k] = ~0ul << k;
+    return key > query ? 0 : key < query ? 2 : 1;
   }
-  memset(seen, 0, TILE * TILE);
-  for (long q = 0; q < queries; q++)
-    if (c->mask)
-      memcpy(seen + q * TILE, mask + q * c->T, keys);
-    else
-      memset(seen + q * TILE, 1, q + 1 < keys ? q + 1 : keys);
+  unsigned long any = 0, all = ~0ul;
+  unsigned char last[TILE] = {0}; /* keys of a row that ends within the tile */
+  memset(seen, 0, TILE * sizeof *seen);
+  for (long q = 0; q < queries; q++, mask += c->T) {
+    if (keys < TILE) memcpy(last, mask, keys);
+    seen[q] = bits_of(keys < TILE ? last : mask);
+    any |= seen[q], all &= seen[q];
+  }
+  if (!any) return 0;
+  if (!~all) return 2;
+  turn_bits(seen);
   return 1;
 }
 
-INLINE wide shown(wide x, const unsigned char *seen) {
-  wide_ints sees = __builtin_convertvector(*(const wide_bytes *)seen, wide_ints) != 0;
-  wide hidden = (wide){0} + HIDDEN;
-  return (wide)(((wide_ints)x & sees) | ((wide_ints)hidden & ~sees));
-}
-
-/* Scores of a tile of queries become exp(score - largest so far), rounded to the dtype of products; sums and outputs so
-   far are brought to the new largest. */
-INLINE void weigh(const int half, float *scores, const unsigned char *seen, float scale, float *largest, float *sums,
-                  float *outputs, long V, char *weights) {
-  for (long q = 0; q < TILE; q++, scores += TILE, outputs += V) {
-    wide most = (wide){0} + largest[q], total = {0};
-    for (long k = 0; k < TILE; k += WIDTH) {
-      wide x = *(wide *)(scores + k) * scale;
-      if (seen) x = shown(x, seen + q * TILE + k);
-      *(wide *)(scores + k) = x;
+/* Scores (keys, queries) become exp(score - largest so far) in `weights`, a factor that is read across: floats, or two
+   rows of bf16 side by side. Sums so far are brought to the new largest, by what `fades` is filled with. */
+INLINE void weigh(const int half, float *scores, const unsigned long *seen, float scale, float *largest, float *sums,
+                  float *fades, word *weights) {
+  for (long q = 0; q < TILE; q += WIDTH) {
+    wide before = *(wide *)(largest + q), most = before, total = {0};
+    for (long k = 0; k < TILE; k++) {
+      wide x = *(wide *)(scores + k * TILE + q) * scale;
+      if (seen) x = shown(x, seen[k] >> q);
+      *(wide *)(scores + k * TILE + q) = x;
       most = larger(most, x);
     }
-    float now = largest_of(most), fades = expf(largest[q] - now);
-    for (long k = 0; k < TILE; k += WIDTH) {
-      wide x = exponential(*(wide *)(scores + k) - now);
-      total += x;
-      store(half, weights, q * TILE + k, x);
+    for (long k = 0; k < TILE; k += 2) {
+      wide x = exponential(*(wide *)(scores + k * TILE + q) - most);
+      wide y = exponential(*(wide *)(scores + (k + 1) * TILE + q) - most);
+      total += x + y;
+      if (half)
+        *(wide_ints *)(weights + k / 2 * TILE + q) = side_by_side(x, y);
+      else
+        *(wide *)(weights + k * TILE + q) = x, *(wide *)(weights + (k + 1) * TILE + q) = y;
     }
-    sums[q] = sums[q] * fades + sum_of(total);
-    if (now > largest[q])
-      for (long d = 0; d < V; d += WIDTH) *(wide *)(outputs + d) *= fades;
-    largest[q] = now;
+    *(wide *)(fades + q) = exponential(before - most);
+    *(wide *)(sums + q) = *(wide *)(sums + q) * *(wide *)(fades + q) + total;
+    *(wide *)(largest + q) = most;
   }
 }
 
+INLINE void fade(float *outputs, long V, const float *fades) {
+  for (long q = 0; q < TILE; q++, outputs += V)
+    if (fades[q] != 1)
+      for (long d = 0; d < V; d += WIDTH) *(wide *)(outputs + d) *= fades[q];
+}
+
 INLINE void forward_head(const int half, const Call *c, long b, long h, const char *keys, const char *values,
-                         char *rows) {
+                         char *rows, char *queries) {
   long T = c->T, tiles = whole(T, TILE) / TILE, K = whole(c->K, WIDTH), V = whole(c->V, WIDTH), size = bytes_of(half),
        of_V = whole(V, COLUMNS);
-  float scores[TILE * TILE] ALIGNED, outputs[TILE * V] ALIGNED, largest[TILE], sums[TILE];
-  unsigned char seen[TILE * TILE] ALIGNED;
-  char weights[TILE * TILE * 4] ALIGNED;
+  float scores[TILE * TILE] ALIGNED, outputs[TILE * V] ALIGNED;
+  float largest[TILE] ALIGNED, sums[TILE] ALIGNED, fades[TILE] ALIGNED;
+  unsigned long seen[TILE];
+  word weights[TILE * TILE] ALIGNED;
   rows_of(half, (const char *)c->q + (b * T * c->H + h) * c->K * size, c->H * c->K, T, c->K, K, rows);
+  packed_across(half, rows, tiles, K, queries);
   for (long i = 0; i < tiles; i++) {
     memset(outputs, 0, sizeof outputs);
     for (long q = 0; q < TILE; q++) largest[q] = HIDDEN, sums[q] = 0;
     for (long j = 0; j < tiles; j++) {
       int what = look(c, b, i * TILE, j * TILE, seen);
       if (!what) continue;
-      memset(scores, 0, sizeof scores);
-      times(half, (const word *)(rows + i * TILE * K * size), K * size / 4, 1, keys + j * TILE * K * size, K, scores,
-            TILE);
-      weigh(half, scores, what == 1 ? seen : 0, c->scale, largest, sums, outputs, V, weights);
-      times(half, (const word *)weights, TILE * size / 4, 1, values + j * TILE * of_V * size, TILE, outputs, V);
+      times(half, 1, (const word *)(keys + j * TILE * K * size), K * size / 4, 1, queries + i * TILE * K * size, K,
+            scores, TILE);
+      weigh(half, scores, what == 1 ? seen : 0, c->scale, largest, sums, fades, weights);
+      fade(outputs, V, fades);
+      times(half, 0, weights, 1, TILE, values + j * TILE * of_V * size, TILE, outputs, V);
     }
     for (long q = 0; q < TILE && i * TILE + q < T; q++) {
       long t = i * TILE + q, at = ((b * T + t) * c->H + h) * c->V;
@@ -118,19 +111,19 @@ INLINE void forward_head(const int half, const Call *c, long b, long h, const ch
 
 INLINE void forward_task(const int half, const Call *c, long b, long g, char *scratch) {
   long T = c->T, padded = whole(T, TILE), tiles = padded / TILE, size = bytes_of(half);
-  long K = whole(c->K, WIDTH), V = whole(c->V, WIDTH), of_K = whole(c->K, COLUMNS), of_V = whole(c->V, COLUMNS);
-  char *keys = scratch, *values = keys + padded * of_K * size, *rows = values + padded * of_V * size;
-  rows_of(half, (const char *)c->k + (b * T * c->G + g) * c->K * size, c->G * c->K, T, c->K, K, rows);
-  packed_across(half, rows, tiles, K, keys);
+  long K = whole(c->K, WIDTH), V = whole(c->V, WIDTH), of_V = whole(c->V, COLUMNS);
+  char *keys = scratch, *values = keys + padded * K * size, *queries = values + padded * of_V * size;
+  char *rows = queries + padded * K * size;
+  rows_of(half, (const char *)c->k + (b * T * c->G + g) * c->K * size, c->G * c->K, T, c->K, K, keys);
   rows_of(half, (const char *)c->v + (b * T * c->G + g) * c->V * size, c->G * c->V, T, c->V, V, rows);
   packed(half, rows, tiles, V, values);
-  for (long h = g * c->H / c->G; h < (g + 1) * c->H / c->G; h++) forward_head(half, c, b, h, keys, values, rows);
+  for (long h = g * c->H / c->G; h < (g + 1) * c->H / c->G; h++) forward_head(half, c, b, h, keys, values, rows, queries);
 }
 
 /* -- gradients. With P = exp(scale S - log-sum) and D = sum over d of dO O, of every query:
    dV = P' dO,  dS = scale P (dO V' - D),  dQ = dS K,  dK = dS' Q. Scores stand with keys as rows, so that P' and dS'
    are factors as they are; dS is read across. */
-INLINE void slopes(const int half, const float *scores, const float *products, const unsigned char *seen, float scale,
+INLINE void slopes(const int half, const float *scores, const float *products, const unsigned long *seen, float scale,
                    const float *log_sums, const float *dots, char *weights, char *gradients, word *across) {
   for (long k = 0; k < TILE; k += 2)
     for (long q = 0; q < TILE; q += WIDTH) {
@@ -138,7 +131,7 @@ INLINE void slopes(const int half, const float *scores, const float *products, c
       for (int n = 0; n < 2; n++) {
         long at = (k + n) * TILE + q;
         wide x = *(const wide *)(scores + at) * scale - *(const wide *)(log_sums + q);
-        if (seen) x = shown(x, seen + at);
+        if (seen) x = shown(x, seen[k + n] >> q);
         wide p = exponential(x);
         made[n] = p * (*(const wide *)(products + at) - *(const wide *)(dots + q)) * scale;
         store(half, weights, at, p);
@@ -163,10 +156,7 @@ INLINE void begin_head(const int half, const Call *c, long b, long h, Space *s) 
   packed_across(half, s->rows, tiles, V, s->d_across);
   packed(half, s->rows, tiles, V, s->d_packed);
   for (long t = 0; t < padded; t++) {
-    float dot = 0;
-    for (long d = 0; t < T && d < c->V; d++)
-      dot += one(half, c->d_out, first + t * apart + d) * one(half, c->out, first + t * apart + d);
-    s->dots[t] = dot;
+    s->dots[t] = t < T ? dot(half, c->d_out, c->out, first + t * apart, c->V) : 0;
     s->log_sums[t] = t < T ? c->log_sums[(b * c->H + h) * T + t] : -HIDDEN;
   }
   memset(s->d_q, 0, padded * K * sizeof(float));
@@ -176,7 +166,7 @@ INLINE void backward_head(const int half, const Call *c, long b, long h, Space *
   long T = c->T, tiles = whole(T, TILE) / TILE, K = whole(c->K, WIDTH), V = whole(c->V, WIDTH), size = bytes_of(half);
   long of_K = whole(K, COLUMNS), of_V = whole(V, COLUMNS), row = TILE * size / 4;
   float scores[TILE * TILE] ALIGNED, products[TILE * TILE] ALIGNED;
-  unsigned char seen[TILE * TILE] ALIGNED, turned[TILE * TILE] ALIGNED;
+  unsigned long seen[TILE];
   char weights[TILE * TILE * 4] ALIGNED, gradients[TILE * TILE * 4] ALIGNED;
   word across[TILE * TILE / 2] ALIGNED;
   begin_head(half, c, b, h, s);
@@ -184,21 +174,16 @@ INLINE void backward_head(const int half, const Call *c, long b, long h, Space *
     for (long i = 0; i < tiles; i++) {
       int what = look(c, b, i * TILE, j * TILE, seen);
       if (!what) continue;
-      if (what == 1)
-        for (long k = 0; k < TILE; k++)
-          for (long q = 0; q < TILE; q++) turned[k * TILE + q] = seen[q * TILE + k];
-      memset(scores, 0, sizeof scores);
-      memset(products, 0, sizeof products);
-      times(half, (const word *)(s->k_rows + j * TILE * K * size), K * size / 4, 1, s->q_across + i * TILE * K * size,
+      times(half, 1, (const word *)(s->k_rows + j * TILE * K * size), K * size / 4, 1, s->q_across + i * TILE * K * size,
             K, scores, TILE);
-      times(half, (const word *)(s->v_rows + j * TILE * V * size), V * size / 4, 1, s->d_across + i * TILE * V * size,
+      times(half, 1, (const word *)(s->v_rows + j * TILE * V * size), V * size / 4, 1, s->d_across + i * TILE * V * size,
             V, products, TILE);
-      slopes(half, scores, products, what == 1 ? turned : 0, c->scale, s->log_sums + i * TILE, s->dots + i * TILE,
+      slopes(half, scores, products, what == 1 ? seen : 0, c->scale, s->log_sums + i * TILE, s->dots + i * TILE,
              weights, gradients, across);
-      times(half, (const word *)weights, row, 1, s->d_packed + i * TILE * of_V * size, TILE, s->d_v + j * TILE * V, V);
-      times(half, (const word *)gradients, row, 1, s->q_packed + i * TILE * of_K * size, TILE, s->d_k + j * TILE * K,
+      times(half, 0, (const word *)weights, row, 1, s->d_packed + i * TILE * of_V * size, TILE, s->d_v + j * TILE * V, V);
+      times(half, 0, (const word *)gradients, row, 1, s->q_packed + i * TILE * of_K * size, TILE, s->d_k + j * TILE * K,
             K);
-      times(half, half ? across : (const word *)gradients, 1, TILE, s->k_packed + j * TILE * of_K * size, TILE,
+      times(half, 0, half ? across : (const word *)gradients, 1, TILE, s->k_packed + j * TILE * of_K * size, TILE,
             s->d_q + i * TILE * K, K);
     }
   for (long t = 0; t < T; t++) put(half, c->d_q, ((b * T + t) * c->H + h) * c->K, s->d_q + t * K, 1.0f, c->K);
