@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "batch": {"errors"},
     "system": {"errors"},
-    "losses": {"errors", "batch"},
+    "losses": {"errors", "batch", "system"},  # system: our C, which it is compiled by
     "model": {"bounds", "errors", "system"},
     "optim": {"bounds", "errors", "system"},
     "rewards": {"bounds", "errors", "system"},

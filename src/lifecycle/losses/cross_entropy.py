@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lifecycle.batch import IGNORED
+from lifecycle.losses import terms_on_cpu
 from lifecycle.losses.chunks import HeadGradients, check_tokens, chunks, compute_dtype, default_chunk, sum_dtype
 
 Terms = tuple[Tensor, Tensor, Tensor]
@@ -52,8 +53,9 @@ def linear_cross_entropy(
     metrics: `count` of trained tokens, `nll` the cross-entropy alone, `z_loss` the penalty alone; loss = nll + z_loss,
     with `dft` the dynamic loss + z_loss.
     Products run in the autocast dtype where autocast is on, else in the dtype of hidden; logarithms, sums and the
-    weight's gradient are fp32 (fp64 for fp64 inputs). Differentiable once, in hidden and weight. `compiled` fuses what
-    happens to a chunk's logits between the products; an NVIDIA GPU has one kernel for that (gpu/terms_kernel.py).
+    weight's gradient are fp32 (fp64 for fp64 inputs). Differentiable once, in hidden and weight. What happens
+    to a chunk's logits between the products is one pass of our own on an NVIDIA GPU (gpu/terms_kernel.py) and on a CPU
+    (terms_on_cpu.py); elsewhere `compiled` fuses it.
     Memory beyond the gradients: a few chunks of logits.
     """
     check_tokens(labels_N, vocab=weight_VD.shape[0], ignored=True)
@@ -189,6 +191,8 @@ def _terms_for(weight_VD: Tensor, compiled: bool) -> Callable[..., tuple[Terms, 
         from lifecycle.losses.gpu import terms_kernel
 
         return terms_kernel.terms
+    if weight_VD.device.type == "cpu" and weight_VD.dtype in terms_on_cpu.DTYPES and terms_on_cpu.is_there():
+        return terms_on_cpu.terms
     return _compiled_terms() if compiled else _terms
 
 

@@ -1,0 +1,110 @@
+/* Of a chunk of logits, on a CPU: loss, cross-entropy and penalty of each token, and the gradient in place of them. The
+   formulas are those of cross_entropy.py.
+
+   Each row is read twice, the second time from the processor's cache, and no other array of that size is made.
+
+   Sizes: C tokens of a chunk, V vocabulary. */
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "numbers.h"
+
+typedef struct {
+  long C, V, half, differentiate, dft, ignored;
+  float z_loss, softcap; /* softcap: 0 where there is none */
+  void *logits;
+  const long *labels;
+  const float *weights; /* null: all 1 */
+  float *out;           /* (3, C): loss, cross-entropy, penalty */
+} Call;
+
+/* Logits of one vector from index i on; what lies behind the row counts for nothing. */
+INLINE wide logits_of(const int half, const int capped, const Call *c, const char *row, long i) {
+  long there = c->V - i;
+  float rest[WIDTH] = {0};
+  if (there < WIDTH) memcpy(rest, row + i * bytes_of(half), there * bytes_of(half));
+  wide x = there < WIDTH ? widened(half, rest, 0) : widened(half, row, i);
+  if (capped) x = c->softcap * hyperbolic_tangent(x / c->softcap);
+  return there < WIDTH ? shown(x, (1ul << there) - 1) : x;
+}
+
+INLINE void put(const int half, const Call *c, char *row, long i, wide x) {
+  if (i + WIDTH <= c->V) {
+    store(half, row, i, x);
+    return;
+  }
+  float rest[WIDTH];
+  store(half, rest, 0, x);
+  memcpy(row + i * bytes_of(half), rest, (c->V - i) * bytes_of(half));
+}
+
+/* exponentials (V, in whole vectors) becomes exp(logit - largest logit); returns the logarithm of the sum of exp(logit). */
+INLINE float log_sum_of(const int half, const int capped, const Call *c, const char *row, float *exponentials,
+                        float *largest) {
+  wide most = (wide){0} - INFINITY, total[4] = {0};
+  for (long i = 0; i < c->V; i += WIDTH) {
+    wide x = logits_of(half, capped, c, row, i);
+    *(wide *)(exponentials + i) = x;
+    most = larger(most, x);
+  }
+  *largest = largest_of(most);
+  for (long i = 0, n = 0; i < c->V; i += WIDTH, n = (n + 1) % 4) {
+    wide x = exponential(*(wide *)(exponentials + i) - *largest);
+    *(wide *)(exponentials + i) = x;
+    total[n] += x;
+  }
+  return *largest + logf(sum_of((total[0] + total[1]) + (total[2] + total[3])));
+}
+
+INLINE void token(const int half, const int capped, const Call *c, long t, float *exponentials) {
+  char *row = (char *)c->logits + t * c->V * bytes_of(half);
+  long label = c->labels[t], trained = label != c->ignored;
+  float largest, log_sum = log_sum_of(half, capped, c, row, exponentials, &largest);
+  float at_label = one(half, row, trained ? label : 0);
+  if (capped) at_label = c->softcap * tanhf(at_label / c->softcap);
+  float logp = at_label - log_sum, weight = trained ? c->weights ? c->weights[t] : 1 : 0;
+  float scale = c->dft ? weight * expf(logp) : weight;
+  c->out[t] = -logp * scale;
+  c->out[c->C + t] = -logp * weight;
+  c->out[2 * c->C + t] = c->z_loss * log_sum * log_sum * weight;
+  if (!c->differentiate) return;
+  float factor = (scale + weight * 2 * c->z_loss * log_sum) * expf(largest - log_sum);
+  float of_label = exponentials[trained ? label : 0] * factor - scale;
+  float slope = at_label / c->softcap;
+  for (long i = 0; i < c->V; i += WIDTH) {
+    wide grad = *(wide *)(exponentials + i) * factor;
+    if (capped) {
+      wide x = logits_of(half, capped, c, row, i) / c->softcap;
+      grad *= 1 - x * x;
+    }
+    put(half, c, row, i, grad);
+  }
+  if (!trained) return;
+  put_one(half, row, label, capped ? of_label * (1 - slope * slope) : of_label);
+}
+
+INLINE void tokens(const int half, const int capped, const Call *c, float *exponentials) {
+#pragma omp for schedule(static)
+  for (long t = 0; t < c->C; t++)
+    if (exponentials) token(half, capped, c, t, exponentials);
+}
+
+/* 0; 1 where there is not enough memory. */
+int terms(const Call *c, int threads) {
+  int failed = 0;
+#pragma omp parallel num_threads(threads)
+  {
+    float *exponentials = aligned_alloc(64, whole(c->V, 16) * sizeof(float));
+    if (!exponentials) {
+#pragma omp atomic write
+      failed = 1;
+    }
+    if (c->half)
+      c->softcap ? tokens(1, 1, c, exponentials) : tokens(1, 0, c, exponentials);
+    else
+      c->softcap ? tokens(0, 1, c, exponentials) : tokens(0, 0, c, exponentials);
+    free(exponentials);
+  }
+  return failed;
+}
