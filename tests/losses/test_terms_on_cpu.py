@@ -1,6 +1,7 @@
 """Our own pass over a chunk's logits on a CPU gives the terms and the gradient of torch's way."""
 
 import ctypes
+from typing import Any
 
 import pytest
 import torch
@@ -69,8 +70,8 @@ def test_large_logits_do_not_overflow_and_what_is_no_number_shows() -> None:
 
 
 def test_no_tokens() -> None:
-    (loss, nll, penalty), grad = terms(torch.empty(0, 9), torch.empty(0, dtype=torch.long), None, 0.1, True)
-    assert (loss, nll, penalty) == (0, 0, 0) and grad.shape == (0, 9)
+    sums, grad = terms(torch.empty(0, 9), torch.empty(0, dtype=torch.long), None, 0.1, True)
+    assert torch.equal(torch.stack(sums), torch.zeros(3)) and grad.shape == (0, 9)
 
 
 @pytest.mark.parametrize("dtype", terms_on_cpu.DTYPES)
@@ -112,10 +113,15 @@ def test_the_loss_uses_it_and_is_the_same_without(monkeypatch: pytest.MonkeyPatc
     weight = torch.randn(301, 24, generator=generator, requires_grad=True)
     labels = torch.randint(301, (50,), generator=generator)
     asked = []
-    monkeypatch.setattr(terms_on_cpu, "terms", lambda *given: asked.append(1) or terms(*given))
+
+    def noted(logits: Tensor, *given: Any) -> Any:
+        asked.append(len(logits))
+        return terms(logits, *given)
+
+    monkeypatch.setattr(terms_on_cpu, "terms", noted)
     loss, _ = linear_cross_entropy(hidden, weight, labels, z_loss=1e-3, chunk_tokens=16)
     found = (loss, *torch.autograd.grad(loss, (hidden, weight)))
-    assert len(asked) == 4
+    assert sum(asked) == 50 and len(asked) == 4
     monkeypatch.setattr(cross_entropy.terms_on_cpu, "is_there", lambda: False)
     loss, _ = linear_cross_entropy(hidden, weight, labels, z_loss=1e-3, chunk_tokens=16)
     torch.testing.assert_close(found, (loss, *torch.autograd.grad(loss, (hidden, weight))))
