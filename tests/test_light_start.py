@@ -20,6 +20,7 @@ HEAVY = (
     "datasets",
     "pandas",
     "sympy",
+    "torchao",
 )
 
 CODE = """

@@ -177,6 +177,7 @@ def test_the_toy_experiment_takes_files_of_ones_own() -> None:
         ("export.dtype=fp8", "wanted fp32 or bf16 or fp16"),
         ("checkpoint.evry_steps=3", "did you mean checkpoint.every_steps?"),
         ("hardware.precision=bf32", "hardware.precision is 'bf32'; wanted auto or fp32 or bf16"),
+        ("hardware.fp8=e4m3", "hardware.fp8 is 'e4m3'; wanted tensorwise or rowwise or rowwise_with_gw_hp or null"),
         ("hardware.devices=0", "hardware.devices is 0; wanted"),
         ("model.layers=-1", "model.layers is -1; it must be above 0"),
         ("data.sources.prose.wieght=3", "did you mean data.sources.prose.weight? Type data.sources.prose.weight=3"),
@@ -377,3 +378,33 @@ def test_keys_that_come_or_go_are_changes() -> None:
 )
 def test_an_adapter_that_cannot_be_is_refused(override: str, said: str) -> None:
     assert said in fault("stage=sft", "init_from=x", "adapter=lora", override)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("stage=grpo", "this stage trains in bf16"),
+        ("stage=dpo", "this stage trains in bf16"),
+        ("stage=reward", "this stage trains in bf16"),
+        ("stage=generate", "this stage is a job, which trains nothing: type hardware.fp8=null"),
+        ("adapter=lora", "layers with an adapter multiply in bf16: type hardware.fp8=null, or adapter=none"),
+        ("hardware=cpu", "a CPU has no units for it: type hardware.fp8=null, or choose hardware=h100"),
+        ("hardware.precision=fp32", "hardware.precision is fp32: type hardware.fp8=null, or hardware.precision=bf16"),
+        ("hardware.compile=false", "which without compilation is slower than bf16"),
+        ("stage.sequence_length=1000", "rows are of 1000: round stage.sequence_length"),
+        ("stage.phases=[{at_steps: 0, sequence_length: 40}]", "rows are of 40"),
+    ],
+)
+def test_what_cannot_be_in_fp8_is_refused(override: str, said: str) -> None:
+    assert said in fault("stage=sft", "init_from=x", "hardware=h100", "hardware.fp8=tensorwise", override)
+
+
+def test_samples_of_a_student_are_not_compared_in_fp8() -> None:
+    words = ["stage=distill", "stage.teacher=x", "hardware=h100", "hardware.fp8=tensorwise", "stage.view=chat"]
+    written = "stage.on_policy={share: 0.5, form: supervised, temperature: 1.0, max_new_tokens: 8}"
+    assert "stage.on_policy compares with samples" in fault(*words, written)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "midtrain", "sft", "distill_reason"])
+def test_what_learns_from_text_may_be_in_fp8(stage: str) -> None:
+    config.check(config.compose([f"stage={stage}", "init_from=x", "hardware=h100", "hardware.fp8=rowwise"]))

@@ -24,6 +24,7 @@ GPU = Hardware(
     activation_checkpointing=False,
     workers=4,
     attention="auto",
+    fp8=None,
 )
 MODEL = ModelConfig(
     family="llama",

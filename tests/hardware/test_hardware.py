@@ -20,6 +20,7 @@ CPU = Hardware(
     activation_checkpointing=False,
     workers=1,
     attention="auto",
+    fp8=None,
 )
 FAST_BF16 = Probe(device_type="cpu", name="a CPU", fp32_flops=1e11, bf16_flops=3e11, has_bf16=True, compiler="g++")
 SHORT: dict[str, Any] = {"steps": 10, "tokens_per_step": 1000, "flops_per_token": 1e7}
@@ -35,6 +36,8 @@ LONG: dict[str, Any] = {"steps": 100_000, "tokens_per_step": 16_384, "flops_per_
         ("attention", "fast"),
         ("compile", "yes"),
         ("compile", 1),
+        ("fp8", "e4m3"),
+        ("fp8", True),
     ],
 )
 def test_what_cannot_be_meant_is_refused_by_its_dotted_key(key: str, value: Any) -> None:
@@ -140,3 +143,67 @@ def test_this_machine_can_be_probed() -> None:
     assert found.fp32_flops and found.fp32_flops > 0
     assert (found.bf16_flops is not None) == found.has_bf16
     assert device_name("cpu")
+
+
+HOPPER = Probe(
+    device_type="cuda",
+    name="NVIDIA H100",
+    fp32_flops=None,
+    bf16_flops=None,
+    has_bf16=True,
+    compiler="triton",
+    has_fp8=True,
+)
+FP8 = replace(CPU, accelerator="gpu", fp8="tensorwise")
+
+
+def test_fp8_is_compiled_however_short_the_run_and_the_rest_is_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    choice = choose(FP8, HOPPER, **SHORT)
+    assert (choice.precision, choice.compile) == ("bf16", True)
+    assert choice.reasons[1:] == (
+        "compile true: hardware.fp8 wants it",
+        "fp8 tensorwise: linear layers of the blocks, in training; what is held out is measured in bf16",
+    )
+    assert choice.peak_flops == choose(replace(FP8, fp8=None), HOPPER, **SHORT).peak_flops  # MFU: of the bf16 peak
+    begun = {"precision": "bf16", "compile": False}  # a run that has begun without
+    assert choose(FP8, HOPPER, begun=begun, **SHORT).compile is True
+    assert choose(replace(FP8, fp8=None), HOPPER, begun=begun, **SHORT).compile is False
+
+
+@pytest.mark.parametrize(
+    ("changes", "machine", "said"),
+    [
+        ({}, replace(HOPPER, name="NVIDIA A100", has_fp8=False), "NVIDIA A100 has no units for it; wanted"),
+        ({}, FAST_BF16, "a CPU has no units for it"),
+        ({"precision": "fp32"}, HOPPER, "type hardware.precision=bf16"),
+        ({"compile": False}, HOPPER, "type hardware.compile=true"),
+        ({}, replace(HOPPER, compiler=None), "for which triton is missing"),
+    ],
+)
+def test_fp8_that_cannot_be_or_does_not_pay_is_refused(
+    changes: dict[str, Any], machine: Probe, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    with pytest.raises(UserError, match="hardware.fp8 is tensorwise, and .*hardware.fp8=null") as raised:
+        choose(replace(FP8, **changes), machine, **SHORT)
+    assert said in str(raised.value)
+
+
+def test_fp8_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'lifecycle\[fp8\]'"):
+        choose(FP8, HOPPER, **SHORT)
+
+
+@pytest.mark.parametrize(
+    ("capability", "cuda", "has"), [((8, 0), "13", False), ((8, 9), "13", True), ((9, 4), None, False)]
+)
+def test_units_for_fp8_are_those_of_nvidia_from_ada_on(
+    capability: tuple[int, int], cuda: str | None, has: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert probe("cuda").has_fp8 is has

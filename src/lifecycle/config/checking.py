@@ -96,6 +96,7 @@ def _declared(stage: Any, walk: Walk) -> Declared:
         faults=target.faults,
         keys=frozenset(keys),
         trains=True,
+        fp8=target.fp8,
     )
 
 

@@ -14,7 +14,7 @@ class Declared:
     views: those that it trains on; none for any. guard_actions: those that a forgetting guard may take. weight_copies:
     by key of `stage` that may be null, how many copies of the whole weights every device keeps where it is set. faults:
     of values that it cannot work with together. keys: of `stage`, that the run reads for it. trains: no
-    job.
+    job. fp8: whether it may multiply in fp8.
     """
 
     views: frozenset[str] = frozenset()
@@ -23,6 +23,7 @@ class Declared:
     faults: Callable[[Mapping[str, Any]], list[str]] = lambda plain: []
     keys: frozenset[str] = frozenset()
     trains: bool = False
+    fp8: bool = False
 
 
 def faults_between(plain: Mapping[str, Any], declared: Declared) -> list[str]:
@@ -38,6 +39,7 @@ def faults_between(plain: Mapping[str, Any], declared: Declared) -> list[str]:
         *_rate(nodes.get("stage", {}), declared),
         *own,
         *(_adapter(nodes, declared) if "_target_" in nodes.get("adapter", {}) else []),
+        *(_fp8(nodes, declared) if nodes.get("hardware", {}).get("fp8") is not None else []),
     ]
 
 
@@ -113,3 +115,31 @@ def _adapter(nodes: Mapping[str, Mapping[str, Any]], declared: Declared) -> list
             "stage.new_tokens=[] stage.split_digits=false (a parent that has such tokens keeps them), or adapter=none"
         )
     return faults
+
+
+def _fp8(nodes: Mapping[str, Mapping[str, Any]], declared: Declared) -> list[str]:
+    """What cannot be multiplied in fp8, on any machine."""
+    hardware, stage = nodes["hardware"], nodes.get("stage", {})
+    given, off, found = f"hardware.fp8 is {hardware['fp8']}", "type hardware.fp8=null", []
+    if not declared.trains:
+        return [f"{given}, and this stage is a job, which trains nothing: {off}"]
+    if not declared.fp8:
+        found.append(
+            f"{given}, and this stage trains in bf16, in which samplers and references say what it is compared with "
+            f"(docs/gpu.md): {off}"
+        )
+    if "_target_" in nodes.get("adapter", {}):
+        found.append(f"{given}, and layers with an adapter multiply in bf16: {off}, or adapter=none")
+    if hardware.get("accelerator") == "cpu":
+        found.append(f"{given}, and a CPU has no units for it: {off}, or choose hardware=h100 or another GPU")
+    if hardware.get("precision") == "fp32":
+        found.append(f"{given}, and hardware.precision is fp32: {off}, or hardware.precision=bf16")
+    if hardware.get("compile") is False:
+        found.append(f"{given}, which without compilation is slower than bf16: {off}, or hardware.compile=true")
+    phases = [line for line in stage.get("phases") or [] if isinstance(line, Mapping)]
+    lengths = [line.get("sequence_length") for line in (stage, *phases)]
+    if odd := [length for length in lengths if isinstance(length, int) and length % 16]:
+        found.append(
+            f"{given}, which takes 16 positions at a time, and rows are of {odd[0]}: round stage.sequence_length"
+        )
+    return found

@@ -29,6 +29,7 @@ Accelerator = Literal["auto", "cpu", "gpu"]
 Precision = Literal["auto", "fp32", "bf16"]
 Strategy = Literal["auto", "ddp", "fsdp"]
 Attention = Literal["auto", "sdpa", "varlen", "flash", "cudnn"]
+Fp8 = Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"]
 
 CPUINFO = Path("/proc/cpuinfo")
 BF16_PAYS_FROM = 1.3
@@ -39,6 +40,9 @@ COMPILE_GAIN = {("cpu", "fp32"): 1.02, ("cpu", "bf16"): 1.13, ("cuda", "fp32"): 
 
 EAGER_SHARE = {("cpu", "fp32"): 0.6, ("cpu", "bf16"): 0.3, ("cuda", "fp32"): 0.3, ("cuda", "bf16"): 0.3}
 """Share of the matrix peak that eager training reaches: rough, used only to guess how long a run is."""
+
+FP8_FROM = (8, 9)
+"""Compute capability of the first NVIDIA GPUs that multiply fp8: Ada (8.9), Hopper (9.0)."""
 
 COMPILE_SECONDS = {"cpu": 60.0, "cuda": 60.0}
 
@@ -61,6 +65,7 @@ class Hardware:
     activation_checkpointing: bool
     workers: FromZero
     attention: Attention
+    fp8: Fp8 | None
 
     def __post_init__(self) -> None:
         """Raises UserError for values that are none of the choices."""
@@ -68,6 +73,7 @@ class Hardware:
         _one_of("precision", self.precision, get_args(Precision))
         _one_of("strategy", self.strategy, get_args(Strategy))
         _one_of("attention", self.attention, get_args(Attention))
+        _one_of("fp8", self.fp8, (*get_args(Fp8), None))
         _one_of("compile", self.compile, ("auto", True, False))
 
     def device_type(self) -> Literal["cpu", "cuda"]:
@@ -112,6 +118,7 @@ class Probe:
     bf16_flops: float | None
     has_bf16: bool
     compiler: str | None
+    has_fp8: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +156,9 @@ def probe(device_type: Literal["cpu", "cuda"], seconds: float = 0.2) -> Probe:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         triton = "triton" if importlib.util.find_spec("triton") else None
         name = device_name(device_type)
-        return Probe(device_type="cuda", name=name, fp32_flops=None, bf16_flops=None, has_bf16=native, compiler=triton)
+        fp8 = torch.version.cuda is not None and torch.cuda.get_device_capability() >= FP8_FROM
+        units = {"has_bf16": native, "has_fp8": fp8}
+        return Probe(device_type="cuda", name=name, fp32_flops=None, bf16_flops=None, compiler=triton, **units)
     native = native_bf16()
     return Probe(
         device_type="cpu",
@@ -177,6 +186,8 @@ def choose(
     rows are samples of the model, which have other shapes in every step; `begun` has what was settled when the run
     began, which stays."""
     kept = {key: value for key, value in (begun or {}).items() if getattr(hardware, key) == "auto"}
+    if hardware.fp8 is not None:
+        kept.pop("compile", None)  # it may be switched on in a run that has begun without it
     hardware = replace(hardware, **kept)
     precision, why_precision = _choose_precision(hardware, machine)
     peak = hardware.peak(machine.name, precision)
@@ -192,6 +203,8 @@ def choose(
     if samples and compiled and hardware.compile == "auto":
         compiled, why_compile = False, "compile false: samples have other shapes in every step, each compiled for anew"
     said = {"precision": why_precision, "compile": why_compile}
+    if hardware.fp8 is not None:
+        said["fp8"] = _fp8(hardware.fp8, machine, precision, compiled)
     said |= {key: f"{key} {str(value).lower()}: as it was when the run began" for key, value in kept.items()}
     return Choice(
         precision=precision, compile=compiled, reasons=tuple(said.values()), peak_flops=peak, peak_source=source
@@ -217,6 +230,8 @@ def _choose_compile(
 ) -> tuple[bool, str]:
     if hardware.compile != "auto":
         return hardware.compile, f"compile {str(hardware.compile).lower()}: set by hardware.compile"
+    if hardware.fp8 is not None and machine.compiler is not None:
+        return True, "compile true: hardware.fp8 wants it"
     if machine.compiler is None:
         missing = "triton" if machine.device_type == "cuda" else "a C++ compiler (g++ or clang++)"
         return False, f"compile false: torch.compile needs {missing}, which is not installed"
@@ -228,6 +243,24 @@ def _choose_compile(
     compiled = cost + eager / COMPILE_GAIN[kind]
     guess = f"guessed {_span(eager)} eager against {_span(compiled)} with {_span(cost)} of compilation"
     return compiled < eager, f"compile {str(compiled < eager).lower()}: what finishes first ({guess})"
+
+
+def _fp8(recipe: Fp8, machine: Probe, precision: str, compiled: bool) -> str:
+    """A line on what is multiplied in fp8. Raises UserError where that cannot be, or is slower than bf16."""
+    fault = None
+    if not machine.has_fp8:
+        fault = f"{machine.name} has no units for it; wanted an NVIDIA GPU of Ada or Hopper or later (L40S, H100, H200)"
+    elif importlib.util.find_spec("torchao") is None:
+        fault = "torchao, which scales and rounds, is not installed here: pip install 'lifecycle[fp8]'"
+    elif precision != "bf16":
+        fault = f"the rest would be in {precision}: type hardware.precision=bf16"
+    elif machine.compiler is None:
+        fault = "without compilation, for which triton is missing here, it is slower than bf16"
+    elif not compiled:
+        fault = "without compilation it is slower than bf16, each cast a kernel of its own: type hardware.compile=true"
+    if fault is not None:
+        raise UserError(f"hardware.fp8 is {recipe}, and {fault}; or go on in bf16: hardware.fp8=null")
+    return f"fp8 {recipe}: linear layers of the blocks, in training; what is held out is measured in {precision}"
 
 
 def _span(seconds: float) -> str:

@@ -42,6 +42,7 @@ def build_stage(plan: RunPlan, data: DataModule, timeline: Timeline, start: Star
         validation_samples=plan.config.validation.samples,
         log_every=plan.config.logging.every_steps,
         bf16=start.choice.precision == "bf16",
+        fp8=plan.hardware.fp8,
         compile=start.choice.compile,
         activation_checkpointing=plan.hardware.activation_checkpointing,
         attention=plan.hardware.attention,

@@ -55,18 +55,19 @@ class Stage(Module, ABC):
     look_over: is given all held-out micro-batches of a domain before the first is validated, on every rank.
 
     What a class declares for the run. views: those that it can train on; empty: any. starts_from_parent: whether it
-    needs `init_from`. ends_in_score: its network ends in a score, not in a vocabulary. takes_over: the dataclasses
-    whose keys it has and the run reads for it, those of `inheritance.py` and `TrainedTokens`. guard_actions: actions
-    that a forgetting guard may take. weight_copies: key of `stage` that may be null -> copies of the whole weights that
-    every device keeps where it is set. frozen_copies: copies of the parent's weights that a run of this config holds
-    frozen beside its own, trained_copies: fp32 numbers of each weight that it keeps to train others. faults: a line for
-    each combination of values that does not work. All three get the whole config in plain values. measures: what is
-    measured on held-out data beside the loss; None where that is the likelihood of text. told: what is logged of it.
+    needs `init_from`. ends_in_score: its network ends in a score, not in a vocabulary. fp8: whether it may multiply so.
+    takes_over: the dataclasses whose keys it has and the run reads for it, those of `inheritance.py` and
+    `TrainedTokens`. guard_actions: actions that a forgetting guard may take. weight_copies: key of `stage` that may be
+    null -> copies of the whole weights that every device keeps where it is set. frozen_copies: copies of the parent's
+    weights that are held frozen beside its own, trained_copies: fp32 numbers of each weight that it keeps to train
+    others. faults: lines on values that do not work together. All three get the whole config in plain values. measures:
+    on held-out data beside the loss; None where that is the likelihood of text. told: what is logged of it.
     """
 
     views: ClassVar[frozenset[str]] = frozenset()
     starts_from_parent: ClassVar[bool] = False
     ends_in_score: ClassVar[bool] = False
+    fp8: ClassVar[bool] = False
     takes_over: ClassVar[tuple[type, ...]] = ()
     guard_actions: ClassVar[frozenset[str]] = frozenset({"rate", "restore"})
     weight_copies: ClassVar[Mapping[str, int]] = {}

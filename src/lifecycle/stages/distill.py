@@ -58,6 +58,11 @@ def _faults(config: Mapping[str, Any]) -> list[str]:
             "stage.cross_entropy is 1, so that the divergence counts nothing, which is all that is learnt from answers "
             "of the student: type stage.cross_entropy=0.5, or stage.on_policy=null"
         )
+    if written and (config.get("hardware") or {}).get("fp8") is not None:
+        found.append(
+            "hardware.fp8 is for what is not sampled, and stage.on_policy compares with samples, drawn in bf16: type "
+            "hardware.fp8=null, or stage.on_policy=null"
+        )
     return found
 
 
@@ -70,6 +75,7 @@ class Distill(Stage):
     """
 
     views = NEXT_TOKEN
+    fp8 = True
     takes_over = (TeacherName,)
     faults = staticmethod(_faults)
 

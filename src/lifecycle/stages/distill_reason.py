@@ -29,6 +29,7 @@ class DistillReason(Stage):
     """
 
     views = frozenset({"chat"})
+    fp8 = True
     starts_from_parent = True
     takes_over = (PeakRate, OptimizerState, Vocabulary, ReplayedData)
     guard_actions = Stage.guard_actions | {"replay"}

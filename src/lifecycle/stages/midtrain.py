@@ -40,6 +40,7 @@ class Midtrain(Stage):
     """
 
     views = NEXT_TOKEN
+    fp8 = True
     starts_from_parent = True
     takes_over = (PeakRate, OptimizerState, Vocabulary, ReplayedData)
     guard_actions = Stage.guard_actions | {"replay"}

@@ -21,6 +21,7 @@ class Pretrain(Stage):
     """Next-token prediction on rows of packed documents."""
 
     views = NEXT_TOKEN
+    fp8 = True
 
     def __init__(
         self,

@@ -31,6 +31,7 @@ class Sft(Stage):
     """
 
     views = frozenset({"chat"})
+    fp8 = True
     starts_from_parent = True
     takes_over = (PeakRate, OptimizerState, Vocabulary, ReplayedData, TrainedTokens)
     guard_actions = Stage.guard_actions | {"replay"}

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lifecycle.model.layers.gpu import available
+from lifecycle.model.layers.gpu import available, fp8
 
 
 def joined(x: Tensor, layers: Sequence[nn.Module]) -> Tensor | None:
     """(..., N) of the outputs of all layers behind one another, for x of shape (..., D); None where they are better
     called one by one."""
-    plain = [layer for layer in layers if type(layer) is nn.Linear]  # not one with an adapter or in four bits
+    plain = [layer for layer in layers if fp8.is_plain(layer)]
     compiles = torch.compiler.is_compiling() and x.dtype in available.DTYPES
     if compiles and len(plain) == len(layers) and available.is_there(x.device):
         return as_one(x, plain)
@@ -27,10 +27,12 @@ def joined(x: Tensor, layers: Sequence[nn.Module]) -> Tensor | None:
 
 
 def as_one(x: Tensor, layers: Sequence[nn.Linear]) -> Tensor:
-    """The same by one product, in autocast's dtype where that is on; all layers have a bias, or none."""
-    device_type = x.device.type
-    on = torch.is_autocast_enabled(device_type)
-    dtype = torch.get_autocast_dtype(device_type) if on else layers[0].weight.dtype
+    """The same by one product, in autocast's dtype where that is on; all layers have a bias, or none. In fp8 where all
+    layers are (gpu/fp8.py)."""
+    dtype = fp8.product_dtype(x, layers[0].weight)
     weight = torch.cat([layer.weight.to(dtype) for layer in layers])
     biases = [layer.bias.to(dtype) for layer in layers if layer.bias is not None]
-    return F.linear(x, weight, torch.cat(biases) if biases else None)
+    bias = torch.cat(biases) if biases else None
+    if isinstance(layers[0], fp8.Fp8Linear) and fp8.takes(x, layers):
+        return fp8.product(x.to(dtype), weight, bias, layers[0].products)
+    return F.linear(x, weight, bias)

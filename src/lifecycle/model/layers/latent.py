@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.layers.attention import DocumentMask, attention, cached_attention
+from lifecycle.model.layers.gpu import fp8
 from lifecycle.model.layers.kv_cache import Slots
 from lifecycle.model.layers.norm_swiglu import RMSNorm
 from lifecycle.model.layers.rope import rotate, softmax_scale
@@ -63,7 +64,7 @@ class LatentAttention(nn.Module):
             out = self._attend(torch.cat((q_nope, q_rope), dim=-1), k, v, documents)
         else:
             held_B1LJ = slots.write_latent(torch.cat((c_BTC[:, :, None], k_rope_BT1P), dim=-1)).to(x_BTD.dtype)
-            plain = type(self.kv_up) is nn.Linear  # an adapter beside it is no part of its weight
+            plain = fp8.is_plain(self.kv_up)  # an adapter beside it is no part of its weight
             if slots.mask_B1TL is None:
                 out = self._begun(q_nope, q_rope, held_B1LJ, slots.documents)
             else:

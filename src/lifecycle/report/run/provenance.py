@@ -81,6 +81,7 @@ def _machine(run: RunData) -> list[tuple[str, str | None]]:
     return [
         ("device", run.run.get("device")),
         ("precision", f"{precision}, {'compiled' if compiled is True else 'not compiled'}" if precision else None),
+        ("products of the blocks", f"fp8, {fp8}" if (fp8 := run.setting("hardware.fp8")) else None),
         ("peak memory", f"{memory:,.2f} GiB" if memory else None),
         ("blocked by checkpoints", span(blocked) if blocked else None),
         ("started", f"{datetime.fromtimestamp(started, UTC):%Y-%m-%d %H:%M} UTC" if started else None),

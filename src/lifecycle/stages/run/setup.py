@@ -17,6 +17,7 @@ from lifecycle.errors import UserError
 from lifecycle.model import Decoder, ModelConfig, best_kernel, build, check_kernel, compile_model
 from lifecycle.model.adapters import add_adapter, first_weights, live_base
 from lifecycle.model.layers.attention import Kernel
+from lifecycle.model.layers.gpu.fp8 import Recipe, use_fp8
 from lifecycle.model.lora import Adapter
 from lifecycle.model.precision import dtype_of
 from lifecycle.model.sharding import load_sharded, shard
@@ -72,7 +73,8 @@ class Setup:
 
     timeline: steps of the run, size and rate factor of each. domains: validation domain -> (weight, bytes of its text).
     validate_every, log_every: steps; None: never. validation_samples: drawn for each
-    held-out prompt, of a stage that samples. bf16: compute in bf16 (autocast), weights in fp32. peak_flops: dense
+    held-out prompt, of a stage that samples. bf16: compute in bf16 (autocast), weights in fp32. fp8: how the
+    blocks' linear layers multiply in training (model/layers/gpu/fp8.py); None: as the rest. peak_flops: dense
     peak of one device in FLOP/s; None: unknown, no MFU. read_weights: reads the parent's weights; None: fresh ones.
     initial_optimizer: state of the parent's optimizer; None: zero moments. Both are None in a run that is resumed,
     whose checkpoint has its own. parent: the weights that the run began with; None without a parent. adapter:
@@ -110,18 +112,21 @@ class Setup:
     token_id: Callable[[str], int | None] = lambda name: None
     folder: Path | None = None
     validation_samples: int = 0
+    fp8: Recipe | None = None
 
     def build(self, config: ModelConfig, mesh: DeviceMesh | None) -> Decoder:
         """The decoder of `config` with its parent's weights, or initialised by the run's seed; sharded over `mesh` if
         there is one. With an adapter, where one is trained: the weights are the parent's then."""
         read = self._read_base if self.adapter is not None else self.read_weights
         if mesh is not None:
-            return self._build_sharded(config, mesh, read, self.adapter)
+            return self._build_sharded(config, mesh, read, self.adapter, fp8=self.fp8)
         model = build(config, seed=self.seed, activation_checkpointing=self.activation_checkpointing)
         if read is not None:
             model.load_state_dict(read())
         if self.adapter is not None:
             add_adapter(model, self.adapter, seed=self.seed)
+        if self.fp8 is not None:
+            use_fp8(model, self.fp8)
         if self.compile:
             compile_model(model, unit="model")
         return model
@@ -156,12 +161,16 @@ class Setup:
         mesh: DeviceMesh,
         read: Callable[[], Mapping[str, Tensor]] | None,
         adapter: Adapter | None,
+        *,
+        fp8: Recipe | None = None,
     ) -> Decoder:
         """Sharded before it has any memory, then filled tensor by tensor: no rank ever holds the whole model."""
         with torch.device("meta"):
             model = Decoder(config, activation_checkpointing=self.activation_checkpointing).float()
         if adapter is not None:
             add_adapter(model, adapter, seed=self.seed)
+        if fp8 is not None:
+            use_fp8(model, fp8)
         if self.compile:
             compile_model(model, unit="block")
         shard(model, mesh, param_dtype=torch.bfloat16 if self.bf16 else torch.float32, reduce_dtype=torch.float32)
