@@ -4,6 +4,7 @@ transformers, reinforcement learning, saving, FSDP2.
     PYTHONPATH=src:. python -m benchmarks.gpu                      # all, in order of worth; needs no network
     PYTHONPATH=src:. python -m benchmarks.gpu --only decode,decode_hf --budget 120
     PYTHONPATH=src:. python -m benchmarks.gpu --only finetune --budget 330 --json benchmarks/results/gpu_finetune.json
+    PYTHONPATH=src:. python -m benchmarks.gpu --only sizes --budget 560 --json benchmarks/results/gpu_shapes.json
     PYTHONPATH=src:. python -m benchmarks.gpu --only grpo_step,grpo_run_135m --json benchmarks/results/gpu_grpo.json
     PYTHONPATH=src:. python -m benchmarks.gpu --only decode --beside old/src     # and the same with the code there
     PYTHONPATH=src:. python -m benchmarks.gpu --rehearse           # on a CPU at toy size; says nothing of speed
@@ -11,7 +12,7 @@ transformers, reinforcement learning, saving, FSDP2.
 Every item is a process of its own with a limit of its own: one that fails or hangs costs the others nothing, and what
 it had measured by then is kept. The table at the end has a line an item, with the end of its traceback; the JSON holds
 everything and is written after every item, so that a command that is stopped early leaves what it has. The items are
-in gpu_train.py, gpu_decode.py, gpu_finetune.py, gpu_grpo.py and gpu_runs.py, the sizes in gpu_sizes.py.
+in gpu_train.py, gpu_shapes.py, gpu_decode.py, gpu_finetune.py, gpu_grpo.py and gpu_runs.py, the sizes in gpu_sizes.py.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from benchmarks.common import RESULTS, machine
 LINES = 12
 """Of what a failed item said last."""
 
-FINETUNE = "finetune"
+FINETUNE, SIZES = "finetune", "sizes"
 """In --only: all items of which this is the beginning."""
 
 SOURCE = Path(__file__).parents[1] / "src"
@@ -61,15 +62,19 @@ def _finetune(name: str, kind: str, model: str | None) -> Item:
     return Item(f"{FINETUNE}_{name}", 130, 30, "gpu_finetune", "finetune", (kind, model))
 
 
-def _train(name: str, limit_s: float, rows: int, kernel: str, compiled: bool) -> Item:
-    return Item(name, limit_s, 30, "gpu_train", "ours", (rows, kernel, compiled))
+def _train(name: str, limit_s: float, rows: int, kernel: str, compiled: bool, fp8: str | None = None) -> Item:
+    return Item(name, limit_s, 30, "gpu_train", "ours", (rows, kernel, compiled, fp8))
+
+
+def _size(name: str, limit_s: float = 60) -> Item:
+    return Item(f"{SIZES}_{name}", limit_s, 30, "gpu_shapes", "beside_transformers", (name,))
 
 
 ITEMS = (
     _train("train_64k", 150, 1, "auto", True),
     Item("decode", 100, 40, "gpu_decode", "ours"),
     Item("tests", 100, 30, "gpu_runs", "tests"),
-    Item("train_hf_64k", 130, 50, "gpu_train", "transformers"),
+    Item("train_hf_64k", 130, 50, "gpu_train", "transformers", (1,)),
     Item("decode_shares", 60, 30, "gpu_decode", "shares"),
     Item("decode_compiled", 150, 60, "gpu_decode", "ours", (True,)),
     Item("decode_hf", 60, 30, "gpu_decode", "transformers"),
@@ -81,6 +86,8 @@ ITEMS = (
     Item("fsdp", 60, 25, "gpu_runs", "fsdp"),
     _train("train_128k", 150, 2, "auto", True),
     _train("train_32k", 150, 0, "auto", True),
+    _train("train_64k_fp8", 150, 1, "auto", True, "tensorwise"),
+    _train("train_64k_fp8_rowwise", 150, 1, "auto", True, "rowwise"),
     _train("train_64k_flash", 150, 1, "flash", True),
     _train("train_64k_sdpa", 150, 1, "sdpa", True),
     _finetune("sft_135m", "sft", "smollm2_135m"),
@@ -89,9 +96,12 @@ ITEMS = (
     _finetune("lora", "lora", None),
     _finetune("dpo_cached_135m", "dpo_cached", "smollm2_135m"),
     Item("grpo_step", 240, 60, "gpu_grpo", "step"),
+    *(_size(name) for name in ("small", "minimind_26m")),
+    *(_size(name) for name in ("glm4_moe", "qwen3_moe", "qwen2_moe", "mixtral", "deepseek_v3", "deepseek_v2")),
+    _size("medium", 120),  # whose layers take longer to compile
     Item("grpo_run_135m", 400, 360, "gpu_grpo", "run", ("smollm2_135m",)),
 )
-"""In order of worth, those of fine-tuning and of reinforcement learning behind the others."""
+"""In order of worth, those of fine-tuning, of other sizes and of reinforcement learning behind the others."""
 
 
 def main() -> int:
@@ -119,14 +129,15 @@ def main() -> int:
 
 
 def chosen(only: list[str]) -> list[Item]:
-    """The items that --only names, `finetune` being all of fine-tuning; in order of worth."""
-    known = {FINETUNE, *(item.name for item in ITEMS)}
+    """The items that --only names, `finetune` and `sizes` being all that begin so; in order of worth."""
+    groups = (FINETUNE, SIZES)
+    known = {*groups, *(item.name for item in ITEMS)}
     if unknown := [name for name in only if name not in known]:
         sys.exit(f"--only: there is no item {', '.join(unknown)}; choose among {', '.join(sorted(known))}")
     return [
         item
         for item in ITEMS
-        if not only or item.name in only or (FINETUNE in only and item.name.startswith(f"{FINETUNE}_"))
+        if not only or item.name in only or any(one in only and item.name.startswith(f"{one}_") for one in groups)
     ]
 
 

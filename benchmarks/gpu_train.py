@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu_sizes import Sizes, timed
@@ -20,6 +21,7 @@ from lifecycle.batch import TokenBatch
 from lifecycle.hardware.device_specs import peak_flops
 from lifecycle.losses import linear_cross_entropy
 from lifecycle.model import DocumentMask, best_kernel, build, compile_model, count_pieces
+from lifecycle.model.layers.gpu.fp8 import Recipe, use_fp8
 from lifecycle.optim import AdamW, clip_gradients
 
 ATTENTION = ("flash", "fmha", "attention", "sdpa", "softmax_warp")
@@ -27,16 +29,21 @@ PRODUCTS = ("gemm", "nvjet", "cutlass", "matmul", "aten::mm", "aten::addmm", "at
 WARM = 2
 
 
-def ours(sizes: Sizes, size: int, kernel: str, compiled: bool) -> Iterator[dict[str, Any]]:
+def ours(sizes: Sizes, size: int, kernel: str, compiled: bool, fp8: Recipe | None = None) -> Iterator[dict[str, Any]]:
     """Micro-batches of `sizes.micro[size]` positions. On a CPU every kernel is sdpa, and nothing is compiled."""
     on_gpu = sizes.device.type == "cuda"
     if kernel == "flash" and on_gpu and importlib.util.find_spec("flash_attn") is None:
         yield {"skipped": "flash_attn is not installed"}
         return
+    if fp8 is not None and importlib.util.find_spec("torchao") is None:
+        yield {"skipped": "torchao is not installed"}
+        return
     chosen: Any = best_kernel(sizes.device, torch.bfloat16) if kernel == "auto" or not on_gpu else kernel
     compiled = compiled and on_gpu
     yield {"kernel": chosen, "compiled": compiled}
     model = build(sizes.config(), seed=1, device=sizes.device)
+    if fp8 is not None:
+        use_fp8(model, fp8)
     if compiled:
         compile_model(model, unit="model")
     batch = packed(sizes, sizes.micro[size])
@@ -55,24 +62,38 @@ def ours(sizes: Sizes, size: int, kernel: str, compiled: bool) -> Iterator[dict[
     yield from measured(sizes, model, sizes.micro[size], hidden, head)
 
 
-def transformers(sizes: Sizes) -> Iterator[dict[str, Any]]:
-    """LlamaForCausalLM of the same shape, compiled on a GPU, on rows of one document each."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def transformers(sizes: Sizes, size: int) -> Iterator[dict[str, Any]]:
+    """Their model of the same shape, compiled on a GPU, on rows of one document each."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from lifecycle.model.huggingface.config_json import to_hf_config
 
     hf_config = to_hf_config(sizes.config())
     torch.manual_seed(0)
     with sizes.device:
-        model = LlamaForCausalLM(LlamaConfig(**hf_config | {"use_cache": False}))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**hf_config | {"use_cache": False}))
+    _experts_in_bf16(model)
     run = torch.compile(model) if sizes.device.type == "cuda" else model
-    batch = packed(sizes, sizes.micro[1]).to(sizes.device)
+    batch = packed(sizes, sizes.micro[size]).to(sizes.device)
 
     def hidden() -> Tensor:
         out: Tensor = run(input_ids=batch.input_ids, labels=batch.input_ids).loss
         return out
 
-    yield from measured(sizes, model, sizes.micro[1], hidden, lambda loss: loss, whole=True)
+    yield from measured(sizes, model, sizes.micro[size], hidden, lambda loss: loss, whole=True)
+
+
+class _InBf16(torch.nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.bfloat16()
+
+
+def _experts_in_bf16(model: torch.nn.Module) -> None:
+    """What autocast does for linear layers: transformers' grouped products of experts run on bf16 weights alone."""
+    for name, module in list(model.named_modules()):
+        if name.endswith(".experts"):
+            for own, _ in list(module.named_parameters(recurse=False)):
+                parametrize.register_parametrization(module, own, _InBf16(), unsafe=True)  # another type is no fault
 
 
 def measured(

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks import gpu, gpu_finetune, gpu_train
+from benchmarks import gpu, gpu_finetune, gpu_shapes, gpu_train
 from benchmarks import gpu_finetune_peers as peers
 from benchmarks.common import merge
 from benchmarks.gpu_sizes import TOY
@@ -75,6 +75,9 @@ def test_the_shares_of_a_step_are_those_of_its_kernels_and_of_nothing_twice() ->
         *FINETUNE[:2],
         *FINETUNE[3:],
         "grpo_step",
+        "sizes_small",
+        "sizes_qwen2_moe",
+        "sizes_deepseek_v2",
     ],
 )
 def test_items_for_a_gpu_run_at_toy_size(name: str) -> None:
@@ -102,6 +105,8 @@ def test_other_losses_than_ours_are_not_timed(monkeypatch: pytest.MonkeyPatch) -
 def test_a_group_of_items_is_named_by_its_beginning() -> None:
     assert [item.name for item in gpu.chosen(["finetune", "decode"])] == ["decode", *FINETUNE]
     assert gpu.chosen([]) == list(gpu.ITEMS) and len(FINETUNE) == 5
+    named = [item.name.removeprefix("sizes_") for item in gpu.chosen(["sizes"])]
+    assert sorted(named) == sorted(gpu_shapes.SHAPES)
     with pytest.raises(SystemExit, match="there is no item decod;"):
         gpu.chosen(["decod"])
 
@@ -148,7 +153,7 @@ def test_training_and_its_benchmarks_need_neither_wandb_nor_this_packages_own_me
         "def version(name):\n    if name == 'lifecycle': raise m.PackageNotFoundError(name)\n    return real(name)\n"
         "m.version = version\n"
         "import lifecycle.run, benchmarks.gpu, benchmarks.gpu_train, benchmarks.gpu_decode, benchmarks.gpu_finetune, "
-        "benchmarks.gpu_grpo, "
+        "benchmarks.gpu_grpo, benchmarks.gpu_shapes, "
         "benchmarks.gpu_runs"
     )
     environment = os.environ | {"PYTHONPATH": "src:."}
