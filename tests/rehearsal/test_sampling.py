@@ -15,6 +15,7 @@ from tests.rollout.copied import Copied
 from tests.rollout.sampled import prompts, settings
 from torch.utils._pytree import tree_leaves
 
+from lifecycle.errors import UserError
 from lifecycle.model import build
 from lifecycle.model.layers.norm_swiglu import RMSNorm
 from lifecycle.rollout import Engine, Sampling
@@ -140,6 +141,66 @@ def test_nobody_looks_at_each_token_where_nobody_waits_for_it(
     for _ in engine.stream(asked, sampling, seed=0):
         pass
     assert device.waits["rollout/decode_step.py run"] - looks >= steps
+
+
+EXPERTS = ["mixtral", "qwen2_moe", "qwen3_moe", "glm4_moe", "deepseek_v2", "deepseek_v3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [*((name, "bf16") for name in [*EXPERTS, "plain_queries"]), ("qwen2_moe", "autocast"), ("deepseek_v3", "autocast")],
+)
+def test_recorded_steps_with_experts_and_latent_attention_are_the_eager_ones(
+    name: str, precision: str, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where fewer rows are active than were recorded, and behind a change of the weights."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # what is compiled has a graph's shapes
+    model = build(VARIANTS[name], seed=1, device=torch.device("cuda"))
+    model = model.bfloat16() if precision == "bf16" else model
+    engines = [
+        Engine(model, slots=4, notes_experts=True),
+        Engine(model, slots=4, graphs=False, compiled=True, notes_experts=True),
+    ]
+    sampling = settings(max_new_tokens=6, top_k=10, samples=2)
+    for call in range(2):
+        with torch.autocast("cuda", torch.bfloat16) if precision == "autocast" else nullcontext():
+            found, wanted = (one.generate(prompts(3 + call), sampling, seed=call) for one in engines)
+        assert torch.equal(found.token_ids, wanted.token_ids) and torch.equal(found.logprobs, wanted.logprobs)
+        assert found.experts is None or torch.equal(found.experts, wanted.experts)
+        assert (found.experts is None) == (name == "plain_queries")
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(1.1)
+        model.weights_changed()
+    assert [engine.graphs for engine in engines] == [True, False]
+    assert not any(place.startswith("model/") for place in device.waits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "dtype", "generation", "why"),
+    [
+        ({}, torch.float32, 9, "in torch.float32; in bf16 they would not"),
+        ({"ffn_width": 12}, torch.bfloat16, 9, "12 and 24 wide"),
+        ({}, torch.bfloat16, 8, "and this has 8"),
+    ],
+)
+def test_experts_whose_sizes_the_host_must_know_run_without_graphs(
+    changes: dict[str, Any],
+    dtype: torch.dtype,
+    generation: int,
+    why: str,
+    device: Device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (generation, 0))
+    config, moe = VARIANTS["mixtral"], VARIANTS["mixtral"].moe
+    assert moe is not None
+    model = build(replace(config, moe=replace(moe, **changes)), seed=1, device=torch.device("cuda")).to(dtype)
+    engine = Engine(model, slots=4)
+    engine.generate(prompts(3), settings(), seed=0)
+    assert not engine.graphs
+    with pytest.raises(UserError, match=why):
+        Engine(model, graphs=True).generate(prompts(3), settings(), seed=0)
 
 
 @pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])

@@ -214,7 +214,8 @@ class DecodeStep:
         table = self._table[:, :rows]
         ago_T1 = torch.arange(steps, 0, -1, device=self._device)[:, None]
         numbers_TB = table[NUMBER] - ago_T1 * (table[POSITION] >= 0)
-        out.add(table[PLACE].expand_as(numbers_TB), numbers_TB, ids_TB, facts_TBF)
+        experts = self._noted.experts(steps, rows)
+        out.add(table[PLACE].expand_as(numbers_TB), numbers_TB, ids_TB, facts_TBF, experts)
         return [Drawn(*of_one) for of_one in zip(ids_TB, *facts_TBF.unbind(-1), sets, strict=True)]
 
     def _limit(self, longest: int) -> int:
@@ -278,13 +279,14 @@ class DecodeStep:
         shape = self._settings.form, rows, limit, self._with_sets
         if shape not in self._recorded:
             # compilers and libraries set themselves up at their first call, which a graph may not hold
-            self._noted.set_up(self._table, self._compute(self, rows, limit), self._seen)
+            drawn = self._compute(self, rows, limit)
+            self._noted.set_up(self._table, drawn, self._seen, self.decode.visited)
             torch.cuda.synchronize(self._device)
             graph = torch.cuda.CUDAGraph()
             # one pool of memory: graphs run one after the other, so what one computes with is free for the next
             with torch.cuda.graph(graph, pool=next((other.pool() for other, _ in self._recorded.values()), None)):
                 drawn = self._compute(self, rows, limit)
-                self._noted.note(self._table[:, :rows], drawn, self._seen)
+                self._noted.note(self._table[:, :rows], drawn, self._seen, self.decode.visited)
             self._recorded[shape] = graph, drawn
         graph, drawn = self._recorded[shape]
         graph.replay()

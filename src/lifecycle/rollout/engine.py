@@ -30,7 +30,7 @@ from lifecycle.errors import UserError
 from lifecycle.model import Decoder, ModelConfig, fixed_shapes
 from lifecycle.rollout.cache_room import Room
 from lifecycle.rollout.decode_step import DecodeStep, prefill_tokens
-from lifecycle.rollout.decoder.backend import cache_dtype, compute_dtype, is_plain, prepare
+from lifecycle.rollout.decoder.backend import cache_dtype, compute_dtype, is_plain, prepare, why_not_recorded
 from lifecycle.rollout.environments.environment import Environments
 from lifecycle.rollout.output import best
 from lifecycle.rollout.request import Call, NewToken, OneAtATime
@@ -97,9 +97,9 @@ class Engine:
 
     slots: sequences decoded at a time. prefill_chunk: tokens of prompts in one forward pass; None: as suits the device.
     deterministic: no sequence depends on the others in any bit. compiled: the decode step goes through torch.compile.
-    graphs: it is recorded as CUDA graphs (None: on CUDA, for a model without experts on one device). dtype: of the
-    cache; None is the compute dtype. head_dtype: of the product that gives logits, where it is the wider; None is the
-    compute dtype.
+    graphs: it is recorded as CUDA graphs (None: on CUDA, where it can be, see `why_not_recorded`). dtype: of the cache;
+    None is the compute dtype. head_dtype: of the product that gives logits, where it is the wider; None is the compute
+    dtype.
     notes_experts: rollouts say which experts were visited (`Rollout.experts`).
 
     Call it under autocast for bf16 over fp32 weights, or give it bf16 weights. Over a sharded model every rank calls,
@@ -130,15 +130,12 @@ class Engine:
         self._prepare = partial(prepare, packed=not compiled, cache=dtype, head=head_dtype, notes_experts=notes_experts)
         self._plain = is_plain(model)
         self._shared = not self._plain and distributed.is_available() and distributed.is_initialized()
-        experts = model.config.moe is not None
         if deterministic and self._shared:
             raise UserError(
                 "deterministic sampling over several ranks: their products depend on the rows of each and would come "
                 "apart; sample on one device, or without deterministic"
             )
-        if graphs and experts:
-            raise UserError("graphs=True: how many tokens an expert gets is not known beforehand; leave graphs out")
-        self._graphs = (self._device.type == "cuda" and self._plain and not experts) if graphs is None else graphs
+        self._asked_graphs, self._graphs = graphs, False
         self._step: DecodeStep | None = None
         self._prefill_model = model
         self._prepared_for: tuple[torch.dtype, ModelConfig] | None = None
@@ -201,7 +198,7 @@ class Engine:
 
     @property
     def graphs(self) -> bool:
-        """Whether decode steps are recorded as CUDA graphs."""
+        """Whether the decode steps of the last call were recorded as CUDA graphs."""
         return self._graphs
 
     # -- a call
@@ -220,6 +217,8 @@ class Engine:
         sets: bool,
     ) -> Call:
         sampling.check_ids(self._model.config.vocab)
+        dtype = compute_dtype(self._model)  # the caller's: the context below leaves autocast
+        self._graphs = self._records(dtype)
         call = Call.of(
             prompts,
             sampling,
@@ -241,10 +240,18 @@ class Engine:
         moe = self._model.config.moe
         if self._notes_experts and moe is not None:
             call.out.note_experts(self._model.config.layers - moe.first_dense, moe.active)
-        dtype = compute_dtype(self._model)  # the caller's: the context below leaves autocast
         with self._context():
             self._make_ready(sampling, call.room, dtype)
         return call
+
+    def _records(self, dtype: torch.dtype) -> bool:
+        """Whether decode steps with products in `dtype` are recorded as CUDA graphs."""
+        if self._asked_graphs is False or (self._asked_graphs is None and self._device.type != "cuda"):
+            return False
+        why_not = why_not_recorded(self._model, dtype)
+        if why_not is not None and self._asked_graphs:
+            raise UserError(f"graphs=True: steps of this model cannot be recorded: {why_not}. Leave graphs out")
+        return why_not is None
 
     def _make_ready(self, sampling: Sampling, room: Room, dtype: torch.dtype) -> None:
         """Make cache, weights for products in `dtype`, and buffers; those of the last call are kept where they fit."""

@@ -35,8 +35,8 @@ class Collected:
     def add(
         self, places_B: Tensor, numbers_B: Tensor, ids_B: Tensor, facts_BF: Tensor, experts: Tensor | None = None
     ) -> None:
-        """Row b drew token `numbers_B[b]` (from 0) of sequence `places_B[b]`; all the same for several steps,
-        (T, B). experts: (B, layers, A) that the position before it visited."""
+        """Row b drew token `numbers_B[b]` (from 0) of sequence `places_B[b]`; experts: (B, layers, A) that the position
+        before it visited. All the same for several steps, (T, B)."""
         self._ids[places_B, numbers_B] = ids_B
         self._facts[places_B, numbers_B] = facts_BF
         if self._experts is not None and experts is not None:

@@ -2,8 +2,9 @@
 
     out_n = sum over its visits of w E_e(x_n)          E_e(x) = down_e(silu(gate_e x) * up_e x)
 
-Visits are sorted by expert, so that every expert makes one product. In bf16 on CUDA these are grouped products; else a
-loop over the experts that have tokens, which keeps the activations of one expert in the processor's cache:
+Visits are sorted by expert, so that every expert makes one product. In bf16 on CUDA these are grouped products, whose
+sizes the host need not know; else a loop over the experts that have tokens, which keeps the activations of one expert
+in the processor's cache:
 
     rows = x[tokens of e];  g, u = rows gate_e', rows up_e';  out[tokens of e] += (w silu(g) u) down_e'
 
@@ -20,6 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+GROUPING = (9, 10)
+"""Generations of NVIDIA GPUs on which torch groups products by a kernel; on others it asks the host for their sizes."""
 
 _FIXED: ContextVar[bool] = ContextVar("fixed shapes of experts' products", default=False)
 
@@ -57,12 +61,29 @@ class Experts(nn.Module):
         # compilers cannot read context variables; what samples with fixed shapes runs eagerly
         if not torch.compiler.is_compiling() and _FIXED.get():
             return padded(*given)
-        # the kernel wants rows of whole 16 bytes
-        whole = all(n % 8 == 0 for n in self.gate_proj.shape[1:])
-        if device_type == "cuda" and dtype == torch.bfloat16 and whole:
+        if device_type == "cuda" and dtype == torch.bfloat16 and self._has_whole_rows:
             return grouped(*given)
         out: Tensor = by_expert(*given)[0]
         return out
+
+    @property
+    def _has_whole_rows(self) -> bool:
+        """Whether its widths are those that the kernel of grouped products wants: rows of whole 16 bytes."""
+        return all(n % 8 == 0 for n in self.gate_proj.shape[1:])
+
+    def why_the_host_waits(self, dtype: torch.dtype) -> str | None:
+        """Why the host must know how many rows each expert gets where products run in `dtype`; None: it need not."""
+        device, (inner, width) = self.gate_proj.device, self.gate_proj.shape[1:]
+        if device.type != "cuda":
+            return f"experts multiply one after the other on {device.type}"
+        if dtype != torch.bfloat16:
+            return f"experts multiply one after the other in {dtype}; in bf16 they would not"
+        if not self._has_whole_rows:
+            return f"experts that are {inner} and {width} wide multiply one after the other; multiples of 8 would not"
+        generation = torch.cuda.get_device_capability(device)[0]
+        if generation not in GROUPING:
+            return f"torch groups experts' products on GPUs of capability {GROUPING} alone, and this has {generation}"
+        return None
 
 
 def grouped(

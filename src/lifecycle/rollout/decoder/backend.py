@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lifecycle.model import Cache, Decoder
 from lifecycle.model.adapters import dropout_off, plain_weights
+from lifecycle.model.layers.experts import Experts
 from lifecycle.model.layers.gpu import available
 from lifecycle.model.precision import dtype_of
 from lifecycle.rollout.decoder import fused
@@ -91,6 +92,15 @@ def is_plain(model: Decoder) -> bool:
     kinds = {type(module).__module__.partition(".")[0] for module in model.modules()}
     adapters = set() if model.adapter is None else {"peft", "bitsandbytes"}
     return kinds <= {"lifecycle", "torch"} | adapters and not any(is_sharded(p) for p in model.parameters())
+
+
+def why_not_recorded(model: Decoder, dtype: torch.dtype) -> str | None:
+    """Why decode steps with products in `dtype` cannot be recorded as CUDA graphs; None: they can. A graph holds fixed
+    shapes, and nothing that the host waits for."""
+    if not is_plain(model):
+        return "its weights are shared out over ranks, which wait for each other"
+    experts = [module for module in model.modules() if isinstance(module, Experts)]
+    return experts[0].why_the_host_waits(dtype) if experts else None
 
 
 def prepare(

@@ -27,14 +27,18 @@ class Noted:
         self._ids = torch.zeros(AHEAD, slots, dtype=torch.long, device=device)
         self._facts = torch.zeros(AHEAD, 3, slots, dtype=torch.float32, device=device)
         self._sets: RowSets | None = None
+        self._experts: Tensor | None = None
         self._has_kernels = available.is_there(device)
 
     def restart(self) -> None:
         """The next step is the first."""
         self._step.zero_()
 
-    def set_up(self, table: Tensor, drawn: Drawn, seen_SV: Tensor | None) -> None:
+    def set_up(self, table: Tensor, drawn: Drawn, seen_SV: Tensor | None, visited: Tensor | None) -> None:
         """Make and compile what `note` needs for such draws; nothing is noted."""
+        if self._experts is None and visited is not None:
+            shape = (AHEAD, len(self._step), *visited.shape[1:])
+            self._experts = torch.zeros(shape, dtype=torch.int16, device=visited.device)
         if self._sets is None and isinstance(drawn.kept, RowSets):
             counts, ids, bits = (x.new_empty(AHEAD, len(self._step), *x.shape[1:]) for x in drawn.kept[:3])
             self._sets = RowSets(counts, ids, bits, drawn.kept.vocab)
@@ -43,8 +47,12 @@ class Noted:
         if isinstance(drawn.kept, RowSets):
             self._keep(drawn.kept, rows=1)  # where the next step writes
 
-    def note(self, table: Tensor, drawn: Drawn, seen_SV: Tensor | None) -> None:
-        """Write down the draws of the first rows, those of `table` (5, B), and advance the active ones."""
+    def note(self, table: Tensor, drawn: Drawn, seen_SV: Tensor | None, visited: Tensor | None) -> None:
+        """Write down the draws of the first rows, those of `table` (5, B), and the experts (B, layers, A) that they
+        visited, where these are noted; advance the active rows."""
+        if self._experts is not None and visited is not None:
+            rows_B = torch.arange(table.shape[1], device=table.device)
+            self._experts[self._step[: len(rows_B)], rows_B] = visited.to(torch.int16)
         if isinstance(drawn.kept, RowSets):
             self._keep(drawn.kept, rows=table.shape[1])
         if self._has_kernels and drawn.logprobs.dtype == torch.float32:
@@ -59,6 +67,10 @@ class Noted:
     def first(self, steps: int, rows: int) -> tuple[Tensor, Tensor]:
         """Ids (T, B) and facts (T, B, 3) of the steps since the last `restart`."""
         return self._ids[:steps, :rows], self._facts[:steps, :, :rows].transpose(1, 2)
+
+    def experts(self, steps: int, rows: int) -> Tensor | None:
+        """(T, B, layers, A) of the same steps; None where they are not noted."""
+        return None if self._experts is None else self._experts[:steps, :rows]
 
     def sets(self, step: int, rows: int) -> RowSets:
         """What a step since the last `restart` drew from; only where it was drawn by the kernel."""
