@@ -33,8 +33,11 @@ from lifecycle.rollout.decode_step import DecodeStep
 CONFIG = toy(width=32, ffn_width=48, init_std=0.3, max_positions=1024)
 
 
+ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
+
+
 class Launched(Copied):
-    """All operations that are not views of what they are given."""
+    """All operations that start a kernel: those that are no views of what they are given, and do more than allocate."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +48,8 @@ class Launched(Copied):
             given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
             out = super().__torch_dispatch__(function, types, args, kwargs)
             made = {x.untyped_storage()._cdata for x in tree_leaves(out) if isinstance(x, torch.Tensor)}
-            self.count += function._schema.is_mutable or not made <= given
+            allocates = function.overloadpacket.__name__ in ALLOCATIONS
+            self.count += function._schema.is_mutable or not (allocates or made <= given)
         return out
 
 

@@ -1,16 +1,20 @@
 """Tokens a second of whole calls (prefill included) at several batches, ours and transformers', top-k 40.
 
+`kind`: "moe", the model at half its depth with 64 experts, of which a token visits as much as its feed-forward part
+was; "latent", with latent attention of half its width, of 512 at most.
+
 `first_s` is the first call of an engine, which records `graphs` CUDA graphs: what a new engine costs in each step of
 reinforcement learning is `first_s` less `second_s`.
 
-`of_floor`: the least time that a decode step can take, the bytes of its weights and of the cache that it reads over the
-bandwidth of a copy on this device, as a share of the time that it took.
+`of_floor`: the least time that a decode step can take, the bytes of its weights (of experts those that so many rows can
+visit) and of the cache that it reads over the bandwidth of a copy on this device, as a share of the time that it took.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,23 +22,28 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu_sizes import Sizes, timed
+from lifecycle.model import Cache, Decoder, Latent, ModelConfig, MoE
+from lifecycle.model.layers.moe import MoEFeedForward
 
 TOP_K = 40
 SHORT = 24
 """New tokens of a call that is profiled."""
 
 
-def ours(sizes: Sizes, compiled: bool = False) -> Iterator[dict[str, Any]]:
-    """compiled: the decode step, at the smaller half of the batches."""
+def ours(sizes: Sizes, compiled: bool = False, kind: str | None = None) -> Iterator[dict[str, Any]]:
+    """compiled: the decode step, at the smaller half of the batches. kind: see the top of the file; batches alone."""
     from lifecycle.model import build
     from lifecycle.rollout import Engine, Sampling
 
     speed = bandwidth(sizes)
     yield {"bandwidth_gb_s": round(speed / 1e9)}
-    model = build(sizes.config(), seed=1, device=sizes.device).bfloat16().eval()
+    model = build(config_of(sizes, kind), seed=1, device=sizes.device).bfloat16().eval()
     prompts, samples, long = sizes.group
     cases = [(f"{batch}", batch, 1, sizes.new) for batch in sizes.batches]
-    cases = cases[: len(cases) // 2] if compiled else [*cases, (f"{prompts}x{samples}x{long}", prompts, samples, long)]
+    if compiled:
+        cases = cases[: len(cases) // 2]
+    elif kind is None:
+        cases.append((f"{prompts}x{samples}x{long}", prompts, samples, long))
     for name, count, each, new in cases:
         engine = Engine(model, slots=count * each, compiled=compiled)
         asked = random_prompts(sizes, count).tolist()
@@ -44,11 +53,11 @@ def ours(sizes: Sizes, compiled: bool = False) -> Iterator[dict[str, Any]]:
             engine.generate(asked, sampling, seed=0)
 
         first, seconds = timed(sizes, call), timed(sizes, call)
-        cache = count * each * (sizes.prompt + new / 2) * _bytes_per_position(sizes)
-        weights = sum(p.numel() * p.element_size() for p in model.parameters())
-        floor = (weights + cache) / speed
+        rows = count * each
+        cache = rows * (sizes.prompt + new / 2) * Cache.position_bytes(model.config, torch.bfloat16)
+        floor = (_bytes_read(model, rows) + cache) / speed
         rate = {"tokens_per_s": round(count * each * new / seconds), "of_floor": round(floor * new / seconds, 3)}
-        graphs = 0 if engine._step is None else len(engine._step._recorded)
+        graphs = len(engine._step._recorded) if engine._step is not None and engine.graphs else 0
         yield {name: {**rate, "first_s": round(first, 3), "second_s": round(seconds, 3), "graphs": graphs}}
         del engine
 
@@ -119,6 +128,74 @@ def random_prompts(sizes: Sizes, count: int) -> Tensor:
     return torch.randint(3, sizes.config().vocab, (count, sizes.prompt), generator=generator)
 
 
-def _bytes_per_position(sizes: Sizes) -> int:
+def config_of(sizes: Sizes, kind: str | None) -> ModelConfig:
+    """The model's, or that of another kind made of it."""
     config = sizes.config()
-    return 2 * 2 * config.layers * config.kv_heads * config.head_dim  # keys and values in bf16
+    if kind == "moe":
+        moe = MoE(experts=64, active=8, ffn_width=config.ffn_width // 8)
+        return replace(config, family="qwen3_moe", qk_norm=True, layers=max(1, config.layers // 2), moe=moe)
+    if kind == "latent":
+        head = config.head_dim
+        latent = Latent(kv_rank=min(512, config.width // 2), nope_dim=head, rope_dim=head // 2, v_dim=head)
+        heads = {"kv_heads": config.heads, "head_dim": head + head // 2}
+        return replace(config, family="deepseek_v3", latent=latent, **heads)
+    return config
+
+
+def _bytes_read(model: Decoder, rows: int) -> float:
+    """Of the weights, in a step of so many rows."""
+    sizes, moe = {name: p.numel() * p.element_size() for name, p in model.named_parameters()}, model.config.moe
+    visited = 1.0 if moe is None else min(1.0, rows * moe.active / moe.experts)
+    return sum(size * (visited if ".experts." in name else 1) for name, size in sizes.items())
+
+
+def experts(sizes: Sizes) -> Iterator[dict[str, Any]]:
+    """Microseconds of one block's experts in bf16 as a recorded graph, by our own kernels and by torch's grouped
+    products, and their largest difference. On a CPU only torch's, not recorded."""
+    config = config_of(sizes, "moe")
+    assert config.moe is not None
+    ffn = MoEFeedForward(config.moe, width=config.width, bias=False).to(sizes.device)
+    torch.manual_seed(0)
+    for weight in ffn.parameters():
+        torch.nn.init.normal_(weight, std=config.init_std)
+    ffn.experts.bfloat16()
+    on_gpu = sizes.device.type == "cuda"
+    for rows in sizes.batches:
+        x = torch.randn(rows, 1, config.width, device=sizes.device).bfloat16()
+        ways: dict[str, Callable[[], Tensor]] = {"grouped_us": lambda x=x: ffn(x)[0][:, 0]}
+        if on_gpu:
+            ways = {"kernels_us": _by_kernels(ffn, x[:, 0]), **ways}
+        outs, facts = {}, dict[str, float]()
+        for name, way in ways.items():
+            with torch.inference_mode():
+                outs[name] = way()
+                facts[name] = round(_graph_us(sizes, way) if on_gpu else timed(sizes, way) * 1e6, 1)
+        if on_gpu:
+            facts["difference"] = float((outs["kernels_us"] - outs["grouped_us"]).abs().max())
+        yield {f"{rows}": facts}
+
+
+def _by_kernels(ffn: MoEFeedForward, x_BD: Tensor) -> Callable[[], Tensor]:
+    from lifecycle.model.layers.norm_swiglu import RMSNorm
+    from lifecycle.rollout.decoder.gpu.experts import ExpertsOnGPU
+    from lifecycle.rollout.decoder.gpu.norm_gate import add_norm
+    from lifecycle.rollout.decoder.joined_matrices import JoinedExperts
+
+    kernels, norm = ExpertsOnGPU(JoinedExperts(ffn, rows=None)), RMSNorm(x_BD.shape[1], eps=1e-6).to(x_BD.device)
+    chosen = torch.zeros(len(x_BD), ffn.moe.active, dtype=torch.long, device=x_BD.device)
+    nothing = torch.zeros_like(x_BD)
+
+    def way() -> Tensor:
+        added, visits = kernels(x_BD, chosen)
+        return add_norm(nothing, added, norm, visits)[0]
+
+    return way
+
+
+def _graph_us(sizes: Sizes, way: Callable[[], Tensor], calls: int = 50) -> float:
+    sizes.wait()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        way()
+    graph.replay()
+    return timed(sizes, lambda: [graph.replay() for _ in range(calls)]) / calls * 1e6

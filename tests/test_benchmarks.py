@@ -71,7 +71,8 @@ def test_the_shares_of_a_step_are_those_of_its_kernels_and_of_nothing_twice() ->
 @pytest.mark.parametrize(
     "name",
     [
-        *"train_64k train_128k decode decode_shares train_hf_64k decode_hf checkpoint".split(),
+        *"train_64k train_128k train_hf_64k checkpoint".split(),
+        *"decode decode_shares decode_moe decode_latent experts decode_hf".split(),
         *FINETUNE[:2],
         *FINETUNE[3:],
         "grpo_step",

@@ -166,8 +166,9 @@ def test_recorded_steps_with_experts_and_latent_attention_are_the_eager_ones(
         with torch.autocast("cuda", torch.bfloat16) if precision == "autocast" else nullcontext():
             found, wanted = (one.generate(prompts(3 + call), sampling, seed=call) for one in engines)
         assert torch.equal(found.token_ids, wanted.token_ids) and torch.equal(found.logprobs, wanted.logprobs)
-        assert found.experts is None or torch.equal(found.experts, wanted.experts)
         assert (found.experts is None) == (name == "plain_queries")
+        if found.experts is not None and wanted.experts is not None:
+            assert torch.equal(found.experts, wanted.experts)
         with torch.no_grad():
             for weight in model.parameters():
                 weight.mul_(1.1)

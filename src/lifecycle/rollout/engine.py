@@ -248,7 +248,7 @@ class Engine:
         """Whether decode steps with products in `dtype` are recorded as CUDA graphs."""
         if self._asked_graphs is False or (self._asked_graphs is None and self._device.type != "cuda"):
             return False
-        why_not = why_not_recorded(self._model, dtype)
+        why_not = why_not_recorded(self._model, dtype, packed=not self._compiled, cache=self._dtype)
         if why_not is not None and self._asked_graphs:
             raise UserError(f"graphs=True: steps of this model cannot be recorded: {why_not}. Leave graphs out")
         return why_not is None

@@ -117,8 +117,8 @@ def differs_kept() -> list[str]:
         z = logits(R, V) * (step + 1)
         ids, facts, sets = fused_draw.fused_draw(z, u, settings, seen_RV=None, sets=True)
         drawn = Drawn(ids, facts[0], facts[1], facts[2], sets)
-        noted.set_up(table[:, :R], drawn, None)
-        noted.note(table[:, :R], drawn, None)
+        noted.set_up(table[:, :R], drawn, None, None)
+        noted.note(table[:, :R], drawn, None, None)
         wanted_RV = drawing.draw(z, u, settings).kept
         assert isinstance(wanted_RV, Tensor)
         draws.append(Kept.of_mask(wanted_RV))
@@ -169,8 +169,8 @@ def differs_noted(penalised: bool) -> list[str]:
             ids = torch.randint(0, V, (B,), generator=draws)
             logprobs, full, entropy = torch.randn(3, B, generator=draws)
             drawn = Drawn(ids, logprobs, full, entropy, None)
-            noted.set_up(own[:, :B], drawn, seen if penalised else None)
-            noted.note(own[:, :B], drawn, seen if penalised else None)
+            noted.set_up(own[:, :B], drawn, seen if penalised else None, None)
+            noted.note(own[:, :B], drawn, seen if penalised else None, None)
         states.append([own, seen, *noted.first(2, B), noted._step])
     names = ("table", "seen", "ids", "facts", "step")
     return found + [name for name, a, b in zip(names, *states, strict=True) if not torch.equal(a, b)]

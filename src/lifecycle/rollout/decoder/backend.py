@@ -1,10 +1,11 @@
 """The decoding backends, which give the next token's logits of many sequences, and the choice between them.
 
-On a CPU with a C compiler a model is decoded by one call a token (see fused.py), in fp32 and in bf16. Elsewhere a dense
-model on one device is decoded with its matrices joined (see joined_blocks.py). Under autocast the weights are cast
-once, not at every token. Where torch decodes on a CPU without bf16 units, bf16 products are made in fp32 and rounded,
-which is what those units do, only faster than their emulation. A model with an adapter is decoded as a copy with the
-adapter in its weights. Every other model (sharded, elsewhere experts and latent attention) is called as is.
+On a CPU with a C compiler a model is decoded by one call a token (see fused.py), in fp32 and in bf16. On a GPU it is
+decoded with its matrices joined, by kernels of our own (see joined_blocks.py); elsewhere a dense model is so without
+those. Under autocast the weights are cast once, not at every token. Where torch decodes on a CPU without bf16 units,
+bf16 products are made in fp32 and rounded, which is what those units do, only faster than their emulation. A model with
+an adapter is decoded as a copy with the adapter in its weights. Every other model (sharded, very large, elsewhere
+experts and latent attention) is called as is.
 
 Shapes: B sequences, each in a row of the cache, T = 1 position, V vocabulary.
 """
@@ -26,13 +27,17 @@ from lifecycle.model.precision import dtype_of
 from lifecycle.rollout.decoder import fused
 from lifecycle.rollout.decoder.fused import Fused
 from lifecycle.rollout.decoder.joined_blocks import Joined, Prefill
-from lifecycle.rollout.decoder.joined_matrices import is_dense
+from lifecycle.rollout.decoder.joined_matrices import is_dense, numbers_to_join
 from lifecycle.rollout.decoder.packed_linear import has_bf16_units
 from lifecycle.rollout.decoder.shared_prefix import SharedPrefix
 from lifecycle.system.shards import is_sharded
 
 JOINED_BYTES = 4 << 30
-"""Largest model whose matrices are copied to join them."""
+"""Largest model whose matrices are copied to join them; experts' are not."""
+
+
+LARGEST_LATENT = 512
+"""Numbers of a compressed vector that a program of latent attention holds for each of its heads."""
 
 
 class DecodeBackend(Protocol):
@@ -94,11 +99,24 @@ def is_plain(model: Decoder) -> bool:
     return kinds <= {"lifecycle", "torch"} | adapters and not any(is_sharded(p) for p in model.parameters())
 
 
-def why_not_recorded(model: Decoder, dtype: torch.dtype) -> str | None:
+def has_kernels(model: Decoder, dtype: torch.dtype, *, packed: bool, cache: torch.dtype | None) -> bool:
+    """Whether a plain model is decoded by our own kernels; for packed and cache see `prepare`."""
+    taken = dtype in available.DTYPES and cache in (None, *available.DTYPES)
+    small = numbers_to_join(model) * dtype.itemsize <= JOINED_BYTES
+    latent = model.config.latent
+    fits = small and (latent is None or latent.kv_rank <= LARGEST_LATENT)
+    return packed and taken and fits and available.is_there(model.embedding.weight.device)
+
+
+def why_not_recorded(
+    model: Decoder, dtype: torch.dtype, *, packed: bool = True, cache: torch.dtype | None = None
+) -> str | None:
     """Why decode steps with products in `dtype` cannot be recorded as CUDA graphs; None: they can. A graph holds fixed
-    shapes, and nothing that the host waits for."""
+    shapes, and nothing that the host waits for. For packed and cache see `prepare`."""
     if not is_plain(model):
         return "its weights are shared out over ranks, which wait for each other"
+    if has_kernels(model, dtype, packed=packed, cache=cache):
+        return None
     experts = [module for module in model.modules() if isinstance(module, Experts)]
     return experts[0].why_the_host_waits(dtype) if experts else None
 
@@ -130,11 +148,16 @@ def prepare(
     refresh_model = cast.refresh if cast else None
     if size <= JOINED_BYTES and packed and cache in (None, *fused.DTYPES) and fused.fits(ready):
         return ready, Fused(ready, refresh_model=refresh_model, head=exact, notes_experts=notes_experts)
-    if size <= JOINED_BYTES and is_dense(ready):
-        taken = dtype in available.DTYPES and cache in (None, *available.DTYPES)
-        kernels = packed and taken and available.is_there(ready.embedding.weight.device)
-        laid_out = rows if packed else None
-        return ready, Joined(ready, rows=laid_out, refresh_model=refresh_model, head=exact, kernels=kernels)
+    kernels = has_kernels(ready, dtype, packed=packed, cache=cache)
+    if kernels or (size <= JOINED_BYTES and is_dense(ready)):
+        return ready, Joined(
+            ready,
+            rows=rows if packed else None,
+            refresh_model=refresh_model,
+            head=exact,
+            kernels=kernels,
+            notes_experts=notes_experts,
+        )
     return ready, AsItIs(ready, cast=cast, notes_experts=notes_experts)
 
 

@@ -1,7 +1,8 @@
-"""A dense decoder for the next token of a few sequences, with its matrices joined (see joined_matrices.py).
+"""A decoder for the next token of a few sequences, with its matrices joined (see joined_matrices.py).
 
 The same numbers as the model's own cached forward pass, up to rounding, in fewer and larger kernels: with few rows,
-starting those costs a good part of a step. On a GPU what lies between the products is our own kernels (see gpu/).
+starting those costs a good part of a step. On a GPU what lies between the products is our own kernels (see gpu/), which
+know experts and latent attention, too; without them the model is dense.
 
 Shapes: B rows, D width, V vocabulary, H query heads, G key-value heads, K width of a head.
 """
@@ -18,7 +19,13 @@ from lifecycle.model import Cache, Decoder
 from lifecycle.model.layers.kv_cache import CallSlots
 from lifecycle.model.layers.norm_swiglu import RMSNorm
 from lifecycle.model.layers.rope import rotate
-from lifecycle.rollout.decoder.joined_matrices import JoinedMatrices, blocks
+from lifecycle.rollout.decoder.joined_matrices import (
+    JoinedAttention,
+    JoinedFeedForward,
+    JoinedMatrices,
+    blocks,
+    is_dense,
+)
 from lifecycle.rollout.decoder.packed_linear import matrix
 from lifecycle.rollout.decoder.shared_prefix import SharedPrefix
 
@@ -31,10 +38,10 @@ class Joined:
 
     refresh_model: brings the model's own weights up to date first, where it is a cast copy. head: fp32, in place of the
     model's own, which `refresh_model` keeps up to date; its product is not rounded. kernels: by those in gpu/.
+    notes_experts: keep `visited`.
     """
 
     shares_prefix = False
-    visited: Tensor | None = None  # it has no experts
 
     def __init__(
         self,
@@ -44,11 +51,14 @@ class Joined:
         refresh_model: Callable[[], None] | None,
         head: Tensor | None = None,
         kernels: bool = False,
+        notes_experts: bool = False,
     ) -> None:
+        assert kernels or is_dense(model)
         self._model, self._refresh_model, self._head_weight = model, refresh_model, head
         self._blocks = [JoinedMatrices(block, rows=rows) for block in blocks(model)]
         self._head = matrix([self._matrix_of_head()], [], rows)
-        self._kernels = None
+        self._kernels, self._notes_experts = None, notes_experts
+        self.visited: Tensor | None = None
         self.prefill: Prefill | None = None
         if kernels:
             from lifecycle.rollout.decoder.gpu.step import KernelStep  # it imports Triton
@@ -69,6 +79,7 @@ class Joined:
         x_BD = F.embedding(ids_B1[:, 0], model.embedding.weight)
         if self._kernels is not None:
             x_BD = self._kernels(x_BD, positions_B1[:, 0], cache, rows_B)
+            self.visited = self._kernels.visited if self._notes_experts else None
         else:
             place = cache.place(positions_B1, rows_B)
             for number, block in enumerate(self._blocks):
@@ -88,17 +99,19 @@ class Joined:
         return self._model.head_weight if self._head_weight is None else self._head_weight
 
 
-def _through(matrices: JoinedMatrices, x_BD: Tensor, place: CallSlots, number: int) -> Tensor:
+def _through(block: JoinedMatrices, x_BD: Tensor, place: CallSlots, number: int) -> Tensor:
     """(B, D) behind block number `number`."""
-    x_BD = x_BD + matrices.o(_attended(matrices, rms_norm(x_BD, matrices.block.attention_norm), place, number))
-    gate, up = matrices.gate_up(rms_norm(x_BD, matrices.block.ffn_norm)).chunk(2, dim=-1)
-    return x_BD + matrices.down(F.silu(gate) * up)
+    attention, ffn = block.attention, block.ffn
+    assert isinstance(attention, JoinedAttention) and isinstance(ffn, JoinedFeedForward)
+    x_BD = x_BD + attention.o(_attended(attention, rms_norm(x_BD, block.block.attention_norm), place, number))
+    gate, up = ffn.gate_up(rms_norm(x_BD, block.block.ffn_norm)).chunk(2, dim=-1)
+    return x_BD + ffn.down(F.silu(gate) * up)
 
 
-def _attended(matrices: JoinedMatrices, y_BD: Tensor, place: CallSlots, number: int) -> Tensor:
+def _attended(joined: JoinedAttention, y_BD: Tensor, place: CallSlots, number: int) -> Tensor:
     """(B, H K), before the output matrix."""
-    attention, (H, G) = matrices.attention, matrices.heads
-    q_k_v = matrices.qkv(y_BD).view(len(y_BD), 1, -1, attention.head_dim)
+    attention, (H, G) = joined.attention, joined.heads
+    q_k_v = joined.qkv(y_BD).view(len(y_BD), 1, -1, attention.head_dim)
     if attention.q_norm is None or attention.k_norm is None:
         q, k = rotate(q_k_v[:, :, : H + G], *place.angles).split((H, G), dim=2)
     else:

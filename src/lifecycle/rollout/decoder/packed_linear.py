@@ -77,6 +77,11 @@ def linear(layers: Sequence[nn.Linear], rows: int | None) -> JoinedLinear | Pack
     return matrix([m.weight for m in layers], [m.bias for m in layers], rows)
 
 
+def refresh_linear(product: JoinedLinear | PackedLinear, layers: Sequence[nn.Linear]) -> None:
+    """Take over the changed weights of what `linear` has joined."""
+    product.refresh([m.weight for m in layers], [m.bias for m in layers])
+
+
 def matrix(weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: int | None) -> JoinedLinear | PackedLinear:
     """The same for bare matrices."""
     return (

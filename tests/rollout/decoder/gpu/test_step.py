@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 from tests.interpreted import DEVICES, GPU, HERE, INTERPRETED, bounds_of_loops, interpret_tests
-from tests.model.variants import VARIANTS
+from tests.model.variants import VARIANTS, YARN
 from torch import Tensor
 
 from lifecycle.model import Cache, Decoder, ModelConfig, build
 from lifecycle.rollout.decoder import packed_linear
 from lifecycle.rollout.decoder.joined_blocks import Joined
+from lifecycle.rollout.decoder.joined_matrices import JoinedAttention
 
 # the interpreter multiplies the bits of bf16 numbers as integers
 PRECISIONS = [
@@ -34,6 +35,14 @@ CONFIGS: dict[str, ModelConfig] = {
     "windows": replace(LLAMA, family="qwen2", heads=4, kv_heads=2, qkv_bias=True, sliding_window=7, sliding_from=1),
     "softcap": replace(LLAMA, logit_softcap=3.0),
 }
+EXPERTS_AND_LATENT: dict[str, ModelConfig] = {
+    name: replace(VARIANTS[name], layers=2, width=48, init_std=0.1, max_positions=512)
+    for name in ("mixtral", "qwen2_moe", "qwen3_moe", "glm4_moe", "deepseek_v2", "deepseek_v3", "plain_queries")
+}
+EXPERTS_AND_LATENT["yarn, 20 heads"] = replace(
+    EXPERTS_AND_LATENT["deepseek_v3"], rope_scaling=YARN, heads=20, kv_heads=20
+)
+CONFIGS |= EXPERTS_AND_LATENT
 CLOSE: dict[torch.dtype, dict[str, Any]] = {
     torch.float32: {"rtol": 1e-4, "atol": 1e-4},
     torch.bfloat16: {"rtol": 5e-2, "atol": 8e-2},
@@ -114,11 +123,12 @@ def test_a_step_is_the_models_own(name: str, dtype: torch.dtype, device: str, mo
 
 @pytest.mark.parametrize(("device", "dtype"), PRECISIONS)
 @pytest.mark.parametrize("rows", [torch.tensor([3, 0, 2]), slice(1, 4)], ids=["index", "slice"])
+@pytest.mark.parametrize("name", ["three", "qwen2_moe", "deepseek_v2"])
 def test_rows_of_the_cache_may_be_chosen(
-    rows: Tensor | slice, dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch
+    name: str, rows: Tensor | slice, dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lengths = [9, 30, 12, 21]
-    model, cache = filled(CONFIGS["three"], device, dtype, lengths, 32, None)
+    model, cache = filled(CONFIGS[name], device, dtype, lengths, 32, None)
     chosen = rows if isinstance(rows, slice) else rows.to(device)
     positions = [lengths[row] for row in (range(1, 4) if isinstance(rows, slice) else rows.tolist())]
     found, wanted, twin = both(joined(model, monkeypatch), model, cache, positions, chosen, limit=31)
@@ -143,7 +153,7 @@ def test_one_row_is_multiplied_by_our_own_products(
     [(slice(1, 4), True, None), (torch.tensor([3, 0, 2]), True, torch.float32), (torch.tensor([3, 0, 2]), False, None)],
     ids=["slice", "wider", "going on"],
 )
-@pytest.mark.parametrize("name", ["normalised", "windows"])
+@pytest.mark.parametrize("name", ["normalised", "windows", "glm4_moe", "deepseek_v3"])
 def test_prompts_are_written_as_the_model_writes_them(
     name: str,
     rows: slice | Tensor,
@@ -174,7 +184,7 @@ def test_prompts_are_written_as_the_model_writes_them(
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", ["three", "windows"])
+@pytest.mark.parametrize("name", ["three", "windows", "plain_queries"])
 @pytest.mark.parametrize("positions", [[400, 3, -1], [0, 511, 255]])
 def test_keys_may_be_split_over_programs(
     positions: list[int], name: str, device: str, monkeypatch: pytest.MonkeyPatch
@@ -189,9 +199,10 @@ def test_keys_may_be_split_over_programs(
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_cache_may_have_a_dtype_of_its_own(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["normalised", "deepseek_v3"])
+def test_a_cache_may_have_a_dtype_of_its_own(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = [30, 5]
-    model, cache = filled(CONFIGS["normalised"], device, torch.float16, lengths, 40, torch.float32)
+    model, cache = filled(CONFIGS[name], device, torch.float16, lengths, 40, torch.float32)
     found, wanted, twin = both(joined(model, monkeypatch), model, cache, lengths, None)
     agree(found, wanted, cache, twin, lengths, torch.float16)
 
@@ -202,7 +213,8 @@ def test_the_bits_of_a_row_depend_on_no_other_row(device: str, monkeypatch: pyte
 
     lengths = [30, 5, 17]
     model, cache = filled(CONFIGS["three"], device, torch.float16, lengths, 40, None)
-    block = joined(model, monkeypatch)._blocks[0]
+    block = joined(model, monkeypatch)._blocks[0].attention
+    assert isinstance(block, JoinedAttention)
     qkv = torch.randn(3, 10 * 64, generator=torch.Generator().manual_seed(1)).to(device, torch.float16)
     outs = []
     with torch.inference_mode():

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lifecycle.model import Cache
-from lifecycle.rollout.decoder.joined_matrices import JoinedMatrices
+from lifecycle.rollout.decoder.joined_matrices import JoinedAttention
 
 LOWEST = tl.constexpr(-1.0e30)
 """A score below all others; finite, so that the difference of two is a number."""
@@ -162,13 +162,18 @@ def block_sizes(K: int, dtype: torch.dtype, programs: int) -> dict[str, int]:
 
 
 def attend(
-    qkv_BN: Tensor, positions_B: Tensor, cache: Cache, number: int, rows_B: Tensor | slice | None, block: JoinedMatrices
+    qkv_BN: Tensor,
+    positions_B: Tensor,
+    cache: Cache,
+    number: int,
+    rows_B: Tensor | slice | None,
+    joined: JoinedAttention,
 ) -> Tensor:
     """(B, H K) of the joined products of layer `number`, whose keys and values are stored; see `Cache.place`."""
-    attention, (H, G) = block.attention, block.heads
+    attention, (H, G) = joined.attention, joined.heads
     keys, values, (cos, sin) = cache.keys[number], cache.values[number], cache.angles
     B, K = len(qkv_BN), attention.head_dim
-    q_norm, k_norm, eps = block.head_norms()
+    q_norm, k_norm, eps = joined.head_norms()
     S = splits(B, G, cache.capacity if cache.limit is None else cache.limit)
     out = qkv_BN.new_empty(B, H * K)
     sums = qkv_BN.new_empty(B, H, S, K, dtype=torch.float32) if S > 1 else out

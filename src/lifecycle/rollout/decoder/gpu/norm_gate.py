@@ -1,11 +1,13 @@
 """What lies between the products of a block: the residual sum with the norm behind it, and silu(gate) up.
 
-One kernel each, rounded where the plain way rounds: after the sum, after the norm, after silu and after its product.
+One kernel each, rounded where the plain way rounds: after each sum, after the norm, after silu and after its product.
 
-Shapes: B rows, D width, F width of the feed-forward part.
+Shapes: B rows, D width, F width of the feed-forward part, A experts that a row visits.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -17,14 +19,30 @@ GATE_BLOCK = 1024
 """Numbers of a row that one program gates: 16 bytes of bf16 a thread."""
 
 
+class Visits(NamedTuple):
+    """What the experts that rows visit make, (B, A, D), and what it is multiplied by, (B, A)."""
+
+    out_BAD: Tensor
+    weights_BA: Tensor
+
+
 @triton.jit
-def norm_kernel(x, added, weight, total, out, eps, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """One row: total = x + added, unless that is None, and the RMS norm of it."""
-    d = tl.arange(0, BLOCK_D)
-    at = tl.program_id(0).to(tl.int64) * D + d
+def norm_kernel(
+    x, added, visits, weights, weight, total, out, eps, A: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """One row: total = x + (sum over A of weights * visits + added), what is None left out, and the RMS norm of it."""
+    b, d = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_D)
+    at = b * D + d
     row = tl.load(x + at, mask=d < D, other=0.0)
-    if added is not None:
-        row = (row.to(tl.float32) + tl.load(added + at, mask=d < D, other=0.0).to(tl.float32)).to(row.dtype)
+    if added is not None or visits is not None:
+        new = tl.zeros([BLOCK_D], tl.float32)
+        if visits is not None:
+            for a in tl.static_range(A):
+                visit = tl.load(visits + (b * A + a) * D + d, mask=d < D, other=0.0).to(tl.float32)
+                new += tl.load(weights + b * A + a).to(tl.float32) * visit
+        if added is not None:
+            new = new.to(row.dtype).to(tl.float32) + tl.load(added + at, mask=d < D, other=0.0).to(tl.float32)
+        row = (row.to(tl.float32) + new.to(row.dtype).to(tl.float32)).to(row.dtype)
         tl.store(total + at, row, mask=d < D)
     wide = row.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, 0) / D + eps)
@@ -44,13 +62,19 @@ def gate_kernel(gate_up, out, F: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(out + b * F + f, gated.to(gate.dtype), mask=f < F)
 
 
-def add_norm(x_BD: Tensor, added_BD: Tensor | None, norm: RMSNorm) -> tuple[Tensor, Tensor]:
-    """x + added, and its norm; both (B, D) in the dtype of x. added None: nothing is added."""
+def add_norm(
+    x_BD: Tensor, added_BD: Tensor | None, norm: RMSNorm, visits: Visits | None = None
+) -> tuple[Tensor, Tensor]:
+    """x + added + the weighted sum of visits, and its norm; both (B, D) in the dtype of x. None: nothing is added."""
     B, D = x_BD.shape
-    out, total = x_BD.new_empty(B, D), x_BD if added_BD is None else x_BD.new_empty(B, D)
+    out, total = x_BD.new_empty(B, D), x_BD if added_BD is None and visits is None else x_BD.new_empty(B, D)
+    visited, weights = (None, None) if visits is None else visits
     wide = triton.next_power_of_2(D)
     warps = max(1, min(16, wide // 256))
-    norm_kernel[(B,)](x_BD, added_BD, norm.weight, total, out, norm.eps, D=D, BLOCK_D=wide, num_warps=warps)
+    norm_kernel[(B,)](
+        x_BD, added_BD, visited, weights, norm.weight, total, out, norm.eps,
+        A=1 if weights is None else weights.shape[1], D=D, BLOCK_D=wide, num_warps=warps,
+    )  # fmt: skip
     return total, out
 
 

@@ -3,12 +3,13 @@
     product(x, qkv, norm=norm)                  RMSNorm(x) W' + b
     product(x, gate_up, norm=norm, gated=True)  silu(RMSNorm(x) W_gate') * RMSNorm(x) W_up'
     product(x, o, added=residual)               residual + x W'
+    visit_products(x, chosen, gate, up=up)      the same of each visit of an expert, by the expert's own matrices
 
 A program reads some rows of W once and whole, so no sum is split and the bits do not depend on who is done first. There
 is no use for matrix units: numbers are multiplied in fp32 as they come, and all loads are under way at once. The scale
 of the norm is a factor of the result and is found on the way.
 
-Shapes: D inputs, N outputs.
+Shapes: D inputs, N outputs, B rows, A experts that a row visits, E experts, M visits, which are B A.
 """
 
 from __future__ import annotations
@@ -23,10 +24,19 @@ from lifecycle.rollout.decoder.packed_linear import JoinedLinear
 
 @triton.jit
 def product_kernel(
-    x, norm, weight, bias, added, out, eps, N: tl.constexpr, D: tl.constexpr, GATED: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    x, norm, weight, up, bias, added, chosen, chosen_stride, out, eps, N: tl.constexpr, D: tl.constexpr,
+    A: tl.constexpr, SHARED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_N outputs. GATED: weight is (2 N, D), first what is gated by silu."""
+    """BLOCK_N outputs of a row. up: (N, D), multiplied by silu of what weight (N, D) makes; None: there is none.
+    chosen: the experts (B, A) whose matrices these are, for rows that SHARED visits have in common; None: one row."""
+    if chosen is not None:
+        visit = tl.program_id(1).to(tl.int64)
+        matrix = tl.load(chosen + visit // A * chosen_stride + visit % A) * (N * D)
+        weight += matrix
+        if up is not None:
+            up += matrix
+        x += visit // SHARED * D
+        out += visit * N
     n, d = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     sums = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     up_sums = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
@@ -42,18 +52,18 @@ def product_kernel(
             squares += row * row
             row *= tl.load(norm + along, mask=along < D, other=0.0).to(tl.float32)
         sums += w * row
-        if GATED:
-            up_sums += tl.load(weight + N * D + at, mask=there, other=0.0).to(tl.float32) * row
-    total, up = tl.sum(sums, 1), tl.sum(up_sums, 1)
+        if up is not None:
+            up_sums += tl.load(up + at, mask=there, other=0.0).to(tl.float32) * row
+    total, up_total = tl.sum(sums, 1), tl.sum(up_sums, 1)
     if norm is not None:
         scale = tl.rsqrt(tl.sum(squares, 1) / D + eps)
-        total, up = total * scale, up * scale
+        total, up_total = total * scale, up_total * scale
     if bias is not None:
         total += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)
     total = total.to(out.dtype.element_ty).to(tl.float32)
-    if GATED:
+    if up is not None:
         total = (total * tl.sigmoid(total)).to(out.dtype.element_ty).to(tl.float32)
-        total *= up.to(out.dtype.element_ty).to(tl.float32)
+        total *= up_total.to(out.dtype.element_ty).to(tl.float32)
     if added is not None:
         total += tl.load(added + n, mask=n < N, other=0.0).to(tl.float32)
     tl.store(out + n, total.to(out.dtype.element_ty), mask=n < N)
@@ -74,7 +84,20 @@ def product(
     D, N = x_1D.shape[1], len(matrix.weight) // (2 if gated else 1)
     out, blocks = x_1D.new_empty(1, N), block_sizes(D)
     product_kernel[(triton.cdiv(N, blocks["BLOCK_N"]),)](
-        x_1D, None if norm is None else norm.weight, matrix.weight, matrix.bias, added, out,
-        0.0 if norm is None else norm.eps, N=N, D=D, GATED=gated, **blocks,
+        x_1D, None if norm is None else norm.weight, matrix.weight, matrix.weight[N:] if gated else None, matrix.bias,
+        added, None, 0, out, 0.0 if norm is None else norm.eps, N=N, D=D, A=1, SHARED=1, **blocks,
     )  # fmt: skip
     return out
+
+
+def visit_products(
+    x_RD: Tensor, chosen_BA: Tensor, weight_END: Tensor, out_MN: Tensor, *, up: Tensor | None = None
+) -> None:
+    """Fill in the products of every visit with its expert's matrix; x has a row for each visit, or for each B. up:
+    (E, N, D), multiplied by silu of the products with the first."""
+    (N, D), (M, A) = weight_END.shape[1:], (len(out_MN), chosen_BA.shape[1])
+    blocks = block_sizes(D)
+    product_kernel[(triton.cdiv(N, blocks["BLOCK_N"]), M)](
+        x_RD, None, weight_END, up, None, None, chosen_BA, chosen_BA.stride(0), out_MN, 0.0, N=N, D=D, A=A,
+        SHARED=M // len(x_RD), **blocks,
+    )  # fmt: skip

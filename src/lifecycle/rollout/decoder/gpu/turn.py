@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lifecycle.model.layers.kv_cache import Slots
 from lifecycle.rollout.decoder.gpu.attend import turned
-from lifecycle.rollout.decoder.joined_matrices import JoinedMatrices
+from lifecycle.rollout.decoder.joined_matrices import JoinedAttention
 
 
 @triton.jit
@@ -35,11 +35,11 @@ def turn_kernel(
     tl.store(values + at, value.to(values.dtype.element_ty), mask=inside)
 
 
-def turn_and_store(qkv: Tensor, slots: Slots, block: JoinedMatrices) -> tuple[Tensor, Tensor, Tensor]:
+def turn_and_store(qkv: Tensor, slots: Slots, joined: JoinedAttention) -> tuple[Tensor, Tensor, Tensor]:
     """Queries (N, H, K), keys and values (N, G, K) of joined products (N, (H + 2 G) K), in their dtype."""
-    attention, (H, G), (cos, sin) = block.attention, block.heads, slots.place.angles
+    attention, (H, G), (cos, sin) = joined.attention, joined.heads, slots.place.angles
     N, K = len(qkv), attention.head_dim
-    q_norm, k_norm, eps = block.head_norms()
+    q_norm, k_norm, eps = joined.head_norms()
     q, k = qkv.new_empty(N, H, K), qkv.new_empty(N, G, K)
     turn_kernel[(N,)](
         qkv, slots.place.slots_M, slots.keys, slots.values, cos, sin, q_norm, k_norm, q, k,
