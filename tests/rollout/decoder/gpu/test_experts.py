@@ -109,6 +109,25 @@ def test_visits_multiply_by_their_experts(
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("rows", [3, 40])
+def test_the_bits_of_a_row_depend_on_no_other_row(rows: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lifecycle.rollout.decoder.gpu.experts import ExpertsOnGPU
+
+    monkeypatch.setattr(packed_linear, "packs", lambda weight: False)
+    ffn, generator = MoEFeedForward(SOFTMAX, width=48, bias=False).to(device), torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weight in ffn.parameters():
+            weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
+    x, outs = torch.randn(2 * rows, 48, generator=generator).to(device), []
+    for others in (x[1:rows], x[rows + 1 :]):
+        chosen = torch.empty(rows, 2, dtype=torch.long, device=device)
+        with torch.inference_mode():
+            _, visits = ExpertsOnGPU(JoinedExperts(ffn, rows=None))(torch.cat((others, x[:1])), chosen)
+        outs.append(torch.cat((visits.out_BAD[-1].flatten(), visits.weights_BA[-1], chosen[-1])))
+    assert torch.equal(*outs)
+
+
 class Recordable(TorchDispatchMode):
     """Refuses what a graph cannot hold."""
 
