@@ -114,7 +114,7 @@ def why_not_recorded(
     """Why decode steps with products in `dtype` cannot be recorded as CUDA graphs; None: they can. A graph holds fixed
     shapes, and nothing that the host waits for. For packed and cache see `prepare`."""
     if not is_plain(model):
-        return "its weights are shared out over ranks, which wait for each other"
+        return "it is sharded, or some of its parts are not its own"
     if has_kernels(model, dtype, packed=packed, cache=cache):
         return None
     experts = [module for module in model.modules() if isinstance(module, Experts)]
