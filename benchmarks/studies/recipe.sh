@@ -1,5 +1,5 @@
 # Held-out bits per byte of short pre-training runs: one switch at a time, then all that pays, at two sizes.
-# sh benchmarks/studies/recipe.sh TEXTS: two hours of one core; every run computes in one thread
+# sh benchmarks/studies/recipe.sh TEXTS: three and a half hours of one core; every run computes in one thread
 export OMP_NUM_THREADS=1
 . "$(dirname "$0")/_run.sh"
 
@@ -54,16 +54,32 @@ faster zero_and_momentum 1 $FEW model.tied_head=false "$GROWTH" stage.optimizer.
 faster embedding16_long 1 1.02e6 stage.optimizer.embedding_lr=1.6e-2
 faster to_zero_long 1 1.02e6 stage.optimizer.embedding_lr=1.6e-2 stage.schedule.min_ratio=0
 
+preset() { # the same by experiment=minutes
+  name=$1 seed=$2 tokens=$3
+  shift 3
+  text $name $seed $tokens experiment=minutes optimizer=muon "$@"
+}
+BATCHES="stage.phases=[{at_fraction: 0.0, sequence_length: 128, rows: 16}, {at_fraction: 0.35, sequence_length: 256}, \
+{at_fraction: 0.7, sequence_length: 512}]" # 2,048 positions a step, then 4,096
+preset minutes_few 1 $FEW
+preset minutes_few_warm1 1 $FEW stage.schedule.warmup_fraction=0.01
+preset minutes_few_warm10 1 $FEW stage.schedule.warmup_fraction=0.1
+preset minutes_few_twentieth 1 $FEW stage.schedule.min_ratio=0.05
+preset minutes_few_batch2048 1 $FEW stage.global_batch_tokens=2048
+preset minutes_few_batches 1 $FEW "$BATCHES"
+
 for seed in 1 2 3; do
   base tiny $seed 1.02e6
-  text minutes $seed 1.02e6 experiment=minutes
+  preset minutes $seed 1.02e6
+  preset minutes_whole $seed 4e6
+  preset minutes_matched_whole $seed 2.75e6 $MATCHED
 done
 base matched 1 7.2e5 $MATCHED
-text minutes_matched 1 7.2e5 experiment=minutes $MATCHED
-text minutes_whole 1 4e6 experiment=minutes
+preset minutes_matched 1 7.2e5 $MATCHED
 
 BITS="python $(cd "$(dirname "$0")" && pwd)/bits_per_byte.py"
 cd outputs/recipe
 $BITS rate8_s? *_s?
 $BITS tiny_s? minutes_s?
 $BITS matched_s? minutes_matched_s?
+$BITS minutes_whole_s? minutes_matched_whole_s?
