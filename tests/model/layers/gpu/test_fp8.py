@@ -20,6 +20,8 @@ from lifecycle.batch import StepBatch
 from lifecycle.checkpoint.io import CommittedCheckpointIO
 from lifecycle.hardware.hardware import Fp8
 from lifecycle.model import Decoder, build, compile_model
+from lifecycle.model.layers import packed_attention
+from lifecycle.model.layers.gpu import available
 from lifecycle.model.layers.gpu.fp8 import Fp8Linear, Recipe, _made, is_plain, product, use_fp8
 from lifecycle.model.layers.joined import as_one, joined
 from lifecycle.model.sharding import shard
@@ -214,13 +216,32 @@ def test_blocks_that_are_computed_again_give_the_same_gradients(recipe: Any) -> 
 
 
 @HERE
-def test_a_compiler_sees_one_graph_and_the_same_numbers() -> None:
-    models = [build(MODEL, seed=1, activation_checkpointing=True) for _ in range(2)]
-    for model in models:
-        use_fp8(model, "tensorwise")
-    models[1].compile(dynamic=False, fullgraph=True, backend="aot_eager")
-    one, two = (gradients(model) for model in models)
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_a_compiler_sees_one_graph_and_the_same_numbers(checkpointing: bool) -> None:
+    torch.compiler.reset()
+    compiled, model = (build(MODEL, seed=1, activation_checkpointing=checkpointing) for _ in range(2))
+    use_fp8(compiled, "tensorwise"), use_fp8(model, "tensorwise")
+    packed_attention.is_there(), available.is_there(torch.device("cpu"))  # as `compile_model` looks, before
+    compiled.compile(dynamic=False, fullgraph=True, backend="aot_eager")
+    two, one = gradients(compiled), gradients(model)  # what is compiled first has imported nothing before
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@HERE
+def test_joined_layers_are_compiled_in_one_graph_too() -> None:
+    torch.compiler.reset()
+    model = build(MODEL, seed=1)
+    use_fp8(model, "tensorwise")
+    block: Any = model.blocks[0]
+    layers = (block.attention.q_proj, block.attention.k_proj, block.attention.v_proj)
+    x = drawn(2, 24, 32, seed=0).requires_grad_()
+    compiled = torch.compile(lambda x: as_one(x, layers), fullgraph=True, dynamic=False, backend="aot_eager")
+    found = []
+    for function in (compiled, lambda x: as_one(x, layers)):
+        with torch.autocast("cpu", torch.bfloat16):
+            out = function(x)
+        found.append([out, *torch.autograd.grad(out.float().square().sum(), [x, *(one.weight for one in layers)])])
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
 
 
 @HERE

@@ -31,9 +31,12 @@ ALIGNED = 16
 
 @dataclass(frozen=True)
 class Products:
-    """torchao's settings. config: how operands are scaled. by_units, emulated: how the rounded ones are multiplied, on
-    a GPU and on a CPU, which does it in fp32."""
+    """torchao's function, held here so that compiled code imports nothing, and its settings.
 
+    config: how operands are scaled. by_units, emulated: how the rounded ones are multiplied, on a GPU and on a CPU,
+    which does it in fp32."""
+
+    matmul: Any
     config: Any
     by_units: Any
     emulated: Any
@@ -85,16 +88,15 @@ def product_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
 
 def product(x: Tensor, weight_ND: Tensor, bias_N: Tensor | None, products: Products) -> Tensor:
     """x weight' + bias (..., N) of (..., D) x, both of the type that comes out; the weight may be several joined."""
-    from torchao.float8.float8_linear import matmul_with_hp_or_float8_args
-
     how = products.emulated if x.device.type == "cpu" else products.by_units
     with torch.autocast(x.device.type, enabled=False):
-        out: Tensor = matmul_with_hp_or_float8_args.apply(x, weight_ND.t(), how, products.config)
+        out: Tensor = products.matmul.apply(x, weight_ND.t(), how, products.config)
         return out if bias_N is None else out + bias_N.to(out.dtype)
 
 
 def _made(recipe: Recipe) -> Products:
     from torchao.float8 import Float8LinearConfig, LinearMMConfig, ScaledMMConfig, convert_to_float8_training
+    from torchao.float8.float8_linear import matmul_with_hp_or_float8_args
 
     # torchao's own door, with nothing to change: it also mends what compilers do wrong with fp8
     convert_to_float8_training(nn.Identity())
@@ -104,4 +106,6 @@ def _made(recipe: Recipe) -> Products:
     def multiplied(emulate: bool) -> Any:
         return LinearMMConfig(*(ScaledMMConfig(emulate, gemm.use_fast_accum, False, False) for gemm in gemms))
 
-    return Products(config=config, by_units=multiplied(False), emulated=multiplied(True))
+    return Products(
+        matmul=matmul_with_hp_or_float8_args, config=config, by_units=multiplied(False), emulated=multiplied(True)
+    )
