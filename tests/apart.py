@@ -26,7 +26,8 @@ def run_apart(package: str, *command: str, **environment: str) -> str:
     return done.stdout
 
 
-def run_tests_apart(package: str, file: str, **environment: str) -> None:
-    """Run the tests of a file there, but those that need a GPU."""
-    said = run_apart(package, "pytest", "-q", "-m", "not gpu", "-p", "no:cacheprovider", file, **environment)
+def run_tests_apart(package: str, file: str, *, slow: bool = False, **environment: str) -> None:
+    """Run the tests of a file there, but those that need a GPU: the slow ones, or the others."""
+    wanted = "not gpu and slow" if slow else "not gpu and not slow"
+    said = run_apart(package, "pytest", "-q", "-m", wanted, "-p", "no:cacheprovider", file, **environment)
     assert " passed" in said

@@ -10,12 +10,14 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.apart import run_tests_apart
 from tests.model.variants import VARIANTS
 from tests.stages.test_step import MODEL, STEPS, Batches, reordered, stage, trainer_of, weights, whole
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lifecycle import config
 from lifecycle.batch import StepBatch
 from lifecycle.checkpoint.io import CommittedCheckpointIO
 from lifecycle.hardware.hardware import Fp8
@@ -25,6 +27,8 @@ from lifecycle.model.layers.gpu import available
 from lifecycle.model.layers.gpu.fp8 import Fp8Linear, Recipe, _made, is_plain, product, use_fp8
 from lifecycle.model.layers.joined import as_one, joined
 from lifecycle.model.sharding import shard
+from lifecycle.run import run
+from lifecycle.runs import resume
 from lifecycle.stages.pretrain import Pretrain
 
 THERE = importlib.util.find_spec("torchao") is not None
@@ -38,6 +42,12 @@ E4M3, E5M2 = (3, -6, 448.0), (2, -14, 57344.0)
 @pytest.mark.skipif(THERE, reason="it is what starts this process")
 def test_the_products_where_torchao_is() -> None:
     run_tests_apart("torchao", __file__)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(THERE, reason="it is what starts this process")
+def test_a_run_where_torchao_is() -> None:
+    run_tests_apart("torchao", __file__, slow=True)
 
 
 def test_the_config_names_the_recipes_that_there_are() -> None:
@@ -320,6 +330,27 @@ def test_a_run_in_fp8_goes_on_bit_for_bit_and_the_switch_may_be_turned(tmp_path:
     assert apart(trained(None, tmp_path / "b", begun=plain_half), plain) == 0
     assert 0 < apart(trained(None, tmp_path / "c", begun=half), whole_run) <= FARTHEST
     assert 0 < apart(trained("rowwise", tmp_path / "d", begun=plain_half), plain) <= FARTHEST
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # by torch's compiler
+@HERE
+def test_a_run_says_that_it_is_in_fp8_and_exports_what_others_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    measured = resume.probe
+    monkeypatch.setattr(resume, "probe", lambda kind: replace(measured(kind), has_fp8=True, compiler="g++"))
+    words = ["stage=pretrain", "model=tiny", "data=python_stdlib", "logger=csv", "hardware.accelerator=auto"]
+    words += ["model.layers=1", "model.width=64", "model.heads=2", "model.kv_heads=1", "model.head_dim=32"]
+    words += ["model.ffn_width=96", "data.tokenizer={vocab_size: 320, digits: 1, max_bytes: 50000}"]
+    words += ["stage.sequence_length=64", "stage.global_batch_tokens=256", "stage.max_tokens=512", "hardware.workers=0"]
+    words += ["hardware.precision=bf16", "hardware.fp8=tensorwise", "validation.tokens=200", "run=eight"]
+    run(config.compose(words))
+    assert "fp8 tensorwise: linear layers of the blocks" in capsys.readouterr().err
+    assert "fp8, tensorwise" in Path("outputs/eight/report.md").read_text()
+    weights = load_file("outputs/eight/model/model.safetensors")
+    assert "model.layers.0.self_attn.q_proj.weight" in weights and len(weights) == 11
 
 
 # -- on a GPU
