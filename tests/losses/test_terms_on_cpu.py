@@ -69,6 +69,13 @@ def test_large_logits_do_not_overflow_and_what_is_no_number_shows() -> None:
     assert loss.isnan() and grad.isnan().any()
 
 
+def test_labels_of_another_type_are_read_as_what_they_are() -> None:
+    logits, labels, _ = given(7, False)
+    found, grad = terms(logits.clone(), labels.int(), None, 0.0, True)
+    wanted, wanted_grad = terms(logits, labels, None, 0.0, True)
+    assert torch.equal(torch.stack(found), torch.stack(wanted)) and torch.equal(grad, wanted_grad)
+
+
 def test_no_tokens() -> None:
     sums, grad = terms(torch.empty(0, 9), torch.empty(0, dtype=torch.long), None, 0.1, True)
     assert torch.equal(torch.stack(sums), torch.zeros(3)) and grad.shape == (0, 9)

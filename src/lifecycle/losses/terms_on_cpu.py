@@ -53,7 +53,8 @@ def terms(
     found = library(SOURCE, SLOWER)
     assert found is not None and logits_CV.dtype in DTYPES and logits_CV.is_contiguous()
     out_3C = torch.empty(3, C, dtype=torch.float32, device=logits_CV.device)
-    labels_C, weights_C = labels_C.contiguous(), None if weights_C is None else weights_C.float().contiguous()
+    labels_C = labels_C.long().contiguous()
+    weights_C = None if weights_C is None else weights_C.float().contiguous()
     addresses = (None if x is None else x.data_ptr() for x in (logits_CV, labels_C, weights_C, out_3C))
     numbers = (C, V, logits_CV.dtype == torch.bfloat16, differentiate, dft, IGNORED, z_loss, softcap or 0.0)
     if found.terms(ctypes.byref(_Call(*numbers, *addresses)), torch.get_num_threads()):
