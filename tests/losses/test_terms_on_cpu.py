@@ -69,6 +69,16 @@ def test_large_logits_do_not_overflow_and_what_is_no_number_shows() -> None:
     assert loss.isnan() and grad.isnan().any()
 
 
+@pytest.mark.parametrize("dft", [False, True])
+def test_a_number_that_all_logits_share_takes_no_digits_of_the_probabilities(dft: bool) -> None:
+    logits, labels, weights = given(301, True)
+    logits = logits.add(1e5)
+    wanted, wanted_grad = _terms(logits.double(), labels, weights, 0.0, True, dft)
+    found, grad = terms(logits, labels, weights, 0.0, True, dft)
+    torch.testing.assert_close(torch.stack(found).double(), torch.stack(wanted), rtol=2e-6, atol=1e-6)
+    torch.testing.assert_close(grad.double(), wanted_grad, rtol=1e-5, atol=1e-6)
+
+
 def test_labels_of_another_type_are_read_as_what_they_are() -> None:
     logits, labels, _ = given(7, False)
     found, grad = terms(logits.clone(), labels.int(), None, 0.0, True)

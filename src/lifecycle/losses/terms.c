@@ -39,7 +39,8 @@ INLINE void put(const int half, const Call *c, char *row, long i, wide x) {
   memcpy(row + i * bytes_of(half), rest, (c->V - i) * bytes_of(half));
 }
 
-/* exponentials (V, in whole vectors) becomes exp(logit - largest logit); returns the logarithm of the sum of exp(logit). */
+/* exponentials (V, in whole vectors) becomes exp(logit - largest logit); returns the logarithm of their sum. It is kept
+   apart from the largest logit: beside a large number it would lose the digits that the probabilities are made of. */
 INLINE float log_sum_of(const int half, const int capped, const Call *c, const char *row, float *exponentials,
                         float *largest) {
   wide most = (wide){0} - INFINITY, total[4] = {0};
@@ -54,22 +55,22 @@ INLINE float log_sum_of(const int half, const int capped, const Call *c, const c
     *(wide *)(exponentials + i) = x;
     total[n] += x;
   }
-  return *largest + logf(sum_of((total[0] + total[1]) + (total[2] + total[3])));
+  return logf(sum_of((total[0] + total[1]) + (total[2] + total[3])));
 }
 
 INLINE void token(const int half, const int capped, const Call *c, long t, float *exponentials) {
   char *row = (char *)c->logits + t * c->V * bytes_of(half);
   long label = c->labels[t], trained = label != c->ignored;
-  float largest, log_sum = log_sum_of(half, capped, c, row, exponentials, &largest);
+  float largest, log_rest = log_sum_of(half, capped, c, row, exponentials, &largest), log_sum = largest + log_rest;
   float at_label = one(half, row, trained ? label : 0);
   if (capped) at_label = c->softcap * tanhf(at_label / c->softcap);
-  float logp = at_label - log_sum, weight = trained ? c->weights ? c->weights[t] : 1 : 0;
+  float logp = at_label - largest - log_rest, weight = trained ? c->weights ? c->weights[t] : 1 : 0;
   float scale = c->dft ? weight * expf(logp) : weight;
   c->out[t] = -logp * scale;
   c->out[c->C + t] = -logp * weight;
   c->out[2 * c->C + t] = c->z_loss * log_sum * log_sum * weight;
   if (!c->differentiate) return;
-  float factor = (scale + weight * 2 * c->z_loss * log_sum) * expf(largest - log_sum);
+  float factor = (scale + weight * 2 * c->z_loss * log_sum) * expf(-log_rest);
   float of_label = exponentials[trained ? label : 0] * factor - scale;
   float slope = at_label / c->softcap;
   for (long i = 0; i < c->V; i += WIDTH) {
