@@ -212,6 +212,14 @@ def test_the_operators_keep_the_laws_of_torch() -> None:
     torch.library.opcheck(ours._forward, (*given, None, 0.3))
 
 
+@pytest.mark.parametrize(
+    "mask", [torch.ones(1, 5, 5, device="cpu"), torch.ones(3, 5, 5, dtype=torch.bool, device="cpu")]
+)
+def test_a_mask_that_would_be_read_as_something_else_is_refused(mask: Tensor) -> None:
+    with pytest.raises(AssertionError):
+        packed_attention(*qkv(2, 5), mask, 1.0)
+
+
 def test_what_autograd_keeps() -> None:
     q, k, v = qkv(2, 550)
     kept: dict[int, int] = {}

@@ -26,11 +26,11 @@ typedef struct {
    key k. */
 static int look(const Call *c, long b, long query, long key, unsigned long *seen) {
   long queries = c->T - query < TILE ? c->T - query : TILE, keys = c->T - key < TILE ? c->T - key : TILE;
-  const unsigned char *mask = c->mask + (c->mask_rows > 1 ? b * c->T * c->T : 0) + query * c->T + key;
   if (!c->mask) {
     for (long k = 0; k < TILE; k++) seen[k] = ~0ul << k;
     return key > query ? 0 : key < query ? 2 : 1;
   }
+  const unsigned char *mask = c->mask + (c->mask_rows > 1 ? b * c->T * c->T : 0) + query * c->T + key;
   unsigned long any = 0, all = ~0ul;
   unsigned char last[TILE] = {0}; /* keys of a row that ends within the tile */
   memset(seen, 0, TILE * sizeof *seen);

@@ -121,5 +121,6 @@ def _run(name: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale:
     call = _Call(B, T, H, G, K, V, q.dtype == torch.bfloat16, rows, scale, *addresses)
     found = library(SOURCE, SLOWER)
     assert found is not None and q.dtype == k.dtype == v.dtype and q.dtype in DTYPES
+    assert mask is None or (mask.dtype == torch.bool and mask.shape in ((1, T, T), (B, T, T)))
     if getattr(found, name)(ctypes.byref(call), torch.get_num_threads()):
         raise MemoryError(f"attention found no memory for {T} positions")

@@ -179,6 +179,7 @@ def test_what_is_not_differentiated_is_in_bf16_bit_for_bit() -> None:
     assert not torch.equal(passed(model), passed(plain))
     assert torch.equal(passed(model, rows=1), passed(plain, rows=1))  # 24 positions, which are no multiple of 16
     assert torch.equal(passed(copy.deepcopy(model)), passed(model))
+    assert passed(model, rows=0).shape == passed(plain, rows=0).shape
 
 
 @HERE

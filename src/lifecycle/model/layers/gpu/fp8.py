@@ -76,8 +76,8 @@ def use_fp8(model: nn.Module, recipe: Recipe) -> list[str]:
 
 def takes(x: Tensor, layers: Sequence[nn.Module]) -> bool:
     """Whether all of these layers multiply (..., D) x in fp8: for a gradient, and over rows that the units can take."""
-    changed = all(type(layer) is Fp8Linear for layer in layers)
-    return changed and torch.is_grad_enabled() and x.numel() // x.shape[-1] % ALIGNED == 0
+    changed, rows = all(type(layer) is Fp8Linear for layer in layers), x.numel() // x.shape[-1]
+    return changed and torch.is_grad_enabled() and rows > 0 and rows % ALIGNED == 0  # no rows have no largest value
 
 
 def product_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
