@@ -391,12 +391,18 @@ def test_an_adapter_that_cannot_be_is_refused(override: str, said: str) -> None:
         ("hardware=cpu", "a CPU has no units for it: type hardware.fp8=null, or choose hardware=h100"),
         ("hardware.precision=fp32", "hardware.precision is fp32: type hardware.fp8=null, or hardware.precision=bf16"),
         ("hardware.compile=false", "which without compilation is slower than bf16"),
-        ("stage.sequence_length=1000", "rows are of 1000: round stage.sequence_length"),
-        ("stage.phases=[{at_steps: 0, sequence_length: 40}]", "rows are of 40"),
+        ("stage.sequence_length=1000", "rows are of 1000: round stage.sequence_length to 1008"),
+        ("stage.phases=[{at_steps: 0, sequence_length: 40}]", "40: round stage.phases[0].sequence_length to 48"),
     ],
 )
 def test_what_cannot_be_in_fp8_is_refused(override: str, said: str) -> None:
     assert said in fault("stage=sft", "init_from=x", "hardware=h100", "hardware.fp8=tensorwise", override)
+
+
+@pytest.mark.parametrize("value", ["false", "none"])
+def test_what_switches_nothing_on_is_told_of_null_and_compared_with_nothing(value: str) -> None:
+    said = fault("stage=grpo", "init_from=x", "hardware=cpu", f"hardware.fp8={value}")
+    assert said.startswith("1 fault ") and said.endswith("or null: type hardware.fp8=null")
 
 
 def test_samples_of_a_student_are_not_compared_in_fp8() -> None:

@@ -44,7 +44,9 @@ def check(cfg: DictConfig) -> None:
     for group in GROUPS:
         if isinstance(plain.get(group), Mapping):
             _check_group(group, plain[group], walk)
-    walk.faults += faults_between(plain, _declared(plain.get("stage"), walk))
+    refused = {fault.split()[0] for fault in walk.faults}  # what is no value of its key is compared with no other
+    between = faults_between(plain, _declared(plain.get("stage"), walk))
+    walk.faults += [fault for fault in between if fault.split()[0] not in refused]
     faults = [fault for fault in dict.fromkeys(walk.faults) if not fault.startswith(tuple(unread))]
     if faults:
         lines = "\n".join(f"  - {fault}" for fault in faults)

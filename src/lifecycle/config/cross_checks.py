@@ -136,10 +136,14 @@ def _fp8(nodes: Mapping[str, Mapping[str, Any]], declared: Declared) -> list[str
         found.append(f"{given}, and hardware.precision is fp32: {off}, or hardware.precision=bf16")
     if hardware.get("compile") is False:
         found.append(f"{given}, which without compilation is slower than bf16: {off}, or hardware.compile=true")
-    phases = [line for line in stage.get("phases") or [] if isinstance(line, Mapping)]
-    lengths = [line.get("sequence_length") for line in (stage, *phases)]
-    if odd := [length for length in lengths if isinstance(length, int) and length % 16]:
-        found.append(
-            f"{given}, which takes 16 positions at a time, and rows are of {odd[0]}: round stage.sequence_length"
-        )
+    lengths = {"stage.sequence_length": stage.get("sequence_length")} | {
+        f"stage.phases[{n}].sequence_length": line.get("sequence_length")
+        for n, line in enumerate(stage.get("phases") or [])
+        if isinstance(line, Mapping)
+    }
+    found += [
+        f"{given}, which takes 16 positions at a time, and rows are of {length}: round {key} to {-(-length // 16) * 16}"
+        for key, length in lengths.items()
+        if isinstance(length, int) and length % 16
+    ]
     return found

@@ -91,6 +91,7 @@ OTHER_WAYS = {
 """By the same names: what is counted or chosen in another way here."""
 
 FEW = 5  # choices with "or" between all of them
+OFF = ("false", "none", "off", "no")
 ALIKE = 0.7  # a word of three letters with another one is no slip: dpo is not ipo
 
 
@@ -139,7 +140,9 @@ def wanted(hint: Any, key: str, value: Any = None, default: Any = None) -> str:
 
 
 def _meant(hint: Any, value: Any) -> str | None:
-    """The choice that `value` is nearly spelt as."""
+    """The choice that `value` is nearly spelt as, or `null` for what switches off."""
+    if type(None) in get_args(hint) and str(value).lower() in OFF:
+        return "null"
     choices = [one for member in (hint, *get_args(hint)) if get_origin(member) is Literal for one in get_args(member)]
     return nearest(str(value), map(str, choices), ALIKE) if isinstance(value, str) else None
 
