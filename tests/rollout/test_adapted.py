@@ -11,6 +11,7 @@ from lifecycle.model.adapters import adapter_off, plain_weights
 from lifecycle.rollout import Engine
 from lifecycle.rollout.decoder.backend import AsItIs, Joined, prepare
 from lifecycle.rollout.decoder.fused import SLOWER, SOURCE, Fused
+from lifecycle.rollout.decoder.joined_matrices import numbers_to_join
 from lifecycle.rollout.sampling.parameters import Sampling
 from lifecycle.system.native.c_library import library
 
@@ -43,6 +44,13 @@ def test_it_is_decoded_by_one_call_a_token(name: str) -> None:
     assert isinstance(
         prepare(adapted(made(name)), rows=4, dtype=torch.float32, cache=torch.float64)[1], AsItIs | Joined
     )
+
+
+@pytest.mark.parametrize("name", ["plain", "deepseek_v3"])
+def test_whether_it_is_joined_and_recorded_hangs_on_the_model_that_is_decoded(name: str) -> None:
+    model = adapted(made(name))
+    ready, _ = prepare(model, rows=4, dtype=torch.float32)
+    assert numbers_to_join(model) == numbers_to_join(ready) == numbers_to_join(made(name))
 
 
 def test_in_half_precision_too() -> None:

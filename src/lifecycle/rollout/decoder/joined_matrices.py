@@ -31,7 +31,11 @@ def blocks(model: Decoder) -> list[Block]:
 
 
 def numbers_to_join(model: Decoder) -> int:
-    """How many weights copies of joined matrices may hold: all but those of experts."""
+    """How many weights copies of joined matrices may hold: all but those of experts. With an adapter, of the copy that
+    is decoded in its place: it holds none beside its weights, and four bits no longer count as half a number."""
+    if model.adapter is not None:
+        with torch.device("meta"):
+            model = Decoder(model.config)
     experts = (p for module in model.modules() if isinstance(module, Experts) for p in module.parameters())
     return sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in experts)
 

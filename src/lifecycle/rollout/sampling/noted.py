@@ -39,6 +39,7 @@ class Noted:
         if self._experts is None and visited is not None:
             shape = (AHEAD, len(self._step), *visited.shape[1:])
             self._experts = torch.zeros(shape, dtype=torch.int16, device=visited.device)
+        self._note_experts(visited)  # where the next step writes
         if self._sets is None and isinstance(drawn.kept, RowSets):
             counts, ids, bits = (x.new_empty(AHEAD, len(self._step), *x.shape[1:]) for x in drawn.kept[:3])
             self._sets = RowSets(counts, ids, bits, drawn.kept.vocab)
@@ -50,9 +51,7 @@ class Noted:
     def note(self, table: Tensor, drawn: Drawn, seen_SV: Tensor | None, visited: Tensor | None) -> None:
         """Write down the draws of the first rows, those of `table` (5, B), and the experts (B, layers, A) that they
         visited, where these are noted; advance the active rows."""
-        if self._experts is not None and visited is not None:
-            rows_B = torch.arange(table.shape[1], device=table.device)
-            self._experts[self._step[: len(rows_B)], rows_B] = visited.to(torch.int16)
+        self._note_experts(visited)
         if isinstance(drawn.kept, RowSets):
             self._keep(drawn.kept, rows=table.shape[1])
         if self._has_kernels and drawn.logprobs.dtype == torch.float32:
@@ -77,6 +76,11 @@ class Noted:
         assert self._sets is not None
         counts, ids, bits, vocab = self._sets
         return RowSets(counts[step], ids[step], bits[step], vocab).first(rows)
+
+    def _note_experts(self, visited: Tensor | None) -> None:
+        if self._experts is not None and visited is not None:
+            rows_B = torch.arange(len(visited), device=visited.device)
+            self._experts[self._step[: len(rows_B)], rows_B] = visited.to(torch.int16)
 
     def _keep(self, kept: RowSets, *, rows: int) -> None:
         from lifecycle.rollout.sampling.gpu.step_kernels import keep_kernel

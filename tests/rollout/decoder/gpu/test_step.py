@@ -223,3 +223,35 @@ def test_the_bits_of_a_row_depend_on_no_other_row(device: str, monkeypatch: pyte
             at = torch.tensor(lengths, device=device)[index]
             outs.append(attend(qkv[index], at, cache, 0, index, block)[index.argsort()])
     assert torch.equal(*outs)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("name", "rows"), [("of 128", 1), ("qwen2_moe", 2), ("deepseek_v3", 6)])
+def test_matrices_may_lie_otherwise_in_memory(
+    name: str, rows: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user's `load_state_dict(assign=True)` may bring matrices whose columns are what follows on one another."""
+    model, cache = filled(CONFIGS[name], device, torch.float32, [3] * rows, 8, None)
+    for weight in model.parameters():
+        weight.data = weight.data.mT.contiguous().mT if weight.dim() > 1 else weight.data
+    positions = [3] * rows
+    found, wanted, twin = both(joined(model, monkeypatch), model, cache, positions, None)
+    agree(found, wanted, cache, twin, positions, torch.float32)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("S", "K", "warps"), [(2, 48, 1), (33, 80, 1), (150, 48, 1), (70, 512, 8)])
+def test_parts_of_a_long_row_are_joined_block_by_block(S: int, K: int, warps: int, device: str) -> None:
+    """The first part alone has seen anything; or all have, the later ones with the higher scores; or the earlier."""
+    from lifecycle.rollout.decoder.gpu.attend import LOWEST, join
+
+    generator = torch.Generator().manual_seed(1)
+    sums = torch.randn(1, 3, S, K, generator=generator)
+    rise = torch.linspace(0, 40, S)
+    parts = torch.stack((torch.stack((-rise, rise, -rise)), 1 + torch.rand(3, S, generator=generator)), dim=-1)[None]
+    sums[0, 0, 1:], parts[0, 0, 1:, 0], parts[0, 0, 1:, 1] = 0.0, LOWEST.value, 0.0
+    weights = torch.exp2(parts[..., 0] - parts[..., 0].amax(-1, keepdim=True))
+    wanted = (sums * weights[..., None]).sum(2) / (parts[..., 1] * weights).sum(-1, keepdim=True)
+    out = torch.empty(1, 3, K, device=device)
+    join(sums.to(device), parts.to(device), out, torch.float32, warps=warps)
+    torch.testing.assert_close(out.cpu(), wanted, rtol=1e-5, atol=1e-5)

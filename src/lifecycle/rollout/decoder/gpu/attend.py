@@ -30,6 +30,9 @@ PROGRAMS = 792
 SPLIT_KEYS = 128
 """Fewest positions worth a program of their own: joining the parts takes a kernel more."""
 
+HELD = 4096
+"""Numbers of the parts that a warp joins at a time: half of its registers."""
+
 
 @triton.jit
 def turned(
@@ -135,15 +138,34 @@ def attend_kernel(
 def join_kernel(
     sums, parts, out, S, CACHE: tl.constexpr, K: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr
 ):
-    """One head of one row: its S parts as one, rounded to the dtype CACHE first."""
-    head, s, k = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_K)
-    top = tl.load(parts + (head * S + s) * 2, mask=s < S, other=LOWEST)
-    total = tl.load(parts + (head * S + s) * 2 + 1, mask=s < S, other=0.0)
-    inside = (s < S)[:, None] & (k < K)[None, :]
-    part = tl.load(sums + (head * S + s)[:, None] * K + k[None, :], mask=inside, other=0.0)
-    weight = tl.exp2(top - tl.max(top, 0))
-    seen = tl.sum(part * weight[:, None], 0) / tl.sum(total * weight, 0)
-    tl.store(out + head * K + k, seen.to(CACHE).to(out.dtype.element_ty), mask=k < K)
+    """One head of one row: its S parts as one, BLOCK_S at a time, rounded to the dtype CACHE first."""
+    head, k = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_K)
+    top, total = tl.full([], LOWEST, tl.float32), tl.full([], 0.0, tl.float32)
+    seen = tl.zeros([BLOCK_K], tl.float32)
+    for start in range(0, S, BLOCK_S):
+        s = start + tl.arange(0, BLOCK_S)
+        line = head * S + s
+        tops = tl.load(parts + line * 2, mask=s < S, other=LOWEST)
+        totals = tl.load(parts + line * 2 + 1, mask=s < S, other=0.0)
+        inside = (s < S)[:, None] & (k < K)[None, :]
+        part = tl.load(sums + line[:, None] * K + k[None, :], mask=inside, other=0.0)
+        higher = tl.maximum(top, tl.max(tops, 0))
+        weight, shrink = tl.exp2(tops - higher), tl.exp2(top - higher)
+        seen = seen * shrink + tl.sum(part * weight[:, None], 0)
+        total = total * shrink + tl.sum(totals * weight, 0)
+        top = higher
+    tl.store(out + head * K + k, (seen / total).to(CACHE).to(out.dtype.element_ty), mask=k < K)
+
+
+def join(sums_BHSK: Tensor, parts: Tensor, out: Tensor, cache: torch.dtype, *, warps: int) -> None:
+    """Fill in the heads (B, H, K) of their parts: weighted sums, and top score and total weight of each (B, H, S, 2).
+    A program of `warps` holds as many parts at once as fit into registers: a long row has hundreds."""
+    B, H, S, K = sums_BHSK.shape
+    wide = max(16, triton.next_power_of_2(K))
+    at_once = min(triton.next_power_of_2(S), max(1, warps * HELD // wide))
+    join_kernel[(B * H,)](
+        sums_BHSK, parts, out, S, CACHE=TYPES[cache], K=K, BLOCK_S=at_once, BLOCK_K=wide, num_warps=warps
+    )
 
 
 def splits(rows: int, heads: int, limit: int) -> int:
@@ -186,9 +208,8 @@ def attend(
         H=H, G=G, K=K, P=cos.shape[-1], NORMED=q_norm is not None, WINDOW=cache.windows[number], SPLIT=S > 1,
         BLOCK_M=max(16, triton.next_power_of_2(H // G)), **blocks,
     )  # fmt: skip
-    if S > 1:
-        wide = {"BLOCK_S": triton.next_power_of_2(S), "BLOCK_K": blocks["BLOCK_K"]}
-        join_kernel[(B * H,)](sums, parts, out, S, CACHE=TYPES[keys.dtype], K=K, **wide, num_warps=1)
+    if parts is not None:
+        join(sums, parts, out, keys.dtype, warps=1)
     return out
 
 

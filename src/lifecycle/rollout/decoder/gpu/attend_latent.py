@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lifecycle.model import Cache
-from lifecycle.rollout.decoder.gpu.attend import LOWEST, TYPES, join_kernel, splits, turned
+from lifecycle.rollout.decoder.gpu.attend import LOWEST, join, splits, turned
 from lifecycle.rollout.decoder.gpu.norm_gate import add_norm
 from lifecycle.rollout.decoder.joined_matrices import JoinedLatent
 
@@ -131,9 +131,8 @@ def attend_latent(
         cache.capacity, B, H=H, HEAD=N + P, C=C, P=P, SPLIT=S > 1, BLOCK_M=HEADS, **sizes,
         BLOCK_N=positions_of_a_step(sizes["BLOCK_C"], held.dtype), num_warps=4, num_stages=2,
     )  # fmt: skip
-    if S > 1:
-        wide = {"BLOCK_S": triton.next_power_of_2(S), "BLOCK_K": sizes["BLOCK_C"]}
-        join_kernel[(B * H,)](sums, parts, seen_BHC, S, CACHE=TYPES[held.dtype], K=C, **wide, num_warps=8)
+    if parts is not None:
+        join(sums, parts, seen_BHC, held.dtype, warps=8)
     out_BHV = y_BD.new_empty(B, *v_up_HVC.shape[:2])
     torch.bmm(seen_BHC.transpose(0, 1), v_up_HVC.mT, out=out_BHV.transpose(0, 1))
     return out_BHV.flatten(1)

@@ -124,7 +124,9 @@ class ExpertsOnGPU:
 
 def _outputs(y_BD: Tensor, chosen_BA: Tensor, ffn: MoEFeedForward) -> Tensor:
     """(B, A, D), before they are weighted."""
-    gate, up, down = (m.detach() for m in (ffn.experts.gate_proj, ffn.experts.up_proj, ffn.experts.down_proj))
+    matrices = ffn.experts.gate_proj, ffn.experts.up_proj, ffn.experts.down_proj
+    # weights that a user lent may lie otherwise, which kernels cannot see: copied at each step, slowly and rightly
+    gate, up, down = (m.detach().contiguous() for m in matrices)
     (B, A), (E, N, D) = chosen_BA.shape, gate.shape
     inner_MF, out_MD = y_BD.new_empty(B * A, N), y_BD.new_empty(B * A, D)
     if B <= FEW_ROWS:

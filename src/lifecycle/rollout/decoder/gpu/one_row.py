@@ -82,9 +82,9 @@ def product(
 ) -> Tensor:
     """(1, N), or half as many where gated; see the top of this file. added: (1, N)."""
     D, N = x_1D.shape[1], len(matrix.weight) // (2 if gated else 1)
-    out, blocks = x_1D.new_empty(1, N), block_sizes(D)
+    out, blocks, weight = x_1D.new_empty(1, N), block_sizes(D), matrix.weight.contiguous()
     product_kernel[(triton.cdiv(N, blocks["BLOCK_N"]),)](
-        x_1D, None if norm is None else norm.weight, matrix.weight, matrix.weight[N:] if gated else None, matrix.bias,
+        x_1D, None if norm is None else norm.weight, weight, weight[N:] if gated else None, matrix.bias,
         added, None, 0, out, 0.0 if norm is None else norm.eps, N=N, D=D, A=1, SHARED=1, **blocks,
     )  # fmt: skip
     return out
