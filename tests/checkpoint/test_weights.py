@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, TensorProperties
 
 from lifecycle.checkpoint import CheckpointError, Entry
 from lifecycle.checkpoint.io import CommittedCheckpointIO
@@ -68,6 +69,43 @@ def test_a_map_of_shards_that_is_a_program_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r".metadata: got it names posix.mkdir"):
         load_weights(path)
     assert not (tmp_path / "ran").exists()
+
+
+class Looks:
+    """Pickled, it is an attribute of something, as Python 3.11.0 to 3.11.3 write a member of an enumeration."""
+
+    def __init__(self, owner: type, name: str) -> None:
+        self.asked = owner, name
+
+    def __reduce__(self) -> tuple[Any, tuple[type, str]]:
+        return getattr, self.asked
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_map_of_shards_of_an_early_python_is_read(tmp_path: Path) -> None:
+    def earlier(found: dcp.Metadata) -> dcp.Metadata:
+        for meta in found.state_dict_metadata.values():
+            properties = meta.properties  # type: ignore[union-attr]
+            properties.__class__ = Written
+        return found
+
+    assert_weights(sharded(tmp_path, earlier))
+
+
+class Written(TensorProperties):
+    """Pickled as Python 3.11.2 does."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        dtype, layout, grad, encoding, pinned = self.__getstate__()
+        return TensorProperties, (), (dtype, layout, grad, Looks(type(encoding), encoding.name), pinned)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize(("owner", "name"), [(dcp.Metadata, "__init__"), (_MEM_FORMAT_ENCODING, "mro")])
+def test_a_map_of_shards_looks_up_members_alone(tmp_path: Path, owner: type, name: str) -> None:
+    path = sharded(tmp_path, lambda found: Looks(owner, name))
+    with pytest.raises(CheckpointError, match=f"asks for {name} of what is no enumeration"):
+        load_weights(path)
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")

@@ -8,6 +8,7 @@ files of this checkpoint alone.
 from __future__ import annotations
 
 import pickle
+from enum import Enum, EnumType
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,15 @@ class _MapReader(pickle.Unpickler):
     def find_class(self, module_name: str, name: str) -> Any:
         if module_name == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
+        if (module_name, name) == ("builtins", "getattr"):
+            return _member  # by which Python 3.11.0 to 3.11.3 names members of enumerations
         if (module_name, name) not in _NAMED:
             raise pickle.UnpicklingError(f"it names {module_name}.{name}")
         return super().find_class(module_name, name)
+
+
+def _member(owner: Any, name: str) -> Enum:
+    if not (isinstance(owner, EnumType) and name in owner.__members__):
+        raise pickle.UnpicklingError(f"it asks for {name} of what is no enumeration that has it")
+    member: Enum = owner.__members__[name]
+    return member

@@ -20,6 +20,7 @@ import os
 import sys
 import sysconfig
 import tokenize
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -96,7 +97,10 @@ def _prose() -> Iterator[tuple[str, str]]:
     for name, _, tree in _modules():
         yield f"module/{name}", _document(name, _docstrings(name, tree), seen)
     for name in sorted(sys.builtin_module_names):
-        yield f"builtin/{name}", _document(name, _builtin_docs(importlib.import_module(name)), seen)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of a module that a later Python has not
+            module = importlib.import_module(name)
+        yield f"builtin/{name}", _document(name, _builtin_docs(module), seen)
 
 
 def _topics() -> Iterator[tuple[str, str]]:
