@@ -72,7 +72,7 @@ def test_a_map_of_shards_that_is_a_program_is_not_run(tmp_path: Path) -> None:
 
 
 class Looks:
-    """Pickled, it is an attribute of something, as Python 3.11.0 to 3.11.3 write a member of an enumeration."""
+    """Pickled, it is an attribute of something, as Python 3.11.2 writes a member of an enumeration."""
 
     def __init__(self, owner: type, name: str) -> None:
         self.asked = owner, name

@@ -75,7 +75,7 @@ class _MapReader(pickle.Unpickler):
         if module_name == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         if (module_name, name) == ("builtins", "getattr"):
-            return _member  # by which Python 3.11.0 to 3.11.3 names members of enumerations
+            return _member  # by which Python 3.11.2 names members of enumerations, and 3.11.7 does not
         if (module_name, name) not in _NAMED:
             raise pickle.UnpicklingError(f"it names {module_name}.{name}")
         return super().find_class(module_name, name)
