@@ -43,6 +43,18 @@ def test_terms_and_gradient(
     torch.testing.assert_close(grad, wanted_grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_number_that_all_logits_share_takes_no_digits_of_the_probabilities(device: str) -> None:
+    from lifecycle.losses.gpu.terms_kernel import terms
+
+    logits = (4 * torch.randn(5, 301, generator=torch.Generator().manual_seed(3)) + 1e5).to(device)
+    labels = torch.tensor([0, 300, -100, 3, 3]).to(device)
+    wanted, wanted_grad = _terms(logits.double(), labels, None, 0.0, True)
+    found, grad = terms(logits, labels, None, 0.0, True)
+    torch.testing.assert_close(torch.stack(found).double(), torch.stack(wanted), rtol=2e-6, atol=1e-6)
+    torch.testing.assert_close(grad.double(), wanted_grad, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_half_precision_on_a_gpu() -> None:

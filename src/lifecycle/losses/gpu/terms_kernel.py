@@ -61,8 +61,9 @@ def terms_kernel(
         total = total * tl.exp(greatest - higher) + tl.exp(z - higher)
         greatest = higher
     most = tl.max(greatest, 0)
-    log_sum = most + tl.log(tl.sum(total * tl.exp(greatest - most), 0))
-    logp = at_label - log_sum
+    log_total = tl.log(tl.sum(total * tl.exp(greatest - most), 0))  # apart from `most`, beside which it has no digits
+    log_sum = most + log_total
+    logp = (at_label - most) - log_total
     weight = tl.where(trained, 1.0, 0.0)
     if weights is not None:
         weight *= tl.load(weights + row)
@@ -79,7 +80,7 @@ def terms_kernel(
             z = tl.load(at + i, mask=i < V, other=0.0).to(tl.float32)
             if CAPPED:
                 z = softcap * tanh(z / softcap)
-            grad = tl.exp(z - log_sum) * factor - tl.where(i == label, scale, 0.0)
+            grad = tl.exp((z - most) - log_total) * factor - tl.where(i == label, scale, 0.0)
             if CAPPED:
                 grad *= 1.0 - (z / softcap) * (z / softcap)
             tl.store(at + i, grad.to(logits.dtype.element_ty), mask=i < V)
