@@ -2,10 +2,7 @@
 has a process of its own: a test file runs itself again in it (`interpret_tests`)."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -27,12 +24,8 @@ def interpret_tests(file: str) -> None:
     run_tests_apart("triton", file, TRITON_INTERPRET="1")
 
 
-@contextmanager
-def bounds_of_loops() -> Iterator[None]:
+def _bounds_of_loops() -> None:
     """Triton 3.6 reads the bounds of a loop in a way that NumPy 2.4 refuses."""
-    if not INTERPRETED:
-        yield
-        return
     from triton.runtime import interpreter
 
     patch = interpreter._patch_lang_tensor
@@ -41,5 +34,8 @@ def bounds_of_loops() -> Iterator[None]:
         patch(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 
-    with mock.patch.object(interpreter, "_patch_lang_tensor", patched):
-        yield
+    interpreter._patch_lang_tensor = patched
+
+
+if INTERPRETED:  # in a process that does nothing else
+    _bounds_of_loops()

@@ -16,7 +16,7 @@ from tests.rehearsal.claims import Device, rehearsal
 from tests.stages.test_step import STEPS, Batches, padded, split, stage, whole
 from torch import Tensor
 
-from lifecycle.batch import StepBatch, TokenBatch
+from lifecycle.batch import TokenBatch
 from lifecycle.checkpoint.io import CommittedCheckpointIO
 from lifecycle.model import ModelConfig
 from lifecycle.model.layers import attention
@@ -65,19 +65,9 @@ def midtrain(model: ModelConfig, optimizer: AdamW | Muon, setup: Any = SETUP) ->
 
 
 class Data(Batches):
-    """With rows to measure on, and rows of the parent; from step `first` on."""
+    """With rows to measure on, and rows of the parent."""
 
-    first = 0
     validation: dict[str, list[Any]] | None = None
-
-    def train_dataloader(self) -> Any:
-        steps, first = super().train_dataloader(), self.first
-
-        class Loader:
-            def __iter__(self) -> Iterator[StepBatch]:
-                return (batch for batch in steps if batch.step >= first)
-
-        return Loader()
 
     def val_dataloader(self) -> dict[str, list[Any]]:
         return self.validation or {"a": whole(7), "b": split(8)}

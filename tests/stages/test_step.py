@@ -38,7 +38,9 @@ def optimization(lr: float = ADAMW.lr or 0.0, *, max_skipped: int = 0, **changed
 
 
 class Batches(pl.LightningDataModule):
-    """Hand-made steps in the form that the data engine gives: a `DataFeed`."""
+    """Hand-made steps in the form that the data engine gives: a `DataFeed`. first: the step that it begins with."""
+
+    first = 0
 
     def __init__(self, steps: Sequence[list[TokenBatch]]) -> None:
         super().__init__()
@@ -49,7 +51,7 @@ class Batches(pl.LightningDataModule):
 
         class Loader:
             def __iter__(self) -> Iterator[StepBatch]:
-                for step, micro in enumerate(outer.steps):
+                for step, micro in list(enumerate(outer.steps))[outer.first :]:
                     yield StepBatch(step=step, micro=micro, cursor=Cursor(step=step + 1, streams={0: {}}))
 
         return Loader()

@@ -6,7 +6,6 @@
    Sizes: C tokens of a chunk, V vocabulary. */
 
 #include <stdlib.h>
-#include <string.h>
 
 #include "numbers.h"
 
@@ -27,16 +26,6 @@ INLINE wide logits_of(const int half, const int capped, const Call *c, const cha
   wide x = there < WIDTH ? widened(half, rest, 0) : widened(half, row, i);
   if (capped) x = c->softcap * hyperbolic_tangent(x / c->softcap);
   return there < WIDTH ? shown(x, (1ul << there) - 1) : x;
-}
-
-INLINE void put(const int half, const Call *c, char *row, long i, wide x) {
-  if (i + WIDTH <= c->V) {
-    store(half, row, i, x);
-    return;
-  }
-  float rest[WIDTH];
-  store(half, rest, 0, x);
-  memcpy(row + i * bytes_of(half), rest, (c->V - i) * bytes_of(half));
 }
 
 /* exponentials (V, in whole vectors) becomes exp(logit - largest logit); returns the logarithm of their sum. It is kept
@@ -79,10 +68,10 @@ INLINE void token(const int half, const int capped, const Call *c, long t, float
       wide x = logits_of(half, capped, c, row, i) / c->softcap;
       grad *= 1 - x * x;
     }
-    put(half, c, row, i, grad);
+    store_first(half, row, i, grad, c->V - i);
   }
-  if (!trained) return;
-  put_one(half, row, label, capped ? of_label * (1 - slope * slope) : of_label);
+  if (capped) of_label *= 1 - slope * slope;
+  if (trained) store_first(half, row, label, (wide){0} + of_label, 1);
 }
 
 INLINE void tokens(const int half, const int capped, const Call *c, float *exponentials) {

@@ -1,18 +1,10 @@
 """The kernel of a chunk's logits gives the terms and the gradient that the plain way gives."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from tests.interpreted import DEVICES, INTERPRETED, bounds_of_loops, interpret_tests
+from tests.interpreted import DEVICES, INTERPRETED, interpret_tests
 
 from lifecycle.losses.cross_entropy import _terms
-
-
-@pytest.fixture(autouse=True)
-def interpreter() -> Iterator[None]:
-    with bounds_of_loops():
-        yield
 
 
 @pytest.mark.skipif(INTERPRETED, reason="it is what starts this process")

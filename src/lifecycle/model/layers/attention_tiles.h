@@ -104,13 +104,7 @@ INLINE void packed_across(const int half, const char *rows, long tiles, long D, 
         for (long t = 0; t < COLUMNS; t++, to += 4) *(word *)to = ((const word *)rows)[(n * TILE + p + t) * words + s];
 }
 
-/* n numbers times `factor` to an array of the call. */
+/* n numbers times `factor` to an array of the call; x has whole vectors. */
 INLINE void put(const int half, void *to, long at, const float *x, float factor, long n) {
-  long i = 0;
-  for (; i + WIDTH <= n; i += WIDTH) store(half, to, at + i, *(const wide *)(x + i) * factor);
-  if (i < n) { /* x has whole vectors, the array of the call has not */
-    float rest[WIDTH];
-    store(half, rest, 0, *(const wide *)(x + i) * factor);
-    memcpy((char *)to + (at + i) * bytes_of(half), rest, (n - i) * bytes_of(half));
-  }
+  for (long i = 0; i < n; i += WIDTH) store_first(half, to, at + i, *(const wide *)(x + i) * factor, n - i);
 }

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lifecycle.model.precision import product_dtype
+
 GROUPING = (9, 10)
 """Generations of NVIDIA GPUs on which torch groups products by a kernel; on others it asks the host for their sizes."""
 
@@ -54,14 +56,13 @@ class Experts(nn.Module):
         sorted_M, order_M = chosen_NA.flatten().sort(stable=True)
         experts_E = torch.arange(len(self.gate_proj), device=x_ND.device)
         ends_E = torch.searchsorted(sorted_M, experts_E, right=True)
-        device_type = x_ND.device.type
-        dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x_ND.dtype
+        dtype = product_dtype(x_ND, x_ND.dtype)
         matrices = tuple(m.to(dtype) for m in (self.gate_proj, self.up_proj, self.down_proj))
         given = (x_ND.to(dtype), w_NA.to(dtype), order_M, ends_E, *matrices)
         # compilers cannot read context variables; what samples with fixed shapes runs eagerly
         if not torch.compiler.is_compiling() and _FIXED.get():
             return padded(*given)
-        if device_type == "cuda" and dtype == torch.bfloat16 and self._has_whole_rows:
+        if x_ND.is_cuda and dtype == torch.bfloat16 and self._has_whole_rows:
             return grouped(*given)
         out: Tensor = by_expert(*given)[0]
         return out

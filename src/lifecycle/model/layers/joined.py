@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lifecycle.model.layers.gpu import available, fp8
+from lifecycle.model.precision import product_dtype
 
 
 def joined(x: Tensor, layers: Sequence[nn.Module]) -> Tensor | None:
@@ -29,7 +30,7 @@ def joined(x: Tensor, layers: Sequence[nn.Module]) -> Tensor | None:
 def as_one(x: Tensor, layers: Sequence[nn.Linear]) -> Tensor:
     """The same by one product, in autocast's dtype where that is on; all layers have a bias, or none. In fp8 where all
     layers are (gpu/fp8.py)."""
-    dtype = fp8.product_dtype(x, layers[0].weight)
+    dtype = product_dtype(x, layers[0].weight.dtype)
     weight = torch.cat([layer.weight.to(dtype) for layer in layers])
     biases = [layer.bias.to(dtype) for layer in layers if layer.bias is not None]
     bias = torch.cat(biases) if biases else None

@@ -57,13 +57,11 @@ class LatentAttention(nn.Module):
         q_BTHK = self._queries(x_BTD).unflatten(-1, (self.heads, -1))
         q_nope, q_rope = q_BTHK.split((sizes.nope_dim, sizes.rope_dim), dim=-1)
         q_rope = rotate(q_rope, *angles)
-        c_BTC, k_rope = self.kv_down(x_BTD).split((sizes.kv_rank, sizes.rope_dim), dim=-1)
-        c_BTC, k_rope_BT1P = self.kv_norm(c_BTC), rotate(k_rope[:, :, None], *angles)
         if slots is None:
-            k, v = self._unfold(c_BTC, k_rope_BT1P)
+            k, v = self._unfold(*self._vectors(x_BTD, angles))
             out = self._attend(torch.cat((q_nope, q_rope), dim=-1), k, v, documents)
         else:
-            held_B1LJ = slots.write_latent(torch.cat((c_BTC[:, :, None], k_rope_BT1P), dim=-1)).to(x_BTD.dtype)
+            held_B1LJ = self.store(x_BTD, angles, slots).to(x_BTD.dtype)
             plain = fp8.is_plain(self.kv_up)  # an adapter beside it is no part of its weight
             if slots.mask_B1TL is None:
                 out = self._begun(q_nope, q_rope, held_B1LJ, slots.documents)
@@ -72,6 +70,16 @@ class LatentAttention(nn.Module):
                 out = cached(q_nope, q_rope, held_B1LJ, slots.mask_B1TL)
         result: Tensor = self.o_proj(out.flatten(2))
         return result
+
+    def store(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], slots: Slots) -> Tensor:
+        """Write the call's tokens to the cache; (B, 1, L, J), all that its rows hold then: c and the shared key."""
+        c_BTC, k_rope_BT1P = self._vectors(x_BTD, angles)
+        return slots.write_latent(torch.cat((c_BTC[:, :, None], k_rope_BT1P), dim=-1))
+
+    def _vectors(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """c, and the shared key."""
+        c_BTC, k_rope = self.kv_down(x_BTD).split((self.sizes.kv_rank, self.sizes.rope_dim), dim=-1)
+        return self.kv_norm(c_BTC), rotate(k_rope[:, :, None], *angles)
 
     def _queries(self, x_BTD: Tensor) -> Tensor:
         out: Tensor = self.q_proj(x_BTD) if self.sizes.q_rank is None else self.q_up(self.q_norm(self.q_down(x_BTD)))

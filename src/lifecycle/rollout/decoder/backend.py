@@ -23,7 +23,7 @@ from lifecycle.model import Cache, Decoder
 from lifecycle.model.adapters import dropout_off, plain_weights
 from lifecycle.model.layers.experts import Experts
 from lifecycle.model.layers.gpu import available
-from lifecycle.model.precision import dtype_of
+from lifecycle.model.precision import dtype_of, product_dtype
 from lifecycle.rollout.decoder import fused
 from lifecycle.rollout.decoder.fused import Fused
 from lifecycle.rollout.decoder.joined_blocks import Joined, Prefill
@@ -68,10 +68,8 @@ class DecodeBackend(Protocol):
 
 def compute_dtype(model: Decoder) -> torch.dtype:
     """The dtype that products run in: autocast's where it is on, else that of the weights."""
-    device_type = model.embedding.weight.device.type
-    if torch.is_autocast_enabled(device_type):
-        return torch.get_autocast_dtype(device_type)
-    return model.embedding.weight.dtype
+    weight = model.embedding.weight
+    return product_dtype(weight, weight.dtype)
 
 
 def cache_dtype(model: Decoder, step: DecodeBackend, dtype: torch.dtype) -> torch.dtype:

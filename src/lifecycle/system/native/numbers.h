@@ -1,12 +1,17 @@
 /* What is done to a wide vector of numbers: exponentials, rounding to bf16 and back, sums. `half`: an array is of bf16, else
    of floats. */
 
+#include <string.h>
+
 #include "vectors.h"
 
 VECTOR(unsigned, WIDTH * 4, 4) wide_unsigneds;
 VECTOR(unsigned short, WIDTH * 2, 2) wide_shorts;
 
 #define ALIGNED __attribute__((aligned(64)))
+
+INLINE long whole(long n, long of) { return (n + of - 1) / of * of; }
+INLINE long bytes_of(long half) { return half ? 2 : 4; }
 
 NEAREST(nearest, wide, wide_ints)
 EXPONENTIAL(portable, wide, wide_ints)
@@ -69,12 +74,15 @@ INLINE void store(const int half, void *to, long i, wide x) {
     *(wide *)((float *)to + i) = x;
 }
 
-INLINE void put_one(const int half, void *to, long i, float x) {
-  wide_shorts made = rounded((wide){0} + x);
-  if (half)
-    ((bf16 *)to)[i] = made[0];
-  else
-    ((float *)to)[i] = x;
+/* Of x the first n numbers, or all where n is larger: arrays of a call need not have whole vectors. */
+INLINE void store_first(const int half, void *to, long i, wide x, long n) {
+  if (n >= WIDTH) {
+    store(half, to, i, x);
+    return;
+  }
+  float made[WIDTH];
+  store(half, made, 0, x);
+  memcpy((char *)to + i * bytes_of(half), made, n * bytes_of(half));
 }
 
 INLINE wide larger(wide x, wide y) {
@@ -128,6 +136,3 @@ INLINE float dot(const int half, const void *x, const void *y, long from, long n
   for (; i < n; i++) sum += one(half, x, from + i) * one(half, y, from + i);
   return sum;
 }
-
-INLINE long whole(long n, long of) { return (n + of - 1) / of * of; }
-INLINE long bytes_of(long half) { return half ? 2 : 4; }

@@ -3,7 +3,7 @@ what is trained so is the same model to everything else. On a CPU torchao multip
 
 import copy
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lifecycle import config
-from lifecycle.batch import StepBatch
 from lifecycle.checkpoint.io import CommittedCheckpointIO
 from lifecycle.hardware.hardware import Fp8
 from lifecycle.model import Decoder, build, compile_model
@@ -288,27 +287,12 @@ FARTHEST = 2 * STEPS * 1.05e-2
 """That steps of AdamW at a rate of 0.01 can take two weights apart."""
 
 
-class From(Batches):
-    """Its steps from `first` on."""
-
-    first = 0
-
-    def train_dataloader(self) -> Any:
-        steps, first = super().train_dataloader(), self.first
-
-        class Loader:
-            def __iter__(self) -> Iterator[StepBatch]:
-                return (batch for batch in steps if batch.step >= first)
-
-        return Loader()
-
-
 def trained(recipe: Recipe | None, folder: Path, *, stop: int = STEPS, begun: Path | None = None) -> Pretrain:
     made = stage()
     made.setup_facts = replace(made.setup_facts, bf16=True, fp8=recipe)
     options: dict[str, Any] = {"precision": "bf16-mixed", "plugins": [CommittedCheckpointIO(async_save=False)]}
     trainer = trainer_of(stop, folder, logger=False, **options)
-    data = From([form(step) for step, form in enumerate((whole, reordered, whole))][:stop])
+    data = Batches([form(step) for step, form in enumerate((whole, reordered, whole))][:stop])
     data.first = 2 if begun else 0
     trainer.fit(made, data, ckpt_path=begun)
     trainer.save_checkpoint(folder / f"step-{stop:08}")

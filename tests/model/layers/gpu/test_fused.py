@@ -1,10 +1,8 @@
 """Gate and rotation as one kernel each give what the plain layers give, and their gradients."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from tests.interpreted import DEVICES, INTERPRETED, bounds_of_loops, interpret_tests
+from tests.interpreted import DEVICES, INTERPRETED, interpret_tests
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -12,12 +10,6 @@ from lifecycle.model.layers.gpu import fused
 from lifecycle.model.layers.rope import rotate
 
 CLOSE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-
-
-@pytest.fixture(autouse=True)
-def interpreter() -> Iterator[None]:
-    with bounds_of_loops():
-        yield
 
 
 @pytest.mark.skipif(INTERPRETED, reason="it is what starts this process")

@@ -1,13 +1,12 @@
 """Experts on a GPU: the kernels choose and multiply as the model does, and the engine notes what they chose."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from benchmarks.decode_counts import Launched
-from tests.interpreted import DEVICES, INTERPRETED, bounds_of_loops, interpret_tests
+from tests.interpreted import DEVICES, INTERPRETED, interpret_tests
 from tests.model.variants import GATED, SIGMOID, SOFTMAX, V2, VARIANTS
 from tests.rollout.sampled import prompts, settings
 from tests.rollout.tape import FORBIDDEN
@@ -30,12 +29,6 @@ ROUTED = {
     "many": WIDE,
     "all": replace(SOFTMAX, active=6),
 }
-
-
-@pytest.fixture(autouse=True)
-def interpreter() -> Iterator[None]:
-    with bounds_of_loops():
-        yield
 
 
 @pytest.mark.skipif(INTERPRETED, reason="it is what starts this process")

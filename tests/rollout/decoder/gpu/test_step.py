@@ -1,12 +1,11 @@
 """Our own kernels give what the model's own cached forward pass gives: on a GPU, and here in Triton's interpreter."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from tests.interpreted import DEVICES, GPU, HERE, INTERPRETED, bounds_of_loops, interpret_tests
+from tests.interpreted import DEVICES, GPU, HERE, INTERPRETED, interpret_tests
 from tests.model.variants import VARIANTS, YARN
 from torch import Tensor
 
@@ -48,12 +47,6 @@ CLOSE: dict[torch.dtype, dict[str, Any]] = {
     torch.bfloat16: {"rtol": 5e-2, "atol": 8e-2},
     torch.float16: {"rtol": 1e-2, "atol": 1e-2},
 }
-
-
-@pytest.fixture(autouse=True)
-def interpreter() -> Iterator[None]:
-    with bounds_of_loops():
-        yield
 
 
 @pytest.mark.skipif(INTERPRETED, reason="it is what starts this process")

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lifecycle.model.precision import product_dtype
+
 Recipe = Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"]
 """As torchao names them. `tensorwise`: one scale an operand. `rowwise`: one a row, or a column. `rowwise_with_gw_hp`:
 the same, and the gradient of the weight by a product in full."""
@@ -51,7 +53,7 @@ class Fp8Linear(nn.Linear):
         """(..., N) of (..., D)."""
         if not takes(input, [self]):
             return F.linear(input, self.weight, self.bias)
-        dtype = product_dtype(input, self.weight)
+        dtype = product_dtype(input, self.weight.dtype)
         return product(input.to(dtype), self.weight.to(dtype), self.bias, self.products)
 
 
@@ -78,12 +80,6 @@ def takes(x: Tensor, layers: Sequence[nn.Module]) -> bool:
     """Whether all of these layers multiply (..., D) x in fp8: for a gradient, and over rows that the units can take."""
     changed, rows = all(type(layer) is Fp8Linear for layer in layers), x.numel() // x.shape[-1]
     return changed and torch.is_grad_enabled() and rows > 0 and rows % ALIGNED == 0  # no rows have no largest value
-
-
-def product_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
-    """Autocast's where that is on for the device, else that of the weight."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 def product(x: Tensor, weight_ND: Tensor, bias_N: Tensor | None, products: Products) -> Tensor:

@@ -112,8 +112,12 @@ class KernelStep:
             if isinstance(joined, JoinedAttention):
                 seen_ND = _attended(joined.qkv(y_ND), place, number, joined, last=number == last)
                 return None if seen_ND is None else joined.o(seen_ND)
-            out_BTD: Tensor = joined.attention(y_ND.view(*ids_BT.shape, -1), place.angles, None, place.layer(number))
-            return None if number == last else out_BTD.flatten(0, 1)
+            given = y_ND.view(*ids_BT.shape, -1), place.angles
+            if number == last:  # its vectors in the cache are all that is wanted
+                joined.attention.store(*given, place.layer(number))
+                return None
+            out_BTD: Tensor = joined.attention(*given, None, place.layer(number))
+            return out_BTD.flatten(0, 1)
 
         x_ND = F.embedding(ids_BT, self._model.embedding.weight).flatten(0, 1)
         with _on_device_of(x_ND):
