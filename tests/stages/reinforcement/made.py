@@ -57,8 +57,6 @@ GRADED = RewardKeys(
 )
 ALONE = EnvironmentKeys(name=None, max_turns=3, max_observation_tokens=3)
 TALKS = replace(ALONE, name="tests.stages.reinforcement.talker:Talker")
-EPS = 1e-3
-"""Of AdamW: without it the first step of a gradient that is all rounding would be as large as any."""
 
 KEYS = PolicyKeys(
     advantage="group_mean",
@@ -164,7 +162,7 @@ def grpo(
     }
     made = Grpo(
         model=model,
-        optimization=optimization(lr, eps=EPS),
+        optimization=optimization(lr),
         drawn=SamplingKeys(
             sampling=drawing,
             slots=5,
@@ -209,7 +207,7 @@ def ppo(
     like = grpo(steps=steps, micro_tokens=micro_tokens, setup=facts, environment=environment, model=model)
     made = Ppo(
         model=model,
-        optimization=optimization(lr, eps=EPS),
+        optimization=optimization(lr),
         drawn=replace(like.actor.drawn, updates_per_rollout=updates, passes_per_rollout=passes),
         graded=GRADED,
         policy=replace(KEYS, **{"advantage": "none", "kl": replace(KEYS.kl, kind="k1"), **keys}),

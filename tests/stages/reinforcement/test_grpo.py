@@ -11,7 +11,6 @@ from tests.model.adapted import lora
 from tests.stages.reinforcement.made import (
     ALONE,
     DRAWING,
-    EPS,
     GRADED,
     POLICY,
     TALKS,
@@ -111,7 +110,7 @@ def test_three_steps_are_those_of_a_plain_loop(kind: Any, environment: Environme
         {"params": [p for p in model.parameters() if p.dim() > 1]},
         {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=ADAMW.betas, eps=EPS, weight_decay=ADAMW.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=ADAMW.betas, eps=ADAMW.eps, weight_decay=ADAMW.weight_decay)
     for step in range(STEPS):
         rollout = drawn(model, step, prompts(step), environment)
         assert bool((rollout.exists & ~rollout.sampled).any()) == (environment is TALKS)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.stages.reinforcement.made import ALONE, EPS, HEAD, POLICY, TALKS, VALUES, ppo, prompts
+from tests.stages.reinforcement.made import ALONE, HEAD, POLICY, TALKS, VALUES, ppo, prompts
 from tests.stages.reinforcement.test_grpo import drawn, plain_logp
 from tests.stages.reinforcement.test_reward_model import asked_model
 from tests.stages.test_step import ADAMW, Batches, Kept, optimization, trainer_of
@@ -101,7 +101,7 @@ def test_three_steps_are_those_of_a_plain_loop(keys: CriticKeys, environment: En
         decayed = [p for name, p in part.named_parameters() if p.dim() > 1 or name == "score"]
         plain = [p for name, p in part.named_parameters() if not (p.dim() > 1 or name == "score")]
         groups += [{"params": decayed, "lr": rate}, {"params": plain, "lr": rate, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, betas=ADAMW.betas, eps=EPS, weight_decay=ADAMW.weight_decay)
+    optimizer = torch.optim.AdamW(groups, betas=ADAMW.betas, eps=ADAMW.eps, weight_decay=ADAMW.weight_decay)
     for step in range(STEPS):
         rollout = drawn(model, step, prompts(step), environment)
         loss, explained = plain_step(model, reference, critic, rollout)

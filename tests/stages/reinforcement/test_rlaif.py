@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from tests.model.adapted import lora
-from tests.stages.reinforcement.made import EPS, GRADED, KEYS, POLICY, ByTokens, grpo, prompts
+from tests.stages.reinforcement.made import GRADED, KEYS, POLICY, ByTokens, grpo, prompts
 from tests.stages.reinforcement.test_grpo import drawn, train, weights
 from tests.stages.test_step import ADAMW, optimization
 from torch import Tensor
@@ -49,7 +49,7 @@ def rlaif(
     assert not walk.faults
     made = Rlaif(
         model=POLICY,
-        optimization=optimization(lr, eps=EPS),
+        optimization=optimization(lr),
         drawn=replace(like.actor.drawn, updates_per_rollout=updates, passes_per_rollout=passes),
         graded=GRADED,
         policy=replace(KEYS, **policy),
@@ -87,7 +87,7 @@ def test_three_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
         {"params": [p for p in model.parameters() if p.dim() > 1]},
         {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=ADAMW.betas, eps=EPS, weight_decay=ADAMW.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=ADAMW.betas, eps=ADAMW.eps, weight_decay=ADAMW.weight_decay)
     for step in range(STEPS):
         rollout = drawn(model, step, prompts(step))
         pairs = plain_pairs(rollout)

@@ -11,7 +11,6 @@ import torch
 from tests.stages.reinforcement.made import (
     ALONE,
     DRAWING,
-    EPS,
     GRADED,
     KEYS,
     POLICY,
@@ -69,7 +68,7 @@ def spo(
     }
     made = Spo(
         model=POLICY,
-        optimization=optimization(1e-2, eps=EPS),
+        optimization=optimization(1e-2),
         drawn=SamplingKeys(
             sampling=DRAWING,
             slots=5,
@@ -135,7 +134,7 @@ class Plain:
             {"params": [p for p in self.model.parameters() if p.dim() < 2], "weight_decay": 0.0},
         ]
         decay = ADAMW.weight_decay
-        self.optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=ADAMW.betas, eps=EPS, weight_decay=decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=ADAMW.betas, eps=ADAMW.eps, weight_decay=decay)
 
     def start(self, given: PromptBatch, step: int) -> None:
         new = [i for i, name in enumerate(given.id) if name not in self.alpha]
