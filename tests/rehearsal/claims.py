@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lifecycle.losses import cross_entropy
-from lifecycle.model.layers import packed_attention
+from lifecycle.model.layers.cpu import block_parts, packed_attention
 from lifecycle.model.layers.gpu import available
 
 HOST, DEVICE = torch.device("cpu"), torch.device("cuda", 0)
@@ -278,7 +278,8 @@ def rehearsal() -> Iterator[Device]:
         # what is computed again asks for devices where `Names` does not hear it
         shape = lambda x: {"shape": x.shape, "dtype": x.dtype}  # noqa: E731
         patch.setitem(torch.utils.checkpoint._allowed_determinism_checks_to_fns, "default", shape)
-        patch.setattr(packed_attention, "is_there", lambda: False)  # ... and would take the host's own kernel
+        patch.setattr(packed_attention, "is_there", lambda: False)  # ... and would take the host's own kernels
+        patch.setattr(block_parts, "takes", lambda *_: False)
         patch.setattr(available, "is_there", lambda device: False)  # kernels of a GPU need a real one
         patch.setattr(cross_entropy, "kernel_is_there", lambda device: False)
         with device, Names(device):

@@ -21,9 +21,7 @@ typedef struct {
 /* Logits of one vector from index i on; what lies behind the row counts for nothing. */
 INLINE wide logits_of(const int half, const int capped, const Call *c, const char *row, long i) {
   long there = c->V - i;
-  float rest[WIDTH] = {0};
-  if (there < WIDTH) memcpy(rest, row + i * bytes_of(half), there * bytes_of(half));
-  wide x = there < WIDTH ? widened(half, rest, 0) : widened(half, row, i);
+  wide x = widened_first(half, row, i, there);
   if (capped) x = c->softcap * hyperbolic_tangent(x / c->softcap);
   return there < WIDTH ? shown(x, (1ul << there) - 1) : x;
 }

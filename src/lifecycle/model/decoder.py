@@ -22,8 +22,8 @@ from torch.utils.checkpoint import checkpoint
 
 from lifecycle.errors import UserError
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.layers import packed_attention
 from lifecycle.model.layers.attention import DocumentMask, attention, slide
+from lifecycle.model.layers.cpu import packed_attention
 from lifecycle.model.layers.gpu import available, fused
 from lifecycle.model.layers.initial import SCORE, normal, score_std
 from lifecycle.model.layers.joined import joined

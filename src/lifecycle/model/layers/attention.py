@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lifecycle.errors import UserError
-from lifecycle.model.layers import packed_attention
+from lifecycle.model.layers.cpu import packed_attention
 from lifecycle.model.layers.gpu import cudnn_attention
 
 Kernel = Literal["sdpa", "varlen", "flash", "cudnn"]

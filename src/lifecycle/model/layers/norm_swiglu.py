@@ -1,7 +1,8 @@
 """The small parts of a block: RMS norm and SwiGLU.
 
 In training both keep their inputs for the backward pass and compute what lies between once more: it is cheap, and what
-autograd keeps of a product of three is two more tensors. A compiler chooses for itself.
+autograd keeps of a product of three is two more tensors. On a CPU our own C does it (cpu/block_parts.py). A compiler
+chooses for itself.
 
 Shapes: B sequences, T positions, D width, F width of the feed-forward part.
 """
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lifecycle.model.layers.cpu import block_parts
 from lifecycle.model.layers.gpu import fused
 from lifecycle.model.layers.joined import joined
 
@@ -39,6 +41,8 @@ class RMSNorm(nn.Module):
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The norm, and (..., 1) what x was multiplied by."""
+    if block_parts.takes(x):
+        return block_parts.norm(x, weight, eps)
     x32 = _wide(x)
     scale = torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
     return (x32 * scale * weight).to(x.dtype), scale
@@ -61,6 +65,8 @@ class _RMSNorm(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight, scale = ctx.saved_tensors
+        if block_parts.takes(x):
+            return *block_parts.norm_gradient(grad, x, weight, scale), None
         wide, of_x, of_weight = _wide(grad), None, None
         n = _wide(x) * scale
         product = wide * n
@@ -87,24 +93,23 @@ class FeedForward(nn.Module):
             out: Tensor = self.down_proj(fused.gated(gate_up))
             return out
         gate, up = self.gate_proj(x_BTD), self.up_proj(x_BTD)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            inner = _Gated.apply(gate, up)
-        else:
-            inner = F.silu(gate) * up
+        inner = F.silu(gate) * up if torch.compiler.is_compiling() else _Gated.apply(gate, up)
         out = self.down_proj(inner)
         return out
 
 
 class _Gated(torch.autograd.Function):
-    """silu(gate) up, and the gradients that autograd would give, bit for bit."""
+    """silu(gate) up, and the gradients that autograd would give."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate) * up
+        return block_parts.gated(gate, up) if block_parts.takes(gate, up) else F.silu(gate) * up
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
+        if block_parts.takes(gate, up):
+            return block_parts.gated_gradient(grad, gate, up)
         return torch.ops.aten.silu_backward(grad * up, gate), grad * F.silu(gate)

@@ -17,11 +17,13 @@ Shapes: B sequences, T positions, H heads, K width of a head, P rotated part of 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lifecycle.model.config import ModelConfig
+from lifecycle.model.layers.cpu import block_parts
 from lifecycle.model.parts import RopeScaling
 
 
@@ -62,12 +64,30 @@ def rotate(x_BTHK: Tensor, cos_BT1P: Tensor, sin_BT1P: Tensor) -> Tensor:
 
     The sin is signed: -sin for the first of a pair, sin for the second.
     """
+    if block_parts.takes(x_BTHK):
+        out: Tensor = _Turned.apply(x_BTHK, cos_BT1P, sin_BT1P)
+        return out
     P = cos_BT1P.shape[-1]
     if x_BTHK.shape[-1] > P:
         turned = rotate(x_BTHK[..., :P], cos_BT1P, sin_BT1P)
         return torch.cat((turned, x_BTHK[..., P:]), dim=-1)
     other = x_BTHK.roll(P // 2, dims=-1)  # of the same pair
     return (x_BTHK * cos_BT1P + other * sin_BT1P).to(x_BTHK.dtype)
+
+
+class _Turned(torch.autograd.Function):
+    """A turn by our C; its gradient turns back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return block_parts.turned(x, cos, sin)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return block_parts.turned(grad, cos, sin, back=True), None, None
 
 
 def rotary_frequencies(config: ModelConfig, device: torch.device) -> Tensor:

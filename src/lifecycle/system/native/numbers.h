@@ -67,6 +67,14 @@ INLINE wide widened(const int half, const void *from, long i) {
 #endif
 }
 
+/* Of the n numbers that are left, or of a whole vector where n is larger; zeros behind them. */
+INLINE wide widened_first(const int half, const void *from, long i, long n) {
+  if (n >= WIDTH) return widened(half, from, i);
+  float rest[WIDTH] = {0};
+  memcpy(rest, (const char *)from + i * bytes_of(half), n * bytes_of(half));
+  return widened(half, rest, 0);
+}
+
 INLINE void store(const int half, void *to, long i, wide x) {
   if (half)
     *(wide_shorts *)((bf16 *)to + i) = rounded(x);

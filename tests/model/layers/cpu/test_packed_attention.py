@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lifecycle.model import DocumentMask
-from lifecycle.model.layers import packed_attention as ours
 from lifecycle.model.layers.attention import attention, lower_triangle, slide
-from lifecycle.model.layers.packed_attention import SLOWER, SOURCE, packed_attention
+from lifecycle.model.layers.cpu import packed_attention as ours
+from lifecycle.model.layers.cpu.packed_attention import SLOWER, SOURCE, packed_attention
 from lifecycle.system.native import c_library
 
 pytestmark = pytest.mark.skipif(not ours.is_there(), reason="needs a C compiler")

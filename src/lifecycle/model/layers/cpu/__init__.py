@@ -1,0 +1,1 @@
+"""Parts of a block in our own C, for training on a CPU."""

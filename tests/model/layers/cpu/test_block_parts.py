@@ -1,0 +1,133 @@
+"""Our C for the small parts of a block gives what their formulas give in float64, and the gradients of that."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lifecycle.model.layers.cpu import block_parts
+from lifecycle.model.layers.cpu.block_parts import SLOWER, SOURCE
+from lifecycle.model.layers.norm_swiglu import FeedForward, RMSNorm, _Gated, _RMSNorm
+from lifecycle.model.layers.rope import rotate
+from lifecycle.system.native.c_library import library
+
+pytestmark = pytest.mark.skipif(library(SOURCE, SLOWER) is None, reason="no C compiler here")
+
+CPU = torch.device("cpu")
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+CLOSE = {torch.float32: 2e-6, torch.bfloat16: 4e-3}
+"""Of the norm of the difference: what rounding of inputs and results to the dtype amounts to, once each."""
+
+
+def drawn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator(CPU).manual_seed(seed), device=CPU).to(dtype)
+
+
+def agree(ours: Callable[..., object], plain: Callable[..., object], *given: Tensor) -> None:
+    """Results and gradients of `ours`, in the dtype given, are those of `plain` in float64."""
+    own = [x.detach().clone(memory_format=torch.preserve_format).requires_grad_() for x in given]
+    twins = [x.detach().double().requires_grad_() for x in given]
+    found, wanted = ours(*own), plain(*twins)
+    found, wanted = (x if isinstance(x, tuple) else (x,) for x in (found, wanted))
+    ups = [drawn(*x.shape, dtype=given[0].dtype, seed=9 + i) for i, x in enumerate(wanted)]
+    of_ours = torch.autograd.grad(found, own, ups)
+    of_plain = torch.autograd.grad(wanted, twins, [up.double() for up in ups])
+    for a, b in zip((*found, *of_ours), (*wanted, *of_plain), strict=True):
+        assert a.shape == b.shape and a.dtype in (given[0].dtype, torch.float32)
+        assert (a.double() - b).norm() <= CLOSE[given[0].dtype] * b.norm()
+
+
+def plain_norm(x: Tensor, weight: Tensor) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+
+
+def plain_turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = cos.shape[-1] // 2
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    a = first * cos[..., :half] + second * sin[..., :half]
+    b = second * cos[..., half:] + first * sin[..., half:]
+    return torch.cat((a, b, rest), dim=-1)
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(1, 3), (7, 6), (2, 3, 16), (2, 5, 3, 40), (70, 1100)])
+def test_the_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x, weight = drawn(*shape, dtype=dtype) * 3, drawn(shape[-1], seed=1)
+    assert block_parts.takes(x)
+    agree(lambda x, w: _RMSNorm.apply(x, w, 1e-5), plain_norm, x, weight)
+
+
+@DTYPES
+@pytest.mark.parametrize("width", [1, 6, 64, 1100])
+def test_the_gate(width: int, dtype: torch.dtype) -> None:
+    gate, up = drawn(2, 9, width, dtype=dtype) * 4, drawn(2, 9, width, dtype=dtype, seed=1)
+    agree(_Gated.apply, lambda gate, up: F.silu(gate) * up, gate, up)
+
+
+def test_a_gate_by_hand_and_far_out() -> None:
+    gate = torch.tensor([[0.0, 1.0, -1.0, 200.0, -200.0, float("nan")]], device=CPU)
+    out = block_parts.gated(gate, torch.full_like(gate, 2.0))
+    assert out[0, :5].tolist() == pytest.approx([0.0, 2 * 0.7310586, -2 * 0.2689414, 400.0, 0.0])
+    assert bool(out[0, 5].isnan())
+    of_gate, of_up = block_parts.gated_gradient(torch.ones_like(gate), gate, torch.ones_like(gate))
+    assert of_up[0, :5].tolist() == pytest.approx([0.0, 0.7310586, -0.2689414, 200.0, 0.0])
+    assert of_gate[0, :5].tolist() == pytest.approx([0.5, 0.9276705, 0.0723295, 1.0, 0.0])
+
+
+@DTYPES
+@pytest.mark.parametrize("rotated", [2, 8, 24, 64])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_turn_of_a_whole_head_or_of_its_beginning(rotated: int, rows: int, dtype: torch.dtype) -> None:
+    x = drawn(2, 5, 3, 64, dtype=dtype)
+    # any numbers, not angles' own: the gradient must take the other's sine
+    cos, sin = (drawn(rows, 5, 1, rotated, seed=seed) for seed in (1, 2))
+    agree(lambda x: rotate(x, cos, sin), lambda x: plain_turn(x, cos.double(), sin.double()), x)
+
+
+def test_rows_that_stand_apart_or_backwards_are_read_as_they_are() -> None:
+    wide = drawn(6, 40)
+    for x in (wide[:, 3:19], wide[:, ::2], wide.T, wide[None, :, 5:9].expand(3, 6, 4)):
+        own, whole = (
+            _RMSNorm.apply(x, torch.ones(x.shape[-1]), 1e-5),
+            _RMSNorm.apply(x.clone(), torch.ones(x.shape[-1]), 1e-5),
+        )
+        assert torch.equal(own, whole)
+        assert torch.equal(block_parts.gated(x, x.flip(0)), block_parts.gated(x.clone(), x.flip(0).clone()))
+    x = drawn(2, 6, 5, 4).transpose(1, 2)
+    cos, sin = drawn(1, 5, 1, 4, seed=1), drawn(1, 5, 1, 4, seed=2)
+    assert torch.equal(rotate(x, cos, sin), rotate(x.contiguous(), cos, sin))
+
+
+def test_no_rows_at_all() -> None:
+    x = torch.empty(0, 8, device=CPU, requires_grad=True)
+    weight = torch.ones(8, device=CPU, requires_grad=True)
+    out = _RMSNorm.apply(x, weight, 1e-5)
+    out.sum().backward()
+    assert out.shape == (0, 8) and weight.grad is not None and weight.grad.tolist() == [0.0] * 8
+    assert block_parts.gated(x, x).shape == (0, 8)
+
+
+def test_the_same_bits_whatever_the_number_of_threads() -> None:
+    x, weight = drawn(900, 72, dtype=torch.bfloat16).requires_grad_(), drawn(72, seed=1).requires_grad_()
+    found = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            out = _RMSNorm.apply(x, weight, 1e-5)
+            found.append([out, *torch.autograd.grad(out, (x, weight), drawn(900, 72, dtype=torch.bfloat16, seed=2))])
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_tensors_that_it_is_not_for_are_left_to_torch() -> None:
+    x = drawn(2, 4)
+    assert not block_parts.takes(x.double()) and not block_parts.takes(x.half()) and not block_parts.takes(x.to("meta"))
+    assert not block_parts.takes(x, x.bfloat16())
+    assert _Gated.apply(x, x.bfloat16()).dtype == torch.float32
+    assert RMSNorm(4, eps=1e-5)(x.double()).dtype == torch.float64
+    assert FeedForward(width=4, ffn_width=6).half()(x.half()).dtype == torch.float16
