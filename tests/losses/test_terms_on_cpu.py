@@ -67,6 +67,9 @@ def test_large_logits_do_not_overflow_and_what_is_no_number_shows() -> None:
     assert loss == 0 and torch.equal(grad, torch.zeros(1, 3))
     (loss, _, _), grad = terms(logits[1:].clone(), torch.tensor([0]), None, 0.0, True)
     assert loss.isnan() and grad.isnan().any()
+    (loss, _, _), grad = terms(torch.full((1, 5), -3e38), torch.tensor([4]), None, 0.0, True)
+    assert loss == pytest.approx(1.6094379)  # log 5: what fills the vector up is smaller still
+    assert grad[0].tolist() == pytest.approx([0.2] * 4 + [-0.8])
 
 
 @pytest.mark.parametrize("dft", [False, True])

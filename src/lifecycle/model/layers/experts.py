@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lifecycle.model.layers.norm_swiglu import gated, gated_gradient
 from lifecycle.model.precision import product_dtype
 
 GROUPING = (9, 10)
@@ -106,7 +107,7 @@ def padded(
     for expert, visits in _visits(ends_E):
         rows = x_ND.index_select(0, order_M[visits] // w_NA.shape[1])
         filled = F.pad(rows, (0, 0, 0, len(x_ND) - len(rows)))
-        inner = F.silu(F.linear(filled, gate_EFD[expert])) * F.linear(filled, up_EFD[expert])
+        inner = gated(F.linear(filled, gate_EFD[expert]), F.linear(filled, up_EFD[expert]))
         out_MD[visits] = F.linear(inner, down_EDF[expert])[: len(rows)]
     return combined(out_MD, w_NA, order_M, inverse(order_M))
 
@@ -162,7 +163,7 @@ def by_expert(
         rows_mD = x_ND.index_select(0, tokens_m)
         torch.mm(rows_mD, gate_EFD[expert].T, out=gate_MF[visits])
         torch.mm(rows_mD, up_EFD[expert].T, out=up_MF[visits])
-        inner_mF = F.silu(gate_MF[visits]).mul_(up_MF[visits])
+        inner_mF = gated(gate_MF[visits], up_MF[visits])
         _add_rows(out_ND, tokens_m, (inner_mF @ down_EDF[expert].T).mul_(w_M[visits, None]))
     return out_ND.to(x_ND.dtype), gate_MF, up_MF
 
@@ -195,13 +196,10 @@ def _by_expert_backward(
         tokens_m = order_M[visits] // w_NA.shape[1]
         rows_mD, grad_mD = x_ND.index_select(0, tokens_m), grad_ND.index_select(0, tokens_m)
         gate_mF, up_mF, w_m1 = gate_MF[visits], up_MF[visits], w_M[visits, None]
-        silu_mF, of_inner_mF = F.silu(gate_mF), grad_mD @ down_EDF[expert]
-        inner_mF = silu_mF * up_mF
+        inner_mF, of_inner_mF = gated(gate_mF, up_mF), grad_mD @ down_EDF[expert]
         grad_w_M[order_M[visits]] = torch.linalg.vecdot(of_inner_mF, inner_mF)
         torch.mm(grad_mD.T, inner_mF.mul_(w_m1), out=grad_down[expert])
-        of_inner_mF.mul_(w_m1)
-        of_gate_mF = torch.ops.aten.silu_backward(up_mF * of_inner_mF, gate_mF)
-        of_up_mF = of_inner_mF.mul_(silu_mF)
+        of_gate_mF, of_up_mF = gated_gradient(of_inner_mF.mul_(w_m1), gate_mF, up_mF)
         torch.mm(of_gate_mF.T, rows_mD, out=grad_gate[expert])
         torch.mm(of_up_mF.T, rows_mD, out=grad_up[expert])
         _add_rows(grad_x, tokens_m, (of_gate_mF @ gate_EFD[expert]).addmm_(of_up_mF, up_EFD[expert]))

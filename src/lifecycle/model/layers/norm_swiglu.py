@@ -104,12 +104,21 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return block_parts.gated(gate, up) if block_parts.takes(gate, up) else F.silu(gate) * up
+        return gated(gate, up)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        if block_parts.takes(gate, up):
-            return block_parts.gated_gradient(grad, gate, up)
-        return torch.ops.aten.silu_backward(grad * up, gate), grad * F.silu(gate)
+        return gated_gradient(grad, *ctx.saved_tensors)
+
+
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) up. Not differentiable."""
+    return block_parts.gated(gate, up) if block_parts.takes(gate, up) else F.silu(gate) * up
+
+
+def gated_gradient(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """Of gate and of up, from that of silu(gate) up."""
+    if block_parts.takes(grad, gate, up):
+        return block_parts.gated_gradient(grad, gate, up)
+    return torch.ops.aten.silu_backward(grad * up, gate), grad * F.silu(gate)

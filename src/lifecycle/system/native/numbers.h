@@ -110,15 +110,17 @@ static const wide_ints LANES = {1, 2, 4, 8, 16, 32, 64, 128};
 static const float HIDDEN = -1e30f; /* finite: what is seen of a tile later wipes it out, without NaN */
 
 /* x where the bit of its number is 1. */
-INLINE wide shown(wide x, unsigned long bits) {
+INLINE wide shown_or(wide x, unsigned long bits, float otherwise) {
 #if UNITS
-  return (wide)_mm512_mask_mov_ps(_mm512_set1_ps(HIDDEN), (__mmask16)bits, (__m512)x);
+  return (wide)_mm512_mask_mov_ps(_mm512_set1_ps(otherwise), (__mmask16)bits, (__m512)x);
 #else
   wide_ints sees = ((int)bits & LANES) != 0;
-  wide hidden = (wide){0} + HIDDEN;
+  wide hidden = (wide){0} + otherwise;
   return (wide)(((wide_ints)x & sees) | ((wide_ints)hidden & ~sees));
 #endif
 }
+
+INLINE wide shown(wide x, unsigned long bits) { return shown_or(x, bits, HIDDEN); }
 
 INLINE float sum_of(wide x) {
   float total = 0;

@@ -1,5 +1,6 @@
 """Our C for the small parts of a block gives what their formulas give in float64, and the gradients of that."""
 
+import ctypes
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,7 @@ from lifecycle.model.layers.cpu import block_parts
 from lifecycle.model.layers.cpu.block_parts import SLOWER, SOURCE
 from lifecycle.model.layers.norm_swiglu import FeedForward, RMSNorm, _Gated, _RMSNorm
 from lifecycle.model.layers.rope import rotate
+from lifecycle.system.native import c_library
 from lifecycle.system.native.c_library import library
 
 pytestmark = pytest.mark.skipif(library(SOURCE, SLOWER) is None, reason="no C compiler here")
@@ -131,3 +133,33 @@ def test_tensors_that_it_is_not_for_are_left_to_torch() -> None:
     assert _Gated.apply(x, x.bfloat16()).dtype == torch.float32
     assert RMSNorm(4, eps=1e-5)(x.double()).dtype == torch.float64
     assert FeedForward(width=4, ffn_width=6).half()(x.half()).dtype == torch.float16
+
+
+@pytest.mark.parametrize("flags", ["-mno-avx512bf16", "-mno-avx512f", "-mno-avx2"])
+@DTYPES
+def test_other_processors(flags: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = c_library._compiler()
+    assert compiler is not None
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        pytest.skip("the flags are those of x86")
+    x, weight = drawn(9, 50, dtype=dtype), drawn(50, seed=1)
+    turns = drawn(1, 9, 2, 26, dtype=dtype), drawn(1, 9, 1, 22, seed=2), drawn(1, 9, 1, 22, seed=3)
+
+    def everything() -> list[Tensor]:
+        out, scale = block_parts.norm(x, weight, 1e-5)
+        of_norm, of_gate = block_parts.norm_gradient(x, x, weight, scale), block_parts.gated_gradient(x, x, x)
+        return [
+            out,
+            *of_norm,
+            block_parts.gated(x, x),
+            *of_gate,
+            *(block_parts.turned(*turns, back=b) for b in (False, True)),
+        ]
+
+    wanted = everything()
+    monkeypatch.setattr(c_library, "_compiler", lambda: [*compiler, flags])
+    other = c_library.library.__wrapped__(SOURCE, SLOWER)
+    assert isinstance(other, ctypes.CDLL)
+    monkeypatch.setattr(block_parts, "library", lambda *_: other)
+    for a, b in zip(everything(), wanted, strict=True):
+        torch.testing.assert_close(a, b)
