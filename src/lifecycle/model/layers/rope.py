@@ -81,13 +81,13 @@ class _Turned(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return block_parts.turned(x, cos, sin)
+        return block_parts.turned(x, cos, sin, False)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return block_parts.turned(grad, cos, sin, back=True), None, None
+        return block_parts.turned(grad, cos, sin, True), None, None
 
 
 def rotary_frequencies(config: ModelConfig, device: torch.device) -> Tensor:

@@ -135,6 +135,19 @@ def test_tensors_that_it_is_not_for_are_left_to_torch() -> None:
     assert FeedForward(width=4, ffn_width=6).half()(x.half()).dtype == torch.float16
 
 
+def test_torch_knows_what_shapes_come_out() -> None:
+    x, weight, scale = drawn(6, 40)[:, 3:19], drawn(16, seed=1), drawn(6, 1, seed=2)
+    angles = drawn(1, 3, 1, 6, seed=3), drawn(1, 3, 1, 6, seed=4)
+    for operator, given in (
+        (block_parts.norm, (x, weight, 1e-5)),
+        (block_parts.norm_gradient, (x, x, weight.bfloat16(), scale)),
+        (block_parts.gated, (x, x)),
+        (block_parts.gated_gradient, (x, x, x)),
+        (block_parts.turned, (drawn(2, 4, 3, 8).transpose(1, 2), *angles, True)),
+    ):
+        torch.library.opcheck(operator, given, test_utils=("test_schema", "test_faketensor"))
+
+
 @pytest.mark.parametrize("flags", ["-mno-avx512bf16", "-mno-avx512f", "-mno-avx2"])
 @DTYPES
 def test_other_processors(flags: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +166,7 @@ def test_other_processors(flags: str, dtype: torch.dtype, monkeypatch: pytest.Mo
             *of_norm,
             block_parts.gated(x, x),
             *of_gate,
-            *(block_parts.turned(*turns, back=b) for b in (False, True)),
+            *(block_parts.turned(*turns, b) for b in (False, True)),
         ]
 
     wanted = everything()

@@ -1,7 +1,8 @@
 """RMS norm, the gate of SwiGLU and rotary positions on a CPU by our own C (block_parts.c), forward and backward.
 
 torch makes and reads an array for every step between; here each is one pass over what comes in and what goes out. The
-formulas and what autograd is told stand where they are called (norm_swiglu.py, rope.py).
+formulas and what autograd is told stand where they are called (norm_swiglu.py, rope.py). Each is an operator of torch,
+so that what records or counts operators sees it.
 
 Shapes: N rows, D width, F width of the feed-forward part, B sequences, T positions, H heads, K width of a head, P
 rotated part of it.
@@ -66,6 +67,7 @@ def takes(x: Tensor, *others: Tensor) -> bool:
     )
 
 
+@torch.library.custom_op("lifecycle::norm_on_cpu", mutates_args=())
 def norm(x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The norm of x (..., D), in its dtype, and (..., 1) fp32 what each row was multiplied by before the weight."""
     D, out, weight = x.shape[-1], _empty_like(x), weight_D.float().contiguous()
@@ -75,6 +77,12 @@ def norm(x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return out, scale
 
 
+@norm.register_fake
+def _(x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return _empty_like(x), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+
+
+@torch.library.custom_op("lifecycle::norm_gradient_on_cpu", mutates_args=())
 def norm_gradient(grad: Tensor, x: Tensor, weight_D: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Of x and of the weight, in their shapes and dtypes."""
     D, d_x, weight = x.shape[-1], _empty_like(x), weight_D.float().contiguous()
@@ -84,6 +92,12 @@ def norm_gradient(grad: Tensor, x: Tensor, weight_D: Tensor, scale: Tensor) -> t
     return d_x, d_weight.to(weight_D.dtype)
 
 
+@norm_gradient.register_fake
+def _(grad: Tensor, x: Tensor, weight_D: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    return _empty_like(x), torch.empty_like(weight_D)
+
+
+@torch.library.custom_op("lifecycle::gated_on_cpu", mutates_args=())
 def gated(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) up; both (..., F)."""
     F, out = gate.shape[-1], _empty_like(gate)
@@ -91,6 +105,12 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
     return out
 
 
+@gated.register_fake
+def _(gate: Tensor, up: Tensor) -> Tensor:
+    return _empty_like(gate)
+
+
+@torch.library.custom_op("lifecycle::gated_gradient_on_cpu", mutates_args=())
 def gated_gradient(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """Of gate and up, each (..., F)."""
     F, d_gate, d_up = gate.shape[-1], _empty_like(gate), _empty_like(up)
@@ -99,7 +119,13 @@ def gated_gradient(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tens
     return d_gate, d_up
 
 
-def turned(x_BTHK: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
+@gated_gradient.register_fake
+def _(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    return _empty_like(gate), _empty_like(up)
+
+
+@torch.library.custom_op("lifecycle::turned_on_cpu", mutates_args=())
+def turned(x_BTHK: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
     """x, turned by fp32 angles (B or 1, T, 1, P). back: x is a gradient in what came out of that; the gradient in x."""
     (H, K), P, out = x_BTHK.shape[2:], cos.shape[-1], _empty_like(x_BTHK)
     cos, sin = cos.contiguous(), sin.contiguous()
@@ -108,6 +134,11 @@ def turned(x_BTHK: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> T
     arrays = {"x": _rows(x_BTHK, H * K), "out": out.view(-1, H * K)}
     _call("turn", _Turn, arrays, **sizes, cos=cos.data_ptr(), sin=sin.data_ptr())
     return out
+
+
+@turned.register_fake
+def _(x_BTHK: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
+    return _empty_like(x_BTHK)
 
 
 def _empty_like(x: Tensor) -> Tensor:
