@@ -19,7 +19,7 @@ from torch import Tensor
 from lifecycle.system.native.c_library import library
 
 SOURCE = Path(__file__).with_name("block_parts.c")
-SLOWER = "the small parts of a block are computed by torch alone, which takes a fifth more of a training step"
+SLOWER = "the small parts of a block are computed by torch alone, which takes a tenth more of a training step"
 
 DTYPES = (torch.float32, torch.bfloat16)
 
