@@ -41,7 +41,7 @@ class RMSNorm(nn.Module):
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The norm, and (..., 1) what x was multiplied by."""
-    if block_parts.takes(x):
+    if block_parts.takes_norm(x, weight):
         return block_parts.norm(x, weight, eps)
     x32 = _wide(x)
     scale = torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
@@ -65,7 +65,7 @@ class _RMSNorm(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight, scale = ctx.saved_tensors
-        if block_parts.takes(x):
+        if block_parts.takes_norm(x, weight):
             return *block_parts.norm_gradient(grad, x, weight, scale), None
         wide, of_x, of_weight = _wide(grad), None, None
         n = _wide(x) * scale

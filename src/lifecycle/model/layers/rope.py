@@ -64,7 +64,7 @@ def rotate(x_BTHK: Tensor, cos_BT1P: Tensor, sin_BT1P: Tensor) -> Tensor:
 
     The sin is signed: -sin for the first of a pair, sin for the second.
     """
-    if block_parts.takes(x_BTHK):
+    if block_parts.takes_turn(x_BTHK, cos_BT1P, sin_BT1P):
         out: Tensor = _Turned.apply(x_BTHK, cos_BT1P, sin_BT1P)
         return out
     P = cos_BT1P.shape[-1]

@@ -135,6 +135,38 @@ def test_tensors_that_it_is_not_for_are_left_to_torch() -> None:
     assert FeedForward(width=4, ffn_width=6).half()(x.half()).dtype == torch.float16
 
 
+def test_shapes_and_devices_that_do_not_fit_are_left_to_torch() -> None:
+    """Our C would read behind the end of the smaller one, or what has no numbers."""
+    x = drawn(3, 16)
+    for width in (8, 32):
+        with pytest.raises(RuntimeError, match="must match"):
+            RMSNorm(width, eps=1e-5)(x)
+    meta = RMSNorm(16, eps=1e-5).to("meta")
+    for call in (lambda: meta(x), lambda: _Gated.apply(x, x.to("meta"))):
+        with pytest.raises(RuntimeError, match="device"):
+            call()
+    torch.testing.assert_close(RMSNorm(1, eps=1e-5)(x), RMSNorm(16, eps=1e-5)(x))  # a weight for all
+    with pytest.raises(RuntimeError, match="must match"):
+        _Gated.apply(x, drawn(6, 8))
+    agree(_Gated.apply, lambda gate, up: F.silu(gate) * up, x, drawn(16, seed=1))
+
+
+def test_angles_that_do_not_fit_are_left_to_torch() -> None:
+    x = drawn(2, 5, 3, 8)
+    for shape in ((1, 10, 1, 8), (2, 10, 1, 8), (3, 5, 1, 8), (2, 5, 1, 10)):
+        with pytest.raises(RuntimeError, match="must match"):
+            rotate(x, drawn(*shape), drawn(*shape, seed=1))
+    for spread in ((2, 1, 1, 8), (1, 1, 1, 4), (2, 5, 3, 8), (1, 8)):
+        cos, sin = drawn(*spread, seed=1), drawn(*spread, seed=2)
+        agree(lambda x: rotate(x, cos, sin), lambda x: plain_turn(x, cos.double(), sin.double()), x)  # noqa: B023
+    cos, sin = drawn(2, 5, 1, 8, seed=1), drawn(2, 5, 1, 8, seed=2)
+    torch.testing.assert_close(rotate(x, cos.double(), sin.double()), rotate(x, cos, sin))
+
+
+def test_angles_that_learn_get_their_gradients() -> None:
+    agree(rotate, plain_turn, drawn(2, 5, 3, 8), drawn(2, 5, 1, 8, seed=1), drawn(2, 5, 1, 8, seed=2))
+
+
 def test_torch_knows_what_shapes_come_out() -> None:
     x, weight, scale = drawn(6, 40)[:, 3:19], drawn(16, seed=1), drawn(6, 1, seed=2)
     angles = drawn(1, 3, 1, 6, seed=3), drawn(1, 3, 1, 6, seed=4)

@@ -56,14 +56,34 @@ class _Turn(ctypes.Structure):
 
 
 def takes(x: Tensor, *others: Tensor) -> bool:
-    """Whether this machine has it, which needs a C compiler once, and it is for tensors like x, of which the others
-    have the dtype; never in compiled code, whose compiler joins such steps itself."""
+    """Whether this machine has it, which needs a C compiler once, and it is for tensors like x, whose dtype, shape and
+    device the others have; never in compiled code, whose compiler joins such steps itself.
+
+    What it does not take is left to torch, which spreads the smaller one out or says what does not fit: C would read
+    behind its end.
+    """
     return (
         not torch.compiler.is_compiling()
         and x.device.type == "cpu"
         and x.dtype in DTYPES
-        and all(other.dtype == x.dtype for other in others)
+        and all(y.dtype == x.dtype and y.shape == x.shape and y.device == x.device for y in others)
         and library(SOURCE, SLOWER) is not None
+    )
+
+
+def takes_norm(x: Tensor, weight_D: Tensor) -> bool:
+    """Whether it takes x for a norm with this weight."""
+    return takes(x) and weight_D.shape == x.shape[-1:] and weight_D.device == x.device
+
+
+def takes_turn(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> bool:
+    """Whether it takes x for a turn by these angles, as `turned` wants them; none that learn."""
+    if not takes(x_BTHK) or x_BTHK.dim() != 4 or sin.shape != cos.shape:
+        return False
+    (B, T, _, K), P = x_BTHK.shape, cos.shape[-1]
+    fit = 0 < P <= K and tuple(cos.shape) in ((B, T, 1, P), (1, T, 1, P))
+    return fit and all(
+        y.dtype == torch.float32 and y.device == x_BTHK.device and not y.requires_grad for y in (cos, sin)
     )
 
 
