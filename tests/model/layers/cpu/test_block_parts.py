@@ -167,6 +167,17 @@ def test_angles_that_learn_get_their_gradients() -> None:
     agree(rotate, plain_turn, drawn(2, 5, 3, 8), drawn(2, 5, 1, 8, seed=1), drawn(2, 5, 1, 8, seed=2))
 
 
+def test_what_was_kept_may_come_back_in_another_layout() -> None:
+    """As hooks of saved tensors may give it."""
+    x, weight, found = drawn(6, 16), drawn(16, seed=1), []
+    for back in (lambda one: one, lambda one: torch.stack((one, one + 7), -1)[..., 0]):
+        own = x.clone().requires_grad_(), weight.clone().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(lambda one: one.detach(), back):
+            out = _RMSNorm.apply(*own, 1e-5)
+        found.append(torch.autograd.grad(out, own, drawn(6, 16, seed=2)))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_torch_knows_what_shapes_come_out() -> None:
     x, weight, scale = drawn(6, 40)[:, 3:19], drawn(16, seed=1), drawn(6, 1, seed=2)
     angles = drawn(1, 3, 1, 6, seed=3), drawn(1, 3, 1, 6, seed=4)

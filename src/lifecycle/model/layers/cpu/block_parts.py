@@ -106,7 +106,7 @@ def _(x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 def norm_gradient(grad: Tensor, x: Tensor, weight_D: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Of x and of the weight, in their shapes and dtypes."""
     D, d_x, weight = x.shape[-1], _empty_like(x), weight_D.float().contiguous()
-    d_weight = torch.empty_like(weight)
+    scale, d_weight = scale.float().contiguous(), torch.empty_like(weight)
     pointers = {"weight": weight.data_ptr(), "scale": scale.data_ptr(), "d_weight": d_weight.data_ptr()}
     _call("norm_backward", _Norm, {"x": _rows(x, D), "grad": _rows(grad, D), "d_x": d_x.view(-1, D)}, **pointers)
     return d_x, d_weight.to(weight_D.dtype)
