@@ -1,16 +1,15 @@
 """Our own pass over a chunk's logits on a CPU gives the terms and the gradient of torch's way."""
 
-import ctypes
 from typing import Any
 
 import pytest
 import torch
+from tests.processors import use_build_with
 from torch import Tensor
 
 from lifecycle.losses import cross_entropy, linear_cross_entropy, terms_on_cpu
 from lifecycle.losses.cross_entropy import _terms
-from lifecycle.losses.terms_on_cpu import SLOWER, SOURCE, terms
-from lifecycle.system.native import c_library
+from lifecycle.losses.terms_on_cpu import terms
 
 pytestmark = pytest.mark.skipif(not terms_on_cpu.is_there(), reason="needs a C compiler")
 
@@ -109,19 +108,12 @@ def test_the_same_bits_with_any_number_of_threads(dtype: torch.dtype) -> None:
         assert torch.equal(grad, made[0][1]) and sums == made[0][0]
 
 
-@pytest.mark.parametrize("flags", ["-mno-avx512bf16", "-mno-avx512f", "-mno-avx2"])
+@pytest.mark.parametrize("flag", ["-mno-avx512bf16", "-mno-avx512f", "-mno-avx2"])
 @pytest.mark.parametrize("dtype", terms_on_cpu.DTYPES)
-def test_other_processors(flags: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiler = c_library._compiler()
-    assert compiler is not None
-    if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
-        pytest.skip("the flags are those of x86")
+def test_other_processors(flag: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     logits, labels, weights = given(5001, True)
     wanted, wanted_grad = terms(logits.to(dtype, copy=True), labels, weights, 1e-4, True, True, 5.0)
-    monkeypatch.setattr(c_library, "_compiler", lambda: [*compiler, flags])
-    other = c_library.library.__wrapped__(SOURCE, SLOWER)
-    assert isinstance(other, ctypes.CDLL)
-    monkeypatch.setattr(terms_on_cpu, "library", lambda *_: other)
+    use_build_with(flag, terms_on_cpu, monkeypatch)
     found, grad = terms(logits.to(dtype, copy=True), labels, weights, 1e-4, True, True, 5.0)
     torch.testing.assert_close(found, wanted)
     torch.testing.assert_close(grad, wanted_grad)

@@ -23,7 +23,7 @@ INLINE wide logits_of(const int half, const int capped, const Call *c, const cha
   long there = c->V - i;
   wide x = widened_first(half, row, i, there);
   if (capped) x = c->softcap * hyperbolic_tangent(x / c->softcap);
-  return there < WIDTH ? shown_or(x, (1ul << there) - 1, -INFINITY) : x;
+  return there < WIDTH ? shown(x, (1ul << there) - 1, -INFINITY) : x;
 }
 
 /* exponentials (V, in whole vectors) becomes exp(logit - largest logit); returns the logarithm of their sum. It is kept

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tests.model.variants import GATED, VARIANTS
+from tests.processors import use_build_with
 from tests.rollout.sampled import CONFIG, completions, mismatch, prompts, settings
 from torch import Tensor
 
@@ -17,7 +18,6 @@ from lifecycle.rollout.decoder.fused import SLOWER, SOURCE, Fused, fits
 from lifecycle.rollout.decoder.packed_linear import has_bf16_units
 from lifecycle.rollout.decoder.shared_prefix import shared_prefix
 from lifecycle.rollout.scheduler import Scheduler
-from lifecycle.system.native import c_library
 from lifecycle.system.native.c_library import library
 
 pytestmark = pytest.mark.skipif(library(SOURCE, SLOWER) is None, reason="needs a C compiler")
@@ -162,13 +162,9 @@ def test_a_row_has_the_same_bits_alone(name: str, dtype: torch.dtype) -> None:
 
 @torch.inference_mode()
 def test_bf16_units_and_shifts_come_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(c_library, "FLAGS", (*c_library.FLAGS, "-mno-avx512bf16"))
-    other = c_library.library.__wrapped__(SOURCE, SLOWER)
-    if other is None:
-        pytest.skip("no such processor, or no such option of its compiler")
     model, (ids, positions) = build(KINDS["wide"], seed=2).bfloat16(), asked(13)
     with_units = stepped(model)(ids, positions, held(KINDS["wide"], 13), None)
-    monkeypatch.setattr(fused, "library", lambda *_: other)
+    use_build_with("-mno-avx512bf16", fused, monkeypatch)
     without = stepped(model)(ids, positions, held(KINDS["wide"], 13), None)
     assert torch.equal(with_units, without)
 

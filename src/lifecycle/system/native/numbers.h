@@ -107,10 +107,9 @@ static const wide_ints LANES = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 204
 #else
 static const wide_ints LANES = {1, 2, 4, 8, 16, 32, 64, 128};
 #endif
-static const float HIDDEN = -1e30f; /* finite: what is seen of a tile later wipes it out, without NaN */
 
 /* x where the bit of its number is 1. */
-INLINE wide shown_or(wide x, unsigned long bits, float otherwise) {
+INLINE wide shown(wide x, unsigned long bits, float otherwise) {
 #if UNITS
   return (wide)_mm512_mask_mov_ps(_mm512_set1_ps(otherwise), (__mmask16)bits, (__m512)x);
 #else
@@ -119,8 +118,6 @@ INLINE wide shown_or(wide x, unsigned long bits, float otherwise) {
   return (wide)(((wide_ints)x & sees) | ((wide_ints)hidden & ~sees));
 #endif
 }
-
-INLINE wide shown(wide x, unsigned long bits) { return shown_or(x, bits, HIDDEN); }
 
 INLINE float sum_of(wide x) {
   float total = 0;

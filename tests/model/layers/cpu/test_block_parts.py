@@ -1,10 +1,10 @@
 """Our C for the small parts of a block gives what their formulas give in float64, and the gradients of that."""
 
-import ctypes
 from collections.abc import Callable
 
 import pytest
 import torch
+from tests.processors import use_build_with
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -12,7 +12,6 @@ from lifecycle.model.layers.cpu import block_parts
 from lifecycle.model.layers.cpu.block_parts import SLOWER, SOURCE
 from lifecycle.model.layers.norm_swiglu import FeedForward, RMSNorm, _Gated, _RMSNorm
 from lifecycle.model.layers.rope import rotate
-from lifecycle.system.native import c_library
 from lifecycle.system.native.c_library import library
 
 pytestmark = pytest.mark.skipif(library(SOURCE, SLOWER) is None, reason="no C compiler here")
@@ -191,13 +190,9 @@ def test_torch_knows_what_shapes_come_out() -> None:
         torch.library.opcheck(operator, given, test_utils=("test_schema", "test_faketensor"))
 
 
-@pytest.mark.parametrize("flags", ["-mno-avx512bf16", "-mno-avx512f", "-mno-avx2"])
+@pytest.mark.parametrize("flag", ["-mno-avx512bf16", "-mno-avx512f", "-mno-avx2"])
 @DTYPES
-def test_other_processors(flags: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiler = c_library._compiler()
-    assert compiler is not None
-    if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
-        pytest.skip("the flags are those of x86")
+def test_other_processors(flag: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = drawn(9, 50, dtype=dtype), drawn(50, seed=1)
     turns = drawn(1, 9, 2, 26, dtype=dtype), drawn(1, 9, 1, 22, seed=2), drawn(1, 9, 1, 22, seed=3)
 
@@ -213,9 +208,6 @@ def test_other_processors(flags: str, dtype: torch.dtype, monkeypatch: pytest.Mo
         ]
 
     wanted = everything()
-    monkeypatch.setattr(c_library, "_compiler", lambda: [*compiler, flags])
-    other = c_library.library.__wrapped__(SOURCE, SLOWER)
-    assert isinstance(other, ctypes.CDLL)
-    monkeypatch.setattr(block_parts, "library", lambda *_: other)
+    use_build_with(flag, block_parts, monkeypatch)
     for a, b in zip(everything(), wanted, strict=True):
         torch.testing.assert_close(a, b)

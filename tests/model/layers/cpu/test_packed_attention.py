@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.processors import use_build_with
 from torch import Tensor
 
 from lifecycle.model import DocumentMask
 from lifecycle.model.layers.attention import attention, lower_triangle, slide
 from lifecycle.model.layers.cpu import packed_attention as ours
-from lifecycle.model.layers.cpu.packed_attention import SLOWER, SOURCE, packed_attention
-from lifecycle.system.native import c_library
+from lifecycle.model.layers.cpu.packed_attention import packed_attention
 
 pytestmark = pytest.mark.skipif(not ours.is_there(), reason="needs a C compiler")
 
@@ -164,11 +164,7 @@ def test_the_same_bits_with_any_number_of_threads_and_for_a_row_alone(dtype: tor
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_narrow_vectors_and_shifts_give_the_formula_too(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(c_library, "FLAGS", (*c_library.FLAGS, "-mno-avx512f"))
-    other = c_library.library.__wrapped__(SOURCE, SLOWER)
-    if other is None:
-        pytest.skip("no such option of the compiler")
-    monkeypatch.setattr(ours, "library", lambda *_: other)
+    use_build_with("-mno-avx512f", ours, monkeypatch)
     given = each(lambda x: x.detach().to(dtype).requires_grad_(), qkv(2, 130, width=20))
     mask = random_mask(2, 130, 0.3)
     atol = 2e-6 if dtype == torch.float32 else 2e-2

@@ -11,6 +11,8 @@
 
 #include "attention_tiles.h"
 
+static const float HIDDEN = -1e30f; /* finite: what is seen of a tile later wipes it out, without NaN */
+
 typedef struct {
   long B, T, H, G, K, V, half, mask_rows; /* mask_rows: 1, or B */
   float scale;
@@ -53,7 +55,7 @@ INLINE void weigh(const int half, float *scores, const unsigned long *seen, floa
     wide before = *(wide *)(largest + q), most = before, total = {0};
     for (long k = 0; k < TILE; k++) {
       wide x = *(wide *)(scores + k * TILE + q) * scale;
-      if (seen) x = shown(x, seen[k] >> q);
+      if (seen) x = shown(x, seen[k] >> q, HIDDEN);
       *(wide *)(scores + k * TILE + q) = x;
       most = larger(most, x);
     }
@@ -131,7 +133,7 @@ INLINE void slopes(const int half, const float *scores, const float *products, c
       for (int n = 0; n < 2; n++) {
         long at = (k + n) * TILE + q;
         wide x = *(const wide *)(scores + at) * scale - *(const wide *)(log_sums + q);
-        if (seen) x = shown(x, seen[k + n] >> q);
+        if (seen) x = shown(x, seen[k + n] >> q, HIDDEN);
         wide p = exponential(x);
         made[n] = p * (*(const wide *)(products + at) - *(const wide *)(dots + q)) * scale;
         store(half, weights, at, p);
