@@ -103,7 +103,7 @@ typedef struct {
 
 INLINE wide sigmoid(wide x) { return 1 / (1 + exponential(-x)); }
 
-INLINE int gate_row(const int half, const Gate *c, long n) {
+INLINE void gate_row(const int half, const Gate *c, long n) {
   const char *gate = row_of(half, c->gate, n), *up = row_of(half, c->up, n);
   char *out = row_of(half, c->out, n);
   EACH_VECTOR(i, c->D) {
@@ -113,7 +113,7 @@ INLINE int gate_row(const int half, const Gate *c, long n) {
 }
 
 /* With s = sigmoid(gate): d gate = grad up s (1 + gate (1 - s)), d up = grad gate s. */
-INLINE int gate_row_back(const int half, const Gate *c, long n) {
+INLINE void gate_row_back(const int half, const Gate *c, long n) {
   const char *gate = row_of(half, c->gate, n), *up = row_of(half, c->up, n), *grad = row_of(half, c->grad, n);
   char *d_gate = row_of(half, c->d_gate, n), *d_up = row_of(half, c->d_up, n);
   EACH_VECTOR(i, c->D) {
