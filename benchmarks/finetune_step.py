@@ -177,10 +177,11 @@ def sft_trainer(form: str, arguments: Mapping[str, Any]) -> Any:
     from trl import SFTConfig, SFTTrainer
 
     packed = form == "packed"
-    keys = {"packed": {"packing": True}, "padding_free": {"padding_free": True, "max_length": None}, "padded": {}}[form]
+    forms: dict[str, dict[str, Any]]
+    forms = {"packed": {"packing": True}, "padding_free": {"padding_free": True, "max_length": None}, "padded": {}}
     # a packed row holds some four conversations
     data = Dataset.from_list(read("chat.jsonl")[: ROWS * arguments["max_steps"] * (8 if packed else 1)])
-    config = SFTConfig(**{**arguments, **keys, "assistant_only_loss": True})
+    config = SFTConfig(**{**arguments, **forms[form], "assistant_only_loss": True})
     return SFTTrainer(model=hf_model(), args=config, train_dataset=data, processing_class=hf_tokenizer())
 
 

@@ -137,8 +137,8 @@ def config_of(sizes: Sizes, kind: str | None) -> ModelConfig:
     if kind == "latent":
         head = config.head_dim
         latent = Latent(kv_rank=min(512, config.width // 2), nope_dim=head, rope_dim=head // 2, v_dim=head)
-        heads = {"kv_heads": config.heads, "head_dim": head + head // 2}
-        return replace(config, family="deepseek_v3", latent=latent, **heads)
+        wider = replace(config, kv_heads=config.heads, head_dim=head + head // 2)
+        return replace(wider, family="deepseek_v3", latent=latent)
     return config
 
 
@@ -162,7 +162,7 @@ def experts(sizes: Sizes) -> Iterator[dict[str, Any]]:
     on_gpu = sizes.device.type == "cuda"
     for rows in sizes.batches:
         x = torch.randn(rows, 1, config.width, device=sizes.device).bfloat16()
-        ways: dict[str, Callable[[], Tensor]] = {"grouped_us": lambda x=x: ffn(x)[0][:, 0]}
+        ways = {"grouped_us": _by_torch(ffn, x)}
         if on_gpu:
             ways = {"kernels_us": _by_kernels(ffn, x[:, 0]), **ways}
         outs, facts = {}, dict[str, float]()
@@ -173,6 +173,10 @@ def experts(sizes: Sizes) -> Iterator[dict[str, Any]]:
         if on_gpu:
             facts["difference"] = float((outs["kernels_us"] - outs["grouped_us"]).abs().max())
         yield {f"{rows}": facts}
+
+
+def _by_torch(ffn: MoEFeedForward, x_B1D: Tensor) -> Callable[[], Tensor]:
+    return lambda: ffn(x_B1D)[0][:, 0]
 
 
 def _by_kernels(ffn: MoEFeedForward, x_BD: Tensor) -> Callable[[], Tensor]:
@@ -198,4 +202,9 @@ def _graph_us(sizes: Sizes, way: Callable[[], Tensor], calls: int = 50) -> float
     with torch.cuda.graph(graph):
         way()
     graph.replay()
-    return timed(sizes, lambda: [graph.replay() for _ in range(calls)]) / calls * 1e6
+
+    def replays() -> None:
+        for _ in range(calls):
+            graph.replay()
+
+    return timed(sizes, replays) / calls * 1e6

@@ -183,7 +183,7 @@ def trl(sizes: Sizes, shape: ModelConfig, kind: Kind, inputs: Inputs, warm: int,
 
 def sft_trainer(sizes: Sizes, shape: ModelConfig, inputs: Inputs, folder: str, steps: int) -> Any:
     from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer  # type: ignore[import-not-found]
+    from trl import SFTConfig, SFTTrainer
 
     said = [words(part) for parts in inputs.parts for part in parts]
     rows = [{"prompt": prompt, "completion": answer} for prompt, answer in said] * -(-steps // len(inputs.parts))

@@ -67,7 +67,7 @@ def _run(
     shape = config.build(config.compose([f"model={model}"]).model) if model and on_gpu else sizes.config()
     inputs = folder / "inputs"
     inputs.mkdir()
-    make_inputs(inputs, replace(shape, vocab_size=max(shape.vocab_size, VOCABULARY), max_positions=1024))
+    make_inputs(inputs, replace(shape, vocab_size=max(shape.vocab_size or 0, VOCABULARY), max_positions=1024))
     words = max(2, new // 2)
     given = ["stage=grpo", *keys(inputs, prompts=prompts, samples=samples, new=new, words=words), *undisturbed(1)]
     given = [one for one in given if not (on_gpu and one.startswith("hardware.micro_batch_tokens"))]

@@ -40,8 +40,8 @@ SHAPES: dict[str, tuple[str, ...]] = {
 TOY = ("model.layers=2", "model.width=32", "model.heads=2", "model.ffn_width=64", "model.vocab_size=96")
 TOY_SPARSE = ("model.moe.experts=4", "model.moe.active=2", "model.moe.ffn_width=32")
 TOY_PLAIN = ("model.kv_heads=1", "model.head_dim=16")
-TOY_LATENT = ("model.kv_heads=2", "model.head_dim=16", "model.latent.kv_rank=16", "model.latent.nope_dim=8")
-TOY_LATENT += ("model.latent.rope_dim=8", "model.latent.v_dim=16")
+TOY_RANKS = ("model.latent.kv_rank=16", "model.latent.nope_dim=8", "model.latent.rope_dim=8", "model.latent.v_dim=16")
+TOY_LATENT = ("model.kv_heads=2", "model.head_dim=16", *TOY_RANKS)
 
 
 def beside_transformers(sizes: Sizes, name: str) -> Iterator[dict[str, Any]]:

@@ -69,10 +69,10 @@ def examination() -> Path:
 
 
 def verdicts(source: Any, raws: list[Any]) -> Counter[str]:
-    """The work of a process: judge the rows."""
-    from lifecycle.data.clean.filter_row import judge
+    """The work of a process: the verdicts on the rows."""
+    from lifecycle.data.clean.filter_row import filter_row
 
-    return Counter(judge(raw, source).verdict for raw in raws)
+    return Counter(filter_row(raw, source).verdict for raw in raws)
 
 
 def once(step: str, size: int) -> dict[str, float]:

@@ -31,8 +31,7 @@ def hf_config(**changes: Any) -> Any:
         num_key_value_heads=MODEL["kv_heads"],
         max_position_embeddings=2048,
         tie_word_embeddings=True,
-        attn_implementation="sdpa",
-        **changes,
+        **{"attn_implementation": "sdpa", **changes},
     )
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch._dynamo  # noqa: F401: it looks at torch once, which should be before anything is replaced
+import torch._dynamo  # noqa: F401  it looks at torch once, which should be before anything is replaced
 import torch.utils.checkpoint
 from tests.rollout.tape import Tape, record
 from torch import Tensor

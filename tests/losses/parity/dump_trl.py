@@ -113,7 +113,7 @@ def trainer(**changed: Any) -> Any:
 
 def dpo(given: dict[str, Tensor], **changed: Any) -> dict[str, Any]:
     """Loss and gradient by token of DPOTrainer."""
-    from trl.trainer import dpo_trainer  # type: ignore[import-not-found]
+    from trl.trainer import dpo_trainer
 
     policy = given["policy"].clone().requires_grad_()
     completion = torch.cat([torch.zeros(2 * PAIRS, 1, dtype=torch.bool), given["mask"]], 1).long()
@@ -156,8 +156,8 @@ def kto(given: dict[str, Tensor], baseline: dict[str, Tensor], wanted: Tensor) -
 
 def reference_free(given: dict[str, Tensor]) -> dict[str, Any]:
     """Of CPOTrainer and ORPOTrainer: losses by pair, without the nll that they add elsewhere."""
-    from trl.experimental.cpo import CPOTrainer  # type: ignore[import-not-found]
-    from trl.experimental.orpo import ORPOTrainer  # type: ignore[import-not-found]
+    from trl.experimental.cpo import CPOTrainer
+    from trl.experimental.orpo import ORPOTrainer
 
     found = {}
     for name in ("cpo", "simpo", "orpo"):

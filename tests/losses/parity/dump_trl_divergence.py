@@ -17,7 +17,7 @@ CASES = [(beta, temperature) for beta in (0.0, 0.25, 0.5, 1.0) for temperature i
 
 def main() -> None:
     """Write the file; TRL leaves the factor T^2 to others."""
-    from trl.experimental.gkd import GKDTrainer  # type: ignore[import-not-found]
+    from trl.experimental.gkd import GKDTrainer
 
     generator = torch.Generator().manual_seed(0)
     student, teacher = torch.randint(-3000, 3000, (2, TOKENS, VOCAB), generator=generator).double() / 1000

@@ -106,7 +106,7 @@ def made() -> dict[str, Tensor]:
 
 def trainer(given: dict[str, Tensor], policy: Tensor, entropy: Tensor, **changed: Any) -> Any:
     """What `_compute_loss` reads of a trainer."""
-    from trl import GRPOTrainer  # type: ignore[import-not-found]
+    from trl import GRPOTrainer
 
     args: dict[str, Any] = {"delta": None, "use_bias_correction_kl": False, "steps_per_generation": 1}
     args |= {"sapo_temperature_pos": SETTINGS["tau_positive"], "sapo_temperature_neg": SETTINGS["tau_negative"]}
@@ -221,7 +221,7 @@ def sampler_ratios(one: Any, given: dict[str, Tensor]) -> Tensor:
 def advantages(kind: str, rewards: Tensor, weights: Tensor) -> list[float]:
     """Of groups of GROUP samples."""
     from trl import GRPOTrainer, RLOOTrainer
-    from trl.trainer.utils import nanstd  # type: ignore[import-not-found]
+    from trl.trainer.utils import nanstd
 
     of = RLOOTrainer if kind == "leave_one_out" else GRPOTrainer
     first, last = "unscorable_mask = ", "advantages = torch.nan_to_num(advantages"

@@ -21,7 +21,7 @@ CASES = [(margin, centring) for margin in (False, True) for centring in (None, 0
 
 def main() -> None:
     """Write the file."""
-    from trl.trainer.reward_trainer import RewardTrainer  # type: ignore[import-not-found]
+    from trl.trainer.reward_trainer import RewardTrainer
 
     generator = torch.Generator().manual_seed(0)
     scores = torch.randint(-3000, 3000, (2 * PAIRS,), generator=generator).double() / 1000
