@@ -82,10 +82,11 @@ def machine() -> dict[str, Any]:
 def main(module: str, variants: Mapping[str, str], measure: Measure, description: str, runs: int = 3) -> None:
     """Command line of one benchmark. `variants` maps a name to the interpreter that it needs: `ours` or `peers`.
 
-    Without `--peers-python` the variants of peers that this environment lacks are left out.
+    A variant that fails leaves the end of its traceback as `error`; one of ours, which lacks no package, makes the
+    command fail too. The file of results is a whole run's: a run of some variants writes where it is told.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, default=RESULTS / f"{module.rpartition('.')[2]}.json")
+    parser.add_argument("--json", type=Path, help="default, of a whole run: benchmarks/results/NAME.json")
     parser.add_argument("--runs", type=int, default=runs, help="timed blocks of each variant")
     parser.add_argument("--rounds", type=int, default=1, help="times all of it, in turn: evens out a busy machine")
     parser.add_argument("--only", default="", help="comma-separated variants")
@@ -96,6 +97,8 @@ def main(module: str, variants: Mapping[str, str], measure: Measure, description
         print("RESULT " + json.dumps(measure(given.variant, given.runs)), flush=True)
         return
     wanted = given.only.split(",") if given.only else list(variants)
+    if unknown := [name for name in wanted if name not in variants]:
+        parser.error(f"there is no variant {', '.join(unknown)}; there are {', '.join(variants)}")
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in wanted}
     for _ in range(given.rounds):
         for name in wanted:
@@ -104,8 +107,11 @@ def main(module: str, variants: Mapping[str, str], measure: Measure, description
             print(name, json.dumps(found[name][-1]), flush=True)
     merged = {name: merge(rounds) for name, rounds in found.items()}
     results = {"machine": machine(), "runs": given.runs, "rounds": given.rounds, "variants": merged}
-    given.json.parent.mkdir(parents=True, exist_ok=True)
-    given.json.write_text(json.dumps(results, indent=1) + "\n")
+    if path := given.json or (None if given.only else RESULTS / f"{module.rpartition('.')[2]}.json"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results, indent=1) + "\n")
+    if failed := [name for name in wanted if variants[name] == "ours" and "error" in merged[name]]:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 def _isolated(python: str, module: str, variant: str, runs: int) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks import gpu, gpu_finetune, gpu_shapes, gpu_train
+from benchmarks import __main__ as every
+from benchmarks import common, gpu, gpu_finetune, gpu_shapes, gpu_train
 from benchmarks import gpu_finetune_peers as peers
 from benchmarks.common import merge
 from benchmarks.gpu_sizes import TOY
@@ -110,6 +111,46 @@ def test_a_group_of_items_is_named_by_its_beginning() -> None:
     assert sorted(named) == sorted(gpu_shapes.SHAPES)
     with pytest.raises(SystemExit, match="there is no item decod;"):
         gpu.chosen(["decod"])
+
+
+def test_all_benchmarks_of_a_cpu_are_run_by_the_command_that_runs_them_all() -> None:
+    files = {path.stem: path.read_text() for path in (ROOT / "benchmarks").glob("*.py")}
+    assert sorted(every.NAMES) == sorted(name for name, code in files.items() if f'main("benchmarks.{name}"' in code)
+
+
+def test_a_run_of_some_variants_writes_where_it_is_told_and_ours_that_fail_end_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {"ours_good": {"rate": 3.0}, "ours_bad": {"error": "killed"}, "peers_bad": {"error": "no such package"}}
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    monkeypatch.setattr(common, "_isolated", lambda python, module, name, runs: found[name])
+    variants = {name: name.partition("_")[0] for name in found}
+
+    def run(*given: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["x", *given])
+        common.main("benchmarks.x", variants, lambda name, runs: {}, "")
+
+    run("--only", "ours_good,peers_bad")
+    assert not any(tmp_path.iterdir())
+    run("--only", "ours_good", "--json", str(tmp_path / "part.json"))
+    assert json.loads((tmp_path / "part.json").read_text())["variants"] == {"ours_good": {"rate": 3.0}}
+    with pytest.raises(SystemExit, match="failed: ours_bad$"):
+        run()
+    assert json.loads((tmp_path / "x.json").read_text())["variants"] == found
+    with pytest.raises(SystemExit):
+        run("--only", "ours_god")
+    assert "there is no variant ours_god; there are ours_good, ours_bad, peers_bad" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_quality_of_a_small_corpus_is_measured(tmp_path: Path) -> None:
+    steps = ("filters", "language", "decontaminate", "near_duplicates")
+    command = [sys.executable, "-m", "benchmarks.quality", "--only", ",".join(f"{step}_1x" for step in steps)]
+    environment = os.environ | {"BENCHMARK_CACHE": str(tmp_path / "cache"), "BENCHMARK_DOCUMENTS": "600"}
+    subprocess.run([*command, "--json", str(tmp_path / "x.json")], cwd=ROOT, env=environment, check=True)
+    variants = json.loads((tmp_path / "x.json").read_text())["variants"]
+    left_out = {step: variants[f"{step}_1x"]["found"]["median"] for step in steps}
+    assert left_out["filters"] == 0 and left_out["decontaminate"] == 1 and left_out["near_duplicates"] == 60
 
 
 def test_the_command_leaves_a_table_and_a_file_also_when_its_time_runs_out(tmp_path: Path) -> None:
