@@ -133,6 +133,15 @@ def test_every_worked_example_passes_the_check(line: str) -> None:
     ("words", "said"),
     [
         (["model=tinny"], "model=tinny: there is no such choice; did you mean model=tiny? Choices of model: "),
+        (["data=genral"], "did you mean data=sft/general? Choices of data: code, "),
+        (
+            ["data=dpo/genral"],
+            "did you mean data=sft/general? Choices of data: dpo/helpfulness, dpo/safety, dpo/test\n",
+        ),
+        (["data=dpo/teest"], "did you mean data=dpo/test? Choices of data: dpo/helpfulness, "),
+        (["data=sft/foo"], "data=sft/foo: there is no such choice. Choices of data: sft/code, sft/general, "),
+        (["data=foo"], "commonsenseqa, dpo/..., files, "),
+        (["hydra/launcher=foo"], "hydra/launcher=foo: there is no such choice. Choices of hydra/launcher: basic"),
         (["adapter=null"], "adapter=null: a choice is a name. Choices of adapter: lora, none, qlora"),
         (["-m", "adapter=false,none"], "adapter=false: a choice is a name."),
         (["data=my/rows.jsonl"], "For files of yours type data=files data.sources.mine.path=my/rows.jsonl"),

@@ -116,7 +116,7 @@ def test_every_name_that_a_job_may_ask_for_is_supplied() -> None:
         assert name in {*vars(Supplies), "folder", "seed", "deterministic", "compiled"}, name
 
 
-@pytest.mark.parametrize("choice", help.choices(config.conf_dir(), "stage"))
+@pytest.mark.parametrize("choice", help.choices("stage", config.conf_dir()))
 def test_a_stage_or_job_stands_in_the_file_of_its_name(choice: str) -> None:
     module = str(config.compose([f"stage={choice}"]).stage._target_).rpartition(".")[0]
     made = yaml.safe_load((config.conf_dir() / f"stage/{choice}.yaml").read_text())

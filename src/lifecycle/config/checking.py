@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -43,7 +44,7 @@ def check(cfg: DictConfig) -> None:
     walk.arguments(RunConfig, {key: {} if key in GROUPS and isinstance(v, dict) else v for key, v in plain.items()}, ())
     for group in GROUPS:
         if isinstance(plain.get(group), Mapping):
-            _check_group(group, plain[group], walk)
+            _check_group(group, plain[group], walk, [Path(folder) for folder in command.files])
     refused = {fault.split()[0] for fault in walk.faults}  # what is no value of its key is compared with no other
     between = faults_between(plain, _declared(plain.get("stage"), walk))
     walk.faults += [fault for fault in between if fault.split()[0] not in refused]
@@ -60,11 +61,17 @@ def check(cfg: DictConfig) -> None:
     _refuse_processes_in_sweep(cfg, command)
 
 
-def _check_group(group: str, node: Mapping[str, Any], walk: Walk) -> None:
+def _check_group(group: str, node: Mapping[str, Any], walk: Walk, folders: Sequence[Path]) -> None:
     if not node and group == "logger":
         return  # logger=csv: every run writes that one anyway
     if "_target_" not in node:
-        walk.faults.append(f"{group}._target_ is missing; choose one of the group's files: type {group}=CHOICE")
+        keys, known = " and ".join(f"{group}.{key}" for key in node), help.choices(group, *folders)
+        said = (
+            f"{keys} {'are' if len(node) > 1 else 'is'} set, but no choice is made that has it"
+            if node
+            else f"{group}._target_ is missing"
+        )
+        walk.faults.append(f"{said}: type {group}=CHOICE too, of {', '.join(known)}" if known else said)
         return
     target = walk.locate(node["_target_"], (group,))
     if target is None:

@@ -72,8 +72,8 @@ def hydra_main(task: Task, *, check: Task | None = None) -> int:
     failed: list[int] = []
     watched = _watched(task, inside, failed)
     main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(watched)
+    folders = _user_folders(words)
     try:
-        folders = _user_folders(words)
         for folder in folders:
             _refuse_namesakes(folder)
         words = _named(words)
@@ -88,7 +88,7 @@ def hydra_main(task: Task, *, check: Task | None = None) -> int:
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:  # it makes the run's folder
         if inside:  # our own fault, not the command line's
             raise
-        print(f"lifecycle: {help.complaint(error)}", file=sys.stderr)
+        print(f"lifecycle: {help.complaint(error, conf_dir(), *folders)}", file=sys.stderr)
         return 2
     return 0
 
@@ -108,7 +108,7 @@ def _compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> tuple[Dic
             try:
                 cfg = hydra.compose("config", forced, return_hydra_config=True)
             except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-                raise UserError(help.complaint(error)) from error
+                raise UserError(help.complaint(error, conf_dir(), *config_dirs)) from error
         HydraConfig.instance().set_config(cfg)
         settings = HydraConfig.get()
         cfg.run = cfg.run  # its default refers to Hydra's node, which goes

@@ -50,7 +50,7 @@ More:
 
 def page(conf: Path) -> str:
     """The help page: worked examples, the groups with their choices, the keys of a run with their comments."""
-    groups = "".join(f"  {name:<11} {' '.join(choices(conf, name))}\n" for name in group_names(conf))
+    groups = "".join(f"  {name:<11} {' '.join(choices(name, conf))}\n" for name in group_names(conf))
     text = (conf / "config.yaml").read_text()
     keys = re.findall(r"^([a-z_]+): (.*?) +# (.*)$", text, re.MULTILINE)
     lines = "".join(f"  {key:<14} {comment}\n" for key, _, comment in keys)
@@ -71,7 +71,7 @@ def named_choices(words: Sequence[str], *folders: Path) -> list[str]:
         group, _, value = word.lstrip("+").partition("=")
         odd = [one for one in value.split(",") if re.fullmatch(r"(?i)null|true|false|[-+]?[\d.]+", one.strip())]
         if group in groups and odd:
-            known = sorted({choice for folder in folders for choice in choices(folder, group)})
+            known = choices(group, *folders)
             raise UserError(
                 f"{group}={odd[0]}: a choice is a name. Choices of {group}: {', '.join(known)}; without {group}= it is "
                 "the default"
@@ -79,11 +79,10 @@ def named_choices(words: Sequence[str], *folders: Path) -> list[str]:
     return groups
 
 
-def choices(conf: Path, group: str) -> list[str]:
-    """The choices of a group, also those in its folders (midtrain/default)."""
-    folder = conf / group
-    files = (file for file in folder.rglob("*.yaml") if not file.name.startswith("_"))  # _x.yaml: shared by choices
-    return sorted(str(file.relative_to(folder).with_suffix("")) for file in files)
+def choices(group: str, *folders: Path) -> list[str]:
+    """The choices of a group in these config folders, also those in its own folders (midtrain/default)."""
+    found = {file.relative_to(folder / group) for folder in folders for file in (folder / group).rglob("*.yaml")}
+    return sorted(str(file.with_suffix("")) for file in found if not file.name.startswith("_"))  # that: shared by them
 
 
 def files_of(place: Sequence[str], command: Command) -> list[Path]:
@@ -113,10 +112,10 @@ def comment_beside(files: Iterable[Path], keys: Sequence[str]) -> str | None:
     return None
 
 
-def complaint(error: Exception) -> str:
-    """An error of Hydra, OmegaConf or the YAML reader in plain words, with what to type instead."""
+def complaint(error: Exception, *folders: Path) -> str:
+    """An error of Hydra, OmegaConf or the YAML reader in plain words, with what to type instead. folders: of config."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        return _no_such_choice(error.missing_cfg_file, list(error.options or ()))
+        return _no_such_choice(error.missing_cfg_file, folders, error.options or ())
     if isinstance(error, OverrideParseException):
         word = str(error.override).removeprefix("++")
         return (
@@ -138,16 +137,31 @@ def complaint(error: Exception) -> str:
     return "\n".join(lines)
 
 
-def _no_such_choice(file: str, options: list[str]) -> str:
+def _no_such_choice(file: str, folders: Sequence[Path], options: Iterable[str]) -> str:
+    """options: what Hydra found beside the file, which is all that is known of its own groups (hydra/launcher)."""
     group, _, choice = file.removesuffix(".yaml").partition("/")
     if not choice:
         return f"there is no config '{group}'"
-    if not options:
-        return f"{group}={choice}: there is no such choice"
-    shown = sorted(option for option in options if not option.startswith("_"))  # _x.yaml is shared by choices
+    known = choices(group, *folders)
+    if not known:
+        (group, _, choice), known = file.removesuffix(".yaml").rpartition("/"), sorted(options)
     if group == "data" and re.search(r"[*.]", choice):  # no choice has either: files
         mine = f"data=files data.sources.mine.path={choice}"
         return f"data={choice}: no data config has such a name. For files of yours type {mine}"
-    near = nearest(choice, shown)
+    near = _nearest_choice(choice, known)
     hint = f"; did you mean {group}={near}?" if near else "."
-    return f"{group}={choice}: there is no such choice{hint} Choices of {group}: {', '.join(shown)}"
+    return f"{group}={choice}: there is no such choice{hint} Choices of {group}: {', '.join(_beside(choice, known))}"
+
+
+def _nearest_choice(choice: str, known: Sequence[str]) -> str | None:
+    """By the last part, as folders alone look alike: sft/general for general and for sft/genral."""
+    ends = [one.rpartition("/")[2] for one in known]
+    end = nearest(choice.rpartition("/")[2], ends)
+    return nearest(choice, [one for one, its in zip(known, ends, strict=True) if its == end], likeness=0)
+
+
+def _beside(choice: str, known: Sequence[str]) -> list[str]:
+    """The choices in the folder of this one; without such a folder those in none, and the folders (sft/...)."""
+    folder = choice.rpartition("/")[0]
+    inside = [one for one in known if folder and one.rpartition("/")[0] == folder]
+    return inside or list(dict.fromkeys(re.sub("/.*", "/...", one) for one in known))
