@@ -137,6 +137,91 @@ def test_divisors_of_the_angles_are_llama_3s_or_refused(tmp_path: Path) -> None:
         read_config(tmp_path)
 
 
+YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 16}
+YARN_READ = RopeScaling(kind="yarn", factor=4.0, original_positions=16)
+
+
+def in_a_file(folder: Path, arch: str, config: ModelConfig, **more: Any) -> None:
+    """A file of this model, with more keys of its architecture."""
+    head = head_of(config, arch) | {f"{arch}.{key}": value for key, value in more.items()}
+    write_gguf(folder / "model.gguf", head, tensors_of(made(config), arch))
+
+
+@pytest.mark.parametrize(
+    ("said", "scaling"),
+    [
+        ({"rope.scaling.factor": 4.0}, RopeScaling(kind="linear", factor=4.0)),  # llama.cpp's type where none is named
+        ({"rope.scale_linear": 4.0}, RopeScaling(kind="linear", factor=4.0)),
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 1.0}, None),
+        ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, None),
+        (YARN, YARN_READ),
+        (
+            YARN | {"rope.scaling.yarn_beta_fast": 8.0, "rope.scaling.yarn_beta_slow": 2.0},
+            replace(YARN_READ, beta_fast=8.0, beta_slow=2.0),
+        ),
+        (YARN | {"rope.scaling.yarn_ext_factor": 1.0, "rope.scaling.yarn_attn_factor": 1.0}, YARN_READ),
+        (YARN | {"rope.scaling.yarn_attn_factor": 0.1 * math.log(4) + 1}, YARN_READ),
+        (
+            {"rope.scaling.attn_factor": 1.0, "rope.dimension_count": 10, "attention.scale": 10**-0.5}
+            | {"logit_scale": 1.0, "rope.scaling.yarn_ext_factor": -1.0},
+            None,
+        ),
+    ],
+)
+def test_a_stretch_is_what_llama_cpp_makes_of_the_head(
+    said: dict[str, Any], scaling: RopeScaling | None, tmp_path: Path
+) -> None:
+    in_a_file(tmp_path, "llama", LLAMA, **said)
+    assert read_config(tmp_path) == replace(LLAMA, init_std=0.02, rope_scaling=scaling)
+
+
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        (YARN | {"rope.scaling.yarn_attn_factor": 2.0}, "llama.rope.scaling.yarn_attn_factor is 2.0; only 1.0 is"),
+        (YARN | {"rope.scaling.attn_factor": 2.0}, "llama.rope.scaling.attn_factor is 2.0; only 1.0 is built"),
+        (YARN | {"rope.scaling.yarn_ext_factor": 0.5}, "llama.rope.scaling.yarn_ext_factor is 0.5; only 1.0 is built"),
+        ({"rope.scaling.type": "longrope"}, "llama.rope.scaling.type is 'longrope'; 'none', 'linear' and 'yarn' are"),
+        ({"rope.dimension_count": 4}, "llama.rope.dimension_count is 4; only 10 is built"),
+        ({"attention.scale": 0.5}, "llama.attention.scale is 0.5; only 0.3162"),
+        ({"logit_scale": 2.0}, "llama.logit_scale is 2.0; only 1.0 is built"),
+        ({"attn_logit_softcapping": 5.0}, "llama.attn_logit_softcapping is 5.0; only 0.0 is built"),
+        ({"attention.head_count_kv": [1, 2, 2]}, r"llama.attention.head_count_kv is \[1, 2, 2\]; one number for all"),
+        ({"rope.scaling.factor": "4"}, "llama.rope.scaling.factor is '4'; one number"),
+    ],
+)
+def test_a_key_that_makes_another_network_is_refused(said: dict[str, Any], fault: str, tmp_path: Path) -> None:
+    in_a_file(tmp_path, "llama", LLAMA, **said)
+    with pytest.raises(UserError, match=fault) as caught:
+        read_config(tmp_path)
+    assert str(caught.value).startswith(str(tmp_path / "model.gguf"))
+
+
+def test_a_window_makes_llama_a_mistral_and_is_in_every_block(tmp_path: Path) -> None:
+    for arch, name in (("llama", "mistral"), ("qwen2", "qwen2_sliding"), ("qwen3", "qwen3_sliding")):
+        config = replace(CONFIGS[name], init_std=0.02, head_dim=8, sliding_from=0)
+        in_a_file(tmp_path, arch, config, **{"attention.sliding_window": config.sliding_window})
+        assert read_config(tmp_path) == config
+
+
+def test_what_is_absent_has_llama_cpps_default(tmp_path: Path) -> None:
+    config = replace(LLAMA, init_std=0.02, kv_heads=4, head_dim=8, rope_theta=1e4)
+    head = head_of(config, "llama")
+    for key in ("attention.head_count_kv", "attention.key_length", "rope.freq_base"):
+        del head[f"llama.{key}"]
+    write_gguf(tmp_path / "model.gguf", head, tensors_of(made(config), "llama"))
+    assert load_pretrained(tmp_path)[0] == config
+    del head["llama.attention.head_count"]
+    write_gguf(tmp_path / "model.gguf", head, tensors_of(made(config), "llama"))
+    with pytest.raises(UserError, match=r"model.gguf holds no llama.attention.head_count; get it again"):
+        read_config(tmp_path)
+
+
+def test_a_softcap_of_the_logits_is_read(tmp_path: Path) -> None:
+    in_a_file(tmp_path, "llama", LLAMA, final_logit_softcapping=30.0)
+    assert read_config(tmp_path).logit_softcap == 30.0
+
+
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     write_gguf(file, head_of(LLAMA, "deepseek2"), tensors_of(made(LLAMA), "qwen3"))

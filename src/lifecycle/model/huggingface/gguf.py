@@ -1,43 +1,25 @@
 """GGUF files (llama.cpp): their head as a config.json, their tensors under the names of a folder, their tokenizer.
 
-The reader is that of `transformers`: quantized weights come out as the numbers they stand for. Known are llama (and
-Mistral and Mixtral, which llama.cpp writes as llama), qwen2, qwen3 and their mixtures of experts.
+The reader is that of `transformers`: quantized weights come out as the numbers they stand for. The keys of the head are
+in gguf_head.py.
 
-Shapes: R rows, K width of a head.
+Shapes: R rows.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lifecycle.errors import UserError
+from lifecycle.model.huggingface.gguf_head import DIVISORS, SAFE, head_to_hf_config
 from lifecycle.model.huggingface.lazy_tensors import Stored
 from lifecycle.system.foreign import mistaken_file
 
-KNOWN = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}
-"""The file's architecture -> their model_type."""
-
-KEYS = {
-    "embedding_length": "hidden_size",
-    "block_count": "num_hidden_layers",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "context_length": "max_position_embeddings",
-    "rope.freq_base": "rope_theta",
-    "expert_used_count": "num_experts_per_tok",
-    "expert_feed_forward_length": "moe_intermediate_size",
-    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
-}
 OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 INSIDE = {
     "attn_norm": "input_layernorm",
@@ -59,9 +41,6 @@ INSIDE = {
 }
 EXPERTS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
 MIXTRAL = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
-DIVISORS = "rope_freqs.weight"
-
-SAFE = "get it again, or the safetensors folder"
 
 
 def gguf_file(place: Path) -> Path | None:
@@ -77,24 +56,16 @@ def gguf_file(place: Path) -> Path | None:
 
 
 def gguf_to_hf_config(file: Path) -> dict[str, Any]:
-    """The content that a config.json of this model would have. Errors: `UserError` for a broken file, an architecture
-    that is not known here, or rotary frequencies that no config.json could express."""
+    """The content that a config.json of this model would have. Errors: `UserError` for a broken file, or a network that
+    is not built here."""
     head, stored = _opened(file)
-    arch = head["general.architecture"]
-    said = {key.removeprefix(f"{arch}."): _decimal(value) for key, value in head.items() if key.startswith(f"{arch}.")}
-    hf_config = {theirs: said[key] for key, theirs in KEYS.items() if key in said}
-    hf_config["model_type"] = _model_type(arch, said)
-    hf_config["vocab_size"] = stored["token_embd.weight"].shape[0]
-    hf_config["tie_word_embeddings"] = "output.weight" not in stored
-    hf_config["num_experts"] = hf_config["num_local_experts"] = said.get("expert_count", 0)
-    if hf_config["model_type"] in ("llama", "mixtral"):
-        hf_config.setdefault("head_dim", said.get("rope.dimension_count"))
-    if window := said.get("attention.sliding_window"):
-        hf_config |= {"sliding_window": window, "use_sliding_window": True}
-    # llama.cpp's networks of these architectures divide the chosen experts' weights by their sum, or do not
-    hf_config["norm_topk_prob"] = arch == "qwen3moe"
-    scaling = _scaling(file, said, stored.get(DIVISORS), hf_config)
-    return hf_config | ({"rope_scaling": scaling} if scaling else {})
+    return head_to_hf_config(
+        head,
+        vocab=stored["token_embd.weight"].shape[0],
+        tied="output.weight" not in stored,
+        divisors=stored[DIVISORS].read(None).float() if DIVISORS in stored else None,
+        place=str(file),
+    )
 
 
 def tensors_gguf(file: Path) -> dict[str, Stored]:
@@ -168,17 +139,6 @@ def _numbers(lying: Any, kind: int, shape: tuple[int, ...], part: int | None) ->
     return whole if part is None else whole[part]
 
 
-def _decimal(value: Any) -> Any:
-    """The head's floats have 32 bits: 1e-5, not 9.999999747378752e-06, was meant."""
-    return float(f"{value:.7g}") if isinstance(value, float) else value
-
-
-def _model_type(arch: str, said: Mapping[str, Any]) -> str:
-    if arch not in KNOWN:
-        raise UserError(f"the GGUF file holds {arch!r}; read are {', '.join(KNOWN)}: get the safetensors folder")
-    return "mixtral" if arch == "llama" and said.get("expert_count") else KNOWN[arch]
-
-
 def _named(name: str, tensor: Stored, *, mixtral: bool) -> list[tuple[str, Stored]]:
     """One tensor of the file under their names: itself, or one for each expert."""
     stem, _, kind = name.rpartition(".")
@@ -217,33 +177,3 @@ def _halves(tensor: Stored, heads: int, part: int | None) -> Tensor:
     R = whole.shape[0]
     whole = whole.unflatten(0, (heads, R // heads // 2, 2)).transpose(1, 2).reshape(whole.shape)
     return whole if part is None else whole[part]
-
-
-def _scaling(
-    file: Path, said: Mapping[str, Any], divisors: Stored | None, hf_config: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """`rope_scaling` of a config.json: named in the head, or one divisor a frequency, as in Llama 3's files."""
-    kind = said.get("rope.scaling.type", "none")
-    if divisors is not None:
-        return _llama3(file, divisors.read(None).float(), hf_config)
-    if kind in ("none", ""):
-        return None
-    scaling = {"rope_type": kind, "factor": said.get("rope.scaling.factor")}
-    original = said.get("rope.scaling.original_context_length")
-    return scaling | ({"original_max_position_embeddings": original} if original else {})
-
-
-def _llama3(file: Path, divisors: Tensor, hf_config: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters whose divisors these are: Llama 3's differ in their factor only, which is the largest one."""
-    scaling = {"rope_type": "llama3", "factor": float(divisors.max().round()), "low_freq_factor": 1.0}
-    scaling |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-    K = 2 * len(divisors)
-    waves = 2 * torch.pi * hf_config["rope_theta"] ** (torch.arange(0, K, 2, dtype=torch.float64, device="cpu") / K)
-    smooth = ((8192 / waves - 1.0) / (4.0 - 1.0)).clamp(0, 1)
-    expected = 1 / ((1 - smooth) / scaling["factor"] + smooth)
-    if not torch.allclose(divisors.double(), expected, rtol=1e-3):
-        raise UserError(
-            f"{file} holds divisors of the rotary angles ({DIVISORS}) that are not Llama 3's; get the safetensors "
-            "folder of this model"
-        )
-    return scaling
