@@ -65,8 +65,9 @@ class Family:
     architecture: the class in `transformers` that predicts tokens. keys: what its config.json says of a model beside
     what all say. read: the inverse of `keys`: fields of `ModelSizes` from a config.json with the defaults of the class
     filled in. tensors: inside a block, our names and those of the folder. only: keys that change the network, and the
-    one value of each that is built here. methods: its ways of choosing experts that are built here. predicts_further:
-    files may hold blocks after the last, which are not read.
+    one value of each that is built here. beside: keys that are read though they are no fields of the class. methods:
+    its ways of choosing experts that are built here. predicts_further: files may hold blocks after the last, which are
+    not read.
     """
 
     architecture: str
@@ -75,6 +76,7 @@ class Family:
     read: Callable[[Mapping[str, Any]], dict[str, Any]] = _nothing
     tensors: Mapping[str, str] = field(default_factory=lambda: BLOCK)
     only: Mapping[str, Any] = field(default_factory=lambda: PLAIN)
+    beside: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     predicts_further: bool = False
 

@@ -55,6 +55,7 @@ PLAIN = {
     "attention_bias": False,
     "decoder_sparse_step": 1,
     "moe_layer_freq": 1,
+    "per_layer_config": None,
 }
 """Those that change a network, and the only values that ours has."""
 

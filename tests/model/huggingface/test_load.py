@@ -126,11 +126,14 @@ LINEAR = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
         ("llama", {"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu' is built"),
         ("llama", {"rope_parameters": LINEAR, "rope_scaling": None}, "rope_parameters.rope_type is 'dynamic'"),
         ("qwen2_sliding", {"layer_types": ["sliding_attention"] * 2 + ["full_attention"]}, "layer_types mixes"),
+        ("mistral", {"layer_types": ["full_attention"] + ["sliding_attention"] * 2}, "all blocks can slide, or none"),
+        ("llama", {"per_layer_config": {"1": {"num_key_value_heads": 4}}}, "per_layer_config is {"),
         ("qwen2_moe", {"use_sliding_window": True}, "use_sliding_window is True; only False is built"),
         ("qwen3_moe", {"mlp_only_layers": [1]}, "only the first blocks can be dense"),
         ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step is 2; only 1 is built"),
         ("deepseek_v2", {"norm_topk_prob": True}, "norm_topk_prob is True; only False is built"),
         ("deepseek_v2", {"topk_method": "noaux_tc"}, "topk_method is 'noaux_tc'"),
+        ("deepseek_v3", {"topk_method": "greedy"}, "topk_method is 'greedy'"),
     ],
 )
 def test_a_network_that_ours_is_not_is_refused(name: str, changes: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -253,6 +256,38 @@ def alike(folder: Path) -> None:
     ours = Decoder(config)
     ours.load_state_dict(weights)
     torch.testing.assert_close(our_logits(ours), theirs(folder)(input_ids=IDS).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("mistral", {"use_sliding_window": False}),
+        ("mixtral", {"use_sliding_window": False, "layer_types": ["full_attention"] * 3}),
+        ("qwen3_moe_sliding", {"layer_types": ["full_attention"] * 3}),
+        ("deepseek_v2", {"rope_interleave": False}),
+        ("llama", {"sliding_window": 4, "moe_layer_freq": 2, "rope_interleave": False}),
+        ("glm4_moe", {"sliding_window": 4, "use_sliding_window": True, "mlp_bias": True}),
+        ("deepseek_v3", {"sliding_window": 4}),
+        ("qwen2", {"attention_bias": True}),
+    ],
+)
+def test_a_key_that_their_class_does_not_know_means_nothing(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    config = CONFIGS[name.removesuffix("_sliding")]
+    config = replace(config, sliding_window=4) if name == "qwen3_moe_sliding" else config
+    export(made(config), tmp_path)
+    rewrite(tmp_path, **changes)
+    assert read_config(tmp_path) == config
+    alike(tmp_path)
+
+
+def test_blocks_of_a_mistral_may_all_be_without_its_window(tmp_path: Path) -> None:
+    export(made(CONFIGS["mistral"]), tmp_path)
+    rewrite(tmp_path, layer_types=["full_attention"] * 3)
+    assert read_config(tmp_path) == CONFIGS["mistral_whole"]
+    alike(tmp_path)
+    rewrite(tmp_path, layer_types=["sliding_attention"] * 3)
+    assert read_config(tmp_path) == CONFIGS["mistral"]
+    alike(tmp_path)
 
 
 def test_a_tied_model_of_which_the_head_alone_is_stored_has_it_for_its_embedding(tmp_path: Path) -> None:

@@ -6,4 +6,7 @@ FAMILY = Family(
     architecture="MistralForCausalLM",
     switches=Switches(sliding="all"),
     keys=lambda config: {"sliding_window": config.sliding_window},
+    beside=(
+        "layer_types",
+    ),  # with it, `AutoConfig` takes a Mistral for a Ministral, the same with a window in some blocks
 )

@@ -8,6 +8,7 @@ A key that the class in `transformers` does not know is ignored, as it is there.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from lifecycle.errors import UserError
@@ -42,6 +43,9 @@ ROPE = {
 """Fields of `RopeScaling` beside factor and original_positions, by kind; config.json has the same names for them."""
 
 ORIGINAL = "original_max_position_embeddings"
+
+BESIDE = ("model_type", "head_dim", "per_layer_config", OURS)
+"""Keys of every family that are read though they are no fields of the class in `transformers`."""
 
 INIT_STD = 0.02
 """Of fresh parts, where a converter wrote 0: their classes' own default."""
@@ -97,7 +101,7 @@ def from_hf_config(hf_config: Mapping[str, Any], *, place: str = "the model") ->
     scaling, faults = read_rope(full)
     scored = any(str(one).endswith(SCORING) for one in hf_config.get("architectures") or ())
     faults = [*_unbuilt(family, full), *(_labels(full) if scored else []), *faults]
-    window, slides_from, odd = _window(full)
+    window, slides_from, odd = _window(family, full)
     if faults or odd:
         lines = "\n".join(f"  - {fault}" for fault in [*faults, *odd])
         raise UserError(f"{place}: this network is not built here:\n{lines}")
@@ -138,7 +142,19 @@ def _filled(name: str, hf_config: Mapping[str, Any], place: str) -> dict[str, An
     if full.get("hidden_act") == "swish":  # two names of one function
         full["hidden_act"] = "silu"
     full["initializer_range"] = full["initializer_range"] or INIT_STD
-    return full
+    known = known_keys(name)
+    return {key: value for key, value in full.items() if key in known}
+
+
+def known_keys(name: str) -> frozenset[str]:
+    """Keys of a config.json that the class in `transformers` of this family reads; every other one means nothing there,
+    and so nothing here, whatever it means to another class."""
+    import transformers
+
+    theirs, family = transformers.CONFIG_MAPPING[name], family_of(name)
+    renamed = {*theirs.attribute_map, *theirs.attribute_map.values()}
+    methods = ("topk_method",) if family.methods else ()  # DeepSeek's own code reads it
+    return frozenset({field.name for field in fields(theirs)} | {*renamed, *methods, *family.beside, *BESIDE})
 
 
 def _unbuilt(family: Family, full: Mapping[str, Any]) -> list[str]:
@@ -167,7 +183,7 @@ def _head_dim(full: Mapping[str, Any], latent: Latent | None) -> int:
     return int(full.get("head_dim") or full["hidden_size"] // full["num_attention_heads"])
 
 
-def _window(full: Mapping[str, Any]) -> tuple[int | None, int, list[str]]:
+def _window(family: Family, full: Mapping[str, Any]) -> tuple[int | None, int, list[str]]:
     """Keys that a query sees, the first block where this holds, and faults."""
     window = full.get("sliding_window") or None
     if full.get("use_sliding_window") is False or window is None:
@@ -176,6 +192,8 @@ def _window(full: Mapping[str, Any]) -> tuple[int | None, int, list[str]]:
     if not any(slides):
         return None, 0, []
     first = slides.index(True)
+    if first and family.switches.sliding == "all":
+        return None, 0, ["layer_types mixes; all blocks can slide, or none"]
     odd = [] if all(slides[first:]) else ["layer_types mixes; only the blocks from one on can slide"]
     return window, first, odd
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from lifecycle.errors import UserError
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.families import family_of
-from lifecycle.model.huggingface.config_json import from_hf_config
+from lifecycle.model.huggingface.config_json import from_hf_config, known_keys
 from lifecycle.model.huggingface.gguf import gguf_file, gguf_to_hf_config, tensors_gguf
 from lifecycle.model.huggingface.lazy_tensors import CONFIG, Stored, from_files, from_memory, plain
 from lifecycle.model.huggingface.names import EMBEDDING, HEAD, names, parts, rows, shapes
@@ -35,6 +35,9 @@ from lifecycle.system.foreign import read_object
 
 DERIVED = ("rotary_emb.inv_freq", "rope_freqs.weight", "masked_bias")
 """Endings of tensors that older files carry beside the weights: they follow from the sizes."""
+
+INTERLEAVE = "rope_interleave"
+"""False: rotated rows of latent attention lie as ours do, half a head apart."""
 
 BASE = "model."
 """Before the names of all but the head, where there is room for a head."""
@@ -84,7 +87,7 @@ def _gather(
     config: ModelConfig, found: Mapping[str, Stored], hf_config: Mapping[str, Any], place: str
 ) -> dict[str, Tensor]:
     """Look at every shape, and then read every tensor into its place."""
-    neighbours = bool(hf_config.get("rope_interleave", True))
+    neighbours = bool(hf_config.get(INTERLEAVE, True)) or INTERLEAVE not in known_keys(config.family)
     found = _without_copies(config, _with_base(found), place)
     wanted = shapes(config)
     theirs = {ours: parts(name, config.moe.experts if config.moe else 0) for ours, name in names(config).items()}
