@@ -110,6 +110,7 @@ def test_a_switch_that_the_family_has_not_is_refused(name: str, changes: dict[st
         (lambda: replace(SOFTMAX, shared_gate=True), "shared is 0"),
         (lambda: replace(LATENT, rope_dim=3), "rope_dim is 3; it must be even"),
         (lambda: RopeScaling(kind="yarn", factor=0.5), "factor is 0.5; it must be at least 1"),
+        (lambda: RopeScaling(kind="ntk", factor=2.0, mscale_all_dim=0.5), "ntk is built without: set it to null"),
         (lambda: RopeScaling(kind="llama3", factor=2.0), "llama3 wants that before the scaling"),
     ],
 )

@@ -40,8 +40,8 @@ class RopeScaling:
     original_positions: longest sequence before the scaling (yarn, llama3). beta_fast, beta_slow: turns within it above
     and below which a yarn angle is kept or divided. attention_factor: what yarn multiplies cos and sin with (None:
     0.1 ln(factor) + 1, or from mscale over mscale_all_dim where both are given). mscale_all_dim also sharpens the
-    softmax of latent attention. low_freq_factor, high_freq_factor: llama3's two wavelengths, as divisors of
-    original_positions.
+    softmax of latent attention, in every kind but ntk, which an export cannot name. low_freq_factor, high_freq_factor:
+    llama3's two wavelengths, as divisors of original_positions.
     """
 
     kind: ScalingKind
@@ -64,6 +64,8 @@ class RopeScaling:
             faults.append(f"factor is {self.factor}; it must be at least 1")
         if self.kind in ("yarn", "llama3") and not (self.original_positions or 0) > 0:
             faults.append(f"original_positions is {self.original_positions}; {self.kind} wants that before the scaling")
+        if self.kind == "ntk" and self.mscale_all_dim:
+            faults.append(f"mscale_all_dim is {self.mscale_all_dim}; ntk is built without: set it to null")
         if not self.beta_fast > self.beta_slow > 0:
             faults.append(f"beta_fast is {self.beta_fast}, beta_slow {self.beta_slow}; wanted fast > slow > 0")
         if not self.high_freq_factor > self.low_freq_factor > 0:

@@ -81,6 +81,18 @@ CONFIGS = {
     ),
     "deepseek_v3": DEEPSEEK,
     "deepseek_v3_yarn": replace(DEEPSEEK, rope_scaling=YARN, latent=replace(LATENT, q_rank=None)),
+    "deepseek_v2_linear": replace(
+        DEEPSEEK,
+        family="deepseek_v2",
+        rope_scaling=RopeScaling(kind="linear", factor=2.0, mscale_all_dim=1.3),
+        moe=replace(V3_ROUTING, score="softmax", normalise=False, bias_rate=0.0),
+    ),
+    "deepseek_v3_linear": replace(DEEPSEEK, rope_scaling=RopeScaling(kind="linear", factor=2.0, mscale_all_dim=1.3)),
+    "deepseek_v3_llama3": replace(
+        DEEPSEEK,
+        rope_theta=100.0,
+        rope_scaling=RopeScaling(kind="llama3", factor=8.0, original_positions=32, mscale_all_dim=0.7),
+    ),
     "deepseek_v3_dense": replace(DEEPSEEK, moe=None),
 }
 """One of each family at the least; the names begin with the family's."""

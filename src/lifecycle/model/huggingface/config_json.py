@@ -42,6 +42,7 @@ ROPE = {
 }
 """Fields of `RopeScaling` beside factor and original_positions, by kind; config.json has the same names for them."""
 
+MSCALE = "mscale_all_dim"
 ORIGINAL = "original_max_position_embeddings"
 
 BESIDE = ("model_type", "head_dim", "per_layer_config", OURS)
@@ -210,13 +211,20 @@ def rope_parameters(config: ModelConfig) -> dict[str, Any]:
         rope = {"rope_type": scaling.kind, "factor": scaling.factor}
         if scaling.kind in ("yarn", "llama3"):
             rope[ORIGINAL] = scaling.original_positions
-        keys = ROPE.get(scaling.kind, ())
+        keys = _scaling_keys(scaling.kind, latent=config.latent is not None)
         rope |= {key: getattr(scaling, key) for key in keys if getattr(scaling, key) is not None}
     # where transformers 4, and what is built on it, looks; it would silently take its own default otherwise
     older: dict[str, Any] = {"rope_theta": theta, "rope_scaling": None if len(rope) == 1 else dict(rope)}
     if family_of(config.family).switches.partial_rotary:
         rope["partial_rotary_factor"] = older["partial_rotary_factor"] = config.rotary_share
     return {"rope_parameters": rope | {"rope_theta": theta}, **older}
+
+
+def _scaling_keys(kind: str, *, latent: bool) -> tuple[str, ...]:
+    """Fields of `RopeScaling` beside factor and original_positions. Latent attention sharpens its softmax in every kind
+    of scaling, which is yarn's own elsewhere."""
+    keys = ROPE.get(kind, ())
+    return (*keys, MSCALE) if latent and MSCALE not in keys else keys
 
 
 def stretched_theta(config: ModelConfig) -> float:
@@ -250,7 +258,7 @@ def read_rope(full: Mapping[str, Any]) -> tuple[RopeScaling | None, list[str]]:
     factor = rope.get("factor") or (full["max_position_embeddings"] / original if original else None)
     if factor is None:
         return None, [*faults, "rope_parameters.factor is missing"]
-    keys = ROPE.get(kind, ())
+    keys = _scaling_keys(kind, latent=family_of(full["model_type"]).switches.latent)
     given = {key: float(rope[key]) for key in keys if rope.get(key) is not None}
     if kind == "linear":
         original = None
