@@ -134,7 +134,7 @@ def add_adapter(model: Decoder, adapter: Adapter, *, seed: int) -> None:
         lora_dropout=adapter.dropout,
         use_rslora=adapter.rslora,
         use_dora=adapter.dora,
-        target_modules=[place for place in found if not is_stack(place)] or None,
+        target_modules=[place for place in found if not is_stack(place)],
         target_parameters=[place for place in found if is_stack(place)] or None,
     )
     if adapter.bits is not None:

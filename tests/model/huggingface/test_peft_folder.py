@@ -69,6 +69,12 @@ def test_whatever_is_adapted_and_however_it_is_scaled(name: str, changes: dict[s
     check_parity(name, lora(**changes), tmp_path)
 
 
+@pytest.mark.parametrize("target", ["experts", "gate_proj", "down_proj"])
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe", "glm4_moe"])
+def test_an_adapter_may_sit_on_experts_alone(name: str, target: str, tmp_path: Path) -> None:
+    check_parity(name, lora(targets=[target]), tmp_path)
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
 def test_dora_is_theirs(name: str, tmp_path: Path) -> None:
     check_parity(name, lora(dora=True), tmp_path)

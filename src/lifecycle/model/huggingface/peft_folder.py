@@ -67,12 +67,12 @@ def write_adapter(
         lora_dropout=adapter.dropout,
         use_rslora=adapter.rslora,
         use_dora=adapter.dora,
-        target_modules=modules or None,
+        target_modules=modules,  # of none [], as peft takes None for the usual ones of the architecture
         target_parameters=parameters or None,
         rank_pattern={BOTH: 2 * adapter.rank} if both else {},
         alpha_pattern={BOTH: alpha * (2**0.5 if adapter.rslora else 2)} if both else {},
     )
-    how.target_modules = modules or None  # it has made a set of them, whose order is another in every process
+    how.target_modules = modules  # it has made a set of them, whose order is another in every process
     tensors = to_peft(config, adapter, factors) | ({} if score is None else {f"{PREFIX}{SCORE}": score})
     how.save_pretrained(str(folder))
     with told_in_words(folder / WEIGHTS):
