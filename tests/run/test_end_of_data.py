@@ -34,6 +34,10 @@ def test_a_run_of_one_pass_ends_well_and_goes_on_for_another(place: Path) -> Non
     after = facts(run, "ledger.json")["sources"]["long"]
     assert after["epochs"] == pytest.approx(2.0) and after["seen_tokens"] == 2 * source["seen_tokens"]
     assert facts(run)["status"] == "finished" and newest(run) == facts(run)["steps"] > told["steps"]
+    before = {name: (run / name).read_bytes() for name in ("config.yaml", "run.json")}
+    done = lifecycle(place, "run=once", *of(1), code=2)
+    assert f"stands at step {newest(run)}, beyond the {told['total_steps']} that it is to end with" in done.err
+    assert {name: (run / name).read_bytes() for name in before} == before
 
 
 def test_a_source_that_is_used_up_too_early_ends_the_run_with_all_saved(place: Path) -> None:

@@ -59,7 +59,8 @@ def begun(plan: RunPlan) -> Begun | None:
 
 def agree(plan: RunPlan, timeline: Timeline, *, last: int | None, vocab_size: int) -> Start:
     """Rank 0 decides, writes config.yaml and sends the decision to the other ranks of the launch. Raises Refusal for a
-    run that is already beyond `last`, its last step (None: not known)."""
+    run that is already beyond its end: `last`, its last step (None: not known), or after fewer passes than it began
+    with what `timeline` estimates."""
     folder, hardware = plan.folder, plan.hardware
     note = folder.path / ".start.json"
     if rank() != 0:
@@ -71,9 +72,10 @@ def agree(plan: RunPlan, timeline: Timeline, *, last: int | None, vocab_size: in
     choice = choose(hardware, probe(hardware.device_type()), begun=begun, **_work(plan, timeline, vocab_size))
     checkpoint, damaged = _checkpoint(plan.config.resume, folder)
     start = Start(choice=choice, checkpoint=str(checkpoint) if checkpoint else None, damaged=damaged)
-    if last is not None and start.step > last:
+    end = timeline.steps if _fewer_passes(plan) else last
+    if end is not None and start.step > end:
         raise Refusal(
-            f"run '{folder.path}' stands at step {start.step:,}, beyond the {last:,} that it is to end with: raise its "
+            f"run '{folder.path}' stands at step {start.step:,}, beyond the {end:,} that it is to end with: raise its "
             "limit (stage.max_steps, max_tokens, max_epochs), or start another run from one of its checkpoints "
             f"(init_from={folder.path.name}@STEP run=NAME)"
         )
@@ -85,6 +87,13 @@ def agree(plan: RunPlan, timeline: Timeline, *, last: int | None, vocab_size: in
     folder.write_config(plain)
     send_to_ranks(asdict(start), note)
     return start
+
+
+def _fewer_passes(plan: RunPlan) -> bool:
+    """Whether the run began with more passes over its data than it is to take now."""
+    assert plan.limits is not None
+    then = ((plan.folder.config() or {}).get("stage") or {}).get("max_epochs")
+    return then is not None and plan.limits.max_epochs is not None and plan.limits.max_epochs < then
 
 
 def _work(plan: RunPlan, timeline: Timeline, vocab_size: int) -> dict[str, Any]:
