@@ -10,7 +10,7 @@ import torch
 from transformers import get_cosine_with_min_lr_schedule_with_warmup, get_linear_schedule_with_warmup, get_wsd_schedule
 
 from lifecycle.errors import UserError
-from lifecycle.optim.schedule import Schedule, constant, falling, of_another_length, wsd
+from lifecycle.optim.schedule import Schedule, Turn, constant, falling, of_another_length, wsd
 
 cosine, linear, sqrt = (partial(falling, shape=shape) for shape in ("cosine", "linear", "1-sqrt"))
 
@@ -200,9 +200,9 @@ def test_a_warm_up_that_is_not_over_goes_on() -> None:
 
 
 def test_what_is_said_has_both_rates() -> None:
-    said = of_another_length((0.1, 0.1, 0.48), 2e-3, 200)
+    said = of_another_length(Turn(0.1, 0.1, 0.48), 2e-3, 200)
     assert said == (
         "the run has 200 steps now: its rate stays at 2.00e-04, where the schedule of 200 steps has "
         "9.60e-04: stage.schedule.stretch=true takes that"
     )
-    assert of_another_length((0.1, 0.48, 0.48), 2e-3, 200).endswith("goes on from 2.00e-04 at 9.60e-04")
+    assert of_another_length(Turn(0.1, 0.48, 0.48), 2e-3, 200).endswith("goes on from 2.00e-04 at 9.60e-04")

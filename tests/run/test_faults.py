@@ -250,6 +250,10 @@ def test_a_run_with_other_values_is_refused_with_the_keys(place: Path, whole: Pa
     before = times(whole)
     done = lifecycle(place, "run=whole", KEEP, "seed=7", "model.width=48", code=2)
     assert "was started with other values of: seed, model.width." in done.err and "Traceback" not in done.err
+    done = lifecycle(place, "run=whole", KEEP, "model=tiny", "optimizer=muon", "data=python_stdlib", code=2)
+    assert re.search(r"values of: (\S+, ){11}\S+ and \d+ more\. Going on", done.err)
+    done = lifecycle(place, "run=whole", KEEP, "stage=midtrain", "init_from=whole", code=2)
+    assert "was started as stage=pretrain. Going on" in done.err
     assert times(whole) == before
 
 
@@ -303,6 +307,20 @@ def test_a_run_may_never_save_measure_or_log_on_the_way(place: Path, never: str)
     found = metrics(run)
     assert found["step"] == [1, 2, 3, 4, 5, 6] and None not in found["train/loss"] and "valid/loss" not in found
     assert not (run / "checkpoints/best.json").exists()
+
+
+def test_a_run_that_ended_at_a_rate_of_zero_goes_on_at_that_of_the_longer_run_or_not_at_all(place: Path) -> None:
+    words, run = ("run=to-zero", "stage.schedule.min_ratio=0"), place / "outputs/to-zero"
+    lifecycle(place, *words, "stage.max_steps=8")
+    again = lifecycle(place, *words, "stage.max_steps=8").out
+    assert "=... stage.schedule.stretch=true)" in again
+    before = {name: (run / name).read_bytes() for name in ("config.yaml", "run.json", "metrics.csv")}
+    done = lifecycle(place, *words, "stage.max_steps=16", code=2)
+    assert "its rate was zero after 8" in done.err and "Traceback" not in done.err
+    assert {name: (run / name).read_bytes() for name in before} == before
+    lifecycle(place, *words, "stage.max_steps=16", "stage.schedule.stretch=true")
+    rates = [rate or 0.0 for rate in metrics(run)["train/lr"]]
+    assert rates[7] == 0 and min(rates[8:15]) > 0
 
 
 @pytest.mark.parametrize("stretch", [False, True])

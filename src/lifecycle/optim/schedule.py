@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from lifecycle.bounds import FromZero, Share
 from lifecycle.errors import UserError
@@ -139,6 +139,19 @@ class Schedule:
         return int(lengths["steps"] or 0)
 
 
+class Turn(NamedTuple):
+    """Factors: of the last step, of the next step, and of the next step by the schedule of the new length."""
+
+    reached: float
+    next: float
+    planned: float
+
+    @property
+    def stays_at_zero(self) -> bool:
+        """Whether no further step has a rate, though the schedule of the new length has some."""
+        return self.next == 0 < self.planned
+
+
 class Course:
     """The factor of every step of one run, which may go on with another length than it began with.
 
@@ -158,20 +171,19 @@ class Course:
         reached = self(max(taken - 1, 0))
         return {"steps": self._steps, "reached": reached, "warm": float(taken >= self._warmup), "most": self.most}
 
-    def restore(self, state: Mapping[str, float], taken: int) -> tuple[float, float, float] | None:
-        """Continue after `taken` steps of a saved run; the inverse of `state`. Where the length of the run has changed,
-        and the factor with it, returns three factors: of the last step, of the next step, and of the next step by the
-        schedule of the new length; else None."""
+    def restore(self, state: Mapping[str, float], taken: int) -> Turn | None:
+        """Continue after `taken` steps of a saved run; the inverse of `state`. Returns the turn that the factor takes
+        where the length of the run has changed, and the factor with it; else None."""
         self.most = 1.0 if self._stretch else state["most"]
         planned, reached = self._factor(taken), state["reached"]
         if not taken or state["steps"] == self._steps or math.isclose(planned, reached, rel_tol=NOTICE_FROM):
             return None
         if state["warm"] and planned > reached and not self._stretch:
             self.most = reached
-        return reached, self(taken), planned
+        return Turn(reached, self(taken), planned)
 
 
-def of_another_length(turn: tuple[float, float, float], peak: float, steps: int) -> str:
+def of_another_length(turn: Turn, peak: float, steps: int) -> str:
     """The notice for the user where `Course.restore` found another length. peak: the peak rate; steps: the length."""
     before, after, planned = (f"{factor * peak:.2e}" for factor in turn)
     held = f", where the schedule of {steps} steps has {planned}: stage.schedule.stretch=true takes that"

@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,6 +35,9 @@ from lifecycle.system import atomic
 from lifecycle.system.lock import hold
 from lifecycle.system.ranks import rank
 from lifecycle.tokenizer.tokenizer import Tokenizer
+
+MOST_NAMED = 12
+"""Keys that a message names; more are counted."""
 
 if TYPE_CHECKING:
     from lifecycle.data.module import DataModule
@@ -146,9 +149,8 @@ def is_over(plan: RunPlan) -> bool:
     saved = bool(list_committed(folder.checkpoints)) or folder.progress.exists()
     if changed and (over or not plan.reads_data or saved):
         raise UserError(
-            f"run '{folder.path}' was started with other values of: {', '.join(changed)}. Going on would make it "
-            f"another run: take the values of {folder.path / 'config.yaml'}, choose another run=NAME, or delete the "
-            "folder"
+            f"run '{folder.path}' was started {_otherwise(folder, changed)}. Going on would make it another run: take "
+            f"the values of {folder.path / 'config.yaml'}, choose another run=NAME, or delete the folder"
         )
     if not over:
         return False
@@ -158,16 +160,26 @@ def is_over(plan: RunPlan) -> bool:
 
             with hold(folder.path):
                 write_report(folder.path)
-        report = f"Its report: {folder.path / 'report.md'}. To go on, raise its limit ({_limit(plan)}=...); to start"
+        report = f"Its report: {folder.path / 'report.md'}. To go on, raise its limit ({_limit(plan)}); to start"
         further = report if plan.stage is not None else "To start"
         print(f"run '{folder.path}' is finished; nothing to do. {further} anew, choose another run=NAME")
     return True
 
 
 def _limit(plan: RunPlan) -> str:
-    """The key of the limit that the run has."""
-    keys = ("max_tokens", "max_steps", "max_epochs")
-    return next((f"stage.{key}" for key in keys if plan.config.stage.get(key) is not None), "stage.max_tokens")
+    """What to type to raise the limit that the run has, and the rate where it has come to zero."""
+    keys, schedule = ("max_tokens", "max_steps", "max_epochs"), plan.config.stage.get("schedule")
+    key = next((key for key in keys if plan.config.stage.get(key) is not None), "max_tokens")
+    at_zero = schedule is not None and schedule.name != "constant" and schedule.min_ratio == 0
+    return f"stage.{key}=...{' stage.schedule.stretch=true' if at_zero else ''}"
+
+
+def _otherwise(folder: RunFolder, changed: Sequence[str]) -> str:
+    """How the run was started: as another stage, whose keys are all others, or with other values of these."""
+    if "stage._target_" in changed:
+        return f"as stage={str((folder.config() or {})['stage']['_target_']).split('.')[-2]}"
+    more = f" and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else ""
+    return f"with other values of: {', '.join(changed[:MOST_NAMED])}{more}"
 
 
 def begin_anew(plan: RunPlan) -> None:

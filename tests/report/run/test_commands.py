@@ -32,6 +32,13 @@ def test_going_on_for_longer_is_said_to_rise_only_when_told_to(run: RunData) -> 
     assert "at no higher rate" in words and "stage.schedule.stretch=true" in words
 
 
+def test_a_run_that_ended_at_a_rate_of_zero_is_offered_that_of_the_longer_run(run: RunData) -> None:
+    rates = [*run.metrics["train/lr"][:-1], 0.0]
+    ended = replace(run, metrics={**run.metrics, "train/lr": rates})
+    wanted = "python -m lifecycle run=demo stage.max_steps=800 stage.schedule.stretch=true"
+    assert commands(ended, overrides=["run=demo", "stage.schedule.stretch=false"])[0] == wanted
+
+
 def test_a_job_of_a_sweep_is_found_below_its_sweep(run: RunData) -> None:
     job = replace(run, folder=run.folder / "1", config={**run.config, "run": "demo"})
     assert commands(job, overrides=["seed=2"])[0] == "python -m lifecycle seed=2 run=demo/1 stage.max_steps=800"

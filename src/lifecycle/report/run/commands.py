@@ -11,6 +11,7 @@ LADDER = {"minimind_26m": 26e6, "minimind_104m": 104e6, "medium": 350e6, "medium
 """Shipped models by rough size in parameters: the next one up is worth a dry run."""
 
 LIMITS = ("stage.max_steps", "stage.max_tokens", "stage.max_epochs")
+STRETCH = "stage.schedule.stretch"
 
 
 def going_on(run: RunData) -> list[tuple[str, str, str]]:
@@ -32,7 +33,10 @@ def going_on(run: RunData) -> list[tuple[str, str, str]]:
                 "Train twice as long; it goes on from the last checkpoint, at no higher rate than it had reached "
                 "(stage.schedule.stretch=true: at that of the longer run):"
             )
-            steps.append((words, _command([*_without(own, LIMITS), *longer]), "bash"))
+            if run.last("train/lr") == 0:  # at which it would learn nothing
+                words = "Train twice as long, from the last checkpoint, at the rate that the longer run has there:"
+                longer.append(f"{STRETCH}=true")
+            steps.append((words, _command([*_without(own, (*LIMITS, STRETCH)), *longer]), "bash"))
     else:
         steps.append(("Go on from the last checkpoint:", _command(own), "bash"))
     bigger = _bigger(run)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lifecycle.bounds import FromZero
 from lifecycle.duration import Timeline
+from lifecycle.errors import UserError
 from lifecycle.optim import AdamW, Muon, Schedule, clip_gradients
 from lifecycle.optim.carry import CRITIC, carry_over
 from lifecycle.optim.schedule import of_another_length
@@ -99,9 +100,15 @@ class Optimization:
 
     def restore(self, state: Mapping[str, Any], taken: int, device: torch.device) -> str | None:
         """Restore what `state` returned after `taken` steps. Returns a notice for the user where the length of the run,
-        and with it the rate, has changed since; else None."""
+        and with it the rate, has changed since; else None. Raises UserError where every further rate would be zero."""
         self.skipping.restore(state["skipping"], device)
         if "course" not in state:  # a checkpoint of an older version
             return None
         turn = self._course.restore(state["course"], taken)
+        if turn and turn.stays_at_zero:
+            raise UserError(
+                f"the run has {self._timeline.steps:,} steps now, and its rate was zero after {taken:,}: it would "
+                "learn nothing. Type stage.schedule.stretch=true too, which takes the rate of the longer run, "
+                "or start another run from this one (init_from)"
+            )
         return of_another_length(turn, self._peak, self._timeline.steps) if turn else None
