@@ -168,6 +168,24 @@ def test_a_source_without_a_usable_row_says_so(tmp_path: Path) -> None:
         reader(nothing, 0, 2).next()
 
 
+@pytest.mark.parametrize("passes", [0.5, 1, 3, None])
+def test_a_source_without_a_usable_row_says_so_however_often_it_may_be_read(
+    passes: float | None, tmp_path: Path
+) -> None:
+    one = source(tmp_path, rows=40)
+    spec = replace(one.spec, max_epochs=passes)
+    nothing = replace(one, spec=spec, held_out=HeldOut(ratio=1.0, seed=1))
+    with pytest.raises(UserError, match=r"no usable training row in 3 file\(s\) \(held:out"):
+        reader(nothing, 0, 2).next()
+    assert passes != 1 or list(RawDocuments.alone(nothing, make, seed=0, buffer=10).usable()) == []
+
+
+def test_a_stream_without_a_usable_row_ends_where_another_one_has_some(tmp_path: Path) -> None:
+    one = replace(source(tmp_path, rows=1), spec=replace(source(tmp_path, rows=1).spec, max_epochs=1))
+    given = [len(until_exhausted(reader(one, stream, 2))) for stream in range(2)]
+    assert sorted(given) == [0, 1]
+
+
 def some(rows: Sequence[FilteredRow]) -> list[Item | str]:
     """No item of every seventh row."""
     made = make(rows)

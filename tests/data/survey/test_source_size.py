@@ -49,6 +49,29 @@ def test_rows_for_which_the_run_would_be_refused_are_warned_of(tmp_path: Path) -
     assert f'The first one is {tmp_path / "a.jsonl"}, line 2: {{"body": "a"}} ...;' in warning
 
 
+SAME = json.dumps({"prompt": "a", "chosen": "b", "rejected": "b"})
+TIE = json.dumps({"prompt": "a", "response_1": "b", "response_2": "c", "score_1": 1, "score_2": 1})
+
+
+@pytest.mark.parametrize(
+    ("rows", "format", "why"),
+    [
+        ("", "text", r"no usable training row in 1 file\(s\) \(no rows at all\)"),
+        (SAME, "preference", r"no usable training row in 1 file\(s\) \(dropped:both answers are the same 1\)"),
+        (TIE, "scored_pairs", r"no usable training row in 1 file\(s\) \(dropped:near tie 1\)"),
+    ],
+)
+def test_a_source_without_a_usable_row_is_refused_as_the_run_refuses_it(
+    rows: str, format: str, why: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jsonl").write_text(rows + "\n" * bool(rows))
+    spec, bears = SourceSpec(path=str(tmp_path / "a.jsonl"), format=format), BadRows(max_share=0.1, min_rows=1)
+    view = "text" if format == "text" else "preference"
+    looked = look_at({"s": spec}, root=None, cache=tmp_path, bad_rows=bears, view=view)
+    with pytest.raises(UserError, match=why):
+        survey(looked, tokenizer=None)
+
+
 def test_documents_among_conversations_are_cut_and_none_is_said_to_be_left_out(tmp_path: Path) -> None:
     write(tmp_path, "chat", "a", [3, 9, 4])
     data = module(tmp_path, "chat", {"a": None})

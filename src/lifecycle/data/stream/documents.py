@@ -117,13 +117,13 @@ class RawDocuments:
         return cls(reader, make, stream=0, held=held)
 
     def next(self) -> Item:
-        """The next item; raises `Exhausted` past the source's `max_epochs`."""
+        """The next item; raises `Exhausted` past the source's `max_epochs`, `UserError` where it has no usable row."""
         while True:
             if self._is_used_up():
                 raise Exhausted(self.name)
             while not self._ready:
                 if self._index >= len(self._usable):
-                    self._read_block()
+                    self._read_usable_block()
                 self._ready.extend(self._make([self._in_order(row) for row in self._at_once()]))
             self._index += 1
             made = self._ready.popleft()
@@ -192,6 +192,15 @@ class RawDocuments:
             "counts": dict(self._counts),
         }
 
+    def _read_usable_block(self) -> None:
+        """`_read_block` of a source that must have a usable row, however few passes over it there are."""
+        try:
+            self._read_block()
+        except Exhausted:
+            if self._empty_passes and not self._reader.has_usable(held=self._held):
+                raise UserError(self.nothing_usable()) from None
+            raise
+
     def _read_block(self) -> None:
         """Read the next block in which the stream has a usable row; raises `Exhausted` behind the last pass."""
         while True:
@@ -204,7 +213,7 @@ class RawDocuments:
             # A stream of few rows may have none that is usable; the source must have one.
             self._empty_passes += share.after.epoch - share.begin.epoch
             if self._empty_passes > 1 and not self._reader.has_usable(held=self._held):
-                raise UserError(self._nothing_usable())
+                raise UserError(self.nothing_usable())
 
     def _read_share(self) -> Share:
         self._anchor, self._begun_at = self._mark(), self._at.epochs
@@ -249,14 +258,15 @@ class RawDocuments:
             self._counts.update(change)
         self._bad(row.raw, reason, self._places)
         if self._left_out.are_all():
-            raise UserError(self._nothing_usable())
+            raise UserError(self.nothing_usable())
 
     def _bad(self, raw: RawRow, reason: str, places: int) -> None:
         if self._anchor["epoch"] == 0 and self.source.quarantine is not None:
             quarantine(self.source.quarantine, raw, reason)
         refuse_broken(self.source, self._counts, before=places, at_end=False)
 
-    def _nothing_usable(self) -> str:
+    def nothing_usable(self) -> str:
+        """The message on a source of which no row was usable, with what became of its rows."""
         counts = ", ".join(f"{k.rstrip(':')} {n}" for k, n in sorted(self._counts.items())) or "no rows at all"
         side = "validation" if self._held else "training"
         return (

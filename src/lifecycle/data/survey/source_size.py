@@ -149,7 +149,8 @@ def _documents(source: Source) -> RawDocuments:
 
 
 def _measured(source: Source, tokenizer: Tokenizer | None, items: AsItems | None) -> tuple[float, str, tuple[str, ...]]:
-    """Tokens (or prompts) of a pass, how they were found, and what there is to warn of."""
+    """Tokens (or prompts) of a pass, how they were found, and what there is to warn of. Raises UserError, as the run
+    would, where none of its rows is usable, though few are broken."""
     documents = _documents(source)
     size = rows = 0
     sample = list[FilteredRow]()
@@ -163,21 +164,27 @@ def _measured(source: Source, tokenizer: Tokenizer | None, items: AsItems | None
     share = 1.0 if whole else max(documents.totals()["epochs"], 1e-9)
     guess = "" if tokenizer else " (a guess: the tokenizer is not there yet)"
     counts = Counter(documents.totals()["counts"])
+    if not rows and _too_broken(source, counts, None) is None:  # a warning says more of broken ones
+        raise UserError(documents.nothing_usable())
     if items is not None and not items.packing.cuts:
         found = item_sizes(sample, items)
         unmade = {f"{BAD}{reason}": round(n * rows / found.rows) for reason, n in found.broken.items()}
         counts.update(unmade)
         counts[KEPT] -= sum(unmade.values())  # a row of which its view makes nothing was read all the same
-        broken = too_broken(source, counts, before=0, at_end=True, find=partial(_first_broken, source, items.make))
-        warnings = [_too_long(source.name, found, items), broken]
+        warnings = [_too_long(source.name, found, items), _too_broken(source, counts, items.make)]
         how = (
             f"{'its' if whole else 'about'} {rows / share:,.0f} {ITEMS[items.make.view]}, {_shape(found, items)}{guess}"
         )
         return rows / share * found.size, how, tuple(filter(None, warnings))
     ratio = _bytes_per_token([row.text or "" for row in sample], tokenizer)
     how = f"{'its' if whole else 'its first'} {size / 1e6:,.1f} MB of text at {ratio:.2f} bytes a token{guess}"
-    broken = too_broken(source, counts, before=0, at_end=True, find=partial(_first_broken, source, None))
+    broken = _too_broken(source, counts, None)
     return size / share / ratio, how, (broken,) if broken else ()
+
+
+def _too_broken(source: Source, counts: Mapping[str, int], make: Maker | None) -> str | None:
+    """What the run would say of its broken rows, and refuse; None where they are few."""
+    return too_broken(source, counts, before=0, at_end=True, find=partial(_first_broken, source, make))
 
 
 def _first_broken(source: Source, make: Maker | None, reason: str) -> RawRow | None:
