@@ -44,3 +44,37 @@ def test_a_key_has_the_value_of_the_choices_made_and_none_where_it_has_no_own() 
     assert default("guard.watch") == 0.05
     for key in ("run", "stage.nowhere", "init_from.x", "stage.phases.0.rows", "data.sources.mine.path"):
         assert default(key) is None, key
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo", "reward", "grpo"])
+def test_a_rate_that_is_none_is_answered_with_what_takes_the_parents(stage: str) -> None:
+    with pytest.raises(UserError) as fault:
+        config.check(
+            config.compose(
+                [f"stage={stage}", "init_from=RUN", "data=files", "data.sources.mine.path=FILE", "stage.optimizer.lr=0"]
+            )
+        )
+    assert "stage.optimizer.lr is 0; wanted a number above 0 or null: type stage.optimizer.lr=null" in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    ("stage", "wrong"),
+    [
+        ("grpo", "stage.prompts_per_step=0"),
+        ("spo", "stage.prompts_per_step=0"),
+        ("grpo", "stage.sequence_length=0"),
+        ("grpo", "stage.phases=7"),
+        ("distill", "stage.on_policy=7"),
+    ],
+)
+def test_a_value_that_is_refused_is_compared_with_no_other(stage: str, wrong: str) -> None:
+    with pytest.raises(UserError, match=rf"^1 fault .*\n  - {wrong.partition('=')[0]} is [07]; wanted [^\n]*$"):
+        config.check(
+            config.compose([f"stage={stage}", "init_from=RUN", "data=files", "data.sources.mine.path=FILE", wrong])
+        )
+
+
+def test_a_number_that_stands_for_a_text_is_compared_as_one() -> None:
+    words = ["stage=grpo", "init_from=RUN", "data=files", "data.sources.mine.path=FILE", "stage.rewards=7"]
+    with pytest.raises(UserError, match="stage.rewards names '7', which is no reward"):
+        config.check(config.compose(words))

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
-from lifecycle.bounds import Keys
+from lifecycle.bounds import Keys, Positive
 from lifecycle.config.signature import Walk
 from lifecycle.config.targets import TARGETS
 from lifecycle.config.wording import describe
@@ -83,7 +83,9 @@ Many = Literal["sigmoid", "robust", "hinge", "ipo", "kto", "nll"]
         (None, int, "key is null; wanted a whole number"),
         (True, str, "key is true; wanted text"),
         ("bf32", Literal["auto", "fp32", "bf16"], "wanted auto or fp32 or bf16: type key=fp32"),
-        ("x", int | None, "wanted a whole number or null"),
+        ("x", int | None, "wanted a whole number or null: type key=N"),
+        (0, Positive | None, "wanted a number above 0 or null: type key=null"),  # 0.1 may ruin a model
+        (0, tuple[float, float] | None, "wanted a list of 2: a number, a number or null: type key=null"),
         (
             "dpo",
             Many | list[Many],

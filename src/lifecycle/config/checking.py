@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,9 @@ def check(cfg: DictConfig) -> None:
         if isinstance(plain.get(group), Mapping):
             _check_group(group, plain[group], walk, [Path(folder) for folder in command.files])
     refused = {fault.split()[0] for fault in walk.faults}  # what is no value of its key is compared with no other
-    between = faults_between(plain, _declared(plain.get("stage"), walk))
+    for place, value in walk.changed.items():
+        _put(plain, place, value)
+    between = faults_between(_without(plain, refused), _declared(plain.get("stage"), walk))
     walk.faults += [fault for fault in between if fault.split()[0] not in refused]
     faults = [fault for fault in dict.fromkeys(walk.faults) if not fault.startswith(tuple(unread))]
     if faults:
@@ -54,11 +56,24 @@ def check(cfg: DictConfig) -> None:
         count = f"{len(faults)} faults" if len(faults) > 1 else "1 fault"
         raise UserError(f"{count} in the configuration; nothing was started:\n{lines}")
     for place, value in walk.changed.items():
-        node = cfg
-        for part in place[:-1]:
-            node = node[int(part)] if isinstance(node, ListConfig) else node[part]
-        node[int(place[-1]) if isinstance(node, ListConfig) else place[-1]] = value
+        _put(cfg, place, value)
     _refuse_processes_in_sweep(cfg, command)
+
+
+def _put(node: Any, place: KeyPath, value: Any) -> None:
+    """Set the value at a place of nested mappings and lists."""
+    for part in place[:-1]:
+        node = node[int(part)] if isinstance(node, ListConfig | list) else node[part]
+    node[int(place[-1]) if isinstance(node, ListConfig | list) else place[-1]] = value
+
+
+def _without(node: Mapping[str, Any], keys: Collection[str], at: str = "") -> dict[str, Any]:
+    """A config without the values of some dotted keys."""
+    return {
+        key: _without(value, keys, f"{at}{key}.") if isinstance(value, Mapping) else value
+        for key, value in node.items()
+        if f"{at}{key}" not in keys or isinstance(value, Mapping)
+    }
 
 
 def _check_group(group: str, node: Mapping[str, Any], walk: Walk, folders: Sequence[Path]) -> None:

@@ -161,7 +161,10 @@ def _example(hint: Any, value: Any) -> str | None:
     if origin is Annotated:
         return next((b.example for b in bounds_of(hint) if inner[0] is float), _example(inner[0], value))
     if origin in (Union, types.UnionType):
-        return next((example for member in inner if (example := _example(member, value))), None)
+        examples = [example for member in inner if (example := _example(member, value))]
+        # Its files hold no number, and one of ours may do harm (0.1 as a learning rate): null lets the run choose.
+        number_or_null = "null" in examples and not re.search("[A-Za-z]", examples[0])
+        return "null" if number_or_null else next(iter(examples), None)
     if origin is Literal:
         return nearest(str(value), [str(choice) for choice in inner], ALIKE) or typed(inner[0])
     if origin in (list, tuple, collections.abc.Sequence):
