@@ -114,7 +114,7 @@ def test_every_number_in_a_signature_has_bounds() -> None:
     [
         (Count, 0, "key is 0; wanted a whole number from 1 on: type key=N"),
         (Every, -5, "key is -5; wanted a whole number from 0 on or null: type key=N"),
-        (Positive | None, 0.0, "key is 0.0; wanted a number above 0 or null: type key=0.1"),
+        (Positive | None, 0.0, "key is 0.0; wanted a number above 0 or null: type key=null"),
         (Part, 1, "key is 1; wanted a number between 0 and 1: type key=0.1"),
         (Annotated[float, Bounds(above=1)], 0.5, "wanted a number above 1: type key=2"),
         (Annotated[int, Bounds(least=16, most=4096)], 8, "wanted a whole number from 16 to 4096"),
