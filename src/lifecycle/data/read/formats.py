@@ -111,6 +111,7 @@ LIST = (
                     "preference": "preference",
                 }
             ),
+            Layout(columns={name: name for name in ("prompt", "response_1", "response_2", "preference")}),
             Layout(columns={name: name for name in ("prompt", "response_1", "response_2", "score_1", "score_2")}),
         ),
     ),
