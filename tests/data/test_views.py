@@ -54,6 +54,14 @@ def trained(example: Example) -> str:
     return shown(example.ids[example.trained])
 
 
+def test_of_a_prompt_and_a_completion_of_turns_the_completion_alone_is_trained() -> None:
+    turns = TALK.messages or []
+    split = record({"prompt": turns[:3], "completion": turns[3:]}, "prompt_completion")
+    whole = chat(split, TOKENIZER, TEMPLATE)
+    assert np.array_equal(whole.ids, chat(TALK, TOKENIZER, TEMPLATE).ids)
+    assert trained(whole).startswith("Four.") and "Two." not in trained(whole)
+
+
 def test_text_is_the_document_with_every_token_trained() -> None:
     for one in (CHOICE, PROBLEM, TALK):
         made = text(one, TOKENIZER)

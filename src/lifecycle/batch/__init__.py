@@ -1,7 +1,7 @@
 """The typed records, items and batches through which data and stages exchange everything."""
 
 from lifecycle.batch.feed import DataFeed
-from lifecycle.batch.items import KEPT, TURNS, Example, Ids, Item, Pair, Prompt, Record, positions
+from lifecycle.batch.items import KEPT, TRAINED_FROM, TURNS, Example, Ids, Item, Pair, Prompt, Record, positions
 from lifecycle.batch.prompts import PromptBatch
 from lifecycle.batch.rollout import Dialogue, Kept, Rollout, StopReason, listed
 from lifecycle.batch.samples import SampleBatch
@@ -13,6 +13,7 @@ __all__ = [
     "IGNORED",
     "KEPT",
     "PADDING",
+    "TRAINED_FROM",
     "TURNS",
     "WIDTHS",
     "Cursor",

@@ -19,6 +19,8 @@ Ids = NDArray[np.int32]
 
 TURNS = "turns"
 """Key of a prompt's `meta` for its turns, as a list of role and content: for who reads it in another form."""
+TRAINED_FROM = "trained_from"
+"""Key of a record's `meta`: the turn of its messages from which on the assistant's are trained."""
 KEPT = "columns"
 """Key of a record's and a prompt's `meta`: columns of its row that are kept for a reward of the user's own."""
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from lifecycle.batch import TURNS, Example, Item, Pair, Prompt, Record
+from lifecycle.batch import TRAINED_FROM, TURNS, Example, Item, Pair, Prompt, Record
 from lifecycle.data.clean.filter_row import FilteredRow
 from lifecycle.data.conversation.ids import encode_conversation, encode_prompt
 from lifecycle.data.conversation.rendering import Conversation
@@ -60,7 +60,8 @@ def chat(record: Record, tokenizer: Tokenizer, template: ChatTemplate | None) ->
     if record.prompt is not None and not said:
         raise BadRow("no answer")
     # of a conversation without an answer set apart, every turn of the assistant is trained
-    whole = Conversation(turns=[*prompt, *said], tools=_tools(record), first=len(prompt) if said else 0)
+    first = len(prompt) if said else record.meta.get(TRAINED_FROM, 0)
+    whole = Conversation(turns=[*prompt, *said], tools=_tools(record), first=first)
     encoded = encode_conversation(whole, tokenizer, _needed(template))
     return Example(ids=encoded.ids, trained=encoded.trained)
 

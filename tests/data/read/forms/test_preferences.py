@@ -115,7 +115,14 @@ def test_a_number_that_is_none_or_infinite_decides_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "row", [{"messages": [QUESTION, GOOD], "label": True}, {"prompt": "2+2?", "completion": "4", "label": 1}]
+    "row",
+    [
+        {"messages": [QUESTION, GOOD], "label": True},
+        {"prompt": "2+2?", "completion": "4", "label": 1},
+        {"prompt": [QUESTION], "completion": [GOOD], "label": True},
+        {"prompt": [QUESTION], "completion": "4", "label": True},
+        {"prompt": "2+2?", "completion": GOOD, "label": True},
+    ],
 )
 def test_an_answer_is_good_or_bad(row: dict[str, Any]) -> None:
     made = record(row, "unpaired")
@@ -133,3 +140,5 @@ def test_labelled_rows_that_cannot_be_read_say_why() -> None:
     assert reason({"messages": [QUESTION], "label": True}, "unpaired") == "no answer at the end"
     assert reason({"completion": "4", "label": True}, "unpaired") == "missing field prompt"
     assert reason({"prompt": "q", "label": True}, "unpaired") == "missing field completion"
+    for said, why in (([QUESTION], "an answer that is no turn of the assistant"), ([GOOD, GOOD], "several turns")):
+        assert why in reason({"prompt": "q", "completion": said, "label": True}, "unpaired")

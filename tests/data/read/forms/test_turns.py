@@ -41,6 +41,34 @@ def test_a_completion_goes_on_where_its_prompt_ends() -> None:
     assert as_text(record({"prompt": "Sky?", "completion": "Blue."}, "prompt_completion")) == "Sky?\n\nBlue."
 
 
+ASKED = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Yes?"},
+    {"role": "user", "content": "2+2?"},
+]
+SAID = [{"role": "assistant", "content": "4"}]
+
+
+@pytest.mark.parametrize("said", [SAID, SAID[0], "4", json.dumps(SAID)])
+@pytest.mark.parametrize("asked", [ASKED, json.dumps(ASKED)])
+def test_a_prompt_and_its_completion_may_be_turns_of_which_the_completions_are_trained(asked: Any, said: Any) -> None:
+    made = record({"prompt": asked, "completion": said}, "prompt_completion")
+    assert made.messages == [*ASKED, *SAID] and made.meta == {"trained_from": 3}
+    assert asked_of(made) == ASKED and answered(made) == "4"
+    assert as_text(made) == "User: Hi\n\nAssistant: Yes?\n\nUser: 2+2?\n\nAssistant: 4"
+
+
+def test_a_completion_of_turns_follows_a_plain_prompt_and_ends_with_the_assistant() -> None:
+    row = {"prompt": "2+2?", "completion": SAID, "cot": "A sum.", "system": "Be brief."}
+    made = record(row, "prompt_completion", reasoning="cot", system="system")
+    assert made.messages is not None and [turn["role"] for turn in made.messages] == ["system", "user", "assistant"]
+    assert made.messages[-1]["content"] == "<think>\nA sum.\n</think>\n\n4" and made.meta == {"trained_from": 2}
+    asks_on = {"prompt": "2+2?", "completion": [*SAID, ASKED[0]]}
+    assert reason(asks_on, "prompt_completion") == "an answer that is no turn of the assistant"
+    assert reason({"prompt": ASKED, "completion": []}, "prompt_completion") == "empty"
+    assert reason({"prompt": ASKED, "completion": 7}, "prompt_completion") == "wrong type of completion: int"
+
+
 def test_thoughts_and_a_system_turn_are_read_where_they_are_named() -> None:
     row = {"prompt": "2+2?", "completion": "4", "cot": "A sum.", "system": "Be brief."}
     assert as_text(record(row, "prompt_completion")) == "2+2?\n\n4"

@@ -8,7 +8,7 @@ from itertools import takewhile
 from typing import Any
 
 from lifecycle.data.read.forms.fields import Fields
-from lifecycle.data.read.forms.turns import Turn, read_turn, read_turns, turns_in
+from lifecycle.data.read.forms.turns import NO_ANSWER, Turn, answer_turns, read_turn, read_turns, turns_in
 from lifecycle.data.read.row import BadRow
 
 SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
@@ -62,7 +62,10 @@ def unpaired(row: Fields) -> dict[str, Any]:
             raise BadRow("no answer at the end")
         before, completion = turns[:-1], str(turns[-1]["content"])
     else:
-        before, completion = _prompt(row), row.text("completion")
+        before, said = _prompt(row), answer_turns(row, "completion")
+        if len(said) > 1:
+            raise BadRow(f"{row.name('completion')} has several turns: one answer is labelled")
+        completion = str(said[0]["content"])
     if not before:
         raise BadRow(f"missing field {row.name('prompt')}")
     if not completion:
@@ -75,7 +78,7 @@ def _pair(row: Fields, before: list[Turn], sides: list[list[Turn]], margin: floa
         raise BadRow("no prompt: the two answers begin with nothing in common")
     for side in sides:
         if any(side[n]["role"] != "assistant" for n in (0, -1)):
-            raise BadRow("an answer that is no turn of the assistant")
+            raise BadRow(NO_ANSWER)
     if sides[0] == sides[1]:
         raise BadRow(SAME)
     return {

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from lifecycle.batch import TRAINED_FROM
 from lifecycle.data.read.forms.fields import Fields, clean, is_plain, parsed, unpacked
 from lifecycle.data.read.row import BadRow
 
@@ -33,6 +34,8 @@ ROLES = {
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """Names that data sets give the assistant's reasoning."""
 
+NO_ANSWER = "an answer that is no turn of the assistant"
+
 Turn = dict[str, Any]
 
 
@@ -53,9 +56,15 @@ def instruction(row: Fields) -> dict[str, Any]:
 
 
 def prompt_completion(row: Fields) -> dict[str, Any]:
-    """A prompt and its completion, unchanged: a completion may begin in the middle of a sentence."""
-    completion = _with_reasoning(row, row.text("completion", strip=False))
-    return {**_system(row), "prompt": row.text("prompt", strip=False), "completion": completion}
+    """A prompt and its completion, unchanged: a completion may begin in the middle of a sentence. Where one of them is
+    a list of turns, they are a conversation, trained from the completion on."""
+    if not any(isinstance(_text_or_turns(row, key), list) for key in ("prompt", "completion")):
+        completion = _with_reasoning(row, row.text("completion", strip=False))
+        return {**_system(row), "prompt": row.text("prompt", strip=False), "completion": completion}
+    before = [*_system(row).get("messages", []), *turns_of(row, "prompt", "user")]
+    said = answer_turns(row, "completion")
+    said[-1] = {**said[-1], "content": _with_reasoning(row, said[-1]["content"])}
+    return {"messages": [*before, *said], "meta": {TRAINED_FROM: len(before)}}
 
 
 def prompt(row: Fields) -> dict[str, Any]:
@@ -69,6 +78,27 @@ def prompt(row: Fields) -> dict[str, Any]:
         asked = {"messages": [*_system(row).get("messages", []), *read_turns(value, row.name("prompt"))]}
     answer = "" if row.look("answer") is None else clean(row.text_or_number("answer"))
     return {**asked, **({"answer": answer} if answer else {})}
+
+
+def turns_of(row: Fields, key: str, role: str) -> list[Turn]:
+    """The turns of a field; a plain text is one of that role."""
+    value = _text_or_turns(row, key)
+    if isinstance(value, str):
+        return [{"role": role, "content": row.text(key)}]
+    return [read_turn(value)] if isinstance(value, Mapping) else read_turns(value, row.name(key))
+
+
+def answer_turns(row: Fields, key: str) -> list[Turn]:
+    """The same of an answer, which begins and ends with what the assistant says."""
+    turns = turns_of(row, key, "assistant")
+    if any(turns[n]["role"] != "assistant" for n in (0, -1)):
+        raise BadRow(NO_ANSWER)
+    return turns
+
+
+def _text_or_turns(row: Fields, key: str) -> Any:
+    value = row.required(key)
+    return (turns_in(value) or value) if isinstance(value, str) else value
 
 
 def read_turns(value: Any, name: str) -> list[Turn]:
