@@ -162,7 +162,7 @@ def test_a_folder_of_another_stage_is_not_written_over(place: Path) -> None:
     (place / "outputs/mine").rename(place / "outputs/generate")
     (place / "outputs/generate/config.yaml").write_text(yaml.safe_dump({"stage": {"_target_": "x", "view": "text"}}))
     before = facts(place / "outputs/generate")
-    with pytest.raises(UserError, match="was started with other values"):
+    with pytest.raises(UserError, match="was started as stage=x"):
         generate("init_from=outputs/generate", "stage.prompt=return")
     assert facts(place / "outputs/generate") == before
 

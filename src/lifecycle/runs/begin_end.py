@@ -177,7 +177,7 @@ def _limit(plan: RunPlan) -> str:
 def _otherwise(folder: RunFolder, changed: Sequence[str]) -> str:
     """How the run was started: as another stage, whose keys are all others, or with other values of these."""
     if "stage._target_" in changed:
-        return f"as stage={str((folder.config() or {})['stage']['_target_']).split('.')[-2]}"
+        return f"as stage={str((folder.config() or {})['stage']['_target_']).split('.')[-2:][0]}"
     more = f" and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else ""
     return f"with other values of: {', '.join(changed[:MOST_NAMED])}{more}"
 
