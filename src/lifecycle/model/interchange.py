@@ -150,4 +150,5 @@ def read_qwen(full: Mapping[str, Any], **shared: Any) -> MoE:
 
 def training_of(full: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of `MoE` for training alone, from a folder that this project exported; empty for others."""
-    return dict(full.get(OURS) or {})
+    ours = full.get(OURS) or {}
+    return {key: ours[key] for key in OURS_KEYS if key in ours}

@@ -369,7 +369,13 @@ def test_tensors_inside_the_network_are_never_passed_over(name: str, tmp_path: P
         ({"num_attention_heads": "four"}, "Field 'num_attention_heads' expected int, got str"),
         ({"num_attention_heads": 5}, "num_attention_heads|multiple of"),
         ({"max_position_embeddings": None}, "max_position_embeddings"),
-        ({"rope_parameters": "yarn", "rope_scaling": "yarn"}, "config.json"),
+        (
+            {"rope_parameters": "yarn"},
+            "config.json: rope_parameters is 'yarn'; an object or null is wanted; get the file",
+        ),
+        ({"rope_theta": None, "rope_parameters": None}, "rope_parameters.rope_theta is None; a number"),
+        ({"final_logit_softcapping": "x"}, "final_logit_softcapping is 'x'; a number or null is wanted"),
+        ({"architectures": 5}, "architectures is 5; a list or null"),
         ({"rms_norm_eps": 0.0}, r"by its config.json: model: .*\n.*norm_eps is 0"),
     ],
 )

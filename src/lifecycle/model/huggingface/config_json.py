@@ -7,7 +7,8 @@ A key that the class in `transformers` does not know is ignored, as it is there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -15,6 +16,7 @@ from lifecycle.errors import UserError
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.families import FAMILIES, family_of
 from lifecycle.model.family import SCORING, Family
+from lifecycle.model.huggingface.key_types import ORIGINAL, SOFTCAP, odd_containers, odd_numbers
 from lifecycle.model.interchange import OURS, OURS_KEYS
 from lifecycle.model.parts import Latent, RopeScaling
 
@@ -35,7 +37,6 @@ COMMON = {
 LABEL = "LABEL_0"
 """Of the one score, as `transformers` calls it itself."""
 
-SOFTCAP = "final_logit_softcapping"
 ROPE = {
     "yarn": ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"),
     "llama3": ("low_freq_factor", "high_freq_factor"),
@@ -43,9 +44,8 @@ ROPE = {
 """Fields of `RopeScaling` beside factor and original_positions, by kind; config.json has the same names for them."""
 
 MSCALE = "mscale_all_dim"
-ORIGINAL = "original_max_position_embeddings"
 
-BESIDE = ("model_type", "head_dim", "per_layer_config", OURS)
+BESIDE = ("model_type", "head_dim", "per_layer_config", SOFTCAP, OURS)
 """Keys of every family that are read though they are no fields of the class in `transformers`."""
 
 INIT_STD = 0.02
@@ -99,14 +99,16 @@ def from_hf_config(hf_config: Mapping[str, Any], *, place: str = "the model") ->
         raise UserError(f"{place}: model_type is {name!r}; the architectures known here are {known}")
     full = _filled(name, hf_config, place)
     family = family_of(name)
-    scaling, faults = read_rope(full)
+    with _said_of(place):
+        scaling, faults = read_rope(full)
     scored = any(str(one).endswith(SCORING) for one in hf_config.get("architectures") or ())
     faults = [*_unbuilt(family, full), *(_labels(full) if scored else []), *faults]
     window, slides_from, odd = _window(family, full)
     if faults or odd:
         lines = "\n".join(f"  - {fault}" for fault in [*faults, *odd])
         raise UserError(f"{place}: this network is not built here:\n{lines}")
-    try:
+    share = full["rope_parameters"].get("partial_rotary_factor")
+    with _said_of(place):
         own = family.read(full)
         return ModelConfig(
             family=name,
@@ -115,20 +117,33 @@ def from_hf_config(hf_config: Mapping[str, Any], *, place: str = "the model") ->
             rope_theta=float(full["rope_parameters"]["rope_theta"]),
             sliding_window=window,
             sliding_from=slides_from,
-            rotary_share=float(full["rope_parameters"].get("partial_rotary_factor", 1.0)),
+            rotary_share=1.0 if share is None else float(share),
             rope_scaling=scaling,
-            logit_softcap=hf_config.get(SOFTCAP),
+            logit_softcap=full.get(SOFTCAP),
             score_head=scored,
             **{"qk_norm": False, **own},
         )
-    except UserError as error:  # it names our keys
+
+
+@contextmanager
+def _said_of(place: str) -> Iterator[None]:
+    """A `UserError` that names our keys is one of this place's config.json."""
+    try:
+        yield
+    except UserError as error:
         raise UserError(f"{place}, by its config.json: {error}") from error
+
+
+def _refuse_types(place: str, odd: list[str]) -> None:
+    if odd:
+        raise UserError(f"{place}: config.json: {'; '.join(odd)}; get the file again, or mend it there")
 
 
 def _filled(name: str, hf_config: Mapping[str, Any], place: str) -> dict[str, Any]:
     """config.json with the defaults of the class in `transformers` filled in."""
     import transformers  # here: it takes a second, and few runs come from elsewhere
 
+    _refuse_types(place, odd_containers(hf_config))
     try:
         full: dict[str, Any] = transformers.CONFIG_MAPPING[name].from_dict(dict(hf_config)).to_dict()
     except Exception as error:  # their classes refuse by errors of many kinds
@@ -136,15 +151,13 @@ def _filled(name: str, hf_config: Mapping[str, Any], place: str) -> dict[str, An
             f"{place}: config.json says what transformers {transformers.__version__} does not take for {name}: "
             f"{' '.join(str(error).split())}; mend it there, or get the file again"
         ) from error
-    odd = {key: full.get(key) for key in COMMON.values() if not isinstance(full.get(key), int | float)}
-    if odd:
-        said = ", ".join(f"{key} is {value!r}" for key, value in odd.items())
-        raise UserError(f"{place}: config.json: {said}; a number (or true, false) is wanted; get the file again")
+    known = known_keys(name)
+    full = {key: value for key, value in full.items() if key in known}
+    _refuse_types(place, odd_numbers(full, tuple(COMMON.values())))
     if full.get("hidden_act") == "swish":  # two names of one function
         full["hidden_act"] = "silu"
     full["initializer_range"] = full["initializer_range"] or INIT_STD
-    known = known_keys(name)
-    return {key: value for key, value in full.items() if key in known}
+    return full
 
 
 def known_keys(name: str) -> frozenset[str]:
@@ -255,7 +268,9 @@ def read_rope(full: Mapping[str, Any]) -> tuple[RopeScaling | None, list[str]]:
     if not rope.get("truncate", True):
         faults.append("rope_parameters.truncate is False; only True is built")
     original = rope.get(ORIGINAL)
-    factor = rope.get("factor") or (full["max_position_embeddings"] / original if original else None)
+    factor = rope.get("factor")
+    if factor is None and original:
+        factor = full["max_position_embeddings"] / original
     if factor is None:
         return None, [*faults, "rope_parameters.factor is missing"]
     keys = _scaling_keys(kind, latent=family_of(full["model_type"]).switches.latent)

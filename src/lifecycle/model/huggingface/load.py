@@ -179,8 +179,13 @@ def _block(hf_config: Mapping[str, Any], place: Path) -> tuple[int, int] | None:
             f"{place}: the weights are quantized ({how.get('quant_method')}); read are full and half precision, fp8 in "
             "blocks, and GGUF: get the original folder"
         )
-    height, width = how["weight_block_size"]
-    return height, width
+    sizes = how["weight_block_size"]
+    if not (isinstance(sizes, list) and len(sizes) == 2 and all(isinstance(size, int) and size > 0 for size in sizes)):
+        raise UserError(
+            f"{place}: config.json: quantization_config.weight_block_size is {sizes!r}; two whole numbers above 0 are "
+            "wanted; get the file again"
+        )
+    return sizes[0], sizes[1]
 
 
 def _hf_config(place: Path) -> dict[str, Any]:
