@@ -70,6 +70,15 @@ class ModelSizes:
         """How many of a head's dimensions turn with the position."""
         return int(self.head_dim * self.rotary_share) if self.latent is None else self.latent.rope_dim
 
+    @property
+    def stretched_theta(self) -> float:
+        """The base of the angles' frequencies. NTK scaling is a larger base: theta factor^(d / (d - 2)), d the rotated
+        dimensions; the only pair of two turns by 1 a position, whatever the base."""
+        scaling, d = self.rope_scaling, self.rotary_dim
+        if scaling is None or scaling.kind != "ntk" or d == 2:
+            return self.rope_theta
+        return float(self.rope_theta * scaling.factor ** (d / (d - 2)))
+
     def window(self, layer: int) -> int | None:
         """How many keys a query of this block sees, itself included; None: all before it."""
         return self.sliding_window if layer >= self.sliding_from else None

@@ -46,6 +46,12 @@ def test_a_stretch_that_has_no_name_there_goes_out_as_a_larger_base(tmp_path: Pa
     torch.testing.assert_close(our_logits(again), our_logits(ours), rtol=1e-5, atol=1e-5)
 
 
+def test_a_stretch_of_two_dimensions_goes_out_too(tmp_path: Path) -> None:
+    ours = made(replace(LLAMA, heads=16, kv_heads=16, head_dim=2, rope_scaling=RopeScaling(kind="ntk", factor=2.0)))
+    export(ours, tmp_path)
+    torch.testing.assert_close(our_logits(ours), theirs(tmp_path)(input_ids=IDS).logits, rtol=1e-4, atol=1e-4)
+
+
 def test_rows_that_are_not_interleaved_stay_where_they_are(tmp_path: Path) -> None:
     model = made(DEEPSEEK)
     export(model, tmp_path)

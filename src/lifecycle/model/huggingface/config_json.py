@@ -218,7 +218,7 @@ def _window(family: Family, full: Mapping[str, Any]) -> tuple[int | None, int, l
 def rope_parameters(config: ModelConfig) -> dict[str, Any]:
     """The keys of config.json for rotary positions: `rope_parameters`, and the older `rope_theta`, `rope_scaling`."""
     scaling = config.rope_scaling
-    theta = stretched_theta(config)
+    theta = config.stretched_theta  # config.json has no name for ntk
     rope: dict[str, Any] = {"rope_type": "default"}
     if scaling is not None and scaling.kind != "ntk":
         rope = {"rope_type": scaling.kind, "factor": scaling.factor}
@@ -238,15 +238,6 @@ def _scaling_keys(kind: str, *, latent: bool) -> tuple[str, ...]:
     of scaling, which is yarn's own elsewhere."""
     keys = ROPE.get(kind, ())
     return (*keys, MSCALE) if latent and MSCALE not in keys else keys
-
-
-def stretched_theta(config: ModelConfig) -> float:
-    """The base theta of the frequencies. NTK scaling, for which config.json has no name, is a larger base:
-    theta factor^(K / (K - 2)), K the dimensions that are rotated."""
-    scaling = config.rope_scaling
-    if scaling is None or scaling.kind != "ntk":
-        return config.rope_theta
-    return float(config.rope_theta * scaling.factor ** (config.rotary_dim / (config.rotary_dim - 2)))
 
 
 def read_rope(full: Mapping[str, Any]) -> tuple[RopeScaling | None, list[str]]:

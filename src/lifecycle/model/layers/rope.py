@@ -92,9 +92,7 @@ class _Turned(torch.autograd.Function):
 
 def rotary_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
     """(P/2,) fp32: radians a position, of every pair, stretched as the config says."""
-    P, scaling, theta = config.rotary_dim, config.rope_scaling, config.rope_theta
-    if scaling is not None and scaling.kind == "ntk" and P > 2:
-        theta = theta * scaling.factor ** (P / (P - 2))
+    P, scaling, theta = config.rotary_dim, config.rope_scaling, config.stretched_theta
     exponents = torch.arange(0, P, 2, device=device, dtype=torch.float32) / P
     frequencies = 1.0 / theta**exponents
     if scaling is None or scaling.kind == "ntk":
