@@ -84,6 +84,7 @@ def test_every_combination_is_counted_exactly(name: str) -> None:
         ("llama", {"moe": SOFTMAX}, "family llama does not have model.moe; set model.moe=null"),
         ("llama", {"latent": LATENT}, "with model.latent it is nope_dim + rope_dim = 10"),
         ("mistral", {"sliding_from": 1}, "set model.sliding_from=0"),
+        ("qwen2", {"sliding_from": 99}, "leave a block for the sliding window, or set model.sliding_window=null"),
         ("qwen2", {"qkv_bias": False}, "set model.qkv_bias=true"),
         ("mixtral", {"moe": None}, "family mixtral always has model.moe"),
         ("mixtral", {"moe": replace(SOFTMAX, bias_rate=0.1)}, "set model.moe.bias_rate=0.0"),

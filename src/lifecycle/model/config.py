@@ -57,6 +57,11 @@ class ModelConfig(ModelSizes):
                 f"model.sliding_from is {self.sliding_from}; it is the first block with a sliding window: 0 or above, "
                 "and 0 without model.sliding_window"
             )
+        elif self.sliding_window is not None and self.sliding_from >= self.layers > 0:
+            faults.append(
+                f"model.sliding_from is {self.sliding_from} of {self.layers} layers; leave a block for the sliding "
+                "window, or set model.sliding_window=null model.sliding_from=0"
+            )
         if self.moe is not None and self.moe.first_dense >= self.layers:
             faults.append(
                 f"model.moe.first_dense is {self.moe.first_dense} of {self.layers} layers; leave a block for the "
