@@ -93,15 +93,28 @@ def test_no_tokens() -> None:
     assert torch.equal(torch.stack(sums), torch.zeros(3)) and grad.shape == (0, 9)
 
 
+@pytest.mark.parametrize("softcap", [1.0, 30.0, 1e3, 1e4, 1e6, 1e8])
 @pytest.mark.parametrize("dtype", terms_on_cpu.DTYPES)
-def test_the_same_bits_with_any_number_of_threads(dtype: torch.dtype) -> None:
+def test_a_cap_far_above_the_logits_takes_no_digits_of_them(dtype: torch.dtype, softcap: float) -> None:
+    logits, labels, weights = given(5001, True)
+    logits = logits.to(dtype)
+    wanted, wanted_grad = _terms(logits.double(), labels, weights, 1e-4, True, False, softcap)
+    found, grad = terms(logits, labels, weights, 1e-4, True, False, softcap)
+    torch.testing.assert_close(torch.stack(found).double(), torch.stack(wanted), rtol=2e-6, atol=1e-6)
+    off = (grad.double() - wanted_grad).norm() / wanted_grad.norm()
+    assert off < (1e-6 if dtype == torch.float32 else 2**-8)
+
+
+@pytest.mark.parametrize("dtype", terms_on_cpu.DTYPES)
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_the_same_bits_with_any_number_of_threads(softcap: float | None, dtype: torch.dtype) -> None:
     logits = torch.randn(37, 501, generator=torch.Generator().manual_seed(0)).to(dtype)
     labels, before = torch.arange(37), torch.get_num_threads()
     made = []
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            made.append(terms(logits.clone(), labels, None, 1e-4, True))
+            made.append(terms(logits.clone(), labels, None, 1e-4, True, False, softcap))
     finally:
         torch.set_num_threads(before)
     for sums, grad in made[1:]:

@@ -18,21 +18,21 @@ typedef struct {
   float *out;           /* (3, C): loss, cross-entropy, penalty */
 } Call;
 
-/* Logits of one vector from index i on; what lies behind the row counts for nothing. */
-INLINE wide logits_of(const int half, const int capped, const Call *c, const char *row, long i) {
+/* Logits of one vector from index i on; what lies behind the row counts for nothing. inverse: 1 / softcap. */
+INLINE wide logits_of(const int half, const int capped, const Call *c, const float inverse, const char *row, long i) {
   long there = c->V - i;
   wide x = widened_first(half, row, i, there);
-  if (capped) x = c->softcap * hyperbolic_tangent(x / c->softcap);
+  if (capped) x = c->softcap * hyperbolic_tangent(x * inverse);
   return there < WIDTH ? shown(x, (1ul << there) - 1, -INFINITY) : x;
 }
 
 /* exponentials (V, in whole vectors) becomes exp(logit - largest logit); returns the logarithm of their sum. It is kept
    apart from the largest logit: beside a large number it would lose the digits that the probabilities are made of. */
-INLINE float log_sum_of(const int half, const int capped, const Call *c, const char *row, float *exponentials,
-                        float *largest) {
+INLINE float log_sum_of(const int half, const int capped, const Call *c, const float inverse, const char *row,
+                        float *exponentials, float *largest) {
   wide most = (wide){0} - INFINITY, total[4] = {0};
   for (long i = 0; i < c->V; i += WIDTH) {
-    wide x = logits_of(half, capped, c, row, i);
+    wide x = logits_of(half, capped, c, inverse, row, i);
     *(wide *)(exponentials + i) = x;
     most = larger(most, x);
   }
@@ -48,9 +48,12 @@ INLINE float log_sum_of(const int half, const int capped, const Call *c, const c
 INLINE void token(const int half, const int capped, const Call *c, long t, float *exponentials) {
   char *row = (char *)c->logits + t * c->V * bytes_of(half);
   long label = c->labels[t], trained = label != c->ignored;
-  float largest, log_rest = log_sum_of(half, capped, c, row, exponentials, &largest), log_sum = largest + log_rest;
+  const float inverse = capped ? 1 / c->softcap : 0;
+  float largest, log_rest = log_sum_of(half, capped, c, inverse, row, exponentials, &largest);
+  float log_sum = largest + log_rest;
   float at_label = one(half, row, trained ? label : 0);
-  if (capped) at_label = c->softcap * tanhf(at_label / c->softcap);
+  float slope = tanhf(at_label * inverse);
+  if (capped) at_label = c->softcap * slope;
   float logp = at_label - largest - log_rest, weight = trained ? c->weights ? c->weights[t] : 1 : 0;
   float scale = c->dft ? weight * expf(logp) : weight;
   c->out[t] = -logp * scale;
@@ -59,11 +62,10 @@ INLINE void token(const int half, const int capped, const Call *c, long t, float
   if (!c->differentiate) return;
   float factor = (scale + weight * 2 * c->z_loss * log_sum) * expf(-log_rest);
   float of_label = exponentials[trained ? label : 0] * factor - scale;
-  float slope = at_label / c->softcap;
   for (long i = 0; i < c->V; i += WIDTH) {
     wide grad = *(wide *)(exponentials + i) * factor;
     if (capped) {
-      wide x = logits_of(half, capped, c, row, i) / c->softcap;
+      wide x = hyperbolic_tangent(widened_first(half, row, i, c->V - i) * inverse);
       grad *= 1 - x * x;
     }
     store_first(half, row, i, grad, c->V - i);

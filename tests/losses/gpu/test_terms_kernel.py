@@ -47,6 +47,19 @@ def test_a_number_that_all_logits_share_takes_no_digits_of_the_probabilities(dev
     torch.testing.assert_close(grad.double(), wanted_grad, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("softcap", [30.0, 1e4, 1e8])
+def test_a_cap_far_above_the_logits_takes_no_digits_of_them(softcap: float, device: str) -> None:
+    from lifecycle.losses.gpu.terms_kernel import terms
+
+    logits = (4 * torch.randn(5, 301, generator=torch.Generator().manual_seed(3))).to(device)
+    labels = torch.tensor([0, 300, -100, 3, 3]).to(device)
+    wanted, wanted_grad = _terms(logits.double(), labels, None, 0.0, True, False, softcap)
+    found, grad = terms(logits, labels, None, 0.0, True, False, softcap)
+    torch.testing.assert_close(torch.stack(found).double(), torch.stack(wanted), rtol=2e-6, atol=1e-6)
+    torch.testing.assert_close(grad.double(), wanted_grad, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_half_precision_on_a_gpu() -> None:

@@ -21,8 +21,13 @@ BLOCK = 4096
 
 @triton.jit
 def tanh(x):
-    """Of fp32."""
-    return 2.0 * tl.sigmoid(2.0 * x) - 1.0
+    """Of fp32: by the sigmoid; where that would lose the digits of a small x, by a polynomial in x x (Cephes)."""
+    square = x * x
+    near = square * -5.70498872745e-3 + 2.06390887954e-2
+    near = near * square - 5.37397155531e-2
+    near = near * square + 1.33314422036e-1
+    near = near * square - 3.33332819422e-1
+    return tl.where(square < 0.390625, near * square * x + x, 2.0 * tl.sigmoid(2.0 * x) - 1.0)
 
 
 @triton.jit

@@ -131,8 +131,22 @@ INLINE float largest_of(wide x) {
   return most;
 }
 
-/* 1 - 2 / (1 + exp(2 x)) */
-INLINE wide hyperbolic_tangent(wide x) { return 1 - 2 / (1 + exponential(2 * x)); }
+/* 1 - 2 / (1 + exp(2 x)); for |x| < 0.625, where that loses the digits of x, a polynomial in x x (Cephes). */
+INLINE wide hyperbolic_tangent(wide x) {
+  wide square = x * x, far = 1 - 2 / (1 + exponential(2 * x));
+  wide near = square * -5.70498872745e-3f + 2.06390887954e-2f;
+  near = near * square - 5.37397155531e-2f;
+  near = near * square + 1.33314422036e-1f;
+  near = near * square - 3.33332819422e-1f;
+  near = near * square * x + x;
+#if UNITS
+  __mmask16 small = _mm512_cmp_ps_mask((__m512)square, _mm512_set1_ps(0.390625f), _CMP_LT_OQ);
+  return (wide)_mm512_mask_mov_ps((__m512)far, small, (__m512)near);
+#else
+  wide_ints small = square < 0.390625f; /* not where x is no number */
+  return (wide)(((wide_ints)near & small) | ((wide_ints)far & ~small));
+#endif
+}
 
 /* The inner product of n numbers of two arrays. */
 INLINE float dot(const int half, const void *x, const void *y, long from, long n) {
