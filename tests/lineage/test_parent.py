@@ -22,6 +22,7 @@ from lifecycle.lineage.parent import find_parent, history, parent
 from lifecycle.lineage.run_folder import RunFolder
 from lifecycle.model import ModelConfig
 from lifecycle.model.huggingface import export
+from lifecycle.system import say_once
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -155,6 +156,20 @@ def test_a_checkpoint_is_named_by_its_step_or_as_the_best(stopped: Path, word: s
     assert all(torch.equal(found.weights[name], value) for name, value in wanted.items())
     lineage = found.lineage()["parent"]
     assert lineage["path"] == str(stopped.resolve()) and lineage["step"] == step
+
+
+@pytest.mark.parametrize(("begun", "said"), [("0.5", True), ("1.0", True), ("2.0", False)])
+def test_the_best_checkpoint_of_a_run_that_made_nothing_better_is_said_to_be_so(
+    begun: str, said: bool, stopped: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    say_once.begin_anew()
+    (stopped / "metrics.csv").write_text(f"step,valid/loss\n0,{begun}\n4,1.0\n8,1.5\n")
+    assert find_parent("stopped@best").lineage()["parent"]["step"] == 4
+    words = capsys.readouterr().err
+    assert ("no step of this run was better than the model that it began with" in words) == said
+    assert ("this is step 4, the best that it has" in words) == said
+    find_parent("stopped@8")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_checkpoint_has_the_base_of_the_positions_that_its_phase_had(stopped: Path) -> None:

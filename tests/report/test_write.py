@@ -81,6 +81,24 @@ def test_a_loss_that_is_no_likelihood_has_no_perplexity(finished: Path, tmp_path
         assert "nats" not in said and "erplexity" not in said.replace("forgetting", "") and "hold: base" not in said
 
 
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (
+            "0,0,,1.5\n9,99,0.7,2.5\n18,198,0.6,2.0",
+            "no step was better than the model it began with (1.500), the best of them was 18",
+        ),
+        ("0,0,,3.5\n9,99,0.7,2.0\n18,198,0.6,2.5", "best at step 9"),
+        ("0,0,,3.5\n9,99,0.7,2.5\n18,198,0.6,2.0", None),
+    ],
+)
+def test_the_best_step_is_one_that_has_a_checkpoint(rows: str, said: str | None, tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text(f"step,tokens,train/loss,valid/loss\n{rows}\n")
+    words = " ".join(shown(tmp_path, 200).split())
+    assert "best at step 0" not in words
+    assert said in words if said else "best at" not in words
+
+
 def test_the_page_holds_every_picture_and_fetches_nothing(folder: Path) -> None:
     html = (folder / "report.html").read_text()
     assert html.count("<picture>") == len(PICTURES) - 3

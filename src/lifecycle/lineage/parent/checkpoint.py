@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 from torch import Tensor
@@ -16,9 +17,11 @@ from lifecycle.errors import UserError
 from lifecycle.lineage.parent.adapter import Base, Find, base_of
 from lifecycle.lineage.parent.parent import Parent, trained_with
 from lifecycle.lineage.run_folder import RunFolder
+from lifecycle.loggers import read_metrics
 from lifecycle.model import ModelConfig
 from lifecycle.model.adapters import factors_of
 from lifecycle.model.layers.initial import SCORE
+from lifecycle.system.say_once import say_read
 
 
 def from_checkpoint(run: RunFolder, which: str, asked: str, find: Find) -> Parent:
@@ -30,6 +33,8 @@ def from_checkpoint(run: RunFolder, which: str, asked: str, find: Find) -> Paren
     written = run.config()
     if wanted not in steps or written is None:
         raise UserError(f"{asked}: there is no such checkpoint; run {run.path} has {after_the_at(run.path)}")
+    if best and which == "best" and (said := _not_improved(run, best)):
+        say_read(asked, said)
     if not written.get("model"):
         raise UserError(f"{run.path / 'config.yaml'} says nothing of the run's model; get the file again")
     tokenizer = trained_with(run, run.path / "tokenizer", asked)
@@ -44,6 +49,19 @@ def from_checkpoint(run: RunFolder, which: str, asked: str, find: Find) -> Paren
         tokenizer=str((run.path / "tokenizer").resolve()),
         name=str(run.path.resolve()),
         read=lambda: _stripped(load_weights(path)) if base is None else _merged(path, base),
+    )
+
+
+def _not_improved(run: RunFolder, best: Mapping[str, Any]) -> str | None:
+    """What is said where no checkpoint of the run is better than the model that it began with."""
+    found = read_metrics(run.path / "metrics.csv")
+    measured = zip(found.get("step", []), found.get(best["metric"], []), strict=False)
+    begun = next((loss for step, loss in measured if step == 0 and loss is not None), None)
+    if begun is None or begun > best["value"]:
+        return None
+    return (
+        f"no step of this run was better than the model that it began with ({best['metric']} {begun:.4g} before its "
+        f"first step, {best['value']:.4g} at the best one): this is step {best['step']}, the best that it has"
     )
 
 

@@ -28,7 +28,8 @@ class DomainResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Headline:
-    """Result and cost of a run. seconds: training time over all its sessions."""
+    """Result and cost of a run. seconds: training time over all its sessions. best_step, best_loss: of the steps that
+    have a checkpoint; begun_loss: of the model that it began with, where that was measured."""
 
     status: str
     steps: int | None
@@ -40,6 +41,8 @@ class Headline:
     train_loss: float | None
     held_out_loss: float | None
     best_step: int | None
+    best_loss: float | None
+    begun_loss: float | None
     domains: tuple[DomainResult, ...]
 
 
@@ -47,8 +50,8 @@ def headline(run: RunData) -> Headline:
     """The headline of a run. Speeds are medians, so that one stall (a validation, another process) does not change
     them."""
     steps, tokens = run.last("step"), run.last("tokens")
-    held_out = run.series("valid/loss", "step")
-    best = min(zip(*held_out, strict=True), key=lambda pair: pair[1], default=None)
+    held_out = list(zip(*run.series("valid/loss", "step"), strict=True))
+    best = min(((step, loss) for step, loss in held_out if step), key=lambda pair: pair[1], default=None)
     return Headline(
         status=run.status,
         steps=_whole(steps if steps is not None else run.run.get("steps")),
@@ -60,6 +63,8 @@ def headline(run: RunData) -> Headline:
         train_loss=run.last("train/loss"),
         held_out_loss=run.last("valid/loss"),
         best_step=_whole(best[0] if best else None),
+        best_loss=best[1] if best else None,
+        begun_loss=next((loss for step, loss in held_out if not step), None),
         domains=tuple(_domain(run, name) for name in run.domains if run.last(f"valid/{name}/perplexity") is not None),
     )
 

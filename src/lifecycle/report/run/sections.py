@@ -118,7 +118,7 @@ def overview(run: RunData, facts: Headline) -> list[tuple[str, str]]:
         for name, value in (("training", facts.train_loss), ("held out", facts.held_out_loss))
         if value is not None
     ]
-    best = f", best at step {count(facts.best_step)}" if facts.best_step not in (None, facts.steps) else ""
+    best = _best(facts, -1 if run.learns_from_samples else 1)
     result = ("loss, nats a token" if run.is_likelihood else "loss", ", ".join(losses) + best if losses else None)
     if run.learns_from_samples:  # whose loss is no measure: held out it is minus the reward
         of_held_out = None if facts.held_out_loss is None else number(-facts.held_out_loss, 3) + best
@@ -133,6 +133,17 @@ def overview(run: RunData, facts: Headline) -> list[tuple[str, str]]:
         result,
     ]
     return [(name, value) for name, value in rows if value is not None]
+
+
+def _best(facts: Headline, sign: int) -> str:
+    """Which step was the best, unless it was the last; sign: of what is shown, as a multiple of the loss."""
+    if facts.best_loss is None:
+        return ""
+    if facts.begun_loss is not None and facts.begun_loss <= facts.best_loss:
+        begun = number(sign * facts.begun_loss, 3)
+        step = count(facts.best_step)
+        return f"; no step was better than the model it began with ({begun}), the best of them was {step}"
+    return f", best at step {count(facts.best_step)}" if facts.best_step != facts.steps else ""
 
 
 def results_table(run: RunData, facts: Headline) -> tuple[list[str], list[list[str]]]:
