@@ -15,6 +15,26 @@ def test_a_finished_run_misses_nothing(finished: Path) -> None:
     assert run.quarantined == {"stdlib_code": 2}
 
 
+@pytest.mark.parametrize(
+    ("view", "likelihood"),
+    [("text", True), ("chat", True), ("preference", False), ("comparison", False), ("unpaired", False)],
+)
+def test_without_held_out_data_the_view_says_whether_the_loss_is_a_likelihood(
+    view: str, likelihood: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "metrics.csv").write_text("step,train/loss\n1,0.693\n")
+    (tmp_path / "config.yaml").write_text(f"stage:\n  view: {view}\n")
+    assert read_run(tmp_path).is_likelihood == likelihood
+
+
+@pytest.mark.parametrize("beside", ["train/nll", "train/cross_entropy"])
+def test_the_training_loss_is_the_kind_of_number_that_the_held_out_one_is(beside: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text(
+        f"step,train/loss,{beside},valid/a/perplexity,valid/loss\n1,0.112,3.9,50,3.864\n"
+    )
+    assert headline(read_run(tmp_path)).train_loss == 3.9
+
+
 def test_every_absent_file_is_named(tmp_path: Path) -> None:
     missing = " ".join(read_run(tmp_path).missing)
     for name in ("config.yaml", "run.json", "metrics.csv", "ledger.json", "samples.json", "baselines.json"):

@@ -60,7 +60,7 @@ def headline(run: RunData) -> Headline:
         seconds=run.run.get("seconds"),
         tokens_per_second=_median(run, "perf/tokens_per_second"),
         mfu=_median(run, "perf/mfu"),
-        train_loss=run.last("train/loss"),
+        train_loss=run.last(run.training_loss),
         held_out_loss=run.last("valid/loss"),
         best_step=_whole(best[0] if best else None),
         best_loss=best[1] if best else None,

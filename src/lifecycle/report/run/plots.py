@@ -37,7 +37,7 @@ def loss(run: RunData, theme: Theme) -> Figure | None:
     """Training loss, raw and smoothed; held-out loss; what a unigram and a bigram model reach. None for a run that
     learns from samples, of which the value of the loss says nothing."""
     x = _x(run)
-    steps, values = run.series("train/loss", x)
+    steps, values = run.series(run.training_loss, x)
     if not steps or run.learns_from_samples:
         return None
     figure, (axes,) = canvas(theme, "Loss (nats a token)" if run.is_likelihood else "Loss", height=3.9)

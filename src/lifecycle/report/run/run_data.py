@@ -14,6 +14,8 @@ from lifecycle.loggers import read_metrics
 
 BOUNDS = "_low", "_high"
 """Behind the name of a measure: the ends of its interval."""
+CROSS_ENTROPIES = "train/nll", "train/cross_entropy"
+"""Of losses that weigh tokens by their probability, and of distillation."""
 Series = tuple[list[float], list[float]]
 """x and y of one curve."""
 
@@ -60,8 +62,18 @@ class RunData:
 
     @property
     def is_likelihood(self) -> bool:
-        """Whether its loss is the likelihood of text, which has units of its own."""
-        return not self.domains or any(self.last(f"valid/{name}/perplexity") is not None for name in self.domains)
+        """Whether its loss is the likelihood of text, which has units of its own; by the view that it trained on, where
+        nothing was held out."""
+        if not self.domains:
+            return self.setting("stage.view") in (None, "text", "chat")
+        return any(self.last(f"valid/{name}/perplexity") is not None for name in self.domains)
+
+    @property
+    def training_loss(self) -> str:
+        """The metric of training that the held-out loss is compared with: the cross-entropy of the same tokens, where
+        the loss is another."""
+        beside = [name for name in CROSS_ENTROPIES if name in self.metrics]
+        return beside[0] if beside and self.is_likelihood else "train/loss"
 
     @property
     def learns_from_samples(self) -> bool:

@@ -115,7 +115,7 @@ def overview(run: RunData, facts: Headline) -> list[tuple[str, str]]:
     of = f" of {count(facts.planned_steps)}" if facts.planned_steps and facts.status != "finished" else ""
     losses = [
         f"{number(value, 3)} {name}"
-        for name, value in (("training", facts.train_loss), ("held out", facts.held_out_loss))
+        for name, value in ((_trained(run), facts.train_loss), ("held out", facts.held_out_loss))
         if value is not None
     ]
     best = _best(facts, -1 if run.learns_from_samples else 1)
@@ -133,6 +133,12 @@ def overview(run: RunData, facts: Headline) -> list[tuple[str, str]]:
         result,
     ]
     return [(name, value) for name, value in rows if value is not None]
+
+
+def _trained(run: RunData) -> str:
+    """What the loss of training is, where that is no cross-entropy."""
+    apart = run.training_loss == "train/loss" and "train/divergence" in run.metrics
+    return "training (divergence from the teacher)" if apart else "training"
 
 
 def _best(facts: Headline, sign: int) -> str:
