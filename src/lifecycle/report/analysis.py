@@ -254,7 +254,8 @@ def rows(found: Analysis, theme: Theme) -> Figure:
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    figure.legend(loc="outside lower left", ncols=4, frameon=False, fontsize=9)
+    if names:
+        figure.legend(loc="outside lower left", ncols=4, frameon=False, fontsize=9)
     return figure
 
 

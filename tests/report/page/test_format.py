@@ -8,6 +8,11 @@ def test_thousands_are_separated_and_nothing_is_a_dash() -> None:
     assert count(None) == number(None) == share(None) == span(None) == "–"
 
 
+def test_nothing_is_minus_zero() -> None:
+    assert (number(-0.0, 3), number(-0.0004, 3), number(-0.0006, 3)) == ("0.000", "0.000", "-0.001")
+    assert (share(-0.0), share(-0.02)) == ("0.0 %", "-2.0 %")
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [

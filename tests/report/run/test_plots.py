@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lifecycle.report.page.canvas import DARK, LIGHT, smooth
-from lifecycle.report.run.plots import PICTURES, curriculum, draw, loss, throughput
+from lifecycle.report.page.canvas import DARK, LIGHT, canvas, legend, smooth
+from lifecycle.report.run.plots import PICTURES, curriculum, draw, loss, rate, throughput
 from lifecycle.report.run.run_data import RunData, read_run
 
 
@@ -116,3 +116,23 @@ def test_a_speed_that_was_measured_once_is_seen(run: RunData) -> None:
     figure = throughput(replace(run, metrics=last), LIGHT)
     assert figure is not None
     assert [axes.lines[0].get_marker() for axes in figure.axes] == ["o", "o"]
+
+
+def test_a_loss_and_a_rate_of_one_step_are_seen_and_steps_are_whole(run: RunData) -> None:
+    last: dict[str, list[float | None]] = {
+        "step": [1],
+        "train/loss": [0.7],
+        "train/lr": [1e-3],
+        "train/grad_norm": [2.0],
+    }
+    one = replace(run, metrics=last, baselines={})
+    for figure, smoothed in ((loss(one, LIGHT), [1]), (rate(one, LIGHT), [0, 1])):
+        assert figure is not None
+        assert all(axes.lines[number].get_marker() == "o" for axes, number in zip(figure.axes, smoothed, strict=True))
+        assert all(float(tick).is_integer() for tick in figure.axes[-1].get_xticks())
+
+
+def test_a_picture_of_nothing_has_no_legend_and_warns_of_nothing() -> None:
+    _, (axes,) = canvas(LIGHT, "nothing", height=2)
+    legend(axes)  # a warning would fail the test
+    assert axes.get_legend() is None

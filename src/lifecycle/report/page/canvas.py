@@ -87,9 +87,28 @@ def canvas(theme: Theme, title: str, *, height: float, rows: int = 1, columns: i
     return figure, panels
 
 
+def curve(
+    axes: Axes,
+    steps: Sequence[float],
+    values: Sequence[float],
+    color: str,
+    *,
+    width: float = 2,
+    label: str | None = None,
+) -> None:
+    """What was measured, pale, and the same smoothed."""
+    axes.plot(steps, values, color=color, alpha=0.28, linewidth=0.8)
+    axes.plot(steps, smooth(values), color=color, linewidth=width, label=label, marker=alone(values))
+
+
+def alone(values: Sequence[float]) -> str | None:
+    """The marker of a curve of one point, which is not seen as a line."""
+    return "o" if len(values) == 1 else None
+
+
 def tokens_axis(axes: Axes, x: str, *, label: bool = True, count: int = 7) -> None:
     """The x axis: tokens (or steps), from 0."""
-    axes.xaxis.set_major_locator(ticks(count))
+    axes.xaxis.set_major_locator(ticks(count, whole=True))  # half a step would be written as a whole one
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: short(v) if x == "tokens" else f"{v:,.0f}"))
     axes.set_xlim(left=0)
     if label:
@@ -117,14 +136,15 @@ def level(
     )
 
 
-def ticks(number: int) -> MaxNLocator:
-    """About so many round numbers."""
-    return MaxNLocator(number, steps=[1, 2, 2.5, 5, 10])
+def ticks(number: int, *, whole: bool = False) -> MaxNLocator:
+    """About so many round numbers; whole: none between two whole ones."""
+    return MaxNLocator(number, steps=[1, 2, 2.5, 5, 10], integer=whole)
 
 
 def legend(axes: Axes, *, where: Literal["upper right", "best"] = "upper right") -> None:
-    """Names of the curves. where: as matplotlib names places; best: where they hide least."""
-    axes.legend(loc=where, frameon=False, fontsize=9.5)
+    """Names of the curves, if any is drawn. where: as matplotlib names places; best: where they hide least."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc=where, frameon=False, fontsize=9.5)
 
 
 def smooth(values: Sequence[float]) -> list[float]:

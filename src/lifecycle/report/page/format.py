@@ -1,4 +1,4 @@
-"""Numbers as text for readers: thousands separated, few digits, a unit."""
+"""Numbers as text for readers: thousands separated, few digits, a unit; none is minus zero."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def number(value: float | None, digits: int = 2) -> str:
     """1,234.50; large values lose their decimals; a dash for None."""
     if value is None:
         return "–"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.{digits}f}"
+    return f"{value:z,.0f}" if abs(value) >= 1000 else f"{value:z,.{digits}f}"
 
 
 def share(value: float | None, digits: int = 1) -> str:
     """12.3 %."""
-    return "–" if value is None else f"{value * 100:,.{digits}f} %"
+    return "–" if value is None else f"{value * 100:z,.{digits}f} %"
 
 
 def span(seconds: float | None) -> str:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
-from lifecycle.report.page.canvas import Theme, canvas, legend, level, png, smooth, style, ticks, tokens_axis
+from lifecycle.report.page.canvas import Theme, alone, canvas, curve, legend, level, png, style, ticks, tokens_axis
 from lifecycle.report.page.format import short
 from lifecycle.report.run.forgetting_section import forgetting
 from lifecycle.report.run.reinforcement.pictures import pass_at_k, policy, rewards
@@ -42,8 +42,7 @@ def loss(run: RunData, theme: Theme) -> Figure | None:
         return None
     figure, (axes,) = canvas(theme, "Loss (nats a token)" if run.is_likelihood else "Loss", height=3.9)
     first, second = theme.series[:2]
-    axes.plot(steps, values, color=first, alpha=0.28, linewidth=0.8)
-    axes.plot(steps, smooth(values), color=first, linewidth=2, label="training, smoothed")
+    curve(axes, steps, values, first, label="training, smoothed")
     held_x, held = run.series("valid/loss", x)
     if held:
         axes.plot(held_x, held, color=second, linewidth=1.4, marker=_marker(held), markersize=5, label="held out")
@@ -122,10 +121,10 @@ def rate(run: RunData, theme: Theme) -> Figure | None:
         return None
     figure, panels = canvas(theme, "Learning rate and gradient norm", height=1.1 + 1.6 * len(curves), rows=len(curves))
     for axes, (name, steps, values), color in zip(panels, curves, theme.series, strict=False):
-        faint = name == "gradient norm"
-        axes.plot(steps, values, color=color, linewidth=0.8 if faint else 2, alpha=0.35 if faint else 1)
-        if faint:
-            axes.plot(steps, smooth(values), color=color, linewidth=1.8)
+        if name == "gradient norm":
+            curve(axes, steps, values, color, width=1.8)
+        else:
+            axes.plot(steps, values, color=color, linewidth=2, marker=alone(values))
         axes.set_ylabel(name)
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_locator(ticks(4))
@@ -144,8 +143,7 @@ def throughput(run: RunData, theme: Theme) -> Figure | None:
     waits_x, waits = run.series("perf/data_wait", x)
     rows = 2 if waits else 1
     figure, panels = canvas(theme, "Throughput", height=1.4 + 1.5 * rows, rows=rows)
-    alone = "o" if len(steps) == 1 else None  # a line of one point is not seen
-    panels[0].plot(steps, speed, color=theme.series[0], linewidth=1.6, marker=alone)
+    panels[0].plot(steps, speed, color=theme.series[0], linewidth=1.6, marker=alone(speed))
     middle = median(speed)
     level(panels[0], theme, middle, f"median {middle:,.0f}", "--", above=False)
     panels[0].set_ylabel("tokens/s")
@@ -154,7 +152,7 @@ def throughput(run: RunData, theme: Theme) -> Figure | None:
     if waits:
         percent = [100 * wait for wait in waits]
         panels[1].fill_between(waits_x, percent, color=theme.series[1], alpha=0.25, linewidth=0)
-        panels[1].plot(waits_x, percent, color=theme.series[1], linewidth=1.4, marker=alone)
+        panels[1].plot(waits_x, percent, color=theme.series[1], linewidth=1.4, marker=alone(waits))
         panels[1].set_ylabel("data wait, %")
         panels[1].set_ylim(0, max(1.0, max(percent) * 1.3))
     for axes in panels:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from lifecycle.report.page.canvas import Theme, canvas, legend, smooth, ticks, tokens_axis
+from lifecycle.report.page.canvas import Theme, canvas, curve, legend, ticks, tokens_axis
 from lifecycle.report.run.reinforcement.outcome import of_samples
 from lifecycle.report.run.run_data import BOUNDS, RunData
 
@@ -27,8 +27,7 @@ def rewards(run: RunData, theme: Theme) -> Figure | None:
     if not steps:
         return None
     figure, (axes,) = canvas(theme, "Reward", height=3.9)
-    axes.plot(steps, values, color=theme.series[0], alpha=0.28, linewidth=0.8)
-    axes.plot(steps, smooth(values), color=theme.series[0], linewidth=2, label="samples, smoothed")
+    curve(axes, steps, values, theme.series[0], label="samples, smoothed")
     for number, domain in enumerate(run.domains, start=1):
         x, held = run.series(f"valid/{domain}/reward", "step")
         color = theme.series[number % len(theme.series)]
@@ -48,8 +47,7 @@ def policy(run: RunData, theme: Theme) -> Figure | None:
     rows = -(-len(found) // columns)
     figure, panels = canvas(theme, "The policy and its samples", height=0.6 + 2.1 * rows, rows=rows, columns=columns)
     for axes, (name, (steps, values)) in zip(panels, found.items(), strict=False):
-        axes.plot(steps, values, color=theme.series[0], alpha=0.28, linewidth=0.8)
-        axes.plot(steps, smooth(values), color=theme.series[0], linewidth=1.8)
+        curve(axes, steps, values, theme.series[0], width=1.8)
         axes.set_title(PANELS[name], fontsize=10.5, color=theme.ink, loc="left")
         if name in FROM_ZERO:
             axes.set_ylim(bottom=0)

@@ -93,7 +93,7 @@ def _endless(found: Preflight, drawing: Drawing) -> str:
         f"{drawing.max_new_tokens}; ends are {', '.join(drawing.ends)}{calls}. A model of plain text does not know "
         "where an answer ends: fine-tune it first (stage=sft, or stage=midtrain on questions with answers). Where it "
         "was fine-tuned elsewhere, ask as it was asked then (data.chat_template) and name what ended its answers "
-        "(stage.sampling.stop=[TEXT]). Where the sample above that is cut off is on its way to an answer, let it "
+        "(stage.sampling.stop=[TEXT]). Where the sample shown that is cut off is on its way to an answer, let it "
         "finish: stage.sampling.max_new_tokens"
     )
 
@@ -103,7 +103,7 @@ def _unread(found: Preflight, name: str) -> str:
     return (
         f"the reward '{name}' finds an answer in {_share(found.stated[name])} of the completions. It reads {wanted}. "
         "Fine-tune on answers that look so (stage=sft), say in the prompt how to answer (data.plain_prompt, or a "
-        "system prompt), or take the reward that reads what the samples above say (stage.rewards)"
+        "system prompt), or take the reward that reads what the samples shown say (stage.rewards)"
     )
 
 
@@ -119,7 +119,7 @@ def _alike(found: Preflight, drawing: Drawing) -> str:
     if found.right is None:
         return (
             f"{what}: the answers to a prompt are marked alike, as answers that are alike are. Look at the samples "
-            f"above, and draw more freely (stage.sampling.temperature={max(1.0, drawing.temperature + 0.2):g}), or "
+            f"shown, and draw more freely (stage.sampling.temperature={max(1.0, drawing.temperature + 0.2):g}), or "
             f"more (stage.samples_per_prompt={2 * drawing.samples_per_prompt}); where they differ, take a reward that "
             "tells them apart (stage.rewards)"
         )
