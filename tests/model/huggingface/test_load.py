@@ -382,7 +382,7 @@ def test_tensors_inside_the_network_are_never_passed_over(name: str, tmp_path: P
         ({"rope_theta": None, "rope_parameters": None}, "rope_parameters.rope_theta is None; a number"),
         ({"final_logit_softcapping": "x"}, "final_logit_softcapping is 'x'; a number or null is wanted"),
         ({"architectures": 5}, "architectures is 5; a list or null"),
-        ({"rms_norm_eps": 0.0}, r"by its config.json: model: .*\n.*norm_eps is 0"),
+        ({"rms_norm_eps": 0.0}, r"by its config.json: model: .*\n.*norm_eps is 0.*\n.*mend it there, or begin"),
     ],
 )
 def test_a_config_of_other_types_is_refused_by_its_place(changes: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -127,11 +127,14 @@ def from_hf_config(hf_config: Mapping[str, Any], *, place: str = "the model") ->
 
 @contextmanager
 def _said_of(place: str) -> Iterator[None]:
-    """A `UserError` that names our keys is one of this place's config.json."""
+    """A `UserError` that names our keys is one of this place's config.json, where alone they can be changed."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"{place}, by its config.json: {error}") from error
+        raise UserError(
+            f"{place}, by its config.json: {error}\nwhat is model.* here comes from that file and is not typed: mend "
+            "it there, or begin with another model"
+        ) from error
 
 
 def _refuse_types(place: str, odd: list[str]) -> None:
