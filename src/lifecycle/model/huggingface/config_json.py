@@ -7,9 +7,9 @@ A key that the class in `transformers` does not know is ignored, as it is there.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import Any
 
 from lifecycle.errors import UserError
@@ -169,9 +169,10 @@ def known_keys(name: str) -> frozenset[str]:
     import transformers
 
     theirs, family = transformers.CONFIG_MAPPING[name], family_of(name)
+    taken = {key for one in theirs.__mro__ for key in inspect.signature(one).parameters}
     renamed = {*theirs.attribute_map, *theirs.attribute_map.values()}
     methods = ("topk_method",) if family.methods else ()  # DeepSeek's own code reads it
-    return frozenset({field.name for field in fields(theirs)} | {*renamed, *methods, *family.beside, *BESIDE})
+    return frozenset({*taken, *renamed, *methods, *family.beside, *BESIDE})
 
 
 def _unbuilt(family: Family, full: Mapping[str, Any]) -> list[str]:
