@@ -101,7 +101,7 @@ class ForgettingGuard(Callback):
 
 def line(found: Measurement) -> str:
     """One measurement for the terminal."""
-    domains = ", ".join(f"{name} {value:+.1%}" for name, value in found.forgetting.items())
+    domains = ", ".join(f"{name} {value:+z.1%}" for name, value in found.forgetting.items())
     done = {
         "replay": f"; replay goes from {found.share:.0%} to {found.to or 0:.0%} of the tokens at step {found.binds}",
         "rate": f"; the rate is multiplied with {found.to or 0:g} from now on",

@@ -25,6 +25,14 @@ def test_a_long_run_shows_its_actions_and_its_end(finished: Path) -> None:
     assert ["370", "+0.0%", "fine", "replay 10% to 20%"] in rows
 
 
+def test_no_loss_is_minus_zero(finished: Path) -> None:
+    run = read_run(finished)
+    for measured in run.forgetting["measurements"]:
+        measured["forgetting"] = dict.fromkeys(measured["forgetting"], -1e-5)
+    assert {row[1] for row in table(run)[1]} == {"+0.0%"}
+    assert "the perplexity of old is +0.0% against" in verdict(run)
+
+
 def test_the_verdict_is_about_the_domain_that_lost_most(finished: Path) -> None:
     said = verdict(read_run(finished))
     assert said.startswith("At the end the perplexity of old is +8.0% against the parent's")

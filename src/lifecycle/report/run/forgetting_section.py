@@ -109,7 +109,7 @@ def table(run: RunData) -> tuple[list[str], list[list[str]]]:
     rows = [
         [
             f"{m['step']:,}",
-            *(f"{m['forgetting'].get(name, 0.0):+.1%}" for name in names),
+            *(f"{m['forgetting'].get(name, 0.0):+z.1%}" for name in names),
             str(m["level"]),
             action_words(m),
         ]
@@ -125,7 +125,7 @@ def verdict(run: RunData) -> str:
         return ""
     name, worst = max(found[-1]["forgetting"].items(), key=lambda item: item[1])
     acted = sum(bool(m.get("action")) for m in found)
-    lost = f"At the end the perplexity of {name} is {worst:+.1%} against the parent's"
+    lost = f"At the end the perplexity of {name} is {worst:+z.1%} against the parent's"
     most = f", the most of the parent's domains ({found[-1]['level']})."
     advice = str(found[-1].get("advice") or "")
     done = f" The guard acted {acted} time{'s' * (acted > 1)}." if acted else ""

@@ -104,8 +104,8 @@ def _gained(before: Sequence[Answer] | None, after: Sequence[Answer]) -> str:
         return ""
     more, low, high = gain(*([bool(one["right"]) for one in said] for said in (before, after)))
     return (
-        f"; before it, {_with_interval(counted(before, 'right'))} were: {100 * more:+.1f} points "
-        f"({100 * low:+.1f} to {100 * high:+.1f}, by a paired bootstrap)"
+        f"; before it, {_with_interval(counted(before, 'right'))} were: {100 * more:+z.1f} points "
+        f"({100 * low:+z.1f} to {100 * high:+z.1f}, by a paired bootstrap)"
     )
 
 
