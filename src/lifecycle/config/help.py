@@ -82,7 +82,7 @@ def named_choices(words: Sequence[str], *folders: Path) -> list[str]:
 def choices(group: str, *folders: Path) -> list[str]:
     """The choices of a group in these config folders, also those in its own folders (midtrain/default)."""
     found = {file.relative_to(folder / group) for folder in folders for file in (folder / group).rglob("*.yaml")}
-    return sorted(str(file.with_suffix("")) for file in found if not file.name.startswith("_"))  # that: shared by them
+    return sorted(str(file.with_suffix("")) for file in found if not file.name.startswith("_"))  # _x.yaml: shared
 
 
 def files_of(place: Sequence[str], command: Command) -> list[Path]:

@@ -18,7 +18,7 @@ from lifecycle.checkpoint import list_committed, step_of
 from lifecycle.data.clean.contamination_report import write_row_reports
 from lifecycle.data.read.begun import NAME as DATA
 from lifecycle.data.validation import described
-from lifecycle.duration import ended_by_config
+from lifecycle.duration import ENDS, ended_by_config
 from lifecycle.errors import Refusal, UserError
 from lifecycle.hardware import device_name
 from lifecycle.lineage.run_folder import RunFolder, origin
@@ -27,7 +27,7 @@ from lifecycle.model import ModelConfig
 from lifecycle.model.adapters import size_of
 from lifecycle.model.lora import Adapter
 from lifecycle.runs.data import timeline_of
-from lifecycle.runs.plan import RunPlan
+from lifecycle.runs.plan import RunPlan, named_by
 from lifecycle.runs.resume import Start
 from lifecycle.stages.base import Stage
 from lifecycle.stages.reinforcement.settings import notices
@@ -177,7 +177,7 @@ def _limit(plan: RunPlan) -> str:
 def _otherwise(folder: RunFolder, changed: Sequence[str]) -> str:
     """How the run was started: as another stage, whose keys are all others, or with other values of these."""
     if "stage._target_" in changed:
-        return f"as stage={str((folder.config() or {})['stage']['_target_']).split('.')[-2:][0]}"
+        return f"as stage={named_by((folder.config() or {})['stage']['_target_'])}"
     more = f" and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else ""
     return f"with other values of: {', '.join(changed[:MOST_NAMED])}{more}"
 
@@ -205,7 +205,7 @@ def _since(plan: RunPlan) -> tuple[bool, list[str]]:
     if then is None:
         return False, []
     now = config.resolved(plan.config)
-    longer = any(then["stage"].get(key) != now["stage"].get(key) for key in ("max_steps", "max_tokens", "max_epochs"))
+    longer = any(then["stage"].get(key) != now["stage"].get(key) for key in ENDS)
     over = folder.lineage().get("status") == "finished" and not longer
     return over, config.changed_keys(then, now, moved=not over and (folder.path / DATA).exists())
 

@@ -102,7 +102,7 @@ def make_plan(cfg: DictConfig) -> RunPlan:
     return RunPlan(
         config=made,
         command=command,
-        name=command.choices.get("stage") or str(cfg.stage._target_).split(".")[-2],
+        name=command.choices.get("stage") or named_by(cfg.stage._target_),
         folder=folder,
         stage=stage,
         asked=config.asked_of_run(made.stage),
@@ -118,6 +118,11 @@ def make_plan(cfg: DictConfig) -> RunPlan:
         revisions=pinned,
         adapter=None if made.adapter is None else _adapter(made, model),
     )
+
+
+def named_by(target: Any) -> str:
+    """The stage or job of a `_target_`, which stands in a module of its name; of one without a module, the target."""
+    return str(target).split(".")[-2:][0]
 
 
 def _fetched(cfg: DictConfig, folder: RunFolder) -> Pinned:

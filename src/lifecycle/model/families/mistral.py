@@ -6,7 +6,6 @@ FAMILY = Family(
     architecture="MistralForCausalLM",
     switches=Switches(sliding="all"),
     keys=lambda config: {"sliding_window": config.sliding_window},
-    beside=(
-        "layer_types",
-    ),  # with it, `AutoConfig` takes a Mistral for a Ministral, the same with a window in some blocks
+    # with layer_types, `AutoConfig` takes a Mistral for a Ministral, the same with a window in some blocks
+    beside=("layer_types",),
 )

@@ -69,6 +69,8 @@ def test_pairs_that_cannot_be_read_say_why() -> None:
     assert reason({"chosen": other, "rejected": [QUESTION, BAD]}, "preference") == (
         "an answer that is no turn of the assistant"
     )
+    repeated = {"prompt": [QUESTION], "chosen": [QUESTION], "rejected": [BAD]}  # the prompt, and nothing behind it
+    assert reason(repeated, "preference") == "an answer that is no turn of the assistant"
 
 
 def test_input_follows_an_instruction_and_a_margin_is_read_where_it_is_named() -> None:

@@ -8,7 +8,7 @@ from itertools import takewhile
 from typing import Any
 
 from lifecycle.data.read.forms.fields import Fields
-from lifecycle.data.read.forms.turns import NO_ANSWER, Turn, answer_turns, read_turn, read_turns, turns_in
+from lifecycle.data.read.forms.turns import Turn, answer_turns, checked_answer, read_turn, read_turns, turns_in
 from lifecycle.data.read.row import BadRow
 
 SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
@@ -77,8 +77,7 @@ def _pair(row: Fields, before: list[Turn], sides: list[list[Turn]], margin: floa
     if not before:
         raise BadRow("no prompt: the two answers begin with nothing in common")
     for side in sides:
-        if any(side[n]["role"] != "assistant" for n in (0, -1)):
-            raise BadRow(NO_ANSWER)
+        checked_answer(side)
     if sides[0] == sides[1]:
         raise BadRow(SAME)
     return {

@@ -34,8 +34,6 @@ ROLES = {
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """Names that data sets give the assistant's reasoning."""
 
-NO_ANSWER = "an answer that is no turn of the assistant"
-
 Turn = dict[str, Any]
 
 
@@ -90,9 +88,13 @@ def turns_of(row: Fields, key: str, role: str) -> list[Turn]:
 
 def answer_turns(row: Fields, key: str) -> list[Turn]:
     """The same of an answer, which begins and ends with what the assistant says."""
-    turns = turns_of(row, key, "assistant")
-    if any(turns[n]["role"] != "assistant" for n in (0, -1)):
-        raise BadRow(NO_ANSWER)
+    return checked_answer(turns_of(row, key, "assistant"))
+
+
+def checked_answer(turns: list[Turn]) -> list[Turn]:
+    """The turns, which must begin and end with what the assistant says."""
+    if not turns or any(turns[n]["role"] != "assistant" for n in (0, -1)):
+        raise BadRow("an answer that is no turn of the assistant")
     return turns
 
 
